@@ -1,0 +1,131 @@
+"""The datapath contract: a SAD and an SPD in force, whoever it is that moves the packets.
+
+Three implementations share it and one contract test: the kernel (XFRM), the userspace workers, and
+the recording one of the tests. A datapath knows nothing of IKE. Calls are synchronous and short
+(microseconds in the kernel, a round trip on a local socket in user space); events are read when
+`fileno()` is readable, so that one event loop can own everything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from xfrmpy.ipsec.addresses import SocketAddress
+from xfrmpy.ipsec.sad import Mode, SadEntry, SaId, Usage
+from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.ipsec.spd import SpdEntry
+from xfrmpy.registry import ProtocolId
+
+
+class DatapathError(Exception):
+    """A datapath could not do what it was asked; the sentence says what and why.
+
+    `errno` is the operating system's number where there is one.
+    """
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a datapath can really do on this host, each tried and not guessed.
+
+    `suites` holds the names of the ciphers that work: an AEAD cipher's own (`aes256gcm16`), others
+    with their integrity (`aes256-sha256`). `missing` gives a sentence for what does not work, by
+    the same names, or under `"esp"` when there is no ESP at all.
+    """
+
+    protocols: frozenset[ProtocolId]
+    modes: frozenset[Mode]
+    suites: frozenset[str]
+    esn: bool
+    udp_encapsulation: bool
+    raw_esp: bool
+    missing: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dump:
+    """The objects in force that are ours: the very values that were added."""
+
+    sad: tuple[SadEntry, ...]
+    spd: tuple[SpdEntry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acquire:
+    """A packet met a policy that has no SA yet; `source` and `destination` are the packet's."""
+
+    reqid: int
+    source: TrafficSelector
+    destination: TrafficSelector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expired:
+    """An SA met its soft limit (replace it) or its hard one (`hard`: it is gone)."""
+
+    sa: SaId
+    reqid: int
+    hard: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappingChanged:
+    """Authenticated packets of an inbound SA now come from another address or UDP port."""
+
+    sa: SaId
+    reqid: int
+    old: SocketAddress
+    new: SocketAddress
+
+
+Event: TypeAlias = Acquire | Expired | MappingChanged
+
+
+class Datapath(Protocol):
+    """See the module. Every method but `close` may raise `DatapathError`."""
+
+    name: str
+
+    def probe(self) -> Capabilities:
+        """Try each protocol, mode and algorithm with a throw-away SA; leaves nothing behind."""
+
+    def add_sa(self, entry: SadEntry) -> None:
+        """Put an SA in force. An entry with the same id in force already is an error (EEXIST)."""
+
+    def update_sa(self, entry: SadEntry) -> None:
+        """Replace addresses, ports and lifetimes of the SA of the same id, keeping its counters."""
+
+    def remove_sa(self, sa: SaId) -> None:
+        """Take an SA out of force. One that is gone already (it expired hard) is no error."""
+
+    def add_policy(self, entry: SpdEntry) -> None:
+        """Put a policy in force, replacing one of the same direction and selector that is ours.
+
+        For an OUT entry of tunnel mode, also the route and the inner MTU that lead packets to it.
+        """
+
+    def remove_policy(self, entry: SpdEntry) -> None:
+        """The inverse of `add_policy`, with its route. One that is gone already is no error."""
+
+    def usage(self, sa: SaId) -> Usage:
+        """What an SA has carried so far."""
+
+    def dump(self) -> Dump:
+        """Every SA and policy in force that is ours."""
+
+    def remove_ours(self) -> int:
+        """Remove every object that is ours, in force since whenever; returns how many."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when `read_events` has something to say."""
+
+    def read_events(self) -> tuple[Event, ...]:
+        """The events that are waiting; never blocks."""
+
+    def close(self) -> None:
+        """Free what this process holds. What is in force stays in force."""

@@ -1,0 +1,273 @@
+"""Everything that can go wrong for an operator, each with a stable code.
+
+The code is the contract: it is the same in the command's output, `status`, the log and the metrics,
+and is never given to anything else. XF1xxx: the policy; XF2xxx: the peer; XF3xxx: the datapath;
+XF4xxx: this host and the daemon; XF5xxx: the command line. Standard library only: policy (floor 2),
+the daemon (floor 6) and the command line (floor 7) all speak of failures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the commands exit with."""
+
+    DONE = 0
+    FAILED = 1
+    CHANGES_PENDING = 2
+    NOT_UP = 3
+    TIMED_OUT = 4
+    PEER_REFUSED = 5
+    USAGE = 64
+    BAD_POLICY = 65
+    DAEMON_UNREACHABLE = 69
+    NO_PERMISSION = 77
+    HOST_CANNOT = 78
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureKind:
+    """A row of the catalogue: the likely causes in their order, and what to do next."""
+
+    title: str
+    exit_code: ExitCode
+    causes: tuple[str, ...] = ()
+    fixes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One failure that happened. `evidence` pairs a label ("we offered") with what was seen."""
+
+    code: str
+    summary: str
+    evidence: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def kind(self) -> FailureKind:
+        return CATALOGUE[self.code]
+
+
+class OperatorError(Exception):
+    """Something that the operator asked for, wrote or runs on cannot be; carries its `failure`."""
+
+    def __init__(self, code: str, summary: str, evidence: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(f"{code}: {summary}")
+        self.failure = Failure(code=code, summary=summary, evidence=evidence)
+
+
+_POLICY = ExitCode.BAD_POLICY
+
+CATALOGUE: dict[str, FailureKind] = {
+    "XF1001": FailureKind(
+        title="the file is not valid YAML",
+        exit_code=_POLICY,
+        fixes=("correct the place named; `xfrmpy check FILE` reads it without touching anything",),
+    ),
+    "XF1002": FailureKind(
+        title="a key is unknown",
+        exit_code=_POLICY,
+        fixes=("use the key suggested, or remove the line",),
+    ),
+    "XF1003": FailureKind(
+        title="a key is given twice",
+        exit_code=_POLICY,
+        fixes=("keep one of the two",),
+    ),
+    "XF1004": FailureKind(
+        title="a value has the wrong form",
+        exit_code=_POLICY,
+        fixes=("write it as the message says",),
+    ),
+    "XF1005": FailureKind(
+        title="a key that is needed is missing",
+        exit_code=_POLICY,
+        fixes=("add the key under the place named",),
+    ),
+    "XF1006": FailureKind(
+        title="a tunnel is defined twice",
+        exit_code=_POLICY,
+        fixes=("rename or remove one of the two places named",),
+    ),
+    "XF1007": FailureKind(
+        title="two tunnels would carry the same traffic",
+        exit_code=_POLICY,
+        causes=("their local and remote selectors overlap",),
+        fixes=("narrow `local` or `remote` of one of them",),
+    ),
+    "XF1008": FailureKind(
+        title="a secret cannot be read",
+        exit_code=_POLICY,
+        causes=("the file is not there", "the file belongs to another user"),
+        fixes=("put the secret into the file named: `install -m 600 /dev/stdin FILE`",),
+    ),
+    "XF1009": FailureKind(
+        title="a secret can be read by others",
+        exit_code=_POLICY,
+        fixes=("`chmod 600` the file named",),
+    ),
+    "XF1010": FailureKind(
+        title="a secret stands in the policy itself",
+        exit_code=_POLICY,
+        causes=("policy files are shown, copied and kept in version control; secrets must not be",),
+        fixes=("put it into a file and refer to it with `secret:NAME` or `file:/PATH`",),
+    ),
+    "XF1011": FailureKind(
+        title="the policy asks for what this version cannot do",
+        exit_code=_POLICY,
+        fixes=("see `Not supported` in the README",),
+    ),
+    "XF1012": FailureKind(
+        title="a policy file cannot be read",
+        exit_code=_POLICY,
+        fixes=("check that the file is there and that its owner may read it",),
+    ),
+    "XF1013": FailureKind(
+        title="there is no tunnel of that name",
+        exit_code=ExitCode.USAGE,
+        fixes=("`xfrmpy status` lists the tunnels that the daemon knows",),
+    ),
+    "XF2001": FailureKind(
+        title="the peer does not answer",
+        exit_code=ExitCode.TIMED_OUT,
+        causes=(
+            "no IKE daemon runs at that address",
+            "UDP ports 500 and 4500 are filtered on the way",
+            "the address is not the peer's",
+        ),
+        fixes=("`ping` the peer", "ask the peer's operator whether our packets arrive"),
+    ),
+    "XF2002": FailureKind(
+        title="no IKE proposal in common",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the two ends' IKE algorithms do not overlap",),
+        fixes=("give both ends one `ike: {proposals: ...}` in common",),
+    ),
+    "XF2003": FailureKind(
+        title="no ESP proposal in common",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the two ends' ESP algorithms do not overlap", "one end insists on ESN"),
+        fixes=("give both ends one `esp: {proposals: ...}` in common",),
+    ),
+    "XF2004": FailureKind(
+        title="no traffic selectors in common",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("our `local` is not the peer's remote, or our `remote` not its local",),
+        fixes=("make the two ends mirror each other",),
+    ),
+    "XF2005": FailureKind(
+        title="the peer refused our authentication",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "the shared keys differ",
+            "the peer expects another identity of us than our `id`",
+            "the peer calls itself otherwise than our `peer_id`",
+        ),
+        fixes=("compare both ends' key and identities; the peer's log names the step",),
+    ),
+    "XF2006": FailureKind(
+        title="the peer did not prove that it knows the shared key",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the shared keys differ", "somebody else answers in the peer's place"),
+        fixes=("put the same key into both ends",),
+    ),
+    "XF2007": FailureKind(
+        title="the peer is somebody else",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the peer's identity is not the one our policy expects",),
+        fixes=("set `peer_id` to the identity shown, if that is the peer that you mean",),
+    ),
+    "XF2008": FailureKind(
+        title="the peer broke the protocol",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("a defect of the peer's IKE, or of ours",),
+        fixes=("report it with the evidence and both versions",),
+    ),
+    "XF2009": FailureKind(
+        title="the peer refused with an error of its own",
+        exit_code=ExitCode.PEER_REFUSED,
+        fixes=("the peer's log says why",),
+    ),
+    "XF2010": FailureKind(
+        title="no key exchange method in common",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the peer asks for a key exchange method that we did not offer",),
+        fixes=("add the method shown to `ike: {proposals: ...}`, or change the peer",),
+    ),
+    "XF2011": FailureKind(
+        title="the peer ended the tunnel",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("an operator or a restart at the other end",),
+        fixes=("`xfrmpy up TUNNEL` brings it back",),
+    ),
+    "XF2012": FailureKind(
+        title="the peer's name cannot be resolved",
+        exit_code=ExitCode.FAILED,
+        causes=("the name is misspelt", "this host has no working DNS"),
+        fixes=("`getent ahosts NAME`", "write the address in place of the name"),
+    ),
+    "XF2013": FailureKind(
+        title="there is no route to the peer",
+        exit_code=ExitCode.FAILED,
+        fixes=("`ip route get ADDRESS`",),
+    ),
+    "XF3001": FailureKind(
+        title="this host cannot move the packets as the policy asks",
+        exit_code=ExitCode.HOST_CANNOT,
+        causes=("the kernel lacks ESP or an algorithm",),
+        fixes=("`datapath: auto` lets the userspace datapath take over",),
+    ),
+    "XF3002": FailureKind(
+        title="the datapath refused an SA or a policy",
+        exit_code=ExitCode.FAILED,
+        causes=("another IPsec daemon holds the same entry", "the kernel lacks an algorithm"),
+        fixes=("`ip xfrm state` and `ip xfrm policy` show what is in the kernel",),
+    ),
+    "XF4001": FailureKind(
+        title="the daemon is not running",
+        exit_code=ExitCode.DAEMON_UNREACHABLE,
+        fixes=("`systemctl start xfrmpy`, or `xfrmpy daemon` by hand",),
+    ),
+    "XF4002": FailureKind(
+        title="a UDP port is taken",
+        exit_code=ExitCode.HOST_CANNOT,
+        causes=("another IKE daemon runs on this host",),
+        fixes=("stop the process named; `ss -ulpn` lists who listens",),
+    ),
+    "XF4003": FailureKind(
+        title="no permission",
+        exit_code=ExitCode.NO_PERMISSION,
+        causes=("the command needs root, or CAP_NET_ADMIN and CAP_NET_BIND_SERVICE",),
+        fixes=("run it with sudo",),
+    ),
+    "XF4004": FailureKind(
+        title="a daemon runs already",
+        exit_code=ExitCode.FAILED,
+        fixes=("use it, or stop it first; another one needs a runtime directory of its own",),
+    ),
+    "XF4005": FailureKind(
+        title="this host lacks what the command needs",
+        exit_code=ExitCode.HOST_CANNOT,
+        fixes=("install or enable what is named",),
+    ),
+    "XF4006": FailureKind(
+        title="something failed inside xfrmpy",
+        exit_code=ExitCode.FAILED,
+        causes=("a defect of ours",),
+        fixes=("report it with the daemon's log",),
+    ),
+    "XF4007": FailureKind(
+        title="timed out",
+        exit_code=ExitCode.TIMED_OUT,
+        fixes=("`xfrmpy status TUNNEL` shows how far it got",),
+    ),
+    "XF4008": FailureKind(
+        title="the daemon is stopping",
+        exit_code=ExitCode.DAEMON_UNREACHABLE,
+        fixes=("start it again",),
+    ),
+    "XF5001": FailureKind(title="the command was not understood", exit_code=ExitCode.USAGE),
+}

@@ -1,0 +1,64 @@
+"""Who a peer says it is: the identities of RFC 7296 section 3.5, as text and as octets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.registry import IdType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """An ID type with its octets, compared octet for octet."""
+
+    type: IdType
+    data: bytes
+
+    @classmethod
+    def parse(cls, text: str) -> Identity:
+        """Read an identity as operators write it.
+
+        An address is an address, `user@host` an e-mail address, `keyid:TEXT` or `keyid:0xHEX` an
+        opaque key id, anything else a fully qualified domain name (a leading `@` forces that).
+        Raises `ValueError` with a sentence for the operator.
+        """
+        if text.startswith("keyid:"):
+            return cls(type=IdType.ID_KEY_ID, data=_key_id(text.removeprefix("keyid:")))
+        if "=" in text:
+            raise ValueError("distinguished names need certificates, which are not supported yet")
+        try:
+            return cls.of_address(ip_address(text))
+        except ValueError:
+            pass
+        if not text.isascii() or not text.isprintable() or " " in text or not text.strip("@"):
+            raise ValueError(f"{text!r} is neither an address, a domain name nor user@host")
+        if "@" in text[1:]:
+            return cls(type=IdType.ID_RFC822_ADDR, data=text.encode())
+        return cls(type=IdType.ID_FQDN, data=text.removeprefix("@").encode())
+
+    @classmethod
+    def of_address(cls, address: IpAddress) -> Identity:
+        kind = IdType.ID_IPV4_ADDR if address.version == 4 else IdType.ID_IPV6_ADDR
+        return cls(type=kind, data=address.packed)
+
+    def __str__(self) -> str:
+        match self.type:
+            case IdType.ID_FQDN | IdType.ID_RFC822_ADDR:
+                text = self.data.decode("ascii", "backslashreplace")
+                return text if text.isprintable() else ascii(text)[1:-1]
+            case IdType.ID_IPV4_ADDR | IdType.ID_IPV6_ADDR if len(self.data) in (4, 16):
+                return str(ip_address(self.data))
+            case IdType.ID_KEY_ID:
+                return f"keyid:0x{self.data.hex()}"
+            case _:
+                return f"{self.type.name}:0x{self.data.hex()}"
+
+
+def _key_id(text: str) -> bytes:
+    if text.startswith("0x"):
+        return bytes.fromhex(text[2:])
+    if not text:
+        raise ValueError("an empty key id")
+    return text.encode()

@@ -1,0 +1,26 @@
+"""What ESP adds to a packet, and so how large an inner packet may be (RFC 4303 section 2)."""
+
+from __future__ import annotations
+
+from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.sad import Mode
+
+ESP_HEADER = 8  # SPI and sequence number
+ESP_TRAILER = 2  # pad length and next header
+UDP_HEADER = 8
+IP_HEADER = {4: 20, 6: 40}
+ALIGNMENT = 4  # RFC 4303 section 2.4: the trailer ends on a 4-octet boundary
+
+
+def inner_mtu(
+    outer_mtu: int, suite: EspSuite, *, outer_version: int, encapsulated: bool, mode: Mode
+) -> int:
+    """The size in octets of the largest inner packet that fits `outer_mtu` once protected.
+
+    In transport mode the outer header is the packet's own, so its size counts as payload again.
+    """
+    header = IP_HEADER[outer_version] + (UDP_HEADER if encapsulated else 0)
+    room = outer_mtu - header - ESP_HEADER - suite.cipher.iv - suite.icv
+    block = max(suite.cipher.block, ALIGNMENT)
+    payload = room // block * block - ESP_TRAILER
+    return payload if mode is Mode.TUNNEL else payload + IP_HEADER[outer_version]

@@ -1,0 +1,97 @@
+"""SPD entries: what is protected, let through or discarded (RFC 4301 section 4.4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.sad import Mode
+from xfrmpy.ipsec.selectors import Selector, TrafficSelector, selectors_between
+from xfrmpy.registry import ProtocolId
+
+
+class PolicyDirection(StrEnum):
+    """OUT: leaving this host. IN: for this host. FORWARD: came in and goes on to another."""
+
+    IN = "in"
+    OUT = "out"
+    FORWARD = "fwd"
+
+
+class Action(StrEnum):
+    """RFC 4301 section 4.4.1, in its own words."""
+
+    PROTECT = "protect"
+    BYPASS = "bypass"
+    DISCARD = "discard"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """Which SA a PROTECT entry asks for: its outer addresses (tunnel mode) and its reqid."""
+
+    source: IpAddress
+    destination: IpAddress
+    reqid: int
+    protocol: ProtocolId = ProtocolId.ESP
+    mode: Mode = Mode.TUNNEL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpdEntry:
+    """One policy as a datapath takes and gives it; the lower `priority` is looked at first."""
+
+    direction: PolicyDirection
+    selector: Selector
+    action: Action = Action.PROTECT
+    priority: int
+    template: Template | None = None
+
+    def __post_init__(self) -> None:
+        if (self.template is None) == (self.action is Action.PROTECT):
+            raise ValueError("a template goes with PROTECT, and only with it")
+
+
+def protect_entries(
+    *,
+    local: Iterable[TrafficSelector],
+    remote: Iterable[TrafficSelector],
+    outbound: Template,
+    inbound: Template,
+) -> tuple[SpdEntry, ...]:
+    """The OUT, IN and FORWARD entries of one pair of SAs.
+
+    FORWARD stands beside IN in tunnel mode only: transport mode ends on this host.
+    """
+    entries: list[SpdEntry] = []
+    for selector in selectors_between(local, remote):
+        priority = selector_priority(selector)
+        back = selector.reversed()
+        directions = [
+            (PolicyDirection.OUT, selector, outbound),
+            (PolicyDirection.IN, back, inbound),
+        ]
+        if inbound.mode is Mode.TUNNEL:
+            directions.append((PolicyDirection.FORWARD, back, inbound))
+        entries += [
+            SpdEntry(direction=d, selector=s, priority=priority, template=t)
+            for d, s, t in directions
+        ]
+    return tuple(entries)
+
+
+def selector_priority(selector: Selector) -> int:
+    """A priority by which the more specific selector is looked at first.
+
+    Prefix lengths count most, then a protocol, then the bits of the ports.
+    """
+    prefixes = selector.source.prefixlen + selector.destination.prefixlen
+    ports = (selector.source_port.mask.bit_count(), selector.destination_port.mask.bit_count())
+    specific = prefixes * 128 + (64 if selector.protocol else 0) + sum(ports)
+    return _LEAST_SPECIFIC - specific
+
+
+_LEAST_SPECIFIC = 100_000
+"""Above the 256 * 128 + 96 that the most specific selector takes off; below 2**31 by far."""

@@ -1,0 +1,102 @@
+"""What an operator's policy means, resolved: no defaults left to fill in, no file to read.
+
+`schema.py` is the language of the files, `load.py` reads them into these values, and everything
+below and beside (the IKE core first) knows only these. They hold no file positions and no pydantic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.proposals import Proposal
+from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, Lifetime, Mode
+from xfrmpy.ipsec.selectors import TrafficSelector
+
+
+class StartMode(StrEnum):
+    """When a tunnel is brought up."""
+
+    AUTO = "auto"
+    LISTEN = "listen"
+    MANUAL = "manual"
+
+
+class DatapathChoice(StrEnum):
+    """Who moves the packets; AUTO is the kernel if it can do what the policy asks."""
+
+    AUTO = "auto"
+    KERNEL = "kernel"
+    USERSPACE = "userspace"
+
+
+class Encapsulation(StrEnum):
+    """AUTO: ESP in UDP when there is a NAT on the way. FORCE: always."""
+
+    AUTO = "auto"
+    FORCE = "force"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedKey:
+    """A pre-shared key, and where it came from, in words that may be shown."""
+
+    octets: bytes = field(repr=False)
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retransmission:
+    """When an unanswered request is sent again, and when the peer is given up.
+
+    The n-th retransmission follows the one before after `initial_seconds * factor ** n`, with up
+    to `jitter` of that added or taken off; after `tries` retransmissions and one more such wait the
+    peer is dead. RFC 7296 section 2.4 leaves all of it to the implementation; the defaults give up
+    after about 63 seconds (strongSwan: 165, WireGuard: 90).
+    """
+
+    initial_seconds: float = 1.0
+    factor: float = 2.0
+    tries: int = 5
+    jitter: float = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildPolicy:
+    """One Child SA: what it carries and how. Proposals are in the order of preference."""
+
+    name: str
+    local: tuple[TrafficSelector, ...]
+    remote: tuple[TrafficSelector, ...]
+    proposals: tuple[Proposal, ...]
+    mode: Mode = Mode.TUNNEL
+    lifetime: Lifetime = field(default_factory=Lifetime)
+    replay_window: int = DEFAULT_REPLAY_WINDOW
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelPolicy:
+    """One IKE SA with one peer, and its Child SAs.
+
+    `peers` are addresses or names as written, in order; empty means any peer (then we only
+    listen). `local_id` None is the address that we happen to use. `reqid` is unique to the tunnel
+    on this host. `origin` is `file:line`.
+    """
+
+    name: str
+    origin: str
+    reqid: int
+    peers: tuple[str, ...]
+    local_address: IpAddress | None = None
+    local_id: Identity | None = None
+    remote_id: Identity | None = None
+    shared_key: SharedKey
+    proposals: tuple[Proposal, ...]
+    children: tuple[ChildPolicy, ...]
+    start: StartMode = StartMode.MANUAL
+    datapath: DatapathChoice = DatapathChoice.AUTO
+    encapsulation: Encapsulation = Encapsulation.AUTO
+    dpd_seconds: float = 30.0
+    retransmission: Retransmission = Retransmission()
