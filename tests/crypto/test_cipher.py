@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import hmac
+import random
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, modes
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+
+from xfrmpy.crypto.cipher import IntegrityFailed, PacketCipher, packet_cipher
+from xfrmpy.ipsec import algorithms
+from xfrmpy.ipsec.proposals import ike_suite, parse_proposal
+from xfrmpy.registry import EncryptionAlgorithm, ProtocolId
+
+Suite: TypeAlias = tuple[algorithms.Cipher, algorithms.Integrity | None]
+
+CIPHERS = {cipher.name: cipher for cipher in algorithms.CIPHERS}
+SHA256 = algorithms.INTEGRITY[0]
+SUITES: list[Suite] = [
+    (cipher, integrity)
+    for cipher in algorithms.CIPHERS
+    for integrity in ((None,) if cipher.is_aead else algorithms.INTEGRITY)
+]
+CBC_SUITES = [suite for suite in SUITES if suite[1] is not None]
+AEAD_SUITES = [suite for suite in SUITES if suite[1] is None]
+
+
+def _name(suite: Suite) -> str:
+    return "-".join(part.name for part in suite if part is not None)
+
+
+every_suite = pytest.mark.parametrize("suite", SUITES, ids=_name)
+every_cbc_suite = pytest.mark.parametrize("suite", CBC_SUITES, ids=_name)
+every_aead_suite = pytest.mark.parametrize("suite", AEAD_SUITES, ids=_name)
+
+
+def _keys(suite: Suite) -> tuple[bytes, bytes]:
+    cipher, integrity = suite
+    return bytes(range(cipher.keymat)), bytes(range(integrity.key if integrity else 0))
+
+
+def _cipher(suite: Suite) -> PacketCipher:
+    return packet_cipher(*suite, *_keys(suite))
+
+
+def _sample(suite: Suite) -> tuple[bytes, bytes, bytes, bytes]:
+    """An IV, a plaintext, associated data and a trailer that suit the suite."""
+    return bytes(range(suite[0].iv)), bytes(64), b"header", b"" if suite[1] is None else b"high"
+
+
+def _aead(name: str, keymat: bytes) -> PacketCipher:
+    return packet_cipher(CIPHERS[name], None, keymat, b"")
+
+
+def _cbc(key: bytes) -> PacketCipher:
+    return packet_cipher(CIPHERS[f"aes{len(key) * 8}"], SHA256, key, bytes(SHA256.key))
+
+
+def test_chacha20_poly1305_seals_the_packets_of_rfc_7634(vectors: Callable[[str], Any]) -> None:
+    for case in vectors("rfc7634")["cases"]:
+        keymat, iv, associated, plaintext, sealed, packet = (
+            bytes.fromhex(case[name])
+            for name in ("keymat", "iv", "associated", "plaintext", "sealed", "packet")
+        )
+        cipher = _aead("chacha20poly1305", keymat)
+        assert cipher.seal(iv, plaintext, associated) == sealed, case["case"]
+        assert cipher.open(iv, sealed, associated) == plaintext, case["case"]
+        assert packet.endswith(associated + iv + sealed)
+
+
+def test_aes_gcm_seals_the_packets_of_the_gcm_draft(vectors: Callable[[str], Any]) -> None:
+    for case in vectors("draft-mcgrew-gcm-test-01")["cases"]:
+        key, salt, iv, associated, plaintext, sealed = (
+            bytes.fromhex(case[name])
+            for name in ("key", "salt", "iv", "associated", "plaintext", "sealed")
+        )
+        cipher = _aead(f"aes{len(key) * 8}gcm16", key + salt)
+        assert cipher.seal(iv, plaintext, associated) == sealed, case["case"]
+        assert cipher.open(iv, sealed, associated) == plaintext, case["case"]
+
+
+@pytest.mark.parametrize("bits", [128, 192, 256])
+def test_aes_gcm_opens_and_refuses_as_the_nist_cases_say(
+    bits: int, nist_records: Callable[[str], Iterator[dict[str, str]]]
+) -> None:
+    opened = refused = 0
+    for record in nist_records(f"ciphers/AES/GCM/gcmDecrypt{bits}.rsp"):
+        if (record["IVlen"], record["Taglen"]) != ("96", "128"):
+            continue
+        nonce = bytes.fromhex(record["IV"])
+        cipher = _aead(f"aes{bits}gcm16", bytes.fromhex(record["Key"]) + nonce[:4])
+        sealed, associated = bytes.fromhex(record["CT"] + record["Tag"]), record["AAD"]
+        if "FAIL" in record:
+            refused += 1
+            with pytest.raises(IntegrityFailed):
+                cipher.open(nonce[4:], sealed, bytes.fromhex(associated))
+        else:
+            opened += 1
+            plaintext = cipher.open(nonce[4:], sealed, bytes.fromhex(associated))
+            assert plaintext.hex() == record["PT"], record["Count"]
+            assert cipher.seal(nonce[4:], plaintext, bytes.fromhex(associated)) == sealed
+    assert opened + refused == 375
+    assert min(opened, refused) > 150
+
+
+def test_aes_cbc_gives_the_ciphertexts_of_rfc_3602(vectors: Callable[[str], Any]) -> None:
+    for case in vectors("rfc3602")["cases"]:
+        key, iv, plaintext = (bytes.fromhex(case[name]) for name in ("key", "iv", "plaintext"))
+        header = bytes.fromhex(case.get("header", ""))
+        cipher = _cbc(key)
+        sealed = cipher.seal(iv, plaintext, header)
+        assert sealed[: -cipher.icv_size].hex() == case["ciphertext"], case["case"]
+        assert cipher.open(iv, sealed, header) == plaintext, case["case"]
+
+
+@pytest.mark.parametrize("bits", [128, 192, 256])
+def test_aes_cbc_gives_the_ciphertexts_of_nist(
+    bits: int, nist_records: Callable[[str], Iterator[dict[str, str]]]
+) -> None:
+    records = list(nist_records(f"ciphers/AES/CBC/CBCMMT{bits}.rsp"))
+    assert len(records) == 20
+    for record in records:
+        cipher = _cbc(bytes.fromhex(record["KEY"]))
+        iv, plaintext = bytes.fromhex(record["IV"]), bytes.fromhex(record["PLAINTEXT"])
+        sealed = cipher.seal(iv, plaintext, b"")
+        assert sealed[: -cipher.icv_size].hex() == record["CIPHERTEXT"], record["COUNT"]
+        assert cipher.open(iv, sealed, b"") == plaintext
+
+
+def test_the_sk_payloads_of_strongswan_open_and_are_sealed_alike(
+    vectors: Callable[[str], Any],
+) -> None:
+    for case in vectors("strongswan-exchanges")["cases"]:
+        suite = ike_suite(parse_proposal(case["ike"], ProtocolId.IKE))
+        for end in ("i", "r"):
+            message = bytes.fromhex(case[f"ike_auth_{end}"])
+            keys = (bytes.fromhex(case["keys"].get(f"sk_{use}{end}", "")) for use in ("e", "a"))
+            cipher = packet_cipher(suite.cipher, suite.integrity, *keys)
+            header, rest = message[:32], message[32:]
+            iv, sealed = rest[: cipher.iv_size], rest[cipher.iv_size :]
+            plaintext = cipher.open(iv, sealed, header)
+            assert bytes.fromhex(case[f"identity_{end}"]) in plaintext
+            assert bytes.fromhex(case[f"auth_{end}"]) in plaintext
+            assert cipher.seal(iv, plaintext, header) == sealed
+
+
+@every_cbc_suite
+def test_the_icv_covers_associated_iv_ciphertext_and_trailer_in_this_order(suite: Suite) -> None:
+    iv, plaintext, associated, trailer = _sample(suite)
+    integrity = suite[1]
+    assert integrity is not None
+    sealed = _cipher(suite).seal(iv, plaintext, associated, trailer)
+    ciphertext, icv = sealed[: -integrity.icv], sealed[-integrity.icv :]
+    covered = associated + iv + ciphertext + trailer
+    digest = hmac.digest(_keys(suite)[1], covered, integrity.hash_name)
+    assert icv == digest[: integrity.icv]
+    assert len(ciphertext) == len(plaintext)
+
+
+@every_cbc_suite
+def test_a_kept_cbc_context_does_what_a_new_one_for_each_packet_does(suite: Suite) -> None:
+    dice = random.Random(7)
+    cipher = _cipher(suite)
+    key = _keys(suite)[0]
+    for _ in range(200):
+        iv, plaintext = dice.randbytes(16), dice.randbytes(16 * dice.randint(1, 12))
+        encryptor = Cipher(AES(key), modes.CBC(iv)).encryptor()
+        expected = encryptor.update(plaintext) + encryptor.finalize()
+        sealed = cipher.seal(iv, plaintext, b"header")
+        assert sealed[: -cipher.icv_size] == expected
+        with pytest.raises(IntegrityFailed):
+            cipher.open(iv, sealed, b"forged")
+        if dice.random() < 0.7:
+            assert cipher.open(iv, sealed, b"header") == plaintext
+
+
+@every_suite
+def test_the_sizes_are_those_of_the_table(suite: Suite) -> None:
+    cipher, integrity = suite
+    made = _cipher(suite)
+    icv = cipher.icv if integrity is None else integrity.icv
+    sizes = (cipher.iv, icv, cipher.block, cipher.is_aead)
+    assert (made.iv_size, made.icv_size, made.block, made.is_aead) == sizes
+    iv, plaintext, associated, trailer = _sample(suite)
+    assert len(made.seal(iv, plaintext, associated, trailer)) == len(plaintext) + made.icv_size
+
+
+@every_suite
+def test_a_packet_changed_in_any_octet_does_not_open(suite: Suite) -> None:
+    iv, plaintext, associated, trailer = _sample(suite)
+    cipher = _cipher(suite)
+    genuine = [iv, cipher.seal(iv, plaintext, associated, trailer), associated, trailer]
+    for part, octets in enumerate(genuine):
+        for position in range(len(octets)):
+            forged = bytearray(octets)
+            forged[position] ^= 1 << position % 8
+            packet = [*genuine[:part], bytes(forged), *genuine[part + 1 :]]
+            with pytest.raises(IntegrityFailed):
+                cipher.open(*packet)
+    assert cipher.open(*genuine) == plaintext
+
+
+@every_suite
+def test_a_packet_cut_short_or_drawn_out_does_not_open(suite: Suite) -> None:
+    iv, plaintext, associated, trailer = _sample(suite)
+    cipher = _cipher(suite)
+    sealed = cipher.seal(iv, plaintext, associated, trailer)
+    for other in [sealed[:length] for length in range(len(sealed))] + [sealed + b"\0"]:
+        with pytest.raises(IntegrityFailed):
+            cipher.open(iv, other, associated, trailer)
+    for other in (b"", iv[:-1], iv + b"\0"):
+        with pytest.raises(IntegrityFailed):
+            cipher.open(other, sealed, associated, trailer)
+
+
+@every_cbc_suite
+def test_a_right_icv_over_half_a_block_or_nothing_does_not_open(suite: Suite) -> None:
+    iv, _, associated, trailer = _sample(suite)
+    integrity = suite[1]
+    assert integrity is not None
+    for ciphertext in (b"", bytes(8), bytes(24)):
+        covered = associated + iv + ciphertext + trailer
+        icv = hmac.digest(_keys(suite)[1], covered, integrity.hash_name)[: integrity.icv]
+        with pytest.raises(IntegrityFailed):
+            _cipher(suite).open(iv, ciphertext + icv, associated, trailer)
+
+
+@every_suite
+def test_sealing_with_a_wrong_iv_size_is_refused(suite: Suite) -> None:
+    iv, plaintext, associated, trailer = _sample(suite)
+    for other in (b"", iv[:-1], iv + b"\0"):
+        with pytest.raises(ValueError, match="wrong IV size"):
+            _cipher(suite).seal(other, plaintext, associated, trailer)
+
+
+@every_cbc_suite
+def test_sealing_what_is_not_padded_is_refused(suite: Suite) -> None:
+    iv, _, associated, trailer = _sample(suite)
+    for size in (0, 1, 15, 17):
+        with pytest.raises(ValueError, match="not padded"):
+            _cipher(suite).seal(iv, bytes(size), associated, trailer)
+
+
+@every_aead_suite
+def test_an_aead_cipher_refuses_a_trailer(suite: Suite) -> None:
+    iv, plaintext, associated, _ = _sample(suite)
+    cipher = _cipher(suite)
+    sealed = cipher.seal(iv, plaintext, associated)
+    with pytest.raises(ValueError, match="trailer"):
+        cipher.seal(iv, plaintext, associated, b"high")
+    with pytest.raises(ValueError, match="trailer"):
+        cipher.open(iv, sealed, associated, b"high")
+
+
+@every_suite
+def test_keys_of_the_wrong_size_make_no_cipher(suite: Suite) -> None:
+    encryption_key, integrity_key = _keys(suite)
+    for wrong in (encryption_key[:-1], encryption_key + b"\0", b""):
+        with pytest.raises(ValueError, match="octets of key and salt"):
+            packet_cipher(*suite, wrong, integrity_key)
+    with pytest.raises(ValueError, match="integrity key"):
+        packet_cipher(*suite, encryption_key, integrity_key + b"\0")
+
+
+def test_an_integrity_algorithm_goes_with_a_cipher_that_needs_it_only() -> None:
+    for cipher in algorithms.CIPHERS:
+        integrity = SHA256 if cipher.is_aead else None
+        integrity_key = bytes(SHA256.key if cipher.is_aead else 0)
+        with pytest.raises(ValueError, match="do not go together"):
+            packet_cipher(cipher, integrity, bytes(cipher.keymat), integrity_key)
+
+
+def test_every_cipher_of_the_table_can_be_made() -> None:
+    kinds = {cipher.id for cipher, _ in SUITES if _cipher((cipher, _))}
+    assert kinds == {
+        EncryptionAlgorithm.AES_GCM_16,
+        EncryptionAlgorithm.CHACHA20_POLY1305,
+        EncryptionAlgorithm.AES_CBC,
+    }

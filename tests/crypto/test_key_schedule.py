@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import astuple
+from typing import Any
+
+import pytest
+
+from xfrmpy.crypto.key_schedule import (
+    ChildKeys,
+    IkeKeys,
+    derive_child_keys,
+    derive_ike_keys,
+    derive_rekeyed_ike_keys,
+)
+from xfrmpy.crypto.prf import prf, prf_plus
+from xfrmpy.ipsec import algorithms
+from xfrmpy.ipsec.proposals import EspSuite, IkeSuite, esp_suite, ike_suite, parse_proposal
+from xfrmpy.registry import ProtocolId
+
+
+def _ike_suite(text: str) -> IkeSuite:
+    return ike_suite(parse_proposal(text, ProtocolId.IKE))
+
+
+def _esp_suite(text: str) -> EspSuite:
+    return esp_suite(parse_proposal(text, ProtocolId.ESP))
+
+
+def _octets(case: dict[str, str], **names: str) -> dict[str, bytes]:
+    return {parameter: bytes.fromhex(case[name]) for parameter, name in names.items()}
+
+
+def _same_start(keys: IkeKeys | ChildKeys, stream: str) -> None:
+    """The keys one after the other, and the published stream, as far as both of them go."""
+    mine: bytes = b"".join(astuple(keys))
+    theirs = bytes.fromhex(stream)
+    length = min(len(mine), len(theirs))
+    assert length >= 64
+    assert mine[:length] == theirs[:length]
+
+
+def _cavs_cases(published: Any, row: algorithms.Prf) -> list[dict[str, str]]:
+    groups = [g for g in published["groups"] if g["hash"] == f"SHA-{row.hash_name[3:]}"]
+    return [case for group in groups for case in group["tests"]]
+
+
+@pytest.mark.parametrize("row", algorithms.PRFS, ids=lambda row: row.name)
+def test_the_key_schedule_agrees_with_the_sixty_nist_cases_of_each_prf(
+    row: algorithms.Prf, vectors: Callable[[str], Any]
+) -> None:
+    cases = _cavs_cases(vectors("ikev2-kdf-nist-cavs"), row)
+    assert len(cases) == 60
+    suite = _ike_suite(f"aes128-sha256-{row.name}-x25519")
+    esp = _esp_suite("aes256-sha512")
+    for case in cases:
+        nonces = _octets(case, nonce_i="ni", nonce_r="nr")
+        spis = _octets(case, spi_i="spi_i", spi_r="spi_r")
+        first, second = bytes.fromhex(case["gir"]), bytes.fromhex(case["gir_new"])
+        seed = b"".join((*nonces.values(), *spis.values()))
+        skeyseed = bytes.fromhex(case["skeyseed"])
+        dkm = bytes.fromhex(case["dkm"])
+        assert prf(row, nonces["nonce_i"] + nonces["nonce_r"], first) == skeyseed
+        assert prf_plus(row, skeyseed, seed, len(dkm)) == dkm
+
+        keys = derive_ike_keys(suite, shared_secret=first, **nonces, **spis)
+        _same_start(keys, case["dkm"])
+        child = derive_child_keys(row, keys.sk_d, esp, **nonces)
+        _same_start(child, case["dkm_child"])
+        child = derive_child_keys(row, keys.sk_d, esp, **nonces, shared_secret=second)
+        _same_start(child, case["dkm_child_dh"])
+
+        rekeyed = derive_rekeyed_ike_keys(
+            suite, old_prf=row, old_sk_d=keys.sk_d, shared_secret=second, **nonces, **spis
+        )
+        new_skeyseed = bytes.fromhex(case["skeyseed_rekey"])
+        _same_start(rekeyed, prf_plus(row, new_skeyseed, seed, 255).hex())
+
+
+def test_the_keys_are_those_that_strongswan_derived(vectors: Callable[[str], Any]) -> None:
+    for case in vectors("strongswan-exchanges")["cases"]:
+        suite, esp = _ike_suite(case["ike"]), _esp_suite(case["esp"])
+        session = _octets(case, shared_secret="shared_secret", nonce_i="nonce_i", nonce_r="nonce_r")
+        keys = derive_ike_keys(suite, **session, **_octets(case, spi_i="spi_i", spi_r="spi_r"))
+        assert _hex(keys) == case["keys"]
+
+        del session["shared_secret"]
+        assert _hex(derive_child_keys(suite.prf, keys.sk_d, esp, **session)) == case["child"]
+
+        new = case["rekeyed_child"]
+        session = _octets(new, shared_secret="shared_secret", nonce_i="nonce_i", nonce_r="nonce_r")
+        assert _hex(derive_child_keys(suite.prf, keys.sk_d, esp, **session)) == new["keys"]
+
+        new = case["rekeyed_ike"]
+        session = _octets(new, shared_secret="shared_secret", nonce_i="nonce_i", nonce_r="nonce_r")
+        spis = _octets(new, spi_i="spi_i", spi_r="spi_r")
+        rekeyed = derive_rekeyed_ike_keys(
+            suite, old_prf=suite.prf, old_sk_d=keys.sk_d, **session, **spis
+        )
+        assert _hex(rekeyed) == new["keys"]
+
+
+def _hex(keys: IkeKeys | ChildKeys) -> dict[str, str]:
+    """The keys that are not empty, by name, in hex."""
+    names = type(keys).__dataclass_fields__
+    return {name: getattr(keys, name).hex() for name in names if getattr(keys, name)}
+
+
+def test_a_rekeyed_ike_sa_takes_skeyseed_from_the_old_prf_and_the_rest_from_the_new() -> None:
+    old = algorithms.PRFS[0]
+    suite = _ike_suite("aes256gcm16-prfsha512-x25519")
+    keys = derive_rekeyed_ike_keys(
+        suite,
+        old_prf=old,
+        old_sk_d=b"d" * old.key,
+        shared_secret=b"secret",
+        nonce_i=b"Ni",
+        nonce_r=b"Nr",
+        spi_i=b"SPIinew.",
+        spi_r=b"SPIrnew.",
+    )
+    skeyseed = prf(old, b"d" * old.key, b"secretNiNr")
+    stream = prf_plus(suite.prf, skeyseed, b"NiNrSPIinew.SPIrnew.", 3 * 64 + 2 * 36)
+    assert b"".join(astuple(keys)) == stream
+
+
+@pytest.mark.parametrize("cipher", algorithms.CIPHERS, ids=lambda cipher: cipher.name)
+def test_keys_have_the_sizes_that_the_suite_needs(cipher: algorithms.Cipher) -> None:
+    for prf_row in algorithms.PRFS:
+        for integrity in (None,) if cipher.is_aead else algorithms.INTEGRITY:
+            authentication = 0 if integrity is None else integrity.key
+            suite = IkeSuite(
+                cipher=cipher, integrity=integrity, prf=prf_row, group=algorithms.GROUPS[0]
+            )
+            sizes = [len(key) for key in astuple(_any_keys(suite))]
+            size, key = prf_row.key, cipher.key_bits // 8 + cipher.salt
+            assert sizes == [size, authentication, authentication, key, key, size, size]
+            esp = EspSuite(cipher=cipher, integrity=integrity, esn=True)
+            child = derive_child_keys(prf_row, bytes(size), esp, nonce_i=b"i", nonce_r=b"r")
+            assert [len(octets) for octets in astuple(child)] == [key, authentication] * 2
+
+
+def test_keys_do_not_show_in_a_repr() -> None:
+    keys = _any_keys(_ike_suite("aes128-sha256-x25519"))
+    esp = _esp_suite("aes128-sha256")
+    child = derive_child_keys(algorithms.PRFS[0], keys.sk_d, esp, nonce_i=b"i", nonce_r=b"r")
+    for value in (keys, child):
+        assert "sk_" not in repr(value)
+        assert "b'" not in repr(value)
+        assert "encryption" not in str(value)
+
+
+def _any_keys(suite: IkeSuite) -> IkeKeys:
+    return derive_ike_keys(
+        suite,
+        shared_secret=b"secret",
+        nonce_i=b"Ni",
+        nonce_r=b"Nr",
+        spi_i=bytes(8),
+        spi_r=bytes(8),
+    )

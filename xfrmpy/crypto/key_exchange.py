@@ -1,0 +1,118 @@
+"""Key exchange: our public value, and the shared secret of it and the peer's.
+
+Read RFC 7296 sections 2.12 and 3.4, RFC 6989 (checks of the peer's public value), RFC 5903 (ECP)
+and RFC 8031 (x25519); MODP stands in `modp.py`. The private value comes from the caller's `random`
+and from nowhere else, so that a run can be replayed, and never leaves the object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from xfrmpy.ipsec import algorithms
+from xfrmpy.registry import KeyExchangeMethod
+
+Random: TypeAlias = Callable[[int], bytes]
+
+
+class InvalidPublicValue(Exception):
+    """The peer's public value is of the wrong size, no member of the group, or degenerate."""
+
+
+class KeyExchange(Protocol):
+    """One end of one key exchange: used for one exchange, then forgotten (RFC 7296 2.12)."""
+
+    method: KeyExchangeMethod
+    public_value: bytes
+    """The key exchange data of our KE payload, of the size that the algorithms table gives."""
+
+    def shared_secret(self, peer_public_value: bytes) -> bytes:
+        """g^ir at its fixed width. Raises `InvalidPublicValue`."""
+
+
+def start_key_exchange(method: KeyExchangeMethod, random: Random) -> KeyExchange:
+    """Choose a private value and compute the public one.
+
+    Costs one private key operation of the method. Raises `KeyError` for a method that is not in
+    the table of algorithms.
+    """
+    return _STARTERS[algorithms.group(method).id](method, random)
+
+
+def check_size(method: KeyExchangeMethod, public_value: bytes) -> None:
+    """Raises `InvalidPublicValue` unless the value has the method's size (RFC 7296 3.4)."""
+    size = algorithms.group(method).public_value
+    if len(public_value) != size:
+        raise InvalidPublicValue(f"{len(public_value)} octets in place of {size}")
+
+
+class _X25519:
+    def __init__(self, method: KeyExchangeMethod, random: Random) -> None:
+        self.method = method
+        self._private = X25519PrivateKey.from_private_bytes(random(32))
+        self.public_value = self._private.public_key().public_bytes_raw()
+
+    def shared_secret(self, peer_public_value: bytes) -> bytes:
+        check_size(self.method, peer_public_value)
+        try:
+            return self._private.exchange(X25519PublicKey.from_public_bytes(peer_public_value))
+        except ValueError:
+            # The library refuses the all-zero result that the points of low order lead to
+            # (RFC 7748 section 6.1). Other values, canonical or not, are good (RFC 8031 3.2).
+            raise InvalidPublicValue("a point of low order") from None
+
+
+class _Ecp:
+    def __init__(self, method: KeyExchangeMethod, random: Random) -> None:
+        self.method = method
+        self._curve = _CURVES[method]
+        order = self._curve.group_order
+        # 64 bits more than the order has make the bias of the remainder negligible
+        # (FIPS 186-5 appendix A.2.1).
+        octets = random((order.bit_length() + 7) // 8 + 8)
+        scalar = int.from_bytes(octets) % (order - 1) + 1
+        self._private = ec.derive_private_key(scalar, self._curve)
+        point = self._private.public_key().public_bytes(
+            Encoding.X962, PublicFormat.UncompressedPoint
+        )
+        self.public_value = point[1:]
+
+    def shared_secret(self, peer_public_value: bytes) -> bytes:
+        # The secret is the x coordinate alone, of fixed width (RFC 5903 section 7).
+        check_size(self.method, peer_public_value)
+        try:
+            point = b"\x04" + peer_public_value
+            peer = ec.EllipticCurvePublicKey.from_encoded_point(self._curve, point)
+        except ValueError:
+            raise InvalidPublicValue("not a point of the curve") from None
+        return self._private.exchange(ec.ECDH(), peer)
+
+
+def _start_modp(method: KeyExchangeMethod, random: Random) -> KeyExchange:
+    # Late, because the library means to drop finite-field Diffie-Hellman: when it has, the self
+    # test finds the MODP groups failed and the other methods go on.
+    from xfrmpy.crypto import modp  # noqa: PLC0415
+
+    return modp.start(method, random)
+
+
+_CURVES: dict[KeyExchangeMethod, ec.EllipticCurve] = {
+    KeyExchangeMethod.ECP_256: ec.SECP256R1(),
+    KeyExchangeMethod.ECP_384: ec.SECP384R1(),
+    KeyExchangeMethod.ECP_521: ec.SECP521R1(),
+}
+
+_STARTERS: dict[KeyExchangeMethod, Callable[[KeyExchangeMethod, Random], KeyExchange]] = {
+    KeyExchangeMethod.CURVE25519: _X25519,
+    KeyExchangeMethod.ECP_256: _Ecp,
+    KeyExchangeMethod.ECP_384: _Ecp,
+    KeyExchangeMethod.ECP_521: _Ecp,
+    KeyExchangeMethod.MODP_2048: _start_modp,
+    KeyExchangeMethod.MODP_3072: _start_modp,
+    KeyExchangeMethod.MODP_4096: _start_modp,
+}

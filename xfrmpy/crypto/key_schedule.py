@@ -1,0 +1,133 @@
+"""The IKEv2 key schedule: which keys follow from a shared secret, and in which order.
+
+Read RFC 7296 sections 2.14 (IKE SA), 2.17 (Child SA) and 2.18 (rekeyed IKE SA), and RFC 5282
+section 7.1: an AEAD cipher's key carries its salt at the end, and it has no integrity key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from xfrmpy.crypto.prf import prf, prf_plus
+from xfrmpy.ipsec import algorithms
+from xfrmpy.ipsec.proposals import EspSuite, IkeSuite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class IkeKeys:
+    """The seven keys of an IKE SA, named as in RFC 7296 section 2.14."""
+
+    sk_d: bytes
+    sk_ai: bytes
+    sk_ar: bytes
+    sk_ei: bytes
+    sk_er: bytes
+    sk_pi: bytes
+    sk_pr: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ChildKeys:
+    """The keys of a Child SA's two directions; `_i` protects what the exchange's initiator sends.
+
+    The initiator is that of the exchange which made the Child SA (RFC 7296 section 2.17).
+    """
+
+    encryption_i: bytes
+    integrity_i: bytes
+    encryption_r: bytes
+    integrity_r: bytes
+
+
+def derive_ike_keys(
+    suite: IkeSuite,
+    *,
+    shared_secret: bytes,
+    nonce_i: bytes,
+    nonce_r: bytes,
+    spi_i: bytes,
+    spi_r: bytes,
+) -> IkeKeys:
+    """The keys of an IKE SA made by IKE_SA_INIT (RFC 7296 section 2.14)."""
+    nonces = nonce_i + nonce_r
+    skeyseed = prf(suite.prf, nonces, shared_secret)
+    return _expand_ike_keys(suite, skeyseed, nonces + spi_i + spi_r)
+
+
+def derive_rekeyed_ike_keys(
+    suite: IkeSuite,
+    *,
+    old_prf: algorithms.Prf,
+    old_sk_d: bytes,
+    shared_secret: bytes,
+    nonce_i: bytes,
+    nonce_r: bytes,
+    spi_i: bytes,
+    spi_r: bytes,
+) -> IkeKeys:
+    """The keys of an IKE SA made by CREATE_CHILD_SA; the SPIs are the new ones.
+
+    SKEYSEED comes from the old SA's PRF, all else from the new one's (RFC 7296 section 2.18).
+    """
+    nonces = nonce_i + nonce_r
+    skeyseed = prf(old_prf, old_sk_d, shared_secret + nonces)
+    return _expand_ike_keys(suite, skeyseed, nonces + spi_i + spi_r)
+
+
+def derive_child_keys(
+    prf_row: algorithms.Prf,
+    sk_d: bytes,
+    suite: EspSuite,
+    *,
+    nonce_i: bytes,
+    nonce_r: bytes,
+    shared_secret: bytes = b"",
+) -> ChildKeys:
+    """The keys of a Child SA (RFC 7296 section 2.17).
+
+    The PRF and SK_d are the IKE SA's; `shared_secret` is that of a key exchange in the same
+    CREATE_CHILD_SA, if there was one.
+    """
+    encryption = suite.cipher.keymat
+    integrity = _integrity_key_size(suite.integrity)
+    seed = shared_secret + nonce_i + nonce_r
+    keys = _expand(prf_row, sk_d, seed, (encryption, integrity, encryption, integrity))
+    return ChildKeys(
+        encryption_i=next(keys),
+        integrity_i=next(keys),
+        encryption_r=next(keys),
+        integrity_r=next(keys),
+    )
+
+
+def _expand_ike_keys(suite: IkeSuite, skeyseed: bytes, seed: bytes) -> IkeKeys:
+    encryption = suite.cipher.keymat
+    integrity = _integrity_key_size(suite.integrity)
+    size = suite.prf.key
+    sizes = (size, integrity, integrity, encryption, encryption, size, size)
+    keys = _expand(suite.prf, skeyseed, seed, sizes)
+    return IkeKeys(
+        sk_d=next(keys),
+        sk_ai=next(keys),
+        sk_ar=next(keys),
+        sk_ei=next(keys),
+        sk_er=next(keys),
+        sk_pi=next(keys),
+        sk_pr=next(keys),
+    )
+
+
+def _expand(
+    row: algorithms.Prf, key: bytes, seed: bytes, sizes: tuple[int, ...]
+) -> Iterator[bytes]:
+    """prf+ cut into consecutive keys of the given sizes in octets."""
+    stream = prf_plus(row, key, seed, sum(sizes))
+    start = 0
+    for size in sizes:
+        yield stream[start : start + size]
+        start += size
+
+
+def _integrity_key_size(integrity: algorithms.Integrity | None) -> int:
+    return 0 if integrity is None else integrity.key
