@@ -130,6 +130,18 @@ CATALOGUE: dict[str, FailureKind] = {
         exit_code=ExitCode.USAGE,
         fixes=("`xfrmpy status` lists the tunnels that the daemon knows",),
     ),
+    "XF1014": FailureKind(
+        title="a secret is short enough to be guessed",
+        exit_code=_POLICY,
+        causes=("an attacker who answers in the peer's place can try keys at leisure",),
+        fixes=("`openssl rand -base64 32` makes a good one; put it into both ends",),
+    ),
+    "XF1014": FailureKind(
+        title="the tunnel has no peer to call",
+        exit_code=ExitCode.USAGE,
+        causes=("its policy names no `peer`, so it waits for the peer to begin",),
+        fixes=("add `peer:` to the policy, or bring the tunnel up from the other end",),
+    ),
     "XF2001": FailureKind(
         title="the peer does not answer",
         exit_code=ExitCode.TIMED_OUT,
@@ -214,6 +226,12 @@ CATALOGUE: dict[str, FailureKind] = {
         exit_code=ExitCode.FAILED,
         fixes=("`ip route get ADDRESS`",),
     ),
+    "XF2014": FailureKind(
+        title="an SA reached its hard lifetime",
+        exit_code=ExitCode.FAILED,
+        causes=("it carried more, or lived longer, than its keys may",),
+        fixes=("`xfrmpy up TUNNEL` makes new keys",),
+    ),
     "XF3001": FailureKind(
         title="this host cannot move the packets as the policy asks",
         exit_code=ExitCode.HOST_CANNOT,
@@ -268,6 +286,11 @@ CATALOGUE: dict[str, FailureKind] = {
         title="the daemon is stopping",
         exit_code=ExitCode.DAEMON_UNREACHABLE,
         fixes=("start it again",),
+    ),
+    "XF4009": FailureKind(
+        title="another command took the tunnel down",
+        exit_code=ExitCode.FAILED,
+        fixes=("`xfrmpy up TUNNEL` again, if that was not meant",),
     ),
     "XF5001": FailureKind(title="the command was not understood", exit_code=ExitCode.USAGE),
 }

@@ -148,6 +148,36 @@ def esp_suite(chosen: Proposal) -> EspSuite:
     )
 
 
+def supported_part(proposal: Proposal, suites: frozenset[str], *, esn: bool) -> Proposal | None:
+    """What is left of an ESP proposal on a datapath that can do only `suites`; None if nothing.
+
+    `suites` are names as in `EspSuite`, without the ESN part.
+    """
+    ciphers: dict[Transform, None] = {}
+    integrities: dict[Transform, None] = {}
+    for cipher in proposal.of_type(TransformType.ENCR):
+        for integrity in proposal.of_type(TransformType.INTEG) or (None,):
+            name = str(cipher) if integrity is None else f"{cipher}-{integrity}"
+            if name in suites:
+                ciphers[cipher] = None
+                integrities.update({} if integrity is None else {integrity: None})
+    numbers = [
+        t for t in proposal.of_type(TransformType.ESN) if esn or t.id != ExtendedSequenceNumbers.ESN
+    ]
+    if not ciphers or not numbers:
+        return None
+    kept = {*ciphers, *integrities, *numbers, *proposal.of_type(TransformType.KE)}
+    return replace(proposal, transforms=tuple(t for t in proposal.transforms if t in kept))
+
+
+def without_algorithms(proposal: Proposal, names: frozenset[str]) -> Proposal | None:
+    """The proposal lacking the named algorithms; None if a type of transform is then empty."""
+    kept = tuple(t for t in proposal.transforms if str(t) not in names)
+    if {t.type for t in kept} != {t.type for t in proposal.transforms}:
+        return None
+    return replace(proposal, transforms=kept)
+
+
 def parse_proposal(text: str, protocol: ProtocolId) -> Proposal:
     """Read a proposal such as `aes256gcm16-aes128gcm16-prfsha384-x25519` or `aes256-sha256-esn`.
 

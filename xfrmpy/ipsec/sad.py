@@ -17,6 +17,11 @@ OUR_REQIDS = range(0x58460000, 0x58470000)
 """`XF` in the upper half: how our objects are told from others' in a shared kernel."""
 
 
+USERSPACE_SPI_BIT = 0x80000000
+"""Set in the SPI of every inbound SA of the userspace datapath, clear in every one of the kernel's:
+by it the port that both share with IKE tells whose a packet is."""
+
+
 class Direction(StrEnum):
     """Which way an SA carries packets, seen from this host."""
 

@@ -82,7 +82,7 @@ class TunnelPolicy:
 
     `peers` are addresses or names as written, in order; empty means any peer (then we only
     listen). `local_id` None is the address that we happen to use. `reqid` is unique to the tunnel
-    on this host. `origin` is `file:line`.
+    on this host. `origin` is `file:line`. `dpd_seconds` 0 asks never.
     """
 
     name: str
@@ -100,3 +100,10 @@ class TunnelPolicy:
     encapsulation: Encapsulation = Encapsulation.AUTO
     dpd_seconds: float = 30.0
     retransmission: Retransmission = Retransmission()
+
+    @property
+    def forces_encapsulation(self) -> bool:
+        """Whether ESP must go in UDP: asked for, or because the datapath knows no other way."""
+        return (
+            self.encapsulation is Encapsulation.FORCE or self.datapath is DatapathChoice.USERSPACE
+        )

@@ -1,0 +1,275 @@
+"""IKE_AUTH with a shared key, in both roles, and the first Child SA in it.
+
+Read RFC 7296 sections 1.2, 2.15, 2.16 and 2.21.2 first. An IKE SA is established here and nowhere
+else, and only after the peer's AUTH has been verified.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from xfrmpy.crypto.authentication import AuthenticationMismatch, shared_key_auth, verify_auth
+from xfrmpy.crypto.key_schedule import derive_child_keys
+from xfrmpy.failures import Failure
+from xfrmpy.ike.child_sa import ChildSa, choose_child_policy
+from xfrmpy.ike.errors import AuthenticationFailed, PeerIncompatible
+from xfrmpy.ike.exchange import first_error, notifications, only, optional
+from xfrmpy.ike.outputs import RequestRefused
+from xfrmpy.ike.refusals import failure_of
+from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.proposals import choose_proposal, esp_suite
+from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.registry import AuthenticationMethod, ExchangeType, NotifyType
+from xfrmpy.wire.payloads import (
+    AuthPayload,
+    IdiPayload,
+    IdrPayload,
+    NotifyPayload,
+    OpenPayload,
+    SaPayload,
+    TsiPayload,
+    TsrPayload,
+)
+
+if TYPE_CHECKING:
+    from xfrmpy.ike.ike_sa import IkeSa
+
+
+class IkeAuth:
+    """The initiator's side."""
+
+    type: ClassVar[ExchangeType] = ExchangeType.IKE_AUTH
+    tries: ClassVar[int | None] = None
+
+    def __init__(self, sa: IkeSa, tunnel: TunnelPolicy) -> None:
+        self._sa = sa
+        self._tunnel = tunnel
+        self._child = ChildSa(sa.core, tunnel, tunnel.children[0])
+        self._identity = IdiPayload(identity=_our_identity(sa, tunnel))
+        sa.children.append(self._child)
+
+    def request(self) -> tuple[OpenPayload, ...]:
+        payloads: list[OpenPayload] = [self._identity]
+        if len(self._sa.core.ike_sas_of(self._tunnel.name)) == 1:
+            payloads.append(NotifyPayload(type=NotifyType.INITIAL_CONTACT))
+        if self._tunnel.remote_id is not None:
+            payloads.append(IdrPayload(identity=self._tunnel.remote_id))
+        payloads.append(_our_auth(self._sa, self._tunnel, self._identity))
+        return (*payloads, *self._child.offer())
+
+    def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
+        error = first_error(payloads)
+        if error is not None and optional(payloads, AuthPayload) is None:
+            self._sa.close(failure_of(error, self._evidence(error)), now)
+            return
+        try:
+            remote = self._authenticate(payloads)
+        except AuthenticationFailed as failed:
+            refusal = NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED)
+            self._sa.terminate(failed.failure, now, refusal)
+            return
+        self._sa.authenticated(self._tunnel, local=self._identity.identity, remote=remote, now=now)
+        if error is not None:
+            self._sa.terminate(failure_of(error, self._evidence(error)), now)
+            return
+        self._child.accept(
+            only(payloads, SaPayload), only(payloads, TsiPayload), only(payloads, TsrPayload)
+        )
+        install_first_child(self._sa, self._child)
+        self._sa.core.defer(lambda: self._finish(now))
+
+    def _authenticate(self, payloads: tuple[OpenPayload, ...]) -> Identity:
+        idr = only(payloads, IdrPayload)
+        _verify(self._sa, self._tunnel, idr, only(payloads, AuthPayload))
+        _check_identity(self._tunnel, idr.identity)
+        return idr.identity
+
+    def _finish(self, now: float) -> None:
+        if self._child.failure:
+            self._sa.terminate(_refused_by_datapath(self._child), now)
+        else:
+            self._child.established(now)
+
+    def _evidence(self, error: NotifyPayload) -> tuple[tuple[str, str], ...]:
+        """What we sent of the thing that the peer did not like."""
+        child = self._child.policy
+        if error.type == NotifyType.NO_PROPOSAL_CHOSEN:
+            return (("we offered", ", ".join(map(str, child.proposals))),)
+        if error.type == NotifyType.TS_UNACCEPTABLE:
+            return (
+                ("our local", ", ".join(map(str, child.local))),
+                ("our remote", ", ".join(map(str, child.remote))),
+            )
+        return (
+            ("our identity", str(self._identity.identity)),
+            ("the identity we expect", str(self._tunnel.remote_id)),
+            ("our key", self._tunnel.shared_key.origin),
+        )
+
+
+def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> None:
+    """The responder's side: authenticate, then the first Child SA, then answer."""
+    try:
+        tunnel, idr = _authenticate_initiator(sa, payloads)
+    except AuthenticationFailed as failed:
+        sa.respond((NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED),))
+        sa.close(failed.failure, now)
+        return
+    offer = (only(payloads, SaPayload), only(payloads, TsiPayload), only(payloads, TsrPayload))
+    auth = _our_auth(sa, tunnel, idr)
+    remote = only(payloads, IdiPayload).identity
+    sa.authenticated(tunnel, local=idr.identity, remote=remote, now=now)
+    if notifications(payloads, NotifyType.INITIAL_CONTACT):
+        _close_others(sa, tunnel, now)
+    child = ChildSa(sa.core, tunnel, choose_child_policy(tunnel, *offer[1:]))
+    sa.children.append(child)
+    try:
+        child.choose(*offer)
+    except PeerIncompatible as incompatible:
+        _give_up_child(sa, child)
+        sa.respond((idr, auth, incompatible.notify))
+        sa.core.emit(RequestRefused(tunnel=tunnel.name, path=sa.path, failure=incompatible.failure))
+        return
+    install_first_child(sa, child)
+    sa.core.defer(lambda: _finish_answer(sa, child, (idr, auth), now))
+
+
+def install_first_child(sa: IkeSa, child: ChildSa) -> None:
+    """The first Child SA takes its keys from the IKE SA's own exchange (RFC 7296 section 2.17)."""
+    assert sa.keys is not None
+    assert sa.suite is not None
+    assert child.proposal is not None
+    keys = derive_child_keys(
+        sa.suite.prf,
+        sa.keys.sk_d,
+        esp_suite(child.proposal),
+        nonce_i=sa.nonce_i,
+        nonce_r=sa.nonce_r,
+    )
+    child.install(keys, sa.path, is_initiator=sa.is_initiator, encapsulated=sa.nat.encapsulated)
+
+
+def _finish_answer(sa: IkeSa, child: ChildSa, proof: tuple[OpenPayload, ...], now: float) -> None:
+    """The datapath has done its part, or refused."""
+    if child.failure:
+        failure = _refused_by_datapath(child)
+        _give_up_child(sa, child)
+        sa.respond((*proof, NotifyPayload(type=NotifyType.TEMPORARY_FAILURE)))
+        sa.core.emit(RequestRefused(tunnel=sa.tunnel_name, path=sa.path, failure=failure))
+        return
+    sa.respond((*proof, *child.answer()))
+    child.established(now)
+
+
+def _give_up_child(sa: IkeSa, child: ChildSa) -> None:
+    sa.children.remove(child)
+    child.close()
+
+
+def _authenticate_initiator(
+    sa: IkeSa, payloads: tuple[OpenPayload, ...]
+) -> tuple[TunnelPolicy, IdrPayload]:
+    """Find the tunnel by the identities, and verify that the peer has its key."""
+    idi = only(payloads, IdiPayload)
+    wanted = optional(payloads, IdrPayload)
+    auth = optional(payloads, AuthPayload)
+    tunnel = _tunnel_of(sa, idi.identity, None if wanted is None else wanted.identity)
+    if auth is None:
+        summary = f"{idi.identity} wants to authenticate with EAP, which we do not do"
+        raise AuthenticationFailed(Failure(code="XF2006", summary=summary))
+    _verify(sa, tunnel, idi, auth)
+    return tunnel, IdrPayload(identity=_our_identity(sa, tunnel))
+
+
+def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> TunnelPolicy:
+    known = [t.policy for t in sa.core.tunnels_for(sa.path)]
+    for tunnel in known:
+        if tunnel.remote_id != initiator:
+            continue
+        if wanted is not None and wanted != _our_identity(sa, tunnel):
+            continue
+        if _accepts_suite(sa, tunnel):
+            return tunnel
+    raise AuthenticationFailed(
+        Failure(
+            code="XF2007",
+            summary=f"no tunnel of ours is for {initiator}",
+            evidence=(
+                ("they are", str(initiator)),
+                ("they want", "anybody" if wanted is None else str(wanted)),
+                ("we expect", ", ".join(str(t.remote_id) for t in known)),
+                ("we are", ", ".join(str(_our_identity(sa, t)) for t in known)),
+            ),
+        )
+    )
+
+
+def _accepts_suite(sa: IkeSa, tunnel: TunnelPolicy) -> bool:
+    """IKE_SA_INIT chose before the tunnel was known; the tunnel must agree with the choice."""
+    return sa.proposal is not None and choose_proposal((sa.proposal,), tunnel.proposals) is not None
+
+
+def _check_identity(tunnel: TunnelPolicy, identity: Identity) -> None:
+    if identity != tunnel.remote_id:
+        raise AuthenticationFailed(
+            Failure(
+                code="XF2007",
+                summary=f"the peer proved to be {identity}",
+                evidence=(("we expect", str(tunnel.remote_id)), ("they are", str(identity))),
+            )
+        )
+
+
+def _our_identity(sa: IkeSa, tunnel: TunnelPolicy) -> Identity:
+    return tunnel.local_id or Identity.of_address(sa.path.local.address)
+
+
+def _our_auth(sa: IkeSa, tunnel: TunnelPolicy, identity: IdiPayload | IdrPayload) -> AuthPayload:
+    return AuthPayload(
+        method=AuthenticationMethod.SHARED_KEY,
+        data=_auth_octets(sa, tunnel, identity, of_initiator=sa.is_initiator),
+    )
+
+
+def _verify(
+    sa: IkeSa, tunnel: TunnelPolicy, identity: IdiPayload | IdrPayload, auth: AuthPayload
+) -> None:
+    evidence = (("their identity", str(identity.identity)), ("our key", tunnel.shared_key.origin))
+    if auth.method != AuthenticationMethod.SHARED_KEY:
+        summary = f"the peer authenticates by {auth.method.name}, our policy wants a shared key"
+        raise AuthenticationFailed(Failure(code="XF2006", summary=summary, evidence=evidence))
+    expected = _auth_octets(sa, tunnel, identity, of_initiator=not sa.is_initiator)
+    try:
+        verify_auth(expected, auth.data)
+    except AuthenticationMismatch as error:
+        summary = "the peer's AUTH does not match our shared key"
+        raise AuthenticationFailed(
+            Failure(code="XF2006", summary=summary, evidence=evidence)
+        ) from error
+
+
+def _auth_octets(
+    sa: IkeSa, tunnel: TunnelPolicy, identity: IdiPayload | IdrPayload, *, of_initiator: bool
+) -> bytes:
+    """AUTH of one end: over its own first message, the other's nonce, and its identity."""
+    assert sa.keys is not None
+    assert sa.suite is not None
+    return shared_key_auth(
+        sa.suite.prf,
+        tunnel.shared_key.octets,
+        message=sa.init_request if of_initiator else sa.init_response,
+        peer_nonce=sa.nonce_r if of_initiator else sa.nonce_i,
+        sk_p=sa.keys.sk_pi if of_initiator else sa.keys.sk_pr,
+        identity=identity.encode_body(),
+    )
+
+
+def _refused_by_datapath(child: ChildSa) -> Failure:
+    return Failure(code="XF3002", summary=child.failure)
+
+
+def _close_others(sa: IkeSa, tunnel: TunnelPolicy, now: float) -> None:
+    """The peer has no other IKE SA with us: what we still hold is dead (RFC 7296 section 2.4)."""
+    for other in sa.core.ike_sas_of(tunnel.name):
+        if other is not sa:
+            other.close(Failure(code="XF2011", summary="the peer began anew"), now)

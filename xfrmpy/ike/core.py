@@ -1,0 +1,112 @@
+"""What the machines of one endpoint share: the output queue, randomness, tunnels and SPIs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from xfrmpy.ike.outputs import AddPolicy, AddSa, Output
+from xfrmpy.ike.policies import PolicyBook
+from xfrmpy.ipsec.addresses import IpAddress, Path
+from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT
+from xfrmpy.policy.model import DatapathChoice, TunnelPolicy
+
+if TYPE_CHECKING:
+    from xfrmpy.ike.child_sa import ChildSa
+    from xfrmpy.ike.ike_sa import IkeSa
+
+IKE_SPI_SIZE = 8
+FIRST_CHILD_SPI = 256
+"""RFC 4303 section 2.1 reserves 1 to 255."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Tunnel:
+    """A policy with the addresses that its peer has now; none if it accepts any address."""
+
+    policy: TunnelPolicy
+    peer_addresses: tuple[IpAddress, ...] = ()
+
+    def accepts(self, path: Path) -> bool:
+        """Whether a peer may begin on this path."""
+        local = self.policy.local_address
+        if local is not None and local != path.local.address:
+            return False
+        return not self.policy.peers or path.remote.address in self.peer_addresses
+
+
+class Core:
+    """See the module. Owned by the endpoint; the IKE SAs hold a reference.
+
+    `touched` are the IKE SAs whose next timeout may have changed.
+    """
+
+    def __init__(self, random: Callable[[int], bytes]) -> None:
+        self.random = random
+        self.tunnels: dict[str, Tunnel] = {}
+        self.ike_sas: dict[bytes, IkeSa] = {}
+        self.touched: set[IkeSa] = set()
+        self.children: dict[int, ChildSa] = {}
+        self.policies = PolicyBook()
+        self._queue: deque[Output | Callable[[], None]] = deque()
+
+    def emit(self, output: Output) -> None:
+        self._queue.append(output)
+
+    def defer(self, step: Callable[[], None]) -> None:
+        """Run `step` when every output before it has been taken, and so has succeeded or failed."""
+        self._queue.append(step)
+
+    def next_output(self) -> Output | None:
+        while self._queue:
+            item = self._queue.popleft()
+            if not callable(item):
+                return item
+            item()
+        return None
+
+    def withdraw_additions(self, owner: int) -> list[AddSa | AddPolicy]:
+        """Take back what a Child SA has asked for and nobody has done yet."""
+        withdrawn: list[AddSa | AddPolicy] = []
+        kept: deque[Output | Callable[[], None]] = deque()
+        for item in self._queue:
+            if isinstance(item, AddSa | AddPolicy) and item.owner == owner:
+                withdrawn.append(item)
+            else:
+                kept.append(item)
+        self._queue = kept
+        return withdrawn
+
+    def tunnels_for(self, path: Path) -> tuple[Tunnel, ...]:
+        """The tunnels on which a peer may begin on this path, those that name it first."""
+        found = [t for t in self.tunnels.values() if t.accepts(path)]
+        return tuple(sorted(found, key=lambda t: not t.policy.peers))
+
+    def ike_sas_of(self, tunnel: str) -> tuple[IkeSa, ...]:
+        """Every IKE SA of a tunnel, the oldest first, those that are ending included."""
+        return tuple(
+            sa for sa in self.ike_sas.values() if sa.tunnel is not None and sa.tunnel.name == tunnel
+        )
+
+    def forget(self, sa: IkeSa) -> None:
+        """An IKE SA that is deleted, and need not repeat itself any more."""
+        self.ike_sas.pop(sa.our_spi, None)
+
+    def new_ike_spi(self) -> bytes:
+        while True:
+            spi = self.random(IKE_SPI_SIZE)
+            if spi not in self.ike_sas and any(spi):
+                return spi
+
+    def new_child_spi(self, tunnel: TunnelPolicy) -> int:
+        """A free SPI from the half of the numbers that belongs to the tunnel's datapath."""
+        while True:
+            spi = int.from_bytes(self.random(4), "big")
+            if tunnel.datapath is DatapathChoice.USERSPACE:
+                spi |= USERSPACE_SPI_BIT
+            else:
+                spi &= ~USERSPACE_SPI_BIT
+            if spi >= FIRST_CHILD_SPI and spi not in self.children:
+                return spi

@@ -1,0 +1,309 @@
+"""The IKEv2 endpoint: octets, moments and commands in; ordered outputs out. It does no I/O.
+
+Feed it with `receive_datagram`, `handle_timeout` and the commands; after each call take
+`next_output()` until it is None, in order, telling `handle_failure` of what could not be done
+before taking the next; and call `handle_timeout` again at `next_timeout()`. `now` is any clock that
+does not go back, in seconds. `random(n)` gives n octets; everything unpredictable comes from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from xfrmpy.failures import Failure
+from xfrmpy.ike.core import Core, Tunnel
+from xfrmpy.ike.errors import Drop, DropReason, PeerIncompatible, PeerMisbehaved
+from xfrmpy.ike.ike_sa import (
+    NON_ESP_MARKER,
+    CriticalPayload,
+    IkeSa,
+    with_marker,
+)
+from xfrmpy.ike.init import IkeSaInit, answer_ike_sa_init
+from xfrmpy.ike.nat import NatSituation
+from xfrmpy.ike.outputs import (
+    AddPolicy,
+    AddSa,
+    DatagramDropped,
+    DefectFound,
+    Output,
+    RequestRefused,
+    SendDatagram,
+)
+from xfrmpy.ike.states import ChildSaState, IkeSaState
+from xfrmpy.ipsec.addresses import IpAddress, Path
+from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.sad import SadEntry, SaId
+from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.registry import ExchangeType, NotifyType
+from xfrmpy.wire.cursor import Malformed
+from xfrmpy.wire.header import IkeHeader, decode_header_untrusted
+from xfrmpy.wire.message import Message, decode_message_untrusted, encode_message
+from xfrmpy.wire.payloads import NotifyPayload
+
+MAX_HALF_OPEN = 1000
+"""Responder IKE SAs that wait for IKE_AUTH. Each costs a key exchange and some kilobytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildSaView:
+    """A Child SA in force, for who asks; `entries` are inbound and outbound."""
+
+    child: str
+    local: tuple[TrafficSelector, ...]
+    remote: tuple[TrafficSelector, ...]
+    entries: tuple[SadEntry, ...]
+    established_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IkeSaView:
+    """An IKE SA, for who asks. Suite and identities are empty before they are known."""
+
+    state: IkeSaState
+    path: Path
+    is_initiator: bool
+    spi_i: bytes
+    spi_r: bytes
+    suite: str
+    local_id: Identity | None
+    remote_id: Identity | None
+    nat: NatSituation
+    established_at: float
+    children: tuple[ChildSaView, ...]
+
+
+class IkeEndpoint:
+    """See the module."""
+
+    def __init__(self, tunnels: Iterable[TunnelPolicy], random: Callable[[int], bytes]) -> None:
+        self._core = Core(random)
+        self._core.tunnels = {t.name: Tunnel(policy=t) for t in tunnels}
+        self._by_init: dict[bytes, IkeSa] = {}
+        self._half_open: dict[bytes, bytes] = {}
+        self._timers: list[tuple[float, bytes]] = []
+        self._scheduled: dict[bytes, float] = {}
+
+    # Inputs.
+
+    def receive_datagram(self, data: bytes, path: Path, now: float) -> None:
+        """A UDP datagram with its non-ESP marker, if the path has one."""
+        try:
+            self._receive(data, path, now)
+        except Drop as drop:
+            self._drop(path, drop.reason)
+        except Malformed as error:
+            self._drop(path, DropReason.MALFORMED, str(error))
+        except PeerMisbehaved as error:
+            self._drop(path, DropReason.MALFORMED, str(error))
+        except Exception:
+            self._contain_defect(data, path, now)
+
+    def handle_timeout(self, now: float) -> None:
+        """Do whatever is due."""
+        self._schedule_touched()
+        while self._timers and self._timers[0][0] <= now:
+            due_at, spi = heapq.heappop(self._timers)
+            sa = self._core.ike_sas.get(spi)
+            if sa is None or self._scheduled.get(spi) != due_at:
+                continue
+            del self._scheduled[spi]
+            if sa.next_timeout is not None and sa.next_timeout <= now:
+                sa.handle_timeout(now)
+            self._schedule(sa)
+
+    def handle_failure(self, output: AddSa | AddPolicy, reason: str) -> None:
+        """The datapath could not do an output; `reason` is a sentence for the operator."""
+        child = self._core.children.get(output.owner)
+        if child is not None:
+            child.refused(output, reason)
+
+    def handle_expire(self, sa_id: SaId, now: float) -> None:
+        """An SA reached its hard limit and is gone from the datapath."""
+        for sa in list(self._core.ike_sas.values()):
+            if any(entry.id == sa_id for c in sa.children for entry in c.entries):
+                summary = f"{sa_id} reached its hard limit"
+                sa.terminate(Failure(code="XF2014", summary=summary), now)
+
+    # Commands.
+
+    def set_peer_addresses(self, tunnel: str, addresses: tuple[IpAddress, ...]) -> None:
+        """The addresses that the names of a tunnel's peer have now; a responder goes by them."""
+        self._core.tunnels[tunnel].peer_addresses = addresses
+
+    def replace_tunnel(self, policy: TunnelPolicy) -> None:
+        """New IKE SAs of the tunnel follow this policy; those there are stay as they are."""
+        self._core.tunnels[policy.name].policy = policy
+
+    def initiate(self, tunnel: str, path: Path, now: float) -> None:
+        """Begin an IKE SA with the peer of a tunnel."""
+        policy = self._core.tunnels[tunnel].policy
+        sa = IkeSa(
+            self._core,
+            path=path,
+            is_initiator=True,
+            schedule=policy.retransmission,
+            tunnel=policy,
+        )
+        sa.start(IkeSaInit(sa, policy), now)
+
+    def terminate(self, tunnel: str, now: float) -> None:
+        """End every IKE SA of a tunnel, and tell the peer."""
+        for sa in self._core.ike_sas_of(tunnel):
+            sa.terminate(None, now)
+
+    # Outputs.
+
+    def next_output(self) -> Output | None:
+        """The next thing to do, or None; see the module about the order."""
+        return self._core.next_output()
+
+    def next_timeout(self) -> float | None:
+        """When `handle_timeout` should be called, if ever."""
+        self._schedule_touched()
+        return self._timers[0][0] if self._timers else None
+
+    def ike_sas(self, tunnel: str) -> tuple[IkeSaView, ...]:
+        """The living IKE SAs of a tunnel, the oldest first."""
+        return tuple(
+            _view(sa) for sa in self._core.ike_sas_of(tunnel) if sa.state is not IkeSaState.DELETED
+        )
+
+    # The way of a datagram.
+
+    def _receive(self, data: bytes, path: Path, now: float) -> None:
+        data = _without_marker(data, path)
+        header = decode_header_untrusted(data)
+        if header.major != 2:
+            self._refuse_version(header, path)
+            raise Drop(DropReason.WRONG_VERSION)
+        message = decode_message_untrusted(data)
+        if not any(header.spi_r) and not header.is_response:
+            self._receive_first(message, data, path, now)
+            return
+        sa = self._core.ike_sas.get(header.spi_r if header.is_initiator else header.spi_i)
+        if sa is None:
+            raise Drop(DropReason.UNKNOWN_SPI)
+        if any(sa.their_spi) and sa.their_spi not in (header.spi_i, header.spi_r):
+            raise Drop(DropReason.UNKNOWN_SPI)
+        self._core.touched.add(sa)
+        sa.receive(message, data, path, now)
+
+    def _receive_first(self, message: Message, data: bytes, path: Path, now: float) -> None:
+        """An IKE_SA_INIT request: new, or the repetition of one that was answered."""
+        if message.exchange is not ExchangeType.IKE_SA_INIT or not message.is_initiator:
+            raise Drop(DropReason.WRONG_EXCHANGE)
+        if message.message_id != 0 or not any(message.spi_i):
+            raise Drop(DropReason.WRONG_MESSAGE_ID)
+        digest = hashlib.sha256(data + str(path.remote).encode()).digest()
+        known = self._by_init.get(digest)
+        if known is not None and known.init_response:
+            answer = with_marker(path, known.init_response)
+            self._core.emit(SendDatagram(path=path, data=answer))
+            return
+        if len(self._by_init) >= MAX_HALF_OPEN:
+            raise Drop(DropReason.HALF_OPEN_LIMIT)
+        try:
+            sa = answer_ike_sa_init(self._core, message, data, path, now)
+        except PeerIncompatible as incompatible:
+            self._answer_in_clear(message, path, incompatible.notify)
+            if incompatible.notify.type is not NotifyType.INVALID_KE_PAYLOAD:
+                self._core.emit(RequestRefused(tunnel="", path=path, failure=incompatible.failure))
+            return
+        except CriticalPayload as error:
+            self._answer_in_clear(message, path, error.notify)
+            return
+        self._by_init[digest] = sa
+        self._half_open[sa.our_spi] = digest
+
+    def _answer_in_clear(self, request: Message, path: Path, notify: NotifyPayload) -> None:
+        """Refuse an IKE_SA_INIT; no state is kept, so the responder's SPI is zero."""
+        answer = replace(request, is_response=True, is_initiator=False, payloads=(notify,))
+        self._core.emit(SendDatagram(path=path, data=with_marker(path, encode_message(answer))))
+
+    def _refuse_version(self, header: IkeHeader, path: Path) -> None:
+        """RFC 7296 section 2.5: tell a peer with a newer major version the one that we speak."""
+        if header.major < 2 or header.is_response:
+            return
+        answer = Message(
+            spi_i=header.spi_i,
+            spi_r=header.spi_r,
+            exchange=header.exchange,
+            is_response=True,
+            is_initiator=not header.is_initiator,
+            message_id=header.message_id,
+            payloads=(NotifyPayload(type=NotifyType.INVALID_MAJOR_VERSION),),
+        )
+        self._core.emit(SendDatagram(path=path, data=with_marker(path, encode_message(answer))))
+
+    def _contain_defect(self, data: bytes, path: Path, now: float) -> None:
+        """A bug of ours costs the IKE SA that met it, at most."""
+        report = traceback.format_exc()
+        self._drop(path, DropReason.DEFECT)
+        self._core.emit(DefectFound(path=path, datagram=data, traceback=report))
+        sa = self._sa_of(data, path)
+        if sa is not None:
+            sa.close(Failure(code="XF4006", summary=report.splitlines()[-1]), now)
+
+    def _sa_of(self, data: bytes, path: Path) -> IkeSa | None:
+        header = decode_header_untrusted(_without_marker(data, path))
+        return self._core.ike_sas.get(header.spi_r if header.is_initiator else header.spi_i)
+
+    def _drop(self, path: Path, reason: DropReason, detail: str = "") -> None:
+        self._core.emit(DatagramDropped(path=path, reason=reason, detail=detail))
+
+    # Timers: a heap with stale entries, which cost nothing but being popped.
+
+    def _schedule_touched(self) -> None:
+        for sa in self._core.touched:
+            self._schedule(sa)
+        self._core.touched.clear()
+
+    def _schedule(self, sa: IkeSa) -> None:
+        if sa.state is not IkeSaState.AUTHENTICATING:
+            self._by_init.pop(self._half_open.pop(sa.our_spi, b""), None)
+        due_at = sa.next_timeout
+        if due_at is None or due_at >= self._scheduled.get(sa.our_spi, math.inf):
+            return
+        self._scheduled[sa.our_spi] = due_at
+        heapq.heappush(self._timers, (due_at, sa.our_spi))
+
+
+def _without_marker(data: bytes, path: Path) -> bytes:
+    if not path.natt:
+        return data
+    if data[:4] != NON_ESP_MARKER:
+        raise Drop(DropReason.NO_MARKER)
+    return data[4:]
+
+
+def _view(sa: IkeSa) -> IkeSaView:
+    return IkeSaView(
+        state=sa.state,
+        path=sa.path,
+        is_initiator=sa.is_initiator,
+        spi_i=sa.spi_i,
+        spi_r=sa.spi_r,
+        suite="" if sa.suite is None else str(sa.suite),
+        local_id=sa.local_id,
+        remote_id=sa.remote_id,
+        nat=sa.nat,
+        established_at=sa.established_at,
+        children=tuple(
+            ChildSaView(
+                child=child.policy.name,
+                local=child.local,
+                remote=child.remote,
+                entries=child.entries,
+                established_at=child.established_at,
+            )
+            for child in sa.children
+            if child.state is ChildSaState.INSTALLED
+        ),
+    )

@@ -1,0 +1,76 @@
+"""What can be wrong with a message, by whose fault it is, and why a datagram is ignored.
+
+`Malformed` (raised by the decoders) and `Drop` cost nothing but the datagram. `PeerMisbehaved` and
+`PeerIncompatible` end an exchange with an answer and a `Failure` for our operator.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from xfrmpy.failures import Failure
+from xfrmpy.registry import NotifyType
+from xfrmpy.wire.payloads import NotifyPayload
+
+
+class DropReason(StrEnum):
+    """Why a datagram was ignored; each is a counter."""
+
+    MALFORMED = "malformed"
+    NO_MARKER = "no-marker"
+    WRONG_VERSION = "wrong-version"
+    UNKNOWN_SPI = "unknown-spi"
+    WRONG_EXCHANGE = "wrong-exchange"
+    NOT_PROTECTED = "not-protected"
+    NOT_AUTHENTIC = "not-authentic"
+    WRONG_MESSAGE_ID = "wrong-message-id"
+    UNEXPECTED_RESPONSE = "unexpected-response"
+    WRONG_STATE = "wrong-state"
+    WRONG_ROLE = "wrong-role"
+    NO_TUNNEL_FOR_ADDRESS = "no-tunnel-for-address"
+    HALF_OPEN_LIMIT = "half-open-limit"
+    DEFECT = "defect"
+
+
+class Drop(Exception):
+    """The datagram is ignored; nothing has changed."""
+
+    def __init__(self, reason: DropReason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+class PeerMisbehaved(Exception):
+    """An authentic message breaks the protocol; the sentence says how."""
+
+
+class PeerIncompatible(Exception):
+    """A peer that keeps to the protocol wants what we do not; `notify` is the answer to give."""
+
+    def __init__(self, failure: Failure, notify: NotifyPayload) -> None:
+        super().__init__(failure.summary)
+        self.failure = failure
+        self.notify = notify
+
+    @classmethod
+    def of(
+        cls,
+        code: str,
+        summary: str,
+        notify: NotifyType,
+        *,
+        evidence: tuple[tuple[str, str], ...] = (),
+        data: bytes = b"",
+    ) -> PeerIncompatible:
+        return cls(
+            Failure(code=code, summary=summary, evidence=evidence),
+            NotifyPayload(type=notify, data=data),
+        )
+
+
+class AuthenticationFailed(Exception):
+    """The peer is not who it must be. It learns only that; `failure` tells our operator more."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.summary)
+        self.failure = failure

@@ -1,0 +1,266 @@
+"""IKE_SA_INIT in both roles: proposals, key exchange, nonces, NAT detection.
+
+Read RFC 7296 sections 1.2, 1.3, 2.6, 2.7 and 2.23 first. Nothing in this exchange is authentic, so
+an initiator ignores what makes no sense and goes on waiting, and a responder keeps no state for
+what it refuses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+from xfrmpy.crypto.key_exchange import InvalidPublicValue, KeyExchange, start_key_exchange
+from xfrmpy.failures import Failure
+from xfrmpy.ike.auth import IkeAuth
+from xfrmpy.ike.core import Core, Tunnel
+from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
+from xfrmpy.ike.exchange import first_error, notifications, only, payloads_in_clear
+from xfrmpy.ike.ike_sa import IkeSa, check_critical
+from xfrmpy.ike.nat import detect_nat, detection_payloads
+from xfrmpy.ike.outputs import ExchangeRepeated
+from xfrmpy.ipsec.addresses import IKE_NATT_PORT, Path, SocketAddress
+from xfrmpy.ipsec.proposals import Proposal, answers, choose_proposal, ike_suite
+from xfrmpy.policy.model import Retransmission, TunnelPolicy
+from xfrmpy.registry import ExchangeType, KeyExchangeMethod, NotifyType, TransformType
+from xfrmpy.wire.message import Message
+from xfrmpy.wire.payloads import (
+    KePayload,
+    NoncePayload,
+    NotifyPayload,
+    OpenPayload,
+    SaPayload,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+NONCE_SIZE = 32
+"""Octets. RFC 7296 section 2.10: at least half the PRF's key size, whose largest here is 64."""
+
+MAX_COOKIE = 64
+"""Octets, RFC 7296 section 2.6."""
+
+MAX_REPETITIONS = 5
+"""How often a peer may send us back to the start with cookies or another group. One of each is
+usual, two cookies happen when the peer changes its secret; more is a loop."""
+
+
+class IkeSaInit:
+    """The initiator's side."""
+
+    type: ClassVar[ExchangeType] = ExchangeType.IKE_SA_INIT
+    tries: ClassVar[int | None] = None
+
+    def __init__(self, sa: IkeSa, tunnel: TunnelPolicy) -> None:
+        self._sa = sa
+        self._tunnel = tunnel
+        self._random = sa.core.random
+        self._nonce = self._random(NONCE_SIZE)
+        self._cookie: bytes | None = None
+        self._offered = tuple(replace(p, number=n) for n, p in enumerate(tunnel.proposals, 1))
+        self._key_exchange = self._start_key_exchange(_groups(self._offered)[0])
+        self._repetitions = 0
+
+    def request(self) -> tuple[OpenPayload, ...]:
+        payloads: list[OpenPayload] = []
+        if self._cookie is not None:
+            payloads.append(NotifyPayload(type=NotifyType.COOKIE, data=self._cookie))
+        ke = KePayload(method=self._key_exchange.method, data=self._key_exchange.public_value)
+        payloads += [SaPayload(proposals=self._offered), ke, NoncePayload(data=self._nonce)]
+        payloads += detection_payloads(
+            self._sa.spi_i,
+            bytes(8),
+            self._sa.path,
+            force=self._tunnel.forces_encapsulation,
+            random=self._random,
+        )
+        return tuple(payloads)
+
+    def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
+        error = first_error(payloads)
+        if cookies := notifications(payloads, NotifyType.COOKIE):
+            self._repeat_with_cookie(cookies[0], now)
+        elif error is None:
+            self._handle_choice(payloads, now)
+        elif error.type == NotifyType.INVALID_KE_PAYLOAD:
+            self._repeat_with_group(error, now)
+        else:
+            self._sa.close(self._refusal(error), now)
+
+    def _repeat_with_cookie(self, cookie: NotifyPayload, now: float) -> None:
+        if not 1 <= len(cookie.data) <= MAX_COOKIE:
+            raise PeerMisbehaved("a cookie has 1 to 64 octets")
+        self._cookie = cookie.data
+        self._repeat("the peer is busy and asks for a cookie", now)
+
+    def _repeat_with_group(self, error: NotifyPayload, now: float) -> None:
+        if len(error.data) != 2:
+            raise PeerMisbehaved("INVALID_KE_PAYLOAD names a method in two octets")
+        method = KeyExchangeMethod(int.from_bytes(error.data, "big"))
+        if method not in _groups(self._offered):
+            summary = f"the peer asks for the key exchange method {method.name}"
+            evidence = (("we offered", _names(self._offered)), ("they want", method.name))
+            self._sa.close(Failure(code="XF2010", summary=summary, evidence=evidence), now)
+            return
+        if method == self._key_exchange.method:
+            raise PeerMisbehaved("the peer asks for the key exchange method that it was sent")
+        self._key_exchange = self._start_key_exchange(method)
+        self._repeat(f"the peer asks for {method.name}", now)
+
+    def _repeat(self, reason: str, now: float) -> None:
+        self._repetitions += 1
+        if self._repetitions > MAX_REPETITIONS:
+            summary = "the peer asks for IKE_SA_INIT again and again"
+            self._sa.close(Failure(code="XF2008", summary=summary), now)
+            return
+        self._sa.their_spi = bytes(8)
+        self._sa.window.restart()
+        self._sa.core.emit(
+            ExchangeRepeated(tunnel=self._tunnel.name, exchange=self.type, reason=reason)
+        )
+        self._sa.start(self, now)
+
+    def _handle_choice(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
+        sa = self._sa
+        proposals = only(payloads, SaPayload).proposals
+        if len(proposals) != 1 or not answers(proposals[0], self._offered):
+            raise PeerMisbehaved("the peer chose an IKE proposal that we did not offer")
+        suite = ike_suite(proposals[0])
+        ke = only(payloads, KePayload)
+        if not ke.method == suite.group.id == self._key_exchange.method:
+            raise PeerMisbehaved("the key exchange is not of the method chosen")
+        if not any(sa.their_spi):
+            raise PeerMisbehaved("the peer gave no SPI")
+        nonce = only(payloads, NoncePayload).data
+        shared_secret = _shared_secret(self._key_exchange, ke)
+        forced = self._tunnel.forces_encapsulation
+        nat = detect_nat(payloads, sa.spi_i, sa.spi_r, sa.path, forced=forced)
+        sa.window.complete()
+        sa.agree_keys(proposals[0], shared_secret, self._nonce, nonce)
+        sa.found_nat(nat)
+        if forced and not nat.supported:
+            summary = "the peer cannot put ESP in UDP, and nothing else works here"
+            sa.terminate(Failure(code="XF3001", summary=summary), now)
+            return
+        if nat.encapsulated:
+            sa.path = _natt_path(sa.path)
+        sa.start(IkeAuth(sa, self._tunnel), now)
+
+    def _refusal(self, error: NotifyPayload) -> Failure:
+        evidence = (("we offered", _names(self._offered)), ("they answered", error.type.name))
+        if error.type == NotifyType.NO_PROPOSAL_CHOSEN:
+            summary = "the peer accepts none of our IKE proposals, or knows no tunnel to us"
+            return Failure(code="XF2002", summary=summary, evidence=evidence)
+        return Failure(code="XF2009", summary="the peer refused IKE_SA_INIT", evidence=evidence)
+
+    def _start_key_exchange(self, method: KeyExchangeMethod) -> KeyExchange:
+        return start_key_exchange(method, self._random)
+
+
+def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path, now: float) -> IkeSa:
+    """Answer a new IKE_SA_INIT request with an IKE SA that waits for IKE_AUTH.
+
+    Raises `PeerIncompatible` or `CriticalPayload` with the notification to answer instead, or
+    `PeerMisbehaved`.
+    """
+    payloads = payloads_in_clear(message)
+    check_critical(payloads)
+    offered = only(payloads, SaPayload).proposals
+    ke = only(payloads, KePayload)
+    nonce_i = only(payloads, NoncePayload).data
+    tunnels = _tunnels_for(core, path)
+    chosen = _choose(offered, tunnels, ke)
+    suite = ike_suite(chosen)
+    key_exchange = start_key_exchange(suite.group.id, core.random)
+    shared_secret = _shared_secret(key_exchange, ke)
+    nonce_r = core.random(NONCE_SIZE)
+    forced = any(t.policy.forces_encapsulation for t in tunnels)
+    sa = IkeSa(core, path=path, is_initiator=False, schedule=Retransmission())
+    sa.their_spi = message.spi_i
+    nat = detect_nat(payloads, message.spi_i, bytes(8), path, forced=forced)
+    sa.begin_answer(message, path)
+    sa.init_request = data
+    sa.init_response = sa.respond(
+        (
+            SaPayload(proposals=(chosen,)),
+            KePayload(method=key_exchange.method, data=key_exchange.public_value),
+            NoncePayload(data=nonce_r),
+            *detection_payloads(sa.spi_i, sa.spi_r, path, force=forced, random=core.random),
+        )
+    )
+    sa.agree_keys(chosen, shared_secret, nonce_i, nonce_r)
+    sa.found_nat(nat)
+    sa.expect_authentication(now)
+    return sa
+
+
+def _tunnels_for(core: Core, path: Path) -> tuple[Tunnel, ...]:
+    tunnels = core.tunnels_for(path)
+    if not tunnels:
+        raise PeerIncompatible.of(
+            "XF2009",
+            f"no tunnel of ours has a peer at {path.remote.address}",
+            NotifyType.NO_PROPOSAL_CHOSEN,
+            evidence=(
+                ("they came from", str(path.remote)),
+                (
+                    "our tunnels have",
+                    _names(p for t in core.tunnels.values() for p in t.policy.peers),
+                ),
+            ),
+        )
+    return tunnels
+
+
+def _choose(offered: tuple[Proposal, ...], tunnels: tuple[Tunnel, ...], ke: KePayload) -> Proposal:
+    """Our first choice, or our first with the method that spares us a repetition."""
+    ours = tuple(dict.fromkeys(p for t in tunnels for p in t.policy.proposals))
+    chosen = choose_proposal((_with_group(p, ke.method) for p in offered), ours)
+    if chosen is not None:
+        return chosen
+    chosen = choose_proposal(offered, ours)
+    if chosen is None:
+        raise PeerIncompatible.of(
+            "XF2002",
+            "no IKE proposal of the peer is one of ours",
+            NotifyType.NO_PROPOSAL_CHOSEN,
+            evidence=(("we accept", _names(ours)), ("they offered", _names(offered))),
+        )
+    wanted = chosen.of_type(TransformType.KE)[0]
+    raise PeerIncompatible.of(
+        "XF2010",
+        f"the peer began with {ke.method.name}; we asked for {wanted}",
+        NotifyType.INVALID_KE_PAYLOAD,
+        data=wanted.id.to_bytes(2, "big"),
+    )
+
+
+def _with_group(proposal: Proposal, method: KeyExchangeMethod) -> Proposal:
+    kept = (t for t in proposal.transforms if t.type != TransformType.KE or t.id == method)
+    return replace(proposal, transforms=tuple(kept))
+
+
+def _shared_secret(key_exchange: KeyExchange, ke: KePayload) -> bytes:
+    try:
+        return key_exchange.shared_secret(ke.data)
+    except InvalidPublicValue as error:
+        raise PeerMisbehaved(str(error)) from error
+
+
+def _natt_path(path: Path) -> Path:
+    return Path(
+        local=SocketAddress(path.local.address, IKE_NATT_PORT),
+        remote=SocketAddress(path.remote.address, IKE_NATT_PORT),
+        natt=True,
+    )
+
+
+def _groups(proposals: tuple[Proposal, ...]) -> tuple[KeyExchangeMethod, ...]:
+    """Every key exchange method that is offered, in order."""
+    transforms = (t for p in proposals for t in p.of_type(TransformType.KE))
+    return tuple(dict.fromkeys(KeyExchangeMethod(t.id) for t in transforms))
+
+
+def _names(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))

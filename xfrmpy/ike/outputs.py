@@ -1,0 +1,189 @@
+"""What the core asks of the world (imperatives) and tells it (past tense).
+
+Outputs come in one ordered queue, because order is meaning: a responder's inbound SA is in force
+before its response leaves. What goes to the datapath names its `owner`: the inbound SPI of the
+Child SA that wants it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from xfrmpy.failures import Failure
+from xfrmpy.ike.errors import DropReason
+from xfrmpy.ipsec.addresses import Path
+from xfrmpy.ipsec.sad import SadEntry, SaId
+from xfrmpy.ipsec.spd import SpdEntry
+from xfrmpy.registry import ExchangeType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendDatagram:
+    """`data` has the non-ESP marker where the path needs it."""
+
+    path: Path
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddSa:
+    owner: int
+    tunnel: str
+    child: str
+    entry: SadEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveSa:
+    owner: int
+    tunnel: str
+    child: str
+    sa: SaId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddPolicy:
+    owner: int
+    tunnel: str
+    child: str
+    entry: SpdEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovePolicy:
+    owner: int
+    tunnel: str
+    child: str
+    entry: SpdEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangeStarted:
+    """The first copy of a request has been sent."""
+
+    tunnel: str
+    exchange: ExchangeType
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRetransmitted:
+    """`count` is 1 for the first retransmission, of at most `of`."""
+
+    tunnel: str
+    exchange: ExchangeType
+    path: Path
+    count: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangeRepeated:
+    """The peer wants the exchange to begin again, e.g. with a cookie; `reason` says why."""
+
+    tunnel: str
+    exchange: ExchangeType
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NatDetected:
+    """`ours` and `theirs`: who is behind a NAT; `forced`: encapsulation was asked for by policy."""
+
+    tunnel: str
+    ours: bool
+    theirs: bool
+    forced: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IkeSaEstablished:
+    """Both ends have proved who they are."""
+
+    tunnel: str
+    path: Path
+    suite: str
+    remote_id: str
+    is_initiator: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildSaEstablished:
+    """Both SAs and their policies are in force, and the peer knows it."""
+
+    tunnel: str
+    child: str
+    spi_in: int
+    spi_out: int
+    suite: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildSaClosed:
+    """A Child SA that was established is gone."""
+
+    tunnel: str
+    child: str
+    spi_in: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelClosed:
+    """The IKE SA is gone with all it had. `failure` is None if our operator asked for it.
+
+    `was_established` tells a tunnel that broke from one that did not come up.
+    """
+
+    tunnel: str
+    was_established: bool
+    is_initiator: bool
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRefused:
+    """A peer wanted what our policy does not give; `tunnel` is empty if none was found."""
+
+    tunnel: str
+    path: Path
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatagramDropped:
+    """`detail` is for a log at its most talkative; the reason is what is counted."""
+
+    path: Path
+    reason: DropReason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefectFound:
+    """An exception that should not be: a bug of ours. It cost one SA at most."""
+
+    path: Path
+    datagram: bytes = field(repr=False)
+    traceback: str
+
+
+Output: TypeAlias = (
+    SendDatagram
+    | AddSa
+    | RemoveSa
+    | AddPolicy
+    | RemovePolicy
+    | ExchangeStarted
+    | RequestRetransmitted
+    | ExchangeRepeated
+    | NatDetected
+    | IkeSaEstablished
+    | ChildSaEstablished
+    | ChildSaClosed
+    | TunnelClosed
+    | RequestRefused
+    | DatagramDropped
+    | DefectFound
+)
+DatapathOutput: TypeAlias = AddSa | RemoveSa | AddPolicy | RemovePolicy

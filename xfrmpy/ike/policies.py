@@ -1,0 +1,54 @@
+"""Which SPD entries are in force for whom.
+
+Policies belong to a Child SA lineage: while two IKE SAs of one tunnel overlap, both want the same
+entries, and the one that goes must not take them from the one that stays. A selector has one owner
+at a time, the newest; the entry of an older owner comes back when the newest goes.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from xfrmpy.ike.outputs import AddPolicy, RemovePolicy
+from xfrmpy.ipsec.selectors import Selector
+from xfrmpy.ipsec.spd import PolicyDirection
+
+Place: TypeAlias = tuple[PolicyDirection, Selector]
+
+
+class PolicyBook:
+    """The claims on each direction and selector, oldest first."""
+
+    def __init__(self) -> None:
+        self._claims: dict[Place, list[AddPolicy]] = {}
+        self._places: dict[int, list[Place]] = {}
+
+    def claim(self, wanted: AddPolicy) -> AddPolicy | None:
+        """Enter a claim; returns it if it changes what is in force."""
+        place = (wanted.entry.direction, wanted.entry.selector)
+        claims = self._claims.setdefault(place, [])
+        self._places.setdefault(wanted.owner, []).append(place)
+        changes = not claims or claims[-1].entry != wanted.entry
+        claims.append(wanted)
+        return wanted if changes else None
+
+    def release(self, owner: int) -> list[AddPolicy | RemovePolicy]:
+        """Strike every claim of a Child SA; returns what changes by it."""
+        changes: list[AddPolicy | RemovePolicy] = []
+        for place in self._places.pop(owner, []):
+            claims = self._claims[place]
+            in_force = claims[-1]
+            claims[:] = [claim for claim in claims if claim.owner != owner]
+            if not claims:
+                del self._claims[place]
+                changes.append(
+                    RemovePolicy(
+                        owner=owner,
+                        tunnel=in_force.tunnel,
+                        child=in_force.child,
+                        entry=in_force.entry,
+                    )
+                )
+            elif claims[-1].entry != in_force.entry:
+                changes.append(claims[-1])
+        return changes
