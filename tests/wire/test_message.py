@@ -20,6 +20,7 @@ from xfrmpy.registry import (
 from xfrmpy.wire.cursor import Malformed
 from xfrmpy.wire.message import (
     ENCRYPTED_PREFIX_SIZE,
+    MAX_CLEAR_SIZE,
     MAX_PAYLOADS,
     Message,
     decode_message_untrusted,
@@ -188,6 +189,22 @@ def test_payloads_are_read_up_to_a_limit_only() -> None:
     first, data = encode_payloads((VENDOR,) * (MAX_PAYLOADS + 1))
     with pytest.raises(Malformed, match="more than"):
         decode_payloads_untrusted(first, data)
+
+
+def test_a_message_in_clear_is_read_up_to_a_limit_only() -> None:
+    def padded(size: int) -> bytes:
+        vendor = VendorIdPayload(data=bytes(size - 28 - 4))
+        return encode_message(replace(MESSAGE, payloads=(vendor,)))
+
+    assert len(decode_message_untrusted(padded(MAX_CLEAR_SIZE)).payloads) == 1
+    with pytest.raises(Malformed, match="in clear"):
+        decode_message_untrusted(padded(MAX_CLEAR_SIZE + 1))
+
+
+def test_an_encrypted_message_may_be_as_large_as_a_payload_can() -> None:
+    largest = EncryptedPayload(first_inner=PayloadType.IDI, sealed=bytes(0xFFFF - 4))
+    message = replace(MESSAGE, payloads=(largest,))
+    assert decode_message_untrusted(encode_message(message)) == message
 
 
 @pytest.mark.parametrize("kind", [PayloadType.SK, PayloadType.SKF])

@@ -47,6 +47,7 @@ TRANSFORMS = (
     Transform(type=TransformType.ENCR, id=EncryptionAlgorithm.AES_CBC, key_bits=256),
     Transform(type=TransformType.INTEG, id=12),
 )
+LOW, HIGH = "20010db8000000000000000000000001", "20010db8000000000000000000000002"
 ALL_IPV4 = TrafficSelector.parse("0.0.0.0/0")
 
 
@@ -112,10 +113,7 @@ def proposal(transforms: str, *, mark: int = 0, number: int = 1, count: int = 2)
                     ),
                 )
             ),
-            "02 000000 "
-            + "07 11 0010 0064 0064 c6336442 c6336442 "
-            + "08 00 0028 ffff 0000 20010db8000000000000000000000001 "
-            + "20010db8000000000000000000000002",
+            "02000000 07110010 00640064 c6336442 c6336442 08000028 ffff0000" + LOW + HIGH,
         ),
         (
             ConfigurationPayload(

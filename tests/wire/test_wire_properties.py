@@ -102,8 +102,8 @@ def sa_payloads(draw: st.DrawFn) -> SaPayload:
 
 @st.composite
 def selectors(draw: st.DrawFn) -> TrafficSelector:
-    version = draw(st.sampled_from([4, 6]))
-    start, end = sorted(draw(st.tuples(*[st.ip_addresses(v=version)] * 2)), key=int)
+    addresses = draw(st.sampled_from([st.ip_addresses(v=4), st.ip_addresses(v=6)]))
+    start, end = sorted((draw(addresses), draw(addresses)), key=int)
     ports = draw(st.tuples(u16, u16).map(sorted) | st.just([MAX_PORT, 0]))
     return TrafficSelector(
         protocol=draw(u8),

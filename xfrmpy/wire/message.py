@@ -24,9 +24,14 @@ from xfrmpy.wire.payloads import (
     UnknownPayload,
 )
 
-# Ours: the chain is read before authentication. libreswan stops at 40; IKE_AUTH with certificates,
-# MOBIKE addresses and vendor IDs stays under 30.
+# Ours. libreswan stops at 40; IKE_AUTH with certificates, MOBIKE addresses and vendor IDs stays
+# under 30.
 MAX_PAYLOADS = 64
+
+# Ours: the octets that anybody may have us take apart. At up to 0.8 us an octet for the worst that
+# can stand in them, that is a few milliseconds. IKE_SA_INIT has about 500 octets; one with an
+# 8192-bit public value and certificate requests for 150 authorities stays under 5,000.
+MAX_CLEAR_SIZE = 8192
 
 _GENERIC_HEADER = Struct(">BBH")  # next payload, critical bit, length
 ENCRYPTED_PREFIX_SIZE = HEADER_SIZE + _GENERIC_HEADER.size
@@ -75,6 +80,8 @@ def decode_message_untrusted(data: bytes) -> Message:
         raise Malformed(f"IKE header: version {header.major}.{header.minor}")
     cursor = Cursor(data, header.exchange.name)
     cursor.take(HEADER_SIZE)
+    if len(data) > MAX_CLEAR_SIZE and header.next_payload not in SEALED_DECODERS:
+        raise cursor.malformed(f"{len(data)} octets in clear, more than {MAX_CLEAR_SIZE}")
     payloads = _decode_chain(cursor, header.next_payload)
     sealed = _sealed_payload(payloads)
     return Message(

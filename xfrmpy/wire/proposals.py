@@ -17,8 +17,8 @@ from xfrmpy.registry import (
 )
 from xfrmpy.wire.cursor import Cursor, Members, pack
 
-# Ours: proposals come before authentication. The largest seen are Windows with 18 proposals and
-# strongSwan's default with about 40 transforms in one.
+# Ours. The largest seen are Windows with 18 proposals and strongSwan's default with about 40
+# transforms in one; every one of them is looked at when one is chosen.
 MAX_PROPOSALS = 64
 MAX_TRANSFORMS = 128
 MAX_ATTRIBUTES = 8
