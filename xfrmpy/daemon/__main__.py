@@ -1,0 +1,80 @@
+"""`python -m xfrmpy.daemon`: read the policy, take the runtime directory, run until stopped."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import sys
+from pathlib import Path
+
+from xfrmpy.control.client import runtime_dir
+from xfrmpy.failures import ExitCode, Failure, OperatorError
+from xfrmpy.policy.load import config_path, load_policy
+
+LOCK_NAME = "daemon.lock"
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code, after whatever the daemon had to say on standard error."""
+    options = _parse(arguments)
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(message)s")
+    logging.getLogger("xfrmpy").setLevel(logging.DEBUG if options.verbose else logging.INFO)
+    try:
+        directory = runtime_dir(os.environ)
+        lock = _take(directory)
+        try:
+            _run(directory)
+        finally:
+            os.close(lock)
+    except OperatorError as error:
+        print(_explain(error.failure), file=sys.stderr)
+        return int(error.failure.kind.exit_code)
+    return int(ExitCode.DONE)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="xfrmpy daemon", description="Run the xfrmpy daemon.")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log every datagram")
+    return parser.parse_args(arguments)
+
+
+def _run(directory: Path) -> None:
+    from xfrmpy.daemon.service import Service  # noqa: PLC0415 (a second daemon need not pay)
+
+    loaded = load_policy(config_path(os.environ))
+    for error in loaded.errors:
+        logging.getLogger("xfrmpy.daemon").error("%s", error)
+    for warning in loaded.warnings:
+        logging.getLogger("xfrmpy.daemon").warning("%s", warning)
+    asyncio.run(Service(loaded, directory, os.environ).run())
+
+
+def _take(directory: Path) -> int:
+    """Make the runtime directory ours; the lock goes with the process."""
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        lock = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        reason = f"{directory} cannot be used: {error.strerror}"
+        raise OperatorError("XF4003", reason) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise OperatorError("XF4004", f"a daemon already uses {directory}") from error
+    return lock
+
+
+def _explain(failure: Failure) -> str:
+    lines = [f"{failure.code} {failure.kind.title}: {failure.summary}"]
+    lines += [f"  {label}: {value}" for label, value in failure.evidence]
+    lines += [f"  cause: {cause}" for cause in failure.kind.causes]
+    lines += [f"  try: {fix}" for fix in failure.kind.fixes]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

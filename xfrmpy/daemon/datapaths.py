@@ -1,0 +1,138 @@
+"""Which datapath moves a tunnel's packets: the kernel if it really can, else user space.
+
+Opened when the first tunnel needs it, probed once, and emptied of what an earlier run left behind.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from xfrmpy.crypto.self_test import failed_algorithms
+from xfrmpy.datapath.interface import Capabilities, Datapath, DatapathError
+from xfrmpy.datapath.kernel.datapath import KernelDatapath
+from xfrmpy.datapath.userspace.client import UserspaceDatapath
+from xfrmpy.failures import Failure
+from xfrmpy.ipsec.proposals import Proposal, supported_part, without_algorithms
+from xfrmpy.policy.model import ChildPolicy, DatapathChoice, TunnelPolicy
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A tunnel's policy as this host can keep it.
+
+    `policy.datapath` is decided and proposals that cannot be kept are left out. `reason` says
+    why the datapath of first choice was not taken, if it was not. With a `failure` the
+    tunnel cannot be had at all.
+    """
+
+    policy: TunnelPolicy
+    reason: str = ""
+    failure: Failure | None = None
+
+
+class Datapaths:
+    """See the module."""
+
+    def __init__(self, runtime_dir: Path) -> None:
+        self._runtime_dir = runtime_dir
+        self._kernel: KernelDatapath | None = None
+        self._userspace: UserspaceDatapath | None = None
+        self._capabilities: dict[DatapathChoice, Capabilities | str] = {}
+        self._broken = frozenset(failed_algorithms())
+        if self._broken:
+            log.error("not offered, because their self-test fails: %s", ", ".join(self._broken))
+
+    def place(self, policy: TunnelPolicy) -> Placement:
+        """Decide for a tunnel; opens the datapath that is chosen."""
+        choices = {
+            DatapathChoice.AUTO: (DatapathChoice.KERNEL, DatapathChoice.USERSPACE),
+        }.get(policy.datapath, (policy.datapath,))
+        reasons: list[str] = []
+        for choice in choices:
+            capabilities = self._probe(choice)
+            if isinstance(capabilities, Capabilities):
+                kept = self._restrict(policy, choice, capabilities)
+                if kept is not None:
+                    return Placement(policy=kept, reason="; ".join(reasons))
+            reasons.append(_shortcoming(choice, capabilities))
+        failure = Failure(
+            code="XF3001",
+            summary=f"no datapath can carry {policy.name}",
+            evidence=tuple((c.value, r) for c, r in zip(choices, reasons, strict=True)),
+        )
+        return Placement(policy=policy, failure=failure)
+
+    def of(self, policy: TunnelPolicy) -> Datapath:
+        """The open datapath of a placed policy."""
+        found = self._kernel if policy.datapath is DatapathChoice.KERNEL else self._userspace
+        assert found is not None
+        return found
+
+    def opened(self) -> tuple[Datapath, ...]:
+        return tuple(d for d in (self._kernel, self._userspace) if d is not None)
+
+    def close(self) -> None:
+        """Take everything of ours out of force, and end the workers."""
+        for datapath in self.opened():
+            try:
+                datapath.remove_ours()
+            except DatapathError as error:
+                log.error("cannot clean up the %s datapath: %s", datapath.name, error)
+        if self._userspace is not None:
+            self._userspace.stop()
+        if self._kernel is not None:
+            self._kernel.close()
+
+    def _probe(self, choice: DatapathChoice) -> Capabilities | str:
+        """What a datapath can do, or the sentence why there is none."""
+        if choice not in self._capabilities:
+            try:
+                datapath = self._open(choice)
+                left_over = datapath.remove_ours()
+                if left_over:
+                    log.info("removed %d objects that an earlier run left", left_over)
+                self._capabilities[choice] = datapath.probe()
+            except DatapathError as error:
+                self._capabilities[choice] = str(error)
+        return self._capabilities[choice]
+
+    def _open(self, choice: DatapathChoice) -> Datapath:
+        if choice is DatapathChoice.KERNEL:
+            self._kernel = KernelDatapath.open()
+            return self._kernel
+        self._userspace = UserspaceDatapath.start(self._runtime_dir)
+        return self._userspace
+
+    def _restrict(
+        self, policy: TunnelPolicy, choice: DatapathChoice, can: Capabilities
+    ) -> TunnelPolicy | None:
+        """The policy without what this host cannot do; None if nothing useful is left."""
+        proposals = _kept(without_algorithms(p, self._broken) for p in policy.proposals)
+        children = [self._restrict_child(child, can) for child in policy.children]
+        if not proposals or not all(child.proposals for child in children):
+            return None
+        return replace(policy, datapath=choice, proposals=proposals, children=tuple(children))
+
+    def _restrict_child(self, child: ChildPolicy, can: Capabilities) -> ChildPolicy:
+        if child.mode not in can.modes:
+            return replace(child, proposals=())
+        working = _kept(without_algorithms(p, self._broken) for p in child.proposals)
+        kept = _kept(supported_part(p, can.suites, esn=can.esn) for p in working)
+        return replace(child, proposals=kept)
+
+
+def _kept(proposals: Iterable[Proposal | None]) -> tuple[Proposal, ...]:
+    return tuple(p for p in proposals if p is not None)
+
+
+def _shortcoming(choice: DatapathChoice, capabilities: Capabilities | str) -> str:
+    if isinstance(capabilities, str):
+        return capabilities
+    if "esp" in capabilities.missing:
+        return capabilities.missing["esp"]
+    return f"the {choice.value} datapath knows none of the algorithms that the policy names"

@@ -1,0 +1,187 @@
+"""Where the IKE core and the datapaths meet.
+
+Every input goes to the core; then everything that the core puts out is done, in order, before the
+next input is looked at (`_settle`). What cannot be done is told to the core at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path as FilePath
+
+from xfrmpy.daemon.datapaths import Datapaths
+from xfrmpy.daemon.sockets import IkeSockets
+from xfrmpy.datapath.interface import Datapath, DatapathError, Expired
+from xfrmpy.datapath.kernel.datapath import KernelDatapath, enable_udp_encapsulation
+from xfrmpy.failures import OperatorError
+from xfrmpy.ike.endpoint import IkeEndpoint, IkeSaView
+from xfrmpy.ike.outputs import (
+    AddPolicy,
+    AddSa,
+    DatagramDropped,
+    DatapathOutput,
+    DefectFound,
+    Output,
+    RemovePolicy,
+    RemoveSa,
+    SendDatagram,
+)
+from xfrmpy.ipsec.addresses import IpAddress, Path
+from xfrmpy.policy.model import TunnelPolicy
+
+log = logging.getLogger(__name__)
+
+MAX_REPLAY_FILES = 20
+"""Datagrams that met a defect of ours are kept for the report, so many of them."""
+
+
+class Engine:
+    """See the module. `report` is called with every output that is news about a tunnel."""
+
+    def __init__(
+        self,
+        tunnels: dict[str, TunnelPolicy],
+        sockets: IkeSockets,
+        datapaths: Datapaths,
+        runtime_dir: FilePath,
+        report: Callable[[Output], None],
+    ) -> None:
+        self.drops: Counter[str] = Counter()
+        self._tunnels = tunnels
+        self._sockets = sockets
+        self._datapaths = datapaths
+        self._runtime_dir = runtime_dir
+        self._report = report
+        self._endpoint = IkeEndpoint(tunnels.values(), secrets.token_bytes)
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._defects = 0
+
+    def start(self) -> None:
+        """Listen to the peers and to the datapaths."""
+        for datapath in self._datapaths.opened():
+            self._loop.add_reader(datapath.fileno(), self._read_events, datapath)
+            if isinstance(datapath, KernelDatapath):
+                self._prepare_sockets()
+        for each in self._sockets.all():
+            self._loop.add_reader(each, self._receive, each)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for datapath in self._datapaths.opened():
+            self._loop.remove_reader(datapath.fileno())
+        for each in self._sockets.all():
+            self._loop.remove_reader(each)
+
+    # Commands to the core.
+
+    def initiate(self, tunnel: str, path: Path) -> None:
+        self._endpoint.initiate(tunnel, path, self._loop.time())
+        self._settle()
+
+    def terminate(self, tunnel: str) -> None:
+        self._endpoint.terminate(tunnel, self._loop.time())
+        self._settle()
+
+    def set_peer_addresses(self, tunnel: str, addresses: tuple[IpAddress, ...]) -> None:
+        self._endpoint.set_peer_addresses(tunnel, addresses)
+
+    def ike_sas(self, tunnel: str) -> tuple[IkeSaView, ...]:
+        return self._endpoint.ike_sas(tunnel)
+
+    # Inputs of the core.
+
+    def _receive(self, ready: socket.socket) -> None:
+        for data, path in self._sockets.read(ready):
+            self._endpoint.receive_datagram(data, path, self._loop.time())
+            self._settle()
+
+    def _handle_timeout(self) -> None:
+        self._endpoint.handle_timeout(self._loop.time())
+        self._settle()
+
+    def _read_events(self, datapath: Datapath) -> None:
+        for event in datapath.read_events():
+            log.debug("%s datapath: %s", datapath.name, event)
+            if isinstance(event, Expired) and event.hard:
+                self._endpoint.handle_expire(event.sa, self._loop.time())
+        self._settle()
+
+    # Outputs of the core.
+
+    def _settle(self) -> None:
+        while (output := self._endpoint.next_output()) is not None:
+            self._do(output)
+        self._arm_timer()
+
+    def _do(self, output: Output) -> None:
+        match output:
+            case SendDatagram():
+                self._send(output)
+            case AddSa() | RemoveSa() | AddPolicy() | RemovePolicy():
+                self._put_in_force(output)
+            case DatagramDropped():
+                self.drops[output.reason.value] += 1
+                log.debug("dropped from %s: %s %s", output.path, output.reason, output.detail)
+            case DefectFound():
+                self._keep_defect(output)
+            case _:
+                self._report(output)
+
+    def _send(self, output: SendDatagram) -> None:
+        try:
+            self._sockets.send(output.data, output.path)
+        except OSError as error:
+            # Like a datagram lost on the way: it will be sent again, or given up in its time.
+            self.drops["send-failed"] += 1
+            log.warning("cannot send on %s: %s", output.path, error)
+
+    def _put_in_force(self, output: DatapathOutput) -> None:
+        datapath = self._datapaths.of(self._tunnels[output.tunnel])
+        try:
+            match output:
+                case AddSa():
+                    datapath.add_sa(output.entry)
+                case RemoveSa():
+                    datapath.remove_sa(output.sa)
+                case AddPolicy():
+                    datapath.add_policy(output.entry)
+                case RemovePolicy():
+                    datapath.remove_policy(output.entry)
+        except DatapathError as error:
+            log.error("%s: the %s datapath: %s", output.tunnel, datapath.name, error)
+            if isinstance(output, AddSa | AddPolicy):
+                self._endpoint.handle_failure(output, f"{datapath.name}: {error}")
+
+    def _keep_defect(self, output: DefectFound) -> None:
+        self._defects += 1
+        file = self._runtime_dir / f"defect-{self._defects % MAX_REPLAY_FILES}.datagram"
+        log.critical("a defect met a datagram on %s, kept as %s", output.path, file)
+        log.critical("%s", output.traceback)
+        try:
+            file.write_bytes(output.datagram)
+        except OSError as error:
+            log.error("cannot keep it: %s", error)
+
+    def _arm_timer(self) -> None:
+        due_at = self._endpoint.next_timeout()
+        if self._timer is not None:
+            if due_at == self._timer.when():
+                return
+            self._timer.cancel()
+        self._timer = None if due_at is None else self._loop.call_at(due_at, self._handle_timeout)
+
+    def _prepare_sockets(self) -> None:
+        try:
+            for each in self._sockets.natt_sockets():
+                enable_udp_encapsulation(each)
+        except OSError as error:
+            raise OperatorError(
+                "XF4005", f"the kernel does not take ESP in UDP: {error.strerror}"
+            ) from error

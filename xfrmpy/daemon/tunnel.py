@@ -1,0 +1,45 @@
+"""A tunnel as the daemon holds it: its policy here, who waits for it, and how it last failed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+from xfrmpy.daemon.datapaths import Placement
+from xfrmpy.failures import Failure
+from xfrmpy.ike.outputs import Output
+from xfrmpy.policy.model import TunnelPolicy
+
+
+class Tunnel:
+    """`wanted` says that it is to come back by itself; `attempt` brings it up at this moment."""
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
+        self.wanted = False
+        self.attempt: asyncio.Task[None] | None = None
+        self.last_failure: Failure | None = placement.failure
+        self._listeners: set[asyncio.Queue[Output]] = set()
+
+    @property
+    def policy(self) -> TunnelPolicy:
+        return self.placement.policy
+
+    @property
+    def is_connecting(self) -> bool:
+        return self.attempt is not None and not self.attempt.done()
+
+    @contextlib.contextmanager
+    def listen(self) -> Iterator[asyncio.Queue[Output]]:
+        """Everything that the core reports of this tunnel, from now on."""
+        queue: asyncio.Queue[Output] = asyncio.Queue()
+        self._listeners.add(queue)
+        try:
+            yield queue
+        finally:
+            self._listeners.discard(queue)
+
+    def tell(self, report: Output) -> None:
+        for queue in self._listeners:
+            queue.put_nowait(report)

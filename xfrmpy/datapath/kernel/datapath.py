@@ -1,0 +1,310 @@
+"""The kernel as a datapath: XFRM does ESP, we keep its SAD and SPD.
+
+Decides how the contract of `interface.py` maps to requests, whose an object is, and how lost
+events are made good. Nothing is ever flushed; an object that is not ours is neither replaced nor
+removed, whatever its id or selector. What a message looks like is in `entries.py` and below.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import TypeVar
+
+from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event, Expired
+from xfrmpy.datapath.kernel import entries
+from xfrmpy.datapath.kernel.messages import Attribute, Group, Message, MessageType, Values
+from xfrmpy.datapath.kernel.netlink import NetlinkSocket, Request
+from xfrmpy.datapath.kernel.probe import probe
+from xfrmpy.datapath.kernel.structs import UnreadableMessage
+from xfrmpy.datapath.routes import RouteOwner, Routes
+from xfrmpy.ipsec.sad import Mode, SadEntry, SaId, Usage
+from xfrmpy.ipsec.selectors import Selector
+from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
+
+_UDP_ENCAP = 100  # <linux/udp.h>
+_UDP_ENCAP_ESPINUDP = 2
+
+
+def enable_udp_encapsulation(sock: socket.socket) -> None:
+    """Make the kernel take ESP out of the datagrams of a UDP socket (RFC 3948).
+
+    Datagrams with a non-ESP marker, and keepalives, still reach the socket. Raises `OSError`.
+    """
+    sock.setsockopt(socket.IPPROTO_UDP, _UDP_ENCAP, _UDP_ENCAP_ESPINUDP)
+
+
+class KernelDatapath:
+    """XFRM of the network namespace of the thread that opens it; see `Datapath`."""
+
+    name = "kernel"
+
+    def __init__(self, requests: NetlinkSocket, events: NetlinkSocket, routes: Routes) -> None:
+        self._requests = requests
+        self._events = events
+        self._routes = routes
+        self._sas: dict[SaId, int] = {}  # the reqids of those in force, to notice lost events
+        self._routed: set[Selector] = set()  # of the OUT policies that have a route
+        self._taken: set[int] = set()  # the indices of our policies
+
+    @classmethod
+    def open(cls) -> KernelDatapath:
+        """Raises `DatapathError` where the kernel has no XFRM, or we have no right to it.
+
+        What an earlier process left in force is taken over, with its routes.
+        """
+        with ExitStack() as stack:
+            requests = stack.enter_context(closing(NetlinkSocket()))
+            events = stack.enter_context(closing(NetlinkSocket(tuple(Group))))
+            routes = stack.enter_context(closing(Routes(RouteOwner.KERNEL)))
+            opened = cls(requests, events, routes)
+            opened._adopt()
+            stack.pop_all()
+        return opened
+
+    def probe(self) -> Capabilities:
+        return probe(self._requests)
+
+    def add_sa(self, entry: SadEntry) -> None:
+        self._requests.ask(Request(entries.encode_sa(entry), f"add {entry.id}", create=True))
+        self._sas[entry.id] = entry.reqid
+
+    def update_sa(self, entry: SadEntry) -> None:
+        what = f"update {entry.id}"
+        current = self._our_sa(entry.id, what)
+        old = entries.decode_sa(current)
+        same_shape = (old.encapsulation is None) == (entry.encapsulation is None)
+        if old.source == entry.source and same_shape:
+            update = entries.encode_sa(entry, MessageType.UPDSA)
+            self._requests.ask(Request(update, what))
+            return
+        # The kernel cannot change a source, nor whether there is encapsulation: the SA is made
+        # again with its counters, in one send so that no packet finds it missing for long.
+        fresh = entries.encode_sa(entry)
+        fresh.attributes[Attribute.REPLAY_ESN_VAL] = current.attributes[Attribute.REPLAY_ESN_VAL]
+        fresh.attributes[Attribute.LTIME_VAL] = _current_lifetime(current)
+        delete = entries.encode_sa_id(entry.id, MessageType.DELSA)
+        for reply in self._requests.exchange(
+            [Request(delete, what), Request(fresh, what, create=True)]
+        ):
+            reply.unless()
+
+    def remove_sa(self, sa: SaId) -> None:
+        what = f"remove {sa}"
+        self._sas.pop(sa, None)
+        with _gone_is_fine():
+            self._our_sa(sa, what)
+            self._requests.ask(Request(entries.encode_sa_id(sa, MessageType.DELSA), what))
+
+    def add_policy(self, entry: SpdEntry) -> None:
+        what = f"add the {entry.direction} policy {entry.selector}"
+        index = self._free_index(entry)
+        new = Request(entries.encode_policy(entry, index), what, create=True)
+        if self._requests.exchange([new])[0].unless(errno.EEXIST).error is not None:
+            self._replace_policy(entry, new)
+        self._taken.add(index)
+        try:
+            self._set_route(entry)
+        except DatapathError:
+            self.remove_policy(entry)
+            raise
+
+    def remove_policy(self, entry: SpdEntry) -> None:
+        self._drop_route(entry)
+        what = f"remove the {entry.direction} policy {entry.selector}"
+        with _gone_is_fine():
+            found = self._our_policy(entry, what)
+            self._requests.ask(Request(entries.encode_policy_index(found), what))
+            self._taken.discard(found.body["index"])
+
+    def usage(self, sa: SaId) -> Usage:
+        return entries.decode_usage(self._our_sa(sa, f"read the usage of {sa}"), time.time())
+
+    def dump(self) -> Dump:
+        return Dump(
+            sad=tuple(_readable(entries.decode_sa, self._dump_sas())),
+            spd=tuple(_readable(entries.decode_policy, self._dump_policies())),
+        )
+
+    def remove_ours(self) -> int:
+        self._routes.remove_all()
+        sas = self._dump_sas() + self._claim_larval()
+        deletions = [entries.encode_policy_index(policy) for policy in self._dump_policies()]
+        deletions += [_deletion(sa) for sa in sas]
+        replies = self._requests.exchange([Request(d, "remove what is ours") for d in deletions])
+        for known in (self._sas, self._routed, self._taken):
+            known.clear()
+        return sum(reply.unless(*_GONE).error is None for reply in replies)
+
+    def fileno(self) -> int:
+        return self._events.fileno()
+
+    def read_events(self) -> tuple[Event, ...]:
+        events: list[Event] = []
+        while not self._drain(events):
+            events += self._missed_events()
+        for event in events:
+            if isinstance(event, Expired) and event.hard:
+                self._sas.pop(event.sa, None)
+        return tuple(events)
+
+    def close(self) -> None:
+        for held in (self._requests, self._events, self._routes):
+            held.close()
+
+    def _adopt(self) -> None:
+        """Know what is in force since before this process, and mend its routes."""
+        for sa in self._dump_sas():
+            self._sas[entries.decode_sa_id(sa.body)] = sa.body["reqid"]
+        policies = self._dump_policies()
+        self._taken.update(policy.body["index"] for policy in policies)
+        for entry in _readable(entries.decode_policy, policies):
+            with suppress(DatapathError):  # the way to the peer may be down just now
+                self._set_route(entry)
+
+    def _our_sa(self, sa: SaId, what: str) -> Message:
+        found = self._requests.ask(Request(entries.encode_sa_id(sa, MessageType.GETSA), what))
+        if not found or not entries.is_our_sa(found[0]):
+            raise DatapathError(f"cannot {what}: it is another program's", errno.ESRCH)
+        return found[0]
+
+    def _our_policy(self, entry: SpdEntry, what: str) -> Message:
+        get = entries.encode_policy_id(entry, MessageType.GETPOLICY)
+        found = self._requests.ask(Request(get, what))
+        if not found or not entries.is_our_policy(found[0]):
+            raise DatapathError(
+                f"cannot {what}: another program has a policy of this direction and selector",
+                errno.ENOENT,
+            )
+        return found[0]
+
+    def _replace_policy(self, entry: SpdEntry, new: Request) -> None:
+        found = self._our_policy(entry, new.what)
+        if entry.template is None and found.body["index"] not in entries.OUR_INDICES:
+            # A replaced policy keeps its index, and by this one it would not be ours.
+            delete = Request(entries.encode_policy_index(found), new.what)
+            requests = [delete, new]
+        else:
+            requests = [Request(entries.encode_policy(entry, replace=True), new.what)]
+        for reply in self._requests.exchange(requests):
+            reply.unless()
+
+    def _free_index(self, entry: SpdEntry) -> int:
+        """An index that marks a policy without a template as ours; 0 for one that has a reqid."""
+        if entry.template is not None:
+            return 0
+        candidates = (entries.policy_index(n, entry.direction) for n in itertools.count())
+        return next(index for index in candidates if index not in self._taken)
+
+    def _set_route(self, entry: SpdEntry) -> None:
+        template = entry.template
+        if entry.direction is not PolicyDirection.OUT:
+            return
+        if template is None or template.mode is not Mode.TUNNEL:
+            self._drop_route(entry)  # this one may replace one that had a route
+            return
+        source, destination = entry.selector.source, entry.selector.destination
+        via = self._routes.outer_path(template.source, template.destination)
+        self._routes.add(destination, local=source, via=via)
+        if entry.selector in self._routed:
+            self._routes.remove(destination)
+        self._routed.add(entry.selector)
+
+    def _drop_route(self, entry: SpdEntry) -> None:
+        if entry.direction is PolicyDirection.OUT and entry.selector in self._routed:
+            self._routes.remove(entry.selector.destination)
+            self._routed.remove(entry.selector)
+
+    def _dump_sas(self) -> list[Message]:
+        return [sa for sa in self._dump_states() if not entries.is_larval(sa)]
+
+    def _dump_states(self) -> list[Message]:
+        """Our SAs, and the larval ones that stand for an acquire of ours."""
+        request = Request(Message(type=MessageType.GETSA), "list the SAs", dump=True)
+        return [sa for sa in self._requests.ask(request) if entries.is_our_sa(sa)]
+
+    def _dump_policies(self) -> list[Message]:
+        request = Request(Message(type=MessageType.GETPOLICY), "list the policies", dump=True)
+        return [policy for policy in self._requests.ask(request) if entries.is_our_policy(policy)]
+
+    def _claim_larval(self) -> list[Message]:
+        """Give the larval SAs of ours SPIs, so that they can be removed; else they last 30 s."""
+        larval = [sa for sa in self._dump_states() if entries.is_larval(sa)]
+        replies = self._requests.exchange(
+            [
+                Request(entries.encode_larval_spi(sa, _LARVAL_SPI + n), "remove what is ours")
+                for n, sa in enumerate(larval)
+            ]
+        )
+        return [message for reply in replies for message in reply.messages]
+
+    def _drain(self, events: list[Event]) -> bool:
+        """Read what waits into `events`; whether nothing was lost before it."""
+        try:
+            for message in self._events.notifications():
+                decode = _EVENTS.get(message.type)
+                event = decode(message) if decode is not None else None
+                if event is not None:
+                    events.append(event)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise DatapathError(f"cannot read the events: {error}", error.errno) from error
+            return False
+        return True
+
+    def _missed_events(self) -> list[Event]:
+        """What the SAD tells of the events that were lost; some may be told twice.
+
+        A change of mapping is told again by the kernel with the next packet.
+        """
+        states = self._dump_states()
+        missed: list[Event] = [entries.decode_larval(s) for s in states if entries.is_larval(s)]
+        alive = {entries.decode_sa_id(s.body): s for s in states if not entries.is_larval(s)}
+        now = time.time()
+        for sa, reqid in self._sas.items():
+            if sa not in alive or entries.is_past_soft_limit(alive[sa], now):
+                missed.append(Expired(sa=sa, reqid=reqid, hard=sa not in alive))
+        return missed
+
+
+_GONE = (errno.ENOENT, errno.ESRCH)
+
+_LARVAL_SPI = 0x58460000
+
+_EVENTS: dict[int, Callable[[Message], Event | None]] = {
+    MessageType.ACQUIRE: entries.decode_acquire,
+    MessageType.EXPIRE: entries.decode_expire,
+    MessageType.MAPPING: entries.decode_mapping,
+}
+
+_T = TypeVar("_T")
+
+
+@contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except DatapathError as error:
+        if error.errno not in _GONE:
+            raise
+
+
+def _readable(decode: Callable[[Message], _T], messages: Iterable[Message]) -> Iterator[_T]:
+    """What can be read; the rest has our reqid but is not of our making, and only `remove_ours`
+    takes notice of it."""
+    for message in messages:
+        with suppress(UnreadableMessage):
+            yield decode(message)
+
+
+def _deletion(sa: Message) -> Message:
+    return entries.encode_sa_id(entries.decode_sa_id(sa.body), MessageType.DELSA)
+
+
+def _current_lifetime(sa: Message) -> Values:
+    prefix = "curlft_"
+    return {n.removeprefix(prefix): v for n, v in sa.body.items() if n.startswith(prefix)}

@@ -1,0 +1,444 @@
+"""SAD and SPD entries <-> NETLINK_XFRM values: what each field of the kernel's means to us.
+
+What is not told by the kernel's own fields must survive a crash of ours, so it is written into the
+kernel: an SA or a PROTECT policy is ours by its reqid (`OUR_REQIDS`), another policy by its index
+(`OUR_INDICES`); an SA is outbound if it puts `OUR_MARK` on its packets, which also keeps them off
+our own routes. Read RFC 4301 sections 4.4.1 and 4.4.2, and RFC 3948 for the encapsulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from socket import AF_INET, AF_INET6, IPPROTO_AH, IPPROTO_ESP
+from typing import TypeVar
+
+from xfrmpy.datapath.interface import Acquire, Expired, MappingChanged
+from xfrmpy.datapath.kernel.messages import Attribute, Message, MessageType, Values
+from xfrmpy.datapath.kernel.structs import UnreadableMessage
+from xfrmpy.datapath.routes import OUR_MARK
+from xfrmpy.ipsec.addresses import IpAddress, IpNetwork, SocketAddress
+from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
+from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.sad import (
+    OUR_REQIDS,
+    Direction,
+    Lifetime,
+    Mode,
+    SadEntry,
+    SaId,
+    UdpEncapsulation,
+    Usage,
+)
+from xfrmpy.ipsec.selectors import MAX_PORT, MaskedPort, Selector, TrafficSelector
+from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template
+from xfrmpy.registry import ProtocolId
+
+# The kernel's numbers, <linux/xfrm.h>.
+_PROTOCOLS = {ProtocolId.ESP: IPPROTO_ESP, ProtocolId.AH: IPPROTO_AH}
+_MODES = {Mode.TRANSPORT: 0, Mode.TUNNEL: 1}
+_DIRECTIONS = {PolicyDirection.IN: 0, PolicyDirection.OUT: 1, PolicyDirection.FORWARD: 2}
+_ALLOW, _BLOCK = 0, 1
+_AF_UNSPEC, _ESN = 32, 128  # XFRM_STATE_*
+_INFINITE = (1 << 64) - 1  # XFRM_INF
+_ESP_IN_UDP = 2  # UDP_ENCAP_ESPINUDP of <linux/udp.h>
+_ANY_ALGORITHM = 0xFFFFFFFF
+
+OUR_INDICES = range(OUR_REQIDS.start, OUR_REQIDS.stop)
+"""Of policies without a template, and so without a reqid. The kernel numbers policies upwards from
+zero unless it is given a number; the lower three bits must be the direction."""
+
+_PORT_PROTOCOLS = frozenset({6, 17, 33, 132, 136})  # TCP, UDP, DCCP, SCTP, UDP-Lite
+
+
+def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message:
+    """The message that puts `entry` in force (NEWSA) or replaces it (UPDSA)."""
+    body = {
+        "id_daddr": entry.destination.packed,
+        "id_spi": entry.spi,
+        "id_proto": _PROTOCOLS[entry.protocol],
+        "saddr": entry.source.packed,
+        "reqid": entry.reqid,
+        "family": _family(entry.destination),
+        "mode": _MODES[entry.mode],
+        # No selector of its own: what may pass is the SPD's business, of either inner family.
+        "flags": _AF_UNSPEC | (_ESN if entry.suite.esn else 0),
+        **_encode_lifetime(entry.lifetime),
+    }
+    attributes: dict[int, Values] = {
+        **_encode_suite(entry),
+        # The only way to a window of more than 32 packets, with or without ESN.
+        Attribute.REPLAY_ESN_VAL: {
+            "bmp_len": (bitmap := (entry.replay_window + 31) // 32),
+            "replay_window": entry.replay_window,
+            "bmp": bytes(4 * bitmap),
+        },
+    }
+    if entry.encapsulation is not None:
+        attributes[Attribute.ENCAP] = {
+            "encap_type": _ESP_IN_UDP,
+            "encap_sport": entry.encapsulation.source_port,
+            "encap_dport": entry.encapsulation.destination_port,
+        }
+    if entry.direction is Direction.OUT:
+        attributes[Attribute.SET_MARK] = {"value": OUR_MARK}
+    return Message(type=kind, body=body, attributes=attributes)
+
+
+def decode_sa(message: Message) -> SadEntry:
+    """The inverse of `encode_sa`. Raises `UnreadableMessage` for what we could not have added."""
+    body, attributes = message.body, message.attributes
+    family = body["family"]
+    try:
+        return SadEntry(
+            direction=Direction.OUT if is_outbound(message) else Direction.IN,
+            spi=body["id_spi"],
+            source=_address(family, body["saddr"]),
+            destination=_address(family, body["id_daddr"]),
+            reqid=body["reqid"],
+            protocol=_decoded(_PROTOCOLS, body["id_proto"]),
+            mode=_decoded(_MODES, body["mode"]),
+            replay_window=attributes[Attribute.REPLAY_ESN_VAL]["replay_window"],
+            encapsulation=_decode_encapsulation(attributes.get(Attribute.ENCAP)),
+            lifetime=_decode_lifetime(body),
+            **_decode_suite(message),
+        )
+    except (KeyError, ValueError) as error:
+        raise UnreadableMessage(f"the kernel has an SA that is not like ours: {error!r}") from error
+
+
+def is_outbound(message: Message) -> bool:
+    """Which way an SA of ours works: see the module."""
+    return bool(message.attributes.get(Attribute.SET_MARK, {}).get("value") == OUR_MARK)
+
+
+def encode_sa_id(sa: SaId, kind: MessageType) -> Message:
+    """GETSA or DELSA of one SA."""
+    body = {
+        "daddr": sa.destination.packed,
+        "spi": sa.spi,
+        "family": _family(sa.destination),
+        "proto": _PROTOCOLS[sa.protocol],
+    }
+    return Message(type=kind, body=body)
+
+
+def decode_sa_id(body: Values) -> SaId:
+    """The id of the SA of a NEWSA message's body."""
+    return SaId(
+        spi=body["id_spi"],
+        protocol=_decoded(_PROTOCOLS, body["id_proto"]),
+        destination=_address(body["family"], body["id_daddr"]),
+    )
+
+
+def is_our_sa(message: Message) -> bool:
+    return message.body["reqid"] in OUR_REQIDS
+
+
+def is_larval(message: Message) -> bool:
+    """Whether this is no SA but the kernel's note that one has been asked for (an acquire)."""
+    return bool(message.body["id_spi"] == 0)
+
+
+def encode_larval_spi(larval: Message, spi: int) -> Message:
+    """Give a larval SA an SPI, without which it cannot be deleted."""
+    info = {f"info_{name}": value for name, value in larval.body.items()}
+    return Message(type=MessageType.ALLOCSPI, body={**info, "min": spi, "max": spi})
+
+
+def decode_usage(message: Message, now: float) -> Usage:
+    """What an SA has carried; `now` is the wall clock's, as the kernel's "last used" is."""
+    body = message.body
+    used = message.attributes.get(Attribute.LASTUSED, {}).get("value", 0)
+    return Usage(
+        octets=body["curlft_bytes"],
+        packets=body["curlft_packets"],
+        replayed=body["stats_replay"] + body["stats_replay_window"],
+        integrity_failed=body["stats_integrity_failed"],
+        seconds_idle=max(0.0, now - used) if used and body["curlft_packets"] else None,
+    )
+
+
+def is_past_soft_limit(message: Message, now: float) -> bool:
+    """Whether an SA has met its soft limit by the wall clock's `now`."""
+    body = message.body
+    seconds = body["lft_soft_add_expires_seconds"]
+    return bool(
+        body["curlft_bytes"] >= body["lft_soft_byte_limit"]
+        or body["curlft_packets"] >= body["lft_soft_packet_limit"]
+        or (seconds and now - body["curlft_add_time"] >= seconds)
+    )
+
+
+def encode_policy(entry: SpdEntry, index: int = 0, *, replace: bool = False) -> Message:
+    """The message that puts `entry` in force; `index` 0 lets the kernel number it."""
+    body = {
+        **_encode_selector(entry.selector),
+        **_encode_lifetime(Lifetime()),
+        "priority": entry.priority,
+        "index": index,
+        "dir": _DIRECTIONS[entry.direction],
+        "action": _BLOCK if entry.action is Action.DISCARD else _ALLOW,
+    }
+    template = entry.template
+    attributes: dict[int, tuple[Values, ...]] = {}
+    if template is not None:
+        attributes[Attribute.TMPL] = (_encode_template(template),)
+    kind = MessageType.UPDPOLICY if replace else MessageType.NEWPOLICY
+    return Message(type=kind, body=body, attributes=attributes)
+
+
+def decode_policy(message: Message) -> SpdEntry:
+    """The inverse of `encode_policy`. Raises `UnreadableMessage` for what we never add."""
+    body = message.body
+    templates = message.attributes.get(Attribute.TMPL, ())
+    try:
+        action = Action.DISCARD if body["action"] == _BLOCK else Action.BYPASS
+        return SpdEntry(
+            direction=_decoded(_DIRECTIONS, body["dir"]),
+            selector=_decode_selector(body),
+            action=Action.PROTECT if templates else action,
+            priority=body["priority"],
+            template=_decode_template(templates[0]) if templates else None,
+        )
+    except (KeyError, ValueError) as error:
+        what = f"the kernel has a policy that is not like ours: {error!r}"
+        raise UnreadableMessage(what) from error
+
+
+def encode_policy_id(entry: SpdEntry, kind: MessageType) -> Message:
+    """GETPOLICY or DELPOLICY by direction and selector."""
+    body = {**_encode_selector(entry.selector), "dir": _DIRECTIONS[entry.direction]}
+    return Message(type=kind, body=body)
+
+
+def encode_policy_index(policy: Message) -> Message:
+    """DELPOLICY of exactly the policy that a dump showed."""
+    body = {"index": policy.body["index"], "dir": policy.body["dir"]}
+    return Message(type=MessageType.DELPOLICY, body=body)
+
+
+def policy_index(number: int, direction: PolicyDirection) -> int:
+    """The `number`-th index of ours for a policy of one direction."""
+    return OUR_INDICES[(number * 8 + _DIRECTIONS[direction]) % len(OUR_INDICES)]
+
+
+def is_our_policy(message: Message) -> bool:
+    """See the module."""
+    templates = message.attributes.get(Attribute.TMPL, ())
+    if not templates:
+        return message.body["index"] in OUR_INDICES
+    return any(template["reqid"] in OUR_REQIDS for template in templates)
+
+
+def decode_acquire(message: Message) -> Acquire | None:
+    """None for an acquire that is another program's."""
+    templates = message.attributes.get(Attribute.TMPL, ())
+    reqid = next((t["reqid"] for t in templates if t["reqid"] in OUR_REQIDS), None)
+    return None if reqid is None else _acquire(reqid, message.body)
+
+
+def decode_larval(message: Message) -> Acquire:
+    """The acquire that a larval SA stands for."""
+    return _acquire(message.body["reqid"], message.body)
+
+
+def decode_expire(message: Message) -> Expired | None:
+    """None for another program's SA, and for a larval one."""
+    body = message.body
+    if body["state_reqid"] not in OUR_REQIDS or body["state_id_spi"] == 0:
+        return None
+    state = {name.removeprefix("state_"): value for name, value in body.items()}
+    return Expired(sa=decode_sa_id(state), reqid=body["state_reqid"], hard=bool(body["hard"]))
+
+
+def decode_mapping(message: Message) -> MappingChanged | None:
+    """None for another program's SA."""
+    body = message.body
+    if body["reqid"] not in OUR_REQIDS:
+        return None
+    family = body["id_family"]
+    return MappingChanged(
+        sa=SaId(
+            spi=body["id_spi"],
+            protocol=_decoded(_PROTOCOLS, body["id_proto"]),
+            destination=_address(family, body["id_daddr"]),
+        ),
+        reqid=body["reqid"],
+        old=SocketAddress(_address(family, body["old_saddr"]), body["old_sport"]),
+        new=SocketAddress(_address(family, body["new_saddr"]), body["new_sport"]),
+    )
+
+
+def _encode_suite(entry: SadEntry) -> dict[int, Values]:
+    cipher, integrity = entry.suite.cipher, entry.suite.integrity
+    algorithm = {
+        "alg_name": cipher.kernel_name.encode(),
+        "alg_key_len": cipher.keymat * 8,
+        "alg_key": entry.encryption_key,
+    }
+    if integrity is None:
+        return {Attribute.ALG_AEAD: {**algorithm, "alg_icv_len": cipher.icv * 8}}
+    authentication = {
+        "alg_name": integrity.kernel_name.encode(),
+        "alg_key_len": integrity.key * 8,
+        "alg_trunc_len": integrity.icv * 8,
+        "alg_key": entry.integrity_key,
+    }
+    return {Attribute.ALG_CRYPT: algorithm, Attribute.ALG_AUTH_TRUNC: authentication}
+
+
+_CIPHERS = {(c.kernel_name, c.keymat * 8, c.icv * 8): c for c in CIPHERS}
+_INTEGRITY = {(i.kernel_name, i.key * 8, i.icv * 8): i for i in INTEGRITY}
+
+
+def _decode_suite(message: Message) -> Values:
+    """The suite and the keys, by the names of `SadEntry`. Raises `KeyError`."""
+    esn = bool(message.body["flags"] & _ESN)
+    aead = message.attributes.get(Attribute.ALG_AEAD)
+    if aead is not None:
+        cipher = _CIPHERS[_name(aead), aead["alg_key_len"], aead["alg_icv_len"]]
+        suite = EspSuite(cipher=cipher, integrity=None, esn=esn)
+        return {"suite": suite, "encryption_key": aead["alg_key"]}
+    crypt = message.attributes[Attribute.ALG_CRYPT]
+    auth = message.attributes[Attribute.ALG_AUTH_TRUNC]
+    cipher = _CIPHERS[_name(crypt), crypt["alg_key_len"], 0]
+    integrity = _INTEGRITY[_name(auth), auth["alg_key_len"], auth["alg_trunc_len"]]
+    return {
+        "suite": EspSuite(cipher=cipher, integrity=integrity, esn=esn),
+        "encryption_key": crypt["alg_key"],
+        "integrity_key": auth["alg_key"],
+    }
+
+
+def _name(algorithm: Values) -> str:
+    return str(algorithm["alg_name"].rstrip(b"\0").decode("ascii", "replace"))
+
+
+def _decode_encapsulation(values: Values | None) -> UdpEncapsulation | None:
+    if values is None:
+        return None
+    if values["encap_type"] != _ESP_IN_UDP:
+        raise ValueError(f"encapsulation {values['encap_type']}")
+    return UdpEncapsulation(values["encap_sport"], values["encap_dport"])
+
+
+_LIMITS = {
+    "lft_soft_byte_limit": ("soft_bytes", _INFINITE),
+    "lft_hard_byte_limit": ("hard_bytes", _INFINITE),
+    "lft_soft_packet_limit": ("soft_packets", _INFINITE),
+    "lft_hard_packet_limit": ("hard_packets", _INFINITE),
+    "lft_soft_add_expires_seconds": ("soft_seconds", 0),
+    "lft_hard_add_expires_seconds": ("hard_seconds", 0),
+}
+"""The kernel's field: the field of `Lifetime`, and the number that stands for "no limit"."""
+
+
+def _encode_lifetime(lifetime: Lifetime) -> Values:
+    values: Values = {}
+    for field, (name, none) in _LIMITS.items():
+        limit = getattr(lifetime, name)
+        values[field] = none if limit is None else limit
+    return values
+
+
+def _decode_lifetime(body: Values) -> Lifetime:
+    return Lifetime(
+        **{
+            name: None if body[field] == none else body[field]
+            for field, (name, none) in _LIMITS.items()
+        }
+    )
+
+
+def _encode_selector(selector: Selector) -> Values:
+    return {
+        "sel_daddr": selector.destination.network_address.packed,
+        "sel_saddr": selector.source.network_address.packed,
+        "sel_dport": selector.destination_port.value,
+        "sel_dport_mask": selector.destination_port.mask,
+        "sel_sport": selector.source_port.value,
+        "sel_sport_mask": selector.source_port.mask,
+        "sel_family": _family(selector.source.network_address),
+        "sel_prefixlen_d": selector.destination.prefixlen,
+        "sel_prefixlen_s": selector.source.prefixlen,
+        "sel_proto": selector.protocol,
+    }
+
+
+def _decode_selector(body: Values) -> Selector:
+    family = body["sel_family"]
+    return Selector(
+        source=_network(family, body["sel_saddr"], body["sel_prefixlen_s"]),
+        destination=_network(family, body["sel_daddr"], body["sel_prefixlen_d"]),
+        protocol=body["sel_proto"],
+        source_port=MaskedPort(body["sel_sport"], body["sel_sport_mask"]),
+        destination_port=MaskedPort(body["sel_dport"], body["sel_dport_mask"]),
+    )
+
+
+def _encode_template(template: Template) -> Values:
+    return {
+        "id_daddr": template.destination.packed,
+        "id_proto": _PROTOCOLS[template.protocol],
+        "family": _family(template.destination),
+        "saddr": template.source.packed,
+        "reqid": template.reqid,
+        "mode": _MODES[template.mode],
+        "aalgos": _ANY_ALGORITHM,
+        "ealgos": _ANY_ALGORITHM,
+        "calgos": _ANY_ALGORITHM,
+    }
+
+
+def _decode_template(values: Values) -> Template:
+    return Template(
+        source=_address(values["family"], values["saddr"]),
+        destination=_address(values["family"], values["id_daddr"]),
+        reqid=values["reqid"],
+        protocol=_decoded(_PROTOCOLS, values["id_proto"]),
+        mode=_decoded(_MODES, values["mode"]),
+    )
+
+
+def _acquire(reqid: int, body: Values) -> Acquire:
+    has_ports = body["sel_proto"] in _PORT_PROTOCOLS
+    source, destination = (
+        TrafficSelector(
+            protocol=body["sel_proto"],
+            start_port=body[f"sel_{end}port"] if has_ports else 0,
+            end_port=body[f"sel_{end}port"] if has_ports else MAX_PORT,
+            start_address=(address := _address(body["sel_family"], body[f"sel_{end}addr"])),
+            end_address=address,
+        )
+        for end in ("s", "d")
+    )
+    return Acquire(reqid=reqid, source=source, destination=destination)
+
+
+def _family(address: IpAddress) -> int:
+    return AF_INET if address.version == 4 else AF_INET6
+
+
+def _address(family: int, octets: bytes) -> IpAddress:
+    if family == AF_INET:
+        return IPv4Address(octets[:4])
+    if family == AF_INET6:
+        return IPv6Address(octets)
+    raise UnreadableMessage(f"the kernel sent an address of family {family}")
+
+
+def _network(family: int, octets: bytes, prefixlen: int) -> IpNetwork:
+    return ip_network((_address(family, octets).packed, prefixlen))
+
+
+_T = TypeVar("_T")
+
+
+def _decoded(table: Mapping[_T, int], number: int) -> _T:
+    """The key of a kernel's number in one of the tables above."""
+    for key, value in table.items():
+        if value == number:
+            return key
+    raise UnreadableMessage(f"the kernel sent {number} where one of {[*table.values()]} is due")

@@ -1,0 +1,214 @@
+"""The netlink socket: requests with their answers, dumps, and notifications; never blocks.
+
+The kernel works while we send: when `sendto` returns, every acknowledgement waits in the socket,
+and a dump goes on each time we read. So requests are synchronous without ever waiting. Every error
+has the kernel's own sentence if it gives one (extended acknowledgements). RFC 3549 is the idea of
+the header; <linux/netlink.h> the numbers. Which messages there are is not known here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from socket import AF_NETLINK, SO_RCVBUF, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW, SOL_SOCKET, socket
+
+from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.kernel.messages import (
+    Message,
+    decode_message,
+    encode_message,
+    split_attributes,
+)
+from xfrmpy.datapath.kernel.structs import UnreadableMessage
+
+NETLINK_XFRM = 6
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
+_ERROR = struct.Struct("=i")
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_REQUEST, _ACK, _ACK_TLVS = 0x1, 0x4, 0x200
+_DUMP, _EXCLUSIVE, _CREATE = 0x300, 0x200, 0x400
+_ACK_MESSAGE = 1  # NLMSGERR_ATTR_MSG
+_SOL_NETLINK = 270
+_ADD_MEMBERSHIP, _CAP_ACK, _EXT_ACK = 1, 10, 11
+_RECEIVE_BUFFER_FORCE = 33  # SO_RCVBUFFORCE
+
+_BUFFER = 4 << 20
+"""Octets, of the kernel's in each direction: room for some 10,000 notifications."""
+_DATAGRAM = 1 << 16
+"""The kernel's dumps come in pieces of at most 32 KiB."""
+_BATCH = 100
+"""Requests in one send: beyond it nothing is gained (measured), and answers need buffer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One message to the kernel; `what` completes "cannot ..." in an error."""
+
+    message: Message
+    what: str
+    create: bool = False
+    dump: bool = False
+
+
+@dataclass(slots=True)
+class Reply:
+    """What came back for one request: messages, and the error if it was refused."""
+
+    request: Request
+    messages: list[Message] = field(default_factory=list)
+    error: DatapathError | None = None
+    done: bool = False
+
+    def unless(self, *codes: int) -> Reply:
+        """Itself; raises the error unless it is one of `codes` (from `errno`)."""
+        if self.error is not None and self.error.errno not in codes:
+            raise self.error
+        return self
+
+
+class NetlinkSocket:
+    """A NETLINK_XFRM socket of the caller's network namespace. Raises `DatapathError`."""
+
+    def __init__(self, groups: Sequence[int] = ()) -> None:
+        try:
+            self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_XFRM)
+        except OSError as error:
+            raise DatapathError(f"the kernel has no IPsec (XFRM): {error}", error.errno) from error
+        try:
+            self._prepare(groups)
+        except OSError as error:
+            self._socket.close()
+            raise _refused("listen to the kernel's IPsec (XFRM)", error.errno or 0) from error
+        self._sequence = 0
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def ask(self, request: Request) -> list[Message]:
+        """Send one request; returns what the kernel answers. Raises `DatapathError`."""
+        return self.exchange([request])[0].unless().messages
+
+    def exchange(self, requests: Sequence[Request]) -> list[Reply]:
+        """Send requests, up to a hundred at a time; one reply for each, in their order.
+
+        A refusal is in its reply. Dumps go alone: the kernel serves one at a time.
+        """
+        replies: list[Reply] = []
+        for start in range(0, len(requests), _BATCH):
+            replies += self._exchange(requests[start : start + _BATCH])
+        return replies
+
+    def notifications(self) -> Iterator[Message]:
+        """What waits on a socket that joined groups.
+
+        Raises `OSError` ENOBUFS where some were lost; what came after can still be read.
+        """
+        while (data := self._receive()) is not None:
+            for kind, _, _, payload in _split_messages(data):
+                yield decode_message(kind, payload)
+
+    def _prepare(self, groups: Sequence[int]) -> None:
+        self._socket.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
+        self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
+        try:
+            self._socket.setsockopt(SOL_SOCKET, _RECEIVE_BUFFER_FORCE, _BUFFER)
+        except PermissionError:  # in a user namespace: what the system allows to all
+            self._socket.setsockopt(SOL_SOCKET, SO_RCVBUF, _BUFFER)
+        self._socket.bind((0, 0))
+        for group in groups:
+            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+
+    def _exchange(self, requests: Sequence[Request]) -> list[Reply]:
+        replies: dict[int, Reply] = {}
+        parts: list[bytes] = []
+        for request in requests:
+            self._sequence = self._sequence % 0xFFFFFFFF + 1  # 0 is the notifications'
+            payload = encode_message(request.message)
+            flags = _REQUEST | (_DUMP if request.dump else _ACK)
+            flags |= _CREATE | _EXCLUSIVE if request.create else 0
+            size = _HEADER.size + len(payload)
+            kind = request.message.type
+            parts += (_HEADER.pack(size, kind, flags, self._sequence, 0), payload)
+            replies[self._sequence] = Reply(request)
+        try:
+            self._socket.send(b"".join(parts))
+            self._collect(replies)
+        except OSError as error:
+            raise _refused(requests[0].what, error.errno or 0) from error
+        return [*replies.values()]
+
+    def _collect(self, replies: dict[int, Reply]) -> None:
+        while not all(reply.done for reply in replies.values()):
+            data = self._receive()
+            if data is None:
+                unanswered = next(r for r in replies.values() if not r.done)
+                raise DatapathError(f"cannot {unanswered.request.what}: the kernel did not answer")
+            for kind, flags, sequence, payload in _split_messages(data):
+                if sequence in replies:
+                    _add_answer(replies[sequence], kind, flags, payload)
+
+    def _receive(self) -> bytes | None:
+        """One datagram of the kernel's own; None if there is none."""
+        while True:
+            try:
+                data, (port, _) = self._socket.recvfrom(_DATAGRAM)
+            except BlockingIOError:
+                return None
+            if port == 0:  # another process may send to our port
+                return data
+
+
+def _add_answer(reply: Reply, kind: int, flags: int, payload: bytes) -> None:
+    if kind == _NLMSG_ERROR:
+        reply.error = _decode_error(reply.request.what, flags, payload)
+        reply.done = True
+    elif kind == _NLMSG_DONE:
+        reply.error = _decode_error(reply.request.what, 0, payload)
+        reply.done = True
+    else:
+        reply.messages.append(decode_message(kind, payload))
+
+
+def _decode_error(what: str, flags: int, payload: bytes) -> DatapathError | None:
+    """None for an acknowledgement: an error of zero."""
+    if len(payload) < _ERROR.size:
+        raise UnreadableMessage("the kernel sent an acknowledgement that is cut")
+    code = -_ERROR.unpack_from(payload)[0]
+    if code == 0:
+        return None
+    sentence = ""
+    if flags & _ACK_TLVS:
+        attributes = split_attributes(payload[_ERROR.size + _HEADER.size :])
+        sentence = attributes.get(_ACK_MESSAGE, b"").rstrip(b"\0").decode("utf-8", "replace")
+    return _refused(what, code, sentence)
+
+
+def _split_messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """The type, flags, sequence number and payload of each message of a datagram."""
+    offset = 0
+    while offset < len(data):
+        if len(data) - offset < _HEADER.size:
+            raise UnreadableMessage("the kernel sent a message that is cut in its header")
+        size, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+        if not _HEADER.size <= size <= len(data) - offset:
+            raise UnreadableMessage(f"the kernel sent a message with a length of {size}")
+        yield kind, flags, sequence, data[offset + _HEADER.size : offset + size]
+        offset += size + -size % 4
+
+
+def _refused(what: str, code: int, sentence: str = "") -> DatapathError:
+    reason = sentence or os.strerror(code)
+    hint = _HINTS.get(code)
+    return DatapathError(f"cannot {what}: {reason}" + (f" ({hint})" if hint else ""), code)
+
+
+_HINTS = {
+    errno.EPERM: "it needs root or CAP_NET_ADMIN",
+    errno.ENOSYS: "the kernel has no such algorithm or feature",
+}

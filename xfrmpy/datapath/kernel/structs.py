@@ -1,0 +1,198 @@
+"""The C structures of <linux/xfrm.h> that we use, as tables over precompiled structs.
+
+Each table is the C declaration in its order, with the compiler's padding written out
+(`pad="3x"`), nested structures named in place. Only layouts: which message carries what is in
+`messages.py`, what the values mean in `entries.py`. The tests freeze sizes and offsets against the
+kernel's own header, those of a 64-bit process on a 64-bit kernel.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from socket import htonl, htons
+from typing import Any
+
+from xfrmpy.datapath.interface import DatapathError
+
+
+class UnreadableMessage(DatapathError):
+    """The kernel said something that is not laid out as its header says."""
+
+
+class Layout:
+    """A C structure: values by name <-> octets.
+
+    A field is a code of the `struct` module in native order, `n` or `N` for a 16-bit or 32-bit
+    number in network order, padding (`3x`), or another layout, whose names get the field's as a
+    prefix (`sel_daddr`). Numbers are int, arrays of octets bytes; what is not given is zero.
+    """
+
+    def __init__(self, **fields: str | Layout) -> None:
+        self.codes: dict[str, str] = {}
+        self.format = "="
+        for name, code in fields.items():
+            if isinstance(code, Layout):
+                self.codes |= {f"{name}_{inner}": kind for inner, kind in code.codes.items()}
+                self.format += code.format[1:]
+            else:
+                if not code.endswith("x"):
+                    self.codes[name] = code
+                self.format += _NETWORK_ORDER[code][0] if code in _NETWORK_ORDER else code
+        self._struct = struct.Struct(self.format)
+        self._empty = {name: b"" if "s" in code else 0 for name, code in self.codes.items()}
+        self._swaps = tuple(
+            (name, _NETWORK_ORDER[code][1])
+            for name, code in self.codes.items()
+            if code in _NETWORK_ORDER
+        )
+        self.size = self._struct.size
+
+    def pack(self, values: dict[str, Any]) -> bytes:
+        """Raises `TypeError` for a name that is no field's."""
+        row = {**self._empty, **values}
+        if len(row) != len(self._empty):
+            raise TypeError(f"no such fields: {sorted(row.keys() - self._empty.keys())}")
+        for name, swap in self._swaps:
+            row[name] = swap(row[name])
+        return self._struct.pack(*row.values())
+
+    def unpack(self, data: bytes, offset: int = 0) -> dict[str, Any]:
+        """Octets behind the structure are left alone. Raises `UnreadableMessage` if it is cut."""
+        if len(data) - offset < self.size:
+            raise UnreadableMessage(
+                f"the kernel sent {len(data) - offset} octets where {self.size} are due"
+            )
+        row = dict(zip(self._empty, self._struct.unpack_from(data, offset), strict=True))
+        for name, swap in self._swaps:
+            row[name] = swap(row[name])
+        return row
+
+
+_NETWORK_ORDER: dict[str, tuple[str, Callable[[int], int]]] = {
+    "n": ("H", htons),
+    "N": ("I", htonl),
+}
+
+ADDRESS = "16s"  # xfrm_address_t: IPv4 in the first four octets
+
+ID = Layout(daddr=ADDRESS, spi="N", proto="B", pad="3x")
+
+SELECTOR = Layout(
+    daddr=ADDRESS,
+    saddr=ADDRESS,
+    dport="n",
+    dport_mask="n",
+    sport="n",
+    sport_mask="n",
+    family="H",
+    prefixlen_d="B",
+    prefixlen_s="B",
+    proto="B",
+    pad="3x",
+    ifindex="i",
+    user="I",
+)
+
+LIFETIME_CFG = Layout(
+    soft_byte_limit="Q",
+    hard_byte_limit="Q",
+    soft_packet_limit="Q",
+    hard_packet_limit="Q",
+    soft_add_expires_seconds="Q",
+    hard_add_expires_seconds="Q",
+    soft_use_expires_seconds="Q",
+    hard_use_expires_seconds="Q",
+)
+
+LIFETIME_CUR = Layout(bytes="Q", packets="Q", add_time="Q", use_time="Q")
+
+STATS = Layout(replay_window="I", replay="I", integrity_failed="I")
+
+USERSA_INFO = Layout(
+    sel=SELECTOR,
+    id=ID,
+    saddr=ADDRESS,
+    lft=LIFETIME_CFG,
+    curlft=LIFETIME_CUR,
+    stats=STATS,
+    seq="I",
+    reqid="I",
+    family="H",
+    mode="B",
+    replay_window="B",
+    flags="B",
+    pad="7x",
+)
+
+USERSA_ID = Layout(daddr=ADDRESS, spi="N", family="H", proto="B", pad="x")
+
+USERSPI_INFO = Layout(info=USERSA_INFO, min="I", max="I")
+
+USERPOLICY_INFO = Layout(
+    sel=SELECTOR,
+    lft=LIFETIME_CFG,
+    curlft=LIFETIME_CUR,
+    priority="I",
+    index="I",
+    dir="B",
+    action="B",
+    flags="B",
+    share="B",
+    pad="4x",
+)
+
+USERPOLICY_ID = Layout(sel=SELECTOR, index="I", dir="B", pad="3x")
+
+USER_TMPL = Layout(
+    id=ID,
+    family="H",
+    pad0="2x",
+    saddr=ADDRESS,
+    reqid="I",
+    mode="B",
+    share="B",
+    optional="B",
+    pad1="x",
+    aalgos="I",
+    ealgos="I",
+    calgos="I",
+)
+
+USER_ACQUIRE = Layout(
+    id=ID,
+    saddr=ADDRESS,
+    sel=SELECTOR,
+    policy=USERPOLICY_INFO,
+    aalgos="I",
+    ealgos="I",
+    calgos="I",
+    seq="I",
+)
+
+USER_EXPIRE = Layout(state=USERSA_INFO, hard="B", pad="7x")
+
+USER_MAPPING = Layout(
+    id=USERSA_ID,
+    reqid="I",
+    old_saddr=ADDRESS,
+    new_saddr=ADDRESS,
+    old_sport="n",
+    new_sport="n",
+)
+
+ENCAP_TMPL = Layout(encap_type="H", encap_sport="n", encap_dport="n", pad="2x", encap_oa=ADDRESS)
+
+ALGO = Layout(alg_name="64s", alg_key_len="I")
+
+ALGO_AUTH = Layout(alg_name="64s", alg_key_len="I", alg_trunc_len="I")
+
+ALGO_AEAD = Layout(alg_name="64s", alg_key_len="I", alg_icv_len="I")
+
+REPLAY_STATE_ESN = Layout(
+    bmp_len="I", oseq="I", seq="I", oseq_hi="I", seq_hi="I", replay_window="I"
+)
+
+U32 = Layout(value="I")
+
+U64 = Layout(value="Q")

@@ -1,0 +1,146 @@
+"""A datapath that moves no packet: for tests of whoever uses one.
+
+It keeps the contract of `interface.py` in dictionaries, records what was asked in its order, and
+fails on demand. Events and usage are what the test puts in.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import Counter, deque
+from dataclasses import dataclass
+
+from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event
+from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
+from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, SaId, Usage
+from xfrmpy.ipsec.selectors import Selector
+from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
+from xfrmpy.registry import ProtocolId
+
+EVERYTHING = Capabilities(
+    protocols=frozenset({ProtocolId.ESP}),
+    modes=frozenset(Mode),
+    suites=frozenset(
+        cipher.name if cipher.is_aead else f"{cipher.name}-{integrity.name}"
+        for cipher in CIPHERS
+        for integrity in INTEGRITY
+    ),
+    esn=True,
+    udp_encapsulation=True,
+    raw_esp=True,
+    missing={},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call that changes something: the method's name and its argument."""
+
+    name: str
+    argument: SadEntry | SpdEntry | SaId | None = None
+
+
+class RecordingDatapath:
+    """See the module. `calls` has every attempt to change something, refused ones too."""
+
+    name = "recording"
+
+    def __init__(self, capabilities: Capabilities = EVERYTHING) -> None:
+        self.calls: list[Call] = []
+        self.sad: dict[SaId, SadEntry] = {}
+        self.spd: dict[tuple[PolicyDirection, Selector], SpdEntry] = {}
+        self.used: dict[SaId, Usage] = {}
+        self._capabilities = capabilities
+        self._refusals: dict[tuple[str, int], str] = {}
+        self._counts: Counter[str] = Counter()
+        self._events: deque[Event] = deque()
+        self._readable, self._writable = socket.socketpair()
+        self._readable.setblocking(False)
+
+    def refuse(self, kind: str, *, nth: int = 1, reason: str = "refused by the test") -> None:
+        """Fail the `nth` call of a kind from the beginning (the first is 1).
+
+        A kind is a method's name, or that with a direction: `add_sa in`, `add_policy fwd`.
+        """
+        self._refusals[kind, nth] = reason
+
+    def happen(self, event: Event) -> None:
+        """Make an event wait, and `fileno()` readable."""
+        self._events.append(event)
+        self._writable.send(b"\0")
+
+    def probe(self) -> Capabilities:
+        return self._capabilities
+
+    def add_sa(self, entry: SadEntry) -> None:
+        self._record("add_sa", entry, entry.direction)
+        if entry.id in self.sad:
+            raise DatapathError(f"cannot add {entry.id}: File exists", errno.EEXIST)
+        self.sad[entry.id] = entry
+
+    def update_sa(self, entry: SadEntry) -> None:
+        self._record("update_sa", entry, entry.direction)
+        self._entry(entry.id, "update")
+        self.sad[entry.id] = entry
+
+    def remove_sa(self, sa: SaId) -> None:
+        entry = self.sad.get(sa)
+        self._record("remove_sa", sa, None if entry is None else entry.direction)
+        self.sad.pop(sa, None)
+        self.used.pop(sa, None)
+
+    def add_policy(self, entry: SpdEntry) -> None:
+        self._record("add_policy", entry, entry.direction)
+        self.spd[entry.direction, entry.selector] = entry
+
+    def remove_policy(self, entry: SpdEntry) -> None:
+        self._record("remove_policy", entry, entry.direction)
+        self.spd.pop((entry.direction, entry.selector), None)
+
+    def usage(self, sa: SaId) -> Usage:
+        self._entry(sa, "read the usage of")
+        return self.used.get(sa, Usage(octets=0, packets=0))
+
+    def dump(self) -> Dump:
+        return Dump(sad=tuple(self.sad.values()), spd=tuple(self.spd.values()))
+
+    def remove_ours(self) -> int:
+        self._record("remove_ours")
+        count = len(self.sad) + len(self.spd)
+        for table in (self.sad, self.spd, self.used):
+            table.clear()
+        return count
+
+    def fileno(self) -> int:
+        return self._readable.fileno()
+
+    def read_events(self) -> tuple[Event, ...]:
+        if self._events:
+            self._readable.recv(len(self._events))
+        events = tuple(self._events)
+        self._events.clear()
+        return events
+
+    def close(self) -> None:
+        self._readable.close()
+        self._writable.close()
+
+    def _entry(self, sa: SaId, what: str) -> SadEntry:
+        if sa not in self.sad:
+            raise DatapathError(f"cannot {what} {sa}: No such process", errno.ESRCH)
+        return self.sad[sa]
+
+    def _record(
+        self,
+        name: str,
+        argument: SadEntry | SpdEntry | SaId | None = None,
+        direction: Direction | PolicyDirection | None = None,
+    ) -> None:
+        self.calls.append(Call(name, argument))
+        kinds = [name] if direction is None else [name, f"{name} {direction}"]
+        self._counts.update(kinds)
+        for kind in kinds:
+            reason = self._refusals.get((kind, self._counts[kind]))
+            if reason is not None:
+                raise DatapathError(f"cannot {name.replace('_', ' ')}: {reason}", errno.EIO)

@@ -1,0 +1,285 @@
+"""The worker's SAD and SPD, and the decision about each packet (RFC 4301 section 5).
+
+Octets in, octets out: no sockets and no clock, so that every rule can be tried by itself. Outbound,
+a packet meets the SPD and then the newest SA of the policy's reqid; inbound, the SA by its SPI, and
+then the policy that must have asked for it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Callable
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+
+from xfrmpy.datapath.interface import (
+    Acquire,
+    DatapathError,
+    Dump,
+    Event,
+    Expired,
+    MappingChanged,
+)
+from xfrmpy.esp.ip import InnerHeader, NotIp, parse_inner_header
+from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, Dropped, InboundSa, OutboundSa
+from xfrmpy.ipsec.addresses import SocketAddress
+from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, SadEntry, SaId, Usage
+from xfrmpy.ipsec.selectors import MAX_PORT, Selector, TrafficSelector
+from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
+
+ACQUIRE_SECONDS = 5.0
+"""How often a policy without an SA asks for one; its packets meanwhile are dropped."""
+
+_NEXT_HEADER = {4: IPV4_IN_ESP, 6: IPV6_IN_ESP}
+_ADDRESS: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
+_SPI = slice(0, 4)
+
+
+class Refusal(StrEnum):
+    """Why a packet is dropped, beyond what `EspDrop` says of the packet itself."""
+
+    NOT_IP = "not-ip"
+    NO_POLICY = "no-policy"
+    NO_SA = "no-sa"
+    UNKNOWN_SPI = "unknown-spi"
+    OUTSIDE_SELECTORS = "outside-selectors"
+
+
+class Refused(Exception):
+    """The packet goes no further; `reason` is a counter's name."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Held:
+    """An SA with the moments that its user wants to know."""
+
+    def __init__(self, sa: InboundSa | OutboundSa, now: float) -> None:
+        self.sa = sa
+        self.installed_at = now
+        self.used_at: float | None = None
+        self.is_soft_reported = False
+
+
+class Forwarder:
+    """See the module. `events` collects what the daemon should know."""
+
+    def __init__(self, random: Callable[[int], bytes]) -> None:
+        self.events: list[Event] = []
+        self.refused: Counter[str] = Counter()
+        self._random = random
+        self._sad: dict[SaId, Held] = {}
+        self._inbound: dict[bytes, tuple[InboundSa, Held]] = {}
+        self._outbound: dict[int, list[tuple[OutboundSa, Held]]] = {}
+        self._spd: dict[tuple[PolicyDirection, Selector], SpdEntry] = {}
+        self._by_priority: dict[PolicyDirection, list[SpdEntry]] = {}
+        self._acquired_at: dict[int, float] = {}
+
+    # Packets.
+
+    def protect(self, packet: bytes, now: float) -> tuple[bytes, SadEntry]:
+        """An inner packet as ESP, and the SA that carries it. Raises `Refused`."""
+        header = _parse(packet)
+        policy = self._policy_for(PolicyDirection.OUT, header)
+        if policy is None or policy.template is None:
+            raise Refused(Refusal.NO_POLICY)
+        candidates = self._outbound.get(policy.template.reqid)
+        if not candidates:
+            self._acquire(policy.template.reqid, header, now)
+            raise Refused(Refusal.NO_SA)
+        sa, held = candidates[-1]
+        try:
+            sealed = sa.seal(packet[: header.length], _NEXT_HEADER[header.version])
+        except Dropped as dropped:
+            raise Refused(dropped.reason) from None
+        finally:
+            self._note_use(held, now)
+        return sealed, sa.entry
+
+    def unprotect(self, datagram: bytes, source: SocketAddress, now: float) -> bytes:
+        """The inner packet of an ESP datagram. Raises `Refused`."""
+        found = self._inbound.get(datagram[_SPI])
+        if found is None:
+            raise Refused(Refusal.UNKNOWN_SPI)
+        sa, held = found
+        try:
+            next_header, packet, is_newest = sa.open(datagram)
+        except Dropped as dropped:
+            raise Refused(dropped.reason) from None
+        finally:
+            self._note_use(held, now)
+        header = _parse(packet)
+        if next_header != _NEXT_HEADER[header.version]:
+            raise Refused(Refusal.NOT_IP)
+        if not self._is_allowed(sa.entry, header):
+            raise Refused(Refusal.OUTSIDE_SELECTORS)
+        if is_newest:
+            self._note_source(sa.entry, source)
+        return packet[: header.length]
+
+    def _policy_for(self, direction: PolicyDirection, header: InnerHeader) -> SpdEntry | None:
+        for entry in self._by_priority.get(direction, ()):
+            if header.matches(entry.selector):
+                return entry if entry.action is Action.PROTECT else None
+        return None
+
+    def _is_allowed(self, entry: SadEntry, header: InnerHeader) -> bool:
+        """RFC 4301 section 5.2 step 4: the policy met must be one that asks for this very SA."""
+        for direction in (PolicyDirection.FORWARD, PolicyDirection.IN):
+            policy = self._policy_for(direction, header)
+            if policy is not None and policy.template is not None:
+                return policy.template.reqid == entry.reqid
+        return False
+
+    def _acquire(self, reqid: int, header: InnerHeader, now: float) -> None:
+        if now < self._acquired_at.get(reqid, -ACQUIRE_SECONDS) + ACQUIRE_SECONDS:
+            return
+        self._acquired_at[reqid] = now
+        source = _selector_of(header, header.source, header.source_port)
+        destination = _selector_of(header, header.destination, header.destination_port)
+        self.events.append(Acquire(reqid=reqid, source=source, destination=destination))
+
+    def _note_source(self, entry: SadEntry, source: SocketAddress) -> None:
+        known = entry.encapsulation
+        old = SocketAddress(entry.source, known.source_port if known else source.port)
+        if source != old:
+            self.events.append(MappingChanged(sa=entry.id, reqid=entry.reqid, old=old, new=source))
+
+    # Lifetimes.
+
+    def expire(self, now: float) -> None:
+        """Report soft limits, and take out what is past a hard one, by time."""
+        for held in list(self._sad.values()):
+            self._check_limits(held, now)
+
+    @property
+    def has_time_limits(self) -> bool:
+        return any(
+            held.sa.entry.lifetime.soft_seconds or held.sa.entry.lifetime.hard_seconds
+            for held in self._sad.values()
+        )
+
+    def _note_use(self, held: Held, now: float) -> None:
+        held.used_at = now
+        self._check_limits(held, now)
+
+    def _check_limits(self, held: Held, now: float) -> None:
+        sa, life, age = held.sa, held.sa.entry.lifetime, now - held.installed_at
+        if sa.is_past_hard_limit or (life.hard_seconds and age >= life.hard_seconds):
+            self._expired(held, hard=True)
+            self.remove_sa(sa.entry.id)
+        elif not held.is_soft_reported and (
+            sa.is_past_soft_limit or (life.soft_seconds and age >= life.soft_seconds)
+        ):
+            held.is_soft_reported = True
+            self._expired(held, hard=False)
+
+    def _expired(self, held: Held, *, hard: bool) -> None:
+        entry = held.sa.entry
+        self.events.append(Expired(sa=entry.id, reqid=entry.reqid, hard=hard))
+
+    # SAD and SPD.
+
+    def add_sa(self, entry: SadEntry, now: float) -> None:
+        """Raises `DatapathError` for an entry that is there already, or not for us."""
+        if entry.id in self._sad:
+            raise DatapathError(f"{entry.id} is in force already", errno.EEXIST)
+        if entry.mode is not Mode.TUNNEL:
+            raise DatapathError(f"the userspace datapath has no {entry.mode} mode")
+        if entry.encapsulation is None:
+            raise DatapathError("the userspace datapath carries ESP in UDP only")
+        if entry.direction is Direction.IN:
+            self._add_inbound(entry, now)
+        else:
+            outbound = OutboundSa(entry, self._random)
+            self._sad[entry.id] = Held(outbound, now)
+            self._outbound.setdefault(entry.reqid, []).append((outbound, self._sad[entry.id]))
+        self._acquired_at.pop(entry.reqid, None)
+
+    def _add_inbound(self, entry: SadEntry, now: float) -> None:
+        spi = entry.spi.to_bytes(4, "big")
+        if not entry.spi & USERSPACE_SPI_BIT:
+            raise DatapathError(f"SPI 0x{entry.spi:08x} is not of the userspace datapath's half")
+        if spi in self._inbound:
+            raise DatapathError(f"SPI 0x{entry.spi:08x} is in force already", errno.EEXIST)
+        inbound = InboundSa(entry)
+        self._sad[entry.id] = Held(inbound, now)
+        self._inbound[spi] = (inbound, self._sad[entry.id])
+
+    def update_sa(self, entry: SadEntry) -> None:
+        """New addresses, ports and lifetimes; keys, counters and window stay."""
+        held = self._find(entry.id)
+        held.sa.entry = entry
+        held.is_soft_reported = False
+
+    def remove_sa(self, sa: SaId) -> None:
+        held = self._sad.pop(sa, None)
+        if held is None:
+            return
+        entry = held.sa.entry
+        if entry.direction is Direction.IN:
+            del self._inbound[entry.spi.to_bytes(4, "big")]
+            return
+        left = [pair for pair in self._outbound[entry.reqid] if pair[1] is not held]
+        self._outbound[entry.reqid] = left
+        if not left:
+            del self._outbound[entry.reqid]
+
+    def add_policy(self, entry: SpdEntry) -> None:
+        self._spd[entry.direction, entry.selector] = entry
+        self._sort()
+
+    def remove_policy(self, entry: SpdEntry) -> None:
+        self._spd.pop((entry.direction, entry.selector), None)
+        self._sort()
+
+    def usage(self, sa: SaId, now: float) -> Usage:
+        held = self._find(sa)
+        return held.sa.usage(None if held.used_at is None else now - held.used_at)
+
+    def dump(self) -> Dump:
+        return Dump(
+            sad=tuple(held.sa.entry for held in self._sad.values()), spd=tuple(self._spd.values())
+        )
+
+    def remove_all(self) -> int:
+        """Empty both databases; returns how many entries there were."""
+        count = len(self._sad) + len(self._spd)
+        for table in (self._sad, self._inbound, self._outbound, self._spd, self._by_priority):
+            table.clear()
+        return count
+
+    def _find(self, sa: SaId) -> Held:
+        if sa not in self._sad:
+            raise DatapathError(f"{sa} is not in force", errno.ESRCH)
+        return self._sad[sa]
+
+    def _sort(self) -> None:
+        self._by_priority = {
+            direction: sorted(
+                (e for e in self._spd.values() if e.direction is direction),
+                key=lambda e: e.priority,
+            )
+            for direction in PolicyDirection
+        }
+
+
+def _parse(packet: bytes) -> InnerHeader:
+    try:
+        return parse_inner_header(packet)
+    except NotIp:
+        raise Refused(Refusal.NOT_IP) from None
+
+
+def _selector_of(header: InnerHeader, address: int, port: int | None) -> TrafficSelector:
+    exact = _ADDRESS[header.version](address)
+    return TrafficSelector(
+        protocol=header.protocol,
+        start_port=0 if port is None else port,
+        end_port=MAX_PORT if port is None else port,
+        start_address=exact,
+        end_address=exact,
+    )

@@ -1,0 +1,56 @@
+"""What the daemon asks of a worker, and what a worker tells it: JSON in packets of a Unix socket.
+
+A request is `{"do": NAME, "with": VALUE}`; a reply `{"result": VALUE}`, with `"more": true` if
+another packet follows, or `{"error": SENTENCE, "errno": NUMBER or null}`. On a connection that has
+asked for `events`, the worker sends `{"event": KIND, "of": VALUE}` as they happen. Values are as in
+`xfrmpy.ipsec.plain`. Keys pass here: the socket is of mode 0600 and the peer's uid is checked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from xfrmpy.datapath.interface import Acquire, Event, Expired, MappingChanged
+from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
+
+T = TypeVar("T")
+
+MAX_PACKET = 64 * 1024
+"""Octets; well below what a local socket buffers by default."""
+
+ENTRIES_PER_PACKET = 50
+"""An entry of the SAD takes about 700 octets, one of the SPD 500."""
+
+EVENT_KINDS: dict[str, type[Event]] = {
+    kind.__name__: kind for kind in (Acquire, Expired, MappingChanged)
+}
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode()
+
+
+def decode(packet: bytes) -> dict[str, Any]:
+    """Raises `ValueError` for what is no message."""
+    message = json.loads(packet)
+    if not isinstance(message, dict):
+        raise ValueError("a message is an object")
+    return message
+
+
+def encode_event(event: Event) -> bytes:
+    return encode({"event": type(event).__name__, "of": to_plain(event)})
+
+
+def decode_event(packet: bytes) -> Event:
+    """Raises `ValueError`, `KeyError` or `TypeError` for what is no event."""
+    message = decode(packet)
+    return from_plain(EVENT_KINDS[message["event"]], message["of"])
+
+
+def in_pieces(entries: Sequence[object]) -> Iterator[list[Plain]]:
+    """The entries of a dump, as many as go into a packet at a time; at least one piece."""
+    for start in range(0, max(len(entries), 1), ENTRIES_PER_PACKET):
+        yield [to_plain(entry) for entry in entries[start : start + ENTRIES_PER_PACKET]]

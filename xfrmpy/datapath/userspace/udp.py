@@ -1,0 +1,91 @@
+"""The UDP port that IKE and ESP share (RFC 3948), and who gets which datagram.
+
+Every socket on the port is bound with SO_REUSEPORT; the daemon's is the first of its family and so
+number 0 of the group, the workers' follow. A classic BPF program on the group looks at the first
+word of each payload and names the socket.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+from struct import Struct
+
+from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT
+
+_SO_ATTACH_REUSEPORT_CBPF = 51  # <asm-generic/socket.h>
+
+_INSTRUCTION = Struct("=HBBI")  # struct sock_filter
+_LOAD_WORD = 0x20  # BPF_LD | BPF_W | BPF_ABS
+_JUMP_IF_SET = 0x45  # BPF_JMP | BPF_JSET | BPF_K
+_AND, _ADD = 0x54, 0x04  # BPF_ALU | ... | BPF_K
+_RETURN_A, _RETURN = 0x16, 0x06
+
+DAEMON = 0
+
+IP_PKTINFO = 8  # <linux/in.h>; Python 3.11 has no name for it
+IPV4_INFO = Struct("=i4s4s")  # ifindex, local address, address in the header
+IPV6_INFO = Struct("=16si")  # local address, ifindex
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+
+def open_shared_udp_socket(family: socket.AddressFamily, port: int) -> socket.socket:
+    """A socket on every address of a family, which others of this user may join on its port.
+
+    Raises `OSError`.
+    """
+    opened = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        if family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        opened.bind(("", port))
+    except OSError:
+        opened.close()
+        raise
+    return opened
+
+
+def attach_reuseport_selector(member: socket.socket, workers: int) -> None:
+    """Put the selector on the group that `member` belongs to; `workers` is a power of two.
+
+    Raises `OSError`.
+    """
+    program = reuseport_program(workers)
+    code = ctypes.create_string_buffer(program, len(program))
+    descriptor = _Program(len(program) // _INSTRUCTION.size, ctypes.cast(code, ctypes.c_char_p))
+    member.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, bytes(descriptor))
+
+
+def reuseport_program(workers: int) -> bytes:
+    """IKE and the kernel's ESP go to the daemon's socket, ours to a worker by the SPI's low bits.
+
+    The non-ESP marker is a zero word, so its top bit is clear like that of the kernel's SPIs. A
+    payload too short for the load (a keepalive) ends the program with 0, the daemon.
+    """
+    if workers < 1 or workers & (workers - 1):
+        raise ValueError("the number of workers is a power of two")
+    return b"".join(
+        _INSTRUCTION.pack(*fields)
+        for fields in (
+            (_LOAD_WORD, 0, 0, 0),
+            (_JUMP_IF_SET, 1, 0, USERSPACE_SPI_BIT),
+            (_RETURN, 0, 0, DAEMON),
+            (_AND, 0, 0, workers - 1),
+            (_ADD, 0, 0, 1),
+            (_RETURN_A, 0, 0, 0),
+        )
+    )
+
+
+def packet_info(source: IpAddress) -> tuple[int, int, bytes]:
+    """The ancillary data of `sendmsg` by which a datagram leaves from exactly this address."""
+    if source.version == 4:
+        return socket.IPPROTO_IP, IP_PKTINFO, IPV4_INFO.pack(0, source.packed, bytes(4))
+    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, IPV6_INFO.pack(source.packed, 0)

@@ -1,0 +1,185 @@
+"""ESP in tunnel and transport mode: an inner packet sealed, a packet opened (RFC 4303).
+
+Read RFC 4303 sections 2 and 3.3 to 3.4 first. One object is one SA: it alone has its sequence
+numbers, its window and its counters. What may pass it is the SPD's business, not ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from struct import Struct
+
+from xfrmpy.crypto.cipher import IntegrityFailed, packet_cipher
+from xfrmpy.esp.replay import Replayed, ReplayWindow
+from xfrmpy.ipsec.overhead import ALIGNMENT, ESP_TRAILER
+from xfrmpy.ipsec.sad import SadEntry, Usage
+
+_HEADER = Struct(">II")  # SPI, low half of the sequence number
+_EXTENDED = Struct(">IQ")  # SPI, whole sequence number: the AAD with ESN (RFC 4106 section 5)
+_HIGH = Struct(">I")
+
+IPV4_IN_ESP, IPV6_IN_ESP, NO_NEXT_HEADER = 4, 41, 59
+_PADDING = bytes(range(1, 256))
+"""RFC 4303 section 2.4: "a series of (unsigned, 1-byte) integer values" from 1 on."""
+
+
+class EspDrop(StrEnum):
+    """Why a packet went no further; each is a counter."""
+
+    TOO_SHORT = "too-short"
+    REPLAYED = "replayed"
+    NOT_AUTHENTIC = "not-authentic"
+    BAD_PADDING = "bad-padding"
+    DUMMY = "dummy"
+    EXPIRED = "expired"
+
+
+class Dropped(Exception):
+    """The packet is dropped, and `reason` counted."""
+
+    def __init__(self, reason: EspDrop) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+class _Sa:
+    """What both directions share: the cipher, the counters, and the limits of the lifetime."""
+
+    def __init__(self, entry: SadEntry) -> None:
+        self.entry = entry
+        self.octets = 0
+        self.packets = 0
+        self.replayed = 0
+        self.integrity_failed = 0
+        self._cipher = packet_cipher(
+            entry.suite.cipher, entry.suite.integrity, entry.encryption_key, entry.integrity_key
+        )
+        self._is_aead = entry.suite.cipher.is_aead
+        self._esn = entry.suite.esn
+
+    @property
+    def is_past_soft_limit(self) -> bool:
+        life = self.entry.lifetime
+        return _reached(self.octets, life.soft_bytes) or _reached(self.packets, life.soft_packets)
+
+    @property
+    def is_past_hard_limit(self) -> bool:
+        life = self.entry.lifetime
+        return _reached(self.octets, life.hard_bytes) or _reached(self.packets, life.hard_packets)
+
+    def usage(self, seconds_idle: float | None) -> Usage:
+        return Usage(
+            octets=self.octets,
+            packets=self.packets,
+            replayed=self.replayed,
+            integrity_failed=self.integrity_failed,
+            seconds_idle=seconds_idle,
+        )
+
+    def _authenticated(self, sequence: int) -> tuple[bytes, bytes]:
+        """The associated data, and the trailer that HMAC covers, for a sequence number."""
+        spi = self.entry.spi
+        if not self._esn:
+            return _HEADER.pack(spi, sequence), b""
+        if self._is_aead:
+            return _EXTENDED.pack(spi, sequence), b""
+        return _HEADER.pack(spi, sequence & 0xFFFFFFFF), _HIGH.pack(sequence >> 32)
+
+    def _count(self, octets: int) -> None:
+        self.octets += octets
+        self.packets += 1
+
+
+class OutboundSa(_Sa):
+    """Seals. Sequence numbers are taken once and never given back."""
+
+    def __init__(self, entry: SadEntry, random: Callable[[int], bytes]) -> None:
+        super().__init__(entry)
+        self._random = random
+        self._sequence = 0
+        self._last_sequence = (1 << (64 if self._esn else 32)) - 1
+        self._alignment = max(self._cipher.block, ALIGNMENT)
+
+    def seal(self, payload: bytes, next_header: int) -> bytes:
+        """The ESP packet of a payload. Raises `Dropped` once the SA may carry no more.
+
+        RFC 4303 section 3.3.3: the sequence number must not cycle.
+        """
+        if self.is_past_hard_limit or self._sequence >= self._last_sequence:
+            raise Dropped(EspDrop.EXPIRED)
+        self._sequence += 1
+        padding = -(len(payload) + ESP_TRAILER) % self._alignment
+        plaintext = payload + _PADDING[:padding] + bytes((padding, next_header))
+        iv = self._iv()
+        associated, trailer = self._authenticated(self._sequence)
+        sealed = self._cipher.seal(iv, plaintext, associated, trailer)
+        self._count(len(payload))
+        return _HEADER.pack(self.entry.spi, self._sequence & 0xFFFFFFFF) + iv + sealed
+
+    @property
+    def is_past_hard_limit(self) -> bool:
+        return super().is_past_hard_limit or self._sequence >= self._last_sequence
+
+    def _iv(self) -> bytes:
+        # The sequence number is unique under the key, which is all that AEAD asks (RFC 4106
+        # section 3.1); CBC wants an IV that nobody can predict (RFC 3602 section 3).
+        if self._is_aead:
+            return self._sequence.to_bytes(self._cipher.iv_size, "big")
+        return self._random(self._cipher.iv_size)
+
+
+class InboundSa(_Sa):
+    """Opens. The window moves only for what is authentic."""
+
+    def __init__(self, entry: SadEntry) -> None:
+        super().__init__(entry)
+        self._window = ReplayWindow(entry.replay_window, esn=self._esn)
+        self._shortest = _HEADER.size + self._cipher.iv_size + self._cipher.icv_size + ESP_TRAILER
+
+    def open(self, packet: bytes) -> tuple[int, bytes, bool]:
+        """Next header and payload of an ESP packet, and whether it is the newest of the SA.
+
+        Raises `Dropped`. The order of checks is that of RFC 4303 section 3.4: replay, ICV, window,
+        padding.
+        """
+        if len(packet) < self._shortest:
+            raise Dropped(EspDrop.TOO_SHORT)
+        if self.is_past_hard_limit:
+            raise Dropped(EspDrop.EXPIRED)
+        sequence = self._window.infer(_HEADER.unpack_from(packet)[1])
+        plaintext, is_newest = self._verify(packet, sequence)
+        next_header, payload = _without_padding(plaintext)
+        self._count(len(payload))
+        if next_header == NO_NEXT_HEADER:
+            raise Dropped(EspDrop.DUMMY)
+        return next_header, payload, is_newest
+
+    def _verify(self, packet: bytes, sequence: int) -> tuple[bytes, bool]:
+        iv_end = _HEADER.size + self._cipher.iv_size
+        associated, trailer = self._authenticated(sequence)
+        try:
+            self._window.check(sequence)
+            plaintext = self._cipher.open(
+                packet[_HEADER.size : iv_end], packet[iv_end:], associated, trailer
+            )
+        except Replayed:
+            self.replayed += 1
+            raise Dropped(EspDrop.REPLAYED) from None
+        except IntegrityFailed:
+            self.integrity_failed += 1
+            raise Dropped(EspDrop.NOT_AUTHENTIC) from None
+        return plaintext, self._window.advance(sequence)
+
+
+def _without_padding(plaintext: bytes) -> tuple[int, bytes]:
+    padding, next_header = plaintext[-2:]
+    end = len(plaintext) - ESP_TRAILER - padding
+    # Section 2.4: "the receiver SHOULD inspect the Padding field".
+    if end < 0 or plaintext[end : end + padding] != _PADDING[:padding]:
+        raise Dropped(EspDrop.BAD_PADDING)
+    return next_header, plaintext[:end]
+
+
+def _reached(count: int, limit: int | None) -> bool:
+    return limit is not None and count >= limit

@@ -1,0 +1,61 @@
+"""The anti-replay window of an inbound SA, with and without extended sequence numbers.
+
+Read RFC 4303 section 3.4.3 and appendix A first. Checking and advancing are apart, because the
+window may move only after the packet's ICV has been verified.
+"""
+
+from __future__ import annotations
+
+_LOW = 1 << 32
+
+
+class Replayed(Exception):
+    """The sequence number was seen before, or lies left of the window."""
+
+
+class ReplayWindow:
+    """`size` packets back from the highest sequence number that was authentic.
+
+    `seen` has bit n set if `highest - n` has been received.
+    """
+
+    __slots__ = ("_mask", "esn", "highest", "seen", "size")
+
+    def __init__(self, size: int, *, esn: bool) -> None:
+        self.size = size
+        self.esn = esn
+        self.highest = 0
+        self.seen = 0
+        self._mask = (1 << size) - 1
+
+    def infer(self, low: int) -> int:
+        """The whole sequence number whose low 32 bits were in a packet.
+
+        RFC 4303 appendix A2.2: the window tells the high half, for a packet cannot be 2**32 late.
+        """
+        if not self.esn:
+            return low
+        high, highest_low = divmod(self.highest, _LOW)
+        bottom = highest_low - self.size + 1
+        if bottom >= 0:
+            return (high if low >= bottom else high + 1) * _LOW + low
+        # The window reaches back into the subspace before.
+        return (high - 1 if high and low >= bottom + _LOW else high) * _LOW + low
+
+    def check(self, sequence: int) -> None:
+        """Raises `Replayed` for a number that may not be accepted any more."""
+        if sequence == 0:
+            raise Replayed
+        behind = self.highest - sequence
+        if behind >= self.size or (behind >= 0 and self.seen >> behind & 1):
+            raise Replayed
+
+    def advance(self, sequence: int) -> bool:
+        """Note an authentic packet; tells whether it is the newest so far."""
+        ahead = sequence - self.highest
+        if ahead <= 0:
+            self.seen |= 1 << -ahead
+            return False
+        self.seen = 1 if ahead >= self.size else (self.seen << ahead | 1) & self._mask
+        self.highest = sequence
+        return True
