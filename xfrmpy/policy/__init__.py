@@ -1,0 +1,1 @@
+"""Policy: what the operator wants, from strict YAML files to resolved values."""

@@ -1,0 +1,289 @@
+"""The command line: what each command takes, and how every command ends.
+
+The hot commands (`status`, `up`, `down`) stay below 100 ms: whatever they do not need is imported
+in the body of the command that needs it. Commands return their exit code; a failure of the
+operator's is an `OperatorError`, told here once, and no traceback ever reaches a user.
+"""
+
+# ruff: noqa: PLC0415 - see above
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TextIO
+
+import typer
+
+from xfrmpy import __version__
+from xfrmpy.cli.failure import tell_failure
+from xfrmpy.cli.terminal import note, say
+from xfrmpy.control.client import Client, runtime_dir
+from xfrmpy.failures import ExitCode, Failure, OperatorError
+
+INTERRUPTED = 128 + 2
+"""What a shell reports of a process that died of SIGINT."""
+
+app = typer.Typer(
+    name="xfrmpy",
+    help="An IPsec gateway: IKEv2 tunnels through the Linux kernel or in user space.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Output(StrEnum):
+    """How a command answers."""
+
+    HUMAN = "human"
+    JSON = "json"
+
+
+class DatapathOption(StrEnum):
+    """Who moves the packets."""
+
+    AUTO = "auto"
+    KERNEL = "kernel"
+    USERSPACE = "userspace"
+
+
+def _complete_tunnel(incomplete: str) -> list[str]:
+    try:
+        tunnels = Client(runtime_dir(os.environ)).status().tunnels
+    except OperatorError:
+        return []
+    return [tunnel.name for tunnel in tunnels if tunnel.name.startswith(incomplete)]
+
+
+Names = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="TUNNEL...",
+        help="The tunnels, by their names in the policy.",
+        autocompletion=_complete_tunnel,
+        show_default=False,
+    ),
+]
+
+
+def _refuse_nan(seconds: float) -> float:
+    """The one number that is neither below a minimum nor above a maximum."""
+    if math.isnan(seconds):
+        raise typer.BadParameter("'nan' is not a number of seconds.")
+    return seconds
+
+
+Format = Annotated[Output, typer.Option("--output", "-o", help="How to answer.")]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        min=0.1, max=3600.0, callback=_refuse_nan, help="Seconds to wait for each tunnel."
+    ),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"xfrmpy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    runtime: Annotated[
+        Path | None,
+        typer.Option(
+            "--runtime-dir",
+            metavar="DIRECTORY",
+            envvar="XFRMPY_RUNTIME_DIR",
+            help="Where the daemon's control socket is.",
+            show_default="/run/xfrmpy",
+        ),
+    ] = None,
+    version: Annotated[  # noqa: ARG001 - its callback does the work
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print and exit."),
+    ] = False,
+) -> None:
+    if runtime is not None:
+        os.environ["XFRMPY_RUNTIME_DIR"] = str(runtime)
+
+
+@app.command()
+def up(tunnels: Names, timeout: Timeout = 60.0, output: Format = Output.HUMAN) -> int:
+    """Bring tunnels up, and wait until they are.
+
+    A tunnel that is up already is left as it is.
+    """
+    return _change("up", tunnels, timeout, output)
+
+
+@app.command()
+def down(tunnels: Names, timeout: Timeout = 10.0, output: Format = Output.HUMAN) -> int:
+    """Take tunnels down, telling the peer."""
+    return _change("down", tunnels, timeout, output)
+
+
+def _change(verb: Literal["up", "down"], tunnels: list[str], timeout: float, output: Output) -> int:
+    from xfrmpy.cli.change import change_tunnels
+
+    client = Client(runtime_dir(os.environ))
+    return change_tunnels(client, verb, tunnels, timeout, as_json=output is Output.JSON)
+
+
+@app.command()
+def status(
+    tunnel: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TUNNEL]",
+            help="Show everything of this one; exit with 3 if it is not up.",
+            autocompletion=_complete_tunnel,
+            show_default=False,
+        ),
+    ] = None,
+    output: Format = Output.HUMAN,
+) -> int:
+    """Show the tunnels, or one of them in full."""
+    from xfrmpy.cli.status import show_status
+
+    client = Client(runtime_dir(os.environ))
+    return _told(output, lambda: show_status(client, tunnel, as_json=output is Output.JSON))
+
+
+@app.command()
+def check(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE|DIRECTORY]...",
+            help="Policy files, or directories of them.",
+            show_default="what the daemon would read",
+        ),
+    ] = None,
+    output: Format = Output.HUMAN,
+) -> int:
+    """Read policy files and say what is wrong, touching nothing.
+
+    Needs neither a daemon nor root.
+    """
+    from xfrmpy.cli.check import check_policy
+
+    return check_policy(paths or [], as_json=output is Output.JSON)
+
+
+@app.command()
+def demo(
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave it up, and say how to enter.")
+    ] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove what --keep left up.")] = False,
+    datapath: Annotated[
+        DatapathOption, typer.Option(help="Who moves the packets.")
+    ] = DatapathOption.AUTO,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.5, max=60.0, callback=_refuse_nan, help="Seconds to measure the throughput for."
+        ),
+    ] = 3.0,
+    output: Format = Output.HUMAN,
+) -> int:
+    """Show a tunnel between two gateways and two hosts, made and removed on this machine."""
+    from xfrmpy.cli.demo import remove_demos, run_demo
+
+    as_json = output is Output.JSON
+    if remove:
+        return _told(output, remove_demos)
+    return _told(
+        output, lambda: run_demo(keep=keep, datapath=datapath, seconds=seconds, as_json=as_json)
+    )
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def daemon(context: typer.Context) -> NoReturn:
+    """Run the daemon in the foreground; `xfrmpy daemon --help` lists its options."""
+    # -P: the current directory, which may be anybody's, does not belong on a root's import path.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "xfrmpy.daemon", *context.args])
+
+
+def _told(output: Output, command: Callable[[], int]) -> int:
+    """The command's exit code; its failure as a document if that is what was asked for."""
+    try:
+        return command()
+    except OperatorError as error:
+        return tell_failure(error.failure, as_json=output is Output.JSON)
+
+
+def main() -> NoReturn:
+    """The entry point of the `xfrmpy` command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns its exit code, whatever happens."""
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence(sys.stdout)
+        return ExitCode.FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+_UsageError: Any = typer.BadParameter.__base__
+"""click's; it has no public name in typer, which brings its own click from 0.27 on."""
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        return int(app(list(arguments), prog_name="xfrmpy", standalone_mode=False) or 0)
+    except _UsageError as error:
+        return _tell_usage(error)
+    except OperatorError as error:
+        return tell_failure(error.failure)
+    except BrokenPipeError:
+        raise
+    except SystemExit as error:  # shell completion ends with it
+        return error.code if isinstance(error.code, int) else ExitCode.FAILED
+    except Exception as error:  # the last line of defence: a code, and no traceback
+        return tell_failure(_defect(error))
+
+
+def _tell_usage(error: Any) -> int:
+    """Whatever click's error is about, in one line, and where the help is."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return ExitCode.USAGE
+    command = error.ctx.command_path if error.ctx is not None else "xfrmpy"
+    note(f"xfrmpy: {error.format_message()}")
+    note(f"Try `{command} --help`.")
+    return ExitCode.USAGE
+
+
+def _defect(error: Exception) -> Failure:
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = "unknown"
+    if place is not None:
+        where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
+    evidence = (("error", f"{type(error).__name__}: {error}"), ("at", where))
+    return Failure(code="XF4006", summary="the command itself failed", evidence=evidence)
+
+
+def _silence(stream: TextIO) -> None:
+    """The reader has gone: what is still buffered must not raise again when Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,171 @@
+"""`xfrmpy status`: all tunnels as a table, or one tunnel with everything that is known of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from xfrmpy.cli.documents import failure_of, status_document
+from xfrmpy.cli.failure import failure_lines
+from xfrmpy.cli.terminal import (
+    Cell,
+    Painter,
+    duration,
+    octets,
+    printable,
+    say,
+    table,
+    wrapped,
+)
+from xfrmpy.control.client import Client
+from xfrmpy.control.protocol import ChildSaStatus, StatusReply, TunnelStatus
+from xfrmpy.failures import ExitCode
+
+_STATE_STYLES = {"up": "green", "connecting": "yellow", "disconnecting": "yellow", "down": "dim"}
+_NAT_WORDS = {
+    "none": "none on the way",
+    "local": "we are behind one",
+    "remote": "the peer is behind one",
+    "forced": "ESP in UDP is asked for",
+}
+_LABEL_COLUMNS = 10
+
+
+def show_status(client: Client, tunnel: str | None, *, as_json: bool) -> int:
+    """Print it; 0, or 3 if one tunnel was asked for and it is not up."""
+    status = client.status(tunnel)
+    if as_json:
+        say(status_document(status))
+    else:
+        paint = Painter(sys.stdout)
+        lines = overview_lines(status, paint) if tunnel is None else _each(status, paint)
+        for line in lines:
+            say(line)
+    named_is_down = tunnel is not None and any(t.state != "up" for t in status.tunnels)
+    return ExitCode.NOT_UP if named_is_down else ExitCode.DONE
+
+
+def _each(status: StatusReply, paint: Painter) -> list[str]:
+    return [line for tunnel in status.tunnels for line in tunnel_lines(tunnel, paint)]
+
+
+def overview_lines(status: StatusReply, paint: Painter) -> list[str]:
+    """The table, the last failure of each tunnel that is down, and a line about the daemon."""
+    lines: list[str] = []
+    if status.tunnels:
+        header = ("TUNNEL", "STATE", "PEER", "UP FOR", "DATAPATH", "IN", "OUT")
+        rows = [_row(tunnel) for tunnel in status.tunnels]
+        lines += table(header, rows, paint, right=frozenset({3, 5, 6}))
+    else:
+        lines.append(
+            "The daemon knows no tunnel: put a policy file where it looks, and restart it."
+        )
+    failed = [line for tunnel in status.tunnels for line in _failed(tunnel, paint)]
+    return [*lines, *([""] if failed else []), *failed, "", *_daemon(status, paint)]
+
+
+def _row(tunnel: TunnelStatus) -> list[Cell]:
+    style = "red" if tunnel.failure is not None else _STATE_STYLES.get(tunnel.state, "")
+    is_up = tunnel.state == "up"
+    octets_in = octets(sum(child.octets_in for child in tunnel.children))
+    octets_out = octets(sum(child.octets_out for child in tunnel.children))
+    return [
+        (printable(tunnel.name), "bold"),
+        (printable(tunnel.state), style),
+        (printable(tunnel.peer) or "any", ""),
+        (duration(tunnel.seconds_up) if is_up else "-", ""),
+        (printable(tunnel.datapath) if is_up else "-", ""),
+        (octets_in if is_up else "-", ""),
+        (octets_out if is_up else "-", ""),
+    ]
+
+
+def _failed(tunnel: TunnelStatus, paint: Painter) -> list[str]:
+    if tunnel.failure is None:
+        return []
+    failure = failure_of(tunnel.failure)
+    name = printable(tunnel.name)
+    text = f"{failure.kind.title}: `xfrmpy status {name}`"
+    lines = wrapped(text, paint.width, first=f"{name}: {failure.code} ")
+    return [paint.command(line) for line in lines]
+
+
+def _daemon(status: StatusReply, paint: Painter) -> list[str]:
+    dropped = sum(status.drops.values())
+    reasons = sorted(status.drops.items(), key=lambda item: (-item[1], item[0]))
+    told = ", ".join(f"{printable(reason)} {count:,}" for reason, count in reasons if count)
+    text = f"daemon {printable(status.version)}, pid {status.pid}, up {duration(status.seconds_up)}"
+    if dropped:
+        text += f"; dropped {dropped:,} {_plural('datagram', dropped)} ({told})"
+    return [paint(line, "dim") for line in wrapped(text, paint.width)]
+
+
+def tunnel_lines(tunnel: TunnelStatus, paint: Painter) -> Iterator[str]:
+    """One tunnel: its IKE SA, its Child SAs with their counters, its last failure."""
+    yield _headline(tunnel, paint)
+    ike_spis = f"{tunnel.spi_i} (i) / {tunnel.spi_r} (r)" if tunnel.spi_i else ""
+    for label, parts in (
+        ("peer", (tunnel.remote_address or tunnel.peer or "any", tunnel.remote_id)),
+        ("us", (tunnel.local_address, tunnel.local_id)),
+        ("IKE SA", (tunnel.suite,)),
+        ("SPIs", (ike_spis,)),
+        ("NAT", (", ".join(_NAT_WORDS.get(w, w) for w in tunnel.nat.split(", ")),)),
+        ("datapath", (tunnel.datapath, tunnel.datapath_reason)),
+    ):
+        yield from _labelled(label, parts, paint)
+    for child in tunnel.children:
+        yield ""
+        yield from _child(child, paint)
+    if tunnel.failure is not None:
+        yield ""
+        yield from failure_lines(failure_of(tunnel.failure), paint, tunnel=tunnel.name)
+
+
+def _headline(tunnel: TunnelStatus, paint: Painter) -> str:
+    style = "red" if tunnel.failure is not None else _STATE_STYLES.get(tunnel.state, "")
+    head = f"{paint(printable(tunnel.name), 'bold')}  {paint(printable(tunnel.state), style)}"
+    if tunnel.state != "up":
+        return head
+    return f"{head} for {duration(tunnel.seconds_up)}, as {printable(tunnel.role)}"
+
+
+def _labelled(label: str, parts: tuple[str, ...], paint: Painter, indent: str = "  ") -> list[str]:
+    """`  label     part   part`; nothing at all if there is nothing to tell."""
+    text = "   ".join(printable(part) for part in dict.fromkeys(parts) if part)
+    if not text:
+        return []
+    first = indent + label.ljust(_LABEL_COLUMNS)
+    if len(first) + len(text) <= paint.width:
+        return [paint(first, "dim") + text]
+    told = wrapped(text, paint.width, first=first)
+    return [paint(first, "dim") + told[0][len(first) :], *told[1:]]
+
+
+def _child(child: ChildSaStatus, paint: Painter) -> Iterator[str]:
+    name = paint(printable(child.child), "bold")
+    yield f"  child {name}  {printable(child.mode)} mode, up for {duration(child.seconds_up)}"
+    selectors = f"{', '.join(child.local)} <=> {', '.join(child.remote)}"
+    into = f"spi {child.spi_in}", _carried(child.octets_in, child.packets_in)
+    out = f"spi {child.spi_out}", _carried(child.octets_out, child.packets_out)
+    for label, parts in (
+        ("carries", (selectors,)),
+        ("suite", (child.suite,)),
+        ("in", into),
+        ("out", out),
+        ("refused", (_refused(child),)),
+    ):
+        yield from _labelled(label, parts, paint, indent="    ")
+
+
+def _carried(count: int, packets: int) -> str:
+    return f"{octets(count)} in {packets:,} {_plural('packet', packets)}"
+
+
+def _refused(child: ChildSaStatus) -> str:
+    """Only what is not zero: on a healthy tunnel this line is missing."""
+    counts = ((child.replayed, "replayed"), (child.integrity_failed, "failed integrity"))
+    return ", ".join(f"{count:,} {what}" for count, what in counts if count)
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"

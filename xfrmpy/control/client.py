@@ -1,0 +1,260 @@
+"""The blocking client of the control socket: one connection a call, one call at a time.
+
+What can go wrong here is the operator's to put right, so everything is an `OperatorError` with a
+code of the catalogue, and never a bare `OSError`. Nothing of ours but `failures` may be imported,
+and no asyncio: this is what the hot commands wait for. The wire format is in `protocol`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from xfrmpy.control import protocol
+from xfrmpy.control.protocol import (
+    ChildSaStatus,
+    FailureReply,
+    Progress,
+    StatusReply,
+    TunnelReply,
+    TunnelStatus,
+)
+from xfrmpy.failures import CATALOGUE, OperatorError
+
+_Reply = TypeVar("_Reply", StatusReply, TunnelReply, Progress, FailureReply)
+
+DEFAULT_RUNTIME_DIR = Path("/run/xfrmpy")
+
+MAX_REPLY = 32 * 1024 * 1024
+"""Octets. A tunnel takes about 1.5 KiB in a status, so this is some twenty thousand of them."""
+
+STATUS_SECONDS = 10.0
+GRACE_SECONDS = 5.0
+"""How much longer than the daemon we wait: its own time-out says more than ours can."""
+
+
+def runtime_dir(environ: Mapping[str, str]) -> Path:
+    """Where the daemon's socket is: `XFRMPY_RUNTIME_DIR`, or `/run/xfrmpy`."""
+    return Path(environ.get("XFRMPY_RUNTIME_DIR") or DEFAULT_RUNTIME_DIR)
+
+
+class Client:
+    """Calls to the daemon that serves `runtime_dir`. Every method may raise `OperatorError`.
+
+    XF4001: no daemon; XF4003: not for this user; XF4006: the reply makes no sense; XF4007: no reply
+    in time; XF4008: the daemon went away during the call; any other code: the daemon's own answer.
+    """
+
+    def __init__(self, runtime_dir: Path) -> None:
+        self._socket_path = runtime_dir / protocol.SOCKET_NAME
+
+    def status(self, tunnel: str | None = None) -> StatusReply:
+        """The daemon and all its tunnels, or the one named."""
+        parameters = {} if tunnel is None else {"tunnel": tunnel}
+        for reply, _ in self._call(protocol.STATUS, parameters, STATUS_SECONDS):
+            return _decode_status(reply)
+        raise _gone(self._socket_path)
+
+    def up(self, tunnel: str, timeout_seconds: float) -> Iterator[Progress | TunnelReply]:
+        """Bring a tunnel up: what happens on the way, and at last a `TunnelReply`."""
+        return self._change(protocol.UP, tunnel, timeout_seconds)
+
+    def down(self, tunnel: str, timeout_seconds: float) -> Iterator[Progress | TunnelReply]:
+        """Take a tunnel down, likewise."""
+        return self._change(protocol.DOWN, tunnel, timeout_seconds)
+
+    def _change(
+        self, method: str, tunnel: str, timeout_seconds: float
+    ) -> Iterator[Progress | TunnelReply]:
+        parameters = {"tunnel": tunnel, "timeout_seconds": timeout_seconds}
+        for reply, continues in self._call(method, parameters, timeout_seconds + GRACE_SECONDS):
+            yield _decode_progress(reply) if continues else _decode_tunnel_reply(reply)
+
+    def _call(
+        self, method: str, parameters: dict[str, Any], seconds: float
+    ) -> Iterator[tuple[dict[str, Any], bool]]:
+        """The parameters of each reply, and whether more replies follow it."""
+        deadline_at = time.monotonic() + seconds
+        with self._connect(deadline_at) as connection:
+            call = {"method": method, "parameters": parameters, "more": method != protocol.STATUS}
+            try:
+                connection.sendall(protocol.encode_message(call))
+            except OSError as error:
+                raise _gone(self._socket_path) from error
+            continues = True
+            messages = _messages(connection, deadline_at, self._socket_path)
+            while continues:
+                message = _decode_message(next(messages))
+                if "error" in message:
+                    raise _decode_failure(message)
+                continues = message.get("continues") is True
+                yield message.get("parameters", {}), continues
+
+    def _connect(self, deadline_at: float) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            connection.settimeout(_left(deadline_at))
+            connection.connect(str(self._socket_path))
+        except OSError as error:
+            connection.close()
+            raise _unreachable(self._socket_path, error) from error
+        return connection
+
+
+def _messages(connection: socket.socket, deadline_at: float, socket_path: Path) -> Iterator[bytes]:
+    """The messages of the daemon, without their NULs; ends only by raising."""
+    buffer = bytearray()
+    while True:
+        searched = len(buffer)
+        buffer += _receive(connection, deadline_at, socket_path)
+        while (end := buffer.find(0, searched)) >= 0:
+            yield bytes(buffer[:end])
+            del buffer[: end + 1]
+            searched = 0
+        if len(buffer) > MAX_REPLY:
+            raise _malformed(f"a reply of more than {MAX_REPLY} octets")
+
+
+def _receive(connection: socket.socket, deadline_at: float, socket_path: Path) -> bytes:
+    try:
+        connection.settimeout(_left(deadline_at))
+        octets = connection.recv(256 * 1024)
+    except TimeoutError as error:
+        raise OperatorError("XF4007", "the daemon did not answer in time") from error
+    except OSError as error:
+        raise _gone(socket_path) from error
+    if not octets:
+        raise _gone(socket_path)
+    return octets
+
+
+def _left(deadline_at: float) -> float:
+    left = deadline_at - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _decode_message(octets: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(octets, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise _malformed("a reply that is not JSON") from error
+    if not isinstance(message, dict) or not isinstance(message.get("parameters", {}), dict):
+        raise _malformed("a reply that is not an object")
+    return message
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    """Python's JSON knows NaN and Infinity, which JSON does not."""
+    raise ValueError(name)
+
+
+def _decode_failure(message: dict[str, Any]) -> OperatorError:
+    if message["error"] != protocol.FAILED:
+        return _malformed(f"the error {message['error']!r}")
+    reply = _checked(FailureReply, message.get("parameters", {}))
+    _check_failure(reply)
+    return OperatorError(
+        reply.code, reply.summary, tuple((label, seen) for label, seen in reply.evidence)
+    )
+
+
+def _decode_status(parameters: dict[str, Any]) -> StatusReply:
+    tunnels = parameters.get("tunnels")
+    if not isinstance(tunnels, list):
+        raise _malformed("a status without tunnels")
+    decoded = [_decode_tunnel(tunnel) for tunnel in tunnels]
+    return _checked(StatusReply, {**parameters, "tunnels": decoded})
+
+
+def _decode_progress(parameters: dict[str, Any]) -> Progress:
+    return _checked(Progress, parameters)
+
+
+def _decode_tunnel_reply(parameters: dict[str, Any]) -> TunnelReply:
+    tunnel = _decode_tunnel(parameters.get("tunnel"))
+    return _checked(TunnelReply, {**parameters, "tunnel": tunnel})
+
+
+def _decode_tunnel(parameters: object) -> TunnelStatus:
+    if not isinstance(parameters, dict):
+        raise _malformed("a tunnel that is not an object")
+    try:
+        tunnel = protocol.decode_tunnel(parameters)
+    except (TypeError, KeyError) as error:
+        raise _malformed(f"a tunnel with other fields: {error}") from error
+    for child in tunnel.children:
+        _check_fields(child)
+    if tunnel.failure is not None:
+        _check_fields(tunnel.failure)
+        _check_failure(tunnel.failure)
+    _check_fields(tunnel)
+    return tunnel
+
+
+def _checked(kind: type[_Reply], parameters: dict[str, Any]) -> _Reply:
+    try:
+        reply = kind(**parameters)
+    except TypeError as error:
+        raise _malformed(f"a {kind.__name__} with other fields: {error}") from error
+    _check_fields(reply)
+    return reply
+
+
+def _check_failure(reply: FailureReply) -> None:
+    if reply.code not in CATALOGUE or not all(len(pair) == 2 for pair in reply.evidence):
+        raise _malformed(f"the failure {reply.code!r}: {reply.summary}")
+
+
+def _check_fields(reply: Any) -> None:
+    """Every field has the type that its annotation says, so that no reader needs to look."""
+    for field in dataclasses.fields(reply):
+        if not _is_a(getattr(reply, field.name), str(field.type)):
+            raise _malformed(f"a {type(reply).__name__} whose `{field.name}` is no {field.type}")
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "ChildSaStatus": ChildSaStatus,
+    "TunnelStatus": TunnelStatus,
+    "FailureReply | None": (FailureReply, type(None)),
+}
+
+
+def _is_a(value: object, annotation: str) -> bool:
+    if annotation.startswith("list["):
+        inner = annotation.removeprefix("list[").removesuffix("]")
+        return isinstance(value, list) and all(_is_a(item, inner) for item in value)
+    if annotation.startswith("dict[str, "):
+        inner = annotation.removeprefix("dict[str, ").removesuffix("]")
+        return isinstance(value, dict) and all(_is_a(item, inner) for item in value.values())
+    return isinstance(value, _TYPES[annotation])
+
+
+def _unreachable(socket_path: Path, error: OSError) -> OperatorError:
+    evidence = (("socket", str(socket_path)), ("error", error.strerror or str(error)))
+    if isinstance(error, PermissionError):
+        return OperatorError("XF4003", "the daemon's socket is not open to this user", evidence)
+    if isinstance(error, TimeoutError | BlockingIOError):
+        return OperatorError("XF4007", "the daemon does not take the call", evidence)
+    return OperatorError("XF4001", "no daemon listens at the control socket", evidence)
+
+
+def _gone(socket_path: Path) -> OperatorError:
+    evidence = (("socket", str(socket_path)),)
+    return OperatorError("XF4008", "the daemon went away before it had answered", evidence)
+
+
+def _malformed(what: str) -> OperatorError:
+    summary = "the daemon's answer makes no sense to this command"
+    hint = "the daemon may be of another version: restart it after an upgrade"
+    return OperatorError("XF4006", summary, (("it sent", what), ("note", hint)))

@@ -1,0 +1,375 @@
+"""Policy files into `TunnelPolicy` values: which files count, how they and secrets are read.
+
+Nothing that an operator can put into a directory makes this raise: every fault is a `PolicyError`
+with its place, all of them are found in one go, and a file with an error is left out as a whole
+while the others load. The only room of `policy/` that touches the file system.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from xfrmpy.policy.document import Node, compose_document, decode_text
+from xfrmpy.policy.errors import START, Findings, Mark, PolicyError
+from xfrmpy.policy.model import SharedKey, TunnelPolicy
+from xfrmpy.policy.resolve import (
+    MAX_TUNNELS,
+    Place,
+    assign_reqids,
+    find_overlaps,
+    resolve_tunnel,
+)
+from xfrmpy.policy.schema import PolicyFile, Tunnel, validate
+from xfrmpy.policy.values import NAME, NAME_RULE, SecretReference
+
+__all__ = [
+    "DEFAULT_LAYERS",
+    "LoadedPolicy",
+    "PolicyError",
+    "config_path",
+    "load_files",
+    "load_policy",
+]
+
+DEFAULT_LAYERS = tuple(Path(root, "xfrmpy/conf.d") for root in ("/usr/lib", "/etc", "/run"))
+"""Lowest first: the packager's, the operator's, and what lasts until the next boot."""
+
+MAX_FILE = 1 << 20
+"""Octets; some 7,000 tunnels in one file."""
+
+MAX_SECRET = 4096
+WEAK_SECRET = 16
+"""Octets. RFC 7296 section 2.15 asks for as much unpredictability as the strongest key negotiated;
+below 128 bits even a random secret has less, and can be guessed off-line by an active attacker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedPolicy:
+    """The tunnels in force, in the order of their names, and all that was found."""
+
+    tunnels: tuple[TunnelPolicy, ...]
+    errors: tuple[PolicyError, ...]
+    warnings: tuple[PolicyError, ...]
+
+
+def config_path(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """The layers to load: `XFRMPY_CONFIG_PATH` (colon separated, lowest first) or the default."""
+    given = tuple(Path(part) for part in environ.get("XFRMPY_CONFIG_PATH", "").split(":") if part)
+    return given or DEFAULT_LAYERS
+
+
+def load_policy(layers: Sequence[Path]) -> LoadedPolicy:
+    """Load directories, lowest first; a file hides those of the same name in lower ones.
+
+    A directory that is not there is an empty one. Secrets are looked for in the directory
+    `secrets` beside each layer, the highest first.
+    """
+    chosen: dict[str, Path] = {}
+    faults: list[Findings] = []
+    for layer in layers:
+        chosen.update((path.name, path) for path in _list_directory(layer, faults))
+    paths = [chosen[name] for name in sorted(chosen)]
+    return _load(paths, faults, secrets=[layer.parent / "secrets" for layer in layers])
+
+
+def load_files(files: Sequence[Path], *, secrets: Sequence[Path]) -> LoadedPolicy:
+    """Load files, and every file of the directories among them; `secrets` are lowest first."""
+    paths: list[Path] = []
+    faults: list[Findings] = []
+    for path in files:
+        if os.path.isdir(path):  # unlike Path.is_dir, never raises
+            paths += _list_directory(path, faults)
+        else:
+            paths.append(path)
+    return _load(list(dict.fromkeys(paths)), faults, secrets=secrets)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """A tunnel as it is written, and where."""
+
+    name: str
+    tunnel: Tunnel
+    place: Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """`names` are those of all its tunnels, `tunnels` those that could be parsed."""
+
+    findings: Findings
+    names: dict[str, Mark] = field(default_factory=dict)
+    tunnels: tuple[_Written, ...] = ()
+
+
+def _load(paths: Iterable[Path], faults: list[Findings], secrets: Sequence[Path]) -> LoadedPolicy:
+    files = [_read_file(path) for path in paths]
+    _report_duplicates(files)
+    reqids = assign_reqids(_names_within_limit(files))
+    read_key = partial(_read_key, secrets)
+    resolved: list[tuple[Place, TunnelPolicy]] = []
+    for written in (written for file in files for written in file.tunnels):
+        reqid = reqids.get(written.name, 0)
+        policy = resolve_tunnel(written.name, written.tunnel, written.place, reqid, read_key)
+        if policy is not None:
+            resolved.append((written.place, policy))
+    _report_overlaps(resolved)
+    findings = [*faults, *(file.findings for file in files)]
+    good = [policy for place, policy in resolved if not place.findings.errors]
+    return LoadedPolicy(
+        tunnels=tuple(sorted(good, key=lambda tunnel: tunnel.name)),
+        errors=tuple(error for each in findings for error in _in_order(each.errors)),
+        warnings=tuple(warning for each in findings for warning in _in_order(each.warnings)),
+    )
+
+
+def _in_order(found: Iterable[PolicyError]) -> list[PolicyError]:
+    return sorted(found, key=lambda error: (error.line, error.column))
+
+
+def _report_duplicates(files: Iterable[_File]) -> None:
+    first: dict[str, str] = {}
+    for file in files:
+        for name, mark in file.names.items():
+            if name in first:
+                message = f"tunnel '{name}' is defined already at {first[name]}"
+                file.findings.error("XF1006", mark, message)
+            else:
+                first[name] = f"{file.findings.file}:{mark.line}:{mark.column}"
+
+
+def _names_within_limit(files: Iterable[_File]) -> list[str]:
+    names: dict[str, None] = {}
+    for file in files:
+        if len(names.keys() | file.names) > MAX_TUNNELS:
+            file.findings.error("XF1011", START, f"more than {MAX_TUNNELS} tunnels in all")
+        else:
+            names.update(dict.fromkeys(file.names))
+    return list(names)
+
+
+def _report_overlaps(resolved: Sequence[tuple[Place, TunnelPolicy]]) -> None:
+    for overlap in find_overlaps([policy for _, policy in resolved]):
+        earlier = resolved[overlap.earlier][1]
+        place, later = resolved[overlap.later]
+        if earlier.name == later.name:
+            continue  # reported as a duplicate
+        path = (
+            ("remote",) if place.has("remote") else ("children", later.children[0].name, "remote")
+        )
+        message = (
+            f"tunnel '{later.name}' would carry the same traffic as '{earlier.name}' "
+            f"({earlier.origin}): {overlap.local} to {overlap.remote}"
+        )
+        place.error("XF1007", path, message)
+
+
+def _list_directory(directory: Path, faults: list[Findings]) -> list[Path]:
+    """The policy files of a directory in lexical order; editors' hidden files are none."""
+    findings = Findings(file=_printable(directory))
+    faults.append(findings)
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        findings.error("XF1012", START, f"the directory cannot be read: {_reason(error)}")
+        return []
+    visible = [name for name in names if not name.startswith(".")]
+    for name in visible:
+        if name.endswith(".yml"):
+            shown = _printable(directory / name)
+            findings.warn("XF1012", START, f"{shown} is not read", "rename it to end in .yaml")
+    return [directory / name for name in visible if name.endswith(".yaml")]
+
+
+def _read_file(path: Path) -> _File:
+    findings = Findings(file=_printable(path))
+    try:
+        data, _ = _read_regular(path, MAX_FILE)
+    except (OSError, ValueError) as error:
+        findings.error("XF1012", START, f"the file cannot be read: {_reason(error)}")
+        return _File(findings=findings)
+    text = decode_text(data, findings)
+    root = None if text is None else compose_document(text, findings)
+    if root is None or root.value is None:
+        return _File(findings=findings)
+    if not isinstance(root.value, dict):
+        findings.error("XF1004", root.mark, "the file must be a map of keys")
+        return _File(findings=findings)
+    if _is_long_form(root.value):
+        return _read_long_form(root, root.value, findings)
+    return _read_short_form(path.stem, root, findings)
+
+
+def _is_long_form(keys: Iterable[str]) -> bool:
+    """Whether a file has a key of the long form, or what looks like a misspelt one."""
+    unknown = [key for key in keys if key not in Tunnel.model_fields]
+    long_keys = [*PolicyFile.model_fields]
+    return any(difflib.get_close_matches(key[:20], long_keys, n=1, cutoff=0.8) for key in unknown)
+
+
+def _read_short_form(name: str, root: Node, findings: Findings) -> _File:
+    if not NAME.fullmatch(name):
+        message = f"the file's name, less its ending, is not a tunnel's name: {NAME_RULE}"
+        findings.error("XF1004", root.mark, message, "rename the file")
+        return _File(findings=findings)
+    tunnel = validate(Tunnel, root, findings)
+    place = Place(findings=findings, node=root)
+    written = () if tunnel is None else (_Written(name=name, tunnel=tunnel, place=place),)
+    return _File(findings=findings, names={name: root.mark}, tunnels=written)
+
+
+def _read_long_form(root: Node, keys: dict[str, Node], findings: Findings) -> _File:
+    nodes = keys["tunnels"].value if "tunnels" in keys else {}
+    names = {name: n.key_mark for name, n in nodes.items()} if isinstance(nodes, dict) else {}
+    defaults = keys.get("defaults")
+    written = [
+        _Written(
+            name=name,
+            tunnel=tunnel,
+            place=Place(findings=findings, node=node, defaults=defaults),
+        )
+        for name, node, tunnel in _long_form_tunnels(root, nodes, defaults, findings)
+    ]
+    return _File(findings=findings, names=names, tunnels=tuple(written))
+
+
+def _long_form_tunnels(
+    root: Node, nodes: object, defaults_node: Node | None, findings: Findings
+) -> Iterator[tuple[str, Node, Tunnel]]:
+    """The tunnels with their defaults; of a file with errors too, those that have none."""
+    file = validate(PolicyFile, root, findings)
+    reported = Findings(file=findings.file)
+    defaults = validate(Tunnel, defaults_node, reported) if defaults_node else Tunnel()
+    if not isinstance(nodes, dict) or defaults is None:
+        return
+    for name, node in nodes.items():
+        tunnel = file.tunnels[name] if file and file.tunnels else validate(Tunnel, node, reported)
+        if tunnel is not None:
+            yield name, node, _with_defaults(tunnel, defaults)
+
+
+_ALTERNATIVES = (
+    ({"children"}, {"local", "remote"}),
+    ({"local", "remote"}, {"children"}),
+    ({"auth"}, {"psk", "id", "peer_id"}),
+    ({"psk", "id", "peer_id"}, {"auth"}),
+)
+"""A tunnel that gives one of the first does without the defaults for the second."""
+
+
+def _with_defaults(tunnel: Tunnel, defaults: Tunnel) -> Tunnel:
+    """A key that the tunnel gives replaces the default's as a whole."""
+    own = tunnel.model_fields_set
+    replaced = set[str]().union(*(others for keys, others in _ALTERNATIVES if keys & own))
+    return defaults.model_copy(update={key: getattr(tunnel, key) for key in own | replaced})
+
+
+def _read_key(
+    secrets: Sequence[Path], reference: SecretReference, mark: Mark, findings: Findings
+) -> SharedKey | None:
+    """Read a secret, or report why not. Nothing of its octets gets into a message."""
+    path = _secret_path(secrets, reference)
+    if path is None:
+        where = ", ".join(_printable(directory / reference.name) for directory in secrets)
+        message = f"the secret '{reference.name}' is not there"
+        findings.error("XF1008", mark, message, f"looked for {where or 'nothing'}")
+        return None
+    name = _printable(path)
+    try:
+        data, status = _read_regular(path, MAX_SECRET)
+        octets = _parse_secret(data)
+    except (OSError, ValueError) as error:
+        findings.error("XF1008", mark, f"the secret {name} cannot be read: {_reason(error)}")
+        return None
+    if status.st_uid not in (0, os.geteuid()):
+        message = f"the secret {name} belongs to another user (uid {status.st_uid})"
+        findings.error("XF1009", mark, message, f"chown root {name}")
+        return None
+    if status.st_mode & 0o077:
+        message = f"the secret {name} can be read by others (mode {status.st_mode & 0o7777:04o})"
+        findings.error("XF1009", mark, message, f"chmod 600 {name}")
+        return None
+    if len(octets) < WEAK_SECRET:
+        message = f"the secret {name} is shorter than {WEAK_SECRET} octets"
+        findings.warn("XF1015", mark, message, "make one with `openssl rand -base64 32`")
+    return SharedKey(octets=octets, origin=name)
+
+
+def _secret_path(secrets: Sequence[Path], reference: SecretReference) -> Path | None:
+    """The highest directory's that has it, or may have it: one that cannot be searched."""
+    if reference.scheme == "file":
+        return Path(reference.name)
+    for directory in reversed(secrets):
+        path = directory / reference.name
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError):
+            pass
+        return path
+    return None
+
+
+def _parse_secret(data: bytes) -> bytes:
+    """The key that a file means: `0x` and hex, `0s` and base64, or the octets as they are.
+
+    One newline at the end is not part of it. Raises `ValueError` without the secret.
+    """
+    text = data.removesuffix(b"\r\n" if data.endswith(b"\r\n") else b"\n")
+    try:
+        match text[:2]:
+            case b"0x":
+                octets = binascii.unhexlify(text[2:])
+            case b"0s":
+                octets = base64.b64decode(text[2:], validate=True)
+            case _:
+                octets = text
+    except binascii.Error:
+        form = "hex" if text[:2] == b"0x" else "base64"
+        raise ValueError(f"it begins as {form} but goes on otherwise") from None
+    if not octets:
+        raise ValueError("it is empty")
+    return octets
+
+
+def _read_regular(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
+    """The octets of a regular file; the null device is an empty one (a way to hide a file).
+
+    Looked at before it is opened, because opening a device or a FIFO may do something.
+    Raises `OSError`, and `ValueError` for what is no file or too long.
+    """
+    status = os.stat(path)
+    if stat.S_ISCHR(status.st_mode) and status.st_rdev == os.stat(os.devnull).st_rdev:
+        return b"", status
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a regular file")
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    with open(os.open(path, flags), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a regular file")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"it is longer than {limit} octets")
+    return data, status
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror or "no reason given") if isinstance(error, OSError) else str(error)
+
+
+def _printable(path: Path) -> str:
+    """A path for messages: whatever its octets are, one line of printable text."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

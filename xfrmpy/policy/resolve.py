@@ -1,0 +1,329 @@
+"""What the keys of a tunnel mean together: defaults, what is needed, what excludes what.
+
+A `Tunnel` of `schema.py`, whose values are right each for itself, becomes a `TunnelPolicy` here or
+gives errors at the keys that disagree. Also what tunnels mean together: their reqids, and whose
+traffic is whose. Reading RFC 7296 section 2.9 and RFC 4301 section 4.4.1 helps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from ipaddress import ip_address
+from typing import Any
+
+from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.proposals import Proposal
+from xfrmpy.ipsec.sad import OUR_REQIDS
+from xfrmpy.ipsec.selectors import ANY_PROTOCOL, TrafficSelector
+from xfrmpy.policy.document import Node
+from xfrmpy.policy.errors import Findings, Mark
+from xfrmpy.policy.model import (
+    ChildPolicy,
+    Retransmission,
+    SharedKey,
+    StartMode,
+    TunnelPolicy,
+)
+from xfrmpy.policy.profiles import DEFAULT_PROFILE, esp_proposals, ike_proposals
+from xfrmpy.policy.schema import Child, EspSettings, IkeSettings, Retransmit, Tunnel
+from xfrmpy.policy.values import SecretReference
+
+MAX_TUNNELS = len(OUR_REQIDS) // 2
+"""Half of the reqids, so that a free one is found in two steps on average."""
+
+
+Keypath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a tunnel stands: its own map, that of the defaults, and the file they are in."""
+
+    findings: Findings
+    node: Node
+    defaults: Node | None = None
+
+    def error(
+        self, code: str, path: Keypath, message: str, hint: str = "", *, at_key: bool = False
+    ) -> None:
+        """An error at the value of `path` or at its key; else at the tunnel's name."""
+        found = self._find(path)
+        mark = found.key_mark if at_key or found is self.node else found.mark
+        self.findings.error(code, mark, message, hint)
+
+    def has(self, key: str) -> bool:
+        return self._find((key,)) is not self.node
+
+    def mark(self, path: Keypath) -> Mark:
+        return self._find(path).mark
+
+    def _find(self, path: Keypath) -> Node:
+        for node in (self.node, self.defaults):
+            if node is not None:
+                found, depth = node.find(path)
+                if depth:
+                    return found
+        return self.node
+
+
+ReadKey = Callable[[SecretReference, Mark, Findings], SharedKey | None]
+"""Reads a secret; or gives None, and reports at the mark why it cannot."""
+
+
+def resolve_tunnel(
+    name: str, tunnel: Tunnel, place: Place, reqid: int, read_key: ReadKey
+) -> TunnelPolicy | None:
+    """The policy of one tunnel, its defaults filled in; or None, with an error for each reason."""
+    before = len(place.findings.errors)
+    _check_peer(tunnel, place)
+    shared_key = _shared_key(tunnel, place, read_key)
+    local_id, remote_id = _identities(tunnel, place)
+    proposals = _ike_proposals(tunnel.ike or IkeSettings(), place)
+    child = _child(name, tunnel, place)
+    if len(place.findings.errors) > before or shared_key is None or child is None:
+        return None
+    return TunnelPolicy(
+        name=name,
+        origin=f"{place.findings.file}:{place.node.key_mark.line}",
+        reqid=reqid,
+        peers=tuple(tunnel.peer or ()),
+        local_address=tunnel.local_address,
+        local_id=local_id,
+        remote_id=remote_id,
+        shared_key=shared_key,
+        proposals=proposals,
+        children=(child,),
+        **_given(
+            start=tunnel.start if tunnel.peer else StartMode.LISTEN,
+            datapath=tunnel.datapath,
+            encapsulation=tunnel.encapsulation,
+            dpd_seconds=tunnel.dpd,
+            retransmission=_retransmission(tunnel.retransmission or Retransmit()),
+        ),
+    )
+
+
+def _given(**values: object) -> dict[str, Any]:
+    """The arguments that are not None: the model has the defaults of the others."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _check_peer(tunnel: Tunnel, place: Place) -> None:
+    if not tunnel.peer and tunnel.start not in (None, StartMode.LISTEN):
+        message = f"'start' cannot be {tunnel.start} without a 'peer'"
+        place.error("XF1004", ("start",), message, "write listen, or add 'peer'")
+    addresses = [address for address in map(_address, tunnel.peer or ()) if address is not None]
+    ours = tunnel.local_address
+    if ours is not None and any(theirs.version != ours.version for theirs in addresses):
+        message = f"'local_address' is IPv{ours.version}, and an address of 'peer' is not"
+        place.error("XF1004", ("local_address",), message)
+
+
+def _shared_key(tunnel: Tunnel, place: Place, read_key: ReadKey) -> SharedKey | None:
+    path: Keypath = ("psk",)
+    reference = tunnel.psk
+    if tunnel.auth is not None:
+        _check_alone("auth", ("psk", "id", "peer_id"), tunnel, place)
+        path, reference = ("auth", "psk"), tunnel.auth.psk
+    if reference is None:
+        message = "'psk' is missing"
+        place.error("XF1005", path, message, "psk: secret:NAME", at_key=True)
+        return None
+    return read_key(reference, place.mark(path), place.findings)
+
+
+def _identities(tunnel: Tunnel, place: Place) -> tuple[Identity | None, Identity | None]:
+    ours, theirs = tunnel.id, tunnel.peer_id
+    if tunnel.auth is not None:
+        ours = tunnel.auth.local.id if tunnel.auth.local else None
+        theirs = tunnel.auth.remote.id if tunnel.auth.remote else None
+    if theirs is not None:
+        return ours, theirs
+    match tunnel.peer or []:
+        case [peer]:
+            address = _address(peer)
+            name = peer.removesuffix(".")
+            return ours, Identity.parse(name) if address is None else Identity.of_address(address)
+        case []:
+            message = "'peer_id' is missing: without a 'peer', nothing else says who may call"
+        case _:
+            message = "'peer_id' is missing: with several peers, it must say who they all are"
+    place.error("XF1005", ("peer",), message, at_key=True)
+    return ours, None
+
+
+def _address(peer: str) -> IpAddress | None:
+    try:
+        return ip_address(peer)
+    except ValueError:
+        return None
+
+
+def _ike_proposals(ike: IkeSettings, place: Place) -> tuple[Proposal, ...]:
+    _check_exclusive(ike, "ike", place)
+    return _numbered(ike.proposals or ike_proposals(ike.profile or DEFAULT_PROFILE))
+
+
+def _esp_proposals(esp: EspSettings, ike: IkeSettings, place: Place) -> tuple[Proposal, ...]:
+    _check_exclusive(esp, "esp", place)
+    profile = esp.profile or ike.profile or DEFAULT_PROFILE
+    return _numbered(esp.proposals or esp_proposals(profile))
+
+
+def _check_exclusive(settings: IkeSettings | EspSettings, key: str, place: Place) -> None:
+    if settings.profile is not None and settings.proposals is not None:
+        message = "'profile' and 'proposals' exclude each other"
+        place.error("XF1004", (key, "profile"), message, at_key=True)
+
+
+def _numbered(proposals: Iterable[Proposal]) -> tuple[Proposal, ...]:
+    return tuple(replace(p, number=number) for number, p in enumerate(proposals, 1))
+
+
+def _child(name: str, tunnel: Tunnel, place: Place) -> ChildPolicy | None:
+    path: Keypath = ()
+    keys: Tunnel | Child = tunnel
+    if tunnel.children is not None:
+        if not _check_children(tunnel, tunnel.children, place):
+            return None
+        (name, keys), *_ = tunnel.children.items()
+        path = ("children", name)
+    proposals = _esp_proposals(tunnel.esp or EspSettings(), tunnel.ike or IkeSettings(), place)
+    for side in ("local", "remote"):
+        if getattr(keys, side) is None:
+            place.error("XF1005", path, f"'{side}' is missing", f"{side}: PREFIX", at_key=True)
+    if not keys.local or not keys.remote:
+        return None
+    if not any(_meet(ours, theirs) for ours in keys.local for theirs in keys.remote):
+        message = "'local' and 'remote' have no address family and protocol in common"
+        place.error("XF1004", (*path, "remote"), message)
+    return ChildPolicy(
+        name=name,
+        local=tuple(keys.local),
+        remote=tuple(keys.remote),
+        proposals=proposals,
+        **_given(mode=tunnel.mode, replay_window=tunnel.esp and tunnel.esp.replay_window),
+    )
+
+
+def _check_children(tunnel: Tunnel, children: dict[str, Child], place: Place) -> bool:
+    """Whether there is one to go on with."""
+    _check_alone("children", ("local", "remote"), tunnel, place)
+    if not children:
+        place.error("XF1005", ("children",), "'children' is empty")
+    for extra in list(children)[1:]:
+        message = "more than one child is not supported yet"
+        place.error("XF1011", ("children", extra), message, at_key=True)
+    return bool(children)
+
+
+def _check_alone(long: str, short: tuple[str, ...], tunnel: Tunnel, place: Place) -> None:
+    beside = [f"'{key}'" for key in short if getattr(tunnel, key) is not None]
+    if beside:
+        message = f"'{long}' stands beside {' and '.join(beside)}, to be written inside it"
+        place.error("XF1004", (long,), message, at_key=True)
+
+
+def _retransmission(keys: Retransmit) -> Retransmission:
+    given = _given(
+        tries=keys.tries,
+        initial_seconds=keys.initial,
+        factor=keys.factor,
+        jitter=keys.jitter,
+    )
+    return Retransmission(**given)
+
+
+def assign_reqids(names: Iterable[str]) -> dict[str, int]:
+    """A reqid of `OUR_REQIDS` for each of at most `MAX_TUNNELS` names.
+
+    A hash of the name, so that a new tunnel leaves the others' alone; of two names that collide
+    (1 in 65,000 for each pair), the one that sorts later moves on.
+    """
+    taken: dict[int, str] = {}
+    for name in sorted(set(names)):
+        attempt = 0
+        while (reqid := _reqid(name, attempt)) in taken:
+            attempt += 1
+        taken[reqid] = name
+    return {name: reqid for reqid, name in taken.items()}
+
+
+def _reqid(name: str, attempt: int) -> int:
+    digest = sha256(f"{attempt}:{name}".encode()).digest()
+    return OUR_REQIDS[int.from_bytes(digest[:8], "big") % len(OUR_REQIDS)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """Traffic that two tunnels both claim; they are numbered in the order of loading."""
+
+    earlier: int
+    later: int
+    local: TrafficSelector
+    remote: TrafficSelector
+
+
+def find_overlaps(tunnels: Sequence[TunnelPolicy]) -> list[Overlap]:
+    """For each tunnel whose traffic an earlier one claims already, one such overlap.
+
+    Nested selectors count too. The more specific SPD entry would win, but a peer may narrow the
+    wider one (RFC 7296 section 2.9) to just what another tunnel protects, and so take it over.
+    """
+    found: dict[int, Overlap] = {}
+    for one, other in _remotes_that_touch(tunnels):
+        earlier, later = sorted((one, other))
+        if later not in found:
+            common = _common_traffic(tunnels[earlier], tunnels[later])
+            if common is not None:
+                local, remote = common
+                found[later] = Overlap(earlier=earlier, later=later, local=local, remote=remote)
+    return [found[later] for later in sorted(found)]
+
+
+def _remotes_that_touch(tunnels: Sequence[TunnelPolicy]) -> Iterator[tuple[int, int]]:
+    """Pairs of tunnels with a remote address in common, by a sweep over the address space."""
+    spans = sorted(
+        (remote.start_address.version, int(remote.start_address), int(remote.end_address), number)
+        for number, tunnel in enumerate(tunnels)
+        for child in tunnel.children
+        for remote in child.remote
+    )
+    open_spans: list[tuple[int, int]] = []
+    current_version = 0
+    for version, start, end, number in spans:
+        if version != current_version:
+            open_spans, current_version = [], version
+        open_spans = [span for span in open_spans if span[0] >= start]
+        yield from ((other, number) for _, other in open_spans if other != number)
+        open_spans.append((end, number))
+
+
+def _common_traffic(
+    one: TunnelPolicy, other: TunnelPolicy
+) -> tuple[TrafficSelector, TrafficSelector] | None:
+    for ours in one.children:
+        for theirs in other.children:
+            remotes = _common(ours.remote, theirs.remote)
+            for local in _common(ours.local, theirs.local):
+                for remote in remotes:
+                    if _meet(local, remote):
+                        return local, remote
+    return None
+
+
+def _common(
+    ours: Iterable[TrafficSelector], theirs: Collection[TrafficSelector]
+) -> list[TrafficSelector]:
+    pairs = (a.intersect(b) for a in ours for b in theirs)
+    return [common for common in pairs if common is not None]
+
+
+def _meet(local: TrafficSelector, remote: TrafficSelector) -> bool:
+    """Whether any packet can go between the two."""
+    same_family = local.start_address.version == remote.start_address.version
+    protocols = {local.protocol, remote.protocol} - {ANY_PROTOCOL}
+    return same_family and len(protocols) < 2

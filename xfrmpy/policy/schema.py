@@ -1,0 +1,374 @@
+"""The language of the policy files: every key, what it takes and what it means.
+
+Each value is parsed where it stands, so a valid `Tunnel` holds selectors, identities and proposals.
+What keys mean together, and their defaults, is decided in `resolve.py`. The descriptions feed the
+JSON schema and the reference page; a key of type `NotYet` is known and refused with XF1011.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from functools import partial
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import ErrorDetails
+
+from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.proposals import Proposal
+from xfrmpy.ipsec.sad import Mode
+from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.policy import values
+from xfrmpy.policy.document import Node
+from xfrmpy.policy.errors import MAX_FINDINGS, Findings, shown
+from xfrmpy.policy.model import DatapathChoice, Encapsulation, StartMode
+from xfrmpy.policy.profiles import PROFILES
+from xfrmpy.registry import ProtocolId
+
+_Text = WithJsonSchema({"type": "string"})
+_TextOrList = WithJsonSchema(
+    {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+)
+_Number = WithJsonSchema({"type": "number"})
+_Time = WithJsonSchema({"type": ["string", "number"]})
+_OneOrMore = BeforeValidator(values.as_list)
+
+Name = Annotated[str, PlainValidator(values.parse_name), _Text]
+NotYet = Annotated[SkipJsonSchema[None], PlainValidator(values.refuse_not_yet)]
+Peers = Annotated[list[Annotated[str, PlainValidator(values.parse_peer)]], _OneOrMore, _TextOrList]
+Selectors = Annotated[
+    list[Annotated[TrafficSelector, PlainValidator(values.parse_selector)]], _OneOrMore, _TextOrList
+]
+IkeProposals = Annotated[
+    list[Annotated[Proposal, PlainValidator(partial(values.parse_one_proposal, ProtocolId.IKE))]],
+    _OneOrMore,
+    _TextOrList,
+]
+EspProposals = Annotated[
+    list[Annotated[Proposal, PlainValidator(partial(values.parse_one_proposal, ProtocolId.ESP))]],
+    _OneOrMore,
+    _TextOrList,
+]
+SomeIdentity = Annotated[Identity, PlainValidator(values.parse_identity), _Text]
+Address = Annotated[IpAddress, PlainValidator(values.parse_address), _Text]
+Secret = Annotated[values.SecretReference, PlainValidator(values.parse_secret_reference), _Text]
+ProfileName = Annotated[
+    str, PlainValidator(values.parse_profile), WithJsonSchema({"enum": [*PROFILES]})
+]
+
+
+def _key(description: str, example: object) -> Any:
+    return Field(default=None, description=description, examples=[example])
+
+
+def _choice(kind: type[Any], *future: str) -> PlainValidator:
+    parse = partial(values.parse_choice, kind, future)
+    return PlainValidator(parse, json_schema_input_type=kind)
+
+
+def _without_null(schema: dict[str, Any]) -> None:
+    for key in schema["properties"].values():
+        key.pop("default", None)
+        key.pop("title", None)
+        forms = [form for form in key.pop("anyOf", []) if form != {"type": "null"}]
+        key.update(forms[0] if len(forms) == 1 else {"anyOf": forms} if forms else {})
+
+
+class Keys(BaseModel):
+    """A map of known keys; every one may be left out, none may be left empty."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        hide_input_in_errors=True,
+        json_schema_extra=_without_null,
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_given(cls, value: object, info: ValidationInfo) -> object:
+        if value is None and not is_future(cls.model_fields[str(info.field_name)]):
+            values.refuse("XF1004", "has no value")
+        return value
+
+
+class IkeSettings(Keys):
+    """How the IKE SA is protected."""
+
+    profile: ProfileName | None = _key(
+        "Named set of algorithms, `modern` or `compat`; ESP follows it too. Default: `modern`.",
+        "compat",
+    )
+    proposals: IkeProposals | None = _key(
+        "Algorithms in place of the profile's: one proposal, or a list with the best first.",
+        "aes256gcm16-prfsha384-x25519",
+    )
+    lifetime: NotYet = None
+    reauth: NotYet = None
+
+
+class EspSettings(Keys):
+    """How the packets are protected."""
+
+    profile: ProfileName | None = _key(
+        "Named set of algorithms. Default: that of `ike`.",
+        "compat",
+    )
+    proposals: EspProposals | None = _key(
+        "Algorithms in place of the profile's; `esn` is meant unless `noesn` is named.",
+        "aes256-sha256-noesn",
+    )
+    replay_window: (
+        Annotated[
+            int,
+            PlainValidator(partial(values.parse_whole_number, 32, 4096)),
+            WithJsonSchema({"type": "integer", "minimum": 32, "maximum": 4096}),
+        ]
+        | None
+    ) = _key("How many packets may overtake one another, 32 to 4096. Default: 256.", 1024)
+    lifetime: NotYet = None
+
+
+class OurAuthentication(Keys):
+    """How we prove who we are."""
+
+    id: SomeIdentity | None = _key("The same as `id` of the tunnel.", "gw1.example.net")
+    cert: NotYet = None
+
+
+class TheirAuthentication(Keys):
+    """How the peer proves who it is."""
+
+    id: SomeIdentity | None = _key("The same as `peer_id` of the tunnel.", "gw2.example.org")
+    ca: NotYet = None
+    cert: NotYet = None
+
+
+class Authentication(Keys):
+    """The long form of `psk`, `id` and `peer_id`."""
+
+    psk: Secret | None = _key("The same as `psk` of the tunnel.", "secret:office")
+    local: OurAuthentication | None = _key("Our end.", {"id": "gw1.example.net"})
+    remote: TheirAuthentication | None = _key("The peer's end.", {"id": "gw2.example.org"})
+
+
+class Child(Keys):
+    """One Child SA."""
+
+    local: Selectors | None = _key("Traffic of our side, as `local` of the tunnel.", "10.1.0.0/16")
+    remote: Selectors | None = _key(
+        "Traffic of the peer's side, as `remote` of the tunnel.", "10.2.0.0/16"
+    )
+    lifetime: NotYet = None
+    traffic: NotYet = None
+
+
+class Retransmit(Keys):
+    """When an unanswered request is sent again."""
+
+    tries: (
+        Annotated[
+            int,
+            PlainValidator(partial(values.parse_whole_number, 0, 30)),
+            WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 30}),
+        ]
+        | None
+    ) = _key("How often, before the peer is given up. Default: 5.", 8)
+    initial: (
+        Annotated[float, PlainValidator(partial(values.parse_duration, 0.1, 60)), _Time] | None
+    ) = _key("Wait before the first time. Default: 1s.", "500ms")
+    factor: (
+        Annotated[float, PlainValidator(partial(values.parse_number, 1, 10)), _Number] | None
+    ) = _key("How much longer each wait is than the one before. Default: 2.", 1.8)
+    jitter: (
+        Annotated[float, PlainValidator(partial(values.parse_number, 0, 0.9)), _Number] | None
+    ) = _key("Random part of each wait, 0 to 0.9. Default: 0.1.", 0.2)
+
+
+class Tunnel(Keys):
+    """One tunnel, or a file that is one."""
+
+    peer: Peers | None = _key(
+        "The peer's address or host name, or a list to try in turn. Left out: any peer may call.",
+        "vpn.example.org",
+    )
+    id: SomeIdentity | None = _key("Who we say we are. Default: our address.", "gw1.example.net")
+    peer_id: SomeIdentity | None = _key(
+        "Who the peer must prove to be. Default: what `peer` says, if that is one.",
+        "gw2.example.org",
+    )
+    psk: Secret | None = _key(
+        "Pre-shared key by reference: `secret:NAME` or `file:/PATH`.", "secret:office"
+    )
+    auth: Authentication | None = _key(
+        "`psk`, `id` and `peer_id` in one map; give it or them.", {"psk": "secret:office"}
+    )
+    local: Selectors | None = _key(
+        "Traffic of our side: prefixes or ranges, with `[PROTOCOL/PORT]` behind if wanted.",
+        "10.1.0.0/16",
+    )
+    remote: Selectors | None = _key(
+        "Traffic of the peer's side, written as `local`.", ["10.2.0.0/16", "10.3.0.1[tcp/443]"]
+    )
+    children: dict[Name, Child] | None = _key(
+        "`local` and `remote` by name; exactly one for now.",
+        {"lan": {"local": "10.1.0.0/16", "remote": "10.2.0.0/16"}},
+    )
+    local_address: Address | None = _key(
+        "Which of our addresses to use. Default: the one that the route to the peer takes.",
+        "198.51.100.4",
+    )
+    ike: (
+        Annotated[
+            IkeSettings,
+            BeforeValidator(
+                values.as_suite_settings, json_schema_input_type=str | list[str] | IkeSettings
+            ),
+        ]
+        | None
+    ) = _key("How IKE is protected: a profile, a proposal, a list of them, or a map.", "compat")
+    esp: (
+        Annotated[
+            EspSettings,
+            BeforeValidator(
+                values.as_suite_settings, json_schema_input_type=str | list[str] | EspSettings
+            ),
+        ]
+        | None
+    ) = _key("How packets are protected, written as `ike`.", "aes256gcm16")
+    mode: Annotated[Mode, _choice(Mode, "transport")] | None = _key(
+        "Only `tunnel` for now.", "tunnel"
+    )
+    start: Annotated[StartMode, _choice(StartMode, "on-demand")] | None = _key(
+        "`auto`: with the daemon; `manual`: by `xfrmpy up`; `listen`: by the peer alone. "
+        "Default: `manual`, or `listen` without a `peer`.",
+        "auto",
+    )
+    datapath: Annotated[DatapathChoice, _choice(DatapathChoice)] | None = _key(
+        "Who moves the packets: `kernel`, `userspace`, or `auto`: the kernel if it can. "
+        "Default: `auto`.",
+        "userspace",
+    )
+    encapsulation: Annotated[Encapsulation, _choice(Encapsulation)] | None = _key(
+        "ESP in UDP: `auto`, behind a NAT only; or `force`. Default: `auto`.", "force"
+    )
+    dpd: Annotated[float, PlainValidator(values.parse_dpd), _Time] | None = _key(
+        "Silence after which the peer is asked whether it lives, or `off`. Default: 30s.", "10s"
+    )
+    retransmission: Retransmit | None = _key(
+        "When an unanswered request is sent again.", {"tries": 8}
+    )
+    interface: NotYet = None
+    cert: NotYet = None
+    ca: NotYet = None
+    traffic: NotYet = None
+    on_down: NotYet = None
+
+
+class PolicyFile(Keys):
+    """The long form of a file."""
+
+    tunnels: dict[Name, Tunnel] | None = _key(
+        "The tunnels by name.", {"office": {"peer": "vpn.example.org"}}
+    )
+    defaults: Tunnel | None = _key(
+        "Keys that every tunnel of this file has unless it gives its own.", {"dpd": "10s"}
+    )
+    gateways: NotYet = None
+
+
+Model = TypeVar("Model", bound=Keys)
+
+
+def validate(model: type[Model], node: Node, findings: Findings) -> Model | None:
+    """The keys of a map, parsed; or None, with an error for each thing that is wrong."""
+    try:
+        return model.model_validate(node.plain())
+    except ValidationError as error:
+        for detail in error.errors(include_url=False, include_input=False)[:MAX_FINDINGS]:
+            _report(model, node, detail, findings)
+    return None
+
+
+def json_schema() -> dict[str, Any]:
+    """A JSON Schema (2020-12) of a policy file in either form."""
+    schema = TypeAdapter(Union[PolicyFile, Tunnel]).json_schema()  # noqa: UP007
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def keys_of(model: type[Keys]) -> list[str]:
+    """The keys that can be given now."""
+    return [name for name, field in model.model_fields.items() if not is_future(field)]
+
+
+def is_future(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is None and field.annotation is types.NoneType
+
+
+def nested(field: FieldInfo) -> tuple[type[Keys] | None, bool]:
+    """The model of a key that takes a map, and whether names of the operator's stand between."""
+    parts = list(_parts(field.annotation))
+    models = [part for part in parts if isinstance(part, type) and issubclass(part, Keys)]
+    return (models[0] if models else None), dict in parts
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    yield get_origin(annotation) or annotation
+    for argument in get_args(annotation):
+        yield from _parts(argument)
+
+
+def _report(model: type[Keys], root: Node, detail: ErrorDetails, findings: Findings) -> None:
+    path, code = detail["loc"], detail["type"]
+    wrong_key = code == "XF1004" and path[-1:] == ("[key]",)  # pydantic's mark for a map's key
+    path = path[:-1] if wrong_key else path
+    node, depth = root.find(path)
+    if findings.has("XF1001", node.mark):
+        return  # what stands here was refused already
+    names = [part for part in path[:depth] if isinstance(part, str)]
+    subject = shown(names[-1]) if names else "the file"
+    context = detail.get("ctx", {})
+    match code:
+        case "extra_forbidden":
+            hint = _known_keys(_model_at(model, path[:-1]), str(path[-1]))
+            findings.error("XF1002", node.key_mark, f"unknown key {subject}", hint)
+        case "model_type" | "dict_type":
+            problem = "has no value" if node.value is None else "must be a map of keys"
+            findings.error("XF1004", node.mark, f"{subject} {problem}")
+        case _:
+            mark = node.key_mark if wrong_key or context["at_key"] else node.mark
+            findings.error(code, mark, f"{subject} {context['message']}", context["hint"])
+
+
+def _known_keys(model: type[Keys], key: str) -> str:
+    known = keys_of(model)
+    if model is PolicyFile and key in Tunnel.model_fields:
+        return "a key of a tunnel belongs under tunnels: NAME:"
+    few = f"known here: {', '.join(known)}" if len(known) < 8 else ""
+    return values.nearest(key, known) or few
+
+
+def _model_at(model: type[Keys], path: tuple[str | int, ...]) -> type[Keys]:
+    parts = iter(path)
+    for part in parts:
+        inner, named = nested(model.model_fields[str(part)])
+        if named:
+            next(parts)
+        model = inner or model
+    return model

@@ -1,0 +1,240 @@
+"""What single values of a policy file may be: each function takes one and parses or refuses it.
+
+A refusal is a `PydanticCustomError` whose type is the failure code; its message goes on from the
+quoted name of the key (`'start' must be ...`). Nothing that may be a secret is ever quoted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from enum import StrEnum
+from ipaddress import ip_address, ip_network
+from typing import NamedTuple, NoReturn
+
+from pydantic_core import PydanticCustomError
+
+from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.proposals import TRANSFORMS_BY_NAME, Proposal, parse_proposal
+from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.policy.errors import shown
+from xfrmpy.policy.profiles import FUTURE_PROFILES, PROFILES
+from xfrmpy.registry import ProtocolId
+
+MAX_ITEMS = 255
+"""Of a list: RFC 7296 counts selectors (section 3.13) and numbers proposals (3.3.1) in an octet."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+"""Of tunnels, children and secrets: safe as a file name and on a command line."""
+
+NAME_RULE = "1 to 63 letters, digits, '.', '_' and '-', the first a letter or digit"
+
+
+class SecretReference(NamedTuple):
+    """`secret:NAME` or `file:/PATH`."""
+
+    scheme: str
+    name: str
+
+
+def refuse(code: str, message: str, hint: str = "", *, at_key: bool = False) -> NoReturn:
+    """Give up on a value; `at_key` points to its key."""
+    context = {"message": message, "hint": hint, "at_key": at_key}
+    raise PydanticCustomError(code, "{message}", context)
+
+
+def parse_text(value: object, limit: int = 255) -> str:
+    if value is None:
+        refuse("XF1004", "has no value")
+    if isinstance(value, bool | int | float):
+        refuse("XF1004", f"must be text, not {shown(value)}", "put it between quotes")
+    if not isinstance(value, str):
+        refuse("XF1004", "must be text")
+    if not 0 < len(value) <= limit:
+        refuse("XF1004", f"must have 1 to {limit} characters")
+    return value
+
+
+def as_list(value: object) -> list[object]:
+    if isinstance(value, dict):
+        refuse("XF1004", "must be text or a list")
+    values = value if isinstance(value, list) else [value]
+    if not 0 < len(values) <= MAX_ITEMS:
+        refuse("XF1004", f"must have 1 to {MAX_ITEMS} items")
+    return values
+
+
+def parse_name(value: object) -> str:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        refuse("XF1004", f"is not a name: {NAME_RULE}")
+    return value
+
+
+def parse_choice(kind: type[StrEnum], future: tuple[str, ...], value: object) -> StrEnum:
+    text = parse_text(value)
+    if text in future:
+        refuse("XF1011", f"cannot be {text} yet")
+    if text not in list(kind):
+        choices = ", ".join(kind)
+        refuse("XF1004", f"must be one of {choices}, not {shown(text)}", nearest(text, kind))
+    return kind(text)
+
+
+def parse_number(least: float, most: float, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        refuse("XF1004", f"must be a number from {least:g} to {most:g}, not {shown(value)}")
+    return value
+
+
+def parse_whole_number(least: int, most: int, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        refuse("XF1004", f"must be a whole number from {least} to {most}, not {shown(value)}")
+    return value
+
+
+_DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(ms|s|m|h|d)", re.ASCII)
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(least: float, most: float, value: object) -> float:
+    """Seconds; a bare number is seconds too."""
+    found = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    seconds = float(found[1]) * _UNITS[found[2]] if found else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        refuse("XF1004", f"must be a time such as 30s, 5m or 1h, not {shown(value)}")
+    if not least <= seconds <= most:
+        refuse("XF1004", f"must be from {least:g}s to {most:g}s, not {shown(value)}")
+    return float(seconds)
+
+
+def parse_dpd(value: object) -> float:
+    return 0.0 if value == "off" else parse_duration(1, 86400, value)
+
+
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}$)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*"
+    r"(?=.*[A-Za-z])[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.?",
+    re.ASCII,
+)
+"""The last label must hold a letter, or 203.0.113.777 would pass for a name."""
+
+
+def parse_peer(value: object) -> str:
+    text = parse_text(value)
+    try:
+        address = ip_address(text)
+    except ValueError:
+        if _HOST_NAME.fullmatch(text):
+            return text
+        hint = "leave 'peer' out to listen for any peer" if text in ("%any", "*") else ""
+        refuse("XF1004", f"must be an address or a host name, not {shown(text)}", hint)
+    return str(_usable(address))
+
+
+def parse_address(value: object) -> IpAddress:
+    text = parse_text(value)
+    try:
+        address = ip_address(text)
+    except ValueError:
+        refuse("XF1004", f"must be an IP address, not {shown(text)}")
+    return _usable(address)
+
+
+def _usable(address: IpAddress) -> IpAddress:
+    if address.is_unspecified or address.is_multicast or "%" in str(address):
+        refuse("XF1004", f"must be the address of one host without a zone, not {address}")
+    return address
+
+
+def parse_identity(value: object) -> Identity:
+    text = parse_text(value)
+    if text.startswith("%") or "*" in text:
+        refuse("XF1004", f"must be one identity: {shown(text)} could be anybody's")
+    if "=" in text and not text.startswith("keyid:"):
+        refuse("XF1011", "cannot be a distinguished name yet")
+    try:
+        identity = Identity.parse(text)
+    except ValueError:
+        identity = None
+    if identity is None or not identity.data:
+        forms = "an address, a domain name, user@host, keyid:TEXT or keyid:0xHEX"
+        refuse("XF1004", f"must be {forms}, not {shown(text)}")
+    return identity
+
+
+def parse_selector(value: object) -> TrafficSelector:
+    text = parse_text(value)
+    try:
+        if "%" in text:
+            raise ValueError("an address of a traffic selector has no zone")
+        return TrafficSelector.parse(text)
+    except ValueError as error:
+        message = str(error)
+    refuse("XF1004", f"is not a traffic selector: {message[:120]}", _network_hint(text))
+
+
+def _network_hint(text: str) -> str:
+    try:
+        return f"did you mean {ip_network(text, strict=False)}?"
+    except ValueError:
+        return ""
+
+
+def parse_one_proposal(protocol: ProtocolId, value: object) -> Proposal:
+    text = parse_text(value, limit=1000)
+    try:
+        return parse_proposal(text, protocol)
+    except ValueError as error:
+        message = str(error)
+    unknown = [w for w in text.strip().lower().split("-") if w not in TRANSFORMS_BY_NAME]
+    hint = nearest(unknown[0], TRANSFORMS_BY_NAME) if unknown else ""
+    refuse("XF1004", f"is not a proposal: {message[:120]}", hint)
+
+
+def parse_profile(value: object) -> str:
+    text = parse_text(value)
+    if text in FUTURE_PROFILES:
+        refuse("XF1011", f"cannot be {text} yet")
+    if text not in PROFILES:
+        choices = ", ".join(PROFILES)
+        refuse("XF1004", f"must be one of {choices}, not {shown(text)}", nearest(text, PROFILES))
+    return text
+
+
+def parse_secret_reference(value: object) -> SecretReference:
+    """Refuses without quoting: whatever stands here may be the secret itself."""
+    if isinstance(value, dict | list) or value is None:
+        refuse("XF1004", "must be a reference such as secret:NAME")
+    scheme, colon, name = str(value).partition(":")
+    match scheme if colon else None:
+        case "secret" if NAME.fullmatch(name):
+            return SecretReference(scheme, name)
+        case "secret":
+            refuse("XF1004", f"must name the secret with {NAME_RULE}")
+        case "file" if name.startswith("/") and len(name) < 4096:
+            return SecretReference(scheme, name)
+        case "file":
+            refuse("XF1004", "must give the whole path of the file, as in file:/PATH")
+        case "credential":
+            refuse("XF1011", "cannot be a credential of systemd yet")
+        case _:
+            hint = "put it into a file and write secret:NAME or file:/PATH"
+            refuse("XF1010", "must not hold the secret itself", hint)
+
+
+def refuse_not_yet(_value: object) -> NoReturn:
+    refuse("XF1011", "is not supported yet", at_key=True)
+
+
+def as_suite_settings(value: object) -> object:
+    """Short forms of `ike` and `esp`: a profile's name, a proposal, or a list of proposals."""
+    if isinstance(value, str) and (value in PROFILES or value in FUTURE_PROFILES):
+        return {"profile": value}
+    return value if isinstance(value, dict) else {"proposals": value}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(word[:100], list(known), n=1)
+    return f"did you mean {found[0]}?" if found else ""
