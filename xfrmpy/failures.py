@@ -131,16 +131,16 @@ CATALOGUE: dict[str, FailureKind] = {
         fixes=("`xfrmpy status` lists the tunnels that the daemon knows",),
     ),
     "XF1014": FailureKind(
-        title="a secret is short enough to be guessed",
-        exit_code=_POLICY,
-        causes=("an attacker who answers in the peer's place can try keys at leisure",),
-        fixes=("`openssl rand -base64 32` makes a good one; put it into both ends",),
-    ),
-    "XF1014": FailureKind(
         title="the tunnel has no peer to call",
         exit_code=ExitCode.USAGE,
         causes=("its policy names no `peer`, so it waits for the peer to begin",),
         fixes=("add `peer:` to the policy, or bring the tunnel up from the other end",),
+    ),
+    "XF1015": FailureKind(
+        title="a secret is short enough to be guessed",
+        exit_code=_POLICY,
+        causes=("an attacker who answers in the peer's place can try keys at leisure",),
+        fixes=("`openssl rand -base64 32` makes a good one; put it into both ends",),
     ),
     "XF2001": FailureKind(
         title="the peer does not answer",
