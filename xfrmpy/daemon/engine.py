@@ -17,7 +17,8 @@ from pathlib import Path as FilePath
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.datapath.interface import Datapath, DatapathError, Expired
-from xfrmpy.datapath.kernel.datapath import KernelDatapath, enable_udp_encapsulation
+from xfrmpy.datapath.kernel.datapath import KernelDatapath
+from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation, exempt_from_policies
 from xfrmpy.failures import OperatorError
 from xfrmpy.ike.endpoint import IkeEndpoint, IkeSaView
 from xfrmpy.ike.outputs import (
@@ -181,7 +182,9 @@ class Engine:
         try:
             for each in self._sockets.natt_sockets():
                 enable_udp_encapsulation(each)
+            for each in self._sockets.all():
+                exempt_from_policies(each)
         except OSError as error:
             raise OperatorError(
-                "XF4005", f"the kernel does not take ESP in UDP: {error.strerror}"
+                "XF4005", f"the kernel refuses what IKE's sockets need: {error.strerror}"
             ) from error
