@@ -92,8 +92,9 @@ class ControlServer:
                 await _send(writer, encode_reply(reply, continues=isinstance(reply, Progress)))
         except OperatorError as error:
             await _send(writer, encode_failure(reply_of(error.failure)))
-        except (ValueError, KeyError, TypeError) as error:
-            failure = Failure(code="XF5001", summary=f"not a call that we know: {error}")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            log.debug("a call that makes no sense", exc_info=error)
+            failure = Failure(code="XF5001", summary=f"not a call that we know: {error!r}")
             await _send(writer, encode_failure(reply_of(failure)))
 
 

@@ -1,0 +1,110 @@
+"""The sentences of the log and of `up`: every report has one, and none holds a secret."""
+
+from __future__ import annotations
+
+import typing
+from ipaddress import ip_address
+
+import pytest
+
+from xfrmpy.daemon.narration import narrate, summarize
+from xfrmpy.failures import Failure
+from xfrmpy.ike import outputs
+from xfrmpy.ike.errors import DropReason
+from xfrmpy.ipsec.addresses import Path, SocketAddress
+from xfrmpy.registry import ExchangeType
+
+PATH = Path(
+    local=SocketAddress(ip_address("192.0.2.1"), 500),
+    remote=SocketAddress(ip_address("2001:db8::2"), 500),
+)
+FAILURE = Failure(code="XF2004", summary="no selectors", evidence=(("our local", "10.1.0.0/16"),))
+
+NEWS: list[tuple[outputs.Output, str]] = [
+    (
+        outputs.ExchangeStarted(tunnel="a", exchange=ExchangeType.IKE_AUTH, path=PATH),
+        "IKE_AUTH to [2001:db8::2]:500",
+    ),
+    (
+        outputs.RequestRetransmitted(
+            tunnel="a", exchange=ExchangeType.IKE_SA_INIT, path=PATH, count=2, of=5
+        ),
+        "no answer yet: IKE_SA_INIT to [2001:db8::2]:500 again, 2 of 5",
+    ),
+    (
+        outputs.ExchangeRepeated(tunnel="a", exchange=ExchangeType.IKE_SA_INIT, reason="why"),
+        "IKE_SA_INIT once more: why",
+    ),
+    (
+        outputs.NatDetected(tunnel="a", ours=True, theirs=False, forced=False),
+        "ESP goes in UDP: this host is behind a NAT",
+    ),
+    (
+        outputs.NatDetected(tunnel="a", ours=True, theirs=True, forced=True),
+        "ESP goes in UDP: both ends are behind a NAT",
+    ),
+    (
+        outputs.NatDetected(tunnel="a", ours=False, theirs=True, forced=False),
+        "ESP goes in UDP: the peer is behind a NAT, or says so",
+    ),
+    (
+        outputs.NatDetected(tunnel="a", ours=False, theirs=True, forced=True),
+        "ESP goes in UDP: the policy or the datapath wants it",
+    ),
+    (
+        outputs.IkeSaEstablished(
+            tunnel="a", path=PATH, suite="aes", remote_id="sun", is_initiator=True
+        ),
+        "IKE SA with sun at [2001:db8::2]:500, aes",
+    ),
+    (
+        outputs.ChildSaEstablished(
+            tunnel="a", child="net", spi_in=0x100, spi_out=0xFFFFFFFF, suite="aes"
+        ),
+        "Child SA net: aes, SPI in 0x00000100, out 0xffffffff",
+    ),
+    (
+        outputs.ChildSaClosed(tunnel="a", child="net", spi_in=0x100),
+        "Child SA net closed (SPI in 0x00000100)",
+    ),
+    (
+        outputs.TunnelClosed(tunnel="a", was_established=True, is_initiator=True, failure=None),
+        "closed",
+    ),
+    (
+        outputs.TunnelClosed(tunnel="a", was_established=True, is_initiator=True, failure=FAILURE),
+        "closed: XF2004 no selectors (our local: 10.1.0.0/16)",
+    ),
+    (
+        outputs.RequestRefused(tunnel="", path=PATH, failure=FAILURE),
+        "refused [2001:db8::2]:500: XF2004 no selectors (our local: 10.1.0.0/16)",
+    ),
+]
+
+NO_NEWS = {
+    outputs.SendDatagram,
+    outputs.AddSa,
+    outputs.RemoveSa,
+    outputs.AddPolicy,
+    outputs.RemovePolicy,
+    outputs.DatagramDropped,
+    outputs.DefectFound,
+}
+
+
+@pytest.mark.parametrize(("report", "sentence"), NEWS)
+def test_a_report_has_its_sentence(report: outputs.Output, sentence: str) -> None:
+    assert narrate(report) == sentence
+
+
+def test_every_output_is_news_or_known_to_be_none() -> None:
+    every = set(typing.get_args(outputs.Output))
+    assert {type(report) for report, _ in NEWS} | NO_NEWS == every
+
+
+def test_what_is_no_news_has_no_sentence() -> None:
+    assert narrate(outputs.DatagramDropped(path=PATH, reason=DropReason.MALFORMED)) == ""
+
+
+def test_a_failure_without_evidence_is_its_summary() -> None:
+    assert summarize(Failure(code="XF2001", summary="silence")) == "XF2001 silence"
