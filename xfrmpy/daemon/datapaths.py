@@ -99,7 +99,16 @@ class Datapaths:
                 self._capabilities[choice] = datapath.probe()
             except DatapathError as error:
                 self._capabilities[choice] = str(error)
+            self._leave_useless_kernel()
         return self._capabilities[choice]
+
+    def _leave_useless_kernel(self) -> None:
+        """A kernel without ESP is not asked for anything more."""
+        found = self._capabilities.get(DatapathChoice.KERNEL)
+        usable = isinstance(found, Capabilities) and "esp" not in found.missing
+        if self._kernel is not None and not usable:
+            self._kernel.close()
+            self._kernel = None
 
     def _open(self, choice: DatapathChoice) -> Datapath:
         if choice is DatapathChoice.KERNEL:
