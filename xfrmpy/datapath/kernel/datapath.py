@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -25,17 +24,6 @@ from xfrmpy.datapath.routes import RouteOwner, Routes
 from xfrmpy.ipsec.sad import Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
-
-_UDP_ENCAP = 100  # <linux/udp.h>
-_UDP_ENCAP_ESPINUDP = 2
-
-
-def enable_udp_encapsulation(sock: socket.socket) -> None:
-    """Make the kernel take ESP out of the datagrams of a UDP socket (RFC 3948).
-
-    Datagrams with a non-ESP marker, and keepalives, still reach the socket. Raises `OSError`.
-    """
-    sock.setsockopt(socket.IPPROTO_UDP, _UDP_ENCAP, _UDP_ENCAP_ESPINUDP)
 
 
 class KernelDatapath:

@@ -45,7 +45,10 @@ _BATCH = 100
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One message to the kernel; `what` completes "cannot ..." in an error."""
+    """One message to the kernel; `what` completes "cannot ..." in an error.
+
+    A dump has no body, whatever the same type has for a single object.
+    """
 
     message: Message
     what: str
@@ -129,7 +132,7 @@ class NetlinkSocket:
         parts: list[bytes] = []
         for request in requests:
             self._sequence = self._sequence % 0xFFFFFFFF + 1  # 0 is the notifications'
-            payload = encode_message(request.message)
+            payload = b"" if request.dump else encode_message(request.message)
             flags = _REQUEST | (_DUMP if request.dump else _ACK)
             flags |= _CREATE | _EXCLUSIVE if request.create else 0
             size = _HEADER.size + len(payload)

@@ -1,0 +1,392 @@
+"""The kernel datapath against real kernels: the contract, and what only this one does.
+
+Natively any kernel will do for policies, routes and acquires; what needs ESP is marked `vm`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from integration.datapath_contract import (
+    GCM,
+    INNER,
+    OUTER,
+    REQID,
+    SUITES,
+    DatapathContract,
+    Site,
+    TrafficContract,
+    gateway_namespace,
+    inside,
+    install_pair,
+    run,
+    sad_entry,
+    spd_entry,
+    two_sites,
+)
+from xfrmpy.datapath.interface import Acquire, DatapathError, Expired, MappingChanged
+from xfrmpy.datapath.kernel.datapath import KernelDatapath
+from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation
+from xfrmpy.datapath.routes import OUR_TABLE
+from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
+from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Lifetime, Mode, UdpEncapsulation
+from xfrmpy.ipsec.spd import Action, PolicyDirection
+
+
+@pytest.fixture(scope="module")
+def esp() -> None:
+    """A kernel without ESP would make every test below meaningless; the `vm` mark promises it."""
+    with closing(KernelDatapath.open()) as datapath:
+        capabilities = datapath.probe()
+    assert capabilities.protocols, capabilities.missing["esp"]
+
+
+@pytest.fixture(scope="module")
+def spi_bits() -> int:
+    return 0
+
+
+@pytest.fixture(scope="module")
+def open_datapath() -> Callable[[], KernelDatapath]:
+    return KernelDatapath.open
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[str]:
+    with gateway_namespace() as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def sites() -> Iterator[tuple[Site, Site]]:
+    """With a socket on UDP 4500 of both families in each, as the daemon has."""
+    with ExitStack() as stack:
+
+        def open_with_sockets() -> KernelDatapath:
+            for family in (socket.AF_INET, socket.AF_INET6):
+                natt = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+                if family == socket.AF_INET6:
+                    natt.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                natt.bind(("", 4500))
+                enable_udp_encapsulation(natt)
+            return KernelDatapath.open()
+
+        yield stack.enter_context(two_sites(open_with_sockets))
+
+
+@pytest.mark.vm
+@pytest.mark.usefixtures("esp")
+class TestContract(DatapathContract):
+    pass
+
+
+@pytest.mark.vm
+@pytest.mark.usefixtures("esp")
+class TestTraffic(TrafficContract):
+    def test_iproute_sees_what_we_mean(self, sites: tuple[Site, Site]) -> None:
+        install_pair(sites, SUITES["aes256-sha256-esn"], spi_bits=0, encapsulated=True)
+        assert sites[0].ping(4)
+        state = sites[0].run("ip", "-s", "xfrm", "state", "get", *_FORTH)
+        for words in (
+            f"src {OUTER[4][0]} dst {OUTER[4][1]}",
+            f"reqid {REQID}",
+            "mode tunnel",
+            "flag af-unspec esn",
+            "output-mark 0x5846/0xffffffff",
+            "auth-trunc hmac(sha256)",
+            "enc cbc(aes)",
+            "encap type espinudp sport 4500 dport 4500",
+            "replay_window 256, bitmap-length 8",
+            "252(bytes), 3(packets)",
+        ):
+            assert words in state
+        policies = sites[0].run("ip", "xfrm", "policy")
+        for direction in PolicyDirection:
+            assert f"dir {direction} " in policies
+        assert policies.count(f"proto esp reqid {REQID} mode tunnel") == 3
+
+    def test_another_port_of_the_peer_is_told(self, sites: tuple[Site, Site]) -> None:
+        """The receiver's SA knows another port than packets come from, as after a NAT's reboot."""
+        pair = install_pair(sites, GCM, spi_bits=0, encapsulated=True)
+        inbound = replace(pair.forth, direction=Direction.IN)
+        sites[1].datapath.update_sa(
+            replace(inbound, encapsulation=UdpEncapsulation(40_001, IKE_NATT_PORT))
+        )
+        assert sites[0].ping(4)
+        change = sites[1].wait_for(MappingChanged)
+        assert change == MappingChanged(
+            sa=pair.forth.id,
+            reqid=REQID,
+            old=SocketAddress(OUTER[4][0], 40_001),
+            new=SocketAddress(OUTER[4][0], IKE_NATT_PORT),
+        )
+
+    def test_an_sa_made_again_for_another_source_keeps_its_counters(
+        self, sites: tuple[Site, Site]
+    ) -> None:
+        pair = install_pair(sites, GCM, spi_bits=0)
+        assert sites[0].ping(4)
+        moved = replace(pair.back, direction=Direction.IN, source=ip_address("198.51.100.9"))
+        sites[0].datapath.update_sa(moved)
+        usage = sites[0].datapath.usage(moved.id)
+        assert (usage.packets, usage.octets) == (3, 252)
+        assert "seq 0x3" in sites[0].run("ip", "xfrm", "state", "get", *_BACK), (
+            "the replay window goes on"
+        )
+
+    def test_expiries_that_were_lost_are_made_good(self, sites: tuple[Site, Site]) -> None:
+        pair = install_pair(sites, GCM, spi_bits=0, lifetime=Lifetime(soft_packets=1))
+        with inside(sites[0].namespace), _deaf(_kernel(sites[0])) as datapath:
+            assert sites[0].ping(4)
+            sites[0].run("ip", "xfrm", "state", "delete", *_BACK)
+            _ask_for_sas(datapath, 40)
+            events = datapath.read_events()
+        assert Expired(sa=pair.forth.id, reqid=REQID, hard=False) in events
+        assert Expired(sa=pair.back.id, reqid=REQID, hard=True) in events
+
+    def test_protected_packets_stay_off_our_routes(self, sites: tuple[Site, Site]) -> None:
+        """A route of ours that covers the peer, and leads elsewhere, must not lead them astray."""
+        install_pair(sites, GCM, spi_bits=0)
+        route = f"default dev lan table {OUR_TABLE}".split()
+        sites[0].run("ip", "route", "add", *route)
+        try:
+            assert sites[0].ping(4)
+        finally:
+            sites[0].run("ip", "route", "del", *route)
+
+
+@pytest.mark.vm
+@pytest.mark.usefixtures("esp")
+def test_the_kernel_of_the_laboratory_does_it_all(sites: tuple[Site, Site]) -> None:
+    capabilities = sites[0].datapath.probe()
+    assert capabilities.suites == {name for name in SUITES if not name.endswith("-esn")}
+    assert capabilities.modes == set(Mode)
+    assert capabilities.esn
+    assert capabilities.udp_encapsulation
+    assert capabilities.raw_esp
+    assert capabilities.missing == {}
+
+
+@pytest.mark.vm
+@pytest.mark.usefixtures("esp")
+def test_another_programs_sa_is_left_alone(gateway: str) -> None:
+    entry = sad_entry(0)
+    with closing(KernelDatapath.open()) as datapath:
+        datapath.add_sa(replace(entry, reqid=7))
+        for refused in (datapath.add_sa, datapath.update_sa):
+            with pytest.raises(DatapathError):
+                refused(entry)
+        datapath.remove_sa(entry.id)
+        assert datapath.remove_ours() == 0
+        assert "reqid 7" in run("ip", "-n", gateway, "xfrm", "state")
+        run(
+            "ip",
+            "-n",
+            gateway,
+            "xfrm",
+            "state",
+            "delete",
+            "spi",
+            hex(entry.spi),
+            "proto",
+            "esp",
+            "dst",
+            str(entry.destination),
+        )
+
+
+@pytest.fixture
+def datapath(gateway: str) -> Iterator[KernelDatapath]:
+    del gateway
+    with closing(KernelDatapath.open()) as opened:
+        yield opened
+        opened.remove_ours()
+
+
+@pytest.mark.native
+@pytest.mark.vm
+class TestWithoutEsp:
+    """What any kernel with XFRM does: policies, routes, acquires."""
+
+    @pytest.mark.parametrize("version", [4, 6])
+    def test_policies_survive_with_their_routes(
+        self, gateway: str, datapath: KernelDatapath, version: int
+    ) -> None:
+        entries = {spd_entry(direction, version=version) for direction in PolicyDirection}
+        for entry in entries:
+            datapath.add_policy(entry)
+        local, remote = INNER[version]
+        routes = _routes(gateway, version)
+        assert f"{remote} dev wan proto 88 src {local[1]}" in routes
+        run("ip", "-n", gateway, f"-{version}", "route", "flush", "table", str(OUR_TABLE))
+        assert _routes(gateway, version) == ""
+        with closing(KernelDatapath.open()) as later:
+            assert set(later.dump().spd) == entries
+            assert _routes(gateway, version) == routes, "a later process mends them"
+            assert later.remove_ours() == 3
+        assert _routes(gateway, version) == ""
+        assert str(OUR_TABLE) not in run("ip", "-n", gateway, f"-{version}", "rule")
+
+    def test_a_shared_route_goes_with_its_last_policy(
+        self, gateway: str, datapath: KernelDatapath
+    ) -> None:
+        web, mail = (
+            replace(spd_entry(), selector=replace(spd_entry().selector, protocol=protocol))
+            for protocol in (6, 17)
+        )
+        for entry in (web, mail, web):  # the second time it replaces itself
+            datapath.add_policy(entry)
+        datapath.remove_policy(web)
+        assert str(INNER[4][1]) in _routes(gateway, 4)
+        datapath.remove_policy(mail)
+        assert _routes(gateway, 4) == ""
+
+    def test_a_policy_without_a_way_to_the_peer_is_refused_and_not_left(
+        self, gateway: str, datapath: KernelDatapath
+    ) -> None:
+        run("ip", "-n", gateway, "link", "set", "wan", "down")
+        try:
+            with pytest.raises(DatapathError, match="unreachable"):
+                datapath.add_policy(spd_entry())
+        finally:
+            run("ip", "-n", gateway, "link", "set", "wan", "up")
+        assert datapath.dump().spd == ()
+
+    @pytest.mark.parametrize("action", Action)
+    def test_another_programs_policy_is_left_alone(
+        self, gateway: str, datapath: KernelDatapath, action: Action
+    ) -> None:
+        theirs = f"dir out src {INNER[4][0]} dst {INNER[4][1]} priority 5"
+        run("ip", "-n", gateway, "xfrm", "policy", "add", *theirs.split())
+        with pytest.raises(DatapathError, match="another program has a policy"):
+            datapath.add_policy(spd_entry(action=action))
+        datapath.remove_policy(spd_entry(action=action))
+        assert datapath.remove_ours() == 0
+        assert "priority 5" in run("ip", "-n", gateway, "xfrm", "policy")
+        run("ip", "-n", gateway, "xfrm", "policy", "delete", *theirs.split()[:6])
+
+    def test_an_acquire_is_told_and_its_traces_are_removed(
+        self, gateway: str, datapath: KernelDatapath
+    ) -> None:
+        datapath.add_policy(spd_entry())
+        _send(str(INNER[4][1][9]), 77)
+        (acquire,) = datapath.read_events()
+        assert isinstance(acquire, Acquire)
+        assert acquire.reqid == REQID
+        assert str(acquire.destination) == "10.2.0.9/32[udp/77]"
+        assert datapath.dump().sad == ()
+        assert "spi 0x00000000" in run("ip", "-n", gateway, "xfrm", "state")
+        datapath.remove_ours()
+        assert run("ip", "-n", gateway, "xfrm", "state") == ""
+
+    def test_acquires_that_were_lost_are_made_good(self, datapath: KernelDatapath) -> None:
+        # The kernel asks anew with each packet if nobody heard; here somebody else did.
+        with closing(KernelDatapath.open()), _deaf(datapath):
+            wanted = _ask_for_sas(datapath, 40)
+            events = datapath.read_events()
+        assert {event.reqid for event in events if isinstance(event, Acquire)} == wanted
+        assert datapath.read_events() == ()
+
+    def test_another_programs_acquire_is_not_told(
+        self, gateway: str, datapath: KernelDatapath
+    ) -> None:
+        theirs = "dir out dst 10.3.0.0/24 tmpl src 198.51.100.1 dst 198.51.100.2 proto esp reqid 7"
+        run("ip", "-n", gateway, "xfrm", "policy", "add", *theirs.split(), "mode", "tunnel")
+        run("ip", "-n", gateway, "route", "add", "10.3.0.0/24", "dev", "wan")
+        _send("10.3.0.9", 77)
+        assert datapath.read_events() == ()
+        run("ip", "-n", gateway, "xfrm", "policy", "delete", *theirs.split()[:4])
+
+    def test_no_privilege_is_said(self) -> None:
+        program = "from xfrmpy.datapath.kernel.datapath import KernelDatapath as K; K.open()"
+        drop = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]
+        done = subprocess.run(
+            [*drop, sys.executable, "-c", program], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert "it needs root or CAP_NET_ADMIN" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.native
+def test_a_kernel_without_esp_is_recognised(datapath: KernelDatapath) -> None:
+    capabilities = datapath.probe()
+    if capabilities.protocols:
+        pytest.skip("this kernel has ESP")
+    assert not capabilities.modes
+    assert not capabilities.suites
+    assert "no ESP" in capabilities.missing["esp"]
+
+
+@pytest.mark.native
+def test_a_well_formed_sa_gets_as_far_as_the_missing_esp(datapath: KernelDatapath) -> None:
+    """The kernel checks a message before it looks for ESP, and says so in a sentence."""
+    if datapath.probe().protocols:
+        pytest.skip("this kernel has ESP")
+    for changes in (
+        {},
+        {"encapsulation": UdpEncapsulation(4500, 4500)},
+        {"lifetime": Lifetime(soft_seconds=1, hard_bytes=1 << 30)},
+        {"direction": Direction.OUT},
+        {"source": OUTER[6][1], "destination": OUTER[6][0]},
+    ):
+        with pytest.raises(DatapathError, match="Requested type not found") as refused:
+            datapath.add_sa(sad_entry(0, suite=SUITES["aes256-sha256-esn"], **changes))
+        assert refused.value.errno == errno.EPROTONOSUPPORT
+
+
+_FORTH = ("spi", "0x10000000", "proto", "esp", "dst", str(OUTER[4][1]))
+_BACK = ("spi", "0x10000001", "proto", "esp", "dst", str(OUTER[4][0]))
+
+
+def _routes(namespace: str, version: int) -> str:
+    table = str(OUR_TABLE)
+    done = subprocess.run(
+        ["ip", "-n", namespace, f"-{version}", "route", "show", "table", table],
+        capture_output=True,
+        text=True,
+        check=False,  # a table that never was is an error
+    )
+    return done.stdout
+
+
+def _send(address: str, port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"x", (address, port))
+
+
+def _kernel(site: Site) -> KernelDatapath:
+    assert isinstance(site.datapath, KernelDatapath)
+    return site.datapath
+
+
+@contextmanager
+def _deaf(datapath: KernelDatapath) -> Iterator[KernelDatapath]:
+    """With next to no room for events."""
+    with socket.socket(fileno=os.dup(datapath.fileno())) as events:
+        events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        yield datapath
+        events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+
+
+def _ask_for_sas(datapath: KernelDatapath, count: int) -> set[int]:
+    """Packets to as many policies, each with a reqid of its own; returns the reqids."""
+    plain = spd_entry()
+    assert plain.template is not None
+    reqids = OUR_REQIDS[100 : 100 + count]
+    for number, reqid in enumerate(reqids):
+        remote = f"10.9.{number}"
+        selector = replace(plain.selector, destination=ip_network(f"{remote}.0/24"))
+        template = replace(plain.template, reqid=reqid)
+        datapath.add_policy(replace(plain, selector=selector, template=template))
+        _send(f"{remote}.1", 77)
+    return set(reqids)

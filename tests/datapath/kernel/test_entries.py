@@ -1,0 +1,309 @@
+"""SAD and SPD entries as the kernel's values, and back."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from ipaddress import ip_address, ip_network
+from socket import AF_INET, AF_INET6
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xfrmpy.datapath.interface import Acquire, Expired, MappingChanged
+from xfrmpy.datapath.kernel import entries
+from xfrmpy.datapath.kernel.messages import (
+    Attribute,
+    Message,
+    MessageType,
+    decode_message,
+    encode_message,
+)
+from xfrmpy.datapath.kernel.structs import UnreadableMessage
+from xfrmpy.ipsec.addresses import SocketAddress
+from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
+from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.sad import (
+    OUR_REQIDS,
+    Direction,
+    Lifetime,
+    Mode,
+    SadEntry,
+    UdpEncapsulation,
+)
+from xfrmpy.ipsec.selectors import MaskedPort, Selector, TrafficSelector
+from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template
+
+SUITES = [
+    EspSuite(cipher=cipher, integrity=integrity, esn=esn)
+    for cipher in CIPHERS
+    for integrity in ((None,) if cipher.is_aead else INTEGRITY)
+    for esn in (False, True)
+]
+Attributes = dict[int, object]
+V4 = st.tuples(*[st.ip_addresses(v=4)] * 2)
+V6 = st.tuples(*[st.ip_addresses(v=6)] * 2)
+LIMIT = st.none() | st.integers(1, (1 << 63) - 1)
+LIFETIMES = st.builds(
+    Lifetime,
+    **{f.name: LIMIT for f in fields(Lifetime)},
+)
+
+
+@st.composite
+def sad_entries(draw: st.DrawFn) -> SadEntry:
+    suite = draw(st.sampled_from(SUITES))
+    source, destination = draw(V4 | V6)
+    octets = draw(st.binary(min_size=64, max_size=64))
+    ports = st.integers(0, 0xFFFF)
+    return SadEntry(
+        direction=draw(st.sampled_from(Direction)),
+        spi=draw(st.integers(256, 0xFFFFFFFF)),
+        source=source,
+        destination=destination,
+        reqid=draw(st.sampled_from(OUR_REQIDS)),
+        suite=suite,
+        encryption_key=octets[: suite.cipher.keymat],
+        integrity_key=octets[: suite.integrity.key] if suite.integrity else b"",
+        mode=draw(st.sampled_from(Mode)),
+        replay_window=draw(st.integers(0, 4096)),
+        encapsulation=draw(st.none() | st.builds(UdpEncapsulation, ports, ports)),
+        lifetime=draw(LIFETIMES),
+    )
+
+
+@st.composite
+def spd_entries(draw: st.DrawFn) -> SpdEntry:
+    source, destination = draw(V4 | V6)
+    outer = draw(V4 | V6)
+    masked = st.builds(MaskedPort, st.integers(0, 0xFFFF), st.integers(0, 0xFFFF))
+    action = draw(st.sampled_from(Action))
+    template = Template(
+        source=outer[0],
+        destination=outer[1],
+        reqid=draw(st.sampled_from(OUR_REQIDS)),
+        mode=draw(st.sampled_from(Mode)),
+    )
+    bits = 32 if source.version == 4 else 128
+    return SpdEntry(
+        direction=draw(st.sampled_from(PolicyDirection)),
+        selector=Selector(
+            source=ip_network(f"{source}/{draw(st.integers(0, bits))}", strict=False),
+            destination=ip_network(f"{destination}/{draw(st.integers(0, bits))}", strict=False),
+            protocol=draw(st.integers(0, 255)),
+            source_port=draw(masked),
+            destination_port=draw(masked),
+        ),
+        action=action,
+        priority=draw(st.integers(0, 0xFFFFFFFF)),
+        template=template if action is Action.PROTECT else None,
+    )
+
+
+def _through_octets(message: Message) -> Message:
+    return decode_message(message.type, encode_message(message))
+
+
+@given(entry=sad_entries())
+def test_an_sa_comes_back(entry: SadEntry) -> None:
+    message = _through_octets(entries.encode_sa(entry))
+    assert entries.decode_sa(message) == entry
+    assert entries.is_our_sa(message)
+    assert entries.decode_sa_id(message.body) == entry.id
+
+
+@given(entry=spd_entries())
+def test_a_policy_comes_back(entry: SpdEntry) -> None:
+    index = 0 if entry.template else entries.policy_index(3, entry.direction)
+    message = _through_octets(entries.encode_policy(entry, index))
+    assert entries.decode_policy(message) == entry
+    assert entries.is_our_policy(message)
+
+
+GCM = SUITES[0]
+SA = SadEntry(
+    direction=Direction.IN,
+    spi=0x11223344,
+    source=ip_address("198.51.100.2"),
+    destination=ip_address("198.51.100.1"),
+    reqid=OUR_REQIDS[0],
+    suite=GCM,
+    encryption_key=bytes(range(20)),
+    encapsulation=UdpEncapsulation(1025, 4500),
+)
+
+
+def test_only_an_outbound_sa_marks_its_packets() -> None:
+    inbound = entries.encode_sa(SA)
+    outbound = entries.encode_sa(replace(SA, direction=Direction.OUT))
+    assert Attribute.SET_MARK not in inbound.attributes
+    assert outbound.attributes[Attribute.SET_MARK] == {"value": 0x5846}
+
+
+def test_a_window_of_32_packets_is_one_word() -> None:
+    for window, words in ((0, 0), (1, 1), (32, 1), (33, 2), (256, 8)):
+        message = entries.encode_sa(replace(SA, replay_window=window))
+        assert message.attributes[Attribute.REPLAY_ESN_VAL]["bmp_len"] == words
+        assert message.body.get("replay_window", 0) == 0
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"family": 9},
+        {"mode": 4},
+        {"id_proto": 108},
+        {"id_spi": 0},
+    ],
+    ids=str,
+)
+def test_an_sa_unlike_ours_is_unreadable(spoil: dict[str, int]) -> None:
+    message = _through_octets(entries.encode_sa(SA))
+    with pytest.raises(UnreadableMessage):
+        entries.decode_sa(replace(message, body={**message.body, **spoil}))
+
+
+@pytest.mark.parametrize("lost", [Attribute.ALG_AEAD, Attribute.REPLAY_ESN_VAL])
+def test_an_sa_without_an_attribute_is_unreadable(lost: Attribute) -> None:
+    message = _through_octets(entries.encode_sa(SA))
+    rest = {n: v for n, v in message.attributes.items() if n != lost}
+    with pytest.raises(UnreadableMessage):
+        entries.decode_sa(replace(message, attributes=rest))
+
+
+def test_tcp_encapsulation_is_unreadable() -> None:
+    message = _through_octets(entries.encode_sa(SA))
+    message.attributes[Attribute.ENCAP]["encap_type"] = 7
+    with pytest.raises(UnreadableMessage, match="encapsulation 7"):
+        entries.decode_sa(message)
+
+
+def test_a_foreign_reqid_and_index_are_not_ours() -> None:
+    assert not entries.is_our_sa(entries.encode_sa(replace(SA, reqid=1)))
+    bypass = Message(type=MessageType.NEWPOLICY, body={"index": 8})
+    assert not entries.is_our_policy(bypass)
+    foreign: Attributes = {Attribute.TMPL: ({"reqid": OUR_REQIDS.stop},)}
+    marked = Message(type=MessageType.NEWPOLICY, body={"index": OUR_REQIDS[0]}, attributes=foreign)
+    assert not entries.is_our_policy(marked)
+
+
+def test_policy_indices_carry_the_direction_and_do_not_meet() -> None:
+    made = {
+        entries.policy_index(number, direction): direction
+        for number in range(1000)
+        for direction in PolicyDirection
+    }
+    assert len(made) == 3000
+    kernels = {PolicyDirection.IN: 0, PolicyDirection.OUT: 1, PolicyDirection.FORWARD: 2}
+    assert all(index & 7 == kernels[direction] for index, direction in made.items())
+
+
+def _acquire(reqid: int, protocol: int) -> Message:
+    body = {
+        "sel_saddr": ip_address("10.1.0.1").packed,
+        "sel_daddr": ip_address("10.2.0.9").packed,
+        "sel_family": AF_INET,
+        "sel_proto": protocol,
+        "sel_sport": 1000,
+        "sel_dport": 77,
+    }
+    attributes: Attributes = {Attribute.TMPL: ({"reqid": reqid},)}
+    return _through_octets(Message(type=MessageType.ACQUIRE, body=body, attributes=attributes))
+
+
+def test_an_acquire_names_the_packet() -> None:
+    assert entries.decode_acquire(_acquire(OUR_REQIDS[5], 17)) == Acquire(
+        reqid=OUR_REQIDS[5],
+        source=TrafficSelector.parse("10.1.0.1/32[udp/1000]"),
+        destination=TrafficSelector.parse("10.2.0.9/32[udp/77]"),
+    )
+
+
+def test_a_protocol_without_ports_has_all_of_them() -> None:
+    acquire = entries.decode_acquire(_acquire(OUR_REQIDS[5], 1))
+    assert acquire is not None
+    assert acquire.destination == TrafficSelector.parse("10.2.0.9/32[icmp]")
+
+
+def _expire(reqid: int, spi: int, hard: int) -> Message:
+    sa = entries.encode_sa(replace(SA, reqid=reqid))
+    body = {f"state_{name}": value for name, value in sa.body.items()}
+    message = Message(type=MessageType.EXPIRE, body={**body, "state_id_spi": spi, "hard": hard})
+    return _through_octets(message)
+
+
+@pytest.mark.parametrize("hard", [0, 1])
+def test_an_expiry_names_the_sa(hard: int) -> None:
+    event = entries.decode_expire(_expire(SA.reqid, SA.spi, hard))
+    assert event == Expired(sa=SA.id, reqid=SA.reqid, hard=bool(hard))
+
+
+def _mapping(reqid: int) -> Message:
+    body = {
+        "id_daddr": ip_address("2001:db8::1").packed,
+        "id_spi": SA.spi,
+        "id_family": AF_INET6,
+        "id_proto": 50,
+        "reqid": reqid,
+        "old_saddr": ip_address("2001:db8::2").packed,
+        "new_saddr": ip_address("2001:db8::3").packed,
+        "old_sport": 4500,
+        "new_sport": 1025,
+    }
+    return _through_octets(Message(type=MessageType.MAPPING, body=body))
+
+
+def test_a_mapping_names_both_addresses() -> None:
+    assert entries.decode_mapping(_mapping(SA.reqid)) == MappingChanged(
+        sa=replace(SA.id, destination=ip_address("2001:db8::1")),
+        reqid=SA.reqid,
+        old=SocketAddress(ip_address("2001:db8::2"), 4500),
+        new=SocketAddress(ip_address("2001:db8::3"), 1025),
+    )
+
+
+def test_other_programs_events_and_larval_sas_are_passed_over() -> None:
+    assert entries.decode_acquire(_acquire(7, 17)) is None
+    assert entries.decode_expire(_expire(7, SA.spi, 1)) is None
+    assert entries.decode_expire(_expire(SA.reqid, 0, 1)) is None
+    assert entries.decode_mapping(_mapping(7)) is None
+
+
+def _used(**changes: int) -> Message:
+    message = _through_octets(entries.encode_sa(SA))
+    return replace(message, body={**message.body, **changes})
+
+
+def test_usage_counts_both_kinds_of_replay() -> None:
+    message = _used(
+        curlft_bytes=1000,
+        curlft_packets=10,
+        stats_replay=2,
+        stats_replay_window=3,
+        stats_integrity_failed=4,
+    )
+    message.attributes[Attribute.LASTUSED] = {"value": 5000}
+    usage = entries.decode_usage(message, now=5007.5)
+    assert (usage.octets, usage.packets, usage.replayed) == (1000, 10, 5)
+    assert (usage.integrity_failed, usage.seconds_idle) == (4, 7.5)
+    assert entries.decode_usage(message, now=1.0).seconds_idle == 0.0
+
+
+def test_an_unused_sa_is_not_idle_since_ever() -> None:
+    assert entries.decode_usage(_used(), now=5000.0).seconds_idle is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "past"),
+    [
+        ({}, False),
+        ({"lft_soft_byte_limit": 10, "curlft_bytes": 9}, False),
+        ({"lft_soft_byte_limit": 10, "curlft_bytes": 10}, True),
+        ({"lft_soft_packet_limit": 10, "curlft_packets": 10}, True),
+        ({"lft_soft_add_expires_seconds": 10, "curlft_add_time": 991}, False),
+        ({"lft_soft_add_expires_seconds": 10, "curlft_add_time": 990}, True),
+    ],
+    ids=str,
+)
+def test_a_soft_limit_is_met_at_its_number(changes: dict[str, int], past: bool) -> None:
+    assert entries.is_past_soft_limit(_used(**changes), 1000.0) is past
