@@ -69,7 +69,7 @@ NEWS: list[tuple[outputs.Output, str]] = [
     ),
     (
         outputs.TunnelClosed(tunnel="a", was_established=True, is_initiator=True, failure=None),
-        "closed",
+        "the IKE SA is deleted",
     ),
     (
         outputs.TunnelClosed(tunnel="a", was_established=True, is_initiator=True, failure=FAILURE),

@@ -39,7 +39,7 @@ from xfrmpy.cli.demo_network import (
     Network,
 )
 from xfrmpy.cli.documents import document
-from xfrmpy.cli.terminal import Painter, duration, note, octets, printable, say
+from xfrmpy.cli.terminal import Painter, duration, note, octets, printable, say, wrapped
 from xfrmpy.control.client import Client
 from xfrmpy.control.protocol import TunnelStatus
 from xfrmpy.failures import ExitCode, OperatorError
@@ -53,9 +53,9 @@ _WIRE_INTERFACE = "to-moon"
 _PORT = 5201
 
 PICTURE = """\
-alice ─────────── moon ═══════════ wire ═══════════ sun ─────────── bob
-10.1.0.10      gateway            router            gateway   10.2.0.10
-              192.0.2.1                       198.51.100.1"""
+  host         gateway            router           gateway           host
+  alice ───────── moon ═══════════ wire ═══════════ sun ──────────── bob
+10.1.0.10      192.0.2.1                        198.51.100.1      10.2.0.10"""
 
 POLICY = """\
 peer: {peer}
@@ -85,6 +85,11 @@ def run_demo(*, keep: bool, datapath: str, seconds: float, as_json: bool) -> int
         except OperatorError:
             demo.show_logs()
             raise
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            evidence = (("error", str(error)), ("in", str(directory)))
+            raise OperatorError("XF4005", "the demo cannot be set up", evidence) from error
         if keep:
             undo.pop_all()
             demo.leave(needs_user_namespace)
@@ -148,7 +153,7 @@ class _Demo:
                 clear = wire.result()["packets"]["clear"]
             _demand(not ping["received"], "bob answers, without a tunnel", ping)
             _demand(clear > 0, "the capture on the wire does not see clear text", clear)
-            step.shows(f"no answer, and the wire saw it: {clear} packet in clear text")
+            step.shows(f"no answer, and the wire saw it in clear text ({_counted(clear)})")
 
     def _start_gateways(self) -> None:
         key = self._directory / "shared-key"
@@ -234,13 +239,12 @@ class _Demo:
                 if count or kind in ("ike", "esp", "clear"):
                     size = octets(seen["octets"][kind]) if count else ""
                     step.line(f"{what:<24}{count:>10,}  {size:>9}".rstrip())
-            if seen["lost"]:
-                step.line(f"{'missed by the capture':<24}{seen['lost']:>10,}")
             _demand(seen["packets"]["clear"] == 0, "clear text was on the wire", seen["packets"])
             _demand(seen["packets"]["esp"] > 0, "no ESP was on the wire", seen["packets"])
             _demand(set(seen["spis"]) <= spis, "ESP of another SA was on the wire", seen["spis"])
-            step.shows("every packet of alice and bob was ESP of these two SAs, and none was clear")
-            return seen
+            missed = f" but {_counted(seen['lost'])} too fast to see" if seen["lost"] else ""
+            step.shows(f"all of it{missed} was ESP of these two SAs, and not one packet clear")
+            return {**seen, "spis": [f"0x{spi:08x}" for spi in seen["spis"]]}
 
     def _run_program(self, name: str, *arguments: str) -> dict[str, Any]:
         with self._network.program(name, *arguments) as program:
@@ -328,6 +332,10 @@ def _running(
         yield process
     finally:
         demo_network.end_process(process)
+
+
+def _counted(packets: int) -> str:
+    return f"{packets:,} packet" if packets == 1 else f"{packets:,} packets"
 
 
 def _demand(holds: bool, otherwise: str, seen: object) -> None:
@@ -482,8 +490,15 @@ class _Step:
         """Run a command, and show its progress; returns what else it says."""
         with _running(command, environment, stderr=subprocess.PIPE) as process:
             for line in process.stderr or ():
-                self.line(line.rstrip())
+                self._progress(line.rstrip())
             return process.stdout.read() if process.stdout is not None else ""
+
+    def _progress(self, line: str) -> None:
+        """`tunnel-a   0.01s  IKE_AUTH to ...`, wrapped below its text."""
+        before, seconds, text = line.partition("s  ")
+        columns = self._tell.paint.width - len(self.INDENT)
+        for part in wrapped(text, columns, first=before + seconds):
+            self.line(part)
 
     def shows(self, what: str) -> None:
         paint = self._tell.paint

@@ -145,7 +145,7 @@ class Network:
             if not keep:
                 _call("prctl", _PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+        quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         # preexec_fn is safe here: this process has one thread.
         process = subprocess.Popen(
             command,

@@ -8,6 +8,7 @@ Each prints one JSON object; those that serve first print `ready`, and end when 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import select
 import socket
@@ -15,7 +16,7 @@ import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 
 SNAP = 128
@@ -25,6 +26,7 @@ _ETHERNET = struct.Struct("!12xH")
 _UDP = struct.Struct("!HHH2x")
 _ECHO = struct.Struct("!BBHHH")
 _ETH_P_ALL = 3
+_SOL_PACKET, _PACKET_RX_RING, _PACKET_STATISTICS = 263, 5, 6  # <linux/if_packet.h>
 _IPV4, _ARP, _IPV6 = 0x0800, 0x0806, 0x86DD
 _ICMP, _UDP_PROTOCOL, _ESP, _ICMPV6 = 1, 17, 50, 58
 _IKE_PORT, _NATT_PORT = 500, 4500
@@ -105,16 +107,15 @@ def _is_ike(payload: bytes) -> bool:
 
 def capture(interface: str) -> dict[str, object]:
     """Count the frames of an interface, both ways, until standard input ends."""
-    counter = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
-    with counter:
-        _large_buffer(counter)
-        counter.bind((interface, 0))
-        counter.setblocking(False)
+    counter = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    with counter, _Ring(counter) as ring:
+        counter.bind((interface, _ETH_P_ALL))
         _print("ready")
         tally = _Tally()
         watched: list[socket.socket | int] = [counter, 0]
         while select.select(watched, [], [])[0] != [0]:
-            _count_waiting(counter, tally)
+            for frame, length in ring.waiting():
+                tally.add(frame, length)
         seen, lost = _packet_statistics(counter)
     return {
         "packets": {kind.value: tally.packets[kind] for kind in Kind},
@@ -139,29 +140,47 @@ class _Tally:
             self.spis.add(spi)
 
 
-def _count_waiting(counter: socket.socket, tally: _Tally) -> None:
-    """What waits, but no more than a second's worth: then somebody may want us to stop."""
-    frame = bytearray(SNAP)
-    for _ in range(100_000):
-        try:
-            # MSG_TRUNC: the frame's own length is returned, however little of it was copied.
-            length = counter.recv_into(frame, SNAP, socket.MSG_TRUNC)
-        except BlockingIOError:
-            return
-        tally.add(bytes(frame[:length]), length)
+class _Ring:
+    """The kernel's ring of captured frames, shared with us: see packet(7), PACKET_RX_RING.
 
+    A socket's own buffer would be too small for a burst, and only the host's root may enlarge it.
+    """
 
-def _large_buffer(counter: socket.socket) -> None:
-    size = 32 * 1024 * 1024
-    try:
-        counter.setsockopt(socket.SOL_SOCKET, 33, size)  # SO_RCVBUFFORCE
-    except PermissionError:
-        counter.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    _SLOT, _SLOTS, _BLOCK = 256, 128 * 1024, 128 * 1024
+    _REQUEST = struct.Struct("@IIII")  # struct tpacket_req
+    _HEADER = struct.Struct("@LIIH")  # struct tpacket_hdr: status, length, copied, offset
+    _STATUS = struct.Struct("@L")
+    _KERNEL, _USER = 0, 1
+
+    def __init__(self, counter: socket.socket) -> None:
+        size = self._SLOT * self._SLOTS
+        request = self._REQUEST.pack(self._BLOCK, size // self._BLOCK, self._SLOT, self._SLOTS)
+        counter.setsockopt(_SOL_PACKET, _PACKET_RX_RING, request)
+        self._memory = mmap.mmap(counter.fileno(), size)
+        self._at = 0
+
+    def __enter__(self) -> _Ring:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._memory.close()
+
+    def waiting(self) -> Iterator[tuple[bytes, int]]:
+        """The start of each frame that waits, and its whole length; at most a ring of them."""
+        for _ in range(self._SLOTS):
+            status, length, copied, offset = self._HEADER.unpack_from(self._memory, self._at)
+            if not status & self._USER:
+                return
+            start = self._at + offset
+            yield self._memory[start : start + min(copied, SNAP)], length
+            self._STATUS.pack_into(self._memory, self._at, self._KERNEL)
+            self._at = (self._at + self._SLOT) % (self._SLOT * self._SLOTS)
 
 
 def _packet_statistics(counter: socket.socket) -> tuple[int, int]:
     """PACKET_STATISTICS of packet(7): frames that passed, and those lost for lack of room."""
-    statistics: tuple[int, int] = struct.unpack("II", counter.getsockopt(263, 6, 8))
+    octets = counter.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
+    statistics: tuple[int, int] = struct.unpack("@II", octets)
     return statistics
 
 

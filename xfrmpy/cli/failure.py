@@ -23,7 +23,8 @@ def failure_lines(failure: Failure, paint: Painter, *, tunnel: str = "") -> list
     """The failure for a human. `tunnel` is put where the catalogue says TUNNEL."""
     kind = failure.kind
     lines = [paint(failure.code, "bold red") + "  " + paint(kind.title, "bold")]
-    about = f"{tunnel}: {failure.summary}" if tunnel else failure.summary
+    named = not tunnel or tunnel in failure.summary
+    about = failure.summary if named else f"{tunnel}: {failure.summary}"
     lines += wrapped(printable(about), paint.width, first="  ", rest="  ")
     lines += _evidence(failure, paint)
     if kind.causes:

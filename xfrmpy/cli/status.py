@@ -26,7 +26,6 @@ _NAT_WORDS = {
     "none": "none on the way",
     "local": "we are behind one",
     "remote": "the peer is behind one",
-    "forced": "ESP in UDP is asked for",
 }
 _LABEL_COLUMNS = 10
 
@@ -109,7 +108,7 @@ def tunnel_lines(tunnel: TunnelStatus, paint: Painter) -> Iterator[str]:
         ("us", (tunnel.local_address, tunnel.local_id)),
         ("IKE SA", (tunnel.suite,)),
         ("SPIs", (ike_spis,)),
-        ("NAT", (", ".join(_NAT_WORDS.get(w, w) for w in tunnel.nat.split(", ")),)),
+        ("NAT", (_nat(tunnel),)),
         ("datapath", (tunnel.datapath, tunnel.datapath_reason)),
     ):
         yield from _labelled(label, parts, paint)
@@ -131,14 +130,21 @@ def _headline(tunnel: TunnelStatus, paint: Painter) -> str:
 
 def _labelled(label: str, parts: tuple[str, ...], paint: Painter, indent: str = "  ") -> list[str]:
     """`  label     part   part`; nothing at all if there is nothing to tell."""
-    text = "   ".join(printable(part) for part in dict.fromkeys(parts) if part)
-    if not text:
-        return []
     first = indent + label.ljust(_LABEL_COLUMNS)
-    if len(first) + len(text) <= paint.width:
-        return [paint(first, "dim") + text]
-    told = wrapped(text, paint.width, first=first)
-    return [paint(first, "dim") + told[0][len(first) :], *told[1:]]
+    told = [printable(part) for part in dict.fromkeys(parts) if part]
+    together = "   ".join(told)
+    if len(first) + len(together) <= paint.width:
+        return [paint(first, "dim") + together] if told else []
+    lines = [line for part in told for line in wrapped(part, paint.width, first=" " * len(first))]
+    return [paint(first, "dim") + lines[0][len(first) :], *lines[1:]]
+
+
+def _nat(tunnel: TunnelStatus) -> str:
+    """Asking for ESP in UDP means to claim a NAT, so then nobody can tell whether there is one."""
+    words = tunnel.nat.split(", ")
+    if "forced" in words:
+        return "unknown, because ESP in UDP was asked for"
+    return ", ".join(_NAT_WORDS.get(word, word) for word in words)
 
 
 def _child(child: ChildSaStatus, paint: Painter) -> Iterator[str]:

@@ -37,7 +37,9 @@ def narrate(report: Output) -> str:
         case ChildSaClosed():
             return f"Child SA {report.child} closed (SPI in 0x{report.spi_in:08x})"
         case TunnelClosed():
-            return "closed" if report.failure is None else f"closed: {summarize(report.failure)}"
+            if report.failure is None:
+                return "the IKE SA is deleted"
+            return f"closed: {summarize(report.failure)}"
         case RequestRefused():
             return f"refused {report.path.remote}: {summarize(report.failure)}"
         case _:

@@ -87,8 +87,9 @@ class Service:
                 log.info("%s: %s datapath%s", policy.name, placement.policy.datapath, because)
 
     async def _serve(self, sockets: IkeSockets, stopped: asyncio.Event) -> None:
-        policies = {name: tunnel.policy for name, tunnel in self._tunnels.items()}
-        self._engine = Engine(policies, sockets, self._datapaths, self._runtime_dir, self._hear)
+        # A tunnel that cannot be had here is no tunnel to a peer that calls, either.
+        usable = {n: t.policy for n, t in self._tunnels.items() if t.placement.failure is None}
+        self._engine = Engine(usable, sockets, self._datapaths, self._runtime_dir, self._hear)
         control = ControlServer(
             self._runtime_dir / protocol.SOCKET_NAME,
             {protocol.STATUS: self._status, protocol.UP: self._up, protocol.DOWN: self._down},
@@ -202,13 +203,16 @@ class Service:
         """Responders know their peers by address, so these must be known before they call."""
         while True:
             for tunnel in self._tunnels.values():
-                try:
-                    addresses = await resolve_peer(tunnel.policy)
-                    self._engine.set_peer_addresses(tunnel.policy.name, addresses)
-                except OperatorError as error:
-                    if tunnel.policy.peers:
-                        log.warning("%s: %s", tunnel.policy.name, summarize(error.failure))
+                if tunnel.policy.peers and tunnel.placement.failure is None:
+                    await self._resolve(tunnel)
             await asyncio.sleep(RESOLVE_SECONDS)
+
+    async def _resolve(self, tunnel: Tunnel) -> None:
+        try:
+            addresses = await resolve_peer(tunnel.policy)
+            self._engine.set_peer_addresses(tunnel.policy.name, addresses)
+        except OperatorError as error:
+            log.warning("%s: %s", tunnel.policy.name, summarize(error.failure))
 
     async def _until_down(self, tunnel: Tunnel) -> None:
         with tunnel.listen() as reports:

@@ -1,0 +1,220 @@
+"""A daemon that gives the answers of a test over a real socket, and the golden files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xfrmpy.control.protocol import (
+    DOWN,
+    SOCKET_NAME,
+    STATUS,
+    UP,
+    ChildSaStatus,
+    FailureReply,
+    Progress,
+    StatusReply,
+    TunnelReply,
+    TunnelStatus,
+    encode_failure,
+    encode_reply,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+
+OFFICE = TunnelStatus(
+    name="office",
+    state="up",
+    peer="vpn.example.org",
+    local_address="192.0.2.1:4500",
+    remote_address="198.51.100.1:4500",
+    local_id="gw1.example.net",
+    remote_id="vpn.example.org",
+    role="initiator",
+    suite="aes256gcm16-prfsha384-x25519",
+    nat="local, forced",
+    datapath="userspace",
+    datapath_reason="the kernel has no ESP",
+    seconds_up=11_520.5,
+    spi_i="0123456789abcdef",
+    spi_r="fedcba9876543210",
+    children=[
+        ChildSaStatus(
+            child="office",
+            spi_in="0xc0ffee01",
+            spi_out="0xdeadbeef",
+            suite="aes256gcm16",
+            mode="tunnel",
+            local=["10.1.0.0/16"],
+            remote=["10.2.0.0/16", "10.3.0.0/24"],
+            octets_in=1_288_490_188,
+            octets_out=35_651_584,
+            packets_in=1_203_112,
+            packets_out=1,
+            replayed=3,
+            integrity_failed=0,
+            seconds_up=301.0,
+        )
+    ],
+    failure=None,
+)
+BRANCH = replace(
+    OFFICE,
+    name="branch",
+    state="down",
+    peer="203.0.113.7",
+    local_address="",
+    remote_address="",
+    local_id="gw1.example.net",
+    remote_id="203.0.113.7",
+    role="",
+    suite="",
+    nat="",
+    datapath="kernel",
+    datapath_reason="",
+    seconds_up=0.0,
+    spi_i="",
+    spi_r="",
+    children=[],
+    failure=FailureReply(
+        code="XF2005",
+        summary="203.0.113.7 answered AUTHENTICATION_FAILED to IKE_AUTH",
+        evidence=[["we are", "gw1.example.net"], ["our key is from", "/etc/xfrmpy/secrets/branch"]],
+    ),
+)
+LAB = replace(
+    BRANCH, name="lab", state="connecting", peer="192.0.2.99", failure=None, datapath="userspace"
+)
+STATUS_REPLY = StatusReply(
+    version="0.1.0",
+    pid=4242,
+    seconds_up=90_061.0,
+    drops={"unknown-spi": 12, "malformed": 1_205, "rate-limited": 0},
+    tunnels=[BRANCH, LAB, OFFICE],
+)
+STEPS = (
+    Progress(tunnel="office", seconds=0.0, text="IKE_SA_INIT to 198.51.100.1:500"),
+    Progress(tunnel="office", seconds=0.012, text="IKE_AUTH to 198.51.100.1:4500"),
+)
+UNKNOWN = FailureReply(
+    code="XF1013", summary="no tunnel is called nowhere", evidence=[["known", "branch, office"]]
+)
+
+
+class CannedDaemon:
+    """Knows the tunnels above: `office` is brought up in two steps, `branch` is refused."""
+
+    def __init__(self, runtime_dir: Path) -> None:
+        self.runtime_dir = runtime_dir
+        self.status = STATUS_REPLY
+        self.changed = True
+        self.holds = False
+        self.called = threading.Event()
+        self.calls: list[tuple[str, str | None]] = []
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(runtime_dir / SOCKET_NAME))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                self._answer(connection)
+
+    def _answer(self, connection: socket.socket) -> None:
+        octets = b""
+        while not octets.endswith(b"\0"):
+            octets += connection.recv(4096)
+        call = json.loads(octets[:-1])
+        tunnel = call["parameters"].get("tunnel")
+        self.calls.append((call["method"], tunnel))
+        for answer in self._answers(call["method"], tunnel):
+            connection.sendall(answer)
+        self.called.set()
+        if self.holds:
+            connection.recv(1)
+
+    def _answers(self, method: str, tunnel: str | None) -> Iterator[bytes]:
+        known = {known.name: known for known in self.status.tunnels}
+        if tunnel is not None and tunnel not in known:
+            yield encode_failure(UNKNOWN)
+        elif method == STATUS:
+            chosen = self.status.tunnels if tunnel is None else [known[tunnel]]
+            yield encode_reply(replace(self.status, tunnels=chosen))
+        elif method in (UP, DOWN) and tunnel is not None:
+            yield from self._change(method, known[tunnel])
+
+    def _change(self, method: str, tunnel: TunnelStatus) -> Iterator[bytes]:
+        if self.changed:
+            yield from (encode_reply(step, continues=True) for step in STEPS)
+        if self.holds:
+            return
+        if method == UP and tunnel.failure is not None:
+            yield encode_failure(tunnel.failure)
+        else:
+            state = "up" if method == UP else "down"
+            after = replace(tunnel, state=state)
+            yield encode_reply(TunnelReply(changed=self.changed, tunnel=after))
+
+
+@pytest.fixture
+def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Of the environment, too. Not pytest's own: a socket's path has 107 octets at most."""
+    directory = Path(tempfile.mkdtemp(prefix="xfrmpy-test-"))
+    monkeypatch.setenv("XFRMPY_RUNTIME_DIR", str(directory))
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "XFRMPY_CONFIG_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def daemon(runtime_dir: Path) -> Iterator[CannedDaemon]:
+    canned = CannedDaemon(runtime_dir)
+    yield canned
+    canned.close()
+
+
+@pytest.fixture
+def golden() -> Callable[[str, str], None]:
+    """Compares with a golden file; with XFRMPY_UPDATE_GOLDEN set, writes it."""
+
+    def compare(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if os.environ.get("XFRMPY_UPDATE_GOLDEN"):
+            path.write_text(text)
+        assert text == path.read_text()
+
+    return compare
+
+
+@pytest.fixture
+def empty_status() -> StatusReply:
+    return replace(STATUS_REPLY, drops={}, tunnels=[])
+
+
+@pytest.fixture
+def hostile_status() -> StatusReply:
+    """A peer whose identity would clear the screen."""
+    hostile: Any = replace(OFFICE, remote_id="\x1b[2J\x1b]0;owned\x07evil\u202e")
+    return replace(STATUS_REPLY, tunnels=[hostile])
