@@ -244,6 +244,12 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("another IPsec daemon holds the same entry", "the kernel lacks an algorithm"),
         fixes=("`ip xfrm state` and `ip xfrm policy` show what is in the kernel",),
     ),
+    "XF3003": FailureKind(
+        title="the userspace datapath ended by itself",
+        exit_code=ExitCode.FAILED,
+        causes=("the worker was killed, or ran out of memory", "a defect of ours"),
+        fixes=("start the daemon again; the log and `dmesg` may say why the worker ended",),
+    ),
     "XF4001": FailureKind(
         title="the daemon is not running",
         exit_code=ExitCode.DAEMON_UNREACHABLE,

@@ -108,9 +108,10 @@ class TransformType(Registry):
 
 
 class TransformAttributeType(Registry):
-    """RFC 7296 section 3.3.5."""
+    """RFC 7296 section 3.3.5 and RFC 9838."""
 
     KEY_LENGTH = 14
+    SIGNATURE_ALGORITHM_IDENTIFIER = 18
 
 
 class EncryptionAlgorithm(Registry):
@@ -223,7 +224,7 @@ class ExtendedSequenceNumbers(Registry):
 
     NO_ESN = 0
     ESN = 1
-    PARTIALLY_UNSPECIFIED = 2
+    UNSPECIFIED = 2
 
 
 class IdType(Registry):
@@ -364,6 +365,7 @@ class NotifyType(Registry):
     SA_RESOURCE_INFO = 16444
     USE_PPK_INT = 16445
     PPK_IDENTITY_KEY = 16446
+    IKE_SA_INIT_FULL_TRANSCRIPT_AUTH = 16447
 
     @property
     def is_error(self) -> bool:

@@ -44,11 +44,15 @@ class Identity:
         return cls(type=kind, data=address.packed)
 
     def __str__(self) -> str:
+        """As `parse` reads it where it can: no two identities look alike, whatever a peer sends."""
         match self.type:
             case IdType.ID_FQDN | IdType.ID_RFC822_ADDR:
                 text = self.data.decode("ascii", "backslashreplace")
-                return text if text.isprintable() else ascii(text)[1:-1]
-            case IdType.ID_IPV4_ADDR | IdType.ID_IPV6_ADDR if len(self.data) in (4, 16):
+                readable = (t for t in (text, f"@{text}") if _means(t, self))
+                return next(readable, f"{self.type.name}:{ascii(text)[1:-1]}")
+            case IdType.ID_IPV4_ADDR if len(self.data) == 4:
+                return str(ip_address(self.data))
+            case IdType.ID_IPV6_ADDR if len(self.data) == 16:
                 return str(ip_address(self.data))
             case IdType.ID_KEY_ID:
                 return f"keyid:0x{self.data.hex()}"
@@ -56,9 +60,18 @@ class Identity:
                 return f"{self.type.name}:0x{self.data.hex()}"
 
 
+def _means(text: str, identity: Identity) -> bool:
+    try:
+        return Identity.parse(text) == identity
+    except ValueError:
+        return False
+
+
 def _key_id(text: str) -> bytes:
-    if text.startswith("0x"):
-        return bytes.fromhex(text[2:])
-    if not text:
+    try:
+        octets = bytes.fromhex(text[2:]) if text.startswith("0x") else text.encode()
+    except ValueError:
+        raise ValueError(f"{text!r} is not an even number of hexadecimal digits") from None
+    if not octets:
         raise ValueError("an empty key id")
-    return text.encode()
+    return octets

@@ -29,6 +29,9 @@ _NAMED: dict[type, dict[str, Any]] = {
 }
 """Rows of the algorithms table are written by their name."""
 
+_FIRST_INEXACT = 2**53
+"""From here on an integer may have no float of its own."""
+
 
 def to_plain(value: object) -> Plain:
     """The JSON form of a value of dataclasses, tuples, octets, addresses and enumerations."""
@@ -61,7 +64,7 @@ def from_plain(kind: type[T], plain: Plain) -> T:
 
 def _decode(kind: Any, plain: Any) -> Any:
     if kind in (IpAddress, IpNetwork):
-        return ip_address(plain) if kind == IpAddress else ip_network(plain)
+        return (ip_address if kind == IpAddress else ip_network)(_exactly(str, plain))
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
         if plain is None:
@@ -69,21 +72,28 @@ def _decode(kind: Any, plain: Any) -> Any:
         (kind,) = (a for a in arguments if a is not types.NoneType)
         return _decode(kind, plain)
     if origin in (tuple, frozenset):
-        return origin(_decode(arguments[0], item) for item in plain)
+        return origin(_decode(arguments[0], item) for item in _exactly(list, plain))
     if origin is dict:
-        return {_decode(arguments[0], k): _decode(arguments[1], v) for k, v in plain.items()}
+        items = _exactly(dict, plain).items()
+        return {_decode(arguments[0], k): _decode(arguments[1], v) for k, v in items}
     if kind in _NAMED:
         return _NAMED[kind][plain]
     if dataclasses.is_dataclass(kind):
         hints = _hints(cast("type", kind))
-        return kind(**{name: _decode(hints[name], item) for name, item in plain.items()})  # type: ignore[operator]
+        items = _exactly(dict, plain).items()
+        return kind(**{name: _decode(hints[name], item) for name, item in items})  # type: ignore[operator]
     if kind is bytes:
         return bytes.fromhex(plain)
     if issubclass(kind, Enum):
         return kind(plain)
-    if kind is float and isinstance(plain, int):
+    if kind is float and type(plain) is int and abs(plain) < _FIRST_INEXACT:
         return float(plain)
-    if not isinstance(plain, kind):
+    return _exactly(kind, plain)
+
+
+def _exactly(kind: type[T], plain: Any) -> T:
+    """`plain`, if it is of that very type: `True` is no number."""
+    if type(plain) is not kind:
         raise TypeError(f"{plain!r} is not of type {kind.__name__}")
     return plain
 

@@ -99,7 +99,8 @@ def choose_proposal(offered: Iterable[Proposal], ours: Iterable[Proposal]) -> Pr
     """The first of `ours` that meets an offer, as the answer to send, or None.
 
     The answer has the number and the SPI of the offer and one transform of each type, in the order
-    of our preference (RFC 7296 section 2.7).
+    of our preference (RFC 7296 section 2.7). A type that we do not use is answered with NONE where
+    the offer has that, else the offer is passed over, as is one with a type unknown to us.
     """
     offered = tuple(offered)
     for mine in ours:
@@ -128,11 +129,10 @@ def answers(chosen: Proposal, ours: Iterable[Proposal]) -> bool:
 
 def ike_suite(chosen: Proposal) -> IkeSuite:
     """The algorithms of a chosen IKE proposal. Raises `KeyError` where one is not implemented."""
-    encryption = _single(chosen, TransformType.ENCR)
-    integrity = _optional_integrity(chosen)
+    cipher = _cipher(chosen)
     return IkeSuite(
-        cipher=algorithms.cipher(EncryptionAlgorithm(encryption.id), encryption.key_bits),
-        integrity=integrity,
+        cipher=cipher,
+        integrity=_integrity_beside(cipher, chosen),
         prf=algorithms.prf(PseudorandomFunction(_single(chosen, TransformType.PRF).id)),
         group=algorithms.group(KeyExchangeMethod(_single(chosen, TransformType.KE).id)),
     )
@@ -140,33 +140,37 @@ def ike_suite(chosen: Proposal) -> IkeSuite:
 
 def esp_suite(chosen: Proposal) -> EspSuite:
     """The algorithms of a chosen ESP proposal. Raises `KeyError` where one is not implemented."""
-    encryption = _single(chosen, TransformType.ENCR)
+    cipher = _cipher(chosen)
+    numbers = ExtendedSequenceNumbers(_single(chosen, TransformType.ESN).id)
+    if numbers not in algorithms.SEQUENCE_NUMBERS:
+        raise KeyError(numbers)
     return EspSuite(
-        cipher=algorithms.cipher(EncryptionAlgorithm(encryption.id), encryption.key_bits),
-        integrity=_optional_integrity(chosen),
-        esn=_single(chosen, TransformType.ESN).id == ExtendedSequenceNumbers.ESN,
+        cipher=cipher,
+        integrity=_integrity_beside(cipher, chosen),
+        esn=numbers == ExtendedSequenceNumbers.ESN,
     )
 
 
 def supported_part(proposal: Proposal, suites: frozenset[str], *, esn: bool) -> Proposal | None:
     """What is left of an ESP proposal on a datapath that can do only `suites`; None if nothing.
 
-    `suites` are names as in `EspSuite`, without the ESN part.
+    `suites` are names as in `EspSuite`, without the ESN part. A peer may choose any cipher with any
+    integrity algorithm of a proposal, so only ciphers that go with all that the first one goes with
+    are left beside it.
     """
-    ciphers: dict[Transform, None] = {}
-    integrities: dict[Transform, None] = {}
-    for cipher in proposal.of_type(TransformType.ENCR):
-        for integrity in proposal.of_type(TransformType.INTEG) or (None,):
-            name = str(cipher) if integrity is None else f"{cipher}-{integrity}"
-            if name in suites:
-                ciphers[cipher] = None
-                integrities.update({} if integrity is None else {integrity: None})
+    integrities = proposal.of_type(TransformType.INTEG)
+    partners = {
+        cipher: {i for i in integrities or (None,) if _suite_name(cipher, i) in suites}
+        for cipher in proposal.of_type(TransformType.ENCR)
+    }
+    best = next((found for found in partners.values() if found), None)
     numbers = [
         t for t in proposal.of_type(TransformType.ESN) if esn or t.id != ExtendedSequenceNumbers.ESN
     ]
-    if not ciphers or not numbers:
+    if not best or not numbers:
         return None
-    kept = {*ciphers, *integrities, *numbers, *proposal.of_type(TransformType.KE)}
+    ciphers = [cipher for cipher, found in partners.items() if found >= best]
+    kept = {*ciphers, *best, *numbers, *proposal.of_type(TransformType.KE)}
     return replace(proposal, transforms=tuple(t for t in proposal.transforms if t in kept))
 
 
@@ -205,7 +209,7 @@ def _common_transforms(offer: Proposal, mine: Proposal) -> tuple[Transform, ...]
         return None
     # INTEG "none" beside an AEAD cipher is the same as no INTEG at all (RFC 7296 section 3.3.3).
     kinds = {t.type for t in offer.transforms}
-    optional = {k for k in kinds if any(t.id == 0 for t in offer.of_type(k))} - {TransformType.ESN}
+    optional = {k for k in kinds & _WITH_NONE if Transform(type=k, id=0) in offer.transforms}
     wanted = {t.type for t in mine.transforms}
     if kinds - optional - wanted or wanted - kinds:
         return None
@@ -216,9 +220,8 @@ def _common_transforms(offer: Proposal, mine: Proposal) -> tuple[Transform, ...]
         if match is None:
             return None
         chosen.append(match)
-    chosen += [
-        Transform(type=kind, id=0) for kind in optional - wanted if kind == TransformType.INTEG
-    ]
+    # Section 2.7: "exactly one transform of each type included in the proposal".
+    chosen += [Transform(type=kind, id=0) for kind in sorted(optional - wanted)]
     return tuple(chosen)
 
 
@@ -229,11 +232,22 @@ def _single(chosen: Proposal, kind: TransformType) -> Transform:
     return transforms[0]
 
 
-def _optional_integrity(chosen: Proposal) -> algorithms.Integrity | None:
-    transforms = chosen.of_type(TransformType.INTEG)
-    if not transforms or transforms[0].id == IntegrityAlgorithm.NONE:
-        return None
-    return algorithms.integrity(IntegrityAlgorithm(_single(chosen, TransformType.INTEG).id))
+def _cipher(chosen: Proposal) -> algorithms.Cipher:
+    encryption = _single(chosen, TransformType.ENCR)
+    return algorithms.cipher(EncryptionAlgorithm(encryption.id), encryption.key_bits)
+
+
+def _integrity_beside(cipher: algorithms.Cipher, chosen: Proposal) -> algorithms.Integrity | None:
+    """None for an AEAD cipher; any other is never without (RFC 7296 section 3.3)."""
+    if not cipher.is_aead:
+        return algorithms.integrity(IntegrityAlgorithm(_single(chosen, TransformType.INTEG).id))
+    if any(t.id != IntegrityAlgorithm.NONE for t in chosen.of_type(TransformType.INTEG)):
+        raise KeyError(TransformType.INTEG)
+    return None
+
+
+def _suite_name(cipher: Transform, integrity: Transform | None) -> str:
+    return str(cipher) if integrity is None else f"{cipher}-{integrity}"
 
 
 def _complete_ike(proposal: Proposal) -> Proposal:
@@ -309,4 +323,10 @@ _NAMES_BY_TRANSFORM = {transform: name for name, transform in TRANSFORMS_BY_NAME
 _PRF_OF_INTEGRITY = {
     integrity.id: TRANSFORMS_BY_NAME[f"prf{integrity.name}"] for integrity in algorithms.INTEGRITY
 }
+_WITH_NONE = frozenset(
+    kind
+    for kind in TransformType
+    if kind in (TransformType.INTEG, TransformType.KE) or kind.name.startswith("ADDKE")
+)
+"""The types in whose registry 0 is NONE (RFC 7296 section 3.3.2, RFC 9370 section 2.2.2)."""
 _TYPE_NAMES = {TransformType.PRF: "PRF", TransformType.KE: "key exchange method"}

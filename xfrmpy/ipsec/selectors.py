@@ -15,6 +15,7 @@ from xfrmpy.ipsec.addresses import IpAddress, IpNetwork
 
 ANY_PROTOCOL = 0
 MAX_PORT = 0xFFFF
+PROTOCOLS_WITH_PORTS = frozenset({6, 17, 33, 132, 136})  # TCP, UDP, DCCP, SCTP, UDP-Lite
 PROTOCOL_NAMES = {"icmp": 1, "tcp": 6, "udp": 17, "gre": 47, "icmpv6": 58, "ospf": 89, "sctp": 132}
 
 
@@ -191,6 +192,8 @@ def selectors_between(
 def parse_service(text: str) -> tuple[int, tuple[int, int]]:
     """Read `PROTOCOL[/PORT[-PORT]]` into a protocol number and a range of ports.
 
+    `any`, `*` and `opaque` stand in the place of ports too. ICMP has a type and a code there
+    (RFC 7296 section 3.13.1): such selectors come from peers, and cannot be written.
     Raises `ValueError` with a sentence for the operator.
     """
     name, slash, ports = text.strip().lower().partition("/")
@@ -205,6 +208,10 @@ def parse_service(text: str) -> tuple[int, tuple[int, int]]:
         raise ValueError(f"unknown protocol {name!r}; known are {known}, and numbers below 256")
     if not slash or ports in ("any", "*"):
         return protocol, (0, MAX_PORT)
+    if ports == "opaque":
+        return protocol, (MAX_PORT, 0)
+    if protocol not in PROTOCOLS_WITH_PORTS:
+        raise ValueError(f"{name!r} has no ports")
     first, _, last = ports.partition("-")
     last = last or first
     if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) <= MAX_PORT):
@@ -213,7 +220,7 @@ def parse_service(text: str) -> tuple[int, tuple[int, int]]:
 
 
 def format_service(protocol: int, start_port: int, end_port: int) -> str:
-    """The inverse of `parse_service`."""
+    """The inverse of `parse_service`, which refuses some of what peers may send."""
     name = "any" if protocol == ANY_PROTOCOL else _protocol_name(protocol)
     if (start_port, end_port) == (0, MAX_PORT):
         return name
@@ -227,6 +234,8 @@ def _protocol_name(protocol: int) -> str:
 
 
 def _parse_addresses(text: str) -> tuple[IpAddress, IpAddress]:
+    if "%" in text:
+        raise ValueError(f"{text!r}: a traffic selector has no zone")
     first, dash, last = text.partition("-")
     if dash:
         return ip_address(first.strip()), ip_address(last.strip())
