@@ -18,7 +18,7 @@ _TWO_OCTETS = Struct(">BB")
 _FRAGMENT = Struct(">BxH")
 
 _FRAGMENT_OFFSET = 0x1FFF
-_OPTIONS = frozenset({0, 43, 60, 135})  # hop-by-hop, routing, destination options, mobility
+_OPTIONS = frozenset({0, 43, 60})  # hop-by-hop, routing, destination options
 _FRAGMENT_HEADER = 44
 _ICMP = frozenset({1, 58})
 _WITH_PORTS = frozenset({6, 17, 33, 132, 136})  # TCP, UDP, DCCP, SCTP, UDP-Lite
@@ -85,9 +85,15 @@ def _parse_ipv4(packet: bytes) -> InnerHeader:
 
 def _parse_ipv6(packet: bytes) -> InnerHeader:
     _, payload, following, source, destination = _IPV6_HEADER.unpack_from(packet)
-    offset: int | None = _IPV6_HEADER.size
+    length = _IPV6_HEADER.size + payload
+    protocol, offset = _skip_extensions(packet[:length], following)
+    return _header(IPV6, packet, source, destination, protocol, offset, length)
+
+
+def _skip_extensions(packet: bytes, following: int) -> tuple[int, int | None]:
+    """The protocol behind the extension headers, and where it begins, if in this fragment."""
+    offset = _IPV6_HEADER.size
     for _ in range(MAX_EXTENSIONS):
-        assert offset is not None
         if following in _OPTIONS:
             following, size = _TWO_OCTETS.unpack_from(packet, offset)
             offset += (size + 1) * 8
@@ -95,14 +101,12 @@ def _parse_ipv6(packet: bytes) -> InnerHeader:
             following, fragment = _FRAGMENT.unpack_from(packet, offset)
             offset += 8
             if fragment >> 3:
-                offset = None
-                break
-        else:
+                return following, None
+        elif offset > len(packet):
             break
-    else:
-        raise NotIp
-    length = _IPV6_HEADER.size + payload
-    return _header(IPV6, packet, source, destination, following, offset, length)
+        else:
+            return following, offset
+    raise NotIp
 
 
 def _header(

@@ -157,9 +157,9 @@ class InboundSa(_Sa):
 
     def _verify(self, packet: bytes, sequence: int) -> tuple[bytes, bool]:
         iv_end = _HEADER.size + self._cipher.iv_size
-        associated, trailer = self._authenticated(sequence)
         try:
             self._window.check(sequence)
+            associated, trailer = self._authenticated(sequence)
             plaintext = self._cipher.open(
                 packet[_HEADER.size : iv_end], packet[iv_end:], associated, trailer
             )

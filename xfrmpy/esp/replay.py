@@ -7,6 +7,7 @@ window may move only after the packet's ICV has been verified.
 from __future__ import annotations
 
 _LOW = 1 << 32
+_END = 1 << 64
 
 
 class Replayed(Exception):
@@ -44,7 +45,7 @@ class ReplayWindow:
 
     def check(self, sequence: int) -> None:
         """Raises `Replayed` for a number that may not be accepted any more."""
-        if sequence == 0:
+        if not 0 < sequence < _END:
             raise Replayed
         behind = self.highest - sequence
         if behind >= self.size or (behind >= 0 and self.seen >> behind & 1):

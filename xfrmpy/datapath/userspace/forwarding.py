@@ -8,8 +8,9 @@ then the policy that must have asked for it.
 from __future__ import annotations
 
 import errno
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 
@@ -22,14 +23,27 @@ from xfrmpy.datapath.interface import (
     MappingChanged,
 )
 from xfrmpy.esp.ip import InnerHeader, NotIp, parse_inner_header
-from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, Dropped, InboundSa, OutboundSa
+from xfrmpy.esp.packet import (
+    IPV4_IN_ESP,
+    IPV6_IN_ESP,
+    Dropped,
+    EspDrop,
+    InboundSa,
+    OutboundSa,
+)
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import MAX_PORT, Selector, TrafficSelector
-from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
+from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
 
 ACQUIRE_SECONDS = 5.0
 """How often a policy without an SA asks for one; its packets meanwhile are dropped."""
+
+MAPPING_SECONDS = 5.0
+"""How often the same new address of a peer is told, as long as the SA is not updated to it."""
+
+MAX_EVENTS = 1000
+"""Kept for a daemon that is away; then the oldest is forgotten."""
 
 _NEXT_HEADER = {4: IPV4_IN_ESP, 6: IPV6_IN_ESP}
 _ADDRESS: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
@@ -62,13 +76,14 @@ class Held:
         self.installed_at = now
         self.used_at: float | None = None
         self.is_soft_reported = False
+        self.told_source: tuple[SocketAddress, float] | None = None
 
 
 class Forwarder:
     """See the module. `events` collects what the daemon should know."""
 
     def __init__(self, random: Callable[[int], bytes]) -> None:
-        self.events: list[Event] = []
+        self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self.refused: Counter[str] = Counter()
         self._random = random
         self._sad: dict[SaId, Held] = {}
@@ -84,7 +99,7 @@ class Forwarder:
         """An inner packet as ESP, and the SA that carries it. Raises `Refused`."""
         header = _parse(packet)
         policy = self._policy_for(PolicyDirection.OUT, header)
-        if policy is None or policy.template is None:
+        if policy is None or policy.template is None:  # None of ours, or BYPASS, or DISCARD.
             raise Refused(Refusal.NO_POLICY)
         candidates = self._outbound.get(policy.template.reqid)
         if not candidates:
@@ -94,9 +109,9 @@ class Forwarder:
         try:
             sealed = sa.seal(packet[: header.length], _NEXT_HEADER[header.version])
         except Dropped as dropped:
+            self._check_limits(held, now)
             raise Refused(dropped.reason) from None
-        finally:
-            self._note_use(held, now)
+        self._note_use(held, now)
         return sealed, sa.entry
 
     def unprotect(self, datagram: bytes, source: SocketAddress, now: float) -> bytes:
@@ -108,31 +123,34 @@ class Forwarder:
         try:
             next_header, packet, is_newest = sa.open(datagram)
         except Dropped as dropped:
+            # Only what is authentic is use: a forger must not make a dead peer look alive.
+            if dropped.reason is EspDrop.DUMMY:
+                self._note_use(held, now)
             raise Refused(dropped.reason) from None
-        finally:
-            self._note_use(held, now)
+        self._note_use(held, now)
         header = _parse(packet)
         if next_header != _NEXT_HEADER[header.version]:
             raise Refused(Refusal.NOT_IP)
         if not self._is_allowed(sa.entry, header):
             raise Refused(Refusal.OUTSIDE_SELECTORS)
         if is_newest:
-            self._note_source(sa.entry, source)
+            self._note_source(held, source, now)
         return packet[: header.length]
 
     def _policy_for(self, direction: PolicyDirection, header: InnerHeader) -> SpdEntry | None:
-        for entry in self._by_priority.get(direction, ()):
-            if header.matches(entry.selector):
-                return entry if entry.action is Action.PROTECT else None
-        return None
+        entries = self._by_priority.get(direction, ())
+        return next((entry for entry in entries if header.matches(entry.selector)), None)
 
-    def _is_allowed(self, entry: SadEntry, header: InnerHeader) -> bool:
-        """RFC 4301 section 5.2 step 4: the policy met must be one that asks for this very SA."""
-        for direction in (PolicyDirection.FORWARD, PolicyDirection.IN):
-            policy = self._policy_for(direction, header)
-            if policy is not None and policy.template is not None:
-                return policy.template.reqid == entry.reqid
-        return False
+    def _is_allowed(self, sa: SadEntry, header: InnerHeader) -> bool:
+        """RFC 4301 section 5.2 step 4: the policy met must be one that asks for this very SA.
+
+        Whether the packet is for this host or goes on to another, only the host's routes know; so
+        each of the two policies has a veto.
+        """
+        directions = (PolicyDirection.FORWARD, PolicyDirection.IN)
+        met = [entry for d in directions if (entry := self._policy_for(d, header))]
+        reqids = {None if entry.template is None else entry.template.reqid for entry in met}
+        return reqids == {sa.reqid}
 
     def _acquire(self, reqid: int, header: InnerHeader, now: float) -> None:
         if now < self._acquired_at.get(reqid, -ACQUIRE_SECONDS) + ACQUIRE_SECONDS:
@@ -142,11 +160,18 @@ class Forwarder:
         destination = _selector_of(header, header.destination, header.destination_port)
         self.events.append(Acquire(reqid=reqid, source=source, destination=destination))
 
-    def _note_source(self, entry: SadEntry, source: SocketAddress) -> None:
+    def _note_source(self, held: Held, source: SocketAddress, now: float) -> None:
+        entry = held.sa.entry
         known = entry.encapsulation
         old = SocketAddress(entry.source, known.source_port if known else source.port)
-        if source != old:
-            self.events.append(MappingChanged(sa=entry.id, reqid=entry.reqid, old=old, new=source))
+        if source == old:
+            held.told_source = None
+            return
+        told, at = held.told_source or (old, now)
+        if source == told and now < at + MAPPING_SECONDS:
+            return
+        held.told_source = (source, now)
+        self.events.append(MappingChanged(sa=entry.id, reqid=entry.reqid, old=old, new=source))
 
     # Lifetimes.
 
@@ -154,13 +179,6 @@ class Forwarder:
         """Report soft limits, and take out what is past a hard one, by time."""
         for held in list(self._sad.values()):
             self._check_limits(held, now)
-
-    @property
-    def has_time_limits(self) -> bool:
-        return any(
-            held.sa.entry.lifetime.soft_seconds or held.sa.entry.lifetime.hard_seconds
-            for held in self._sad.values()
-        )
 
     def _note_use(self, held: Held, now: float) -> None:
         held.used_at = now
@@ -187,10 +205,9 @@ class Forwarder:
         """Raises `DatapathError` for an entry that is there already, or not for us."""
         if entry.id in self._sad:
             raise DatapathError(f"{entry.id} is in force already", errno.EEXIST)
-        if entry.mode is not Mode.TUNNEL:
-            raise DatapathError(f"the userspace datapath has no {entry.mode} mode")
+        _check_mode(entry.mode)
         if entry.encapsulation is None:
-            raise DatapathError("the userspace datapath carries ESP in UDP only")
+            raise DatapathError("the userspace datapath carries ESP in UDP only", errno.EOPNOTSUPP)
         if entry.direction is Direction.IN:
             self._add_inbound(entry, now)
         else:
@@ -210,10 +227,20 @@ class Forwarder:
         self._inbound[spi] = (inbound, self._sad[entry.id])
 
     def update_sa(self, entry: SadEntry) -> None:
-        """New addresses, ports and lifetimes; keys, counters and window stay."""
+        """New addresses, ports and lifetimes; keys, counters and window stay.
+
+        Raises `DatapathError` for no such SA, and for anything else that would change.
+        """
         held = self._find(entry.id)
+        old = held.sa.entry
+        changed = replace(
+            old, source=entry.source, encapsulation=entry.encapsulation, lifetime=entry.lifetime
+        )
+        if entry != changed or entry.encapsulation is None:
+            raise DatapathError(f"{entry.id} cannot become another SA", errno.EINVAL)
+        if entry.lifetime != old.lifetime:
+            held.is_soft_reported = False
         held.sa.entry = entry
-        held.is_soft_reported = False
 
     def remove_sa(self, sa: SaId) -> None:
         held = self._sad.pop(sa, None)
@@ -229,6 +256,9 @@ class Forwarder:
             del self._outbound[entry.reqid]
 
     def add_policy(self, entry: SpdEntry) -> None:
+        """Raises `DatapathError` for a policy that could not be kept."""
+        if entry.template is not None:
+            _check_mode(entry.template.mode)
         self._spd[entry.direction, entry.selector] = entry
         self._sort()
 
@@ -250,6 +280,7 @@ class Forwarder:
         count = len(self._sad) + len(self._spd)
         for table in (self._sad, self._inbound, self._outbound, self._spd, self._by_priority):
             table.clear()
+        self._acquired_at.clear()
         return count
 
     def _find(self, sa: SaId) -> Held:
@@ -265,6 +296,11 @@ class Forwarder:
             )
             for direction in PolicyDirection
         }
+
+
+def _check_mode(mode: Mode) -> None:
+    if mode is not Mode.TUNNEL:
+        raise DatapathError(f"the userspace datapath has no {mode} mode", errno.EOPNOTSUPP)
 
 
 def _parse(packet: bytes) -> InnerHeader:

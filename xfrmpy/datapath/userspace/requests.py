@@ -34,7 +34,10 @@ def encode(message: dict[str, Any]) -> bytes:
 
 def decode(packet: bytes) -> dict[str, Any]:
     """Raises `ValueError` for what is no message."""
-    message = json.loads(packet)
+    try:
+        message = json.loads(packet)
+    except RecursionError as error:
+        raise ValueError("a message is not so deep") from error
     if not isinstance(message, dict):
         raise ValueError("a message is an object")
     return message

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import secrets
 import selectors
@@ -17,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_address
@@ -27,7 +29,7 @@ from typing import Any
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.datapath.userspace import requests
-from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused
+from xfrmpy.datapath.userspace.forwarding import MAX_EVENTS, Forwarder, Refused
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
@@ -49,12 +51,21 @@ RECEIVE_BUFFER = 4 * 1024 * 1024
 """Octets. Some 2,800 full packets: what arrives while a worker is busy for about 10 ms."""
 
 MAX_DATAGRAM = 65535
-LIFETIME_CHECK_SECONDS = 1.0
+MAX_COMPLAINTS = 10
+
+TICK_SECONDS = 1.0
+"""How late an SA may expire."""
+
+RETRY_SECONDS = 0.05
+"""How late a listener that did not keep up hears the rest."""
+
+REPLY_SECONDS = 0.5
+"""A connection that does not take its replies is closed: packets are waiting."""
 
 _SO_RCVBUFFORCE = 33
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
 _PR_SET_DUMPABLE = 4
-_UCRED = Struct("=iII")
+UCRED = Struct("=iII")
 
 
 class Worker:
@@ -64,8 +75,9 @@ class Worker:
         self._forwarder = Forwarder(secrets.token_bytes)
         self._selector = selectors.DefaultSelector()
         self._udp: dict[int, socket.socket] = {}
-        self._listeners: set[socket.socket] = set()
+        self._listeners: dict[socket.socket, deque[bytes]] = {}
         self._running = True
+        self._next_check_at = 0.0
         self._tun = Tun(DEVICE_MTU)
         self._selector.register(self._tun, selectors.EVENT_READ, self._read_tun)
         self._control_path = control_path
@@ -74,20 +86,23 @@ class Worker:
 
     def run(self) -> None:
         """Forward until told to stop."""
-        signal.signal(signal.SIGTERM, lambda *_: self.stop(None))
         while self._running:
-            wait = LIFETIME_CHECK_SECONDS if self._forwarder.has_time_limits else None
-            for key, _ in self._selector.select(wait):
+            is_behind = any(self._listeners.values())
+            for key, _ in self._selector.select(RETRY_SECONDS if is_behind else TICK_SECONDS):
                 key.data()
-            if wait is not None:
-                self._forwarder.expire(time.monotonic())
+            self._expire()
             self._send_events()
 
     def close(self) -> None:
         self._control_path.unlink(missing_ok=True)
         self._tun.close()
-        for each in self._udp.values():
-            each.close()
+        self._close_udp()
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_check_at:
+            self._next_check_at = now + TICK_SECONDS
+            self._forwarder.expire(now)
 
     # Packets.
 
@@ -97,21 +112,27 @@ class Worker:
                 packet = self._tun.read()
             except BlockingIOError:
                 return
-            except OSError:
+            except OSError as error:
                 self._count("tun-read")
+                # A device that somebody removed does not come back, and is readable for ever.
+                if error.errno == errno.EBADFD:
+                    _complain("the TUN device is gone")
+                    self._running = False
                 return
             self._guarded(partial(self._protect, packet))
 
     def _protect(self, packet: bytes) -> None:
         sealed, entry = self._forwarder.protect(packet, time.monotonic())
         ports = entry.encapsulation
-        assert ports is not None
+        assert ports is not None, "the forwarder takes no SA without"
+        sender = self._udp.get(entry.source.version)
+        if sender is None:
+            raise Refused("no-udp-socket")
         destination = (str(entry.destination), ports.destination_port)
         try:
-            sender = self._udp[entry.source.version]
             sender.sendmsg([sealed], [packet_info(entry.source)], 0, destination)
-        except (OSError, KeyError) as error:
-            raise Refused("udp-send") from error
+        except OSError as error:
+            raise _refused("udp-send", error) from error
 
     def _read_udp(self, receiver: socket.socket) -> None:
         for _ in range(BATCH):
@@ -129,7 +150,7 @@ class Worker:
         try:
             self._tun.write(packet)
         except OSError as error:
-            raise Refused("tun-write") from error
+            raise _refused("tun-write", error) from error
 
     def _guarded(self, handle: Callable[[], None]) -> None:
         """No packet ends the worker."""
@@ -139,7 +160,8 @@ class Worker:
             self._count(refused.reason)
         except Exception as error:
             self._count("defect")
-            print(f"worker: a packet met a defect: {error!r}", file=sys.stderr, flush=True)
+            if self._forwarder.refused["defect"] <= MAX_COMPLAINTS:
+                _complain(f"a packet met a defect: {error!r}")
 
     def _count(self, reason: str) -> None:
         self._forwarder.refused[reason] += 1
@@ -147,11 +169,15 @@ class Worker:
     # The daemon.
 
     def _accept(self) -> None:
-        connection, _ = self._control.accept()
-        octets = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        if _UCRED.unpack(octets)[1] not in (0, os.geteuid()):
+        try:
+            connection, _ = self._control.accept()
+        except OSError:
+            return  # It has gone again, or we have no descriptors left.
+        octets = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+        if UCRED.unpack(octets)[1] not in (0, os.geteuid()):
             connection.close()
             return
+        connection.settimeout(REPLY_SECONDS)
         self._selector.register(
             connection, selectors.EVENT_READ, partial(self._read_request, connection)
         )
@@ -160,43 +186,47 @@ class Worker:
         try:
             packet = connection.recv(requests.MAX_PACKET)
             if packet:
-                self._answer(connection, packet)
+                for reply in self._answer(connection, packet):
+                    connection.send(requests.encode(reply))
                 return
         except OSError:
             pass  # The daemon is gone, or does not read: it comes back if it wants something.
-        self._listeners.discard(connection)
+        self._listeners.pop(connection, None)
         self._selector.unregister(connection)
         connection.close()
 
-    def _answer(self, connection: socket.socket, packet: bytes) -> None:
+    def _answer(self, connection: socket.socket, packet: bytes) -> list[dict[str, Any]]:
+        """The replies to a request. No request ends the worker."""
         try:
             request = requests.decode(packet)
-            replies = _HANDLERS[request["do"]](self, request.get("with"))
             if request["do"] == "events":
                 connection.setblocking(False)
-                self._listeners.add(connection)
+                self._listeners[connection] = deque(maxlen=MAX_EVENTS)
+                return [{"result": None}]
+            return _HANDLERS[request["do"]](self, request.get("with"))
         except DatapathError as error:
-            replies = [{"error": str(error), "errno": error.errno}]
-        except (ValueError, KeyError, TypeError) as error:
-            replies = [{"error": f"a request that makes no sense: {error!r}", "errno": None}]
-        for reply in replies:
-            connection.send(requests.encode(reply))
+            return [{"error": str(error), "errno": error.errno}]
+        except Exception as error:
+            return [{"error": f"a request that makes no sense: {error!r}", "errno": None}]
 
     def _send_events(self) -> None:
-        for event in self._forwarder.events:
-            for listener in self._listeners:
-                with contextlib.suppress(OSError):
-                    listener.send(requests.encode_event(event))
+        """To whom listens, as far as they read; while nobody listens, events wait."""
+        if not self._listeners:
+            return
+        events = [requests.encode_event(event) for event in self._forwarder.events]
         self._forwarder.events.clear()
+        for listener, waiting in self._listeners.items():
+            waiting.extend(events)
+            with contextlib.suppress(OSError):  # It is full; or gone, which shows when it is read.
+                while waiting:
+                    listener.send(waiting[0])
+                    waiting.popleft()
 
     # Requests, by their names.
 
     def join(self, _: Plain) -> None:
         """Open the UDP sockets behind the daemon's, so that it is the first of each group."""
-        for each in self._udp.values():
-            self._selector.unregister(each)
-            each.close()
-        self._udp.clear()
+        self._close_udp()
         try:
             for family, version in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
                 if version == 6 and not Path("/proc/net/if_inet6").exists():
@@ -206,8 +236,15 @@ class Worker:
                     opened, selectors.EVENT_READ, partial(self._read_udp, opened)
                 )
         except OSError as error:
+            self._close_udp()
             reason = f"UDP port {IKE_NATT_PORT} cannot be shared: {error.strerror}"
             raise DatapathError(reason, error.errno) from error
+
+    def _close_udp(self) -> None:
+        for each in self._udp.values():
+            self._selector.unregister(each)
+            each.close()
+        self._udp.clear()
 
     def add_sa(self, plain: Plain) -> None:
         self._forwarder.add_sa(from_plain(SadEntry, plain), time.monotonic())
@@ -249,6 +286,11 @@ class Worker:
         return replies
 
 
+def _refused(what: str, error: OSError) -> Refused:
+    """Such as `udp-send-enobufs`: what the system did not take, and why."""
+    return Refused(f"{what}-{errno.errorcode.get(error.errno or 0, 'error').lower()}")
+
+
 _Handler = Callable[[Worker, Plain], list[dict[str, Any]]]
 
 
@@ -259,7 +301,6 @@ def _single(method: Callable[[Worker, Plain], Plain | None]) -> _Handler:
 
 _HANDLERS: dict[str, _Handler] = {
     "join": _single(Worker.join),
-    "events": _single(lambda _worker, _plain: None),
     "add_sa": _single(Worker.add_sa),
     "update_sa": _single(Worker.update_sa),
     "remove_sa": _single(Worker.remove_sa),
@@ -289,7 +330,10 @@ def _open_udp(family: socket.AddressFamily) -> socket.socket:
     opened = open_shared_udp_socket(family, IKE_NATT_PORT)
     opened.setblocking(False)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, OUR_MARK)
-    opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    except PermissionError:  # Root of a user namespace only: as much as the host allows.
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     # The inner MTU keeps outer packets within the path we know of; where the path is narrower
     # farther on, a fragmented packet arrives and a dropped one does not (RFC 4301 section 8.1).
     if family == socket.AF_INET:
@@ -300,9 +344,16 @@ def _open_udp(family: socket.AddressFamily) -> socket.socket:
     return opened
 
 
+def _complain(words: str) -> None:
+    with contextlib.suppress(OSError):  # Whoever read our words may be gone.
+        print(f"worker: {words}", file=sys.stderr, flush=True)
+
+
 def main(arguments: list[str]) -> int:
     control_path, ready = Path(arguments[0]), int(arguments[1])
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0)  # No core dump, no ptrace: keys are here.
+    # An exception, for without one a wait for packets goes on after a signal.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         worker = Worker(control_path)
     except (DatapathError, OSError) as error:

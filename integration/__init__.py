@@ -1,0 +1,1 @@
+"""Tests against real kernels and real peers; see `integration/lab`."""

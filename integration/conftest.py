@@ -1,0 +1,68 @@
+"""Where each integration test runs, what it finds there, and what a failure shows.
+
+`native`: on the machine itself, network namespaces and the userspace datapath; needs root.
+`vm`: inside `integration/lab/kernel-vm`, whose kernel has ESP. A test may bear both marks.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Generator, Iterator
+
+import pytest
+
+pytest.register_assert_rewrite("integration.lab")
+
+from integration.lab.process import IN_VM  # noqa: E402 - after the line above
+from integration.lab.site import Site  # noqa: E402
+
+HERE = "vm" if IN_VM else "native"
+
+MODULES = (
+    "esp4 esp6 xfrm_user xfrm_interface udp_tunnel ip6_udp_tunnel tun veth bridge "
+    "gcm seqiv echainiv authenc authencesn cbc ctr hmac cryptd drbg jitterentropy_rng "
+    "chacha20poly1305 chacha_generic poly1305_generic "
+    "aesni_intel ghash_clmulni_intel sha256_ssse3 sha512_ssse3 nf_tables nft_chain_nat nft_masq "
+    "nft_nat nft_ct nft_numgen"
+)
+"""Loaded beforehand: left to the kernel's own requests, they delay an exchange by seconds."""
+
+
+def pytest_sessionstart() -> None:
+    if os.geteuid() != 0:
+        pytest.exit("the integration tests make network namespaces: they need root", returncode=4)
+    if IN_VM:
+        # Not every kernel has every one of them as a module.
+        subprocess.run(["modprobe", "-qa", *MODULES.split()], check=False)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if not {"native", "vm"} & {mark.name for mark in item.iter_markers()}:
+            raise pytest.UsageError(f"{item.nodeid} bears neither mark: native, vm")
+    elsewhere = [item for item in items if item.get_closest_marker(HERE) is None]
+    if elsewhere:
+        config.hook.pytest_deselected(items=elsewhere)
+        items[:] = [item for item in items if item not in elsewhere]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if call.when == "call" and report.failed:
+        for value in getattr(item, "funcargs", {}).values():
+            site = getattr(value, "site", value)
+            if isinstance(site, Site):
+                report.sections += site.log_tails()
+    return report
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    """Two sites; moon behind a NAT router in a test marked `nat`."""
+    nat = request.node.get_closest_marker("nat") is not None
+    with Site(nat=nat) as laboratory:
+        yield laboratory

@@ -1,0 +1,207 @@
+"""xfrmpy itself at a gateway: its policy files, its daemon, its commands, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from integration.lab.network import Host
+from integration.lab.process import IN_VM, PATIENCE, Background, run
+from integration.lab.tunnel import Tunnel
+from xfrmpy.control.protocol import StatusReply, TunnelStatus, decode_tunnel
+
+XFRMPY = str(Path(sys.executable).parent / "xfrmpy")
+
+DATAPATH = "kernel" if IN_VM else "userspace"
+"""What is under test where we are, unless a test asks for another."""
+
+SECRET_MODE = 0o600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """How a command ended, and what it said."""
+
+    code: int
+    output: str
+    errors: str
+
+
+def ask(command: Sequence[str], environment: Mapping[str, str]) -> Answer:
+    """What a command says that is to end by itself."""
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=120 * PATIENCE,
+        check=False,
+    )
+    return Answer(code=done.returncode, output=done.stdout, errors=done.stderr)
+
+
+class XfrmpyGateway:
+    """A daemon for tunnels as this end sees them, by their numbers; their names are `net0` and on.
+
+    `keys` are further keys of each tunnel's policy, or others for those made from the tunnel; one
+    that is None is left out.
+    """
+
+    def __init__(
+        self, host: Host, tunnels: Sequence[Tunnel], directory: Path, keys: Mapping[str, Any]
+    ) -> None:
+        self.host = host
+        self._directory = directory
+        self._stopped = False
+        self._before = _kernel_objects(host)
+        for number, tunnel in enumerate(tunnels):
+            _write_policy(directory, f"net{number}", tunnel, keys)
+        self.environment = {
+            "XFRMPY_CONFIG_PATH": str(directory / "conf.d"),
+            "XFRMPY_RUNTIME_DIR": str(directory / "run"),
+            # No name server is reached from a namespace of ours: it need not be waited for.
+            "RES_OPTIONS": "timeout:1 attempts:1",
+        }
+        self._daemon = self._start()
+
+    def initiate(self, number: int = 0) -> None:
+        """`up`; `AssertionError` with what the command and the daemon said if that fails."""
+        self._must("up", f"net{number}")
+
+    def terminate(self, number: int = 0) -> None:
+        self._must("down", f"net{number}")
+
+    def command(self, *argv: str) -> Answer:
+        """What `xfrmpy ARGV...` says, run here."""
+        return ask(self.host.command(XFRMPY, *argv), self.environment)
+
+    def status(self) -> StatusReply:
+        """From `status -o json`."""
+        document = json.loads(self._must("status", "-o", "json").output)
+        assert (document["api"], document["kind"]) == ("xfrmpy/v1", "Status")
+        tunnels = [_decode_tunnel(tunnel) for tunnel in document["tunnels"]]
+        return StatusReply(tunnels=tunnels, **document["daemon"])
+
+    def tunnel(self, number: int = 0) -> TunnelStatus:
+        name = f"net{number}"
+        return next(tunnel for tunnel in self.status().tunnels if tunnel.name == name)
+
+    def is_up(self, number: int = 0) -> bool:
+        return self.tunnel(number).state == "up"
+
+    def is_running(self) -> bool:
+        return self._daemon.process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        return self._daemon.process.pid
+
+    @property
+    def logs(self) -> tuple[Path, ...]:
+        return (self._directory / "daemon.log",)
+
+    @property
+    def log(self) -> str:
+        return self.logs[0].read_text(errors="replace")
+
+    def stop(self) -> None:
+        """SIGTERM; `AssertionError` unless the daemon ends well and leaves nothing behind."""
+        if self._stopped:
+            return
+        self._stopped = True
+        assert self.is_running(), "the daemon ended by itself"
+        status = self._daemon.stop(signal.SIGTERM, seconds=20)
+        assert status == 0, f"SIGTERM: the daemon ended with {status}"
+        assert _kernel_objects(self.host) == self._before
+
+    def _start(self) -> Background:
+        """Start the daemon and wait for the message that a service manager waits for."""
+        path = self._directory / "notify"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.bind(str(path))
+            environment = {**self.environment, "NOTIFY_SOCKET": str(path)}
+            command = self.host.command(XFRMPY, "daemon")
+            daemon = Background(command, self._directory / "daemon.log", environment)
+            notify.settimeout(0.1)
+            deadline_at = time.monotonic() + 20 * PATIENCE
+            while not _is_ready(notify):
+                ended = daemon.process.poll()
+                if ended is not None or time.monotonic() > deadline_at:
+                    daemon.stop()
+                    raise AssertionError(f"the daemon is not ready ({ended})\n{daemon.output}")
+        return daemon
+
+    def _must(self, *argv: str) -> Answer:
+        answer = self.command(*argv)
+        if answer.code:
+            said = f"{answer.output}{answer.errors}\nThe daemon:\n{self.log}"
+            raise AssertionError(f"xfrmpy {' '.join(argv)} ended with {answer.code}\n{said}")
+        return answer
+
+
+def _write_policy(directory: Path, name: str, tunnel: Tunnel, keys: Mapping[str, Any]) -> None:
+    policies, secrets = directory / "conf.d", directory / "secrets"
+    policies.mkdir(parents=True, exist_ok=True)
+    secrets.mkdir(mode=0o700, exist_ok=True)
+    secret = secrets / name
+    secret.touch(SECRET_MODE)
+    secret.write_text(tunnel.psk + "\n")
+    given = {**_policy(tunnel), "psk": f"secret:{name}", **keys}
+    policy = {key: value for key, value in given.items() if value is not None}
+    (policies / f"{name}.yaml").write_text(yaml.safe_dump(policy, sort_keys=False))
+
+
+def _policy(tunnel: Tunnel) -> dict[str, Any]:
+    return {
+        "peer": tunnel.theirs.public,
+        "id": tunnel.ours.id,
+        "peer_id": tunnel.theirs.id,
+        "local": list(tunnel.ours.subnets),
+        "remote": list(tunnel.theirs.subnets),
+        "local_address": tunnel.ours.address,
+        "ike": {"proposals": tunnel.ike.split(",")},
+        "esp": {"proposals": tunnel.esp.split(",")},
+        "datapath": DATAPATH,
+    }
+
+
+def _decode_tunnel(value: dict[str, Any]) -> TunnelStatus:
+    """A failure in the document has the catalogue's words, too; a `FailureReply` has not."""
+    if failure := value["failure"]:
+        evidence = [[row["label"], row["seen"]] for row in failure["evidence"]]
+        reply = {"code": failure["code"], "summary": failure["summary"], "evidence": evidence}
+        value = {**value, "failure": reply}
+    return decode_tunnel(value)
+
+
+def _is_ready(notify: socket.socket) -> bool:
+    try:
+        return b"READY=1" in notify.recv(4096).split(b"\n")
+    except TimeoutError:
+        return False
+
+
+def _kernel_objects(host: Host) -> dict[str, str]:
+    """Every device, address, route, rule, SA and policy of a namespace."""
+    ip = ("ip", "-n", host.namespace)
+    queries = {
+        "devices": ("-brief", "address", "show"),
+        "routes": ("route", "show", "table", "all"),
+        "IPv6 routes": ("-6", "route", "show", "table", "all"),
+        "rules": ("rule", "show"),
+        "IPv6 rules": ("-6", "rule", "show"),
+        "SAs": ("xfrm", "state"),
+        "policies": ("xfrm", "policy"),
+    }
+    return {what: run(*ip, *query).stdout for what, query in queries.items()}

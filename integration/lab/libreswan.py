@@ -1,0 +1,115 @@
+"""libreswan as a peer: pluto inside a gateway's namespace, configured from a `Tunnel`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from integration.lab.network import Host
+from integration.lab.process import LAB, run
+from integration.lab.tunnel import Tunnel
+
+_WORDS = {
+    "aes128gcm16": "aes_gcm128",
+    "aes256gcm16": "aes_gcm256",
+    "chacha20poly1305": "chacha20_poly1305",
+    "sha256": "sha2_256",
+    "sha384": "sha2_384",
+    "sha512": "sha2_512",
+    "prfsha256": "sha2_256",
+    "prfsha384": "sha2_384",
+    "prfsha512": "sha2_512",
+    "modp2048": "dh14",
+    "modp3072": "dh15",
+    "modp4096": "dh16",
+    "ecp256": "dh19",
+    "ecp384": "dh20",
+    "ecp521": "dh21",
+    "x25519": "dh31",
+}
+"""xfrmpy's names of algorithms in libreswan's; what is not here is called the same."""
+
+_ESN = {"esn": "yes", "noesn": "no"}
+
+_CONNECTION = """\
+conn net{number}
+    left={local_address}
+    leftid=@{local_id}
+    leftsubnet={local}
+    right={remote_address}
+    rightid=@{remote_id}
+    rightsubnet={remote}
+    ike={ike}
+    esp={esp}
+    esn={esn}
+    authby=secret
+    ikev2=insist
+    auto=add
+
+"""
+
+
+class LibreswanPeer:
+    """A pluto for tunnels as this end sees them, by their numbers; one subnet at either end."""
+
+    def __init__(self, host: Host, tunnels: Sequence[Tunnel], directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir()
+        connections = [_connection(number, tunnel) for number, tunnel in enumerate(tunnels)]
+        secrets = [f'@{t.ours.id} @{t.theirs.id} : PSK "{t.psk}"\n' for t in tunnels]
+        (directory / "ipsec.conf").write_text("".join(connections))
+        (directory / "ipsec.secrets").write_text("".join(secrets))
+        self._script("start", "--netns", host.namespace, str(directory))
+
+    def initiate(self, number: int = 0) -> None:
+        """Bring a tunnel up; `AssertionError` with pluto's words if that fails."""
+        self.whack("--name", f"net{number}", "--initiate")
+
+    def terminate(self, number: int = 0) -> None:
+        self.whack("--name", f"net{number}", "--terminate")
+
+    def is_up(self, number: int = 0) -> bool:
+        return f'"net{number}", type=ESP' in self.whack("--trafficstatus")
+
+    def whack(self, *argv: str) -> str:
+        return run(self._path, "whack", str(self._directory), *argv, seconds=90).stdout
+
+    @property
+    def logs(self) -> tuple[Path, ...]:
+        return (self._directory / "pluto.log", self._directory / "pluto.out")
+
+    @property
+    def log(self) -> str:
+        return self.logs[0].read_text(errors="replace")
+
+    def stop(self) -> None:
+        self._script("stop", str(self._directory))
+
+    _path = str(LAB / "libreswan-peer")
+
+    def _script(self, *argv: str) -> None:
+        run(self._path, *argv, seconds=90)
+
+
+def _connection(number: int, tunnel: Tunnel) -> str:
+    (local,), (remote,) = tunnel.ours.subnets, tunnel.theirs.subnets
+    esp, _, esn = tunnel.esp.rpartition("-")
+    return _CONNECTION.format(
+        number=number,
+        local_address=tunnel.ours.address,
+        remote_address=tunnel.theirs.public,
+        local_id=tunnel.ours.id,
+        remote_id=tunnel.theirs.id,
+        local=local,
+        remote=remote,
+        ike=_translated(tunnel.ike),
+        esp=_translated(esp),
+        esn=_ESN[esn],
+    )
+
+
+def _translated(proposal: str) -> str:
+    """`aes128-sha256-prfsha256-x25519` is `aes128-sha2_256-dh31`: the PRF follows the integrity."""
+    words = proposal.split("-")
+    named = dict.fromkeys(_WORDS.get(word, word) for word in words)
+    return "-".join(named)

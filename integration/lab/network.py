@@ -1,0 +1,281 @@
+"""Two sites and the internet between them, in network namespaces that vanish afterwards.
+
+    alice -- moon == internet == sun -- bob          moon may stand behind a NAT router:
+                                                     alice -- moon -- nat == internet == sun -- bob
+
+`internet` is a bridge: all that moon and sun say to each other passes it and can be captured there.
+It is everybody's default route too, so that a packet which leaves a gateway in the clear is seen.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_interface
+from pathlib import Path
+
+from integration.lab.process import Background, eventually, run
+from integration.lab.tunnel import End, Tunnel
+
+TUNNELS = 12
+"""How many tunnels there can be side by side, each with its own address of sun and its own subnets:
+daemons are slow to start in the emulated machine, so tests share them."""
+
+_serial = itertools.count(1)
+
+_INTERNET = {4: "192.0.2.254", 6: "2001:db8::fe"}
+_NAT_INSIDE = "172.16.1.254"
+
+_SETTINGS = """
+for f in /proc/sys/net/ipv4/conf/*/rp_filter /proc/sys/net/ipv6/conf/*/accept_dad \\
+         /proc/sys/net/ipv6/conf/*/accept_ra; do echo 0 >$f; done
+ip link set lo up
+"""
+_FORWARDING = """
+echo 1 >/proc/sys/net/ipv4/ip_forward
+echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+"""
+
+_NAT_RULES = """
+table ip nat {
+    chain out {
+        type nat hook postrouting priority srcnat
+        oifname "wan" masquerade random
+    }
+    chain in {
+        type nat hook prerouting priority dstnat
+        iifname "wan" udp dport { 500, 4500 } dnat to 172.16.1.1
+    }
+}
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """A namespace. `site` is 1 for moon and alice, 2 for sun and bob.
+
+    A gateway's `outside` addresses, by IP version, are what it has; at `public` others reach it.
+    """
+
+    name: str
+    namespace: str
+    site: int = 0
+    outside: dict[int, str] = field(default_factory=dict)
+    public: dict[int, str] = field(default_factory=dict)
+
+    def inside_address(self, number: int = 0, family: int = 4) -> str:
+        """Where a host is among the addresses that tunnel `number` carries."""
+        return _inside(self.site, number, family, 10)
+
+    def command(self, *argv: str) -> tuple[str, ...]:
+        return ("nsenter", f"--net=/run/netns/{self.namespace}", *argv)
+
+    def run(self, *argv: str, check: bool = True, seconds: float = 60.0) -> str:
+        """What a command in here prints; `AssertionError` if it fails."""
+        return run(*self.command(*argv), check=check, seconds=seconds).stdout
+
+    def batch(self, *lines: str) -> None:
+        """Lines of `ip`."""
+        run("ip", "-n", self.namespace, "-batch", "-", stdin="\n".join(lines) + "\n")
+
+    def drop(self, rule: str) -> None:
+        """Silently drop the arriving packets that match, in nft's words."""
+        self.run("nft", "add table inet lab")
+        self.run("nft", "add chain inet lab input { type filter hook input priority 0; }")
+        self.run("nft", f"add rule inet lab input {rule} drop")
+
+    def ping(self, destination: str, count: int = 3, octets: int = 56) -> int:
+        """How many of `count` echo requests were lost."""
+        arguments = ("-n", "-c", str(count), "-i", "0.1", "-W", "2", "-s", str(octets))
+        done = run(*self.command("ping", *arguments, destination), check=False)
+        return count - _counts(done.stdout)[1]
+
+    @contextmanager
+    def pinging(self, destination: str, log: Path) -> Iterator[list[int]]:
+        """Ping all the while; afterwards the list holds how many were sent and how many lost."""
+        counts: list[int] = []
+        ping = Background(self.command("ping", "-n", "-i", "0.02", destination), log)
+        try:
+            eventually("a first answer to ping", lambda: "time=" in ping.output)
+            yield counts
+        finally:
+            ping.stop(signal.SIGINT)
+        sent, received = _counts(ping.output)
+        # The last request may still be on its way when ping is told to stop.
+        counts += [sent, max(0, sent - received - 1)]
+
+
+def _counts(output: str) -> tuple[int, int]:
+    """From ping's summary: "3 packets transmitted, 3 received, 0% packet loss, time 404ms"."""
+    summary = re.search(r"(\d+) packets transmitted, (\d+) received", output)
+    assert summary, output
+    return int(summary[1]), int(summary[2])
+
+
+class Network:
+    """The topology above, built. `close` removes it, and whatever still runs in it."""
+
+    def __init__(self, *, nat: bool = False) -> None:
+        prefix = f"xl{os.getpid()}-{next(_serial)}"
+        self.internet = Host(name="internet", namespace=f"{prefix}-net", outside=_INTERNET)
+        self.nat = Host(name="nat", namespace=f"{prefix}-nat") if nat else None
+        self.moon = _gateway(prefix, "moon", 1, "172.16.1.1" if nat else "192.0.2.1")
+        self.sun = _gateway(prefix, "sun", 2, "192.0.2.2")
+        self.alice = Host(name="alice", namespace=f"{prefix}-alice", site=1)
+        self.bob = Host(name="bob", namespace=f"{prefix}-bob", site=2)
+        self.hosts = [self.internet, self.moon, self.sun, self.alice, self.bob]
+        self.hosts += [self.nat] if self.nat else []
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    def tunnel(self, number: int = 0, outside: int = 4, inside: int = 4, **terms: str) -> Tunnel:
+        """What moon's end of a tunnel between the two sites looks like, by IP versions."""
+        moon = End(
+            address=self.moon.outside[outside],
+            public=self.moon.public[outside],
+            id=f"moon{number or ''}.example.net",
+            subnets=(subnet(1, number, inside),),
+        )
+        address = _alias(number, outside) if number else self.sun.outside[outside]
+        sun = End(
+            address=address,
+            public=address,
+            id=f"sun{number or ''}.example.net",
+            subnets=(subnet(2, number, inside),),
+        )
+        return Tunnel(ours=moon, theirs=sun, **terms)
+
+    def close(self) -> None:
+        present = run("ip", "netns", "list").stdout.split()
+        names = [host.namespace for host in self.hosts if host.namespace in present]
+        for pid in _processes_in(names):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        run("ip", "-batch", "-", stdin="".join(f"netns del {name}\n" for name in names))
+
+    def _build(self) -> None:
+        """Few processes, each with much to do: they are what takes time in the emulated machine."""
+        behind = (self.nat, "lan") if self.nat else (self.internet, "moon")
+        wires = [
+            _wire(self.moon, "wan", *behind),
+            _wire(self.sun, "wan", self.internet, "sun"),
+            _wire(self.alice, "eth0", self.moon, "lan"),
+            _wire(self.bob, "eth0", self.sun, "lan"),
+        ]
+        if self.nat:
+            wires.append(_wire(self.nat, "wan", self.internet, "moon"))
+        lines = [f"netns add {host.namespace}" for host in self.hosts]
+        run("ip", "-batch", "-", stdin="\n".join([*lines, *wires, ""]))
+        self._build_internet()
+        if self.nat:
+            _build_nat(self.nat)
+        _build_gateway(self.moon, _NAT_INSIDE if self.nat else _INTERNET[4])
+        _build_gateway(self.sun, _INTERNET[4], range(1, TUNNELS))
+        _build_host(self.alice)
+        _build_host(self.bob)
+
+    def _build_internet(self) -> None:
+        self.internet.run("sh", "-ec", _SETTINGS)
+        self.internet.batch(
+            "link add br0 type bridge mcast_snooping 0",
+            "link set br0 up",
+            f"addr add {_INTERNET[4]}/24 dev br0",
+            f"addr add {_INTERNET[6]}/64 dev br0 nodad",
+            "link set moon master br0 up",
+            "link set sun master br0 up",
+        )
+
+
+def _processes_in(names: Sequence[str]) -> Iterator[int]:
+    """Those that nobody stopped. `ip netns pids` says the same, but looks once for each name."""
+    namespaces = {Path("/run/netns", name).stat().st_ino for name in names}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (process / "ns/net").stat().st_ino in namespaces:
+                yield int(process.name)
+
+
+def _gateway(prefix: str, name: str, site: int, address: str) -> Host:
+    public = {4: f"192.0.2.{site}", 6: f"2001:db8::{site}"}
+    return Host(
+        name=name,
+        namespace=f"{prefix}-{name}",
+        site=site,
+        outside={**public, 4: address},
+        public=public,
+    )
+
+
+def subnet(site: int, number: int = 0, family: int = 4) -> str:
+    """The subnet of a site that tunnel `number` carries."""
+    prefix = {4: 24, 6: 64}[family]
+    return str(ip_interface(f"{_inside(site, number, family, 0)}/{prefix}"))
+
+
+def _inside(site: int, number: int, family: int, host: int) -> str:
+    written = {4: f"10.{site}.{number}.{host}", 6: f"fd0{site}:0:0:{number}::{host}"}
+    return str(ip_address(written[family]))
+
+
+def _alias(number: int, family: int) -> str:
+    """Sun's address for tunnel `number`."""
+    return {4: f"192.0.2.{20 + number}", 6: f"2001:db8::2:{number}"}[family]
+
+
+def _build_nat(nat: Host) -> None:
+    nat.run("sh", "-ec", _SETTINGS + _FORWARDING)
+    nat.batch(
+        "link set wan up",
+        "link set lan up",
+        "addr add 192.0.2.1/24 dev wan",
+        f"addr add {_NAT_INSIDE}/24 dev lan",
+    )
+    run(*nat.command("nft", "-f", "-"), stdin=_NAT_RULES)
+
+
+def _build_gateway(gateway: Host, router: str, more: Sequence[int] = ()) -> None:
+    gateway.run("sh", "-ec", _SETTINGS + _FORWARDING)
+    gateway.batch(
+        "link set wan up",
+        "link set lan up",
+        f"addr add {gateway.outside[4]}/24 dev wan",
+        f"addr add {gateway.outside[6]}/64 dev wan nodad",
+        *(f"addr add {_alias(number, 4)}/24 dev wan" for number in more),
+        *(f"addr add {_alias(number, 6)}/64 dev wan nodad" for number in more),
+        *_link_addresses(gateway.site, 1, "lan"),
+        f"route add default via {router}",
+        f"route add default via {_INTERNET[6]}",
+    )
+
+
+def _build_host(host: Host) -> None:
+    """A host speaks to the other site's subnet of a tunnel from its own address in that tunnel."""
+    host.run("sh", "-ec", _SETTINGS)
+    router = {family: _inside(host.site, 0, family, 1) for family in (4, 6)}
+    lines = ["link set eth0 up", *_link_addresses(host.site, 10, "eth0")]
+    for number, family in itertools.product(range(TUNNELS), (4, 6)):
+        own, other = host.inside_address(number, family), subnet(3 - host.site, number, family)
+        lines.append(f"route add {other} via {router[family]} src {own}")
+    host.batch(*lines, *(f"route add default via {address}" for address in router.values()))
+
+
+def _link_addresses(site: int, host: int, device: str) -> Iterator[str]:
+    """One in each subnet of the site."""
+    for number in range(TUNNELS):
+        yield f"addr add {_inside(site, number, 4, host)}/16 dev {device}"
+        yield f"addr add {_inside(site, number, 6, host)}/48 dev {device} nodad"
+
+
+def _wire(one: Host, one_device: str, other: Host, other_device: str) -> str:
+    return (
+        f"link add {one_device} netns {one.namespace} type veth "
+        f"peer name {other_device} netns {other.namespace}"
+    )

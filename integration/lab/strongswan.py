@@ -1,0 +1,134 @@
+"""strongSwan as a peer: charon inside a gateway's namespace, configured from a `Tunnel`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from integration.lab.network import Host
+from integration.lab.process import IN_VM, LAB, run
+from integration.lab.tunnel import Tunnel
+
+BACKEND = "kernel" if IN_VM else "libipsec"
+"""ESP in user space goes inside UDP always, knows no ESN, and needs nothing from the kernel."""
+
+_CONFIGURATION = """\
+connections {{
+    site{number} {{
+        version = 2
+        local_addrs = {local_address}
+        remote_addrs = {remote_address}
+        proposals = {ike}
+        {connection}
+        local {{
+            auth = psk
+            id = {local_id}
+        }}
+        remote {{
+            auth = psk
+            id = {remote_id}
+        }}
+        children {{
+            net{number} {{
+                local_ts = {local}
+                remote_ts = {remote}
+                esp_proposals = {esp}
+                {child}
+            }}
+        }}
+    }}
+}}
+secrets {{
+    ike-{number} {{
+        id-1 = {local_id}
+        id-2 = {remote_id}
+        secret = "{psk}"
+    }}
+}}
+"""
+
+
+class StrongswanPeer:
+    """A charon for tunnels as this end sees them, by their numbers.
+
+    `connection` and `child` are further swanctl lines ("dpd_delay = 1s"), `settings` further
+    settings of charon ("cookie_threshold=1").
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        tunnels: Sequence[Tunnel],
+        directory: Path,
+        *,
+        connection: str = "",
+        child: str = "",
+        settings: Sequence[str] = (),
+    ) -> None:
+        self._directory = directory
+        directory.mkdir()
+        texts = [
+            _configuration(number, tunnel, connection, child)
+            for number, tunnel in enumerate(tunnels)
+        ]
+        (directory / "swanctl.conf").write_text("".join(texts))
+        options = [word for setting in settings for word in ("--set", setting)]
+        where = ("--netns", host.namespace, "--backend", BACKEND)
+        self._script("start", *where, *options, str(directory))
+
+    def initiate(self, number: int = 0) -> None:
+        """Bring a tunnel up; `AssertionError` with charon's words if that fails."""
+        self.swanctl("--initiate", "--child", f"net{number}", "--timeout", "60")
+
+    def terminate(self, number: int = 0) -> None:
+        self.swanctl("--terminate", "--ike", f"site{number}", "--timeout", "60")
+
+    def list_sas(self, number: int = 0) -> str:
+        return self.swanctl("--list-sas", "--ike", f"site{number}")
+
+    def is_up(self, number: int = 0) -> bool:
+        sas = self.list_sas(number)
+        return "ESTABLISHED" in sas and "INSTALLED" in sas
+
+    def swanctl(self, *argv: str, check: bool = True) -> str:
+        done = run(self._path, "swanctl", str(self._directory), *argv, check=check, seconds=90)
+        return done.stdout + done.stderr
+
+    @property
+    def logs(self) -> tuple[Path, ...]:
+        return (self._directory / "charon.log", self._directory / "charon.out")
+
+    @property
+    def log(self) -> str:
+        return self.logs[0].read_text(errors="replace")
+
+    def kill(self) -> None:
+        """Let it vanish without a word to its peers."""
+        os.kill(int((self._directory / "pid").read_text()), signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._script("stop", str(self._directory))
+
+    _path = str(LAB / "strongswan-peer")
+
+    def _script(self, *argv: str) -> None:
+        run(self._path, *argv, seconds=90)
+
+
+def _configuration(number: int, tunnel: Tunnel, connection: str, child: str) -> str:
+    return _CONFIGURATION.format(
+        number=number,
+        local_address=tunnel.ours.address,
+        remote_address=tunnel.theirs.public,
+        local_id=tunnel.ours.id,
+        remote_id=tunnel.theirs.id,
+        local=",".join(tunnel.ours.subnets),
+        remote=",".join(tunnel.theirs.subnets),
+        ike=tunnel.ike,
+        esp=tunnel.esp,
+        psk=tunnel.psk,
+        connection=connection,
+        child=child,
+    )

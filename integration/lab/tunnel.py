@@ -1,0 +1,38 @@
+"""What two gateways have agreed upon, in xfrmpy's words; each foreign peer translates them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """One gateway. `public` is where the other one reaches `address`: not the same behind a NAT."""
+
+    address: str
+    public: str
+    id: str
+    subnets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tunnel:
+    """A tunnel as one of its ends sees it. Several proposals are separated by commas."""
+
+    ours: End
+    theirs: End
+    psk: str = "correct horse battery staple, and then some"
+    ike: str = "aes128gcm16-prfsha256-x25519"
+    esp: str = "aes128gcm16-noesn"
+
+    def mirrored(self) -> Tunnel:
+        """As the other end sees it."""
+        return replace(self, ours=self.theirs, theirs=self.ours)
+
+    def between(self, ours: tuple[str, ...], theirs: tuple[str, ...]) -> Tunnel:
+        """The same, carrying other traffic."""
+        return replace(
+            self,
+            ours=replace(self.ours, subnets=ours),
+            theirs=replace(self.theirs, subnets=theirs),
+        )

@@ -1,0 +1,216 @@
+"""The userspace datapath's guard: what comes in clear and should have been protected stays out.
+
+The rules are read back with `nft`, and datagrams sent at them: to a gateway and through it.
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from ipaddress import ip_network
+
+import pytest
+
+from integration.datapath_contract import gateway_namespace, inside
+from integration.lab.network import Host, Network, subnet
+from xfrmpy.datapath.userspace.guard import TABLE, Guard
+from xfrmpy.ipsec.selectors import MaskedPort, Selector
+from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template
+
+pytestmark = pytest.mark.native
+
+UDP = 17
+LAN = {family: subnet(1, family=family) for family in (4, 6)}
+"""Moon's."""
+
+
+def policy(
+    source: str,
+    destination: str,
+    *,
+    action: Action = Action.PROTECT,
+    priority: int = 100,
+    direction: PolicyDirection = PolicyDirection.IN,
+    port: int = 0,
+) -> SpdEntry:
+    ends = ip_network("192.0.2.0/32")[0], ip_network("192.0.2.1/32")[0]
+    return SpdEntry(
+        direction=direction,
+        selector=Selector(
+            source=ip_network(source),
+            destination=ip_network(destination),
+            protocol=UDP if port else 0,
+            destination_port=MaskedPort(port, 0xFFFF if port else 0),
+        ),
+        action=action,
+        priority=priority,
+        template=Template(source=ends[0], destination=ends[1], reqid=7)
+        if action is Action.PROTECT
+        else None,
+    )
+
+
+def listed() -> list[str]:
+    """Our rules behind the five that exempt, as `nft` reads them; none if there is no table."""
+    command = ["nft", "list", "table", "inet", TABLE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    return [line for line in lines if re.search(r"(drop|accept)$", line)][5:]
+
+
+@pytest.fixture
+def guard() -> Iterator[Guard]:
+    with gateway_namespace(), closing(Guard()) as made:
+        yield made
+
+
+def test_nft_reads_the_rules_that_we_mean(guard: Guard) -> None:
+    guard.enforce(
+        [
+            policy("10.2.0.0/16", "10.1.0.0/16", priority=30),
+            policy("10.2.0.0/16", "10.1.0.0/16", priority=30, direction=PolicyDirection.FORWARD),
+            policy("fd00:2::/64", "fd00:1::/64", priority=20),
+            policy("10.2.9.0/24", "10.1.0.0/16", priority=10, action=Action.BYPASS),
+            policy("0.0.0.0/0", "10.1.7.0/24", priority=40, action=Action.DISCARD),
+            policy("10.4.0.1/32", "10.1.0.0/16", priority=50, port=5001),
+        ]
+    )
+    assert listed() == [
+        "ip saddr 10.2.9.0/24 ip daddr 10.1.0.0/16 accept",
+        "ip6 saddr fd00:2::/64 ip6 daddr fd00:1::/64 drop",
+        "ip saddr 10.2.0.0/16 ip daddr 10.1.0.0/16 drop",
+        "ip daddr 10.1.7.0/24 ip saddr != 10.1.7.0/24 drop",
+        "ip saddr 10.4.0.1 ip daddr 10.1.0.0/16 udp dport 5001 drop",
+    ]
+
+
+def test_without_policies_there_is_no_table(guard: Guard) -> None:
+    guard.enforce([])
+    guard.enforce([policy("10.2.0.0/16", "10.1.0.0/16")])
+    assert len(listed()) == 1
+    guard.enforce([])
+    tables = ["nft", "list", "tables"]
+    assert subprocess.run(tables, capture_output=True, check=True).stdout == b""
+
+
+def test_a_thousand_policies_are_replaced_at_once(guard: Guard) -> None:
+    many = [policy(f"10.{n >> 8}.{n & 255}.0/24", "192.168.0.0/24") for n in range(1000)]
+    guard.enforce(many)
+    guard.enforce(many[1:])
+    assert len(listed()) == 999
+
+
+def test_without_the_right_to_it_there_is_a_sentence(guard: Guard) -> None:
+    del guard
+    program = (
+        "from xfrmpy.datapath.interface import DatapathError\n"
+        "from xfrmpy.datapath.userspace.guard import Guard\n"
+        "try: Guard().enforce(())\n"
+        "except DatapathError as error: print(error)\n"
+    )
+    command = ["setpriv", "--bounding-set=-net_admin", sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    reason = "nf_tables, which keeps unprotected packets out: Operation not permitted\n"
+    assert done.stdout == reason
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    with closing(Network()) as made:
+        made.internet.batch(
+            f"route add {LAN[4]} via {made.moon.outside[4]}",
+            f"route add {LAN[6]} via {made.moon.outside[6]}",
+        )
+        yield made
+
+
+@contextmanager
+def enforced(network: Network, *entries: SpdEntry) -> Iterator[None]:
+    with inside(network.moon.namespace), closing(Guard()) as guard:
+        guard.enforce(entries)
+        try:
+            yield
+        finally:
+            guard.enforce(())
+
+
+def arrives(source: Host, host: Host, address: str, port: int = 7777) -> bool:
+    """Whether a datagram from a host's outside reaches one at moon's, or moon itself."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with ExitStack() as stack:
+        with inside(host.namespace):
+            receiver = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+            receiver.bind((address, port))
+        with inside(source.namespace):
+            sender = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+            sender.sendto(b"in clear", (address, port))
+        return bool(select.select([receiver], [], [], 0.3)[0])
+
+
+SENDER = {4: "192.0.2.254/32", 6: "2001:db8::fe/128"}
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_clear_packets_reach_neither_the_gateway_nor_a_host_behind_it(
+    network: Network, family: int
+) -> None:
+    gateway = ip_network(LAN[family])[1]
+    ways = [
+        (network.alice, network.alice.inside_address(family=family)),
+        (network.moon, str(gateway)),
+    ]
+    for way in ways:
+        assert arrives(network.internet, *way)
+    with enforced(network, policy(SENDER[family], LAN[family])):
+        for way in ways:
+            assert not arrives(network.internet, *way)
+    for way in ways:
+        assert arrives(network.internet, *way)
+
+
+def test_only_what_a_policy_is_for_is_kept_out(network: Network) -> None:
+    alice, lan = network.alice.inside_address(), LAN[4]
+    with enforced(network, policy(SENDER[4], lan, port=5001)):
+        assert not arrives(network.internet, network.alice, alice, 5001)
+        assert arrives(network.internet, network.alice, alice, 5002)
+    with enforced(network, policy("192.0.2.2/32", lan)):
+        assert arrives(network.internet, network.alice, alice)
+
+
+def test_a_bypass_before_it_lets_in(network: Network) -> None:
+    alice, lan = network.alice.inside_address(), LAN[4]
+    protect = policy("192.0.2.0/24", lan, priority=20)
+    bypass = policy(SENDER[4], lan, priority=10, action=Action.BYPASS)
+    with enforced(network, protect, bypass):
+        assert arrives(network.internet, network.alice, alice)
+    with enforced(network, protect, replace(bypass, priority=30)):
+        assert not arrives(network.internet, network.alice, alice)
+
+
+def test_ike_and_esp_get_through_to_a_gateway_that_a_policy_covers(network: Network) -> None:
+    moon = network.moon.outside[4]
+    with enforced(network, policy("192.0.2.0/24", f"{moon}/32")):
+        assert not arrives(network.internet, network.moon, moon)
+        for port in (500, 4500):
+            assert arrives(network.internet, network.moon, moon, port)
+
+
+def test_neighbours_are_found_whatever_the_policies_cover(network: Network) -> None:
+    gateway = str(ip_network(LAN[6])[1])
+    with enforced(network, policy("::/0", "ff02::/16")):
+        network.alice.run("ip", "-6", "neigh", "flush", "all")
+        assert arrives(network.alice, network.moon, gateway)
+
+
+def test_our_own_side_may_speak_in_clear_where_the_peer_is_everybody(network: Network) -> None:
+    """As the hosts of one site do who are each other's neighbours by way of the gateway."""
+    gateway = str(ip_network(LAN[4])[1])
+    with enforced(network, policy("0.0.0.0/0", LAN[4])):
+        assert arrives(network.alice, network.moon, gateway)
+        assert not arrives(network.internet, network.moon, gateway)

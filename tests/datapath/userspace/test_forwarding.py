@@ -1,0 +1,526 @@
+"""Two forwarders in memory: what crosses, what is dropped and why, and what the daemon is told."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xfrmpy.datapath.interface import Acquire, DatapathError, Event, Expired, MappingChanged
+from xfrmpy.datapath.userspace.forwarding import (
+    ACQUIRE_SECONDS,
+    MAPPING_SECONDS,
+    MAX_EVENTS,
+    Forwarder,
+    Refusal,
+    Refused,
+)
+from xfrmpy.esp.packet import (
+    IPV4_IN_ESP,
+    IPV6_IN_ESP,
+    NO_NEXT_HEADER,
+    EspDrop,
+    OutboundSa,
+)
+from xfrmpy.ipsec.addresses import SocketAddress
+from xfrmpy.ipsec.algorithms import CIPHERS
+from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.sad import Direction, Lifetime, Mode, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.selectors import Selector, TrafficSelector
+from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template, protect_entries
+
+OUTER = (ip_address("198.51.100.1"), ip_address("198.51.100.2"))
+NETWORKS = (
+    ("10.1.0.0/16", "fd00:1::/64"),
+    ("10.2.0.0/16", "fd00:2::/64"),
+)
+REQID = 7
+SUITE = EspSuite(cipher=CIPHERS[2], integrity=None, esn=True)
+
+
+def sa(
+    sender: int, serial: int = 0, *, reqid: int = REQID, lifetime: Lifetime | None = None
+) -> SadEntry:
+    """The SA from one end to the other, as its sender has it."""
+    return SadEntry(
+        direction=Direction.OUT,
+        spi=0x80000000 | serial << 4 | sender,
+        source=OUTER[sender],
+        destination=OUTER[1 - sender],
+        reqid=reqid,
+        suite=SUITE,
+        encryption_key=bytes([sender, serial]) * (SUITE.cipher.keymat // 2),
+        encapsulation=UdpEncapsulation(4500, 4500),
+        lifetime=lifetime or Lifetime(),
+    )
+
+
+def received(entry: SadEntry) -> SadEntry:
+    return replace(entry, direction=Direction.IN)
+
+
+def policies(end: int, reqid: int = REQID, local: str = "", remote: str = "") -> list[SpdEntry]:
+    def selectors(which: int, given: str) -> list[TrafficSelector]:
+        return [TrafficSelector.parse(text) for text in ([given] if given else NETWORKS[which])]
+
+    return list(
+        protect_entries(
+            local=selectors(end, local),
+            remote=selectors(1 - end, remote),
+            outbound=Template(source=OUTER[end], destination=OUTER[1 - end], reqid=reqid),
+            inbound=Template(source=OUTER[1 - end], destination=OUTER[end], reqid=reqid),
+        )
+    )
+
+
+def gateway(end: int, *, lifetime: Lifetime | None = None) -> Forwarder:
+    """One of two gateways with a tunnel between them."""
+    made = Forwarder(secrets.token_bytes)
+    made.add_sa(sa(end, lifetime=lifetime), 0.0)
+    made.add_sa(received(sa(1 - end, lifetime=lifetime)), 0.0)
+    for entry in policies(end):
+        made.add_policy(entry)
+    return made
+
+
+def packet(source: str = "10.1.0.9", destination: str = "10.2.0.7", payload: int = 64) -> bytes:
+    """A UDP packet of either family, as far as a forwarder looks at it."""
+    ends = ip_address(source).packed + ip_address(destination).packed
+    if ip_address(source).version == 4:
+        length = (20 + payload).to_bytes(2, "big")
+        return b"\x45\x00" + length + bytes(4) + b"\x40\x11\x00\x00" + ends + bytes(payload)
+    return b"\x60\x00\x00\x00" + payload.to_bytes(2, "big") + b"\x11\x40" + ends + bytes(payload)
+
+
+def source_of(end: int, port: int = 4500) -> SocketAddress:
+    return SocketAddress(OUTER[end], port)
+
+
+@contextmanager
+def refused(reason: str) -> Iterator[None]:
+    with pytest.raises(Refused) as caught:
+        yield
+    assert caught.value.reason == reason
+
+
+FIRST = source_of(0)
+
+# What crosses.
+
+
+def test_packets_of_either_family_cross_both_ways() -> None:
+    ends = gateway(0), gateway(1)
+    addresses = (("10.1.0.9", "10.2.0.7"), ("fd00:1::9", "fd00:2::7"))
+    for pair in addresses:
+        for sender in (0, 1):
+            inner = packet(*(pair if sender == 0 else pair[::-1]))
+            sealed, entry = ends[sender].protect(inner, 1.0)
+            assert entry == sa(sender)
+            assert ends[1 - sender].unprotect(sealed, source_of(sender), 1.0) == inner
+    for end in ends:
+        assert list(end.events) == []
+        assert {end.usage(e.id, 2.0).packets for e in end.dump().sad} == {2}
+
+
+def test_traffic_flow_confidentiality_padding_is_trimmed_by_the_inner_length() -> None:
+    """RFC 4303 section 2.7."""
+    ours, theirs = OutboundSa(sa(0), secrets.token_bytes), gateway(1)
+    for source, destination, next_header in (
+        ("10.1.0.9", "10.2.0.7", IPV4_IN_ESP),
+        ("fd00:1::9", "fd00:2::7", IPV6_IN_ESP),
+    ):
+        inner = packet(source, destination)
+        padded = ours.seal(inner + secrets.token_bytes(300), next_header)
+        assert theirs.unprotect(padded, FIRST, 0.0) == inner
+
+
+def test_a_next_header_that_is_not_the_inner_version_is_dropped() -> None:
+    ours, theirs = OutboundSa(sa(0), secrets.token_bytes), gateway(1)
+    for next_header in set(range(256)) - {IPV4_IN_ESP, NO_NEXT_HEADER}:
+        with refused(Refusal.NOT_IP):
+            theirs.unprotect(ours.seal(packet(), next_header), FIRST, 0.0)
+
+
+def test_a_dummy_packet_is_a_sign_of_life_and_nothing_else() -> None:
+    ours, theirs = OutboundSa(sa(0), secrets.token_bytes), gateway(1)
+    with refused(EspDrop.DUMMY):
+        theirs.unprotect(ours.seal(b"", NO_NEXT_HEADER), FIRST, 4.0)
+    assert theirs.usage(sa(0).id, 5.0).seconds_idle == 1.0
+
+
+def test_what_lies_behind_the_inner_packet_is_cut_off() -> None:
+    ours, theirs = gateway(0), gateway(1)
+    sealed, _ = ours.protect(packet() + b"padding", 0.0)
+    assert theirs.unprotect(sealed, FIRST, 0.0) == packet()
+
+
+def test_the_newest_sa_of_a_reqid_sends_and_older_ones_still_receive() -> None:
+    ours, theirs = gateway(0), gateway(1)
+    old, _ = ours.protect(packet(), 0.0)
+    for forwarder, entry in ((ours, sa(0, 1)), (theirs, received(sa(0, 1)))):
+        forwarder.add_sa(entry, 1.0)
+    new, entry = ours.protect(packet(), 1.0)
+    assert entry == sa(0, 1)
+    for sealed in (new, old):
+        assert theirs.unprotect(sealed, FIRST, 1.0) == packet()
+    ours.remove_sa(sa(0, 1).id)
+    assert ours.protect(packet(), 1.0)[1] == sa(0)
+
+
+def test_the_policy_of_least_priority_decides() -> None:
+    ours = gateway(0)
+    for entry in policies(0, reqid=8, remote="10.2.9.0/24", local="10.1.0.0/16"):
+        ours.add_policy(entry)
+    ours.add_sa(sa(0, 3, reqid=8), 0.0)
+    assert ours.protect(packet(), 0.0)[1].reqid == REQID
+    assert ours.protect(packet(destination="10.2.9.1"), 0.0)[1].reqid == 8
+
+
+# What does not.
+
+
+def test_a_packet_that_no_policy_protects_is_dropped() -> None:
+    ours = gateway(0)
+    for outside in (
+        packet(destination="10.3.0.1"),
+        packet(source="10.9.0.1"),
+        packet("fd00:1::9", "fd00:9::1"),
+    ):
+        with refused(Refusal.NO_POLICY):
+            ours.protect(outside, 0.0)
+    assert list(ours.events) == []
+
+
+@pytest.mark.parametrize("action", [Action.DISCARD, Action.BYPASS])
+def test_what_is_discarded_or_bypassed_does_not_go_into_an_sa(action: Action) -> None:
+    ours = gateway(0)
+    networks = {"source": ip_network("10.1.0.0/16"), "destination": ip_network("10.2.0.0/16")}
+    ours.add_policy(
+        SpdEntry(
+            direction=PolicyDirection.OUT,
+            selector=Selector(source=networks["source"], destination=networks["destination"]),
+            action=action,
+            priority=1,
+        )
+    )
+    with refused(Refusal.NO_POLICY):
+        ours.protect(packet(), 0.0)
+
+
+def test_an_authentic_packet_outside_the_selectors_is_dropped() -> None:
+    """RFC 4301 section 5.2 step 4: a peer may not send what was not agreed upon."""
+    ours, theirs = gateway(0), gateway(1)
+    for entry in policies(0, local="0.0.0.0/0", remote="0.0.0.0/0"):
+        ours.add_policy(entry)
+    for outside in (
+        packet(source="10.9.0.1"),
+        packet(destination="192.0.2.1"),
+        packet("10.2.0.7", "10.1.0.9"),
+    ):
+        sealed, _ = ours.protect(outside, 0.0)
+        with refused(Refusal.OUTSIDE_SELECTORS):
+            theirs.unprotect(sealed, FIRST, 0.0)
+
+
+def test_an_sa_of_another_tunnel_does_not_open_the_door() -> None:
+    """The policy met must ask for this very SA's reqid."""
+    theirs = gateway(1)
+    stranger = Forwarder(secrets.token_bytes)
+    stranger.add_sa(sa(0, 5, reqid=99), 0.0)
+    for entry in policies(0, reqid=99):
+        stranger.add_policy(entry)
+    theirs.add_sa(received(sa(0, 5, reqid=99)), 0.0)
+    sealed, _ = stranger.protect(packet(), 0.0)
+    with refused(Refusal.OUTSIDE_SELECTORS):
+        theirs.unprotect(sealed, FIRST, 0.0)
+
+
+def test_an_sa_that_moved_still_serves_its_policy() -> None:
+    """The template's addresses stay those of the first day (RFC 4555, NAT); the reqid binds."""
+    ours, theirs = gateway(0), gateway(1)
+    theirs.update_sa(replace(received(sa(0)), source=ip_address("203.0.113.5")))
+    moved = SocketAddress(ip_address("203.0.113.5"), 4500)
+    assert theirs.unprotect(ours.protect(packet(), 0.0)[0], moved, 0.0) == packet()
+
+
+@pytest.mark.parametrize("direction", [PolicyDirection.IN, PolicyDirection.FORWARD])
+@pytest.mark.parametrize("action", [Action.DISCARD, Action.BYPASS])
+def test_a_policy_before_the_protecting_one_keeps_packets_out(
+    direction: PolicyDirection, action: Action
+) -> None:
+    """Whether a packet is for this host is not known here, so both directions must agree."""
+    ours, theirs = gateway(0), gateway(1)
+    selector = Selector(source=ip_network("10.1.0.9/32"), destination=ip_network("10.2.0.0/16"))
+    theirs.add_policy(SpdEntry(direction=direction, selector=selector, action=action, priority=1))
+    sealed, _ = ours.protect(packet(), 0.0)
+    with refused(Refusal.OUTSIDE_SELECTORS):
+        theirs.unprotect(sealed, FIRST, 0.0)
+    sealed, _ = ours.protect(packet(source="10.1.0.10"), 0.0)
+    theirs.unprotect(sealed, FIRST, 0.0)
+
+
+def test_a_wrong_spi_a_replay_and_a_forgery_are_told_apart() -> None:
+    ours, theirs = gateway(0), gateway(1)
+    sealed, _ = ours.protect(packet(), 0.0)
+    with refused(Refusal.UNKNOWN_SPI):
+        theirs.unprotect(b"\x8f" + sealed[1:], FIRST, 0.0)
+    with refused(EspDrop.NOT_AUTHENTIC):
+        theirs.unprotect(sealed[:-1] + bytes([sealed[-1] ^ 1]), FIRST, 0.0)
+    theirs.unprotect(sealed, FIRST, 0.0)
+    with refused(EspDrop.REPLAYED):
+        theirs.unprotect(sealed, FIRST, 0.0)
+    usage = theirs.usage(sa(0).id, 0.0)
+    assert (usage.packets, usage.replayed, usage.integrity_failed) == (1, 1, 1)
+
+
+def test_an_outbound_sa_receives_nothing() -> None:
+    ours = gateway(0)
+    sealed, _ = ours.protect(packet(), 0.0)
+    with refused(Refusal.UNKNOWN_SPI):
+        ours.unprotect(sealed, FIRST, 0.0)
+
+
+def test_what_is_no_packet_is_dropped_on_either_side() -> None:
+    ours, theirs = gateway(0), gateway(1)
+    for junk in (b"", b"\x45", b"\x00" * 60, packet()[:-1]):
+        with refused(Refusal.NOT_IP):
+            ours.protect(junk, 0.0)
+    for datagram in (b"", b"\x80", b"\xff"):
+        with refused(Refusal.UNKNOWN_SPI):
+            theirs.unprotect(datagram, FIRST, 0.0)
+
+
+@given(datagram=st.binary(max_size=120), spi=st.booleans())
+def test_junk_is_refused_and_nothing_else_happens(datagram: bytes, spi: bool) -> None:
+    theirs = gateway(1)
+    junk = (sa(0).spi.to_bytes(4, "big") if spi else b"") + datagram
+    with pytest.raises(Refused):
+        theirs.unprotect(junk, FIRST, 0.0)
+    with pytest.raises(Refused):
+        theirs.protect(junk, 0.0)
+    assert list(theirs.events) == []
+
+
+# What the daemon is told.
+
+
+def test_a_policy_without_an_sa_asks_for_one_once_until_it_is_answered() -> None:
+    ours = Forwarder(secrets.token_bytes)
+    for entry in policies(0):
+        ours.add_policy(entry)
+    for now in (0.0, 0.1, ACQUIRE_SECONDS - 0.1, ACQUIRE_SECONDS, ACQUIRE_SECONDS + 0.1):
+        with refused(Refusal.NO_SA):
+            ours.protect(packet(), now)
+    exact = {"protocol": 17, "start_port": 0, "end_port": 0}
+    source, destination = ip_address("10.1.0.9"), ip_address("10.2.0.7")
+    acquire = Acquire(
+        reqid=REQID,
+        source=TrafficSelector(**exact, start_address=source, end_address=source),
+        destination=TrafficSelector(**exact, start_address=destination, end_address=destination),
+    )
+    assert list(ours.events) == [acquire, acquire]
+    ours.add_sa(sa(0), ACQUIRE_SECONDS + 1)
+    ours.remove_sa(sa(0).id)
+    with refused(Refusal.NO_SA):
+        ours.protect(packet(), ACQUIRE_SECONDS + 1.1)
+    assert len(ours.events) == 3, "an SA was the answer, so its loss is a new question"
+
+
+def test_limits_are_reported_once_each_and_the_hard_one_is_kept() -> None:
+    ours = gateway(0, lifetime=Lifetime(soft_packets=2, hard_packets=4))
+    for _ in range(4):
+        ours.protect(packet(), 0.0)
+    expected = [Expired(sa=sa(0).id, reqid=REQID, hard=hard) for hard in (False, True)]
+    assert list(ours.events) == expected
+    assert sa(0).id not in {e.id for e in ours.dump().sad}
+    with refused(Refusal.NO_SA):
+        ours.protect(packet(), 0.0)
+
+
+def test_limits_of_octets_hold_inwards_too() -> None:
+    ours, theirs = gateway(0), gateway(1, lifetime=Lifetime(hard_bytes=150))
+    for _ in range(2):
+        theirs.unprotect(ours.protect(packet(), 0.0)[0], FIRST, 0.0)
+    assert list(theirs.events) == [Expired(sa=sa(0).id, reqid=REQID, hard=True)]
+    with refused(Refusal.UNKNOWN_SPI):
+        theirs.unprotect(ours.protect(packet(), 0.0)[0], FIRST, 0.0)
+
+
+def test_limits_of_time_count_from_the_installation() -> None:
+    ours = Forwarder(secrets.token_bytes)
+    ours.add_sa(sa(0, lifetime=Lifetime(soft_seconds=10, hard_seconds=20)), 100.0)
+    seen = []
+    for now in (109.9, 110.0, 119.9, 120.0, 130.0):
+        ours.expire(now)
+        seen.append(len(ours.events))
+    assert seen == [0, 1, 1, 2, 2]
+    assert [e.hard for e in ours.events if isinstance(e, Expired)] == [False, True]
+
+
+def test_a_peer_seen_elsewhere_is_told_now_and_again_and_not_followed() -> None:
+    ours, theirs = gateway(0), gateway(1)
+    elsewhere = SocketAddress(ip_address("203.0.113.5"), 1025)
+    moved = MappingChanged(sa=sa(0).id, reqid=REQID, old=FIRST, new=elsewhere)
+
+    def told(source: SocketAddress, now: float) -> list[Event]:
+        theirs.events.clear()
+        theirs.unprotect(ours.protect(packet(), now)[0], source, now)
+        return list(theirs.events)
+
+    assert told(elsewhere, 0.0) == [moved]
+    assert told(elsewhere, MAPPING_SECONDS - 0.1) == []
+    assert told(elsewhere, MAPPING_SECONDS) == [moved], "the daemon may have missed it"
+    assert told(source_of(0, 1026), MAPPING_SECONDS) == [replace(moved, new=source_of(0, 1026))]
+    assert told(FIRST, MAPPING_SECONDS) == []
+    assert told(elsewhere, MAPPING_SECONDS) == [moved]
+    assert received(sa(0)) in theirs.dump().sad
+    theirs.update_sa(
+        replace(
+            received(sa(0)),
+            source=elsewhere.address,
+            encapsulation=UdpEncapsulation(elsewhere.port, 4500),
+        )
+    )
+    assert told(elsewhere, 100.0) == []
+
+
+def test_events_that_nobody_fetches_do_not_grow_without_end() -> None:
+    ours, theirs = gateway(0), gateway(1)
+    for port in range(1, MAX_EVENTS + 50):
+        theirs.unprotect(ours.protect(packet(), 0.0)[0], source_of(0, port), 0.0)
+    assert len(theirs.events) == MAX_EVENTS
+    newest = theirs.events[-1]
+    assert isinstance(newest, MappingChanged)
+    assert newest.new == source_of(0, MAX_EVENTS + 49)
+
+
+def test_a_late_replayed_or_forged_packet_from_elsewhere_is_no_sign_of_a_move() -> None:
+    ours, theirs = gateway(0), gateway(1)
+    elsewhere = SocketAddress(ip_address("203.0.113.5"), 1025)
+    late, newest = (ours.protect(packet(), 0.0)[0] for _ in range(2))
+    theirs.unprotect(newest, FIRST, 0.0)
+    theirs.unprotect(late, elsewhere, 0.0)
+    for bad in (newest, ours.protect(packet(), 0.0)[0][:-1] + b"?"):
+        with pytest.raises(Refused):
+            theirs.unprotect(bad, elsewhere, 0.0)
+    assert list(theirs.events) == []
+
+
+# The databases.
+
+
+def test_a_forged_packet_does_not_make_an_sa_look_alive() -> None:
+    ours, theirs = gateway(0), gateway(1)
+    sealed, _ = ours.protect(packet(), 5.0)
+    with refused(EspDrop.NOT_AUTHENTIC):
+        theirs.unprotect(sealed[:-1] + bytes([sealed[-1] ^ 1]), FIRST, 5.0)
+    assert theirs.usage(sa(0).id, 6.0).seconds_idle is None
+    theirs.unprotect(sealed, FIRST, 7.0)
+    assert theirs.usage(sa(0).id, 9.5).seconds_idle == 2.5
+
+
+def test_an_update_keeps_counters_and_sequence_numbers() -> None:
+    ours, theirs = gateway(0), gateway(1)
+    theirs.unprotect(ours.protect(packet(), 0.0)[0], FIRST, 0.0)
+    moved = replace(sa(0), source=ip_address("203.0.113.5"), lifetime=Lifetime(hard_packets=3))
+    ours.update_sa(moved)
+    sealed, entry = ours.protect(packet(), 0.0)
+    assert entry == moved
+    theirs.unprotect(sealed, FIRST, 0.0)
+    ours.protect(packet(), 0.0)
+    assert list(ours.events) == [Expired(sa=sa(0).id, reqid=REQID, hard=True)]
+
+
+def test_a_limit_lowered_below_what_was_carried_is_met_at_once() -> None:
+    ours = gateway(0)
+    for _ in range(3):
+        ours.protect(packet(), 0.0)
+    ours.update_sa(replace(sa(0), lifetime=Lifetime(hard_packets=2)))
+    with refused(EspDrop.EXPIRED):
+        ours.protect(packet(), 0.0)
+    assert list(ours.events) == [Expired(sa=sa(0).id, reqid=REQID, hard=True)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"encryption_key": b"?" * SUITE.cipher.keymat},
+        {"reqid": 8},
+        {"direction": Direction.IN},
+        {"replay_window": 1024},
+        {"suite": replace(SUITE, esn=False)},
+        {"encapsulation": None},
+        {"mode": Mode.TRANSPORT},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_an_update_of_anything_else_is_refused(changes: dict[str, object]) -> None:
+    ours = gateway(0)
+    with pytest.raises(DatapathError):
+        ours.update_sa(replace(sa(0), **changes))  # type: ignore[arg-type]
+    assert sa(0) in ours.dump().sad
+
+
+def test_what_cannot_be_kept_is_refused() -> None:
+    ours = Forwarder(secrets.token_bytes)
+    for entry in (
+        replace(sa(0), mode=Mode.TRANSPORT),
+        replace(sa(0), encapsulation=None),
+        replace(received(sa(0)), spi=0x12345678),
+    ):
+        with pytest.raises(DatapathError):
+            ours.add_sa(entry, 0.0)
+    assert ours.dump().sad == ()
+
+
+def test_an_inbound_spi_is_one_sas_whatever_its_address() -> None:
+    """The datagram's SPI alone finds the SA."""
+    ours = Forwarder(secrets.token_bytes)
+    ours.add_sa(received(sa(0)), 0.0)
+    for again in (received(sa(0)), replace(received(sa(0)), destination=ip_address("192.0.2.9"))):
+        with pytest.raises(DatapathError) as caught:
+            ours.add_sa(again, 0.0)
+        assert caught.value.errno == errno.EEXIST
+
+
+def test_what_is_removed_is_gone_and_may_be_removed_again() -> None:
+    ours, theirs = gateway(0), gateway(1)
+    sealed, _ = ours.protect(packet(), 0.0)
+    for _ in range(2):
+        ours.remove_sa(sa(0).id)
+        theirs.remove_sa(sa(0).id)
+        for entry in policies(0):
+            ours.remove_policy(entry)
+    with refused(Refusal.UNKNOWN_SPI):
+        theirs.unprotect(sealed, FIRST, 0.0)
+    with refused(Refusal.NO_POLICY):
+        ours.protect(packet(), 0.0)
+    for missing in (ours.update_sa, lambda e: ours.usage(e.id, 0.0)):
+        with pytest.raises(DatapathError) as caught:
+            missing(sa(0))
+        assert caught.value.errno == errno.ESRCH
+
+
+def test_removing_everything_leaves_nothing_and_counts() -> None:
+    ours = gateway(0)
+    assert ours.remove_all() == 2 + 6
+    assert (ours.dump().sad, ours.dump().spd) == ((), ())
+    with refused(Refusal.NO_POLICY):
+        ours.protect(packet(), 0.0)
+    for entry in policies(0):
+        ours.add_policy(entry)
+    with refused(Refusal.NO_SA):
+        ours.protect(packet(), 0.0)
+    ours.remove_all()
+    for entry in policies(0):
+        ours.add_policy(entry)
+    with refused(Refusal.NO_SA):
+        ours.protect(packet(), 0.1)
+    assert len(ours.events) == 2, "who starts anew is told anew"

@@ -1,0 +1,120 @@
+"""Requests, replies and events: what goes in comes out, and junk is told from it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xfrmpy.datapath.interface import Acquire, Event, Expired, MappingChanged
+from xfrmpy.datapath.userspace import requests
+from xfrmpy.ipsec.addresses import SocketAddress
+from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
+from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.sad import Direction, Lifetime, SadEntry, SaId, UdpEncapsulation
+from xfrmpy.ipsec.selectors import MaskedPort, Selector, TrafficSelector
+from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry, Template
+from xfrmpy.registry import ProtocolId
+
+FAR = ip_address("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
+HUGE = (1 << 63) - 1
+SA = SaId(spi=0xFFFFFFFF, protocol=ProtocolId.ESP, destination=FAR)
+EVENTS: list[Event] = [
+    Acquire(
+        reqid=1,
+        source=TrafficSelector.parse("10.1.0.9/32[udp/53]"),
+        destination=TrafficSelector.parse("2001:db8::/32"),
+    ),
+    Expired(sa=SA, reqid=2, hard=True),
+    MappingChanged(
+        sa=SA,
+        reqid=3,
+        old=SocketAddress(ip_address("192.0.2.1"), 4500),
+        new=SocketAddress(FAR, 65535),
+    ),
+]
+LARGEST_SA = SadEntry(
+    direction=Direction.OUT,
+    spi=0xFFFFFFFF,
+    source=FAR,
+    destination=FAR,
+    reqid=0x5846FFFF,
+    suite=EspSuite(cipher=CIPHERS[-1], integrity=INTEGRITY[-1], esn=False),
+    encryption_key=bytes(32),
+    integrity_key=bytes(64),
+    replay_window=4096,
+    encapsulation=UdpEncapsulation(65535, 65535),
+    lifetime=Lifetime(
+        soft_seconds=HUGE,
+        hard_seconds=HUGE,
+        soft_bytes=HUGE,
+        hard_bytes=HUGE,
+        soft_packets=HUGE,
+        hard_packets=HUGE,
+    ),
+)
+LARGEST_POLICY = SpdEntry(
+    direction=PolicyDirection.FORWARD,
+    selector=Selector(
+        source=ip_network(FAR),
+        destination=ip_network(FAR),
+        protocol=255,
+        source_port=MaskedPort(65535, 65535),
+        destination_port=MaskedPort(65535, 65535),
+    ),
+    priority=100_000,
+    template=Template(source=FAR, destination=FAR, reqid=0x5846FFFF),
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_an_event_comes_out_as_it_went_in(event: Event) -> None:
+    assert requests.decode_event(requests.encode_event(event)) == event
+
+
+@pytest.mark.parametrize("entry", [LARGEST_SA, LARGEST_POLICY], ids=["sa", "policy"])
+def test_the_largest_entries_fit_their_packets(entry: object) -> None:
+    pieces = list(requests.in_pieces([entry] * (2 * requests.ENTRIES_PER_PACKET + 1)))
+    assert [len(piece) for piece in pieces] == [requests.ENTRIES_PER_PACKET] * 2 + [1]
+    reply = {"result": {"table": "sad", "entries": pieces[0]}, "more": True}
+    assert len(requests.encode(reply)) <= requests.MAX_PACKET
+
+
+def test_no_entries_are_one_piece() -> None:
+    assert list(requests.in_pieces([])) == [[]]
+
+
+@given(packet=st.binary(max_size=60) | JSON.map(lambda plain: json.dumps(plain).encode()))
+def test_junk_is_no_message_or_an_object(packet: bytes) -> None:
+    with suppress(ValueError):
+        assert isinstance(requests.decode(packet), dict)
+
+
+@pytest.mark.parametrize("packet", [b"", b"[]", b"1", b"\xff", b"[" * 60_000, b'{"a":' * 10_000])
+def test_what_is_no_message_is_refused(packet: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 (the library's words)
+        requests.decode(packet)
+
+
+@given(kind=st.sampled_from(sorted(requests.EVENT_KINDS)), value=JSON)
+def test_junk_is_no_event(kind: str, value: object) -> None:
+    packet = json.dumps({"event": kind, "of": value}).encode()
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        requests.decode_event(packet)
+
+
+def test_keys_are_in_the_packet_and_not_in_the_words() -> None:
+    """The socket is of mode 0600; what is printed of an entry has no key."""
+    (piece,) = requests.in_pieces([LARGEST_SA])
+    assert LARGEST_SA.integrity_key.hex() in json.dumps(piece)
+    assert "integrity_key" not in repr(LARGEST_SA)
+    assert "encryption_key" not in repr(LARGEST_SA)
