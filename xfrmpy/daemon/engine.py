@@ -42,7 +42,11 @@ MAX_REPLAY_FILES = 20
 
 
 class Engine:
-    """See the module. `report` is called with every output that is news about a tunnel."""
+    """See the module.
+
+    `report` is called with every output that is news about a tunnel, `lose` when a datapath has
+    ended and nothing more can be done with it.
+    """
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class Engine:
         datapaths: Datapaths,
         runtime_dir: FilePath,
         report: Callable[[Output], None],
+        lose: Callable[[OperatorError], None],
     ) -> None:
         self.drops: Counter[str] = Counter()
         self._tunnels = tunnels
@@ -58,6 +63,7 @@ class Engine:
         self._datapaths = datapaths
         self._runtime_dir = runtime_dir
         self._report = report
+        self._lose = lose
         self._endpoint = IkeEndpoint(tunnels.values(), secrets.token_bytes)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -108,7 +114,14 @@ class Engine:
         self._settle()
 
     def _read_events(self, datapath: Datapath) -> None:
-        for event in datapath.read_events():
+        try:
+            events = datapath.read_events()
+        except DatapathError as error:
+            self._loop.remove_reader(datapath.fileno())
+            summary = f"the {datapath.name} datapath is gone: {error}"
+            self._lose(OperatorError("XF3003", summary))
+            return
+        for event in events:
             log.debug("%s datapath: %s", datapath.name, event)
             if isinstance(event, Expired) and event.hard:
                 self._endpoint.handle_expire(event.sa, self._loop.time())

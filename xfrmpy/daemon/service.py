@@ -63,18 +63,21 @@ class Service:
         """Raises `OperatorError` if the daemon cannot start."""
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
-        stopped = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._lost: OperatorError | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, stopped.set)
+            self._loop.add_signal_handler(number, self._stopped.set)
         # The sockets first: they show that the ports are ours, and the userspace worker opens its
         # own on the shared port behind them.
         with contextlib.closing(IkeSockets()) as sockets:
             self._datapaths = Datapaths(self._runtime_dir)
             try:
                 self._place_tunnels()
-                await self._serve(sockets, stopped)
+                await self._serve(sockets)
             finally:
                 self._datapaths.close()
+        if self._lost is not None:
+            raise self._lost
 
     def _place_tunnels(self) -> None:
         for policy in self._loaded.tunnels:
@@ -86,10 +89,12 @@ class Service:
                 because = f", because {placement.reason}" if placement.reason else ""
                 log.info("%s: %s datapath%s", policy.name, placement.policy.datapath, because)
 
-    async def _serve(self, sockets: IkeSockets, stopped: asyncio.Event) -> None:
+    async def _serve(self, sockets: IkeSockets) -> None:
         # A tunnel that cannot be had here is no tunnel to a peer that calls, either.
         usable = {n: t.policy for n, t in self._tunnels.items() if t.placement.failure is None}
-        self._engine = Engine(usable, sockets, self._datapaths, self._runtime_dir, self._hear)
+        self._engine = Engine(
+            usable, sockets, self._datapaths, self._runtime_dir, self._hear, self._lose
+        )
         control = ControlServer(
             self._runtime_dir / protocol.SOCKET_NAME,
             {protocol.STATUS: self._status, protocol.UP: self._up, protocol.DOWN: self._down},
@@ -103,7 +108,7 @@ class Service:
                     self._want(tunnel)
             notify_service_manager(self._environ, "READY=1")
             log.info("ready, %d tunnels, process %d", len(self._tunnels), os.getpid())
-            await stopped.wait()
+            await self._stopped.wait()
             notify_service_manager(self._environ, "STOPPING=1")
         finally:
             await control.stop()
@@ -130,6 +135,11 @@ class Service:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+    def _lose(self, error: OperatorError) -> None:
+        """Without its datapath a daemon would only pretend: a service manager starts it anew."""
+        self._lost = error
+        self._stopped.set()
 
     # News from the core.
 
