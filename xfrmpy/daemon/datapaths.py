@@ -76,6 +76,16 @@ class Datapaths:
     def opened(self) -> tuple[Datapath, ...]:
         return tuple(d for d in (self._kernel, self._userspace) if d is not None)
 
+    def drops(self) -> dict[str, int]:
+        """The packets that the userspace datapath has refused, by reason."""
+        if self._userspace is None:
+            return {}
+        try:
+            return {f"esp-{reason}": n for reason, n in self._userspace.drops().items()}
+        except DatapathError as error:
+            log.warning("no drop counters: %s", error)
+            return {}
+
     def close(self) -> None:
         """Take everything of ours out of force, and end the workers."""
         for datapath in self.opened():

@@ -243,7 +243,7 @@ class Service:
             version=__version__,
             pid=os.getpid(),
             seconds_up=self._loop.time() - self._started_at,
-            drops=dict(self._engine.drops),
+            drops={**self._engine.drops, **self._datapaths.drops()},
             tunnels=[self._status_of(t) for t in sorted(tunnels, key=lambda t: t.policy.name)],
         )
 

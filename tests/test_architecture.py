@@ -1,0 +1,265 @@
+"""The rooms of the house: who may import whom, which of them are pure, and what stays light.
+
+The table is the one of `docs/architecture.md`. Every file's imports are read with `ast`, those in
+functions and under TYPE_CHECKING too: a room that is only named is known all the same.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import xfrmpy
+from xfrmpy.control.protocol import (
+    SOCKET_NAME,
+    ChildSaStatus,
+    StatusReply,
+    TunnelReply,
+    TunnelStatus,
+    encode_reply,
+)
+
+PACKAGE = Path(xfrmpy.__file__).parent
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "registry": set(),
+    "failures": set(),
+    "ipsec": {"registry"},
+    "wire": {"registry", "ipsec"},
+    "crypto": {"registry", "ipsec"},
+    "pki": {"registry"},
+    "eap": {"registry"},
+    "policy": {"registry", "failures", "ipsec"},
+    "ike": {"registry", "failures", "ipsec", "wire", "crypto", "pki", "eap", "policy.model"},
+    "esp": {"registry", "ipsec", "crypto"},
+    "datapath": {"registry", "ipsec", "esp"},
+    "datapath.kernel": {"registry", "ipsec", "esp", "datapath"},
+    "datapath.userspace": {"registry", "ipsec", "esp", "datapath"},
+    "store": {"registry", "ipsec"},
+    "control": {"failures"},
+    "daemon": {
+        *("registry", "failures", "ipsec", "wire", "crypto", "pki", "eap", "policy", "ike"),
+        *("esp", "datapath", "datapath.kernel", "datapath.userspace", "store", "control"),
+    },
+    "cli": {"failures", "policy", "control"},
+}
+"""What each room may import of ours beside itself. Naming a room does not name those inside it."""
+
+LIBRARIES: dict[str, set[str]] = {
+    "crypto": {"cryptography"},
+    "pki": {"cryptography"},
+    "eap": {"cryptography"},
+    "policy": {"yaml", "pydantic", "pydantic_core"},
+    "datapath": {"pyroute2"},
+    "daemon": {"pyroute2"},
+    "cli": {"typer", "rich", "pyroute2"},
+}
+"""What each room may import of others; a room that is not named here has the standard library."""
+
+PURE = ("registry", "failures", "ipsec", "wire", "crypto", "pki", "eap", "policy", "ike", "esp")
+IMPURE_FILES = {"policy/load.py"}
+IMPURE_MODULES = {"socket", "asyncio", "threading", "time", "os", "random", "secrets", "logging"}
+
+HEAVY = ("pydantic", "pyroute2", "cryptography", "asyncio")
+"""Each costs more than the 100 ms that `status`, `up` and `down` may take in all."""
+
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_room_imports_only_what_the_table_allows(file: str) -> None:
+    assert list(violations(file, (PACKAGE / file).read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("ike/core.py", "import socket"),
+        ("ike/core.py", "from xfrmpy.policy.load import load"),
+        ("ike/core.py", "from xfrmpy.daemon import service"),
+        ("ike/core.py", "from ..daemon import service"),
+        ("ike/core.py", "import cryptography.x509"),
+        ("ike/core.py", "def later():\n    import asyncio.events"),
+        ("wire/header.py", "from xfrmpy.crypto import prf"),
+        ("datapath/kernel/datapath.py", "from xfrmpy.datapath.userspace import client"),
+        ("datapath/routes.py", "from xfrmpy.datapath.kernel import structs"),
+        ("cli/main.py", "from xfrmpy.daemon.service import Service"),
+        ("control/client.py", "import yaml"),
+        ("attic/old.py", ""),
+    ],
+)
+def test_an_import_across_the_house_is_found(file: str, line: str) -> None:
+    assert list(violations(file, line))
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("policy/load.py", "import os"),
+        ("ike/core.py", "from xfrmpy.policy.model import TunnelPolicy"),
+        ("ike/core.py", "from xfrmpy.ike import states"),
+        ("datapath/kernel/datapath.py", "from xfrmpy.datapath.interface import Datapath"),
+        ("cli/main.py", "from xfrmpy import __version__"),
+    ],
+)
+def test_an_import_that_the_table_allows_is_none(file: str, line: str) -> None:
+    assert list(violations(file, line)) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["status"], ["status", "-o", "json"], ["up", "net"], ["down", "net"]]
+)
+@pytest.mark.parametrize("daemon", ["absent", "present"])
+def test_a_hot_command_imports_nothing_heavy(
+    tmp_path: Path, arguments: list[str], daemon: str
+) -> None:
+    if daemon == "present":
+        _serve_once(tmp_path, TunnelReply(changed=True, tunnel=TUNNEL), arguments[0])
+    code, heavy = _run_and_look(tmp_path, arguments)
+    assert heavy == []
+    assert code == (0 if daemon == "present" else 69)
+
+
+def violations(file: str, source: str) -> Iterator[str]:
+    """What is wrong with a file's imports, a sentence each."""
+    room = _room_of(file.removesuffix(".py").replace("/", "."))
+    if room not in {*MAY_IMPORT, ""}:
+        yield f"{file} stands in no room"
+        return
+    for line, module in _imports(file, source):
+        if reason := _objection(file, room, module):
+            yield f"{file}:{line}: {module}: {reason}"
+
+
+def _objection(file: str, room: str, module: str) -> str:
+    top, _, rest = module.partition(".")
+    if top == "xfrmpy":
+        return _objection_to_ours(room, rest)
+    if top in sys.stdlib_module_names:
+        impure = room.partition(".")[0] in PURE and file not in IMPURE_FILES
+        return f"{room} is pure" if impure and top in IMPURE_MODULES else ""
+    known = LIBRARIES.get(room.partition(".")[0], set())
+    return "" if top in known else f"not a library for {room}"
+
+
+def _objection_to_ours(room: str, module: str) -> str:
+    target = _room_of(module)
+    allowed = MAY_IMPORT.get(room, set()) | {room, ""}
+    if target in allowed or any(_is_within(module, part) for part in allowed if "." in part):
+        return ""
+    return f"not for {room}"
+
+
+def _room_of(module: str) -> str:
+    """`datapath.kernel.structs` is in `datapath.kernel`; the package itself is in no room, ""."""
+    if module in {"", "__init__"}:
+        return ""
+    parts = module.split(".")
+    inner = ".".join(parts[:2])
+    return inner if inner in MAY_IMPORT else parts[0]
+
+
+def _is_within(module: str, part: str) -> bool:
+    return module == part or module.startswith(f"{part}.")
+
+
+def _imports(file: str, source: str) -> Iterator[tuple[int, str]]:
+    """The line and the full name of every import; `from a import b` may mean `a.b`, and is that."""
+    package = ("xfrmpy/" + file).split("/")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                name = f"{origin}.{alias.name}"
+                yield node.lineno, name if _is_module(name) else origin
+
+
+def _is_module(name: str) -> bool:
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
+def _run_and_look(runtime: Path, arguments: list[str]) -> tuple[int, list[str]]:
+    """A command's exit code, and what heavy modules its process held in the end."""
+    program = (
+        "import json, sys\n"
+        "from xfrmpy.cli.main import run\n"
+        f"code = run({arguments!r})\n"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "print('\\n' + json.dumps([code, heavy]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "XFRMPY_RUNTIME_DIR": str(runtime)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    code, heavy = json.loads(done.stdout.splitlines()[-1])
+    return code, heavy
+
+
+def _serve_once(runtime: Path, change: TunnelReply, verb: str) -> None:
+    """Answer one call on the control socket of `runtime`, as the daemon would."""
+    status = StatusReply(version="1", pid=1, seconds_up=1.0, drops={}, tunnels=[TUNNEL])
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(runtime / SOCKET_NAME))
+    listener.listen()
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with listener, connection:
+            connection.recv(65536)
+            connection.sendall(encode_reply(status if verb == "status" else change))
+
+    threading.Thread(target=answer, daemon=True).start()
+
+
+CHILD = ChildSaStatus(
+    child="net",
+    spi_in="0x1",
+    spi_out="0x2",
+    suite="aes128gcm16",
+    mode="tunnel",
+    local=["10.1.0.0/24"],
+    remote=["10.2.0.0/24"],
+    octets_in=0,
+    octets_out=0,
+    packets_in=0,
+    packets_out=0,
+    replayed=0,
+    integrity_failed=0,
+    seconds_up=1.0,
+)
+TUNNEL = TunnelStatus(
+    name="net",
+    state="up",
+    peer="192.0.2.2",
+    local_address="192.0.2.1",
+    remote_address="192.0.2.2",
+    local_id="a",
+    remote_id="b",
+    role="initiator",
+    suite="aes128gcm16-prfsha256-x25519",
+    nat="none",
+    datapath="kernel",
+    datapath_reason="",
+    seconds_up=1.0,
+    spi_i="1",
+    spi_r="2",
+    children=[CHILD],
+    failure=None,
+)
