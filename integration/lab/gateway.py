@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -19,7 +18,8 @@ import yaml
 from integration.lab.network import Host
 from integration.lab.process import IN_VM, PATIENCE, Background, run
 from integration.lab.tunnel import Tunnel
-from xfrmpy.control.protocol import StatusReply, TunnelStatus, decode_tunnel
+from xfrmpy.control.client import Client
+from xfrmpy.control.protocol import StatusReply, TunnelStatus
 
 XFRMPY = str(Path(sys.executable).parent / "xfrmpy")
 
@@ -64,12 +64,13 @@ class XfrmpyGateway:
         self.host = host
         self._directory = directory
         self._stopped = False
+        self._runtime = directory / "run"
         self._before = _kernel_objects(host)
         for number, tunnel in enumerate(tunnels):
             _write_policy(directory, f"net{number}", tunnel, keys)
         self.environment = {
             "XFRMPY_CONFIG_PATH": str(directory / "conf.d"),
-            "XFRMPY_RUNTIME_DIR": str(directory / "run"),
+            "XFRMPY_RUNTIME_DIR": str(self._runtime),
             # No name server is reached from a namespace of ours: it need not be waited for.
             "RES_OPTIONS": "timeout:1 attempts:1",
         }
@@ -87,11 +88,8 @@ class XfrmpyGateway:
         return ask(self.host.command(XFRMPY, *argv), self.environment)
 
     def status(self) -> StatusReply:
-        """From `status -o json`."""
-        document = json.loads(self._must("status", "-o", "json").output)
-        assert (document["api"], document["kind"]) == ("xfrmpy/v1", "Status")
-        tunnels = [_decode_tunnel(tunnel) for tunnel in document["tunnels"]]
-        return StatusReply(tunnels=tunnels, **document["daemon"])
+        """What `status` shows, without the second that the command takes in the machine."""
+        return Client(self._runtime).status()
 
     def tunnel(self, number: int = 0) -> TunnelStatus:
         name = f"net{number}"
@@ -174,15 +172,6 @@ def _policy(tunnel: Tunnel) -> dict[str, Any]:
         "esp": {"proposals": tunnel.esp.split(",")},
         "datapath": DATAPATH,
     }
-
-
-def _decode_tunnel(value: dict[str, Any]) -> TunnelStatus:
-    """A failure in the document has the catalogue's words, too; a `FailureReply` has not."""
-    if failure := value["failure"]:
-        evidence = [[row["label"], row["seen"]] for row in failure["evidence"]]
-        reply = {"code": failure["code"], "summary": failure["summary"], "evidence": evidence}
-        value = {**value, "failure": reply}
-    return decode_tunnel(value)
 
 
 def _is_ready(notify: socket.socket) -> bool:
