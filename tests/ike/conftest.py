@@ -6,25 +6,41 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
+from typing import TypeVar, cast
 
 import pytest
 
+from xfrmpy.datapath.interface import DatapathError, Dump
 from xfrmpy.datapath.recording import RecordingDatapath
-from xfrmpy.ike.endpoint import IkeEndpoint
+from xfrmpy.ike.endpoint import IkeEndpoint, IkeSaView
+from xfrmpy.ike.errors import DropReason
+from xfrmpy.ike.exchange import Exchange
+from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
+    DatagramDropped,
+    DefectFound,
     Output,
     RemovePolicy,
     RemoveSa,
     SendDatagram,
 )
+from xfrmpy.ike.protection import Protection
+from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ipsec.addresses import IKE_PORT, Path, SocketAddress
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import parse_proposal
+from xfrmpy.ipsec.sad import Direction
 from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.ipsec.spd import PolicyDirection
 from xfrmpy.policy.model import ChildPolicy, DatapathChoice, SharedKey, TunnelPolicy
-from xfrmpy.registry import ProtocolId
+from xfrmpy.registry import ExchangeType, ProtocolId
+from xfrmpy.wire.message import Message, decode_message_untrusted, encode_message
+from xfrmpy.wire.payloads import OpenPayload
+
+Report = TypeVar("Report")
+Payloads = tuple[OpenPayload, ...]
 
 
 def seeded_random(seed: str) -> Callable[[int], bytes]:
@@ -105,10 +121,12 @@ class Host:
     policy: TunnelPolicy
     address: str
     outputs: list[Output] = field(default_factory=list)
+    expects_defects: bool = False
 
     def __post_init__(self) -> None:
         self.endpoint = IkeEndpoint([self.policy], seeded_random(self.name))
         self.datapath = RecordingDatapath()
+        self.datapath.close()  # Nobody waits for its events here.
         peers = tuple(ip_address(peer) for peer in self.policy.peers)
         self.endpoint.set_peer_addresses("tunnel-a", peers)
 
@@ -126,11 +144,11 @@ class Host:
                     self.datapath.remove_sa(output.sa)
                 case RemovePolicy():
                     self.datapath.remove_policy(output.entry)
+                case DefectFound() if not self.expects_defects:
+                    pytest.fail(output.traceback)
         return sent
 
     def _add(self, output: AddSa | AddPolicy) -> None:
-        from xfrmpy.datapath.interface import DatapathError  # noqa: PLC0415
-
         try:
             if isinstance(output, AddSa):
                 self.datapath.add_sa(output.entry)
@@ -139,8 +157,31 @@ class Host:
         except DatapathError as error:
             self.endpoint.handle_failure(output, str(error))
 
-    def reports(self, kind: type[Output]) -> list[Output]:
+    def reports(self, kind: type[Report]) -> list[Report]:
         return [o for o in self.outputs if isinstance(o, kind)]
+
+    @property
+    def drops(self) -> list[DropReason]:
+        return [o.reason for o in self.reports(DatagramDropped)]
+
+    @property
+    def ike_sas(self) -> list[IkeSa]:
+        """Every IKE SA that the core holds, half-open and lingering ones too."""
+        return list(self.endpoint._core.ike_sas.values())
+
+    @property
+    def ike_sa(self) -> IkeSa:
+        """The one IKE SA that is not deleted."""
+        (living,) = (sa for sa in self.ike_sas if sa.state is not IkeSaState.DELETED)
+        return living
+
+    @property
+    def views(self) -> tuple[IkeSaView, ...]:
+        return self.endpoint.ike_sas("tunnel-a")
+
+    def snapshot(self) -> tuple[tuple[IkeSaView, ...], Dump]:
+        """What an operator sees, and what is in force."""
+        return self.views, self.datapath.dump()
 
 
 Impairment = Callable[[SendDatagram, Host], list[bytes]]
@@ -151,8 +192,9 @@ class Pair:
 
     def __init__(self, moon: TunnelPolicy, sun: TunnelPolicy | None = None) -> None:
         self.now = 0.0
-        self.moon = Host("moon", moon, "192.0.2.1")
-        self.sun = Host("sun", sun or mirrored(moon), "192.0.2.2")
+        sun = sun or mirrored(moon)
+        self.moon = Host("moon", moon, sun.peers[0])
+        self.sun = Host("sun", sun, moon.peers[0])
         self.impair: Impairment = lambda output, _sender: [output.data]
         self.translate: Callable[[SocketAddress], SocketAddress] = lambda address: address
         self.sent: list[tuple[str, SendDatagram]] = []
@@ -191,6 +233,38 @@ class Pair:
                 receiver.endpoint.receive_datagram(data, path, self.now)
         return bool(datagrams)
 
+    def assert_up(self) -> None:
+        """Both ends have the tunnel, and their datapaths mirror each other."""
+        for host in (self.moon, self.sun):
+            assert [v.state for v in host.views] == [IkeSaState.ESTABLISHED], host.name
+            assert len(host.views[0].children) == 1
+            assert host.views[0].children[0].entries == host.datapath.dump().sad
+        self.assert_mirrored()
+
+    def assert_mirrored(self) -> None:
+        """What one end sends, the other can receive, and nothing else."""
+        for one, other in ((self.moon, self.sun), (self.sun, self.moon)):
+            assert _sas(one, Direction.OUT) == _sas(other, Direction.IN)
+            out = _selectors(one, PolicyDirection.OUT)
+            assert out == _selectors(other, PolicyDirection.IN)
+            assert out == _selectors(other, PolicyDirection.FORWARD)
+
+    def assert_down(self) -> None:
+        """Nothing is in force anywhere."""
+        nothing = Dump(sad=(), spd=())
+        assert self.moon.datapath.dump() == self.sun.datapath.dump() == nothing
+        assert self.moon.endpoint._core.children == self.sun.endpoint._core.children == {}
+
+    def assert_forgotten(self) -> None:
+        """Nothing is in force, and nothing is kept in memory."""
+        self.assert_down()
+        for endpoint in (self.moon.endpoint, self.sun.endpoint):
+            assert endpoint.next_timeout() is None
+            kept = (endpoint._core.ike_sas, endpoint._by_init, endpoint._half_open)
+            assert not any(kept), kept
+            assert not endpoint._scheduled
+            assert not endpoint._timers
+
     def run(self, seconds: float) -> None:
         """Let time pass, from one timeout to the next."""
         end = self.now + seconds
@@ -204,6 +278,103 @@ class Pair:
             for host in (self.moon, self.sun):
                 host.endpoint.handle_timeout(self.now)
         self.now = end
+
+
+def _sas(host: Host, direction: Direction) -> set[tuple[object, ...]]:
+    """The SAs of one direction without what a NAT changes."""
+    return {
+        (e.spi, e.suite, e.encryption_key, e.integrity_key, e.encapsulation is None)
+        for e in host.datapath.sad.values()
+        if e.direction is direction
+    }
+
+
+def _selectors(host: Host, direction: PolicyDirection) -> set[object]:
+    return {selector for kind, selector in host.datapath.spd if kind is direction}
+
+
+@dataclass
+class Sealing:
+    """Sees every message inside before it is sealed, and may change it: authentic, yet wrong."""
+
+    sent: list[tuple[Message, Payloads]] = field(default_factory=list)
+    change: Callable[[Message, Payloads], Payloads] = lambda _message, payloads: payloads
+
+    def answers(self, exchange: ExchangeType) -> list[Payloads]:
+        return [p for m, p in self.sent if m.is_response and m.exchange is exchange]
+
+
+class Ask:
+    """A request of the test's own making; `answer` is what came back."""
+
+    def __init__(self, kind: ExchangeType, *payloads: OpenPayload) -> None:
+        self.type = kind
+        self.payloads = payloads
+        self.answer: Payloads | None = None
+
+    def request(self) -> Payloads:
+        return self.payloads
+
+    def handle_response(self, payloads: Payloads, now: float) -> None:  # noqa: ARG002
+        self.answer = payloads
+
+    def on(self, host: Host, now: float = 0.0) -> Ask:
+        """Send it on the living IKE SA of a host."""
+        host.ike_sa.start(cast("Exchange", self), now)
+        return self
+
+
+def answer_in_clear(request: bytes, *payloads: OpenPayload, spi_r: bytes = bytes(8)) -> bytes:
+    """What anybody who has seen an IKE_SA_INIT request can answer."""
+    message = decode_message_untrusted(request)
+    return encode_message(
+        replace(
+            message,
+            spi_r=spi_r,
+            is_response=True,
+            is_initiator=not message.is_initiator,
+            payloads=payloads,
+        )
+    )
+
+
+def backwards(path: Path) -> Path:
+    """The path as the other end sees it."""
+    return replace(path, local=path.remote, remote=path.local)
+
+
+@pytest.fixture
+def sealing(monkeypatch: pytest.MonkeyPatch) -> Sealing:
+    seen = Sealing()
+    seal = Protection.seal
+
+    def changed(self: Protection, message: Message, payloads: Payloads) -> bytes:
+        payloads = seen.change(message, payloads)
+        seen.sent.append((message, payloads))
+        return seal(self, message, payloads)
+
+    monkeypatch.setattr(Protection, "seal", changed)
+    return seen
+
+
+@pytest.fixture
+def make_ask() -> type[Ask]:
+    return Ask
+
+
+@pytest.fixture
+def make_answer() -> Callable[..., bytes]:
+    return answer_in_clear
+
+
+@pytest.fixture
+def make_backwards() -> Callable[[Path], Path]:
+    return backwards
+
+
+@pytest.fixture
+def make_random() -> Callable[[str], Callable[[int], bytes]]:
+    return seeded_random
 
 
 @pytest.fixture

@@ -43,6 +43,9 @@ FAREWELL_SECONDS = 2.0
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 60.0
 """A tunnel of `start: auto` that fails is tried again, for ever, ever less often."""
 
+REFUSAL_LOG_SECONDS = 5.0
+"""How often a refusal of somebody unknown is a warning; the others are logged when asked for."""
+
 RESOLVE_SECONDS = 300.0
 """How often the peers' names are looked up, for the sake of those who call us."""
 
@@ -65,6 +68,7 @@ class Service:
         self._started_at = self._loop.time()
         self._stopped = asyncio.Event()
         self._lost: OperatorError | None = None
+        self._next_refusal_at = 0.0
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopped.set)
         # The sockets first: they show that the ports are ours, and the userspace worker opens its
@@ -145,7 +149,7 @@ class Service:
 
     def _hear(self, report: Output) -> None:
         name: str = getattr(report, "tunnel", "")
-        level = logging.WARNING if isinstance(report, RequestRefused) else logging.INFO
+        level = self._refusal_level(name) if isinstance(report, RequestRefused) else logging.INFO
         log.log(level, "%s: %s", name or "no tunnel", narrate(report))
         tunnel = self._tunnels.get(name)
         if tunnel is None:
@@ -155,6 +159,16 @@ class Service:
         elif isinstance(report, TunnelClosed | RequestRefused) and report.failure is not None:
             tunnel.last_failure = report.failure
         tunnel.tell(report)
+
+    def _refusal_level(self, tunnel: str) -> int:
+        """Anybody can be refused, as often as he likes; the log is not for him to fill."""
+        if tunnel:
+            return logging.WARNING
+        now = self._loop.time()
+        if now >= self._next_refusal_at:
+            self._next_refusal_at = now + REFUSAL_LOG_SECONDS
+            return logging.WARNING
+        return logging.DEBUG
 
     # Bringing a tunnel up, and keeping it.
 

@@ -16,6 +16,7 @@ from xfrmpy.ike.errors import AuthenticationFailed, PeerIncompatible
 from xfrmpy.ike.exchange import first_error, notifications, only, optional
 from xfrmpy.ike.outputs import RequestRefused
 from xfrmpy.ike.refusals import failure_of
+from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import choose_proposal, esp_suite
 from xfrmpy.policy.model import TunnelPolicy
@@ -39,7 +40,6 @@ class IkeAuth:
     """The initiator's side."""
 
     type: ClassVar[ExchangeType] = ExchangeType.IKE_AUTH
-    tries: ClassVar[int | None] = None
 
     def __init__(self, sa: IkeSa, tunnel: TunnelPolicy) -> None:
         self._sa = sa
@@ -50,7 +50,7 @@ class IkeAuth:
 
     def request(self) -> tuple[OpenPayload, ...]:
         payloads: list[OpenPayload] = [self._identity]
-        if len(self._sa.core.ike_sas_of(self._tunnel.name)) == 1:
+        if _is_first_contact(self._sa, self._tunnel):
             payloads.append(NotifyPayload(type=NotifyType.INITIAL_CONTACT))
         if self._tunnel.remote_id is not None:
             payloads.append(IdrPayload(identity=self._tunnel.remote_id))
@@ -76,7 +76,7 @@ class IkeAuth:
             only(payloads, SaPayload), only(payloads, TsiPayload), only(payloads, TsrPayload)
         )
         install_first_child(self._sa, self._child)
-        self._sa.core.defer(lambda: self._finish(now))
+        self._sa.core.defer(self._sa, self._finish, now)
 
     def _authenticate(self, payloads: tuple[OpenPayload, ...]) -> Identity:
         idr = only(payloads, IdrPayload)
@@ -131,7 +131,7 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
         sa.core.emit(RequestRefused(tunnel=tunnel.name, path=sa.path, failure=incompatible.failure))
         return
     install_first_child(sa, child)
-    sa.core.defer(lambda: _finish_answer(sa, child, (idr, auth), now))
+    sa.core.defer(sa, lambda moment: _finish_answer(sa, child, (idr, auth), moment), now)
 
 
 def install_first_child(sa: IkeSa, child: ChildSa) -> None:
@@ -268,8 +268,18 @@ def _refused_by_datapath(child: ChildSa) -> Failure:
     return Failure(code="XF3002", summary=child.failure)
 
 
+def _is_first_contact(sa: IkeSa, tunnel: TunnelPolicy) -> bool:
+    """Whether this is the only IKE SA that we still hold with the peer."""
+    held = sa.core.ike_sas_of(tunnel.name)
+    return all(other is sa or other.state is IkeSaState.DELETED for other in held)
+
+
 def _close_others(sa: IkeSa, tunnel: TunnelPolicy, now: float) -> None:
-    """The peer has no other IKE SA with us: what we still hold is dead (RFC 7296 section 2.4)."""
+    """The peer has no other IKE SA with us: what we still hold is dead (RFC 7296 section 2.4).
+
+    It says so of the moment at which it sent this request. An IKE SA that is being made may cross
+    that request and live, so it stays; and one that has just been made is told to the peer.
+    """
     for other in sa.core.ike_sas_of(tunnel.name):
-        if other is not sa:
-            other.close(Failure(code="XF2011", summary="the peer began anew"), now)
+        if other is not sa and other.state is IkeSaState.ESTABLISHED:
+            other.terminate(Failure(code="XF2011", summary="the peer began anew"), now)

@@ -25,6 +25,13 @@ from xfrmpy.wire.payloads import OpenPayload, SaPayload, TsiPayload, TsrPayload
 
 SPI_SIZE = 4
 
+MAX_SPD_ENTRIES = 3 * 4096
+"""Of one Child SA. 255 selectors at each end (RFC 7296 section 3.13), each an odd range of
+addresses and of ports, would make thousands of millions: no peer needs that, however authentic."""
+
+MASKS_OF_PORT_RANGE = 30
+"""The most masked ports that a range of ports is cut into: 2 * 16 - 2."""
+
 
 class ChildSa:
     """See the module. `local` and `remote` are what was agreed, within what policy allows."""
@@ -62,6 +69,8 @@ class ChildSa:
             raise PeerMisbehaved("the peer's TSi is not within ours")
         if not (tsr.selectors and covered_by(tsr.selectors, self.policy.remote)):
             raise PeerMisbehaved("the peer's TSr is not within ours")
+        if not _is_affordable(tsi.selectors, tsr.selectors):
+            raise PeerMisbehaved("the peer's traffic selectors make too many policies")
         self.proposal = _checked_spi(sa.proposals[0])
         self.local, self.remote = tsi.selectors, tsr.selectors
 
@@ -89,6 +98,16 @@ class ChildSa:
                     ("their TSr", _listed(tsr.selectors)),
                     ("our remote", _listed(self.policy.remote)),
                     ("their TSi", _listed(tsi.selectors)),
+                ),
+            )
+        if not _is_affordable(local, remote):
+            raise PeerIncompatible.of(
+                "XF2004",
+                "the peer's traffic selectors make too many policies",
+                NotifyType.TS_UNACCEPTABLE,
+                evidence=(
+                    ("their selectors", f"{len(tsr.selectors)} by {len(tsi.selectors)}"),
+                    ("we accept", f"{MAX_SPD_ENTRIES} policies"),
                 ),
             )
         self.proposal = _checked_spi(chosen)
@@ -252,6 +271,21 @@ def choose_child_policy(tunnel: TunnelPolicy, tsi: TsiPayload, tsr: TsrPayload) 
 def _for_first_child(policy: ChildPolicy) -> tuple[Proposal, ...]:
     """Our proposals for IKE_AUTH, where the IKE SA's key exchange serves (RFC 7296 section 1.2)."""
     return tuple(dict.fromkeys(p.without(TransformType.KE) for p in policy.proposals))
+
+
+def _is_affordable(local: tuple[TrafficSelector, ...], remote: tuple[TrafficSelector, ...]) -> bool:
+    """Whether the SPD entries of these selectors, counted high, are few enough."""
+    directions = 3
+    return _pieces(local) * _pieces(remote) * directions <= MAX_SPD_ENTRIES
+
+
+def _pieces(selectors: tuple[TrafficSelector, ...]) -> int:
+    """At most so many prefixes with masked ports cover the selectors."""
+    return sum(
+        len(s.networks())
+        * (1 if s.has_all_ports or s.start_port >= s.end_port else MASKS_OF_PORT_RANGE)
+        for s in selectors
+    )
 
 
 def _checked_spi(proposal: Proposal) -> Proposal:

@@ -22,6 +22,15 @@ FIRST_CHILD_SPI = 256
 """RFC 4303 section 2.1 reserves 1 to 255."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deferred:
+    """A step of an IKE SA that waits until every output before it has succeeded or failed."""
+
+    sa: IkeSa
+    step: Callable[[float], None]
+    now: float
+
+
 @dataclass(slots=True, kw_only=True)
 class Tunnel:
     """A policy with the addresses that its peer has now; none if it accepts any address."""
@@ -40,7 +49,8 @@ class Tunnel:
 class Core:
     """See the module. Owned by the endpoint; the IKE SAs hold a reference.
 
-    `touched` are the IKE SAs whose next timeout may have changed.
+    `touched` are the IKE SAs whose next timeout may have changed; `handling` is the one whose keys
+    (or, before there are keys, whose open request) the datagram at hand has matched.
     """
 
     def __init__(self, random: Callable[[int], bytes]) -> None:
@@ -48,29 +58,25 @@ class Core:
         self.tunnels: dict[str, Tunnel] = {}
         self.ike_sas: dict[bytes, IkeSa] = {}
         self.touched: set[IkeSa] = set()
+        self.handling: IkeSa | None = None
         self.children: dict[int, ChildSa] = {}
         self.policies = PolicyBook()
-        self._queue: deque[Output | Callable[[], None]] = deque()
+        self._queue: deque[Output | Deferred] = deque()
 
     def emit(self, output: Output) -> None:
         self._queue.append(output)
 
-    def defer(self, step: Callable[[], None]) -> None:
+    def defer(self, sa: IkeSa, step: Callable[[float], None], now: float) -> None:
         """Run `step` when every output before it has been taken, and so has succeeded or failed."""
-        self._queue.append(step)
+        self._queue.append(Deferred(sa=sa, step=step, now=now))
 
-    def next_output(self) -> Output | None:
-        while self._queue:
-            item = self._queue.popleft()
-            if not callable(item):
-                return item
-            item()
-        return None
+    def next_item(self) -> Output | Deferred | None:
+        return self._queue.popleft() if self._queue else None
 
     def withdraw_additions(self, owner: int) -> list[AddSa | AddPolicy]:
         """Take back what a Child SA has asked for and nobody has done yet."""
         withdrawn: list[AddSa | AddPolicy] = []
-        kept: deque[Output | Callable[[], None]] = deque()
+        kept: deque[Output | Deferred] = deque()
         for item in self._queue:
             if isinstance(item, AddSa | AddPolicy) and item.owner == owner:
                 withdrawn.append(item)

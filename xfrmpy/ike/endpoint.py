@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from xfrmpy.failures import Failure
-from xfrmpy.ike.core import Core, Tunnel
+from xfrmpy.ike.core import Core, Deferred, Tunnel
 from xfrmpy.ike.errors import Drop, DropReason, PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.ike_sa import (
     NON_ESP_MARKER,
@@ -94,16 +94,16 @@ class IkeEndpoint:
 
     def receive_datagram(self, data: bytes, path: Path, now: float) -> None:
         """A UDP datagram with its non-ESP marker, if the path has one."""
+        self._core.handling = None
         try:
             self._receive(data, path, now)
         except Drop as drop:
             self._drop(path, drop.reason)
-        except Malformed as error:
-            self._drop(path, DropReason.MALFORMED, str(error))
-        except PeerMisbehaved as error:
+        except (Malformed, PeerMisbehaved) as error:
             self._drop(path, DropReason.MALFORMED, str(error))
         except Exception:
-            self._contain_defect(data, path, now)
+            self._drop(path, DropReason.DEFECT)
+            self._contain_defect(self._core.handling, data, path, now)
 
     def handle_timeout(self, now: float) -> None:
         """Do whatever is due."""
@@ -115,7 +115,7 @@ class IkeEndpoint:
                 continue
             del self._scheduled[spi]
             if sa.next_timeout is not None and sa.next_timeout <= now:
-                sa.handle_timeout(now)
+                self._run(sa, sa.handle_timeout, now)
             self._schedule(sa)
 
     def handle_failure(self, output: AddSa | AddPolicy, reason: str) -> None:
@@ -162,7 +162,9 @@ class IkeEndpoint:
 
     def next_output(self) -> Output | None:
         """The next thing to do, or None; see the module about the order."""
-        return self._core.next_output()
+        while isinstance(item := self._core.next_item(), Deferred):
+            self._run(item.sa, item.step, item.now)
+        return item
 
     def next_timeout(self) -> float | None:
         """When `handle_timeout` should be called, if ever."""
@@ -201,6 +203,9 @@ class IkeEndpoint:
             raise Drop(DropReason.WRONG_EXCHANGE)
         if message.message_id != 0 or not any(message.spi_i):
             raise Drop(DropReason.WRONG_MESSAGE_ID)
+        if message.spi_i in self._core.ike_sas:
+            raise Drop(DropReason.WRONG_ROLE)  # Our own request, sent back to us.
+        self._schedule_touched()
         digest = hashlib.sha256(data + str(path.remote).encode()).digest()
         known = self._by_init.get(digest)
         if known is not None and known.init_response:
@@ -242,18 +247,19 @@ class IkeEndpoint:
         )
         self._core.emit(SendDatagram(path=path, data=with_marker(path, encode_message(answer))))
 
-    def _contain_defect(self, data: bytes, path: Path, now: float) -> None:
-        """A bug of ours costs the IKE SA that met it, at most."""
+    def _run(self, sa: IkeSa, step: Callable[[float], None], now: float) -> None:
+        """A step that no datagram at hand has caused."""
+        try:
+            step(now)
+        except Exception:
+            self._contain_defect(sa, b"", sa.path, now)
+
+    def _contain_defect(self, sa: IkeSa | None, data: bytes, path: Path, now: float) -> None:
+        """A bug of ours costs the IKE SA that met it, at most; none if anybody could cause it."""
         report = traceback.format_exc()
-        self._drop(path, DropReason.DEFECT)
         self._core.emit(DefectFound(path=path, datagram=data, traceback=report))
-        sa = self._sa_of(data, path)
         if sa is not None:
             sa.close(Failure(code="XF4006", summary=report.splitlines()[-1]), now)
-
-    def _sa_of(self, data: bytes, path: Path) -> IkeSa | None:
-        header = decode_header_untrusted(_without_marker(data, path))
-        return self._core.ike_sas.get(header.spi_r if header.is_initiator else header.spi_i)
 
     def _drop(self, path: Path, reason: DropReason, detail: str = "") -> None:
         self._core.emit(DatagramDropped(path=path, reason=reason, detail=detail))
@@ -268,6 +274,9 @@ class IkeEndpoint:
     def _schedule(self, sa: IkeSa) -> None:
         if sa.state is not IkeSaState.AUTHENTICATING:
             self._by_init.pop(self._half_open.pop(sa.our_spi, b""), None)
+        if sa.our_spi not in self._core.ike_sas:
+            self._scheduled.pop(sa.our_spi, None)
+            return
         due_at = sa.next_timeout
         if due_at is None or due_at >= self._scheduled.get(sa.our_spi, math.inf):
             return

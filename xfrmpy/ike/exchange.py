@@ -13,13 +13,9 @@ P = TypeVar("P")
 
 
 class Exchange(Protocol):
-    """An outstanding exchange: an object that holds only what its response needs.
-
-    `tries` limits the retransmissions below the tunnel's own limit; None leaves them alone.
-    """
+    """An outstanding exchange: an object that holds only what its response needs."""
 
     type: ClassVar[ExchangeType]
-    tries: ClassVar[int | None]
 
     def request(self) -> tuple[OpenPayload, ...]:
         """The payloads to send."""

@@ -37,12 +37,20 @@ from xfrmpy.policy.model import Retransmission, TunnelPolicy
 from xfrmpy.registry import ExchangeType, NotifyType, PayloadType
 from xfrmpy.wire.cursor import Malformed
 from xfrmpy.wire.message import Message, decode_payloads_untrusted, encode_message
-from xfrmpy.wire.payloads import NotifyPayload, OpenPayload, UnknownPayload
+from xfrmpy.wire.payloads import NotifyPayload, OpenPayload, Payload, UnknownPayload
 
 NON_ESP_MARKER = bytes(4)
 
 HALF_OPEN_SECONDS = 30.0
 """How long a responder waits for IKE_AUTH. strongSwan's half_open_timeout is the same."""
+
+REFUSAL_SECONDS = 2.0
+"""How long an initiator goes on trying after an IKE_SA_INIT was refused: nothing protects that
+message, so anybody on the way may have sent it (RFC 7296 section 2.21.1). Long enough for the true
+answer of a peer far away, and for the first retransmission."""
+
+FAREWELL_TRIES = 2
+"""Retransmissions once we are leaving: nobody waits long for a peer that may be gone."""
 
 LINGER_SECONDS = 30.0
 """How long a deleted IKE SA still repeats its last response to a peer that missed it."""
@@ -84,6 +92,7 @@ class IkeSa:
         self.established_at = 0.0
         self._heard_at = 0.0
         self._expires_at: float | None = None
+        self._refusal: Failure | None = None
         self._was_established = False
         self._is_reported = False
         self._answering: tuple[Message, Path] | None = None
@@ -114,6 +123,7 @@ class IkeSa:
         if message.exchange is ExchangeType.IKE_SA_INIT:
             raise Drop(DropReason.WRONG_STATE)
         inner = self._protection.open(message, data)
+        self.core.handling = self
         if message.is_response:
             self._receive_response(message, inner, now)
         else:
@@ -123,6 +133,7 @@ class IkeSa:
         if message.exchange is not ExchangeType.IKE_SA_INIT or not message.is_response:
             raise Drop(DropReason.WRONG_STATE)
         request = self.window.outstanding_for(message.message_id)
+        self.core.handling = self
         self.their_spi = message.spi_r
         self.init_response = data
         try:
@@ -132,6 +143,9 @@ class IkeSa:
         except (PeerMisbehaved, CriticalPayload) as error:
             # Anybody can send this: go on waiting for the real one (RFC 7296 section 2.21.1).
             raise Drop(DropReason.MALFORMED) from error
+        finally:
+            if self._protection is None:
+                self.their_spi = bytes(8)
 
     def _receive_response(self, message: Message, inner: Inner, now: float) -> None:
         request = self.window.outstanding_for(message.message_id)
@@ -141,11 +155,15 @@ class IkeSa:
         self.window.complete()
         try:
             payloads = decode_payloads_untrusted(*inner)
-            check_critical(payloads)
+            check_critical((*message.payloads, *payloads))
             if self.state is not IkeSaState.DELETING or isinstance(request.exchange, Farewell):
                 request.exchange.handle_response(payloads, now)
         except (Malformed, PeerMisbehaved, CriticalPayload) as error:
-            self.terminate(Failure(code="XF2008", summary=str(error)), now)
+            failure = Failure(code="XF2008", summary=str(error))
+            if isinstance(request.exchange, Farewell):
+                self.close(failure, now)
+            else:
+                self.terminate(failure, now)
         self._start_waiting(now)
 
     def _receive_request(self, message: Message, inner: Inner, path: Path, now: float) -> None:
@@ -164,10 +182,12 @@ class IkeSa:
         self.begin_answer(message, path)
         try:
             payloads = decode_payloads_untrusted(*inner)
-            check_critical(payloads)
+            check_critical((*message.payloads, *payloads))
             row.handler(self, payloads, now)
         except CriticalPayload as error:
             self.respond((error.notify,))
+            if self.state is IkeSaState.AUTHENTICATING:  # Section 2.21.2: it is not created.
+                self.close(Failure(code="XF2008", summary=str(error)), now)
         except (Malformed, PeerMisbehaved) as error:
             self.respond((NotifyPayload(type=NotifyType.INVALID_SYNTAX),))
             self.close(Failure(code="XF2008", summary=str(error)), now)
@@ -245,7 +265,15 @@ class IkeSa:
         self._protection = Protection(
             self.suite, self.keys, is_initiator=self.is_initiator, random=self.core.random
         )
+        self._expires_at = self._refusal = None
         self._move_to(IkeSaState.AUTHENTICATING)
+
+    def refused(self, failure: Failure, now: float) -> None:
+        """Somebody refuses our IKE_SA_INIT: give up soon, unless the peer answers better."""
+        if self._refusal is None:
+            self._refusal = failure
+            self._expires_at = now + REFUSAL_SECONDS
+            self.core.touched.add(self)
 
     def expect_authentication(self, now: float) -> None:
         """A responder waits only so long for IKE_AUTH."""
@@ -297,6 +325,7 @@ class IkeSa:
         if failure is not None:
             self._report_closed(failure)
         self.window.waiting.clear()
+        self.window.hurry(FAREWELL_TRIES)
         self.start(Farewell(self, payloads), now)
 
     def close(self, failure: Failure | None, now: float) -> None:
@@ -365,16 +394,16 @@ class IkeSa:
                     exchange=request.exchange.type,
                     path=self.path,
                     count=request.retransmissions,
-                    of=self.window.tries,
+                    of=self.window.schedule.tries,
                 )
             )
         elif self._liveness_at is not None and now >= self._liveness_at:
-            self.start(LivenessCheck(), now)
+            self.start(LivenessCheck(self), now)
 
     def _expire(self, now: float) -> None:
         if self.state is not IkeSaState.DELETED:
             summary = f"{self.path.remote} began an exchange and did not go on with IKE_AUTH"
-            self.close(Failure(code="XF2001", summary=summary), now)
+            self.close(self._refusal or Failure(code="XF2001", summary=summary), now)
         self.core.forget(self)
 
     def _give_up(self, now: float) -> None:
@@ -405,7 +434,7 @@ class CriticalPayload(Exception):
         )
 
 
-def check_critical(payloads: Payloads) -> None:
+def check_critical(payloads: tuple[Payload, ...]) -> None:
     for payload in payloads:
         if isinstance(payload, UnknownPayload) and payload.critical:
             raise CriticalPayload(payload.type)

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 ESP_SPI_SIZE = 4
 
-FATAL_ERRORS = frozenset({NotifyType.AUTHENTICATION_FAILED, NotifyType.INVALID_SYNTAX})
+FATAL_ERRORS = frozenset(
+    {
+        NotifyType.AUTHENTICATION_FAILED,
+        NotifyType.INVALID_SYNTAX,
+        NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD,
+    }
+)
 """After these the sender has no IKE SA any more (RFC 7296 sections 2.21.2 and 2.21.3)."""
 
 
@@ -24,20 +30,24 @@ class LivenessCheck:
     """An empty request; any answer will do (RFC 7296 section 2.4)."""
 
     type: ClassVar[ExchangeType] = ExchangeType.INFORMATIONAL
-    tries: ClassVar[int | None] = None
+
+    def __init__(self, sa: IkeSa) -> None:
+        self._sa = sa
 
     def request(self) -> tuple[OpenPayload, ...]:
         return ()
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
         """The peer lives: the IKE SA has noted that it was heard."""
+        error = first_error(payloads)
+        if error is not None and error.type in FATAL_ERRORS:
+            self._sa.close(failure_of(error), now)
 
 
 class Farewell:
     """The last request on an IKE SA: a Delete of it, or the reason why there is none to delete."""
 
     type: ClassVar[ExchangeType] = ExchangeType.INFORMATIONAL
-    tries: ClassVar[int | None] = 2  # Nobody waits long for a peer that may be gone.
 
     def __init__(self, sa: IkeSa, payloads: tuple[OpenPayload, ...]) -> None:
         self._sa = sa

@@ -50,7 +50,6 @@ class IkeSaInit:
     """The initiator's side."""
 
     type: ClassVar[ExchangeType] = ExchangeType.IKE_SA_INIT
-    tries: ClassVar[int | None] = None
 
     def __init__(self, sa: IkeSa, tunnel: TunnelPolicy) -> None:
         self._sa = sa
@@ -86,7 +85,7 @@ class IkeSaInit:
         elif error.type == NotifyType.INVALID_KE_PAYLOAD:
             self._repeat_with_group(error, now)
         else:
-            self._sa.close(self._refusal(error), now)
+            self._sa.refused(self._refusal(error), now)
 
     def _repeat_with_cookie(self, cookie: NotifyPayload, now: float) -> None:
         if not 1 <= len(cookie.data) <= MAX_COOKIE:
@@ -101,7 +100,7 @@ class IkeSaInit:
         if method not in _groups(self._offered):
             summary = f"the peer asks for the key exchange method {method.name}"
             evidence = (("we offered", _names(self._offered)), ("they want", method.name))
-            self._sa.close(Failure(code="XF2010", summary=summary, evidence=evidence), now)
+            self._sa.refused(Failure(code="XF2010", summary=summary, evidence=evidence), now)
             return
         if method == self._key_exchange.method:
             raise PeerMisbehaved("the peer asks for the key exchange method that it was sent")
@@ -112,7 +111,7 @@ class IkeSaInit:
         self._repetitions += 1
         if self._repetitions > MAX_REPETITIONS:
             summary = "the peer asks for IKE_SA_INIT again and again"
-            self._sa.close(Failure(code="XF2008", summary=summary), now)
+            self._sa.refused(Failure(code="XF2008", summary=summary), now)
             return
         self._sa.their_spi = bytes(8)
         self._sa.window.restart()
@@ -141,7 +140,7 @@ class IkeSaInit:
         sa.found_nat(nat)
         if forced and not nat.supported:
             summary = "the peer cannot put ESP in UDP, and nothing else works here"
-            sa.terminate(Failure(code="XF3001", summary=summary), now)
+            sa.close(Failure(code="XF3001", summary=summary), now)
             return
         if nat.encapsulated:
             sa.path = _natt_path(sa.path)

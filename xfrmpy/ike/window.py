@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from xfrmpy.ike.errors import Drop, DropReason
 from xfrmpy.ike.exchange import Exchange
@@ -81,6 +81,10 @@ class Window:
         self.outstanding = None
         self.waiting.clear()
 
+    def hurry(self, tries: int) -> None:
+        """Retransmit less often from now on, the outstanding request too."""
+        self.schedule = replace(self.schedule, tries=min(tries, self.schedule.tries))
+
     @property
     def next_timeout(self) -> float | None:
         return None if self.outstanding is None else self.outstanding.due_at
@@ -90,17 +94,11 @@ class Window:
         request = self.outstanding
         if request is None or now < request.due_at:
             return None
-        if request.retransmissions >= self.tries:
+        if request.retransmissions >= self.schedule.tries:
             raise PeerSilent
         request.retransmissions += 1
         request.due_at = now + self._wait_seconds(request.retransmissions)
         return request
-
-    @property
-    def tries(self) -> int:
-        """How often the outstanding request is sent again at most."""
-        limit = None if self.outstanding is None else self.outstanding.exchange.tries
-        return self.schedule.tries if limit is None else min(limit, self.schedule.tries)
 
     # Requests of the peer.
 

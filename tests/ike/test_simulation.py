@@ -1,0 +1,271 @@
+"""Two ends, a bad link, and an operator at each who changes his mind: seeded, so that it replays.
+
+Every seed is a run of its own: for a while the link loses, reorders, doubles, delays and damages,
+a NAT forgets its mapping, daemons restart, datapaths refuse, and tunnels go up and down; then
+everything is quiet. Invariants hold after every step, and at rest both ends agree.
+
+`XFRMPY_SIMULATION_SEEDS=0:5000` runs longer; the line of a failing run replays it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from xfrmpy.ike.endpoint import IkeEndpoint
+from xfrmpy.ike.outputs import AddSa, SendDatagram, TunnelClosed
+from xfrmpy.ike.states import ChildSaState, IkeSaState
+from xfrmpy.ipsec.addresses import IKE_PORT, Path, SocketAddress
+from xfrmpy.ipsec.sad import Direction, UdpEncapsulation
+from xfrmpy.policy.model import Encapsulation
+
+SEEDS = range(*map(int, os.environ.get("XFRMPY_SIMULATION_SEEDS", "0:300").split(":")))
+
+STORM_SECONDS, QUIET_SECONDS = 90.0, 400.0
+"""The quiet is longer than liveness, every retransmission, half-open and lingering together."""
+
+NAT_ADDRESS = ip_address("198.51.100.1")
+
+
+class Simulation:
+    """One run. `chance` is all that is left to it; the ends have randomness of their own."""
+
+    def __init__(
+        self, seed: int, make_pair: Any, make_policy: Any, make_mirror: Any, make_random: Any
+    ) -> None:
+        self.seed = seed
+        self.chance = random.Random(seed)
+        self.make_random = make_random
+        policy = self._policy(make_policy)
+        sun = make_mirror(policy)
+        if self.chance.random() < 0.3:
+            sun = replace(sun, proposals=sun.proposals[::-1])
+        self.pair = make_pair(policy, sun)
+        self.hosts = (self.pair.moon, self.pair.sun)
+        self.now = 0.0
+        self.flying: list[tuple[float, int, Any, bytes, Path]] = []
+        self.count = 0
+        self.is_storm = True
+        self.badness = self.chance.choice((0.0, 0.05, 0.2, 0.4))
+        self.mappings: dict[int, int] = {}
+        self.has_nat = self.chance.random() < 0.3
+        if self.has_nat:
+            self.pair.sun.endpoint.set_peer_addresses("tunnel-a", (NAT_ADDRESS,))
+        self.commands = sorted(self._command() for _ in range(self.chance.randint(2, 7)))
+        self.accidents = {what for _, what, _ in self.commands} & {"restart", "rebind"}
+        self.spis: set[tuple[str, int]] = set()
+        self.keys: set[bytes] = set()
+        self.sealed: dict[bytes, bytes] = {}
+        for host in self.hosts:
+            host.endpoint._core.random = make_random(f"{seed}/{host.name}")
+            for _ in range(self.chance.choice((0, 0, 0, 1, 2)) if self.badness else 0):
+                kind = self.chance.choice(("add_sa", "add_policy", "add_sa out", "add_policy fwd"))
+                host.datapath.refuse(kind, nth=self.chance.randint(1, 6))
+
+    def _policy(self, make_policy: Any) -> Any:
+        groups = self.chance.choice(("x25519", "ecp256-x25519"))
+        policy = make_policy(
+            self.chance.choice(("10.1.0.0/16", "10.1.0.0/24 2001:db8:1::/48")),
+            self.chance.choice(("10.2.0.0/16", "10.2.0.0/24[tcp/443] 2001:db8:2::/48")),
+            ike=f"aes128gcm16-prfsha256-{groups} aes256-sha256-x25519",
+            esp=self.chance.choice(("aes128gcm16", "aes256-sha256-noesn")),
+        )
+        if self.chance.random() < 0.2:
+            policy = replace(policy, encapsulation=Encapsulation.FORCE)
+        return policy
+
+    def _command(self) -> tuple[float, str, str]:
+        what = self.chance.choice(("up", "up", "up", "both", "down", "down", "restart", "rebind"))
+        calls = what in {"up", "both"}
+        who = "moon" if self.has_nat and calls else self.chance.choice(("moon", "sun"))
+        return self.chance.uniform(0, STORM_SECONDS * self.chance.random()), what, who
+
+    def run(self) -> None:
+        self._until(STORM_SECONDS)
+        self.is_storm = False
+        self._until(STORM_SECONDS + QUIET_SECONDS)
+        self._check_rest()
+
+    def _until(self, end: float) -> None:
+        while True:
+            moments = [h.endpoint.next_timeout() for h in self.hosts]
+            moments += [self.flying[0][0]] if self.flying else []
+            moments += [self.commands[0][0]] if self.commands else []
+            due = min((m for m in moments if m is not None), default=end)
+            if due >= end:
+                self.now = end
+                return
+            self.now = max(self.now, due)
+            self._step()
+
+    def _step(self) -> None:
+        while self.commands and self.commands[0][0] <= self.now:
+            self._obey(*self.commands.pop(0)[1:])
+        while self.flying and self.flying[0][0] <= self.now:
+            _, _, host, data, path = heapq.heappop(self.flying)
+            host.endpoint.receive_datagram(data, path, self.now)
+            self._settle(host)
+        for host in self.hosts:
+            host.endpoint.handle_timeout(self.now)
+            self._settle(host)
+
+    def _obey(self, what: str, who: str) -> None:
+        host = self.pair.moon if who == "moon" else self.pair.sun
+        other = self.pair.sun if who == "moon" else self.pair.moon
+        if what == "both" and not self.has_nat:
+            self._obey("up", other.name)
+        if what in {"up", "both"}:
+            ends = (SocketAddress(ip_address(h.address), IKE_PORT) for h in (host, other))
+            path = Path(local=next(ends), remote=next(ends))
+            host.endpoint.initiate("tunnel-a", path, self.now)
+        elif what == "down":
+            host.endpoint.terminate("tunnel-a", self.now)
+        elif what == "restart":
+            self._restart(host)
+        elif not any(v.state is IkeSaState.ESTABLISHED for h in self.hosts for v in h.views):
+            self.mappings.clear()
+        self._settle(host)
+
+    def _restart(self, host: Any) -> None:
+        peers = host.endpoint._core.tunnels["tunnel-a"].peer_addresses
+        host.endpoint = IkeEndpoint(
+            [host.policy], self.make_random(f"{self.seed}/{host.name}/{self.now}")
+        )
+        host.endpoint.set_peer_addresses("tunnel-a", peers)
+        host.datapath.remove_ours()
+
+    # The link.
+
+    def _settle(self, host: Any) -> None:
+        before = len(host.outputs)
+        for output in host.take_outputs():
+            self._check_nonce(output)
+            for _ in range(self._copies()):
+                self._send(host, output)
+        self._check_additions(host, host.outputs[before:])
+        self._check_host(host)
+
+    def _copies(self) -> int:
+        if not self.is_storm or self.chance.random() >= self.badness:
+            return 1
+        return self.chance.choice((0, 0, 0, 2, 3))
+
+    def _send(self, sender: Any, output: SendDatagram) -> None:
+        receiver = self.pair.sun if sender is self.pair.moon else self.pair.moon
+        path = Path(local=output.path.remote, remote=output.path.local, natt=output.path.natt)
+        if self.has_nat:
+            translated = self._translate(sender, path)
+            if translated is None:
+                return
+            path = translated
+        data, delay = output.data, 0.02
+        if self.is_storm and self.chance.random() < self.badness:
+            delay = self.chance.choice((0.01, 0.1, 0.5, 3.0, 40.0))
+        if self.is_storm and self.chance.random() < self.badness / 3:
+            position = self.chance.randrange(len(data))
+            flipped = data[position] ^ 1 << self.chance.randrange(8)
+            data = data[:position] + bytes([flipped]) + data[position + 1 :]
+        self.count += 1
+        heapq.heappush(self.flying, (self.now + delay, self.count, receiver, data, path))
+
+    def _translate(self, sender: Any, path: Path) -> Path | None:
+        """Moon's ports are mapped to others; what comes for a forgotten mapping is lost."""
+        if sender is self.pair.moon:
+            port = path.remote.port
+            if port not in self.mappings:
+                self.mappings[port] = self.chance.randrange(10000, 60000)
+            return replace(path, remote=SocketAddress(NAT_ADDRESS, self.mappings[port]))
+        inner = next((i for i, o in self.mappings.items() if o == path.local.port), None)
+        if inner is None or path.local.address != NAT_ADDRESS:
+            return None
+        return replace(path, local=SocketAddress(ip_address(self.pair.moon.address), inner))
+
+    # Invariants.
+
+    def _check_nonce(self, output: SendDatagram) -> None:
+        """No two messages are sealed with one key and one nonce."""
+        data = output.data[4:] if output.path.natt else output.data
+        if data[16] == 46:
+            nonce = data[:16] + bytes([data[19] & 8]) + data[32:40]
+            assert self.sealed.setdefault(nonce, data) == data, "a nonce was used twice"
+
+    def _check_additions(self, host: Any, outputs: list[Any]) -> None:
+        """Neither SPIs nor keys come back, and who calls is understood before he speaks."""
+        for entry in (o.entry for o in outputs if isinstance(o, AddSa)):
+            if entry.direction is Direction.IN:
+                assert (host.name, entry.spi) not in self.spis, "an SPI came back"
+                assert entry.encryption_key not in self.keys, "a key came back"
+                self.spis.add((host.name, entry.spi))
+                self.keys.add(entry.encryption_key)
+            elif self._is_initiators(host, entry):
+                other = "sun" if host.name == "moon" else "moon"
+                assert (other, entry.spi) in self.spis, "the responder had no inbound SA"
+
+    def _is_initiators(self, host: Any, entry: Any) -> bool:
+        return any(
+            sa.is_initiator for sa in host.ike_sas for c in sa.children if entry in c.entries
+        )
+
+    def _check_host(self, host: Any) -> None:
+        core = host.endpoint._core
+        owned = [c for sa in host.ike_sas for c in sa.children]
+        assert {c.spi_in for c in owned} == set(core.children), "a Child SA has no owner"
+        entries = [e for c in owned for e in c.entries]
+        assert sorted(e.spi for e in entries) == sorted(i.spi for i in host.datapath.sad), (
+            "the SAD is not what the Child SAs have"
+        )
+        assert bool(entries) == bool(host.datapath.spd), "policies without SAs, or SAs without"
+        next_timeout = host.endpoint.next_timeout()
+        for sa in host.ike_sas:
+            if sa.window.outstanding is not None:
+                assert next_timeout is not None
+                assert next_timeout <= sa.window.outstanding.due_at, "a request without a timer"
+            if sa.state is IkeSaState.DELETING:
+                assert sa.window.outstanding is not None, "deleting for ever"
+            if sa.state is IkeSaState.DELETED:
+                assert not sa.children
+
+    def _check_rest(self) -> None:
+        assert not self.flying or self.flying[0][0] > STORM_SECONDS
+        moon, sun = self.hosts
+        spis = [{(v.spi_i, v.spi_r) for v in h.views} for h in self.hosts]
+        assert spis[0] == spis[1], "the ends do not agree on their IKE SAs"
+        for host in self.hosts:
+            assert {sa.state for sa in host.ike_sas} <= {IkeSaState.ESTABLISHED}
+            assert not host.endpoint._by_init
+            assert len(host.endpoint._scheduled) == len(host.ike_sas)
+            for sa in host.ike_sas:
+                assert [c.state for c in sa.children] == [ChildSaState.INSTALLED]
+        self.pair.assert_mirrored()
+        if not spis[0]:
+            self.pair.assert_forgotten()
+        if not self.badness and not self.accidents:
+            closed = [o for h in self.hosts for o in h.reports(TunnelClosed)]
+            failures = {o.failure.code for o in closed if o.failure is not None}
+            assert failures <= {"XF2011"}, "without an accident something failed"
+        if not self.has_nat:
+            encapsulations = {e.encapsulation for h in (moon, sun) for e in h.datapath.dump().sad}
+            assert encapsulations <= {None, UdpEncapsulation(4500, 4500)}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whatever_happens_both_ends_agree_in_the_end(
+    seed: int,
+    make_pair: Callable[..., Any],
+    make_policy: Callable[..., Any],
+    make_mirror: Callable[..., Any],
+    make_random: Callable[..., Any],
+) -> None:
+    replay = f"XFRMPY_SIMULATION_SEEDS={seed}:{seed + 1} pytest tests/ike/test_simulation.py"
+    try:
+        Simulation(seed, make_pair, make_policy, make_mirror, make_random).run()
+    except BaseException:
+        print(f"replay with: {replay}")
+        raise
