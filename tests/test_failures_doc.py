@@ -1,4 +1,4 @@
-"""`docs/failures.md` is the catalogue written out; `python tests/test_failures_doc.py` renews it."""
+"""`docs/failures.md` is the catalogue; `python tests/test_failures_doc.py` renews it."""
 
 from __future__ import annotations
 
