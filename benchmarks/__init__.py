@@ -1,0 +1,1 @@
+"""What xfrmpy costs, beside what strongSwan costs on the same machine in the same run."""

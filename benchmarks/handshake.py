@@ -1,0 +1,290 @@
+"""What a handshake costs the responder: CPU time and memory, xfrmpy beside strongSwan.
+
+`python -m benchmarks.handshake`, as root, from the checkout. The initiators are ours for both
+rivals (`benchmarks.initiators`), in another process and namespace; the responders are whole daemons
+with their userspace datapaths, so a handshake here is IKE_SA_INIT, IKE_AUTH with a shared key, two
+SAs, their policies and a route. `--profile` needs no root: where the time of the core alone goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import pstats
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from benchmarks.initiators import Terms, path_to, policy_of, tunnel_policy
+from benchmarks.measure import (
+    RIVALS,
+    conditions,
+    cpu_seconds,
+    medians,
+    prepare,
+    processes,
+    resident_kib,
+    table,
+    write_json,
+)
+from integration.lab.gateway import XfrmpyGateway
+from integration.lab.network import subnet
+from integration.lab.process import LAB
+from integration.lab.site import Site
+from integration.lab.strongswan import StrongswanPeer
+from integration.lab.tunnel import End, Tunnel
+from xfrmpy.ike.endpoint import IkeEndpoint
+from xfrmpy.ike.outputs import SendDatagram
+from xfrmpy.ipsec.addresses import Path as IkePath
+from xfrmpy.policy.model import TunnelPolicy
+
+Responder = XfrmpyGateway | StrongswanPeer
+Figures = dict[str, float]
+
+WARM_UP = 20
+"""Handshakes before the measurement: what is loaded and cached at first use is not counted."""
+
+_ALL_INITIATORS = "10.64.0.0/10"
+MAX_COUNT = 16_000
+"""A subnet of /24 for each, within that."""
+
+_PROFILE_LINES = 30
+
+
+def main() -> None:
+    options = _parse()
+    if options.profile:
+        profile(options.count, shared=options.shared)
+        return
+    prepare()
+    facts = conditions()
+    rounds: dict[str, list[Figures]] = {rival: [] for rival in RIVALS}
+    for number in range(options.rounds):
+        for rival in RIVALS:
+            figures = measure(rival, options.count, shared=options.shared)
+            rounds[rival].append(figures)
+            print(f"round {number + 1}, {rival}: {_brief(figures)}", file=sys.stderr)
+    results = {rival: medians(rounds[rival]) for rival in RIVALS}
+    print(report(facts, results))
+    write_json(
+        options.output,
+        conditions=facts,
+        count=options.count,
+        shared=options.shared,
+        rounds=rounds,
+        medians=results,
+    )
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.handshake",
+        description="Responder CPU time and memory of a handshake, xfrmpy beside strongSwan.",
+    )
+    parser.add_argument("--count", type=int, default=500, help="handshakes a round (500)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each rival, alternating (3)")
+    parser.add_argument(
+        "--shared",
+        action="store_true",
+        help="all Child SAs carry the same subnets, so policies and route are made only once",
+    )
+    parser.add_argument("--profile", action="store_true", help="profile our core, in this process")
+    parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write JSON")
+    options = parser.parse_args()
+    if not 1 <= options.count <= MAX_COUNT or options.rounds < 1:
+        parser.error(f"--count is 1 to {MAX_COUNT}, --rounds at least 1")
+    return options
+
+
+# The two daemons.
+
+
+def measure(rival: str, count: int, *, shared: bool) -> Figures:
+    """One round: a fresh responder and fresh initiators."""
+    with Site() as site:
+        tunnel = _terms_for_lab(site)
+        terms = _terms(tunnel, shared=shared)
+        responder: Responder
+        if rival == "xfrmpy":
+            responder = site.xfrmpy(site.network.sun, tunnel.mirrored(), dpd="off")
+        else:
+            responder = site.strongswan(site.network.sun, tunnel.mirrored())
+        pids = processes(responder)
+        with _initiators(site, terms) as initiators:
+            _bring_up(initiators, WARM_UP)
+            before = _usage(pids)
+            seconds = _bring_up(initiators, count)
+            after = _usage(pids)
+        return _figures(before, after, count, seconds)
+
+
+def _terms_for_lab(site: Site) -> Tunnel:
+    """Moon has the initiators; sun is the responder, and narrows."""
+    return site.network.tunnel().between((_ALL_INITIATORS,), (subnet(2),))
+
+
+def _terms(tunnel: Tunnel, *, shared: bool) -> Terms:
+    return Terms(
+        address=tunnel.ours.address,
+        responder=tunnel.theirs.public,
+        id=tunnel.ours.id,
+        responder_id=tunnel.theirs.id,
+        psk=tunnel.psk,
+        ike=tunnel.ike,
+        esp=tunnel.esp,
+        subnets=tunnel.ours.subnets[0],
+        shared=shared,
+        remote=tunnel.theirs.subnets[0],
+    )
+
+
+@contextmanager
+def _initiators(site: Site, terms: Terms) -> Iterator[subprocess.Popen[str]]:
+    command = (sys.executable, "-m", "benchmarks.initiators", json.dumps(asdict(terms)))
+    process = subprocess.Popen(
+        site.network.moon.command(*command),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=LAB.parent.parent,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _bring_up(initiators: subprocess.Popen[str], count: int) -> float:
+    assert initiators.stdin is not None
+    assert initiators.stdout is not None
+    initiators.stdin.write(f"{count}\n")
+    initiators.stdin.flush()
+    answer = initiators.stdout.readline()
+    if not answer:
+        raise SystemExit("the initiators failed; they say why above")
+    return float(answer)
+
+
+def _usage(pids: dict[str, int]) -> dict[str, tuple[float, int]]:
+    return {trade: (cpu_seconds(pid), resident_kib(pid)) for trade, pid in pids.items()}
+
+
+def _figures(
+    before: dict[str, tuple[float, int]],
+    after: dict[str, tuple[float, int]],
+    count: int,
+    seconds: float,
+) -> Figures:
+    cpu = {t: 1000 * (after[t][0] - before[t][0]) / count for t in before}
+    memory = {t: (after[t][1] - before[t][1]) / count for t in before}
+    return {
+        **({f"{t} ms": value for t, value in cpu.items()} if len(cpu) > 1 else {}),
+        "ms": sum(cpu.values()),
+        **({f"{t} KiB": value for t, value in memory.items()} if len(memory) > 1 else {}),
+        "KiB": sum(memory.values()),
+        "seconds": seconds,
+    }
+
+
+def _brief(figures: Figures) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
+
+
+def report(facts: dict[str, str], results: dict[str, Figures]) -> str:
+    ours, theirs = (results[rival] for rival in RIVALS)
+    rows = [
+        (f"CPU of the {trade}, ms", f"{ours[f'{trade} ms']:.2f}", "", "")
+        for trade in ("daemon", "worker")
+    ]
+    for name, words in (("ms", "CPU a handshake, ms"), ("KiB", "memory an IKE SA, KiB")):
+        ratio = f"{ours[name] / theirs[name]:.1f}" if theirs[name] else "-"
+        rows.append((words, f"{ours[name]:.2f}", f"{theirs[name]:.2f}", ratio))
+    lines = "\n".join(f"{name}: {value}" for name, value in facts.items())
+    return f"{lines}\n\n{table(('', *RIVALS, 'ratio'), rows)}"
+
+
+# The core alone.
+
+
+def profile(count: int, *, shared: bool) -> None:
+    """Initiators and responder in this process; only the responder is timed, then profiled."""
+    plain = _handshakes(count, shared=shared, profiler=None)
+    print(
+        f"the core alone, without sockets and datapath: {1000 * plain / count:.2f} ms a handshake"
+    )
+    profiler = cProfile.Profile()
+    _handshakes(count, shared=shared, profiler=profiler)
+    pstats.Stats(profiler).strip_dirs().sort_stats("tottime").print_stats(_PROFILE_LINES)
+    pstats.Stats(profiler).strip_dirs().sort_stats("cumulative").print_stats(_PROFILE_LINES)
+
+
+def _handshakes(count: int, *, shared: bool, profiler: cProfile.Profile | None) -> float:
+    """CPU seconds of the responder."""
+    terms = _terms(_two_ends(), shared=shared)
+    initiator = IkeEndpoint([tunnel_policy(terms)], secrets.token_bytes)
+    responder = IkeEndpoint([_responder_policy(terms)], secrets.token_bytes)
+    path = path_to(terms.responder, terms.address)
+    spent = 0.0
+    for number in range(count):
+        initiator.replace_tunnel(policy_of(terms, number))
+        initiator.initiate("net0", path, 0.0)
+        while requests := _sent(initiator):
+            answers = []
+            begun = time.process_time()
+            if profiler is not None:
+                profiler.enable()
+            for request in requests:
+                responder.receive_datagram(request.data, _reversed(request.path), 0.0)
+                answers += _sent(responder)
+                responder.next_timeout()
+            if profiler is not None:
+                profiler.disable()
+            spent += time.process_time() - begun
+            for answer in answers:
+                initiator.receive_datagram(answer.data, _reversed(answer.path), 0.0)
+    established = len(responder.ike_sas("net0"))
+    assert established == count, f"{established} of {count} IKE SAs came up"
+    return spent
+
+
+def _two_ends() -> Tunnel:
+    address, responder = "192.0.2.1", "192.0.2.2"
+    return Tunnel(
+        ours=End(address=address, public=address, id="moon", subnets=(_ALL_INITIATORS,)),
+        theirs=End(address=responder, public=responder, id="sun", subnets=("10.2.0.0/24",)),
+    )
+
+
+def _responder_policy(terms: Terms) -> TunnelPolicy:
+    policy = tunnel_policy(terms)
+    (child,) = policy.children
+    return replace(
+        policy,
+        peers=(),
+        local_id=policy.remote_id,
+        remote_id=policy.local_id,
+        children=(replace(child, local=child.remote, remote=child.local),),
+    )
+
+
+def _sent(endpoint: IkeEndpoint) -> list[SendDatagram]:
+    outputs = []
+    while (output := endpoint.next_output()) is not None:
+        if isinstance(output, SendDatagram):
+            outputs.append(output)
+    return outputs
+
+
+def _reversed(path: IkePath) -> IkePath:
+    return replace(path, local=path.remote, remote=path.local)
+
+
+if __name__ == "__main__":
+    main()
