@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("integration.lab")
+pytest.register_assert_rewrite("integration.lab", "integration.contract", "integration.userspace")
 
 from integration.lab.process import IN_VM  # noqa: E402 - after the line above
 from integration.lab.site import Site  # noqa: E402

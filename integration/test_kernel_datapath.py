@@ -17,23 +17,10 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from integration.datapath_contract import (
-    GCM,
-    INNER,
-    OUTER,
-    REQID,
-    SUITES,
-    DatapathContract,
-    Site,
-    TrafficContract,
-    gateway_namespace,
-    inside,
-    install_pair,
-    run,
-    sad_entry,
-    spd_entry,
-    two_sites,
-)
+from integration.contract.entries import GCM, INNER, OUTER, REQID, SUITES, sad_entry, spd_entry
+from integration.contract.entries_in_force import DatapathContract
+from integration.contract.sites import Site, gateway_namespace, inside, install_pair, run, two_sites
+from integration.contract.traffic import TrafficContract
 from xfrmpy.datapath.interface import Acquire, DatapathError, Expired, MappingChanged
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation

@@ -9,7 +9,8 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from integration.datapath_contract import INNER, OUTER, gateway_namespace, run
+from integration.contract.entries import INNER, OUTER
+from integration.contract.sites import gateway_namespace, run
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OUR_MARK, OUR_TABLE, OuterPath, RouteOwner, Routes
 

@@ -17,7 +17,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from integration.datapath_contract import gateway_namespace, inside
+from integration.contract.sites import gateway_namespace, inside
 from integration.lab.network import Host, Network, subnet
 from xfrmpy.datapath.userspace.guard import TABLE, Guard
 from xfrmpy.ipsec.selectors import MaskedPort, Selector

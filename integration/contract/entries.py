@@ -1,0 +1,80 @@
+"""SAs and policies to put in force, and the two gateways that they are for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
+from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Mode, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.selectors import Selector
+from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template
+
+SUITES = {
+    str(suite): suite
+    for cipher in CIPHERS
+    for integrity in ((None,) if cipher.is_aead else INTEGRITY)
+    for esn in (False, True)
+    for suite in (EspSuite(cipher=cipher, integrity=integrity, esn=esn),)
+}
+GCM = SUITES["aes256gcm16-esn"]
+REQID = OUR_REQIDS[7]
+OUTER = {
+    4: (ip_address("198.51.100.1"), ip_address("198.51.100.2")),
+    6: (ip_address("2001:db8:0:1::1"), ip_address("2001:db8:0:1::2")),
+}
+"""The addresses of the two gateways on the link between them."""
+INNER = {
+    4: (ip_network("10.1.0.0/24"), ip_network("10.2.0.0/24")),
+    6: (ip_network("fd00:1::/64"), ip_network("fd00:2::/64")),
+}
+"""The networks behind them; each gateway has the first address of its own."""
+
+
+def spd_entry(
+    direction: PolicyDirection = PolicyDirection.OUT,
+    *,
+    version: int = 4,
+    action: Action = Action.PROTECT,
+    mode: Mode = Mode.TUNNEL,
+) -> SpdEntry:
+    """A policy of the first gateway's."""
+    ours, theirs = INNER[version]
+    from_us, to_us = OUTER[4], OUTER[4][::-1]
+    outbound = direction is PolicyDirection.OUT
+    source, destination = from_us if outbound else to_us
+    selector = Selector(source=ours, destination=theirs)
+    return SpdEntry(
+        direction=direction,
+        selector=selector if outbound else selector.reversed(),
+        action=action,
+        priority=1000,
+        template=Template(source=source, destination=destination, reqid=REQID, mode=mode)
+        if action is Action.PROTECT
+        else None,
+    )
+
+
+def sad_entry(spi_bits: int, **changes: object) -> SadEntry:
+    """An inbound SA of the first gateway's."""
+    suite = changes.get("suite", GCM)
+    assert isinstance(suite, EspSuite)
+    entry = SadEntry(
+        direction=Direction.IN,
+        spi=0x1234560 | spi_bits,
+        source=OUTER[4][1],
+        destination=OUTER[4][0],
+        reqid=REQID,
+        suite=suite,
+        encryption_key=bytes(range(suite.cipher.keymat)),
+        integrity_key=bytes(range(suite.integrity.key)) if suite.integrity else b"",
+        # The userspace datapath knows ESP in UDP only.
+        encapsulation=UdpEncapsulation(4500, 4500) if spi_bits else None,
+    )
+    return replace(entry, **changes)  # type: ignore[arg-type]
+
+
+def inner_address(version: int, end: int) -> IpAddress:
+    return INNER[version][end][1]

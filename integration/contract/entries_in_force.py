@@ -1,0 +1,215 @@
+"""SAs and policies go in and come out; nothing moves."""
+
+from __future__ import annotations
+
+import errno
+import select
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from integration.contract.entries import OUTER, SUITES, sad_entry, spd_entry
+from integration.contract.sites import OpenDatapath
+from xfrmpy.datapath.interface import Datapath, DatapathError
+from xfrmpy.ipsec.sad import Direction, Lifetime, Mode, UdpEncapsulation
+from xfrmpy.ipsec.selectors import MaskedPort
+from xfrmpy.ipsec.spd import Action, PolicyDirection
+
+
+class DatapathContract:
+    """SAs and policies go in and come out; nothing moves."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def opened(cls, gateway: object, open_datapath: OpenDatapath) -> Iterator[Datapath]:
+        del gateway
+        with closing(open_datapath()) as datapath:
+            yield datapath
+
+    @pytest.fixture
+    def datapath(self, opened: Datapath) -> Iterator[Datapath]:
+        opened.remove_ours()
+        yield opened
+        opened.remove_ours()
+
+    @pytest.mark.parametrize("name", SUITES)
+    def test_an_sa_is_dumped_as_it_went_in(
+        self, datapath: Datapath, spi_bits: int, name: str
+    ) -> None:
+        entry = sad_entry(spi_bits, suite=SUITES[name])
+        datapath.add_sa(entry)
+        assert datapath.dump().sad == (entry,)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"replay_window": 32},
+            {"replay_window": 1024},
+            {"mode": Mode.TRANSPORT},
+            {"encapsulation": UdpEncapsulation(40_000, 4500)},
+            {"source": OUTER[6][1], "destination": OUTER[6][0]},
+            {"lifetime": Lifetime(soft_seconds=3000, hard_seconds=3600)},
+            {"lifetime": Lifetime(soft_bytes=1 << 40, hard_bytes=1 << 41)},
+            {"lifetime": Lifetime(soft_packets=1 << 33, hard_packets=1 << 34)},
+        ],
+        ids=str,
+    )
+    def test_an_sa_keeps_every_field(
+        self, datapath: Datapath, spi_bits: int, changes: dict[str, object]
+    ) -> None:
+        inbound = sad_entry(spi_bits, **changes)
+        outbound = replace(
+            inbound,
+            direction=Direction.OUT,
+            spi=0x7654321,
+            source=inbound.destination,
+            destination=inbound.source,
+        )
+        for entry in (inbound, outbound):
+            datapath.add_sa(entry)
+        assert set(datapath.dump().sad) == {inbound, outbound}
+
+    def test_the_same_sa_twice_is_refused(self, datapath: Datapath, spi_bits: int) -> None:
+        datapath.add_sa(sad_entry(spi_bits))
+        with pytest.raises(DatapathError) as refused:
+            datapath.add_sa(sad_entry(spi_bits))
+        assert refused.value.errno == errno.EEXIST
+
+    def test_a_removed_sa_is_gone_and_may_be_removed_again(
+        self, datapath: Datapath, spi_bits: int
+    ) -> None:
+        entry = sad_entry(spi_bits)
+        datapath.add_sa(entry)
+        for _ in range(2):
+            datapath.remove_sa(entry.id)
+        assert datapath.dump().sad == ()
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"lifetime": Lifetime(soft_seconds=100, hard_seconds=200)},
+            {"encapsulation": UdpEncapsulation(1025, 4500)},
+            {"source": ip_address("198.51.100.77")},
+            {"encapsulation": None},
+        ],
+        ids=str,
+    )
+    def test_an_update_changes_what_it_may(
+        self, datapath: Datapath, spi_bits: int, changes: dict[str, object]
+    ) -> None:
+        old = sad_entry(spi_bits, encapsulation=UdpEncapsulation(4500, 4500))
+        datapath.add_sa(old)
+        new = replace(old, **changes)  # type: ignore[arg-type]
+        datapath.update_sa(new)
+        assert datapath.dump().sad == (new,)
+
+    def test_an_update_of_no_sa_is_refused(self, datapath: Datapath, spi_bits: int) -> None:
+        with pytest.raises(DatapathError) as refused:
+            datapath.update_sa(sad_entry(spi_bits))
+        assert refused.value.errno == errno.ESRCH
+        assert datapath.dump().sad == ()
+
+    def test_an_unused_sa_has_carried_nothing(self, datapath: Datapath, spi_bits: int) -> None:
+        entry = sad_entry(spi_bits)
+        datapath.add_sa(entry)
+        usage = datapath.usage(entry.id)
+        assert (usage.octets, usage.packets, usage.seconds_idle) == (0, 0, None)
+
+    def test_the_usage_of_no_sa_is_refused(self, datapath: Datapath, spi_bits: int) -> None:
+        with pytest.raises(DatapathError):
+            datapath.usage(sad_entry(spi_bits).id)
+
+    @pytest.mark.parametrize("mode", Mode)
+    @pytest.mark.parametrize("version", [4, 6])
+    @pytest.mark.parametrize("direction", PolicyDirection)
+    def test_a_policy_is_dumped_as_it_went_in(
+        self, datapath: Datapath, direction: PolicyDirection, version: int, mode: Mode
+    ) -> None:
+        if mode is Mode.TRANSPORT and (version == 6 or direction is PolicyDirection.FORWARD):
+            pytest.skip("transport mode ends on this host and changes no family")
+        entry = spd_entry(direction, version=version, mode=mode)
+        datapath.add_policy(entry)
+        assert datapath.dump().spd == (entry,)
+
+    @pytest.mark.parametrize("action", [Action.BYPASS, Action.DISCARD])
+    @pytest.mark.parametrize("direction", PolicyDirection)
+    def test_a_policy_without_an_sa_is_known_as_ours(
+        self,
+        datapath: Datapath,
+        open_datapath: OpenDatapath,
+        direction: PolicyDirection,
+        action: Action,
+    ) -> None:
+        entry = spd_entry(direction, action=action)
+        datapath.add_policy(entry)
+        later = open_datapath()
+        try:
+            assert later.dump().spd == (entry,)
+        finally:
+            later.close()
+
+    def test_masked_ports_and_a_protocol_survive(self, datapath: Datapath) -> None:
+        plain = spd_entry()
+        selector = replace(
+            plain.selector,
+            protocol=6,
+            source_port=MaskedPort(0x1F00, 0xFF00),
+            destination_port=MaskedPort(443, 0xFFFF),
+        )
+        entry = replace(plain, selector=selector)
+        datapath.add_policy(entry)
+        assert datapath.dump().spd == (entry,)
+
+    @pytest.mark.parametrize("action", Action)
+    def test_a_policy_replaces_ours_of_the_same_selector(
+        self, datapath: Datapath, action: Action
+    ) -> None:
+        datapath.add_policy(spd_entry())
+        entry = replace(spd_entry(action=action), priority=77)
+        datapath.add_policy(entry)
+        assert datapath.dump().spd == (entry,)
+        datapath.add_policy(spd_entry())
+        assert datapath.dump().spd == (spd_entry(),)
+
+    def test_a_removed_policy_is_gone_and_may_be_removed_again(self, datapath: Datapath) -> None:
+        datapath.add_policy(spd_entry())
+        for _ in range(2):
+            datapath.remove_policy(spd_entry())
+        assert datapath.dump().spd == ()
+
+    def test_removing_ours_leaves_nothing_and_counts(
+        self, datapath: Datapath, spi_bits: int
+    ) -> None:
+        datapath.add_sa(sad_entry(spi_bits))
+        for direction in PolicyDirection:
+            datapath.add_policy(spd_entry(direction))
+        assert datapath.remove_ours() == 4
+        dump = datapath.dump()
+        assert (dump.sad, dump.spd) == ((), ())
+        assert datapath.remove_ours() == 0
+
+    def test_a_later_process_finds_all_of_it(
+        self, datapath: Datapath, open_datapath: OpenDatapath, spi_bits: int
+    ) -> None:
+        datapath.add_sa(sad_entry(spi_bits))
+        datapath.add_policy(spd_entry())
+        later = open_datapath()
+        try:
+            assert later.dump() == datapath.dump()
+            assert later.remove_ours() == 2
+        finally:
+            later.close()
+
+    def test_probing_leaves_nothing_behind(self, datapath: Datapath) -> None:
+        capabilities = datapath.probe()
+        assert capabilities.suites
+        assert Mode.TUNNEL in capabilities.modes
+        dump = datapath.dump()
+        assert (dump.sad, dump.spd) == ((), ())
+
+    def test_reading_events_does_not_wait_for_any(self, datapath: Datapath) -> None:
+        assert datapath.read_events() == ()
+        assert not select.select([datapath.fileno()], [], [], 0)[0]

@@ -1,0 +1,209 @@
+"""The two gateways in network namespaces, and SAs and policies put in force on them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
+
+from integration.contract.entries import INNER, OUTER, REQID, inner_address
+from xfrmpy.datapath.interface import Datapath, Event
+from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.sad import Direction, Lifetime, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.ipsec.spd import Template, protect_entries
+
+OpenDatapath = Callable[[], Datapath]
+
+
+@dataclass(slots=True)
+class Site:
+    """One gateway: its namespace, its datapath, and which of the two it is (0 or 1)."""
+
+    namespace: str
+    datapath: Datapath
+    end: int
+    waiting: list[Event] = field(default_factory=list)
+
+    def run(self, *command: str) -> str:
+        return run("ip", "netns", "exec", self.namespace, *command)
+
+    def ping(self, version: int, *options: str, count: int = 3) -> bool:
+        """Ping the other's inner address, from whatever address the routes choose."""
+        target = str(inner_address(version, 1 - self.end))
+        command = ("ping", "-n", "-q", "-c", str(count), "-i", "0.1", "-W", "3", *options, target)
+        with inside(self.namespace):
+            return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+    def wait_for(self, kind: type[Event], seconds: float = 20) -> Event:
+        """The next event of one kind."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self.waiting += self.datapath.read_events()
+            for event in self.waiting:
+                if isinstance(event, kind):
+                    self.waiting.remove(event)
+                    return event
+            left = deadline - time.monotonic()
+            assert left > 0, f"no {kind.__name__} in {seconds} seconds"
+            select.select([self.datapath.fileno()], [], [], left)
+
+
+@dataclass(frozen=True, slots=True)
+class SaPair:
+    """The two SAs between the sites, each as its receiver has it."""
+
+    forth: SadEntry
+    back: SadEntry
+
+    def add_to(self, site: Site) -> None:
+        for entry, receiver in ((self.forth, 1), (self.back, 0)):
+            direction = Direction.IN if site.end == receiver else Direction.OUT
+            site.datapath.add_sa(replace(entry, direction=direction))
+
+    def remove_from(self, site: Site) -> None:
+        for entry in (self.forth, self.back):
+            site.datapath.remove_sa(entry.id)
+
+
+def make_pair(
+    suite: EspSuite,
+    *,
+    spi_bits: int,
+    outer: int = 4,
+    encapsulated: bool = False,
+    lifetime: Lifetime | None = None,
+    serial: int = 0,
+) -> SaPair:
+    """Outbound entries, of both directions; `serial` makes other SPIs and keys."""
+
+    def one(number: int) -> SadEntry:
+        fill = bytes([0x10 * serial + number])
+        return SadEntry(
+            direction=Direction.OUT,
+            spi=0x1000_0000 + 16 * serial + number | spi_bits,
+            source=OUTER[outer][number],
+            destination=OUTER[outer][1 - number],
+            reqid=REQID,
+            suite=suite,
+            encryption_key=fill * suite.cipher.keymat,
+            integrity_key=fill * (suite.integrity.key if suite.integrity else 0),
+            encapsulation=UdpEncapsulation(4500, 4500) if encapsulated else None,
+            lifetime=lifetime or Lifetime(),
+        )
+
+    return SaPair(one(0), one(1))
+
+
+def install_pair(
+    sites: tuple[Site, Site],
+    suite: EspSuite,
+    *,
+    spi_bits: int,
+    outer: int = 4,
+    inner: int = 4,
+    encapsulated: bool = False,
+    lifetime: Lifetime | None = None,
+) -> SaPair:
+    """SAs and policies for the inner networks, on both sites."""
+    pair = make_pair(
+        suite, spi_bits=spi_bits, outer=outer, encapsulated=encapsulated, lifetime=lifetime
+    )
+    for site in sites:
+        pair.add_to(site)
+        add_policies(site, inner=inner, outer=outer)
+    return pair
+
+
+def add_policies(site: Site, *, inner: int, outer: int) -> None:
+    """The three policies of one site."""
+    us, them = site.end, 1 - site.end
+    networks = [TrafficSelector.parse(str(network)) for network in INNER[inner]]
+    addresses = OUTER[outer]
+    for entry in protect_entries(
+        local=[networks[us]],
+        remote=[networks[them]],
+        outbound=Template(source=addresses[us], destination=addresses[them], reqid=REQID),
+        inbound=Template(source=addresses[them], destination=addresses[us], reqid=REQID),
+    ):
+        site.datapath.add_policy(entry)
+
+
+@contextmanager
+def gateway_namespace() -> Iterator[str]:
+    """A namespace with the first gateway's addresses, entered by this thread."""
+    with _namespace("contract") as name:
+        _ip(name, "link add wan type veth peer wan-end", "link set wan-end up")
+        _ip(name, *_addresses(0))
+        with inside(name):
+            yield name
+
+
+@contextmanager
+def two_sites(open_datapath: OpenDatapath) -> Iterator[tuple[Site, Site]]:
+    """Two namespaces with a link between them, and a datapath in each."""
+    with _namespace("site0") as one, _namespace("site1") as two, ExitStack() as stack:
+        _ip(one, f"link add wan type veth peer name wan netns {two}")
+        sites = []
+        for end, name in enumerate((one, two)):
+            _ip(name, *_addresses(end))
+            with inside(name):
+                datapath = stack.enter_context(closing(open_datapath()))
+            stack.callback(datapath.remove_ours)
+            sites.append(Site(name, datapath, end))
+        yield sites[0], sites[1]
+
+
+@contextmanager
+def _namespace(label: str) -> Iterator[str]:
+    name = f"{label}-{os.getpid()}"
+    run("ip", "netns", "add", name)
+    try:
+        yield name
+    finally:
+        run("ip", "netns", "del", name)
+
+
+def _addresses(end: int) -> Iterator[str]:
+    """Lines of `ip` for one gateway."""
+    yield from ("link add lan type veth peer lan-end", "link set lan-end up", "link set lo up")
+    for version, options, length in ((4, "", 24), (6, "nodad", 64)):
+        for device, address in (("wan", OUTER[version][end]), ("lan", inner_address(version, end))):
+            yield f"address add {address}/{length} dev {device} {options}"
+    yield from ("link set wan up", "link set lan up")
+
+
+def _ip(namespace: str, *lines: str) -> None:
+    subprocess.run(
+        ["ip", "-n", namespace, "-batch", "-"], input="\n".join(lines), text=True, check=True
+    )
+
+
+@contextmanager
+def inside(namespace: str) -> Iterator[None]:
+    """This thread in a network namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with (
+        open("/proc/thread-self/ns/net", "rb") as before,
+        open(f"/run/netns/{namespace}", "rb") as there,
+    ):
+        assert libc.setns(there.fileno(), _CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        try:
+            yield
+        finally:
+            assert libc.setns(before.fileno(), _CLONE_NEWNET) == 0
+
+
+_CLONE_NEWNET = 0x40000000
+
+
+def run(*command: str) -> str:
+    """The output of a command that must succeed."""
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout

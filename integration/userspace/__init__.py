@@ -1,0 +1,1 @@
+"""The userspace datapath on this machine."""

@@ -1,0 +1,47 @@
+"""The networks of these tests, and what of a datapath is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from integration.contract.sites import inside
+from integration.lab.network import Network
+from integration.userspace.laboratory import Laboratory
+from integration.userspace.place import daemon_sockets, end_workers, open_here
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+    directory = tmp_path_factory.mktemp("lab")
+    with ExitStack() as stack:
+        stack.callback(end_workers, directory)
+        network = Network()
+        stack.callback(network.close)
+        opened = []
+        for host in (network.moon, network.sun):
+            with inside(host.namespace):
+                stack.enter_context(daemon_sockets())
+                opened.append(stack.enter_context(closing(open_here(directory))))
+        stack.callback(end_workers, directory)
+        yield Laboratory(directory, network, *opened)
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Iterator[Network]:
+    """A network without datapaths; whatever the test starts in it ends with it."""
+    with ExitStack() as stack:
+        built = Network()
+        stack.callback(built.close)
+        stack.callback(end_workers, tmp_path)
+        yield built
+
+
+@pytest.fixture
+def moon(network: Network) -> Iterator[str]:
+    """This thread in the namespace of a gateway, with the daemon's sockets open."""
+    with inside(network.moon.namespace), daemon_sockets():
+        yield network.moon.namespace

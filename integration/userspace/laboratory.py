@@ -1,0 +1,126 @@
+"""Hosts behind two gateways that have a userspace datapath each."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+from integration.contract.entries import GCM, REQID, SUITES, spd_entry
+from integration.contract.sites import inside
+from integration.lab.capture import Capture
+from integration.lab.network import Host, Network, subnet
+from xfrmpy.datapath.userspace.client import UserspaceDatapath
+from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IpAddress
+from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.ipsec.spd import SpdEntry, Template, protect_entries
+
+CBC = SUITES["aes256-sha512-esn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The SAs between moon and sun, as their senders have them, by sender."""
+
+    forth: SadEntry
+    back: SadEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Laboratory:
+    """A network, and the datapaths of its two gateways."""
+
+    directory: Path
+    network: Network
+    moon: UserspaceDatapath
+    sun: UserspaceDatapath
+
+    def connect(self, suite: EspSuite, *, outer: int = 4, inner: int = 4) -> Pair:
+        """Take what there is out of force, and put a tunnel into it."""
+        pair = self.pair(suite, outer=outer)
+        for datapath, host, (own, peers) in (
+            (self.moon, self.network.moon, (pair.forth, pair.back)),
+            (self.sun, self.network.sun, (pair.back, pair.forth)),
+        ):
+            datapath.remove_ours()
+            for entry in entries(host, self._other(host), own, peers, inner):
+                put(datapath, entry)
+        return pair
+
+    def pair(self, suite: EspSuite, *, outer: int = 4) -> Pair:
+        moon, sun = (ip_address(h.outside[outer]) for h in (self.network.moon, self.network.sun))
+        return Pair(sa_between(suite, 1, moon, sun), sa_between(suite, 2, sun, moon))
+
+    def bob(self, inner: int) -> str:
+        return self.network.bob.inside_address(family=inner)
+
+    def capture(self) -> Capture:
+        return Capture(self.network.internet, self.directory)
+
+    def throw(self, *datagrams: bytes) -> None:
+        """Datagrams to moon's port, one by one so that none is lost, from somewhere."""
+        with inside(self.network.internet.namespace):
+            sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with sender:
+            for datagram in datagrams:
+                sender.sendto(datagram, (self.network.moon.outside[4], IKE_NATT_PORT))
+
+    def _other(self, host: Host) -> Host:
+        return self.network.sun if host is self.network.moon else self.network.moon
+
+
+def sa_between(suite: EspSuite, number: int, source: IpAddress, destination: IpAddress) -> SadEntry:
+    return SadEntry(
+        direction=Direction.OUT,
+        spi=USERSPACE_SPI_BIT | 0x1000 + number,
+        source=source,
+        destination=destination,
+        reqid=REQID,
+        suite=suite,
+        encryption_key=bytes([number]) * suite.cipher.keymat,
+        integrity_key=bytes([number]) * (suite.integrity.key if suite.integrity else 0),
+        encapsulation=UdpEncapsulation(IKE_NATT_PORT, IKE_NATT_PORT),
+    )
+
+
+def entries(
+    here: Host, there: Host, own: SadEntry, peers: SadEntry, inner: int
+) -> list[SadEntry | SpdEntry]:
+    """What one gateway puts in force for a tunnel."""
+    policies = protect_entries(
+        local=[TrafficSelector.parse(subnet(here.site, 0, inner))],
+        remote=[TrafficSelector.parse(subnet(there.site, 0, inner))],
+        outbound=Template(source=own.source, destination=own.destination, reqid=REQID),
+        inbound=Template(source=peers.source, destination=peers.destination, reqid=REQID),
+    )
+    return [own, replace(peers, direction=Direction.IN), *policies]
+
+
+def put(datapath: UserspaceDatapath, entry: SadEntry | SpdEntry) -> None:
+    if isinstance(entry, SadEntry):
+        datapath.add_sa(entry)
+    else:
+        datapath.add_policy(entry)
+
+
+def fill(network: Network, datapath: UserspaceDatapath, *, default: bool = False) -> Pair:
+    """A tunnel of moon's in force, of both families."""
+    moon, sun = (ip_address(host.outside[4]) for host in (network.moon, network.sun))
+    pair = Pair(sa_between(GCM, 1, moon, sun), sa_between(GCM, 2, sun, moon))
+    for entry in entries(network.moon, network.sun, pair.forth, pair.back, 4):
+        put(datapath, entry)
+    for entry in entries(network.moon, network.sun, pair.forth, pair.back, 6)[2:]:
+        put(datapath, entry)
+    if default:
+        wide = spd_entry()
+        everything = replace(wide.selector, destination=ip_network("0.0.0.0/0"))
+        put(datapath, replace(wide, selector=everything))
+    return pair
+
+
+def udp_packet(source: str, destination: str) -> bytes:
+    ends = ip_address(source).packed + ip_address(destination).packed
+    return b"\x45\x00\x00\x24" + bytes(4) + b"\x40\x11\x00\x00" + ends + bytes(16)

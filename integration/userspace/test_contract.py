@@ -1,0 +1,151 @@
+"""The userspace datapath keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from integration.contract.entries import GCM, OUTER, REQID, sad_entry, spd_entry
+from integration.contract.entries_in_force import DatapathContract
+from integration.contract.sites import (
+    Site,
+    gateway_namespace,
+    inside,
+    install_pair,
+    make_pair,
+    run,
+    two_sites,
+)
+from integration.contract.traffic import TrafficContract
+from integration.userspace.laboratory import CBC
+from integration.userspace.place import (
+    WORKER_SOCKET,
+    daemon_sockets,
+    end_workers,
+    largest_inner,
+    open_here,
+    our_routes,
+    worker_of,
+)
+from xfrmpy.datapath.interface import DatapathError, Dump, MappingChanged
+from xfrmpy.datapath.userspace.client import UserspaceDatapath
+from xfrmpy.datapath.userspace.tun import DEVICE
+from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
+from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, UdpEncapsulation
+from xfrmpy.ipsec.spd import PolicyDirection
+
+pytestmark = pytest.mark.native
+
+
+@pytest.fixture(scope="module")
+def spi_bits() -> int:
+    return USERSPACE_SPI_BIT
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("run")
+    yield path
+    end_workers(path)
+
+
+@pytest.fixture(scope="module")
+def open_datapath(directory: Path) -> Callable[[], UserspaceDatapath]:
+    return lambda: open_here(directory)
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[str]:
+    with gateway_namespace() as name, daemon_sockets():
+        yield name
+
+
+@pytest.fixture(scope="module")
+def sites(open_datapath: Callable[[], UserspaceDatapath]) -> Iterator[tuple[Site, Site]]:
+    with ExitStack() as stack:
+
+        def open_with_sockets() -> UserspaceDatapath:
+            stack.enter_context(daemon_sockets())
+            return open_datapath()
+
+        yield stack.enter_context(two_sites(open_with_sockets))
+
+
+class TestContract(DatapathContract):
+    @pytest.fixture(autouse=True)
+    def _skip_what_it_refuses(self, request: pytest.FixtureRequest) -> None:
+        parameters = getattr(request.node, "callspec", None)
+        given = {} if parameters is None else parameters.params
+        changes = given.get("changes", {})
+        if Mode.TRANSPORT in (given.get("mode"), changes.get("mode")):
+            pytest.skip("the userspace datapath has tunnel mode only")
+        if changes == {"encapsulation": None}:
+            pytest.skip("the userspace datapath has ESP in UDP only")
+
+    def test_another_mode_is_refused(self, datapath: UserspaceDatapath) -> None:
+        mode = Mode.TRANSPORT
+        with pytest.raises(DatapathError, match="no transport mode"):
+            datapath.add_sa(sad_entry(USERSPACE_SPI_BIT, mode=mode))
+        for direction in PolicyDirection:
+            with pytest.raises(DatapathError, match="no transport mode"):
+                datapath.add_policy(spd_entry(direction, mode=mode))
+        assert datapath.dump() == Dump(sad=(), spd=())
+
+    def test_an_sa_without_udp_is_refused(self, datapath: UserspaceDatapath) -> None:
+        entry = sad_entry(USERSPACE_SPI_BIT)
+        with pytest.raises(DatapathError, match="in UDP only"):
+            datapath.add_sa(replace(entry, encapsulation=None))
+        datapath.add_sa(entry)
+        with pytest.raises(DatapathError, match="cannot become another"):
+            datapath.update_sa(replace(entry, encapsulation=None))
+        assert datapath.dump().sad == (entry,)
+
+    def test_more_entries_than_go_into_a_packet_are_dumped(
+        self, datapath: UserspaceDatapath
+    ) -> None:
+        plain = sad_entry(USERSPACE_SPI_BIT)
+        entries = {replace(plain, spi=USERSPACE_SPI_BIT | n) for n in range(1000, 1700)}
+        for entry in entries:
+            datapath.add_sa(entry)
+        assert set(datapath.dump().sad) == entries
+        assert datapath.remove_ours() == len(entries)
+
+
+class TestTraffic(TrafficContract):
+    def test_a_peer_that_moved_is_told(self, sites: tuple[Site, Site], spi_bits: int) -> None:
+        pair = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=True)
+        inbound = replace(pair.forth, direction=Direction.IN)
+        before = replace(inbound, encapsulation=UdpEncapsulation(40_001, IKE_NATT_PORT))
+        sites[1].datapath.update_sa(before)
+        assert sites[0].ping(4)
+        change = sites[1].wait_for(MappingChanged)
+        assert change == MappingChanged(
+            sa=pair.forth.id,
+            reqid=REQID,
+            old=SocketAddress(OUTER[4][0], 40_001),
+            new=SocketAddress(OUTER[4][0], IKE_NATT_PORT),
+        )
+        sites[1].datapath.update_sa(inbound)
+        assert sites[1].waiting == [], "once for three packets"
+
+    def test_a_rekey_to_another_suite_changes_the_inner_mtu(
+        self, sites: tuple[Site, Site], spi_bits: int
+    ) -> None:
+        install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=True)
+        assert f"mtu {largest_inner(GCM, 4)}" in our_routes(sites[0].namespace)
+        make_pair(CBC, spi_bits=spi_bits, encapsulated=True, serial=1).add_to(sites[0])
+        assert f"mtu {largest_inner(CBC, 4)}" in our_routes(sites[0].namespace)
+
+    def test_each_namespace_has_a_worker_and_a_device_and_no_room_for_another(
+        self, sites: tuple[Site, Site], directory: Path, tmp_path: Path
+    ) -> None:
+        workers = {worker_of(path) for path in directory.glob(f"*/{WORKER_SOCKET}")}
+        assert len(workers) == len(list(directory.iterdir())) >= 2
+        for site in sites:
+            assert DEVICE in run("ip", "-n", site.namespace, "link")
+            with inside(site.namespace), pytest.raises(DatapathError, match="another process"):
+                UserspaceDatapath.start(tmp_path)

@@ -1,0 +1,189 @@
+"""Bad days of a worker."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from integration.contract.entries import sad_entry
+from integration.contract.sites import run
+from integration.lab.network import Network
+from integration.lab.process import eventually
+from integration.userspace.laboratory import fill, udp_packet
+from integration.userspace.place import WORKER_SOCKET, connected, is_clean, open_here, worker_of
+from xfrmpy.datapath.interface import DatapathError, Dump
+from xfrmpy.datapath.userspace import client, requests
+from xfrmpy.datapath.userspace.tun import DEVICE
+from xfrmpy.esp.packet import IPV4_IN_ESP, OutboundSa
+from xfrmpy.ipsec.addresses import IKE_NATT_PORT
+from xfrmpy.ipsec.plain import to_plain
+from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction
+
+pytestmark = pytest.mark.native
+
+
+def test_a_stopped_worker_leaves_nothing_behind(
+    network: Network, moon: str, tmp_path: Path
+) -> None:
+    datapath = open_here(tmp_path)
+    fill(network, datapath, default=True)
+    (path,) = tmp_path.glob(f"*/{WORKER_SOCKET}")
+    worker = worker_of(path)
+    assert not is_clean(moon)
+    datapath.stop()
+    assert is_clean(moon)
+    assert not path.exists()
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def test_sigterm_ends_an_idle_worker_and_its_daemon_is_told_once(
+    network: Network, moon: str, tmp_path: Path
+) -> None:
+    datapath = open_here(tmp_path)
+    fill(network, datapath)
+    (path,) = tmp_path.glob(f"*/{WORKER_SOCKET}")
+    os.kill(worker_of(path), signal.SIGTERM)
+    assert select.select([datapath.fileno()], [], [], 5)[0]
+    with pytest.raises(DatapathError, match="has ended"):
+        datapath.read_events()
+    assert not select.select([datapath.fileno()], [], [], 0)[0], "an event loop may rest"
+    eventually("the device to go", lambda: DEVICE not in run("ip", "-n", moon, "link"))
+    assert not path.exists()
+    with pytest.raises(DatapathError, match="userspace worker"):
+        datapath.dump()
+    datapath.stop()
+    assert is_clean(moon)
+
+
+def test_a_worker_whose_device_is_taken_away_ends(
+    network: Network, moon: str, tmp_path: Path
+) -> None:
+    datapath = open_here(tmp_path)
+    fill(network, datapath)
+    run("ip", "-n", moon, "link", "del", DEVICE)
+    assert select.select([datapath.fileno()], [], [], 5)[0]
+    with pytest.raises(DatapathError, match="has ended"):
+        datapath.read_events()
+    datapath.stop()
+
+
+def test_a_stuck_worker_costs_its_daemon_seconds_and_no_more(
+    network: Network, moon: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del moon
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.3)
+    datapath = open_here(tmp_path)
+    pair = fill(network, datapath)
+    (path,) = tmp_path.glob(f"*/{WORKER_SOCKET}")
+    worker = worker_of(path)
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with pytest.raises(DatapathError, match="timed out"):
+            datapath.usage(pair.forth.id)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert len(datapath.dump().sad) == 2, "not the late answer to the question before"
+    os.kill(worker, signal.SIGSTOP)
+    datapath.stop()
+    assert not Path(f"/proc/{worker}").exists()
+    path.unlink()
+
+
+def test_a_daemon_that_does_not_read_holds_up_nothing(
+    network: Network, moon: str, tmp_path: Path
+) -> None:
+    del moon
+    datapath = open_here(tmp_path)
+    pair = fill(network, datapath)
+    (path,) = tmp_path.glob(f"*/{WORKER_SOCKET}")
+    attacker = OutboundSa(replace(pair.back, direction=Direction.OUT), os.urandom)
+    inner = udp_packet(network.bob.inside_address(), network.alice.inside_address())
+    with connected(path) as deaf, connected(path) as mute:
+        deaf.send(requests.encode({"do": "events"}))
+        mute.settimeout(3)
+        with suppress(OSError):
+            for _ in range(3000):
+                mute.send(requests.encode({"do": "dump"}))
+        for port in range(20_000, 21_500):  # Each packet has another source port: an event.
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+                peer.bind(("127.0.0.1", port))
+                peer.sendto(attacker.seal(inner, IPV4_IN_ESP), ("127.0.0.1", IKE_NATT_PORT))
+        eventually("the packets", lambda: datapath.usage(pair.back.id).packets == 1500)
+    events = list(datapath.read_events())
+    while events[-1].new.port != 21_499:  # type: ignore[union-attr]
+        assert select.select([datapath.fileno()], [], [], 5)[0], "the rest comes when we read"
+        events += datapath.read_events()
+    assert len(events) <= 1500
+    datapath.stop()
+
+
+def test_junk_requests_are_answered_and_end_nothing(moon: str, tmp_path: Path) -> None:
+    del moon
+    datapath = open_here(tmp_path)
+    (path,) = tmp_path.glob(f"*/{WORKER_SOCKET}")
+    junk = (
+        b"\xff",
+        b"[]",
+        b"[" * 60_000,
+        b"{}",
+        b'{"do": []}',
+        b'{"do": "close"}',
+        b'{"do": "add_sa"}',
+        b'{"do": "add_sa", "with": 5}',
+        b'{"do": "remove_sa", "with": {"spi": -1, "protocol": 3, "destination": "10.0.0.1"}}',
+        requests.encode(
+            {
+                "do": "add_sa",
+                "with": to_plain(replace(sad_entry(USERSPACE_SPI_BIT), replay_window=-1)),
+            }
+        ),
+    )
+    with connected(path) as connection:
+        for request in junk:
+            connection.send(request)
+            reply = requests.decode(connection.recv(requests.MAX_PACKET))
+            assert "error" in reply or request == junk[-2]
+    assert datapath.dump() == Dump(sad=(), spd=())
+    datapath.stop()
+
+
+_KNOCK = """
+import socket, sys
+door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+door.connect(sys.argv[1])
+try:
+    door.send(b'{"do": "dump"}')
+    print(door.recv(100))
+except (BrokenPipeError, ConnectionResetError):
+    print(b"")
+"""
+
+
+def test_another_user_is_refused(moon: str, tmp_path: Path) -> None:
+    del moon
+    datapath = open_here(tmp_path)
+    (path,) = tmp_path.glob(f"*/{WORKER_SOCKET}")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+    def knock() -> subprocess.CompletedProcess[str]:
+        nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+        # The system's own interpreter, for ours may be where nobody can go.
+        command = (*nobody, "/usr/bin/python3", "-c", _KNOCK, str(path))
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    for folder in (path.parent, *path.parents[1:]):
+        if folder.is_relative_to("/tmp/pytest-of-root"):
+            folder.chmod(0o711)
+    assert "PermissionError" in knock().stderr
+    path.chmod(0o666)
+    assert knock().stdout == "b''\n", "the worker itself looks who it is"
+    assert datapath.dump() == Dump(sad=(), spd=())
+    datapath.stop()
