@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from integration.lab.gateway import XFRMPY, Answer, ask
+from integration.lab.gateway import XFRMPY, Answer, ask, kernel_has_esp
 from integration.lab.process import eventually
 from integration.lab.site import Site
 
@@ -50,6 +53,16 @@ def test_a_peer_with_other_selectors_refuses(site: Site) -> None:
     site.strongswan(network.sun, other.mirrored())
     ours = site.xfrmpy(network.moon, network.tunnel())
     refused(ours.command("up", "net0"), "XF2004", 5, "10.1.0.0/24", "10.2.0.0/24")
+
+
+def test_as_responder_we_refuse_other_selectors_and_say_why(site: Site) -> None:
+    network = site.network
+    other = network.tunnel().between(("10.1.8.0/24",), ("10.2.8.0/24",))
+    theirs = site.strongswan(network.sun, other.mirrored())
+    ours = site.xfrmpy(network.moon, network.tunnel())
+    assert "TS_UNACCEPTABLE" in theirs.swanctl("--initiate", "--child", "net0", check=False)
+    eventually("the log to say why", lambda: "XF2004" in ours.log)
+    assert not ours.tunnel().children
 
 
 @pytest.mark.parametrize(
@@ -102,6 +115,36 @@ def test_a_name_that_nobody_knows_is_not_resolved(site: Site) -> None:
 def test_an_unknown_tunnel_is_said_to_be(site: Site) -> None:
     ours = site.xfrmpy(site.network.moon, site.network.tunnel())
     refused(ours.command("up", "office"), "XF1013", 64, "office", "net0")
+
+
+def test_a_tunnel_without_a_peer_cannot_be_called(site: Site) -> None:
+    ours = site.xfrmpy(site.network.moon, site.network.tunnel(), peer=None, start="listen")
+    refused(ours.command("up", "net0"), "XF1014", 64, "net0")
+
+
+def test_a_tunnel_that_is_taken_down_while_it_comes_up_says_so(site: Site) -> None:
+    site.network.sun.drop("udp dport { 500, 4500 }")
+    ours = site.xfrmpy(site.network.moon, site.network.tunnel())
+    with ThreadPoolExecutor() as pool:
+        coming_up = pool.submit(ours.command, "up", "net0")
+        eventually("a first request", lambda: "IKE_SA_INIT" in ours.log)
+        assert ours.command("down", "net0").code == 0
+        refused(coming_up.result(), "XF4009", 1)
+
+
+def test_a_datapath_that_this_kernel_has_not_is_refused(site: Site) -> None:
+    if kernel_has_esp(site.network.alice):
+        pytest.skip("this kernel has ESP")
+    ours = site.xfrmpy(site.network.moon, site.network.tunnel(), datapath="kernel")
+    refused(ours.command("up", "net0"), "XF3001", 78, "esp4")
+
+
+def test_a_daemon_whose_worker_is_killed_ends_and_says_why(site: Site) -> None:
+    ours = site.xfrmpy(site.network.moon, site.network.tunnel())
+    (worker,) = Path(f"/proc/{ours.pid}/task/{ours.pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    assert ours.ended() == 1
+    assert "XF3003" in ours.log
 
 
 def test_a_second_daemon_is_refused(site: Site) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from integration.lab.gateway import XfrmpyGateway
+from integration.lab.gateway import XfrmpyGateway, kernel_has_esp
 from integration.lab.hostile import junk
 from integration.lab.process import IN_VM, eventually
 from integration.lab.site import Site
@@ -57,17 +57,8 @@ def test_a_kernel_without_esp_is_recognised(site: Site) -> None:
     site.connect(ours, theirs)
     site.assert_protected()
     told = ours.tunnel()
-    assert told.datapath == ("kernel" if IN_VM or _kernel_has_esp(site) else "userspace")
+    assert told.datapath == ("kernel" if kernel_has_esp(site.network.alice) else "userspace")
     assert bool(told.datapath_reason) == (told.datapath == "userspace")
-
-
-def _kernel_has_esp(site: Site) -> bool:
-    algorithm = ("aead", "rfc4106(gcm(aes))", "0x" + "00" * 20, "128")
-    state = ("proto", "esp", "spi", "0x1234", "mode", "tunnel", *algorithm)
-    ends = ("src", "192.0.2.1", "dst", "192.0.2.2")
-    host = site.network.alice
-    host.run("ip", "xfrm", "state", "add", *ends, *state, check=False)
-    return "0x00001234" in host.run("ip", "xfrm", "state")
 
 
 @pytest.mark.parametrize(("moon", "sun"), [USERSPACE, KERNEL])

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from integration.lab.network import Host
-from integration.lab.process import IN_VM, PATIENCE, Background, run
+from integration.lab.process import IN_VM, PATIENCE, Background, eventually, run
 from integration.lab.tunnel import Tunnel
 from xfrmpy.control.client import Client
 from xfrmpy.control.protocol import StatusReply, TunnelStatus
@@ -123,6 +123,14 @@ class XfrmpyGateway:
         assert status == 0, f"SIGTERM: the daemon ended with {status}"
         assert _kernel_objects(self.host) == self._before
 
+    def ended(self) -> int:
+        """The exit status of a daemon that ends by itself, and leaves nothing behind."""
+        self._stopped = True
+        eventually("the daemon to end", lambda: not self.is_running(), seconds=20)
+        assert _kernel_objects(self.host) == self._before
+        status: int = self._daemon.process.returncode
+        return status
+
     def _start(self) -> Background:
         """Start the daemon and wait for the message that a service manager waits for."""
         path = self._directory / "notify"
@@ -182,7 +190,7 @@ def _is_ready(notify: socket.socket) -> bool:
 
 
 def _kernel_objects(host: Host) -> dict[str, str]:
-    """Every device, address, route, rule, SA and policy of a namespace."""
+    """Every device, address, route, rule, SA, policy and table of nf_tables of a namespace."""
     ip = ("ip", "-n", host.namespace)
     queries = {
         "devices": ("-brief", "address", "show"),
@@ -193,4 +201,14 @@ def _kernel_objects(host: Host) -> dict[str, str]:
         "SAs": ("xfrm", "state"),
         "policies": ("xfrm", "policy"),
     }
-    return {what: run(*ip, *query).stdout for what, query in queries.items()}
+    found = {what: run(*ip, *query).stdout for what, query in queries.items()}
+    return found | {"tables": host.run("nft", "list", "tables")}
+
+
+def kernel_has_esp(host: Host) -> bool:
+    """Whether an SA of another's making comes into force there; in a namespace without a daemon."""
+    algorithm = ("aead", "rfc4106(gcm(aes))", "0x" + "00" * 20, "128")
+    state = ("proto", "esp", "spi", "0x1234", "mode", "tunnel", *algorithm)
+    ends = ("src", "192.0.2.1", "dst", "192.0.2.2")
+    host.run("ip", "xfrm", "state", "add", *ends, *state, check=False)
+    return "0x00001234" in host.run("ip", "xfrm", "state")
