@@ -38,12 +38,23 @@ def test_a_transfer_is_intact(pair: Pair) -> None:
     pair.ours.terminate()
 
 
-@BOTH_ROLES
-def test_the_responder_may_end_the_tunnel(pair: Pair, role: Role) -> None:
-    pair.connect(role)
-    initiator, responder = pair.in_order(role)
-    responder.terminate()
-    eventually("the other end to be down", lambda: not initiator.is_up())
+def test_the_responder_may_end_the_tunnel(pair: Pair) -> None:
+    pair.connect(Role.INITIATOR)
+    pair.theirs.terminate()
+    eventually("our end to be down", lambda: not pair.ours.is_up())
+
+
+def test_libreswan_calls_again_when_we_end_what_it_began(pair: Pair) -> None:
+    """Who was told to initiate there keeps a tunnel up until told otherwise."""
+    pair.connect(Role.RESPONDER)
+    first = pair.ours.tunnel().spi_i
+    pair.ours.terminate()
+    eventually(
+        "another IKE SA", lambda: pair.ours.is_up() and pair.ours.tunnel().spi_i not in ("", first)
+    )
+    pair.site.assert_protected()
+    pair.theirs.terminate()
+    eventually("our end to be down", lambda: not pair.ours.is_up())
 
 
 @pytest.mark.nat
