@@ -106,6 +106,26 @@ def test_a_thousand_policies_are_replaced_at_once(guard: Guard) -> None:
     assert len(listed()) == 999
 
 
+def test_policies_come_and_go_one_by_one(guard: Guard) -> None:
+    inward = policy("10.2.0.0/16", "10.1.0.0/16", priority=30)
+    onward = replace(inward, direction=PolicyDirection.FORWARD)
+    narrow = policy("10.2.9.0/24", "10.1.0.0/16", priority=10, action=Action.BYPASS)
+    for entry in (inward, onward, narrow):
+        guard.add(entry)
+    both = [
+        "ip saddr 10.2.9.0/24 ip daddr 10.1.0.0/16 accept",
+        "ip saddr 10.2.0.0/16 ip daddr 10.1.0.0/16 drop",
+    ]
+    assert listed() == both
+    guard.remove(inward)
+    assert listed() == both, "those to be forwarded are still judged"
+    guard.add(replace(narrow, action=Action.DISCARD))
+    assert listed() == [both[0].replace("accept", "drop"), both[1]]
+    for entry in (onward, narrow, narrow):
+        guard.remove(entry)
+    assert listed() == []
+
+
 def test_without_the_right_to_it_there_is_a_sentence(guard: Guard) -> None:
     del guard
     program = (

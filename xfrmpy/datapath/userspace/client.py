@@ -52,7 +52,6 @@ class UserspaceDatapath:
         self._has_ended = False
         self._routes = routes
         self._guard = guard
-        self._inward: dict[tuple[PolicyDirection, Selector], SpdEntry] = {}
         self._inner_mtu: dict[int, int] = {}
         self._routed: dict[Selector, SpdEntry] = {}
         self._requests: socket.socket | None = None
@@ -122,22 +121,20 @@ class UserspaceDatapath:
         self._ask("add_policy", to_plain(entry))
         try:
             if entry.direction is not PolicyDirection.OUT:
-                self._inward[entry.direction, entry.selector] = entry
-                self._guard.enforce(self._inward.values())
+                self._guard.add(entry)
             elif entry.action is Action.BYPASS:
                 self._remove_route(entry)
             else:
                 self._add_route(entry)
         except DatapathError:
-            self._inward.pop((entry.direction, entry.selector), None)
             self._ask("remove_policy", to_plain(entry))
             raise
 
     def remove_policy(self, entry: SpdEntry) -> None:
         if entry.direction is PolicyDirection.OUT:
             self._remove_route(entry)
-        elif self._inward.pop((entry.direction, entry.selector), None) is not None:
-            self._guard.enforce(self._inward.values())
+        else:
+            self._guard.remove(entry)
         self._ask("remove_policy", to_plain(entry))
 
     def usage(self, sa: SaId) -> Usage:
@@ -159,7 +156,6 @@ class UserspaceDatapath:
 
     def remove_ours(self) -> int:
         self._routes.remove_all()
-        self._inward.clear()
         self._guard.enforce(())
         self._routed.clear()
         self._inner_mtu.clear()
@@ -233,9 +229,7 @@ class UserspaceDatapath:
         for sa in dump.sad:
             with contextlib.suppress(DatapathError):  # No way to the peer at the moment.
                 self._inner_mtu[sa.reqid] = self._mtu_of(sa)
-        inward = (e for e in dump.spd if e.direction is not PolicyDirection.OUT)
-        self._inward = {(e.direction, e.selector): e for e in inward}
-        self._guard.enforce(self._inward.values())
+        self._guard.enforce(e for e in dump.spd if e.direction is not PolicyDirection.OUT)
         for policy in dump.spd:
             if policy.direction is PolicyDirection.OUT and policy.action is not Action.BYPASS:
                 self._add_route(policy)

@@ -11,14 +11,15 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from struct import Struct
 
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.userspace.tun import DEVICE
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT, IpNetwork
 from xfrmpy.ipsec.selectors import ANY_PROTOCOL, MaskedPort, Selector
-from xfrmpy.ipsec.spd import Action, SpdEntry
+from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 
 TABLE = "xfrmpy-userspace"
 
@@ -64,20 +65,34 @@ class Guard:
         except OSError as error:
             raise _refused(error.errno) from error
         self._netlink.setblocking(False)
+        self._rules: dict[_Key, _Rule] = {}
+        self._in_force: tuple[bytes, ...] | None = None
 
     def enforce(self, entries: Iterable[SpdEntry]) -> None:
         """Judge by these IN and FORWARD policies and no others; by none, let everything in."""
-        # Adding what may be there and then deleting it is how an absent table is no error.
-        requests = [_table(_NEWTABLE, _CREATE), _table(_DELTABLE)]
-        rules = dict.fromkeys(_rule_of(entry) for entry in sorted(entries, key=_priority))
-        if rules:
-            requests += [_table(_NEWTABLE, _CREATE), _chain()]
-            requests += [_rule(expressions) for expressions in (*_EXEMPT, *rules)]
-        self._send(requests)
+        self._put_in_force({_key(entry): _rule_of(entry) for entry in entries})
+
+    def add(self, entry: SpdEntry) -> None:
+        """Judge by this one too, in place of any of the same direction and selector."""
+        self._put_in_force({**self._rules, _key(entry): _rule_of(entry)})
+
+    def remove(self, entry: SpdEntry) -> None:
+        rest = dict(self._rules)
+        rest.pop(_key(entry), None)
+        self._put_in_force(rest)
 
     def close(self) -> None:
         """What is enforced stays enforced."""
         self._netlink.close()
+
+    def _put_in_force(self, rules: dict[_Key, _Rule]) -> None:
+        """Nothing is sent if that changes nothing: IN and FORWARD mostly say the same."""
+        in_order = sorted(rules.values(), key=_priority)
+        bodies = tuple(dict.fromkeys(rule.body for rule in in_order))
+        if bodies != self._in_force:
+            self._send(_replacement(bodies))
+            self._in_force = bodies
+        self._rules = rules
 
     def _send(self, requests: list[tuple[int, int, bytes]]) -> None:
         batch = b"".join(
@@ -112,8 +127,32 @@ class Guard:
                 yield -number
 
 
-def _priority(entry: SpdEntry) -> int:
-    return entry.priority
+_Key = tuple[PolicyDirection, Selector]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """`body` is the message that makes it, made once: a table may be replaced ever so often."""
+
+    priority: int
+    body: bytes
+
+
+def _key(entry: SpdEntry) -> _Key:
+    return entry.direction, entry.selector
+
+
+def _priority(rule: _Rule) -> int:
+    return rule.priority
+
+
+def _replacement(bodies: Sequence[bytes]) -> list[tuple[int, int, bytes]]:
+    """Adding what may be there and then deleting it is how an absent table is no error."""
+    requests = [_table(_NEWTABLE, _CREATE), _table(_DELTABLE)]
+    if bodies:
+        requests += [_table(_NEWTABLE, _CREATE), _chain()]
+        requests += [(_NEWRULE, _CREATE | _APPEND, body) for body in (*_EXEMPT, *bodies)]
+    return requests
 
 
 def _refused(number: int | None) -> DatapathError:
@@ -124,9 +163,10 @@ def _refused(number: int | None) -> DatapathError:
 # Rules: each expression leaves the rule if it is not met, the last says what to do.
 
 
-def _rule_of(entry: SpdEntry) -> bytes:
+def _rule_of(entry: SpdEntry) -> _Rule:
     verdict = _ACCEPT if entry.action is Action.BYPASS else _DROP
-    return b"".join([*_matches(entry.selector), _verdict(verdict)])
+    expressions = b"".join([*_matches(entry.selector), _verdict(verdict)])
+    return _Rule(entry.priority, _rule_body(expressions))
 
 
 def _matches(selector: Selector) -> Iterator[bytes]:
@@ -182,10 +222,9 @@ def _chain() -> tuple[int, int, bytes]:
     return _NEWCHAIN, _CREATE, body
 
 
-def _rule(expressions: bytes) -> tuple[int, int, bytes]:
+def _rule_body(expressions: bytes) -> bytes:
     names = _text(1, TABLE) + _text(2, _CHAIN)
-    body = _GENERAL.pack(_INET, 0, 0) + names + _nested(4, expressions)
-    return _NEWRULE, _CREATE | _APPEND, body
+    return _GENERAL.pack(_INET, 0, 0) + names + _nested(4, expressions)
 
 
 _CHAIN = "in"
@@ -254,7 +293,7 @@ def _neighbour_discovery() -> bytes:
 
 
 _EXEMPT = tuple(
-    matches + _verdict(_ACCEPT)
+    _rule_body(matches + _verdict(_ACCEPT))
     for matches in (
         _from_device(DEVICE),
         _from_device("lo"),
