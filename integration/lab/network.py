@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
-from integration.lab.process import Background, eventually, run
+from integration.lab.process import PATIENCE, Background, eventually, run
 from integration.lab.tunnel import End, Tunnel
 
 TUNNELS = 12
@@ -90,9 +90,14 @@ class Host:
         self.run("nft", f"add rule inet lab input {rule} drop")
 
     def ping(self, destination: str, count: int = 3, octets: int = 56) -> int:
-        """How many of `count` echo requests were lost."""
-        arguments = ("-n", "-c", str(count), "-i", "0.1", "-W", "2", "-s", str(octets))
-        done = run(*self.command("ping", *arguments, destination), check=False)
+        """How many of `count` echo requests, sent at once, were lost.
+
+        After its first answer ping(8) waits for the last no longer than the interval, or twice the
+        longest round trip: an interval of 0.1 s would be too short on a busy machine.
+        """
+        patience = f"{2 * PATIENCE:g}"
+        arguments = ("-n", "-c", str(count), "-l", str(count), "-i", patience, "-W", patience)
+        done = run(*self.command("ping", *arguments, "-s", str(octets), destination), check=False)
         return count - _counts(done.stdout)[1]
 
     @contextmanager

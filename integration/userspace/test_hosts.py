@@ -134,7 +134,9 @@ def test_a_flood_of_junk_does_not_end_the_worker(laboratory: Laboratory) -> None
     pair = laboratory.connect(GCM)
     spi = pair.back.spi.to_bytes(4, "big")
     laboratory.throw(*(spi[: n % 5] + os.urandom(n % 90) for n in range(20_000)))
-    assert laboratory.network.alice.ping(laboratory.bob(4)) == 0
+    # While the flood waits in the worker's socket there is no room for anything else.
+    alice, bob = laboratory.network.alice, laboratory.bob(4)
+    eventually("three answers of three", lambda: alice.ping(bob) == 0)
     assert laboratory.moon.drops().get("defect", 0) == 0
 
 
@@ -169,7 +171,7 @@ def test_tshark_reads_our_packets_with_the_keys(laboratory: Laboratory, name: st
     command += ["-T", "fields", "-e", "ip.src", "-e", "icmp.type", "-e", "icmp.checksum.status"]
     command += ["-e", "esp.icv_good"]
     lines = [line.split("\t") for line in run(*command).splitlines()]
-    assert [line[1] for line in lines] == ["8", "0"] * 3
+    assert sorted(line[1] for line in lines) == ["0"] * 3 + ["8"] * 3
     assert {line[2] for line in lines} == {"1"}, "the echo's checksum is right"
     assert lines[0][0].split(",")[-1] == network.alice.inside_address()
     assert {line[3] for line in lines} <= {"1", "True", ""}
