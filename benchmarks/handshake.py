@@ -121,6 +121,8 @@ def measure(rival: str, count: int, *, shared: bool) -> Figures:
             before = _usage(pids)
             seconds = _bring_up(initiators, count)
             after = _usage(pids)
+        # Hundreds of farewells to peers that are gone would take longer than the measurement.
+        responder.kill()
         return _figures(before, after, count, seconds)
 
 

@@ -113,6 +113,11 @@ class XfrmpyGateway:
     def log(self) -> str:
         return self.logs[0].read_text(errors="replace")
 
+    def kill(self) -> None:
+        """Let it vanish without a word to its peers; what is left goes with the namespace."""
+        self._stopped = True
+        self._daemon.stop(signal.SIGKILL)
+
     def stop(self) -> None:
         """SIGTERM; `AssertionError` unless the daemon ends well and leaves nothing behind."""
         if self._stopped:

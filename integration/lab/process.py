@@ -18,6 +18,9 @@ IN_VM = os.environ.get("KERNEL_VM") == "1"
 PATIENCE = 6.0 if IN_VM else 1.0
 """By how much every deadline is stretched: emulation is slow, and slower on a busy machine."""
 
+LOG_TAIL = 6000
+"""Characters of a log that a failure shows."""
+
 T = TypeVar("T")
 
 
@@ -75,4 +78,5 @@ class Background:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            raise AssertionError(f"{self.process.args!r} did not stop\n{self.output}") from None
+            tail = self.output[-LOG_TAIL:]
+            raise AssertionError(f"{self.process.args!r} did not stop\n{tail}") from None

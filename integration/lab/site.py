@@ -15,13 +15,10 @@ from integration.lab.cases import CASES, Case
 from integration.lab.gateway import XfrmpyGateway
 from integration.lab.libreswan import LibreswanPeer
 from integration.lab.network import Host, Network
-from integration.lab.process import eventually
+from integration.lab.process import LOG_TAIL, eventually
 from integration.lab.strongswan import StrongswanPeer
 from integration.lab.transfer import transfer
 from integration.lab.tunnel import Tunnel
-
-_LOG_TAIL = 6000
-"""Characters of each log that a failed test shows."""
 
 
 class Peer(Protocol):
@@ -123,7 +120,7 @@ class Site:
     def log_tails(self) -> list[tuple[str, str]]:
         """The end of each daemon's log, for the report of a failure."""
         logs = [log for peer in self._peers for log in peer.logs if log.exists()]
-        texts = {log: log.read_text(errors="replace")[-_LOG_TAIL:] for log in logs}
+        texts = {log: log.read_text(errors="replace")[-LOG_TAIL:] for log in logs}
         return [(f"{log.parent.name}/{log.name}", text) for log, text in texts.items() if text]
 
     @property
