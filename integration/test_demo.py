@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from integration.lab.gateway import XFRMPY, Answer, ask
-from integration.lab.process import LAB, eventually
+from integration.lab.process import LAB, Background, eventually
 
 pytestmark = pytest.mark.native
 
@@ -29,10 +30,15 @@ class Stage:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._mark = f"DEMO_UNDER_TEST={uuid.uuid4()}"
+        name, _, value = self._mark.partition("=")
+        self._environment = {"TMPDIR": str(directory), name: value}
 
     def run(self, *command: str, **environment: str) -> Answer:
-        name, _, value = self._mark.partition("=")
-        return ask(command, {"TMPDIR": str(self._directory), name: value, **environment})
+        return ask(command, {**self._environment, **environment})
+
+    def start(self, *command: str) -> Background:
+        environment = {**self._environment, "PYTHONUNBUFFERED": "1"}
+        return Background(command, self._directory / "log", environment)
 
     def left(self) -> list[str]:
         """Processes and files of the demo's."""
@@ -108,7 +114,17 @@ def test_what_was_kept_can_be_entered_and_removed(stage: Stage) -> None:
 
 
 def test_a_demo_that_is_interrupted_leaves_nothing(stage: Stage) -> None:
-    answer = stage.run("timeout", "--signal=TERM", "2", XFRMPY, "demo", "--seconds", "30")
-    assert answer.code == 124
-    assert "Before the tunnel" in answer.output
+    demo = stage.start(XFRMPY, "demo", "--seconds", "60")
+    eventually("the tunnel to carry packets", lambda: "Throughput" in demo.output, seconds=60)
+    assert demo.stop(signal.SIGTERM, seconds=60) == 128 + signal.SIGTERM
+    demo.log.unlink()
+    eventually("its processes to end", lambda: stage.left() == [])
+
+
+def test_a_host_that_cannot_have_the_networks_is_told_and_keeps_nothing(stage: Stage) -> None:
+    """Two network namespaces are allowed: the demo's own, and the first machine's."""
+    limit = 'echo 2 >/proc/sys/user/max_net_namespaces; exec "$@"'
+    answer = stage.run("unshare", "-Ur", "sh", "-c", limit, "-", XFRMPY, "demo", *QUICKLY)
+    assert (answer.code, "XF4005" in answer.errors) == (78, True), answer
+    assert "No space left on device" in answer.errors
     eventually("its processes to end", lambda: stage.left() == [])

@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 from integration.lab.network import Host
-from integration.lab.process import Background, eventually
+from integration.lab.process import PATIENCE, Background, eventually
 
 _PORT = 5001
 _CHUNK = 1 << 18
-_STALL_SECONDS = 30.0
+_STALL_SECONDS = 30.0 * PATIENCE
 
 
 def transfer(source: Host, sink: Host, address: str, octets: int, log: Path) -> None:
@@ -27,7 +27,7 @@ def transfer(source: Host, sink: Host, address: str, octets: int, log: Path) -> 
         eventually("the receiver to listen", lambda: "listening" in receiver.output)
         arguments = ("send", address, str(octets))
         sent = source.run(sys.executable, "-m", __name__, *arguments, seconds=300).split()
-        assert receiver.process.wait(60) == 0, receiver.output
+        assert receiver.process.wait(60 * PATIENCE) == 0, receiver.output
         received = receiver.output.split()[-2:]
     finally:
         receiver.stop()

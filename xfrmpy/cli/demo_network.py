@@ -116,10 +116,11 @@ class Network:
         """Make the namespaces and the links. XF4005: the kernel lacks something."""
         sleep = shutil.which("sleep") or "/bin/sleep"
         try:
-            for name in NAMES:
-                holder = self._spawn([sleep, "infinity"], lambda: _call("unshare", CLONE_NEWNET))
-                self.holders[name] = holder.pid
-            _connect(self)
+            with _returning_home():
+                for name in NAMES:
+                    _call("unshare", CLONE_NEWNET)
+                    self.holders[name] = self._spawn([sleep, "infinity"]).pid
+                _connect(self)
         except (OSError, subprocess.SubprocessError) as error:
             raise OperatorError(
                 "XF4005", "the demo's networks cannot be made", _why(error)
@@ -135,7 +136,7 @@ class Network:
         return {line.partition(":")[0].strip() for line in lines}
 
     def _spawn(
-        self, command: Sequence[str], prepare: Callable[[], None], **options: Any
+        self, command: Sequence[str], prepare: Callable[[], None] = lambda: None, **options: Any
     ) -> subprocess.Popen[Any]:
         """A process in a session of its own: Ctrl-C is for us, and then we end it in order."""
         keep = self._keep
@@ -230,13 +231,19 @@ def enter(holder: int) -> None:
 
 def _connect(network: Network) -> None:
     """Links, addresses and routes, by netlink: `ip` may not be installed."""
+    for link in _LINKS:
+        _lay(link, network.holders)
+    for name in NAMES:
+        enter(network.holders[name])
+        _route(name)
+
+
+@contextmanager
+def _returning_home() -> Iterator[None]:
+    """This process in its own network namespace again, wherever it went meanwhile."""
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for link in _LINKS:
-            _lay(link, network.holders)
-        for name in NAMES:
-            enter(network.holders[name])
-            _route(name)
+        yield
     finally:
         _call("setns", home, CLONE_NEWNET)
         os.close(home)
