@@ -111,7 +111,7 @@ class Service:
                 if tunnel.policy.start is StartMode.AUTO and tunnel.placement.failure is None:
                     self._want(tunnel)
             notify_service_manager(self._environ, "READY=1")
-            log.info("ready, %d tunnels, process %d", len(self._tunnels), os.getpid())
+            log.info("ready, process %d, tunnels: %d", os.getpid(), len(self._tunnels))
             await self._stopped.wait()
             notify_service_manager(self._environ, "STOPPING=1")
         finally:
