@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -207,8 +208,14 @@ def _kernel_objects(host: Host) -> dict[str, str]:
         "SAs": ("xfrm", "state"),
         "policies": ("xfrm", "policy"),
     }
-    found = {what: run(*ip, *query).stdout for what, query in queries.items()}
+    found = {what: _settled(run(*ip, *query).stdout) for what, query in queries.items()}
     return found | {"tables": host.run("nft", "list", "tables")}
+
+
+def _settled(listing: str) -> str:
+    """Without link-local addresses and their routes, which the kernel adds when it finds time."""
+    lines = (re.sub(r" fe80:\S+", "", line).rstrip() for line in listing.splitlines())
+    return "\n".join(line for line in lines if "fe80:" not in line)
 
 
 def kernel_has_esp(host: Host) -> bool:
