@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from xfrmpy.datapath.interface import Dump
-from xfrmpy.ike import ike_sa as ike_sa_module
+from xfrmpy.ike import channel as channel_module
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.errors import DropReason
@@ -80,7 +80,7 @@ def tamper(sealing: Any, monkeypatch: pytest.MonkeyPatch) -> Tamper:
 
         sealing.change = changed
         monkeypatch.setattr(
-            ike_sa_module,
+            channel_module,
             "encode_message",
             lambda m: encode_message(replace(m, payloads=changed(m, m.payloads))),
         )
@@ -323,7 +323,7 @@ def test_reserved_bits_and_minor_versions_are_ignored(
     def bumped(data: bytes) -> bytes:
         return data[:octet] + bytes([data[octet] | bits]) + data[octet + 1 :]
 
-    monkeypatch.setattr(ike_sa_module, "encode_message", lambda m: bumped(encode_message(m)))
+    monkeypatch.setattr(channel_module, "encode_message", lambda m: bumped(encode_message(m)))
     monkeypatch.setattr(
         "xfrmpy.ike.protection.encrypted_prefix", lambda **f: bumped(encrypted_prefix(**f))
     )
@@ -635,7 +635,7 @@ def test_ten_thousand_junk_datagrams_leave_a_tunnel_and_the_memory_as_they_were(
     pair.assert_up()
     chance = random.Random(7)
     seeds = [o.data for _, o in pair.sent]
-    spis = (pair.sun.ike_sa.spi_i, pair.sun.ike_sa.spi_r)
+    spis = (pair.sun.ike_sa.channel.spi_i, pair.sun.ike_sa.channel.spi_r)
     path = replace(pair.sent[0][1].path)
     before = [(h, h.snapshot()) for h in (pair.moon, pair.sun)]
     for number in range(10_000):
@@ -732,10 +732,10 @@ def test_a_defect_in_a_handler_costs_that_ike_sa_only(
     respond = IkeSa.respond
     pair.sun.expects_defects = True
 
-    def fail(self: IkeSa, payloads: Any) -> bytes:
-        if self.their_spi == second.our_spi:
+    def fail(self: IkeSa, payloads: Any) -> None:
+        if self.channel.their_spi == second.our_spi:
             raise RuntimeError("a defect")
-        return respond(self, payloads)
+        respond(self, payloads)
 
     monkeypatch.setattr(IkeSa, "respond", fail)
     for sa in (first, second):

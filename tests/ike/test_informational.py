@@ -229,15 +229,15 @@ def _answer_by_hand(pair: Any, *payloads: Any) -> None:
     pair.moon.endpoint.handle_timeout(pair.now + 31)
     (request,) = pair.moon.take_outputs()
     message = Message(
-        spi_i=sun.spi_i,
-        spi_r=sun.spi_r,
+        spi_i=sun.channel.spi_i,
+        spi_r=sun.channel.spi_r,
         exchange=ExchangeType.INFORMATIONAL,
         is_response=True,
         is_initiator=False,
         message_id=2,
         payloads=(),
     )
-    data = sun._protection.seal(message, payloads)
+    data = sun.channel._protection.seal(message, payloads)
     pair.moon.endpoint.receive_datagram(data, request.path, pair.now + 31)
     pair.moon.take_outputs()
 

@@ -387,7 +387,7 @@ def test_nobody_waits_long_for_a_peer_that_may_be_gone(pair: Any, busy: bool) ->
     pair.impair = lambda _output, _sender: []
     if busy:
         pair.run(pair.moon.policy.dpd_seconds + 1)
-        assert pair.moon.ike_sa.window.outstanding is not None
+        assert pair.moon.ike_sa.channel.window.outstanding is not None
     pair.moon.endpoint.terminate("tunnel-a", pair.now)
     pair.run(9)
     assert pair.moon.views == ()

@@ -224,11 +224,13 @@ class Simulation:
         assert bool(entries) == bool(host.datapath.spd), "policies without SAs, or SAs without"
         next_timeout = host.endpoint.next_timeout()
         for sa in host.ike_sas:
-            if sa.window.outstanding is not None:
+            if sa.channel.window.outstanding is not None:
                 assert next_timeout is not None
-                assert next_timeout <= sa.window.outstanding.due_at, "a request without a timer"
+                assert next_timeout <= sa.channel.window.outstanding.due_at, (
+                    "a request without a timer"
+                )
             if sa.state is IkeSaState.DELETING:
-                assert sa.window.outstanding is not None, "deleting for ever"
+                assert sa.channel.window.outstanding is not None, "deleting for ever"
             if sa.state is IkeSaState.DELETED:
                 assert not sa.children
 

@@ -86,13 +86,13 @@ def _scene(pair: Any, name: str, state: IkeSaState) -> Scene:
 
 
 def _datagram(scene: Scene, case: Case, *, from_initiator: bool) -> bytes:
-    window = scene.sa.window
+    window = scene.sa.channel.window
     due = window._expected_id
     if case.is_response:
         due = window.outstanding.message_id if window.outstanding else window._next_id
     message = Message(
-        spi_i=scene.sa.spi_i,
-        spi_r=scene.sa.spi_r if any(scene.sa.spi_r) else b"responds",
+        spi_i=scene.sa.channel.spi_i,
+        spi_r=scene.sa.channel.spi_r if any(scene.sa.channel.spi_r) else b"responds",
         exchange=case.exchange,
         is_response=case.is_response,
         is_initiator=from_initiator,
@@ -103,7 +103,7 @@ def _datagram(scene: Scene, case: Case, *, from_initiator: bool) -> bytes:
         return encode_message(message)
     if scene.peer is None:
         return Protection.seal(_any_protection(), message, ())
-    data: bytes = scene.peer._protection.seal(message, ())
+    data: bytes = scene.peer.channel._protection.seal(message, ())
     return data[:-1] + bytes([data[-1] ^ 1]) if case.protection == "forged" else data
 
 
@@ -128,7 +128,7 @@ def _expected(scene: Scene, case: Case) -> DropReason | None:
     if case.protection == "forged":
         return DropReason.NOT_AUTHENTIC
     if case.is_response:
-        outstanding = sa.window.outstanding
+        outstanding = sa.channel.window.outstanding
         if outstanding is None or not case.id_is_due:
             return DropReason.UNEXPECTED_RESPONSE
         same = outstanding.exchange.type is case.exchange
@@ -146,17 +146,17 @@ def test_every_message_in_every_state_moves_the_machine_or_is_dropped_for_its_re
 ) -> None:
     donor = make_pair(make_policy())
     donor.up()
-    _PROTECTIONS[:] = [donor.sun.ike_sa._protection]
+    _PROTECTIONS[:] = [donor.sun.ike_sa.channel._protection]
     scene = _scene(make_pair(make_policy()), name, state)
     taken = 0
     for case in CASES:
-        before = (scene.host.snapshot(), scene.sa.state, scene.sa.window._expected_id)
+        before = (scene.host.snapshot(), scene.sa.state, scene.sa.channel.window._expected_id)
         expected = _expected(scene, case)
         data = _datagram(scene, case, from_initiator=name == "sun")
         scene.host.outputs.clear()
         scene.host.endpoint.receive_datagram(data, scene.path, 0.0)
         sent = scene.host.take_outputs()
-        after = (scene.host.snapshot(), scene.sa.state, scene.sa.window._expected_id)
+        after = (scene.host.snapshot(), scene.sa.state, scene.sa.channel.window._expected_id)
         if expected is not None:
             assert scene.host.drops == [expected], case
             assert after == before, case
@@ -184,7 +184,7 @@ def test_a_message_of_the_wrong_role_or_for_another_spi_finds_no_ike_sa(
 ) -> None:
     donor = make_pair(make_policy())
     donor.up()
-    _PROTECTIONS[:] = [donor.sun.ike_sa._protection]
+    _PROTECTIONS[:] = [donor.sun.ike_sa.channel._protection]
     scene = _scene(make_pair(make_policy()), name, state)
     before = (scene.host.snapshot(), scene.sa.state)
     for case in CASES:

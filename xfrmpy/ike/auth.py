@@ -257,7 +257,7 @@ def _auth_octets(
     return shared_key_auth(
         sa.suite.prf,
         tunnel.shared_key.octets,
-        message=sa.init_request if of_initiator else sa.init_response,
+        message=sa.channel.init_request if of_initiator else sa.channel.init_response,
         peer_nonce=sa.nonce_r if of_initiator else sa.nonce_i,
         sk_p=sa.keys.sk_pi if of_initiator else sa.keys.sk_pr,
         identity=identity.encode_body(),

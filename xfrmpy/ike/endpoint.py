@@ -16,14 +16,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from xfrmpy.failures import Failure
+from xfrmpy.ike.channel import NON_ESP_MARKER, with_marker
 from xfrmpy.ike.core import Core, Deferred, Tunnel
 from xfrmpy.ike.errors import Drop, DropReason, PeerIncompatible, PeerMisbehaved
-from xfrmpy.ike.ike_sa import (
-    NON_ESP_MARKER,
-    CriticalPayload,
-    IkeSa,
-    with_marker,
-)
+from xfrmpy.ike.ike_sa import CriticalPayload, IkeSa
 from xfrmpy.ike.init import IkeSaInit, answer_ike_sa_init
 from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ike.outputs import (
@@ -192,7 +188,7 @@ class IkeEndpoint:
         sa = self._core.ike_sas.get(header.spi_r if header.is_initiator else header.spi_i)
         if sa is None:
             raise Drop(DropReason.UNKNOWN_SPI)
-        if any(sa.their_spi) and sa.their_spi not in (header.spi_i, header.spi_r):
+        if any(sa.channel.their_spi) and sa.channel.their_spi not in (header.spi_i, header.spi_r):
             raise Drop(DropReason.UNKNOWN_SPI)
         self._core.touched.add(sa)
         sa.receive(message, data, path, now)
@@ -208,8 +204,8 @@ class IkeEndpoint:
         self._schedule_touched()
         digest = hashlib.sha256(data + str(path.remote).encode()).digest()
         known = self._by_init.get(digest)
-        if known is not None and known.init_response:
-            answer = with_marker(path, known.init_response)
+        if known is not None and known.channel.init_response:
+            answer = with_marker(path, known.channel.init_response)
             self._core.emit(SendDatagram(path=path, data=answer))
             return
         if len(self._by_init) >= MAX_HALF_OPEN:
@@ -297,8 +293,8 @@ def _view(sa: IkeSa) -> IkeSaView:
         state=sa.state,
         path=sa.path,
         is_initiator=sa.is_initiator,
-        spi_i=sa.spi_i,
-        spi_r=sa.spi_r,
+        spi_i=sa.channel.spi_i,
+        spi_r=sa.channel.spi_r,
         suite="" if sa.suite is None else str(sa.suite),
         local_id=sa.local_id,
         remote_id=sa.remote_id,

@@ -1,8 +1,9 @@
 """One IKE SA: its state, its keys, and the way of a message through it.
 
 Read RFC 7296 sections 1.4, 2.1 to 2.4 and 2.21 first. What an exchange means stands in the modules
-of the exchanges (`init`, `auth`, `informational`); Message IDs and retransmission in `window`; the
-Child SAs in `child_sa`. Here they meet: a message is checked, opened, and given to its exchange.
+of the exchanges (`init`, `auth`, `informational`); sealing, Message IDs and retransmission in
+`channel`; the Child SAs in `child_sa`. Here they meet: a message is checked, opened, and given to
+its exchange.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TypeAlias
 
 from xfrmpy.crypto.key_schedule import IkeKeys, derive_ike_keys
 from xfrmpy.failures import Failure
+from xfrmpy.ike.channel import Channel
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.errors import Drop, DropReason, PeerMisbehaved
@@ -18,28 +20,23 @@ from xfrmpy.ike.exchange import Exchange, payloads_in_clear
 from xfrmpy.ike.informational import Farewell, LivenessCheck
 from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ike.outputs import (
-    ExchangeStarted,
     IkeSaEstablished,
     NatDetected,
     RequestRefused,
-    RequestRetransmitted,
-    SendDatagram,
     TunnelClosed,
 )
-from xfrmpy.ike.protection import Inner, Protection
+from xfrmpy.ike.protection import Inner
 from xfrmpy.ike.requests import REQUESTS
 from xfrmpy.ike.states import IKE_SA_TRANSITIONS, IkeSaState, IllegalTransition
-from xfrmpy.ike.window import PeerSilent, Window
+from xfrmpy.ike.window import PeerSilent
 from xfrmpy.ipsec.addresses import Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite
 from xfrmpy.policy.model import Retransmission, TunnelPolicy
 from xfrmpy.registry import ExchangeType, NotifyType, PayloadType
 from xfrmpy.wire.cursor import Malformed
-from xfrmpy.wire.message import Message, decode_payloads_untrusted, encode_message
+from xfrmpy.wire.message import Message, decode_payloads_untrusted
 from xfrmpy.wire.payloads import NotifyPayload, OpenPayload, Payload, UnknownPayload
-
-NON_ESP_MARKER = bytes(4)
 
 HALF_OPEN_SECONDS = 30.0
 """How long a responder waits for IKE_AUTH. strongSwan's half_open_timeout is the same."""
@@ -71,13 +68,10 @@ class IkeSa:
         tunnel: TunnelPolicy | None = None,
     ) -> None:
         self.core = core
-        self.path = path
+        self.channel = Channel(core, path=path, is_initiator=is_initiator, schedule=schedule)
         self.is_initiator = is_initiator
-        self.tunnel = tunnel
+        self.tunnel: TunnelPolicy | None = None
         self.state = IkeSaState.INITIATING
-        self.our_spi = core.new_ike_spi()
-        self.their_spi = bytes(8)
-        self.window = Window(schedule, core.random)
         self.nat = NatSituation()
         self.proposal: Proposal | None = None
         self.suite: IkeSuite | None = None
@@ -86,8 +80,6 @@ class IkeSa:
         self.local_id: Identity | None = None
         self.nonce_i = b""
         self.nonce_r = b""
-        self.init_request = b""
-        self.init_response = b""
         self.children: list[ChildSa] = []
         self.established_at = 0.0
         self._heard_at = 0.0
@@ -95,17 +87,17 @@ class IkeSa:
         self._refusal: Failure | None = None
         self._was_established = False
         self._is_reported = False
-        self._answering: tuple[Message, Path] | None = None
-        self._protection: Protection | None = None
+        if tunnel is not None:
+            self.belong_to(tunnel)
         core.ike_sas[self.our_spi] = self
 
     @property
-    def spi_i(self) -> bytes:
-        return self.our_spi if self.is_initiator else self.their_spi
+    def our_spi(self) -> bytes:
+        return self.channel.our_spi
 
     @property
-    def spi_r(self) -> bytes:
-        return self.their_spi if self.is_initiator else self.our_spi
+    def path(self) -> Path:
+        return self.channel.path
 
     @property
     def tunnel_name(self) -> str:
@@ -117,12 +109,12 @@ class IkeSa:
         """Take a message whose SPI is ours. Raises `Drop` if it changes nothing."""
         if message.is_initiator == self.is_initiator:
             raise Drop(DropReason.WRONG_ROLE)
-        if self._protection is None:
+        if not self.channel.is_protected:
             self._receive_in_clear(message, data, now)
             return
         if message.exchange is ExchangeType.IKE_SA_INIT:
             raise Drop(DropReason.WRONG_STATE)
-        inner = self._protection.open(message, data)
+        inner = self.channel.open(message, data)
         self.core.handling = self
         if message.is_response:
             self._receive_response(message, inner, now)
@@ -132,10 +124,11 @@ class IkeSa:
     def _receive_in_clear(self, message: Message, data: bytes, now: float) -> None:
         if message.exchange is not ExchangeType.IKE_SA_INIT or not message.is_response:
             raise Drop(DropReason.WRONG_STATE)
-        request = self.window.outstanding_for(message.message_id)
+        channel = self.channel
+        request = channel.window.outstanding_for(message.message_id)
         self.core.handling = self
-        self.their_spi = message.spi_r
-        self.init_response = data
+        channel.their_spi = message.spi_r
+        channel.init_response = data
         try:
             payloads = payloads_in_clear(message)
             check_critical(payloads)
@@ -144,15 +137,15 @@ class IkeSa:
             # Anybody can send this: go on waiting for the real one (RFC 7296 section 2.21.1).
             raise Drop(DropReason.MALFORMED) from error
         finally:
-            if self._protection is None:
-                self.their_spi = bytes(8)
+            if not channel.is_protected:
+                channel.their_spi = bytes(8)
 
     def _receive_response(self, message: Message, inner: Inner, now: float) -> None:
-        request = self.window.outstanding_for(message.message_id)
+        request = self.channel.window.outstanding_for(message.message_id)
         if request.exchange.type is not message.exchange:
             raise Drop(DropReason.WRONG_EXCHANGE)
         self._heard_at = now
-        self.window.complete()
+        self.channel.window.complete()
         try:
             payloads = decode_payloads_untrusted(*inner)
             check_critical((*message.payloads, *payloads))
@@ -167,9 +160,9 @@ class IkeSa:
         self._start_waiting(now)
 
     def _receive_request(self, message: Message, inner: Inner, path: Path, now: float) -> None:
-        cached = self.window.accept_request(message.message_id)
+        cached = self.channel.window.accept_request(message.message_id)
         if cached is not None:
-            self._send(cached, path)
+            self.channel.repeat_answer(cached, path)
             return
         row = REQUESTS.get(message.exchange)
         if row is None:
@@ -178,8 +171,10 @@ class IkeSa:
             raise Drop(DropReason.WRONG_STATE)
         self._heard_at = now
         if self.state is IkeSaState.AUTHENTICATING:
-            self.path = path  # The initiator moves to port 4500 here (RFC 7296 section 2.23).
-        self.begin_answer(message, path)
+            self.channel.path = (
+                path  # The initiator moves to port 4500 here (RFC 7296 section 2.23).
+            )
+        self.channel.begin_answer(message, path)
         try:
             payloads = decode_payloads_untrusted(*inner)
             check_critical((*message.payloads, *payloads))
@@ -196,57 +191,27 @@ class IkeSa:
 
     def start(self, exchange: Exchange, now: float) -> None:
         """Send a request, or let it wait for the one that is on its way."""
-        if self.window.outstanding is not None:
-            self.window.waiting.append(exchange)
+        if self.channel.window.outstanding is not None:
+            self.channel.window.waiting.append(exchange)
             return
         self.core.touched.add(self)
-        message_id = self.window.begin(exchange)
-        datagram = self._encode(exchange.type, message_id, exchange.request(), is_response=False)
-        self.window.sent(datagram, now)
-        if exchange.type is ExchangeType.IKE_SA_INIT:
-            self.init_request = datagram
-        self._send(datagram, self.path)
-        self.core.emit(
-            ExchangeStarted(tunnel=self.tunnel_name, exchange=exchange.type, path=self.path)
-        )
+        self.channel.ask(exchange, now)
 
-    def begin_answer(self, message: Message, path: Path) -> None:
-        """A request is being handled; `respond` answers it, once."""
-        self._answering = (message, path)
-
-    def respond(self, payloads: Payloads) -> bytes:
-        """Answer the request that is being handled; returns the octets of the message."""
-        assert self._answering is not None
-        (request, path), self._answering = self._answering, None
-        datagram = self._encode(request.exchange, request.message_id, payloads, is_response=True)
-        self.window.answered(datagram)
-        self._send(datagram, path)
-        return datagram
-
-    def _encode(
-        self, exchange: ExchangeType, message_id: int, payloads: Payloads, *, is_response: bool
-    ) -> bytes:
-        message = Message(
-            spi_i=self.spi_i,
-            spi_r=self.spi_r,
-            exchange=exchange,
-            is_response=is_response,
-            is_initiator=self.is_initiator,
-            message_id=message_id,
-            payloads=payloads,
-        )
-        if self._protection is None:
-            return encode_message(message)
-        return self._protection.seal(message, payloads)
-
-    def _send(self, datagram: bytes, path: Path) -> None:
-        self.core.emit(SendDatagram(path=path, data=with_marker(path, datagram)))
+    def respond(self, payloads: Payloads) -> None:
+        """Answer the request that is being handled, once."""
+        self.channel.respond(payloads)
 
     def _start_waiting(self, now: float) -> None:
-        if self.window.waiting and self.window.outstanding is None:
-            self.start(self.window.waiting.popleft(), now)
+        window = self.channel.window
+        if window.waiting and window.outstanding is None:
+            self.start(window.waiting.popleft(), now)
 
     # Its life.
+
+    def belong_to(self, tunnel: TunnelPolicy) -> None:
+        """It is known whose policy holds."""
+        self.tunnel = tunnel
+        self.channel.tunnel = tunnel.name
 
     def agree_keys(
         self, proposal: Proposal, shared_secret: bytes, nonce_i: bytes, nonce_r: bytes
@@ -259,12 +224,10 @@ class IkeSa:
             shared_secret=shared_secret,
             nonce_i=nonce_i,
             nonce_r=nonce_r,
-            spi_i=self.spi_i,
-            spi_r=self.spi_r,
+            spi_i=self.channel.spi_i,
+            spi_r=self.channel.spi_r,
         )
-        self._protection = Protection(
-            self.suite, self.keys, is_initiator=self.is_initiator, random=self.core.random
-        )
+        self.channel.protect(self.suite, self.keys)
         self._expires_at = self._refusal = None
         self._move_to(IkeSaState.AUTHENTICATING)
 
@@ -294,9 +257,10 @@ class IkeSa:
     ) -> None:
         """The peer has proved who it is. There is no other way to ESTABLISHED."""
         self._move_to(IkeSaState.ESTABLISHED)
-        self.tunnel, self.local_id, self.remote_id = tunnel, local, remote
-        self.window.schedule = tunnel.retransmission
-        self.init_request = self.init_response = b""
+        self.belong_to(tunnel)
+        self.local_id, self.remote_id = local, remote
+        self.channel.window.schedule = tunnel.retransmission
+        self.channel.init_request = self.channel.init_response = b""
         self._expires_at = None
         self._was_established = True
         self.established_at = self._heard_at = now
@@ -317,15 +281,15 @@ class IkeSa:
         """
         if self.state in (IkeSaState.DELETING, IkeSaState.DELETED):
             return
-        if self._protection is None:
+        if not self.channel.is_protected:
             self.close(failure, now)
             return
         self._close_children()
         self._move_to(IkeSaState.DELETING)
         if failure is not None:
             self._report_closed(failure)
-        self.window.waiting.clear()
-        self.window.hurry(FAREWELL_TRIES)
+        self.channel.window.waiting.clear()
+        self.channel.window.hurry(FAREWELL_TRIES)
         self.start(Farewell(self, payloads), now)
 
     def close(self, failure: Failure | None, now: float) -> None:
@@ -335,7 +299,7 @@ class IkeSa:
         if self.state is IkeSaState.DELETING:
             failure = None  # It has its reason already; how the peer took it is no other.
         self._close_children()
-        self.window.abandon()
+        self.channel.window.abandon()
         self._move_to(IkeSaState.DELETED)
         self._expires_at = now + LINGER_SECONDS
         self.core.touched.add(self)
@@ -366,12 +330,12 @@ class IkeSa:
 
     @property
     def next_timeout(self) -> float | None:
-        moments = (self.window.next_timeout, self._expires_at, self._liveness_at)
+        moments = (self.channel.window.next_timeout, self._expires_at, self._liveness_at)
         return min((m for m in moments if m is not None), default=None)
 
     @property
     def _liveness_at(self) -> float | None:
-        if self.state is not IkeSaState.ESTABLISHED or self.window.outstanding is not None:
+        if self.state is not IkeSaState.ESTABLISHED or self.channel.window.outstanding is not None:
             return None
         assert self.tunnel is not None
         return self._heard_at + self.tunnel.dpd_seconds if self.tunnel.dpd_seconds else None
@@ -382,22 +346,11 @@ class IkeSa:
             self._expire(now)
             return
         try:
-            request = self.window.retransmit(now)
+            was_sent = self.channel.retransmit(now)
         except PeerSilent:
             self._give_up(now)
             return
-        if request is not None:
-            self._send(request.datagram, self.path)
-            self.core.emit(
-                RequestRetransmitted(
-                    tunnel=self.tunnel_name,
-                    exchange=request.exchange.type,
-                    path=self.path,
-                    count=request.retransmissions,
-                    of=self.window.schedule.tries,
-                )
-            )
-        elif self._liveness_at is not None and now >= self._liveness_at:
+        if not was_sent and self._liveness_at is not None and now >= self._liveness_at:
             self.start(LivenessCheck(self), now)
 
     def _expire(self, now: float) -> None:
@@ -407,9 +360,9 @@ class IkeSa:
         self.core.forget(self)
 
     def _give_up(self, now: float) -> None:
-        assert self.window.outstanding is not None
-        exchange = self.window.outstanding.exchange.type.name
-        count = self.window.outstanding.retransmissions + 1
+        assert self.channel.window.outstanding is not None
+        exchange = self.channel.window.outstanding.exchange.type.name
+        count = self.channel.window.outstanding.retransmissions + 1
         summary = f"{self.path.remote} did not answer {exchange}, sent {count} times"
         self.close(Failure(code="XF2001", summary=summary), now)
 
@@ -417,11 +370,6 @@ class IkeSa:
         if state not in IKE_SA_TRANSITIONS[self.state]:
             raise IllegalTransition(f"IKE SA: {self.state} to {state}")
         self.state = state
-
-
-def with_marker(path: Path, datagram: bytes) -> bytes:
-    """The datagram as it goes on the wire (RFC 7296 section 2.23, RFC 3948 section 2.2)."""
-    return NON_ESP_MARKER + datagram if path.natt else datagram
 
 
 class CriticalPayload(Exception):

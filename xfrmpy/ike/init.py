@@ -68,7 +68,7 @@ class IkeSaInit:
         ke = KePayload(method=self._key_exchange.method, data=self._key_exchange.public_value)
         payloads += [SaPayload(proposals=self._offered), ke, NoncePayload(data=self._nonce)]
         payloads += detection_payloads(
-            self._sa.spi_i,
+            self._sa.channel.spi_i,
             bytes(8),
             self._sa.path,
             force=self._tunnel.forces_encapsulation,
@@ -113,8 +113,8 @@ class IkeSaInit:
             summary = "the peer asks for IKE_SA_INIT again and again"
             self._sa.refused(Failure(code="XF2008", summary=summary), now)
             return
-        self._sa.their_spi = bytes(8)
-        self._sa.window.restart()
+        self._sa.channel.their_spi = bytes(8)
+        self._sa.channel.window.restart()
         self._sa.core.emit(
             ExchangeRepeated(tunnel=self._tunnel.name, exchange=self.type, reason=reason)
         )
@@ -129,13 +129,13 @@ class IkeSaInit:
         ke = only(payloads, KePayload)
         if not ke.method == suite.group.id == self._key_exchange.method:
             raise PeerMisbehaved("the key exchange is not of the method chosen")
-        if not any(sa.their_spi):
+        if not any(sa.channel.their_spi):
             raise PeerMisbehaved("the peer gave no SPI")
         nonce = only(payloads, NoncePayload).data
         shared_secret = _shared_secret(self._key_exchange, ke)
         forced = self._tunnel.forces_encapsulation
-        nat = detect_nat(payloads, sa.spi_i, sa.spi_r, sa.path, forced=forced)
-        sa.window.complete()
+        nat = detect_nat(payloads, sa.channel.spi_i, sa.channel.spi_r, sa.path, forced=forced)
+        sa.channel.window.complete()
         sa.agree_keys(proposals[0], shared_secret, self._nonce, nonce)
         sa.found_nat(nat)
         if forced and not nat.supported:
@@ -143,7 +143,7 @@ class IkeSaInit:
             sa.close(Failure(code="XF3001", summary=summary), now)
             return
         if nat.encapsulated:
-            sa.path = _natt_path(sa.path)
+            sa.channel.path = _natt_path(sa.path)
         sa.start(IkeAuth(sa, self._tunnel), now)
 
     def _refusal(self, error: NotifyPayload) -> Failure:
@@ -176,16 +176,18 @@ def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path, no
     nonce_r = core.random(NONCE_SIZE)
     forced = any(t.policy.forces_encapsulation for t in tunnels)
     sa = IkeSa(core, path=path, is_initiator=False, schedule=Retransmission())
-    sa.their_spi = message.spi_i
+    sa.channel.their_spi = message.spi_i
     nat = detect_nat(payloads, message.spi_i, bytes(8), path, forced=forced)
-    sa.begin_answer(message, path)
-    sa.init_request = data
-    sa.init_response = sa.respond(
+    sa.channel.begin_answer(message, path)
+    sa.channel.init_request = data
+    sa.channel.init_response = sa.channel.respond(
         (
             SaPayload(proposals=(chosen,)),
             KePayload(method=key_exchange.method, data=key_exchange.public_value),
             NoncePayload(data=nonce_r),
-            *detection_payloads(sa.spi_i, sa.spi_r, path, force=forced, random=core.random),
+            *detection_payloads(
+                sa.channel.spi_i, sa.channel.spi_r, path, force=forced, random=core.random
+            ),
         )
     )
     sa.agree_keys(chosen, shared_secret, nonce_i, nonce_r)
