@@ -232,6 +232,30 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("it carried more, or lived longer, than its keys may",),
         fixes=("`xfrmpy up TUNNEL` makes new keys",),
     ),
+    "XF2015": FailureKind(
+        title="an SA could not be replaced",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "the two ends have other key exchange methods for perfect forward secrecy",
+            "the peer does not rekey, or has other lifetimes and proposals than it had",
+        ),
+        fixes=(
+            "compare the `esp` proposals of both ends, key exchange methods included",
+            "`xfrmpy rekey TUNNEL` tries it at any time",
+        ),
+    ),
+    "XF2016": FailureKind(
+        title="the peer cannot do what is asked, for minutes",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the two ends do not agree any more on the SAs that they have",),
+        fixes=("`xfrmpy up TUNNEL` begins anew", "look at the peer's log"),
+    ),
+    "XF2017": FailureKind(
+        title="a Child SA carried nothing for too long",
+        exit_code=ExitCode.FAILED,
+        causes=("the policy's `inactivity`",),
+        fixes=("`xfrmpy up TUNNEL` brings it back", "take `inactivity` out of the policy"),
+    ),
     "XF3001": FailureKind(
         title="this host cannot move the packets as the policy asks",
         exit_code=ExitCode.HOST_CANNOT,

@@ -79,6 +79,32 @@ NEWS: list[tuple[outputs.Output, str]] = [
         outputs.RequestRefused(tunnel="", path=PATH, failure=FAILURE),
         "refused [2001:db8::2]:500: XF2004 no selectors (our local: 10.1.0.0/16)",
     ),
+    (
+        outputs.ChildSaRekeyed(
+            tunnel="a", child="net", spi_in=0x12345678, spi_out=0x9ABCDEF0, suite="aes256gcm16"
+        ),
+        "Child SA net rekeyed: aes256gcm16, SPI in 0x12345678, out 0x9abcdef0",
+    ),
+    (
+        outputs.IkeSaRekeyed(
+            tunnel="a", path=PATH, suite="aes256gcm16", is_initiator=True, reauthenticated=False
+        ),
+        f"IKE SA rekeyed with {PATH.remote}, aes256gcm16",
+    ),
+    (
+        outputs.IkeSaRekeyed(
+            tunnel="a", path=PATH, suite="aes256gcm16", is_initiator=True, reauthenticated=True
+        ),
+        f"IKE SA made anew with {PATH.remote}, aes256gcm16",
+    ),
+    (
+        outputs.SaNotCreated(tunnel="a", child="net", failure=Failure(code="XF2015", summary="no")),
+        "no Child SA net: XF2015 no",
+    ),
+    (
+        outputs.SaNotCreated(tunnel="a", child="", failure=Failure(code="XF2015", summary="no")),
+        "no new IKE SA: XF2015 no",
+    ),
 ]
 
 NO_NEWS = {
@@ -87,6 +113,7 @@ NO_NEWS = {
     outputs.RemoveSa,
     outputs.AddPolicy,
     outputs.RemovePolicy,
+    outputs.AskUsage,
     outputs.DatagramDropped,
     outputs.DefectFound,
 }

@@ -19,6 +19,7 @@ from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
+    AskUsage,
     DatagramDropped,
     DefectFound,
     Output,
@@ -36,6 +37,7 @@ from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import PolicyDirection
 from xfrmpy.policy.model import ChildPolicy, DatapathChoice, SharedKey, TunnelPolicy
 from xfrmpy.registry import ExchangeType, ProtocolId
+from xfrmpy.wire.header import IkeHeader, decode_header_untrusted
 from xfrmpy.wire.message import Message, decode_message_untrusted, encode_message
 from xfrmpy.wire.payloads import OpenPayload
 
@@ -122,6 +124,7 @@ class Host:
     address: str
     outputs: list[Output] = field(default_factory=list)
     expects_defects: bool = False
+    clock: Callable[[], float] = lambda: 0.0
 
     def __post_init__(self) -> None:
         self.endpoint = IkeEndpoint([self.policy], seeded_random(self.name))
@@ -144,6 +147,9 @@ class Host:
                     self.datapath.remove_sa(output.sa)
                 case RemovePolicy():
                     self.datapath.remove_policy(output.entry)
+                case AskUsage():
+                    usage = self.datapath.usage(output.sa)
+                    self.endpoint.handle_usage(output.sa, usage, self.clock())
                 case DefectFound() if not self.expects_defects:
                     pytest.fail(output.traceback)
         return sent
@@ -195,6 +201,8 @@ class Pair:
         sun = sun or mirrored(moon)
         self.moon = Host("moon", moon, sun.peers[0])
         self.sun = Host("sun", sun, moon.peers[0])
+        for host in (self.moon, self.sun):
+            host.clock = lambda: self.now
         self.impair: Impairment = lambda output, _sender: [output.data]
         self.translate: Callable[[SocketAddress], SocketAddress] = lambda address: address
         self.sent: list[tuple[str, SendDatagram]] = []
@@ -291,6 +299,33 @@ def _sas(host: Host, direction: Direction) -> set[tuple[object, ...]]:
 
 def _selectors(host: Host, direction: PolicyDirection) -> set[object]:
     return {selector for kind, selector in host.datapath.spd if kind is direction}
+
+
+class Held:
+    """A link that holds back what a test names, and delivers it when the test says so."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.is_held: Callable[[IkeHeader, str], bool] = lambda _message, _sender: False
+        self.waiting: list[tuple[Host, bytes, Path]] = []
+        pair.impair = self._impair
+
+    def _impair(self, output: SendDatagram, sender: Host) -> list[bytes]:
+        header = decode_header_untrusted(output.data)
+        if not self.is_held(header, sender.name):
+            return [output.data]
+        receiver = self.pair.sun if sender is self.pair.moon else self.pair.moon
+        path = Path(local=output.path.remote, remote=output.path.local, natt=output.path.natt)
+        self.waiting.append((receiver, output.data, path))
+        return []
+
+    def release(self) -> None:
+        """Deliver what was held, in order, and hold nothing any more."""
+        self.is_held = lambda _message, _sender: False
+        for receiver, data, path in self.waiting:
+            receiver.endpoint.receive_datagram(data, path, self.pair.now)
+            self.pair.deliver()
+        self.waiting.clear()
 
 
 @dataclass
@@ -396,3 +431,22 @@ def make_mirror() -> Callable[..., TunnelPolicy]:
 def pair() -> Pair:
     """A pair whose ends agree in everything."""
     return Pair(tunnel_policy())
+
+
+@pytest.fixture
+def hold() -> type[Held]:
+    return Held
+
+
+@pytest.fixture
+def make_seeded() -> Callable[[int], Pair]:
+    """A pair that is up, with nonces of its own: collisions are decided by them."""
+
+    def make(seed: int) -> Pair:
+        pair = Pair(tunnel_policy())
+        for host in (pair.moon, pair.sun):
+            host.endpoint._core.random = seeded_random(f"{host.name}{seed}")
+        pair.up()
+        return pair
+
+    return make

@@ -782,7 +782,10 @@ def test_a_defect_at_a_timeout_costs_that_ike_sa_only(
         timeout(self, now)
 
     monkeypatch.setattr(IkeSa, "handle_timeout", fail)
-    pair.run(31)
+    pair.run(2)
+    first.rekey_at = pair.now
+    pair.moon.endpoint._core.touched.add(first)
+    pair.run(0.1)
     assert [v.spi_i for v in pair.moon.views] == [second.our_spi]
     assert len(pair.moon.reports(DefectFound)) == 1
     pair.run(400)

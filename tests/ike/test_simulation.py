@@ -28,6 +28,14 @@ from xfrmpy.policy.model import Encapsulation
 
 SEEDS = range(*map(int, os.environ.get("XFRMPY_SIMULATION_SEEDS", "0:300").split(":")))
 
+COMMANDS = (
+    *("up", "up", "up", "up", "both", "down", "restart", "rebind"),
+    *("rekey child", "rekey child", "rekey ike", "rekey ike", "reauthenticate"),
+)
+
+SETTLING_SECONDS = 60.0
+"""At rest, an exchange may be under way, because lifetimes go on being short; it ends by then."""
+
 STORM_SECONDS, QUIET_SECONDS = 90.0, 400.0
 """The quiet is longer than liveness, every retransmission, half-open and lingering together."""
 
@@ -58,7 +66,7 @@ class Simulation:
         self.has_nat = self.chance.random() < 0.3
         if self.has_nat:
             self.pair.sun.endpoint.set_peer_addresses("tunnel-a", (NAT_ADDRESS,))
-        self.commands = sorted(self._command() for _ in range(self.chance.randint(2, 7)))
+        self.commands = sorted(self._command() for _ in range(self.chance.randint(2, 12)))
         self.accidents = {what for _, what, _ in self.commands} & {"restart", "rebind"}
         self.spis: set[tuple[str, int]] = set()
         self.keys: set[bytes] = set()
@@ -75,14 +83,26 @@ class Simulation:
             self.chance.choice(("10.1.0.0/16", "10.1.0.0/24 2001:db8:1::/48")),
             self.chance.choice(("10.2.0.0/16", "10.2.0.0/24[tcp/443] 2001:db8:2::/48")),
             ike=f"aes128gcm16-prfsha256-{groups} aes256-sha256-x25519",
-            esp=self.chance.choice(("aes128gcm16", "aes256-sha256-noesn")),
+            esp=self.chance.choice(
+                ("aes128gcm16", "aes256-sha256-noesn", "aes128gcm16-ecp256-x25519")
+            ),
         )
+        (child,) = policy.children
+        if self.chance.random() < 0.3:
+            seconds = self.chance.choice((40.0, 100.0))
+            policy = replace(policy, children=(replace(child, lifetime_seconds=seconds),))
         if self.chance.random() < 0.2:
             policy = replace(policy, encapsulation=Encapsulation.FORCE)
+        if self.chance.random() < 0.3:
+            policy = replace(
+                policy,
+                lifetime_seconds=self.chance.choice((None, 100.0, 300.0)),
+                reauth_seconds=self.chance.choice((None, None, 150.0)),
+            )
         return policy
 
     def _command(self) -> tuple[float, str, str]:
-        what = self.chance.choice(("up", "up", "up", "both", "down", "down", "restart", "rebind"))
+        what = self.chance.choice(COMMANDS)
         calls = what in {"up", "both"}
         who = "moon" if self.has_nat and calls else self.chance.choice(("moon", "sun"))
         return self.chance.uniform(0, STORM_SECONDS * self.chance.random()), what, who
@@ -91,7 +111,20 @@ class Simulation:
         self._until(STORM_SECONDS)
         self.is_storm = False
         self._until(STORM_SECONDS + QUIET_SECONDS)
+        end = self.now
+        while not self._is_settled() and self.now < end + SETTLING_SECONDS:
+            self._until(self.now + 0.5)
         self._check_rest()
+
+    def _is_settled(self) -> bool:
+        return not self.flying and all(
+            sa.state in (IkeSaState.ESTABLISHED, IkeSaState.DELETED)
+            and sa.can_ask
+            and not sa.retired
+            and all(c.state is ChildSaState.INSTALLED for c in sa.children)
+            for host in self.hosts
+            for sa in host.ike_sas
+        )
 
     def _until(self, end: float) -> None:
         while True:
@@ -127,6 +160,12 @@ class Simulation:
             host.endpoint.initiate("tunnel-a", path, self.now)
         elif what == "down":
             host.endpoint.terminate("tunnel-a", self.now)
+        elif what == "rekey child":
+            host.endpoint.rekey_child_sas("tunnel-a", self.now)
+        elif what == "rekey ike":
+            host.endpoint.rekey_ike_sas("tunnel-a", self.now)
+        elif what == "reauthenticate":
+            host.endpoint.reauthenticate("tunnel-a", self.now)
         elif what == "restart":
             self._restart(host)
         elif not any(v.state is IkeSaState.ESTABLISHED for h in self.hosts for v in h.views):
@@ -204,24 +243,36 @@ class Simulation:
                 assert entry.encryption_key not in self.keys, "a key came back"
                 self.spis.add((host.name, entry.spi))
                 self.keys.add(entry.encryption_key)
-            elif self._is_initiators(host, entry):
+            elif self._asked_for(host, entry, outputs):
                 other = "sun" if host.name == "moon" else "moon"
                 assert (other, entry.spi) in self.spis, "the responder had no inbound SA"
 
-    def _is_initiators(self, host: Any, entry: Any) -> bool:
+    def _asked_for(self, host: Any, entry: Any, outputs: list[Any]) -> bool:
+        """Whether an outbound SA is of an exchange that this end began, and so has an answer to.
+
+        Of a Child SA in the place of another, only who began adds both SAs at once.
+        """
+        added = [o.entry for o in outputs if isinstance(o, AddSa)]
+        holders = ((sa, c) for sa in host.ike_sas for c in sa.children if entry in c.entries)
         return any(
-            sa.is_initiator for sa in host.ike_sas for c in sa.children if entry in c.entries
+            set(child.entries) <= set(added)
+            and (child.replaces is not None or (sa.is_initiator and child.nonces == sa.nonces))
+            for sa, child in holders
         )
 
     def _check_host(self, host: Any) -> None:
         core = host.endpoint._core
         owned = [c for sa in host.ike_sas for c in sa.children]
-        assert {c.spi_in for c in owned} == set(core.children), "a Child SA has no owner"
-        entries = [e for c in owned for e in c.entries]
+        retired = [c for sa in host.ike_sas for _, c in sa.retired]
+        spis = {c.spi_in for c in owned + retired}
+        assert spis == set(core.children), "a Child SA has no owner"
+        entries = [e for c in owned + retired for e in c.in_force]
         assert sorted(e.spi for e in entries) == sorted(i.spi for i in host.datapath.sad), (
             "the SAD is not what the Child SAs have"
         )
-        assert bool(entries) == bool(host.datapath.spd), "policies without SAs, or SAs without"
+        in_use = [e for c in owned for e in c.in_force]
+        assert bool(in_use) == bool(host.datapath.spd), "policies without SAs, or SAs without"
+        assert all(e.direction is Direction.IN for c in retired for e in c.in_force)
         next_timeout = host.endpoint.next_timeout()
         for sa in host.ike_sas:
             if sa.channel.window.outstanding is not None:
@@ -240,11 +291,12 @@ class Simulation:
         spis = [{(v.spi_i, v.spi_r) for v in h.views} for h in self.hosts]
         assert spis[0] == spis[1], "the ends do not agree on their IKE SAs"
         for host in self.hosts:
-            assert {sa.state for sa in host.ike_sas} <= {IkeSaState.ESTABLISHED}
+            living = [sa for sa in host.ike_sas if sa.state is not IkeSaState.DELETED]
+            assert {sa.state for sa in living} <= {IkeSaState.ESTABLISHED}
             assert not host.endpoint._by_init
-            assert len(host.endpoint._scheduled) == len(host.ike_sas)
-            for sa in host.ike_sas:
+            for sa in living:
                 assert [c.state for c in sa.children] == [ChildSaState.INSTALLED]
+                assert not sa.is_rekeying
         self.pair.assert_mirrored()
         if not spis[0]:
             self.pair.assert_forgotten()

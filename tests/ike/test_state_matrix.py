@@ -29,7 +29,7 @@ PLACES = [
     *(("moon", state) for state in S),
     *(("sun", state) for state in S if state is not S.INITIATING),
 ]
-LIVING = {S.ESTABLISHED, S.DELETING}
+LIVING = {S.ESTABLISHED, S.REKEYED, S.DELETING}
 MAY_ASK = {
     ExchangeType.IKE_AUTH: {S.AUTHENTICATING},
     ExchangeType.CREATE_CHILD_SA: LIVING,
@@ -75,7 +75,10 @@ def _scene(pair: Any, name: str, state: IkeSaState) -> Scene:
         pair.deliver()
     sa = host.ike_sa
     peer = other.ike_sa if other.ike_sas else None
-    if state is S.DELETING:
+    if state is S.REKEYED:
+        other.endpoint.rekey_ike_sas("tunnel-a", pair.now)
+        pair._carry(other, host)
+    elif state is S.DELETING:
         host.endpoint.terminate("tunnel-a", pair.now)
     elif state is S.DELETED:
         sa.close(None, pair.now)
@@ -168,7 +171,7 @@ def test_every_message_in_every_state_moves_the_machine_or_is_dropped_for_its_re
         assert scene.sa.state is state or _is_reachable(state, scene.sa.state), case
         assert case.is_response or sent, case
         scene = _scene(make_pair(make_policy()), name, state)
-    asked = {S.AUTHENTICATING: 1, S.ESTABLISHED: 2, S.DELETING: 2}.get(state, 0)
+    asked = {S.AUTHENTICATING: 1, S.ESTABLISHED: 2, S.REKEYED: 2, S.DELETING: 2}.get(state, 0)
     answered = state is S.DELETING or (name == "moon" and state is S.AUTHENTICATING)
     assert taken == asked + answered
 

@@ -24,6 +24,7 @@ from xfrmpy.ike.endpoint import IkeEndpoint, IkeSaView
 from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
+    AskUsage,
     DatagramDropped,
     DatapathOutput,
     DefectFound,
@@ -123,8 +124,8 @@ class Engine:
             return
         for event in events:
             log.debug("%s datapath: %s", datapath.name, event)
-            if isinstance(event, Expired) and event.hard:
-                self._endpoint.handle_expire(event.sa, self._loop.time())
+            if isinstance(event, Expired):
+                self._endpoint.handle_expire(event.sa, self._loop.time(), hard=event.hard)
         self._settle()
 
     # Outputs of the core.
@@ -140,6 +141,8 @@ class Engine:
                 self._send(output)
             case AddSa() | RemoveSa() | AddPolicy() | RemovePolicy():
                 self._put_in_force(output)
+            case AskUsage():
+                self._tell_usage(output)
             case DatagramDropped():
                 self.drops[output.reason.value] += 1
                 log.debug("dropped from %s: %s %s", output.path, output.reason, output.detail)
@@ -172,6 +175,15 @@ class Engine:
             log.error("%s: the %s datapath: %s", output.tunnel, datapath.name, error)
             if isinstance(output, AddSa | AddPolicy):
                 self._endpoint.handle_failure(output, f"{datapath.name}: {error}")
+
+    def _tell_usage(self, output: AskUsage) -> None:
+        datapath = self._datapaths.of(self._tunnels[output.tunnel])
+        try:
+            usage = datapath.usage(output.sa)
+        except DatapathError as error:
+            log.warning("%s: no counters for %s: %s", output.tunnel, output.sa, error)
+            return
+        self._endpoint.handle_usage(output.sa, usage, self._loop.time())
 
     def _keep_defect(self, output: DefectFound) -> None:
         self._defects += 1

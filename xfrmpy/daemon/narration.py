@@ -6,13 +6,16 @@ from xfrmpy.failures import Failure
 from xfrmpy.ike.outputs import (
     ChildSaClosed,
     ChildSaEstablished,
+    ChildSaRekeyed,
     ExchangeRepeated,
     ExchangeStarted,
     IkeSaEstablished,
+    IkeSaRekeyed,
     NatDetected,
     Output,
     RequestRefused,
     RequestRetransmitted,
+    SaNotCreated,
     TunnelClosed,
 )
 
@@ -34,6 +37,8 @@ def narrate(report: Output) -> str:
         case ChildSaEstablished():
             spis = f"in 0x{report.spi_in:08x}, out 0x{report.spi_out:08x}"
             return f"Child SA {report.child}: {report.suite}, SPI {spis}"
+        case ChildSaRekeyed() | IkeSaRekeyed() | SaNotCreated():
+            return _narrate_replacement(report)
         case ChildSaClosed():
             return f"Child SA {report.child} closed (SPI in 0x{report.spi_in:08x})"
         case TunnelClosed():
@@ -44,6 +49,19 @@ def narrate(report: Output) -> str:
             return f"refused {report.path.remote}: {summarize(report.failure)}"
         case _:
             return ""
+
+
+def _narrate_replacement(report: ChildSaRekeyed | IkeSaRekeyed | SaNotCreated) -> str:
+    match report:
+        case ChildSaRekeyed():
+            spis = f"in 0x{report.spi_in:08x}, out 0x{report.spi_out:08x}"
+            return f"Child SA {report.child} rekeyed: {report.suite}, SPI {spis}"
+        case IkeSaRekeyed():
+            how = "made anew" if report.reauthenticated else "rekeyed"
+            return f"IKE SA {how} with {report.path.remote}, {report.suite}"
+        case SaNotCreated():
+            what = f"Child SA {report.child}" if report.child else "new IKE SA"
+            return f"no {what}: {summarize(report.failure)}"
 
 
 def summarize(failure: Failure) -> str:

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, ClassVar
 from xfrmpy.crypto.authentication import AuthenticationMismatch, shared_key_auth, verify_auth
 from xfrmpy.crypto.key_schedule import derive_child_keys
 from xfrmpy.failures import Failure
-from xfrmpy.ike.child_sa import ChildSa, choose_child_policy
+from xfrmpy.ike.child_sa import ChildSa, choose_child_policy, proposals_of_first_child
+from xfrmpy.ike.create_child_sa import give_up_child
 from xfrmpy.ike.errors import AuthenticationFailed, PeerIncompatible
 from xfrmpy.ike.exchange import first_error, notifications, only, optional
 from xfrmpy.ike.outputs import RequestRefused
 from xfrmpy.ike.refusals import failure_of
 from xfrmpy.ike.states import IkeSaState
+from xfrmpy.ike.succession import supersede
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.ipsec.proposals import choose_proposal, esp_suite
+from xfrmpy.ipsec.proposals import Proposal, choose_proposal, esp_suite
 from xfrmpy.policy.model import TunnelPolicy
-from xfrmpy.registry import AuthenticationMethod, ExchangeType, NotifyType
+from xfrmpy.registry import AuthenticationMethod, ExchangeType, NotifyType, TransformType
 from xfrmpy.wire.payloads import (
     AuthPayload,
     IdiPayload,
@@ -44,7 +46,8 @@ class IkeAuth:
     def __init__(self, sa: IkeSa, tunnel: TunnelPolicy) -> None:
         self._sa = sa
         self._tunnel = tunnel
-        self._child = ChildSa(sa.core, tunnel, tunnel.children[0])
+        first = tunnel.children[0]
+        self._child = ChildSa(sa.core, tunnel, first, proposals_of_first_child(first))
         self._identity = IdiPayload(identity=_our_identity(sa, tunnel))
         sa.children.append(self._child)
 
@@ -89,6 +92,8 @@ class IkeAuth:
             self._sa.terminate(_refused_by_datapath(self._child), now)
         else:
             self._child.established(now)
+            if self._sa.replaces is not None:
+                supersede(self._sa, self._sa.replaces, now)
 
     def _evidence(self, error: NotifyPayload) -> tuple[tuple[str, str], ...]:
         """What we sent of the thing that the peer did not like."""
@@ -121,12 +126,13 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
     sa.authenticated(tunnel, local=idr.identity, remote=remote, now=now)
     if notifications(payloads, NotifyType.INITIAL_CONTACT):
         _close_others(sa, tunnel, now)
-    child = ChildSa(sa.core, tunnel, choose_child_policy(tunnel, *offer[1:]))
+    policy = choose_child_policy(tunnel, *offer[1:])
+    child = ChildSa(sa.core, tunnel, policy, proposals_of_first_child(policy))
     sa.children.append(child)
     try:
-        child.choose(*offer)
+        child.choose(_without_key_exchange(offer[0]), *offer[1:])
     except PeerIncompatible as incompatible:
-        _give_up_child(sa, child)
+        give_up_child(sa, child)
         sa.respond((idr, auth, incompatible.notify))
         sa.core.emit(RequestRefused(tunnel=tunnel.name, path=sa.path, failure=incompatible.failure))
         return
@@ -139,12 +145,13 @@ def install_first_child(sa: IkeSa, child: ChildSa) -> None:
     assert sa.keys is not None
     assert sa.suite is not None
     assert child.proposal is not None
+    child.nonces = nonce_i, nonce_r = sa.nonces
     keys = derive_child_keys(
         sa.suite.prf,
         sa.keys.sk_d,
         esp_suite(child.proposal),
-        nonce_i=sa.nonce_i,
-        nonce_r=sa.nonce_r,
+        nonce_i=nonce_i,
+        nonce_r=nonce_r,
     )
     child.install(keys, sa.path, is_initiator=sa.is_initiator, encapsulated=sa.nat.encapsulated)
 
@@ -153,7 +160,7 @@ def _finish_answer(sa: IkeSa, child: ChildSa, proof: tuple[OpenPayload, ...], no
     """The datapath has done its part, or refused."""
     if child.failure:
         failure = _refused_by_datapath(child)
-        _give_up_child(sa, child)
+        give_up_child(sa, child)
         sa.respond((*proof, NotifyPayload(type=NotifyType.TEMPORARY_FAILURE)))
         sa.core.emit(RequestRefused(tunnel=sa.tunnel_name, path=sa.path, failure=failure))
         return
@@ -161,9 +168,9 @@ def _finish_answer(sa: IkeSa, child: ChildSa, proof: tuple[OpenPayload, ...], no
     child.established(now)
 
 
-def _give_up_child(sa: IkeSa, child: ChildSa) -> None:
-    sa.children.remove(child)
-    child.close()
+def _without_key_exchange(offer: SaPayload) -> tuple[Proposal, ...]:
+    """Some peers offer in IKE_AUTH what they will want later; there is no KE payload for it."""
+    return tuple(p.without(TransformType.KE) for p in offer.proposals)
 
 
 def _authenticate_initiator(
@@ -258,7 +265,7 @@ def _auth_octets(
         sa.suite.prf,
         tunnel.shared_key.octets,
         message=sa.channel.init_request if of_initiator else sa.channel.init_response,
-        peer_nonce=sa.nonce_r if of_initiator else sa.nonce_i,
+        peer_nonce=sa.nonces[1] if of_initiator else sa.nonces[0],
         sk_p=sa.keys.sk_pi if of_initiator else sa.keys.sk_pr,
         identity=identity.encode_body(),
     )

@@ -34,15 +34,20 @@ class Question:
 
 
 class Channel:
-    """See the module. `tunnel` names the channel in what it reports."""
+    """See the module. `spis` are ours and theirs; `tunnel` names the channel in what it reports."""
 
     def __init__(
-        self, core: Core, *, path: Path, is_initiator: bool, schedule: Retransmission
+        self,
+        core: Core,
+        *,
+        path: Path,
+        is_initiator: bool,
+        schedule: Retransmission,
+        spis: tuple[bytes, bytes] | None = None,
     ) -> None:
         self.path = path
         self.is_initiator = is_initiator
-        self.our_spi = core.new_ike_spi()
-        self.their_spi = bytes(8)
+        self.our_spi, self.their_spi = spis or (core.new_ike_spi(), bytes(8))
         self.window = Window(schedule, core.random)
         self.tunnel = ""
         self.init_request = b""

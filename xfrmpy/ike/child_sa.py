@@ -1,6 +1,6 @@
 """One Child SA: its negotiation, and the SAD and SPD entries that it puts in force.
 
-Read RFC 7296 sections 1.2, 2.9 and 2.17 first. Nothing here sends a message.
+Read RFC 7296 sections 1.2, 2.8, 2.9 and 2.17 first. Nothing here sends a message.
 """
 
 from __future__ import annotations
@@ -10,17 +10,28 @@ from dataclasses import replace
 from typing import TypedDict
 
 from xfrmpy.crypto.key_schedule import ChildKeys
+from xfrmpy.ike.agreement import choose_for_method, method_of
+from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import FIRST_CHILD_SPI, Core
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
-from xfrmpy.ike.outputs import AddPolicy, AddSa, ChildSaClosed, ChildSaEstablished, RemoveSa
+from xfrmpy.ike.lifetimes import datapath_lifetime, replacement_seconds
+from xfrmpy.ike.outputs import (
+    AddPolicy,
+    AddSa,
+    ChildSaClosed,
+    ChildSaEstablished,
+    ChildSaRekeyed,
+    RemoveSa,
+)
 from xfrmpy.ike.states import CHILD_SA_TRANSITIONS, ChildSaState, IllegalTransition
 from xfrmpy.ipsec.addresses import IpAddress, Path, SocketAddress
-from xfrmpy.ipsec.proposals import Proposal, answers, choose_proposal, esp_suite
+from xfrmpy.ipsec.algorithms import group
+from xfrmpy.ipsec.proposals import Proposal, answers, esp_suite
 from xfrmpy.ipsec.sad import Direction, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
 from xfrmpy.ipsec.spd import SpdEntry, Template, protect_entries
 from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
-from xfrmpy.registry import NotifyType, TransformType
+from xfrmpy.registry import KeyExchangeMethod, NotifyType, TransformType
 from xfrmpy.wire.payloads import OpenPayload, SaPayload, TsiPayload, TsrPayload
 
 SPI_SIZE = 4
@@ -34,27 +45,51 @@ MASKS_OF_PORT_RANGE = 30
 
 
 class ChildSa:
-    """See the module. `local` and `remote` are what was agreed, within what policy allows."""
+    """See the module. `local` and `remote` are what was agreed, within what was offered.
 
-    def __init__(self, core: Core, tunnel: TunnelPolicy, policy: ChildPolicy) -> None:
+    `nonces` are those of the exchange that made it. `replaces` is the Child SA whose place it
+    takes; `heir` is what the peer has made to take its place, perhaps while we were at the same.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        tunnel: TunnelPolicy,
+        policy: ChildPolicy,
+        proposals: tuple[Proposal, ...],
+        *,
+        replaces: ChildSa | None = None,
+    ) -> None:
         self.policy = policy
         self.tunnel = tunnel
         self.state = ChildSaState.CREATING
         self.spi_in = core.new_child_spi(tunnel)
         self.proposal: Proposal | None = None
-        self.local: tuple[TrafficSelector, ...] = policy.local
-        self.remote: tuple[TrafficSelector, ...] = policy.remote
+        scope = policy if replaces is None else replaces
+        self.local: tuple[TrafficSelector, ...] = scope.local
+        self.remote: tuple[TrafficSelector, ...] = scope.remote
+        self.nonces: Nonces = (b"", b"")
+        self.replaces = replaces
+        self.heir: ChildSa | None = None
         self.entries: tuple[SadEntry, ...] = ()
+        self.in_force: list[SadEntry] = []
         self.failure = ""
-        self._absent: tuple[SadEntry | SpdEntry, ...] = ()
         self.established_at = 0.0
+        self.rekey_at: float | None = None
+        self.wait_until: float | None = None
+        self.is_told = False
+        self.is_asking_usage = False
+        self.last_received_at = 0.0
+        self.last_used_at = 0.0
+        self._proposals = proposals
+        self._absent: tuple[SpdEntry, ...] = ()
         self._core = core
         core.children[self.spi_in] = self
 
     # Negotiation.
 
     def offer(self) -> tuple[OpenPayload, ...]:
-        """SAi2, TSi and TSr of an initiator."""
+        """SA, TSi and TSr of an initiator."""
         return (
             SaPayload(proposals=self._offered()),
             TsiPayload(selectors=self.local),
@@ -65,26 +100,34 @@ class ChildSa:
         """Take a responder's choice. Raises `PeerMisbehaved` if it is not within our offer."""
         if len(sa.proposals) != 1 or not answers(sa.proposals[0], self._offered()):
             raise PeerMisbehaved("the peer chose an ESP proposal that we did not offer")
-        if not (tsi.selectors and covered_by(tsi.selectors, self.policy.local)):
+        if not (tsi.selectors and covered_by(tsi.selectors, self.local)):
             raise PeerMisbehaved("the peer's TSi is not within ours")
-        if not (tsr.selectors and covered_by(tsr.selectors, self.policy.remote)):
+        if not (tsr.selectors and covered_by(tsr.selectors, self.remote)):
             raise PeerMisbehaved("the peer's TSr is not within ours")
         if not _is_affordable(tsi.selectors, tsr.selectors):
             raise PeerMisbehaved("the peer's traffic selectors make too many policies")
         self.proposal = _checked_spi(sa.proposals[0])
         self.local, self.remote = tsi.selectors, tsr.selectors
 
-    def choose(self, sa: SaPayload, tsi: TsiPayload, tsr: TsrPayload) -> None:
-        """Choose from an initiator's offer. Raises `PeerIncompatible` with both sides' values."""
-        offered = tuple(p.without(TransformType.KE) for p in sa.proposals)
-        ours = _for_first_child(self.policy)
-        chosen = choose_proposal(offered, ours)
+    def choose(
+        self,
+        offered: tuple[Proposal, ...],
+        tsi: TsiPayload,
+        tsr: TsrPayload,
+        method: KeyExchangeMethod | None = None,
+    ) -> None:
+        """Choose from an initiator's offer; `method` is that of its KE payload, if there is one.
+
+        Raises `PeerIncompatible` with both sides' values.
+        """
+        chosen = choose_for_method(offered, self._proposals, method)
         if chosen is None:
+            ours = _listed(self._proposals)
             raise PeerIncompatible.of(
                 "XF2003",
                 "no ESP proposal of the peer is one of ours",
                 NotifyType.NO_PROPOSAL_CHOSEN,
-                evidence=(("we accept", _listed(ours)), ("they offered", _listed(sa.proposals))),
+                evidence=(("we accept", ours), ("they offered", _listed(offered))),
             )
         remote = narrow_selectors(tsi.selectors, self.policy.remote)
         local = narrow_selectors(tsr.selectors, self.policy.local)
@@ -114,7 +157,7 @@ class ChildSa:
         self.local, self.remote = local, remote
 
     def answer(self) -> tuple[OpenPayload, ...]:
-        """SAr2, TSi and TSr of a responder that has chosen."""
+        """SA, TSi and TSr of a responder that has chosen."""
         assert self.proposal is not None
         ours = replace(self.proposal, spi=self.spi_in.to_bytes(SPI_SIZE, "big"))
         return (
@@ -126,32 +169,81 @@ class ChildSa:
     # In force and out of it.
 
     def install(
-        self, keys: ChildKeys, path: Path, *, is_initiator: bool, encapsulated: bool
+        self,
+        keys: ChildKeys,
+        path: Path,
+        *,
+        is_initiator: bool,
+        encapsulated: bool,
+        sends: bool = True,
     ) -> None:
-        """Ask for both SAs, the inbound one first, and for the policies."""
+        """Ask for the inbound SA, for the outbound one if it `sends` at once, and for policies.
+
+        A responder that replaces an SA goes on sending on the old one until it knows that the
+        initiator can receive on the new one (RFC 7296 section 2.8).
+        """
         self.entries = self._entries(
             keys, path, is_initiator=is_initiator, encapsulated=encapsulated
         )
-        for sad_entry in self.entries:
-            self._core.emit(AddSa(**self._names(), entry=sad_entry))
+        inbound, outbound = self.entries
+        self._add(inbound)
+        if sends:
+            self._add(outbound)
         for spd_entry in self._policies(path):
             addition = self._core.policies.claim(AddPolicy(**self._names(), entry=spd_entry))
             if addition is not None:
                 self._core.emit(addition)
 
+    def start_sending(self) -> None:
+        """Ask for the outbound SA, if that was not done before."""
+        if not self.sends:
+            self._add(self.entries[1])
+
+    @property
+    def sends(self) -> bool:
+        """Whether the outbound SA is in force."""
+        return any(entry.direction is Direction.OUT for entry in self.in_force)
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether it carries the traffic: no other has replaced it, or is to."""
+        return self.sends and self.state in (ChildSaState.INSTALLED, ChildSaState.REKEYING)
+
+    def stop_sending(self) -> None:
+        """Take the outbound SA out of force; what is still on its way to us gets in."""
+        self._remove(Direction.OUT)
+
     def established(self, now: float) -> None:
         """The peer knows that the SAs are in force."""
-        self._move_to(ChildSaState.INSTALLED)
-        self.established_at = now
+        self.move_to(ChildSaState.INSTALLED)
+        self.established_at = self.last_used_at = now
+        if self.policy.lifetime_seconds is not None:
+            wait = replacement_seconds(self.policy.lifetime_seconds, self._core.random)
+            self.rekey_at = now + wait
+        report = ChildSaEstablished if self.replaces is None else ChildSaRekeyed
         self._core.emit(
-            ChildSaEstablished(
+            report(
                 tunnel=self.tunnel.name,
                 child=self.policy.name,
                 spi_in=self.spi_in,
                 spi_out=self.spi_out,
-                suite=str(self.entries[0].suite),
+                suite=self.suite,
             )
         )
+
+    @property
+    def suite(self) -> str:
+        """The algorithms, with the method of the key exchange that it had for itself."""
+        assert self.proposal is not None
+        method = method_of(self.proposal)
+        return str(self.entries[0].suite) + (f"-{group(method).name}" if method else "")
+
+    def handle_usage(self, direction: Direction, seconds_idle: float, now: float) -> None:
+        """The last packet of one direction was so long ago."""
+        moment = now - seconds_idle
+        self.last_used_at = max(self.last_used_at, moment)
+        if direction is Direction.IN:
+            self.last_received_at = max(self.last_received_at, moment)
 
     def refused(self, output: AddSa | AddPolicy, reason: str) -> None:
         """The datapath refused a part of it: ask for no more, and remember why.
@@ -160,22 +252,26 @@ class ChildSa:
         """
         self.failure = reason
         withdrawn = self._core.withdraw_additions(self.spi_in)
-        self._absent = tuple(addition.entry for addition in (output, *withdrawn))
+        absent = [addition.entry for addition in (output, *withdrawn)]
+        self.in_force = [entry for entry in self.in_force if entry not in absent]
+        self._absent = tuple(entry for entry in absent if isinstance(entry, SpdEntry))
+
+    def retire(self) -> None:
+        """Deleted after another took its place; what is on its way gets in until `close`."""
+        self.move_to(ChildSaState.DELETED)
+        self._release_policies()
+        self.stop_sending()
 
     def close(self) -> None:
         """Take everything out of force."""
-        if self.state is ChildSaState.DELETED:
-            return
-        was_installed = self.state is ChildSaState.INSTALLED
-        self._move_to(ChildSaState.DELETED)
-        for change in self._core.policies.release(self.spi_in):
-            if change.entry not in self._absent:
-                self._core.emit(change)
-        for entry in reversed(self.entries):
-            if entry not in self._absent:
-                self._core.emit(RemoveSa(**self._names(), sa=entry.id))
-        del self._core.children[self.spi_in]
-        if was_installed:
+        was_in_use = self.is_in_use
+        if self.state is not ChildSaState.DELETED:
+            self.move_to(ChildSaState.DELETED)
+        self._release_policies()
+        self._remove(Direction.OUT)
+        self._remove(Direction.IN)
+        self._core.children.pop(self.spi_in, None)
+        if was_in_use:
             self._core.emit(
                 ChildSaClosed(tunnel=self.tunnel.name, child=self.policy.name, spi_in=self.spi_in)
             )
@@ -185,16 +281,35 @@ class ChildSa:
         assert self.proposal is not None
         return int.from_bytes(self.proposal.spi, "big")
 
+    def move_to(self, state: ChildSaState) -> None:
+        if state not in CHILD_SA_TRANSITIONS[self.state]:
+            raise IllegalTransition(f"Child SA: {self.state} to {state}")
+        self.state = state
+
+    def _add(self, entry: SadEntry) -> None:
+        self.in_force.append(entry)
+        self._core.emit(AddSa(**self._names(), entry=entry))
+
+    def _remove(self, direction: Direction) -> None:
+        for entry in [e for e in self.in_force if e.direction is direction]:
+            self.in_force.remove(entry)
+            self._core.emit(RemoveSa(**self._names(), sa=entry.id))
+
+    def _release_policies(self) -> None:
+        for change in self._core.policies.release(self.spi_in):
+            if change.entry not in self._absent:
+                self._core.emit(change)
+
     def _offered(self) -> tuple[Proposal, ...]:
         spi = self.spi_in.to_bytes(SPI_SIZE, "big")
-        ours = _for_first_child(self.policy)
-        return tuple(replace(p, number=n, spi=spi) for n, p in enumerate(ours, 1))
+        return tuple(replace(p, number=n, spi=spi) for n, p in enumerate(self._proposals, 1))
 
     def _entries(
         self, keys: ChildKeys, path: Path, *, is_initiator: bool, encapsulated: bool
     ) -> tuple[SadEntry, SadEntry]:
         assert self.proposal is not None
         suite = esp_suite(self.proposal)
+        lifetime = datapath_lifetime(self.policy, suite, self._core.random)
         keys_i = (keys.encryption_i, keys.integrity_i)
         keys_r = (keys.encryption_r, keys.integrity_r)
         keys_out, keys_in = (keys_i, keys_r) if is_initiator else (keys_r, keys_i)
@@ -219,7 +334,7 @@ class ChildSa:
                 mode=self.policy.mode,
                 replay_window=self.policy.replay_window,
                 encapsulation=udp,
-                lifetime=self.policy.lifetime,
+                lifetime=lifetime,
             )
 
         return (
@@ -246,11 +361,6 @@ class ChildSa:
     def _names(self) -> _Names:
         return {"owner": self.spi_in, "tunnel": self.tunnel.name, "child": self.policy.name}
 
-    def _move_to(self, state: ChildSaState) -> None:
-        if state not in CHILD_SA_TRANSITIONS[self.state]:
-            raise IllegalTransition(f"Child SA: {self.state} to {state}")
-        self.state = state
-
 
 class _Names(TypedDict):
     owner: int
@@ -268,7 +378,7 @@ def choose_child_policy(tunnel: TunnelPolicy, tsi: TsiPayload, tsr: TsrPayload) 
     return tunnel.children[0]
 
 
-def _for_first_child(policy: ChildPolicy) -> tuple[Proposal, ...]:
+def proposals_of_first_child(policy: ChildPolicy) -> tuple[Proposal, ...]:
     """Our proposals for IKE_AUTH, where the IKE SA's key exchange serves (RFC 7296 section 1.2)."""
     return tuple(dict.fromkeys(p.without(TransformType.KE) for p in policy.proposals))
 

@@ -50,7 +50,8 @@ class Core:
     """See the module. Owned by the endpoint; the IKE SAs hold a reference.
 
     `touched` are the IKE SAs whose next timeout may have changed; `handling` is the one whose keys
-    (or, before there are keys, whose open request) the datagram at hand has matched.
+    (or, before there are keys, whose open request) the datagram at hand has matched. The endpoint
+    sets `reauthenticate`: it begins an IKE SA that is to take the place of another.
     """
 
     def __init__(self, random: Callable[[int], bytes]) -> None:
@@ -61,6 +62,7 @@ class Core:
         self.handling: IkeSa | None = None
         self.children: dict[int, ChildSa] = {}
         self.policies = PolicyBook()
+        self.reauthenticate: Callable[[IkeSa, float], None]
         self._queue: deque[Output | Deferred] = deque()
 
     def emit(self, output: Output) -> None:

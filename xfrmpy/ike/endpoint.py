@@ -17,9 +17,16 @@ from dataclasses import dataclass, replace
 
 from xfrmpy.failures import Failure
 from xfrmpy.ike.channel import NON_ESP_MARKER, with_marker
+from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.core import Core, Deferred, Tunnel
-from xfrmpy.ike.errors import Drop, DropReason, PeerIncompatible, PeerMisbehaved
-from xfrmpy.ike.ike_sa import CriticalPayload, IkeSa
+from xfrmpy.ike.errors import (
+    CriticalPayload,
+    Drop,
+    DropReason,
+    PeerIncompatible,
+    PeerMisbehaved,
+)
+from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.init import IkeSaInit, answer_ike_sa_init
 from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ike.outputs import (
@@ -32,9 +39,9 @@ from xfrmpy.ike.outputs import (
     SendDatagram,
 )
 from xfrmpy.ike.states import ChildSaState, IkeSaState
-from xfrmpy.ipsec.addresses import IpAddress, Path
+from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT, IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.ipsec.sad import SadEntry, SaId
+from xfrmpy.ipsec.sad import SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.registry import ExchangeType, NotifyType
@@ -80,6 +87,7 @@ class IkeEndpoint:
 
     def __init__(self, tunnels: Iterable[TunnelPolicy], random: Callable[[int], bytes]) -> None:
         self._core = Core(random)
+        self._core.reauthenticate = self._reauthenticate
         self._core.tunnels = {t.name: Tunnel(policy=t) for t in tunnels}
         self._by_init: dict[bytes, IkeSa] = {}
         self._half_open: dict[bytes, bytes] = {}
@@ -120,12 +128,23 @@ class IkeEndpoint:
         if child is not None:
             child.refused(output, reason)
 
-    def handle_expire(self, sa_id: SaId, now: float) -> None:
-        """An SA reached its hard limit and is gone from the datapath."""
-        for sa in list(self._core.ike_sas.values()):
-            if any(entry.id == sa_id for c in sa.children for entry in c.entries):
+    def handle_expire(self, sa_id: SaId, now: float, *, hard: bool) -> None:
+        """An SA reached its soft limit, or its hard one and is gone from the datapath."""
+        for sa, child in self._holders(sa_id):
+            if hard:
                 summary = f"{sa_id} reached its hard limit"
                 sa.terminate(Failure(code="XF2014", summary=summary), now)
+            elif child.state is ChildSaState.INSTALLED:
+                child.rekey_at = now
+                self._run(sa, sa.attend, now)
+
+    def handle_usage(self, sa_id: SaId, usage: Usage, now: float) -> None:
+        """The answer to `AskUsage`."""
+        if usage.seconds_idle is None:
+            return
+        for _, child in self._holders(sa_id):
+            direction = next(e.direction for e in child.entries if e.id == sa_id)
+            child.handle_usage(direction, usage.seconds_idle, now)
 
     # Commands.
 
@@ -139,20 +158,33 @@ class IkeEndpoint:
 
     def initiate(self, tunnel: str, path: Path, now: float) -> None:
         """Begin an IKE SA with the peer of a tunnel."""
-        policy = self._core.tunnels[tunnel].policy
-        sa = IkeSa(
-            self._core,
-            path=path,
-            is_initiator=True,
-            schedule=policy.retransmission,
-            tunnel=policy,
-        )
-        sa.start(IkeSaInit(sa, policy), now)
+        self._initiate(tunnel, path, None, now)
+
+    def rekey_ike_sas(self, tunnel: str, now: float) -> None:
+        """Rekey every IKE SA of a tunnel, as if its time had come."""
+        for sa in self._established(tunnel):
+            sa.rekey_at = now
+            self._run(sa, sa.attend, now)
+
+    def rekey_child_sas(self, tunnel: str, now: float) -> None:
+        """Rekey every Child SA of a tunnel, as if its time had come."""
+        for sa in self._established(tunnel):
+            for child in sa.children:
+                child.rekey_at = now
+            self._run(sa, sa.attend, now)
+
+    def reauthenticate(self, tunnel: str, now: float) -> None:
+        """Make every IKE SA of a tunnel anew, with its Child SAs, before the old one goes."""
+        for sa in self._established(tunnel):
+            if sa.can_begin_anew:
+                sa.reauth_at = now
+            self._run(sa, sa.attend, now)
 
     def terminate(self, tunnel: str, now: float) -> None:
         """End every IKE SA of a tunnel, and tell the peer."""
         for sa in self._core.ike_sas_of(tunnel):
             sa.terminate(None, now)
+            sa.bury_retired()
 
     # Outputs.
 
@@ -165,6 +197,8 @@ class IkeEndpoint:
     def next_timeout(self) -> float | None:
         """When `handle_timeout` should be called, if ever."""
         self._schedule_touched()
+        while self._timers and self._scheduled.get(self._timers[0][1]) != self._timers[0][0]:
+            heapq.heappop(self._timers)
         return self._timers[0][0] if self._timers else None
 
     def ike_sas(self, tunnel: str) -> tuple[IkeSaView, ...]:
@@ -192,6 +226,7 @@ class IkeEndpoint:
             raise Drop(DropReason.UNKNOWN_SPI)
         self._core.touched.add(sa)
         sa.receive(message, data, path, now)
+        sa.attend(now)
 
     def _receive_first(self, message: Message, data: bytes, path: Path, now: float) -> None:
         """An IKE_SA_INIT request: new, or the repetition of one that was answered."""
@@ -244,9 +279,11 @@ class IkeEndpoint:
         self._core.emit(SendDatagram(path=path, data=with_marker(path, encode_message(answer))))
 
     def _run(self, sa: IkeSa, step: Callable[[float], None], now: float) -> None:
-        """A step that no datagram at hand has caused."""
+        """A step that no datagram at hand has caused, and what becomes due by it."""
+        self._core.touched.add(sa)
         try:
             step(now)
+            sa.attend(now)
         except Exception:
             self._contain_defect(sa, b"", sa.path, now)
 
@@ -259,6 +296,35 @@ class IkeEndpoint:
 
     def _drop(self, path: Path, reason: DropReason, detail: str = "") -> None:
         self._core.emit(DatagramDropped(path=path, reason=reason, detail=detail))
+
+    def _initiate(self, tunnel: str, path: Path, replaces: IkeSa | None, now: float) -> None:
+        policy = self._core.tunnels[tunnel].policy
+        sa = IkeSa(
+            self._core,
+            path=path,
+            is_initiator=True,
+            schedule=policy.retransmission,
+            tunnel=policy,
+        )
+        sa.replaces = replaces
+        sa.start(IkeSaInit(sa, policy), now)
+
+    def _reauthenticate(self, old: IkeSa, now: float) -> None:
+        """Begin an IKE SA that takes the place of another, where its peer was reached at first."""
+        self._initiate(old.tunnel_name, _first_path(old.path), old, now)
+
+    def _established(self, tunnel: str) -> list[IkeSa]:
+        found = self._core.ike_sas_of(tunnel)
+        return [sa for sa in found if sa.state is IkeSaState.ESTABLISHED]
+
+    def _holders(self, sa_id: SaId) -> list[tuple[IkeSa, ChildSa]]:
+        """The Child SA that an SA belongs to, with its IKE SA."""
+        return [
+            (sa, child)
+            for sa in self._core.ike_sas.values()
+            for child in sa.children
+            if any(entry.id == sa_id for entry in child.entries)
+        ]
 
     # Timers: a heap with stale entries, which cost nothing but being popped.
 
@@ -278,6 +344,16 @@ class IkeEndpoint:
             return
         self._scheduled[sa.our_spi] = due_at
         heapq.heappush(self._timers, (due_at, sa.our_spi))
+
+
+def _first_path(path: Path) -> Path:
+    """Where IKE_SA_INIT goes: to port 500, unless the peer is elsewhere."""
+    if not path.natt or path.remote.port != IKE_NATT_PORT:
+        return path
+    return Path(
+        local=SocketAddress(path.local.address, IKE_PORT),
+        remote=SocketAddress(path.remote.address, IKE_PORT),
+    )
 
 
 def _without_marker(data: bytes, path: Path) -> bytes:
@@ -309,6 +385,6 @@ def _view(sa: IkeSa) -> IkeSaView:
                 established_at=child.established_at,
             )
             for child in sa.children
-            if child.state is ChildSaState.INSTALLED
+            if child.sends
         ),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from xfrmpy.failures import Failure
-from xfrmpy.registry import NotifyType
+from xfrmpy.registry import NotifyType, PayloadType
 from xfrmpy.wire.payloads import NotifyPayload
 
 
@@ -42,6 +42,16 @@ class Drop(Exception):
 
 class PeerMisbehaved(Exception):
     """An authentic message breaks the protocol; the sentence says how."""
+
+
+class CriticalPayload(Exception):
+    """An unknown payload with the critical bit: the message must be refused (section 2.5)."""
+
+    def __init__(self, kind: PayloadType) -> None:
+        super().__init__(f"the critical payload {kind.value} is unknown")
+        self.notify = NotifyPayload(
+            type=NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD, data=bytes([kind.value])
+        )
 
 
 class PeerIncompatible(Exception):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Protocol, TypeVar, cast
 
-from xfrmpy.ike.errors import PeerMisbehaved
+from xfrmpy.ike.errors import CriticalPayload, PeerMisbehaved
 from xfrmpy.registry import ExchangeType, NotifyType
 from xfrmpy.wire.message import Message
-from xfrmpy.wire.payloads import NotifyPayload, OpenPayload
+from xfrmpy.wire.payloads import NotifyPayload, OpenPayload, Payload, UnknownPayload
 
 P = TypeVar("P")
 
@@ -29,6 +29,13 @@ def payloads_in_clear(message: Message) -> tuple[OpenPayload, ...]:
     if message.sealed is not None:
         raise PeerMisbehaved("IKE_SA_INIT with an encrypted payload")
     return cast("tuple[OpenPayload, ...]", message.payloads)
+
+
+def check_critical(payloads: tuple[Payload, ...]) -> None:
+    """Raises `CriticalPayload` if there is one that we must not pass over."""
+    for payload in payloads:
+        if isinstance(payload, UnknownPayload) and payload.critical:
+            raise CriticalPayload(payload.type)
 
 
 def only(payloads: tuple[OpenPayload, ...], kind: type[P]) -> P:

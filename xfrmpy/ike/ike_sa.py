@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from xfrmpy.crypto.key_schedule import IkeKeys, derive_ike_keys
+from xfrmpy.crypto.key_schedule import IkeKeys, derive_ike_keys, derive_rekeyed_ike_keys
 from xfrmpy.failures import Failure
 from xfrmpy.ike.channel import Channel
 from xfrmpy.ike.child_sa import ChildSa
+from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import Core
-from xfrmpy.ike.errors import Drop, DropReason, PeerMisbehaved
-from xfrmpy.ike.exchange import Exchange, payloads_in_clear
-from xfrmpy.ike.informational import Farewell, LivenessCheck
+from xfrmpy.ike.duties import next_duty
+from xfrmpy.ike.errors import CriticalPayload, Drop, DropReason, PeerMisbehaved
+from xfrmpy.ike.exchange import Exchange, check_critical, payloads_in_clear
+from xfrmpy.ike.informational import Farewell
+from xfrmpy.ike.lifetimes import replacement_seconds
 from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ike.outputs import (
     IkeSaEstablished,
@@ -28,15 +31,17 @@ from xfrmpy.ike.outputs import (
 from xfrmpy.ike.protection import Inner
 from xfrmpy.ike.requests import REQUESTS
 from xfrmpy.ike.states import IKE_SA_TRANSITIONS, IkeSaState, IllegalTransition
+from xfrmpy.ike.succession import report_unreplaced
+from xfrmpy.ike.uniqueness import expect_one
 from xfrmpy.ike.window import PeerSilent
 from xfrmpy.ipsec.addresses import Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite
 from xfrmpy.policy.model import Retransmission, TunnelPolicy
-from xfrmpy.registry import ExchangeType, NotifyType, PayloadType
+from xfrmpy.registry import ExchangeType, NotifyType
 from xfrmpy.wire.cursor import Malformed
 from xfrmpy.wire.message import Message, decode_payloads_untrusted
-from xfrmpy.wire.payloads import NotifyPayload, OpenPayload, Payload, UnknownPayload
+from xfrmpy.wire.payloads import NotifyPayload, OpenPayload
 
 HALF_OPEN_SECONDS = 30.0
 """How long a responder waits for IKE_AUTH. strongSwan's half_open_timeout is the same."""
@@ -56,7 +61,12 @@ Payloads: TypeAlias = tuple[OpenPayload, ...]
 
 
 class IkeSa:
-    """See the module. `tunnel` is None on a responder until it knows who the peer is."""
+    """See the module. `tunnel` is None on a responder until it knows who the peer is.
+
+    `nonces` are those of the exchange that made it. `replaces` is the IKE SA whose place it takes
+    once its peer is authenticated; `heir` is what the peer has made to take the place of this one,
+    while we were at the same. `retired` Child SAs only receive, each until its moment.
+    """
 
     def __init__(
         self,
@@ -66,9 +76,12 @@ class IkeSa:
         is_initiator: bool,
         schedule: Retransmission,
         tunnel: TunnelPolicy | None = None,
+        spis: tuple[bytes, bytes] | None = None,
     ) -> None:
         self.core = core
-        self.channel = Channel(core, path=path, is_initiator=is_initiator, schedule=schedule)
+        self.channel = Channel(
+            core, path=path, is_initiator=is_initiator, schedule=schedule, spis=spis
+        )
         self.is_initiator = is_initiator
         self.tunnel: TunnelPolicy | None = None
         self.state = IkeSaState.INITIATING
@@ -78,15 +91,25 @@ class IkeSa:
         self.keys: IkeKeys | None = None
         self.remote_id: Identity | None = None
         self.local_id: Identity | None = None
-        self.nonce_i = b""
-        self.nonce_r = b""
+        self.nonces: Nonces = (b"", b"")
         self.children: list[ChildSa] = []
+        self.retired: list[tuple[float, ChildSa]] = []
+        self.replaces: IkeSa | None = None
+        self.heir: IkeSa | None = None
+        self.is_rekeying = False
+        self.is_asking_usage = False
         self.established_at = 0.0
-        self._heard_at = 0.0
+        self.heard_at = 0.0
+        self.rekey_at: float | None = None
+        self.reauth_at: float | None = None
+        self.wait_until: float | None = None
+        self.alone_at: float | None = None
+        self.busy_since: float | None = None
+        self._must_reauth_by: float | None = None
         self._expires_at: float | None = None
         self._refusal: Failure | None = None
         self._was_established = False
-        self._is_reported = False
+        self.is_reported = False
         if tunnel is not None:
             self.belong_to(tunnel)
         core.ike_sas[self.our_spi] = self
@@ -144,7 +167,7 @@ class IkeSa:
         request = self.channel.window.outstanding_for(message.message_id)
         if request.exchange.type is not message.exchange:
             raise Drop(DropReason.WRONG_EXCHANGE)
-        self._heard_at = now
+        self.heard_at = now
         self.channel.window.complete()
         try:
             payloads = decode_payloads_untrusted(*inner)
@@ -169,11 +192,10 @@ class IkeSa:
             raise Drop(DropReason.WRONG_EXCHANGE)
         if self.state not in row.states:
             raise Drop(DropReason.WRONG_STATE)
-        self._heard_at = now
+        self.heard_at = now
         if self.state is IkeSaState.AUTHENTICATING:
-            self.channel.path = (
-                path  # The initiator moves to port 4500 here (RFC 7296 section 2.23).
-            )
+            # The initiator moves to port 4500 here (RFC 7296 section 2.23).
+            self.channel.path = path
         self.channel.begin_answer(message, path)
         try:
             payloads = decode_payloads_untrusted(*inner)
@@ -189,9 +211,14 @@ class IkeSa:
 
     # Messages of ours.
 
+    @property
+    def can_ask(self) -> bool:
+        """Whether a request could leave at once."""
+        return self.channel.window.outstanding is None
+
     def start(self, exchange: Exchange, now: float) -> None:
         """Send a request, or let it wait for the one that is on its way."""
-        if self.channel.window.outstanding is not None:
+        if not self.can_ask:
             self.channel.window.waiting.append(exchange)
             return
         self.core.touched.add(self)
@@ -202,9 +229,8 @@ class IkeSa:
         self.channel.respond(payloads)
 
     def _start_waiting(self, now: float) -> None:
-        window = self.channel.window
-        if window.waiting and window.outstanding is None:
-            self.start(window.waiting.popleft(), now)
+        if self.can_ask and self.channel.window.waiting:
+            self.start(self.channel.window.waiting.popleft(), now)
 
     # Its life.
 
@@ -213,12 +239,11 @@ class IkeSa:
         self.tunnel = tunnel
         self.channel.tunnel = tunnel.name
 
-    def agree_keys(
-        self, proposal: Proposal, shared_secret: bytes, nonce_i: bytes, nonce_r: bytes
-    ) -> None:
+    def agree_keys(self, proposal: Proposal, shared_secret: bytes, nonces: Nonces) -> None:
         """Both public values are known: derive the keys; messages are protected from now on."""
-        self.proposal, self.nonce_i, self.nonce_r = proposal, nonce_i, nonce_r
+        self.proposal, self.nonces = proposal, nonces
         self.suite = ike_suite(proposal)
+        nonce_i, nonce_r = nonces
         self.keys = derive_ike_keys(
             self.suite,
             shared_secret=shared_secret,
@@ -229,7 +254,7 @@ class IkeSa:
         )
         self.channel.protect(self.suite, self.keys)
         self._expires_at = self._refusal = None
-        self._move_to(IkeSaState.AUTHENTICATING)
+        self.move_to(IkeSaState.AUTHENTICATING)
 
     def refused(self, failure: Failure, now: float) -> None:
         """Somebody refuses our IKE_SA_INIT: give up soon, unless the peer answers better."""
@@ -255,15 +280,18 @@ class IkeSa:
     def authenticated(
         self, tunnel: TunnelPolicy, *, local: Identity, remote: Identity, now: float
     ) -> None:
-        """The peer has proved who it is. There is no other way to ESTABLISHED."""
-        self._move_to(IkeSaState.ESTABLISHED)
+        """The peer has proved who it is. There is no other way to a first ESTABLISHED."""
+        self.move_to(IkeSaState.ESTABLISHED)
         self.belong_to(tunnel)
         self.local_id, self.remote_id = local, remote
         self.channel.window.schedule = tunnel.retransmission
         self.channel.init_request = self.channel.init_response = b""
-        self._expires_at = None
-        self._was_established = True
-        self.established_at = self._heard_at = now
+        if tunnel.reauth_seconds is not None:
+            self._must_reauth_by = now + tunnel.reauth_seconds
+            if self.can_begin_anew:
+                self.reauth_at = now + replacement_seconds(tunnel.reauth_seconds, self.core.random)
+        self._begin_life(now)
+        expect_one(self, now)
         self.core.emit(
             IkeSaEstablished(
                 tunnel=tunnel.name,
@@ -273,6 +301,68 @@ class IkeSa:
                 is_initiator=self.is_initiator,
             )
         )
+
+    @property
+    def can_begin_anew(self) -> bool:
+        """Whether the peer can be reached by a new IKE_SA_INIT.
+
+        One behind a NAT, of which policy knows no address, is reached only through what it began.
+        """
+        return self.tunnel is not None and (bool(self.tunnel.peers) or not self.nat.theirs)
+
+    def successor(
+        self,
+        proposal: Proposal,
+        shared_secret: bytes,
+        nonces: Nonces,
+        *,
+        spis: tuple[bytes, bytes],
+        is_initiator: bool,
+        now: float,
+    ) -> IkeSa:
+        """An IKE SA with the same peer, made under the protection of this one (section 2.18).
+
+        `spis` are ours and theirs. It has none of the Child SAs yet.
+        """
+        assert self.suite is not None
+        assert self.keys is not None
+        new = IkeSa(
+            self.core,
+            path=self.path,
+            is_initiator=is_initiator,
+            schedule=self.channel.window.schedule,
+            tunnel=self.tunnel,
+            spis=spis,
+        )
+        new.proposal, new.nonces, new.suite = proposal, nonces, ike_suite(proposal)
+        new.keys = derive_rekeyed_ike_keys(
+            new.suite,
+            old_prf=self.suite.prf,
+            old_sk_d=self.keys.sk_d,
+            shared_secret=shared_secret,
+            nonce_i=nonces[0],
+            nonce_r=nonces[1],
+            spi_i=new.channel.spi_i,
+            spi_r=new.channel.spi_r,
+        )
+        new.channel.protect(new.suite, new.keys)
+        new.state = IkeSaState.ESTABLISHED
+        new.nat, new.local_id, new.remote_id = self.nat, self.local_id, self.remote_id
+        new.alone_at = self.alone_at
+        new.reauth_at, new._must_reauth_by = self.reauth_at, self._must_reauth_by
+        new._begin_life(now)
+        return new
+
+    def _begin_life(self, now: float) -> None:
+        assert self.tunnel is not None
+        self._was_established = True
+        self.established_at = self.heard_at = now
+        lifetime = self.tunnel.lifetime_seconds
+        ends = [self._must_reauth_by, None if lifetime is None else now + lifetime]
+        self._expires_at = min((end for end in ends if end is not None), default=None)
+        if lifetime is not None:
+            self.rekey_at = now + replacement_seconds(lifetime, self.core.random)
+        self.core.touched.add(self)
 
     def terminate(self, failure: Failure | None, now: float, *payloads: OpenPayload) -> None:
         """Take everything out of force and tell the peer.
@@ -285,9 +375,13 @@ class IkeSa:
             self.close(failure, now)
             return
         self._close_children()
-        self._move_to(IkeSaState.DELETING)
         if failure is not None:
-            self._report_closed(failure)
+            self._report_closed(failure, now)
+        self.bid_farewell(now, *payloads)
+
+    def bid_farewell(self, now: float, *payloads: OpenPayload) -> None:
+        """The last request: a Delete, or `payloads` in place of it."""
+        self.move_to(IkeSaState.DELETING)
         self.channel.window.waiting.clear()
         self.channel.window.hurry(FAREWELL_TRIES)
         self.start(Farewell(self, payloads), now)
@@ -300,21 +394,31 @@ class IkeSa:
             failure = None  # It has its reason already; how the peer took it is no other.
         self._close_children()
         self.channel.window.abandon()
-        self._move_to(IkeSaState.DELETED)
+        self.move_to(IkeSaState.DELETED)
         self._expires_at = now + LINGER_SECONDS
         self.core.touched.add(self)
-        self._report_closed(failure)
+        if self.heir is not None and not self.heir.children:
+            self.heir.close(failure, now)
+        self._report_closed(failure, now)
 
     def _close_children(self) -> None:
         for child in self.children:
             child.close()
         self.children.clear()
 
-    def _report_closed(self, failure: Failure | None) -> None:
-        if self._is_reported:
+    def bury_retired(self) -> None:
+        """Take out of force what only receives."""
+        for _, child in self.retired:
+            child.close()
+        self.retired.clear()
+
+    def _report_closed(self, failure: Failure | None, now: float) -> None:
+        if self.is_reported:
             return
-        self._is_reported = True
-        if self.is_initiator or self._was_established:
+        self.is_reported = True
+        if self.replaces is not None and not self._was_established:
+            report_unreplaced(self, failure, now)
+        elif self.is_initiator or self._was_established:
             self.core.emit(
                 TunnelClosed(
                     tunnel=self.tunnel_name,
@@ -330,34 +434,42 @@ class IkeSa:
 
     @property
     def next_timeout(self) -> float | None:
-        moments = (self.channel.window.next_timeout, self._expires_at, self._liveness_at)
+        duty = next_duty(self)
+        moments = (
+            self.channel.window.next_timeout,
+            self._expires_at,
+            None if duty is None else duty.at,
+        )
         return min((m for m in moments if m is not None), default=None)
 
-    @property
-    def _liveness_at(self) -> float | None:
-        if self.state is not IkeSaState.ESTABLISHED or self.channel.window.outstanding is not None:
-            return None
-        assert self.tunnel is not None
-        return self._heard_at + self.tunnel.dpd_seconds if self.tunnel.dpd_seconds else None
-
     def handle_timeout(self, now: float) -> None:
-        """Whatever is due: expiry, a retransmission, a liveness check."""
+        """Whatever is due: expiry, a retransmission, a duty."""
         if self._expires_at is not None and now >= self._expires_at:
             self._expire(now)
             return
         try:
-            was_sent = self.channel.retransmit(now)
+            self.channel.retransmit(now)
         except PeerSilent:
             self._give_up(now)
             return
-        if not was_sent and self._liveness_at is not None and now >= self._liveness_at:
-            self.start(LivenessCheck(self), now)
+
+    def attend(self, now: float) -> None:
+        """Do every duty that is due and can be done."""
+        while (duty := next_duty(self)) is not None and duty.at <= now:
+            duty.do(now)
 
     def _expire(self, now: float) -> None:
-        if self.state is not IkeSaState.DELETED:
+        if self.state is IkeSaState.DELETED:
+            self.bury_retired()
+            self.core.forget(self)
+        elif self._was_established:
+            summary = f"the IKE SA with {self.remote_id} was not replaced in time"
+            self._expires_at = None
+            self.terminate(Failure(code="XF2014", summary=summary), now)
+        else:
             summary = f"{self.path.remote} began an exchange and did not go on with IKE_AUTH"
             self.close(self._refusal or Failure(code="XF2001", summary=summary), now)
-        self.core.forget(self)
+            self.core.forget(self)
 
     def _give_up(self, now: float) -> None:
         assert self.channel.window.outstanding is not None
@@ -366,23 +478,7 @@ class IkeSa:
         summary = f"{self.path.remote} did not answer {exchange}, sent {count} times"
         self.close(Failure(code="XF2001", summary=summary), now)
 
-    def _move_to(self, state: IkeSaState) -> None:
+    def move_to(self, state: IkeSaState) -> None:
         if state not in IKE_SA_TRANSITIONS[self.state]:
             raise IllegalTransition(f"IKE SA: {self.state} to {state}")
         self.state = state
-
-
-class CriticalPayload(Exception):
-    """An unknown payload with the critical bit: the message must be refused (section 2.5)."""
-
-    def __init__(self, kind: PayloadType) -> None:
-        super().__init__(f"the critical payload {kind.value} is unknown")
-        self.notify = NotifyPayload(
-            type=NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD, data=bytes([kind.value])
-        )
-
-
-def check_critical(payloads: tuple[Payload, ...]) -> None:
-    for payload in payloads:
-        if isinstance(payload, UnknownPayload) and payload.critical:
-            raise CriticalPayload(payload.type)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from xfrmpy.failures import Failure
+from xfrmpy.ike.child_sa import SPI_SIZE, ChildSa
+from xfrmpy.ike.create_child_sa import take_over
 from xfrmpy.ike.exchange import first_error
 from xfrmpy.ike.refusals import failure_of
+from xfrmpy.ike.states import ChildSaState
+from xfrmpy.ike.succession import deleted_by_peer, remove_child
 from xfrmpy.registry import ExchangeType, NotifyType, ProtocolId
 from xfrmpy.wire.payloads import DeletePayload, OpenPayload
 
 if TYPE_CHECKING:
-    from xfrmpy.ike.child_sa import ChildSa
     from xfrmpy.ike.ike_sa import IkeSa
-
-ESP_SPI_SIZE = 4
 
 FATAL_ERRORS = frozenset(
     {
@@ -44,6 +45,32 @@ class LivenessCheck:
             self._sa.close(failure_of(error), now)
 
 
+class DeleteChildSas:
+    """A Delete of every Child SA that is to be deleted and of which the peer was not told yet."""
+
+    type: ClassVar[ExchangeType] = ExchangeType.INFORMATIONAL
+
+    def __init__(self, sa: IkeSa) -> None:
+        self._sa = sa
+        deleting = (c for c in sa.children if c.state is ChildSaState.DELETING)
+        self._children = [child for child in deleting if not child.is_told]
+        for child in self._children:
+            child.is_told = True
+
+    def request(self) -> tuple[OpenPayload, ...]:
+        return _deleted(self._children)
+
+    def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
+        """The peer has closed its halves; that it names them is of no use to us."""
+        error = first_error(payloads)
+        if error is not None and error.type in FATAL_ERRORS:
+            self._sa.close(failure_of(error), now)
+            return
+        for child in self._children:
+            if child in self._sa.children:
+                remove_child(self._sa, child, now)
+
+
 class Farewell:
     """The last request on an IKE SA: a Delete of it, or the reason why there is none to delete."""
 
@@ -69,7 +96,7 @@ def answer_informational(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: floa
         sa.close(failure_of(error), now)
     elif any(p.protocol == ProtocolId.IKE for p in deletes):
         sa.respond(())
-        sa.close(Failure(code="XF2011", summary="the peer deleted the IKE SA"), now)
+        deleted_by_peer(sa, now)
     else:
         _answer_child_deletes(sa, deletes, now)
 
@@ -77,11 +104,18 @@ def answer_informational(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: floa
 def _answer_child_deletes(sa: IkeSa, deletes: list[DeletePayload], now: float) -> None:
     """The peer names its inbound SPIs; we answer with ours of the same pairs (section 1.4.1)."""
     spis = {spi for p in deletes if p.protocol == ProtocolId.ESP for spi in p.spis}
-    gone = [c for c in sa.children if c.spi_out.to_bytes(ESP_SPI_SIZE, "big") in spis]
-    sa.respond(_deleted(gone))
+    named = [c for c in sa.children if c.entries and c.spi_out.to_bytes(SPI_SIZE, "big") in spis]
+    # Of what we are deleting too, "the responses MUST NOT include Delete payloads": each end
+    # closes its outbound SA now, and its inbound one when its own request is answered.
+    crossing = [child for child in named if child.state is ChildSaState.DELETING]
+    gone = [child for child in named if child.state is not ChildSaState.DELETING]
     for child in gone:
-        child.close()
-        sa.children.remove(child)
+        take_over(child)
+    sa.respond(_deleted(gone))
+    for child in crossing:
+        child.stop_sending()
+    for child in gone:
+        remove_child(sa, child, now)
     if gone and not sa.children:
         # A tunnel is its Child SA; an empty IKE SA would pass for one that works.
         sa.terminate(Failure(code="XF2011", summary="the peer deleted the Child SA"), now)
@@ -90,5 +124,5 @@ def _answer_child_deletes(sa: IkeSa, deletes: list[DeletePayload], now: float) -
 def _deleted(children: list[ChildSa]) -> tuple[OpenPayload, ...]:
     if not children:
         return ()
-    spis = tuple(c.spi_in.to_bytes(ESP_SPI_SIZE, "big") for c in children)
+    spis = tuple(c.spi_in.to_bytes(SPI_SIZE, "big") for c in children)
     return (DeletePayload(protocol=ProtocolId.ESP, spis=spis),)

@@ -10,19 +10,27 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from xfrmpy.crypto.key_exchange import InvalidPublicValue, KeyExchange, start_key_exchange
+from xfrmpy.crypto.key_exchange import KeyExchange, start_key_exchange
 from xfrmpy.failures import Failure
+from xfrmpy.ike.agreement import (
+    agreed_secret,
+    choose_for_method,
+    demanded_method,
+    ke_payload,
+    key_exchange_methods,
+)
 from xfrmpy.ike.auth import IkeAuth
 from xfrmpy.ike.core import Core, Tunnel
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
-from xfrmpy.ike.exchange import first_error, notifications, only, payloads_in_clear
-from xfrmpy.ike.ike_sa import IkeSa, check_critical
+from xfrmpy.ike.exchange import check_critical, first_error, notifications, only, payloads_in_clear
+from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.nat import detect_nat, detection_payloads
+from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import ExchangeRepeated
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, Path, SocketAddress
-from xfrmpy.ipsec.proposals import Proposal, answers, choose_proposal, ike_suite
+from xfrmpy.ipsec.proposals import Proposal, answers, ike_suite
 from xfrmpy.policy.model import Retransmission, TunnelPolicy
-from xfrmpy.registry import ExchangeType, KeyExchangeMethod, NotifyType, TransformType
+from xfrmpy.registry import ExchangeType, KeyExchangeMethod, NotifyType
 from xfrmpy.wire.message import Message
 from xfrmpy.wire.payloads import (
     KePayload,
@@ -34,9 +42,6 @@ from xfrmpy.wire.payloads import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-NONCE_SIZE = 32
-"""Octets. RFC 7296 section 2.10: at least half the PRF's key size, whose largest here is 64."""
 
 MAX_COOKIE = 64
 """Octets, RFC 7296 section 2.6."""
@@ -58,15 +63,18 @@ class IkeSaInit:
         self._nonce = self._random(NONCE_SIZE)
         self._cookie: bytes | None = None
         self._offered = tuple(replace(p, number=n) for n, p in enumerate(tunnel.proposals, 1))
-        self._key_exchange = self._start_key_exchange(_groups(self._offered)[0])
+        self._key_exchange = self._start_key_exchange(key_exchange_methods(self._offered)[0])
         self._repetitions = 0
 
     def request(self) -> tuple[OpenPayload, ...]:
         payloads: list[OpenPayload] = []
         if self._cookie is not None:
             payloads.append(NotifyPayload(type=NotifyType.COOKIE, data=self._cookie))
-        ke = KePayload(method=self._key_exchange.method, data=self._key_exchange.public_value)
-        payloads += [SaPayload(proposals=self._offered), ke, NoncePayload(data=self._nonce)]
+        payloads += [
+            SaPayload(proposals=self._offered),
+            ke_payload(self._key_exchange),
+            NoncePayload(data=self._nonce),
+        ]
         payloads += detection_payloads(
             self._sa.channel.spi_i,
             bytes(8),
@@ -94,10 +102,8 @@ class IkeSaInit:
         self._repeat("the peer is busy and asks for a cookie", now)
 
     def _repeat_with_group(self, error: NotifyPayload, now: float) -> None:
-        if len(error.data) != 2:
-            raise PeerMisbehaved("INVALID_KE_PAYLOAD names a method in two octets")
-        method = KeyExchangeMethod(int.from_bytes(error.data, "big"))
-        if method not in _groups(self._offered):
+        method = demanded_method(error)
+        if method not in key_exchange_methods(self._offered):
             summary = f"the peer asks for the key exchange method {method.name}"
             evidence = (("we offered", _names(self._offered)), ("they want", method.name))
             self._sa.refused(Failure(code="XF2010", summary=summary, evidence=evidence), now)
@@ -132,11 +138,11 @@ class IkeSaInit:
         if not any(sa.channel.their_spi):
             raise PeerMisbehaved("the peer gave no SPI")
         nonce = only(payloads, NoncePayload).data
-        shared_secret = _shared_secret(self._key_exchange, ke)
+        shared_secret = agreed_secret(self._key_exchange, ke)
         forced = self._tunnel.forces_encapsulation
         nat = detect_nat(payloads, sa.channel.spi_i, sa.channel.spi_r, sa.path, forced=forced)
         sa.channel.window.complete()
-        sa.agree_keys(proposals[0], shared_secret, self._nonce, nonce)
+        sa.agree_keys(proposals[0], shared_secret, (self._nonce, nonce))
         sa.found_nat(nat)
         if forced and not nat.supported:
             summary = "the peer cannot put ESP in UDP, and nothing else works here"
@@ -172,7 +178,7 @@ def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path, no
     chosen = _choose(offered, tunnels, ke)
     suite = ike_suite(chosen)
     key_exchange = start_key_exchange(suite.group.id, core.random)
-    shared_secret = _shared_secret(key_exchange, ke)
+    shared_secret = agreed_secret(key_exchange, ke)
     nonce_r = core.random(NONCE_SIZE)
     forced = any(t.policy.forces_encapsulation for t in tunnels)
     sa = IkeSa(core, path=path, is_initiator=False, schedule=Retransmission())
@@ -183,14 +189,14 @@ def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path, no
     sa.channel.init_response = sa.channel.respond(
         (
             SaPayload(proposals=(chosen,)),
-            KePayload(method=key_exchange.method, data=key_exchange.public_value),
+            ke_payload(key_exchange),
             NoncePayload(data=nonce_r),
             *detection_payloads(
                 sa.channel.spi_i, sa.channel.spi_r, path, force=forced, random=core.random
             ),
         )
     )
-    sa.agree_keys(chosen, shared_secret, nonce_i, nonce_r)
+    sa.agree_keys(chosen, shared_secret, (nonce_i, nonce_r))
     sa.found_nat(nat)
     sa.expect_authentication(now)
     return sa
@@ -217,10 +223,7 @@ def _tunnels_for(core: Core, path: Path) -> tuple[Tunnel, ...]:
 def _choose(offered: tuple[Proposal, ...], tunnels: tuple[Tunnel, ...], ke: KePayload) -> Proposal:
     """Our first choice, or our first with the method that spares us a repetition."""
     ours = tuple(dict.fromkeys(p for t in tunnels for p in t.policy.proposals))
-    chosen = choose_proposal((_with_group(p, ke.method) for p in offered), ours)
-    if chosen is not None:
-        return chosen
-    chosen = choose_proposal(offered, ours)
+    chosen = choose_for_method(offered, ours, ke.method)
     if chosen is None:
         raise PeerIncompatible.of(
             "XF2002",
@@ -228,39 +231,17 @@ def _choose(offered: tuple[Proposal, ...], tunnels: tuple[Tunnel, ...], ke: KePa
             NotifyType.NO_PROPOSAL_CHOSEN,
             evidence=(("we accept", _names(ours)), ("they offered", _names(offered))),
         )
-    wanted = chosen.of_type(TransformType.KE)[0]
-    raise PeerIncompatible.of(
-        "XF2010",
-        f"the peer began with {ke.method.name}; we asked for {wanted}",
-        NotifyType.INVALID_KE_PAYLOAD,
-        data=wanted.id.to_bytes(2, "big"),
-    )
-
-
-def _with_group(proposal: Proposal, method: KeyExchangeMethod) -> Proposal:
-    kept = (t for t in proposal.transforms if t.type != TransformType.KE or t.id == method)
-    return replace(proposal, transforms=tuple(kept))
-
-
-def _shared_secret(key_exchange: KeyExchange, ke: KePayload) -> bytes:
-    try:
-        return key_exchange.shared_secret(ke.data)
-    except InvalidPublicValue as error:
-        raise PeerMisbehaved(str(error)) from error
+    return chosen
 
 
 def _natt_path(path: Path) -> Path:
+    if path.natt:
+        return path
     return Path(
         local=SocketAddress(path.local.address, IKE_NATT_PORT),
         remote=SocketAddress(path.remote.address, IKE_NATT_PORT),
         natt=True,
     )
-
-
-def _groups(proposals: tuple[Proposal, ...]) -> tuple[KeyExchangeMethod, ...]:
-    """Every key exchange method that is offered, in order."""
-    transforms = (t for p in proposals for t in p.of_type(TransformType.KE))
-    return tuple(dict.fromkeys(KeyExchangeMethod(t.id) for t in transforms))
 
 
 def _names(values: Iterable[object]) -> str:

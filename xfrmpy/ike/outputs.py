@@ -120,6 +120,52 @@ class ChildSaEstablished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChildSaRekeyed:
+    """A new Child SA has taken the place of an older one; its SPIs are these."""
+
+    tunnel: str
+    child: str
+    spi_in: int
+    spi_out: int
+    suite: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IkeSaRekeyed:
+    """A new IKE SA has taken the place of an older one, with its Child SAs.
+
+    `is_initiator` is who we are in the new one; `reauthenticated` if who the peer is was proved
+    again, and its Child SAs are new.
+    """
+
+    tunnel: str
+    path: Path
+    suite: str
+    is_initiator: bool
+    reauthenticated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaNotCreated:
+    """A further SA, or one to replace another, could not be had; what was in force still is.
+
+    `child` is empty if it was the IKE SA.
+    """
+
+    tunnel: str
+    child: str
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskUsage:
+    """How much an SA has carried is wanted: `IkeEndpoint.handle_usage` takes the answer."""
+
+    tunnel: str
+    sa: SaId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSaClosed:
     """A Child SA that was established is gone."""
 
@@ -180,7 +226,11 @@ Output: TypeAlias = (
     | NatDetected
     | IkeSaEstablished
     | ChildSaEstablished
+    | ChildSaRekeyed
     | ChildSaClosed
+    | IkeSaRekeyed
+    | SaNotCreated
+    | AskUsage
     | TunnelClosed
     | RequestRefused
     | DatagramDropped

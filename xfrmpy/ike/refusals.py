@@ -15,6 +15,15 @@ _CODES: dict[NotifyType, tuple[str, str]] = {
 }
 
 
+def rekey_failure_of(error: NotifyPayload, what: str, evidence: Evidence) -> Failure:
+    """The failure that an error notification stands for in the answer to a rekeying."""
+    return Failure(
+        code="XF2015",
+        summary=f"the peer did not replace {what}",
+        evidence=(*evidence, ("they answered", error.type.name)),
+    )
+
+
 def failure_of(error: NotifyPayload, evidence: Evidence = ()) -> Failure:
     """The failure that an error notification in a protected message stands for."""
     code, summary = _CODES.get(error.type, ("XF2009", "the peer refused"))

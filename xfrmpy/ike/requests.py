@@ -1,8 +1,7 @@
 """What a peer may ask of us once messages are protected, and in which states.
 
 Each row names the handler that answers by `IkeSa.respond`, at once or when the datapath has done
-its part. CREATE_CHILD_SA is refused whole, as RFC 7296 section 4 allows: a peer that wants to
-rekey makes a new IKE SA instead.
+its part.
 """
 
 from __future__ import annotations
@@ -12,10 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xfrmpy.ike.auth import answer_ike_auth
+from xfrmpy.ike.create_child_sa import answer_create_child_sa
+from xfrmpy.ike.exchange import only
 from xfrmpy.ike.informational import answer_informational
+from xfrmpy.ike.rekey_ike_sa import answer_ike_rekey
 from xfrmpy.ike.states import IkeSaState
-from xfrmpy.registry import ExchangeType, NotifyType
-from xfrmpy.wire.payloads import NotifyPayload, OpenPayload
+from xfrmpy.registry import ExchangeType, ProtocolId
+from xfrmpy.wire.payloads import OpenPayload, SaPayload
 
 if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
@@ -29,15 +31,20 @@ class RequestRow:
     handler: Callable[[IkeSa, tuple[OpenPayload, ...], float], None]
 
 
-def _refuse_create_child_sa(sa: IkeSa, _payloads: tuple[OpenPayload, ...], _now: float) -> None:
-    sa.respond((NotifyPayload(type=NotifyType.NO_ADDITIONAL_SAS),))
+def _answer_create_child_sa(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> None:
+    """What is to be created is told by the proposals alone (RFC 7296 sections 1.3.1 to 1.3.3)."""
+    protocols = {p.protocol for p in only(payloads, SaPayload).proposals}
+    if protocols == {ProtocolId.IKE}:
+        answer_ike_rekey(sa, payloads, now)
+    else:
+        answer_create_child_sa(sa, payloads, now)
 
 
 _AUTHENTICATING = frozenset({IkeSaState.AUTHENTICATING})
-_LIVING = frozenset({IkeSaState.ESTABLISHED, IkeSaState.DELETING})
+_LIVING = frozenset({IkeSaState.ESTABLISHED, IkeSaState.REKEYED, IkeSaState.DELETING})
 
 REQUESTS: dict[ExchangeType, RequestRow] = {
     ExchangeType.IKE_AUTH: RequestRow(states=_AUTHENTICATING, handler=answer_ike_auth),
-    ExchangeType.CREATE_CHILD_SA: RequestRow(states=_LIVING, handler=_refuse_create_child_sa),
+    ExchangeType.CREATE_CHILD_SA: RequestRow(states=_LIVING, handler=_answer_create_child_sa),
     ExchangeType.INFORMATIONAL: RequestRow(states=_LIVING, handler=answer_informational),
 }

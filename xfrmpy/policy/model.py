@@ -12,7 +12,7 @@ from enum import StrEnum
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, Lifetime, Mode
+from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector
 
 
@@ -65,15 +65,23 @@ class Retransmission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildPolicy:
-    """One Child SA: what it carries and how. Proposals are in the order of preference."""
+    """One Child SA: what it carries and how. Proposals are in the order of preference.
+
+    The first Child SA of an IKE SA has no key exchange of its own (RFC 7296 section 1.2): the
+    proposals' methods are for those that come later. A lifetime of None is no limit; the SA is
+    replaced ahead of its end. Without traffic for `inactivity_seconds` it is deleted; 0 is never.
+    """
 
     name: str
     local: tuple[TrafficSelector, ...]
     remote: tuple[TrafficSelector, ...]
     proposals: tuple[Proposal, ...]
     mode: Mode = Mode.TUNNEL
-    lifetime: Lifetime = field(default_factory=Lifetime)
     replay_window: int = DEFAULT_REPLAY_WINDOW
+    lifetime_seconds: float | None = 3600.0
+    lifetime_octets: int | None = None
+    lifetime_packets: int | None = None
+    inactivity_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +90,9 @@ class TunnelPolicy:
 
     `peers` are addresses or names as written, in order; empty means any peer (then we only
     listen). `local_id` None is the address that we happen to use. `reqid` is unique to the tunnel
-    on this host. `origin` is `file:line`. `dpd_seconds` 0 asks never.
+    on this host. `origin` is `file:line`. `dpd_seconds` 0 asks never. The IKE SA is rekeyed ahead
+    of the end of `lifetime_seconds`, and made anew, with authentication, ahead of `reauth_seconds`;
+    None is never.
     """
 
     name: str
@@ -99,6 +109,8 @@ class TunnelPolicy:
     datapath: DatapathChoice = DatapathChoice.AUTO
     encapsulation: Encapsulation = Encapsulation.AUTO
     dpd_seconds: float = 30.0
+    lifetime_seconds: float | None = 4 * 3600.0
+    reauth_seconds: float | None = None
     retransmission: Retransmission = Retransmission()
 
     @property

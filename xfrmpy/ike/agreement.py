@@ -1,0 +1,85 @@
+"""Key exchange inside an exchange: which proposal goes with the KE payload, and the secret.
+
+Read RFC 7296 sections 1.2, 1.3 and 3.4 first. IKE_SA_INIT and CREATE_CHILD_SA share the rules: the
+peer has guessed a method with its KE payload, and is told to begin again if that was wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from xfrmpy.crypto.key_exchange import InvalidPublicValue, KeyExchange
+from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
+from xfrmpy.ipsec.proposals import Proposal, choose_proposal
+from xfrmpy.registry import KeyExchangeMethod, NotifyType, TransformType
+from xfrmpy.wire.payloads import KePayload, NotifyPayload
+
+
+def key_exchange_methods(proposals: Iterable[Proposal]) -> tuple[KeyExchangeMethod, ...]:
+    """Every key exchange method that is offered, in order; NONE is none."""
+    transforms = (t for p in proposals for t in p.of_type(TransformType.KE))
+    methods = dict.fromkeys(KeyExchangeMethod(t.id) for t in transforms)
+    return tuple(m for m in methods if m != KeyExchangeMethod.NONE)
+
+
+def method_of(chosen: Proposal) -> KeyExchangeMethod | None:
+    """The method that a chosen proposal asks for, if it asks for one."""
+    return next(iter(key_exchange_methods((chosen,))), None)
+
+
+def choose_for_method(
+    offered: tuple[Proposal, ...], ours: tuple[Proposal, ...], method: KeyExchangeMethod | None
+) -> Proposal | None:
+    """Our first choice that spares a repetition, `method` being that of the peer's KE payload.
+
+    None if nothing is common. Raises `PeerIncompatible` with INVALID_KE_PAYLOAD if what is common
+    needs another method.
+    """
+    chosen = choose_proposal(_limited(offered, method), ours)
+    if chosen is not None:
+        return chosen
+    chosen = choose_proposal(offered, ours)
+    if chosen is None:
+        return None
+    (wanted,) = (t for t in chosen.transforms if t.type == TransformType.KE)
+    began = "without a key exchange" if method is None else f"with {method.name}"
+    raise PeerIncompatible.of(
+        "XF2010",
+        f"the peer began {began}; we asked for {wanted}",
+        NotifyType.INVALID_KE_PAYLOAD,
+        data=wanted.id.to_bytes(2, "big"),
+    )
+
+
+def demanded_method(error: NotifyPayload) -> KeyExchangeMethod:
+    """The method that an INVALID_KE_PAYLOAD names (RFC 7296 section 1.2)."""
+    if len(error.data) != 2:
+        raise PeerMisbehaved("INVALID_KE_PAYLOAD names a method in two octets")
+    return KeyExchangeMethod(int.from_bytes(error.data, "big"))
+
+
+def ke_payload(key_exchange: KeyExchange) -> KePayload:
+    return KePayload(method=key_exchange.method, data=key_exchange.public_value)
+
+
+def agreed_secret(key_exchange: KeyExchange, ke: KePayload) -> bytes:
+    """The shared secret. Raises `PeerMisbehaved` for another method or a bad public value."""
+    if ke.method != key_exchange.method:
+        raise PeerMisbehaved("the key exchange is not of the method chosen")
+    try:
+        return key_exchange.shared_secret(ke.data)
+    except InvalidPublicValue as error:
+        raise PeerMisbehaved(str(error)) from error
+
+
+def _limited(proposals: Iterable[Proposal], method: KeyExchangeMethod | None) -> Iterator[Proposal]:
+    """The proposals that go with one method, and nothing of them that goes with another."""
+    for proposal in proposals:
+        kept = tuple(
+            t
+            for t in proposal.transforms
+            if t.type != TransformType.KE or t.id in (method, KeyExchangeMethod.NONE)
+        )
+        if {t.type for t in kept} == {t.type for t in proposal.transforms}:
+            yield replace(proposal, transforms=kept)

@@ -1,0 +1,363 @@
+"""CREATE_CHILD_SA for Child SAs, in both roles: one more, or one in the place of another.
+
+Read RFC 7296 sections 1.3.1, 1.3.3, 2.8, 2.9.2, 2.17 and 2.25.1 first. The new inbound SA is in
+force before the peer can know of it; who began the exchange deletes what was replaced; and until
+then the other end sends on the old SA.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from xfrmpy.crypto.key_exchange import KeyExchange, start_key_exchange
+from xfrmpy.crypto.key_schedule import derive_child_keys
+from xfrmpy.failures import Failure
+from xfrmpy.ike.agreement import (
+    agreed_secret,
+    demanded_method,
+    ke_payload,
+    key_exchange_methods,
+    method_of,
+)
+from xfrmpy.ike.child_sa import SPI_SIZE, ChildSa, choose_child_policy
+from xfrmpy.ike.collisions import objection_to_child_rekey, objection_to_new_child, survives
+from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
+from xfrmpy.ike.exchange import first_error, notifications, only, optional
+from xfrmpy.ike.nonces import NONCE_SIZE
+from xfrmpy.ike.outputs import RequestRefused, SaNotCreated
+from xfrmpy.ike.refusals import failure_of, rekey_failure_of
+from xfrmpy.ike.states import ChildSaState, IkeSaState
+from xfrmpy.ike.succession import cannot_rekey, put_off, retry_at
+from xfrmpy.ipsec.proposals import esp_suite
+from xfrmpy.policy.model import ChildPolicy
+from xfrmpy.registry import ExchangeType, KeyExchangeMethod, NotifyType, ProtocolId
+from xfrmpy.wire.payloads import (
+    KePayload,
+    NoncePayload,
+    NotifyPayload,
+    OpenPayload,
+    SaPayload,
+    TsiPayload,
+    TsrPayload,
+)
+
+if TYPE_CHECKING:
+    from xfrmpy.ike.ike_sa import IkeSa
+
+MAX_CHILDREN = 256
+"""Child SAs of one IKE SA. A peer may make one for each pair of subnets; this bounds the cost."""
+
+DELETE_PATIENCE_SECONDS = 10.0
+"""How long we wait for the peer to delete what it has replaced. Then we send on the new SA all the
+same, and delete the old one ourselves."""
+
+
+class CreateChildSa:
+    """The initiator's side. `method` is a peer's demand; else our first choice is tried."""
+
+    type: ClassVar[ExchangeType] = ExchangeType.CREATE_CHILD_SA
+
+    def __init__(
+        self,
+        sa: IkeSa,
+        policy: ChildPolicy,
+        *,
+        replaces: ChildSa | None = None,
+        method: KeyExchangeMethod | None = None,
+    ) -> None:
+        assert sa.tunnel is not None
+        self._sa = sa
+        self._replaces = replaces
+        self._demanded = method
+        self._nonce = sa.core.random(NONCE_SIZE)
+        self._child = ChildSa(sa.core, sa.tunnel, policy, policy.proposals, replaces=replaces)
+        self._key_exchange = self._start_key_exchange(policy)
+        sa.children.append(self._child)
+        if replaces is not None:
+            replaces.move_to(ChildSaState.REKEYING)
+
+    def request(self) -> tuple[OpenPayload, ...]:
+        sa, *selectors = self._child.offer()
+        payloads: list[OpenPayload] = [sa, NoncePayload(data=self._nonce)]
+        if self._key_exchange is not None:
+            payloads.append(ke_payload(self._key_exchange))
+        if self._replaces is not None:
+            payloads.insert(0, _rekey_sa(self._replaces.spi_in))
+        return (*payloads, *selectors)
+
+    def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
+        error = first_error(payloads)
+        if error is not None:
+            self._refused(error, now)
+            return
+        child = self._child
+        child.accept(
+            only(payloads, SaPayload), only(payloads, TsiPayload), only(payloads, TsrPayload)
+        )
+        nonce_r = only(payloads, NoncePayload).data
+        child.nonces = (self._nonce, nonce_r)
+        shared_secret = self._shared_secret(payloads)
+        _install(self._sa, child, shared_secret, is_initiator=True, sends=not self._is_redundant())
+        self._sa.core.defer(self._sa, self._finish, now)
+
+    def _start_key_exchange(self, policy: ChildPolicy) -> KeyExchange | None:
+        """The demanded method, else if we may the IKE SA's own, which the peer is known to have."""
+        methods = key_exchange_methods(policy.proposals)
+        if not methods:
+            return None
+        assert self._sa.suite is not None
+        ikes = self._sa.suite.group.id
+        method = self._demanded or (ikes if ikes in methods else methods[0])
+        return start_key_exchange(method, self._sa.core.random)
+
+    def _shared_secret(self, payloads: tuple[OpenPayload, ...]) -> bytes:
+        assert self._child.proposal is not None
+        method = method_of(self._child.proposal)
+        if method is None:
+            return b""
+        if self._key_exchange is None or method != self._key_exchange.method:
+            raise PeerMisbehaved("the key exchange is not of the method chosen")
+        return agreed_secret(self._key_exchange, only(payloads, KePayload))
+
+    def _is_redundant(self) -> bool:
+        """Whether what the peer has made meanwhile in the same place stays instead of ours."""
+        rival = None if self._replaces is None else self._replaces.heir
+        return (
+            rival is not None
+            and rival.state is ChildSaState.INSTALLED
+            and not survives(self._child.nonces, rival.nonces)
+        )
+
+    def _finish(self, now: float) -> None:
+        child, old = self._child, self._replaces
+        if child.failure:
+            self._report(Failure(code="XF3002", summary=child.failure))
+            child.move_to(ChildSaState.DELETING)
+            self._stay_with_old(now)
+        elif self._is_redundant():
+            child.move_to(ChildSaState.DELETING)
+            self._stay_with_old(now)
+        else:
+            child.established(now)
+            if old is not None:
+                _take_place(old, now)
+
+    def _stay_with_old(self, now: float) -> None:
+        """Ours has failed or lost: what was there, or what the peer put in its place, goes on."""
+        old = self._replaces
+        if old is None or old.state is not ChildSaState.REKEYING:
+            return
+        if old.heir is not None:
+            old.move_to(ChildSaState.REKEYED)
+            old.wait_until = now + DELETE_PATIENCE_SECONDS
+        else:
+            old.move_to(ChildSaState.INSTALLED)
+            old.rekey_at = retry_at(self._sa, now)
+
+    def _refused(self, error: NotifyPayload, now: float) -> None:
+        if error.type == NotifyType.INVALID_SYNTAX:
+            self._sa.close(failure_of(error), now)  # Section 2.21.3: it is gone at both ends.
+            return
+        give_up_child(self._sa, self._child)
+        old = self._replaces
+        has_heir = old is not None and old.heir is not None
+        self._stay_with_old(now)
+        if has_heir or (old is not None and old.state is ChildSaState.DELETED):
+            return  # Section 2.8.1: "it can ignore the error message".
+        if error.type == NotifyType.INVALID_KE_PAYLOAD and self._repeat(error, now):
+            return
+        if error.type == NotifyType.TEMPORARY_FAILURE:
+            put_off(self._sa, now)
+        elif error.type == NotifyType.CHILD_SA_NOT_FOUND and old is not None:
+            self._begin_anew(old, now)
+        else:
+            self._refused_for_good(error, now)
+
+    def _refused_for_good(self, error: NotifyPayload, now: float) -> None:
+        if self._replaces is None:
+            self._report(failure_of(error, self._evidence()))
+            return
+        what = f"the Child SA {self._child.policy.name}"
+        self._report(rekey_failure_of(error, what, self._evidence()))
+        self._replaces.rekey_at = None
+        cannot_rekey(self._sa, now)
+
+    def _repeat(self, error: NotifyPayload, now: float) -> bool:
+        """Begin again with the method that the peer wants, once, if we have it."""
+        method = demanded_method(error)
+        if self._demanded is not None or method not in key_exchange_methods(
+            self._child.policy.proposals
+        ):
+            return False
+        again = CreateChildSa(self._sa, self._child.policy, replaces=self._replaces, method=method)
+        self._sa.start(again, now)
+        return True
+
+    def _begin_anew(self, old: ChildSa, now: float) -> None:
+        """Section 2.25: the old one is no more; "send a request to create a new Child SA"."""
+        self._sa.children.remove(old)
+        old.close()
+        self._sa.start(CreateChildSa(self._sa, old.policy), now)
+
+    def _report(self, failure: Failure) -> None:
+        self._sa.core.emit(
+            SaNotCreated(
+                tunnel=self._sa.tunnel_name, child=self._child.policy.name, failure=failure
+            )
+        )
+
+    def _evidence(self) -> tuple[tuple[str, str], ...]:
+        child = self._child
+        return (
+            ("we offered", ", ".join(map(str, child.policy.proposals))),
+            ("our local", ", ".join(map(str, child.local))),
+            ("our remote", ", ".join(map(str, child.remote))),
+        )
+
+
+def answer_create_child_sa(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> None:
+    """The responder's side, for a Child SA."""
+    rekeys = notifications(payloads, NotifyType.REKEY_SA)
+    if len(rekeys) > 1:
+        raise PeerMisbehaved("REKEY_SA is there more than once")
+    old = _named_by(sa, rekeys[0]) if rekeys else None
+    objection = _objection(sa, old, is_rekey=bool(rekeys))
+    if objection is not None:
+        echo = rekeys[0] if objection is NotifyType.CHILD_SA_NOT_FOUND else None
+        sa.respond((_refusal(objection, echo),))
+        return
+    try:
+        _create(sa, payloads, old, now)
+    except PeerIncompatible as incompatible:
+        sa.respond((incompatible.notify,))
+        sa.core.emit(
+            RequestRefused(tunnel=sa.tunnel_name, path=sa.path, failure=incompatible.failure)
+        )
+
+
+def give_up_child(sa: IkeSa, child: ChildSa) -> None:
+    """A Child SA of which the peer knows nothing."""
+    sa.children.remove(child)
+    child.close()
+
+
+def take_over(old: ChildSa) -> None:
+    """The peer has deleted what it replaced, so it can receive on what it made instead."""
+    heir = old.heir
+    if heir is not None and heir.state is ChildSaState.INSTALLED:
+        heir.start_sending()
+
+
+def _objection(sa: IkeSa, old: ChildSa | None, *, is_rekey: bool) -> NotifyType | None:
+    if sa.state is not IkeSaState.ESTABLISHED:
+        return NotifyType.TEMPORARY_FAILURE
+    if is_rekey:
+        state = None if old is None else old.state
+        return objection_to_child_rekey(state, ike_sa_is_rekeying=sa.is_rekeying)
+    if len(sa.children) >= MAX_CHILDREN:
+        return NotifyType.NO_ADDITIONAL_SAS
+    return objection_to_new_child(ike_sa_is_rekeying=sa.is_rekeying)
+
+
+def _create(sa: IkeSa, payloads: tuple[OpenPayload, ...], old: ChildSa | None, now: float) -> None:
+    assert sa.tunnel is not None
+    tsi, tsr = only(payloads, TsiPayload), only(payloads, TsrPayload)
+    nonce_i = only(payloads, NoncePayload).data
+    ke = optional(payloads, KePayload)
+    policy = choose_child_policy(sa.tunnel, tsi, tsr) if old is None else old.policy
+    child = ChildSa(sa.core, sa.tunnel, policy, policy.proposals, replaces=old)
+    sa.children.append(child)
+    try:
+        offered = only(payloads, SaPayload).proposals
+        child.choose(offered, tsi, tsr, None if ke is None else ke.method)
+        key_exchange, shared_secret = _agree(sa, child, ke)
+    except (PeerIncompatible, PeerMisbehaved):
+        give_up_child(sa, child)
+        raise
+    child.nonces = (nonce_i, sa.core.random(NONCE_SIZE))
+    _install(sa, child, shared_secret, is_initiator=False, sends=old is None)
+    sa.core.defer(sa, lambda moment: _finish_answer(sa, child, key_exchange, moment), now)
+
+
+def _agree(sa: IkeSa, child: ChildSa, ke: KePayload | None) -> tuple[KeyExchange | None, bytes]:
+    assert child.proposal is not None
+    method = method_of(child.proposal)
+    if method is None:
+        return None, b""
+    assert ke is not None
+    key_exchange = start_key_exchange(method, sa.core.random)
+    return key_exchange, agreed_secret(key_exchange, ke)
+
+
+def _finish_answer(sa: IkeSa, child: ChildSa, key_exchange: KeyExchange | None, now: float) -> None:
+    """The datapath has done its part, or refused."""
+    if child.failure:
+        failure = Failure(code="XF3002", summary=child.failure)
+        give_up_child(sa, child)
+        sa.respond((NotifyPayload(type=NotifyType.TEMPORARY_FAILURE),))
+        sa.core.emit(RequestRefused(tunnel=sa.tunnel_name, path=sa.path, failure=failure))
+        return
+    chosen, *selectors = child.answer()
+    ke = () if key_exchange is None else (ke_payload(key_exchange),)
+    sa.respond((chosen, NoncePayload(data=child.nonces[1]), *ke, *selectors))
+    child.established(now)
+    old = child.replaces
+    if old is not None:
+        old.heir = child
+        child.wait_until = now + DELETE_PATIENCE_SECONDS
+        if old.state is ChildSaState.INSTALLED:
+            old.move_to(ChildSaState.REKEYED)
+            old.wait_until = now + 2 * DELETE_PATIENCE_SECONDS
+
+
+def _take_place(old: ChildSa, now: float) -> None:
+    """Ours is in force, so we delete the old one, and the peer what it made in the same place."""
+    if old.state is ChildSaState.REKEYING:
+        old.move_to(ChildSaState.DELETING)
+        old.stop_sending()
+    rival = old.heir
+    if rival is not None and rival.state is ChildSaState.INSTALLED:
+        rival.move_to(ChildSaState.REKEYED)
+        rival.stop_sending()
+        rival.wait_until = now + DELETE_PATIENCE_SECONDS
+
+
+def _install(
+    sa: IkeSa, child: ChildSa, shared_secret: bytes, *, is_initiator: bool, sends: bool
+) -> None:
+    assert sa.keys is not None
+    assert sa.suite is not None
+    assert child.proposal is not None
+    nonce_i, nonce_r = child.nonces
+    keys = derive_child_keys(
+        sa.suite.prf,
+        sa.keys.sk_d,
+        esp_suite(child.proposal),
+        nonce_i=nonce_i,
+        nonce_r=nonce_r,
+        shared_secret=shared_secret,
+    )
+    child.install(
+        keys, sa.path, is_initiator=is_initiator, encapsulated=sa.nat.encapsulated, sends=sends
+    )
+
+
+def _named_by(sa: IkeSa, rekey: NotifyPayload) -> ChildSa | None:
+    """The Child SA whose outbound SPI, the peer's inbound one, a REKEY_SA names."""
+    spi = int.from_bytes(rekey.spi, "big")
+    if rekey.protocol != ProtocolId.ESP or len(rekey.spi) != SPI_SIZE:
+        return None
+    return next((c for c in sa.children if c.entries and c.spi_out == spi), None)
+
+
+def _rekey_sa(spi: int) -> NotifyPayload:
+    return NotifyPayload(
+        type=NotifyType.REKEY_SA, protocol=ProtocolId.ESP, spi=spi.to_bytes(SPI_SIZE, "big")
+    )
+
+
+def _refusal(kind: NotifyType, echo: NotifyPayload | None) -> NotifyPayload:
+    """Section 2.25: the SPI field "is copied from the SPI field in the REKEY_SA notification"."""
+    if echo is None:
+        return NotifyPayload(type=kind)
+    return NotifyPayload(type=kind, protocol=echo.protocol, spi=echo.spi)

@@ -1,0 +1,107 @@
+"""What an IKE SA does of itself, and when: a list that is asked anew after everything that happens.
+
+Nothing here remembers anything: whatever is due follows from the moments that the IKE SA and its
+Child SAs hold. So nothing that waits can be forgotten, and nothing is done without its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from xfrmpy.ike.child_sa import ChildSa
+from xfrmpy.ike.collisions import UNSETTLED
+from xfrmpy.ike.create_child_sa import CreateChildSa
+from xfrmpy.ike.informational import DeleteChildSas
+from xfrmpy.ike.liveness import check_idleness, check_liveness, idle_at, liveness_at
+from xfrmpy.ike.rekey_ike_sa import RekeyIkeSa
+from xfrmpy.ike.states import ChildSaState, IkeSaState
+from xfrmpy.ike.succession import leave
+from xfrmpy.ike.uniqueness import close_surplus
+
+if TYPE_CHECKING:
+    from xfrmpy.ike.ike_sa import IkeSa
+
+AT_ONCE = float("-inf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duty:
+    """Something to do `at` a moment; if it `asks`, it waits for room in the window."""
+
+    at: float
+    do: Callable[[float], None]
+    asks: bool = False
+
+
+def next_duty(sa: IkeSa) -> Duty | None:
+    """The earliest of what an IKE SA has to do and can do, if there is anything."""
+    can_ask = sa.can_ask
+    return min(
+        (duty for duty in _duties(sa) if can_ask or not duty.asks),
+        key=lambda duty: duty.at,
+        default=None,
+    )
+
+
+def _duties(sa: IkeSa) -> Iterator[Duty]:
+    if sa.state is IkeSaState.ESTABLISHED:
+        yield from _of_ike_sa(sa)
+        for child in sa.children:
+            yield from _of_child(sa, child)
+    elif sa.state is IkeSaState.REKEYED and sa.wait_until is not None:
+        yield Duty(at=sa.wait_until, do=lambda now: leave(sa, now))
+    for until, child in sa.retired:
+        yield _of_retired(sa, until, child)
+
+
+def _of_ike_sa(sa: IkeSa) -> Iterator[Duty]:
+    if any(child.state is ChildSaState.DELETING and not child.is_told for child in sa.children):
+        yield Duty(at=AT_ONCE, do=lambda now: sa.start(DeleteChildSas(sa), now), asks=True)
+    if sa.alone_at is not None:
+        yield Duty(at=sa.alone_at, do=lambda now: close_surplus(sa, now))
+    if sa.reauth_at is not None:
+        yield Duty(at=sa.reauth_at, do=lambda now: _reauthenticate(sa, now))
+    if sa.rekey_at is not None and UNSETTLED.isdisjoint(c.state for c in sa.children):
+        yield Duty(at=sa.rekey_at, do=lambda now: _rekey(sa, now), asks=True)
+    moment = liveness_at(sa)
+    if moment is not None:
+        yield Duty(at=moment, do=lambda now: check_liveness(sa, now), asks=True)
+
+
+def _of_child(sa: IkeSa, child: ChildSa) -> Iterator[Duty]:
+    if child.state is ChildSaState.INSTALLED:
+        if child.rekey_at is not None:
+            yield Duty(at=child.rekey_at, do=lambda now: _rekey_child(sa, child, now), asks=True)
+        if child.wait_until is not None and not child.sends:
+            yield Duty(at=child.wait_until, do=lambda _now: child.start_sending())
+        moment = idle_at(child)
+        if moment is not None:
+            yield Duty(at=moment, do=lambda now: check_idleness(sa, child, now))
+    elif child.state is ChildSaState.REKEYED and child.wait_until is not None:
+        yield Duty(
+            at=child.wait_until, do=lambda _now: child.move_to(ChildSaState.DELETING), asks=True
+        )
+
+
+def _of_retired(sa: IkeSa, until: float, child: ChildSa) -> Duty:
+    def bury(_now: float) -> None:
+        sa.retired.remove((until, child))
+        child.close()
+
+    return Duty(at=until, do=bury)
+
+
+def _reauthenticate(sa: IkeSa, now: float) -> None:
+    sa.reauth_at = None
+    sa.core.reauthenticate(sa, now)
+
+
+def _rekey(sa: IkeSa, now: float) -> None:
+    sa.rekey_at = None
+    sa.start(RekeyIkeSa(sa), now)
+
+
+def _rekey_child(sa: IkeSa, child: ChildSa, now: float) -> None:
+    sa.start(CreateChildSa(sa, child.policy, replaces=child), now)

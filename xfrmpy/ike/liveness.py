@@ -1,0 +1,80 @@
+"""Whether the peer lives, and whether a Child SA is used: the datapath is asked before the peer.
+
+Read RFC 7296 section 2.4 first: "receipt of a fresh cryptographically protected message on an IKE
+SA or any of its Child SAs ensures liveness of the IKE SA and all of its Child SAs".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xfrmpy.failures import Failure
+from xfrmpy.ike.child_sa import ChildSa
+from xfrmpy.ike.informational import LivenessCheck
+from xfrmpy.ike.outputs import AskUsage
+from xfrmpy.ike.states import ChildSaState, IkeSaState
+from xfrmpy.ipsec.sad import Direction
+
+if TYPE_CHECKING:
+    from xfrmpy.ike.ike_sa import IkeSa
+
+
+def liveness_at(sa: IkeSa) -> float | None:
+    """When the peer will have been silent for too long."""
+    assert sa.tunnel is not None
+    if not sa.tunnel.dpd_seconds or sa.is_asking_usage:
+        return None
+    return sa.heard_at + sa.tunnel.dpd_seconds
+
+
+def check_liveness(sa: IkeSa, now: float) -> None:
+    """Ask the datapath what has come in, and then, if that was nothing, the peer."""
+    sa.is_asking_usage = True
+    for child in sa.children:
+        _ask_usage(sa, child, Direction.IN)
+    sa.core.defer(sa, lambda moment: _ask_peer_if_silent(sa, moment), now)
+
+
+def idle_at(child: ChildSa) -> float | None:
+    """When a Child SA will have been without traffic for too long, if that matters."""
+    limit = child.policy.inactivity_seconds
+    return child.last_used_at + limit if limit and not child.is_asking_usage else None
+
+
+def check_idleness(sa: IkeSa, child: ChildSa, now: float) -> None:
+    """Ask the datapath about both directions, and delete the Child SA if it carried nothing."""
+    child.is_asking_usage = True
+    _ask_usage(sa, child, Direction.IN)
+    _ask_usage(sa, child, Direction.OUT)
+    sa.core.defer(sa, lambda moment: _delete_if_idle(sa, child, moment), now)
+
+
+def _ask_usage(sa: IkeSa, child: ChildSa, direction: Direction) -> None:
+    for entry in child.in_force:
+        if entry.direction is direction:
+            sa.core.emit(AskUsage(tunnel=sa.tunnel_name, sa=entry.id))
+
+
+def _ask_peer_if_silent(sa: IkeSa, now: float) -> None:
+    sa.is_asking_usage = False
+    if sa.state is not IkeSaState.ESTABLISHED:
+        return
+    heard = (child.last_received_at for child in sa.children)
+    sa.heard_at = max(sa.heard_at, *heard, 0.0)
+    due_at = liveness_at(sa)
+    if due_at is not None and due_at <= now and sa.can_ask:
+        sa.start(LivenessCheck(sa), now)
+
+
+def _delete_if_idle(sa: IkeSa, child: ChildSa, now: float) -> None:
+    child.is_asking_usage = False
+    due_at = idle_at(child)
+    if child.state is not ChildSaState.INSTALLED or due_at is None or due_at > now:
+        return
+    if len(sa.children) > 1:
+        child.move_to(ChildSaState.DELETING)
+        child.stop_sending()
+        return
+    seconds = child.policy.inactivity_seconds
+    summary = f"nothing has passed {child.policy.name} for {seconds:g} seconds"
+    sa.terminate(Failure(code="XF2017", summary=summary), now)

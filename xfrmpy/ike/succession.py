@@ -1,0 +1,156 @@
+"""How an IKE SA takes the place of another: after a rekeying, or after a reauthentication.
+
+Read RFC 7296 sections 2.8, 2.8.2, 2.8.3 and 2.25 first. An IKE SA that is replaced ends without
+being news: the tunnel goes on. Its Child SAs move to a rekeyed IKE SA; a reauthenticated one has
+its own, and the old ones receive for a while what was on its way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xfrmpy.failures import Failure
+from xfrmpy.ike.child_sa import ChildSa
+from xfrmpy.ike.lifetimes import retry_seconds
+from xfrmpy.ike.outputs import IkeSaRekeyed, SaNotCreated
+from xfrmpy.ike.states import ChildSaState, IkeSaState
+
+if TYPE_CHECKING:
+    from xfrmpy.ike.ike_sa import IkeSa
+
+DELETION_PATIENCE_SECONDS = 30.0
+"""How long we wait for the peer to delete an IKE SA that it has replaced, before we do."""
+
+OVERLAP_SECONDS = 5.0
+"""How long a replaced Child SA still receives: strongSwan's delete_rekeyed_delay is the same."""
+
+BUSY_PATIENCE_SECONDS = 180.0
+"""RFC 7296 section 2.25: a peer that answers TEMPORARY_FAILURE "after several minutes" is out of
+step with us, and the IKE SA SHOULD be closed."""
+
+
+def inherit(new: IkeSa, old: IkeSa) -> None:
+    """The Child SAs of a rekeyed IKE SA move to its successor."""
+    new.children += old.children
+    new.retired += old.retired
+    old.children.clear()
+    old.retired.clear()
+    for other in new.core.ike_sas_of(new.tunnel_name):
+        if other.replaces is old:
+            other.replaces = new
+    _report(new, reauthenticated=False)
+
+
+def living_heir(sa: IkeSa) -> IkeSa | None:
+    """What the peer has made to take its place, unless the peer has undone it already."""
+    heir = sa.heir
+    return heir if heir is not None and heir.state is IkeSaState.ESTABLISHED else None
+
+
+def supersede(new: IkeSa, old: IkeSa, now: float) -> None:
+    """A reauthenticated IKE SA is complete: the old one is not needed any more."""
+    new.replaces = None
+    _report(new, reauthenticated=True)
+    leave(old, now)
+
+
+def leave(sa: IkeSa, now: float) -> None:
+    """Tell the peer that we delete what was replaced."""
+    if sa.state in (IkeSaState.DELETING, IkeSaState.DELETED):
+        return
+    sa.is_reported = True
+    _retire_children(sa, now)
+    sa.bid_farewell(now)
+
+
+def wait_for_deletion(sa: IkeSa, now: float) -> None:
+    """The peer has replaced it, so the peer deletes it."""
+    sa.is_reported = True
+    sa.move_to(IkeSaState.REKEYED)
+    sa.wait_until = now + DELETION_PATIENCE_SECONDS
+    sa.core.touched.add(sa)
+
+
+def deleted_by_peer(sa: IkeSa, now: float) -> None:
+    """A Delete of the IKE SA has come, and was answered."""
+    heir = living_heir(sa)
+    if sa.state is IkeSaState.ESTABLISHED and heir is not None:
+        # Section 2.8.2: the peer did not notice our own request, and "the first peer can forget
+        # its own rekey attempt".
+        inherit(heir, sa)
+        sa.is_reported = True
+    elif _has_replacement(sa):
+        _retire_children(sa, now)
+        sa.is_reported = True
+    sa.close(Failure(code="XF2011", summary="the peer deleted the IKE SA"), now)
+
+
+def remove_child(sa: IkeSa, child: ChildSa, now: float) -> None:
+    """Both ends know that a Child SA is deleted."""
+    sa.children.remove(child)
+    if child.is_in_use and child.heir is None:
+        child.close()
+    else:
+        child.retire()
+        sa.retired.append((now + OVERLAP_SECONDS, child))
+
+
+def retry_at(sa: IkeSa, now: float) -> float:
+    return now + retry_seconds(sa.core.random)
+
+
+def put_off(sa: IkeSa, now: float) -> None:
+    """The peer cannot do just now what we have asked."""
+    if sa.busy_since is None:
+        sa.busy_since = now
+    elif now - sa.busy_since > BUSY_PATIENCE_SECONDS:
+        summary = "the peer has been answering TEMPORARY_FAILURE for minutes"
+        sa.terminate(Failure(code="XF2016", summary=summary), now)
+
+
+def cannot_rekey(sa: IkeSa, now: float) -> None:
+    """The peer does not rekey as we would: only a new IKE SA gives new keys (section 2.8)."""
+    if sa.can_begin_anew:
+        sa.reauth_at = now
+
+
+def report_unreplaced(new: IkeSa, failure: Failure | None, now: float) -> None:
+    """The IKE SA that was to take another's place has not come to be."""
+    old = new.replaces
+    if old is not None and old.state is IkeSaState.ESTABLISHED:
+        old.reauth_at = retry_at(old, now)
+        old.core.touched.add(old)
+    if failure is not None:
+        new.core.emit(SaNotCreated(tunnel=new.tunnel_name, child="", failure=failure))
+
+
+def _retire_children(sa: IkeSa, now: float) -> None:
+    for child in sa.children:
+        if child.state is ChildSaState.CREATING:
+            child.close()
+            continue
+        child.retire()
+        sa.retired.append((now + OVERLAP_SECONDS, child))
+    sa.children.clear()
+
+
+def _has_replacement(sa: IkeSa) -> bool:
+    """Whether another IKE SA with the same peer does the work."""
+    return any(
+        other is not sa
+        and other.state is IkeSaState.ESTABLISHED
+        and any(child.is_in_use for child in other.children)
+        for other in sa.core.ike_sas_of(sa.tunnel_name)
+    )
+
+
+def _report(new: IkeSa, *, reauthenticated: bool) -> None:
+    new.core.emit(
+        IkeSaRekeyed(
+            tunnel=new.tunnel_name,
+            path=new.path,
+            suite=str(new.suite),
+            is_initiator=new.is_initiator,
+            reauthenticated=reauthenticated,
+        )
+    )
