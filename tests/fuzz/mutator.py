@@ -9,7 +9,7 @@ in, changed data out.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
@@ -40,13 +40,14 @@ T = TypeVar("T")
 Havoc: TypeAlias = Callable[[bytes, int], bytes]
 
 MAX_BODY = 600
+FIELDS_SIZE = 16
 NOTIFY_TYPE_AT = 2  # octets into the body of a Notify payload (RFC 7296 section 3.10)
 
 
 class Mutator:
     """Changes scripts; `library` are scripts whose steps and payloads are put into others."""
 
-    def __init__(self, library: list[bytes], havoc: Havoc) -> None:
+    def __init__(self, library: Iterable[bytes], havoc: Havoc) -> None:
         self._havoc = havoc
         self._scripts = [decode_script(data) for data in library]
         self._steps = [step for script in self._scripts for step in script.steps]
@@ -131,6 +132,8 @@ class Mutator:
         if part.type == PayloadType.NOTIFY and chance.random() < 0.6:
             kind = int(chance.choice(list(NotifyType))).to_bytes(2)
             return part.body[:NOTIFY_TYPE_AT] + kind + part.body[NOTIFY_TYPE_AT + 2 :]
+        if part.body and chance.random() < 0.4:
+            return _with_field_changed(part.body, chance)
         return self._havoc(part.body, MAX_BODY) if part.body else chance.randbytes(4)
 
 
@@ -152,6 +155,12 @@ def _shuffle_in(items: list[T], other: T, at: int, chance: random.Random) -> Non
         case _:
             beside = chance.randrange(len(items))
             items[at], items[beside] = items[beside], items[at]
+
+
+def _with_field_changed(body: bytes, chance: random.Random) -> bytes:
+    """Protocols, kinds, counts and sizes: small numbers that stand at the beginning."""
+    at = chance.randrange(min(len(body), FIELDS_SIZE))
+    return body[:at] + bytes([chance.choice((0, 1, 2, 3, 4, 5, 8, 16, 255))]) + body[at + 1 :]
 
 
 def _mutate_proposals(body: bytes, chance: random.Random) -> bytes:

@@ -23,7 +23,7 @@ from xfrmpy.ipsec.addresses import Path, SocketAddress
 from xfrmpy.ipsec.proposals import IkeSuite, ike_suite
 from xfrmpy.registry import ExchangeType, KeyExchangeMethod, PayloadType, ProtocolId
 from xfrmpy.wire.cursor import Malformed
-from xfrmpy.wire.header import IkeHeader
+from xfrmpy.wire.header import SPI_SIZE, IkeHeader
 from xfrmpy.wire.message import (
     Message,
     decode_message_untrusted,
@@ -340,7 +340,7 @@ class Peer:
         try:
             exchange = _Exchange(request, response, peer_asked=is_initiator)
             suite = ike_suite(exchange.proposal)
-            spi_i, spi_r = exchange.spis
+            spi_i, spi_r = exchange.new_spis()
             secret = exchange.shared_secret()
         except (LookupError, ValueError, InvalidPublicValue):
             return
@@ -381,8 +381,14 @@ class _Exchange:
             raise LookupError("it is about a Child SA")
         offers = _first(request, SaPayload).proposals
         spis = [offer.spi for offer in offers if offer.number == self.proposal.number]
-        self.spis = (spis[0], self.proposal.spi)
+        self._spis = (spis[0], self.proposal.spi)
         self.nonces = (_first(request, NoncePayload).data, _first(response, NoncePayload).data)
+
+    def new_spis(self) -> tuple[bytes, bytes]:
+        """Those of the IKE SA that takes the place of this one."""
+        if any(len(spi) != SPI_SIZE for spi in self._spis):
+            raise LookupError("no SPI of an IKE SA")
+        return self._spis
 
     def shared_secret(self) -> bytes:
         return key_exchange(self._our_ke.method).shared_secret(self._their_ke.data)

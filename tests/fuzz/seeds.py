@@ -249,6 +249,8 @@ def endpoint_seeds() -> dict[str, bytes]:
                     situation=situation, variant=variant, steps=steps
                 )
     scripts |= _refusals()
+    everything = _step(Op.REQUEST, ExchangeType.INFORMATIONAL, _every_payload())
+    scripts["every-payload"] = Script(situation=S.RESPONDER_ESTABLISHED, steps=(everything,))
     return {name: encode_script(script) for name, script in scripts.items()}
 
 
@@ -370,6 +372,7 @@ def _every_payload() -> tuple[OpenPayload, ...]:
 def _requests_payloads() -> tuple[OpenPayload, ...]:
     return (
         DeletePayload(protocol=ProtocolId.ESP, spis=(CHILD_SPI, b"\0\0\1\0")),
+        DeletePayload(protocol=ProtocolId.AH, spis=(CHILD_SPI,)),
         DeletePayload(protocol=ProtocolId.IKE),
         _configuration(),
         _notify(NotifyType.REKEY_SA, protocol=ProtocolId.AH, spi=CHILD_SPI),
