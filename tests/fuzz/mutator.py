@@ -60,21 +60,22 @@ class Mutator:
 
     def mutate(self, data: bytes, max_size: int, seed: int) -> bytes:
         """An input that is like `data`, and not the same in most cases."""
-        chance = random.Random(seed)
-        script = decode_script(data)
-        for _ in range(chance.choice((1, 1, 1, 2, 3, 5))):
-            script = self._mutate_script(script, chance)
-        mutated = encode_script(script)
-        return mutated if len(mutated) <= max_size else self._havoc(data, max_size)
+        return self._mutated(decode_script(data), data, max_size, random.Random(seed))
 
     def cross(self, one: bytes, other: bytes, max_size: int, seed: int) -> bytes:
-        """The beginning of one script and the end of another."""
+        """The beginning of one script and the end of another, and a change besides."""
         chance = random.Random(seed)
         first, second = decode_script(one), decode_script(other)
         head = first.steps[: chance.randint(0, len(first.steps))]
         tail = second.steps[chance.randint(0, len(second.steps)) :]
-        mutated = encode_script(replace(first, steps=head + tail))
-        return mutated if len(mutated) <= max_size else one
+        return self._mutated(replace(first, steps=head + tail), one, max_size, chance)
+
+    def _mutated(self, script: Script, data: bytes, max_size: int, chance: random.Random) -> bytes:
+        """Several changes at once: running an input costs more than making one."""
+        for _ in range(chance.choice((1, 1, 2, 3, 5, 8))):
+            script = self._mutate_script(script, chance)
+        mutated = encode_script(script)
+        return mutated if len(mutated) <= max_size else self._havoc(data, max_size)
 
     # Steps.
 
