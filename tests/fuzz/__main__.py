@@ -7,10 +7,9 @@ A run ends with its time or with the first finding, of which it prints a line th
 
     .venv/bin/python -m tests.fuzz endpoint --input 'AgAA...'
 
-`--corpus DIRECTORY` keeps what was found from one run to the next. `--merge FROM` fills it with the
-fewest inputs of another directory that cover the same, and `--pack FILE` writes a directory down as
-it stands in `tests/fuzz/corpus`. That and the seeds are replayed by `test_corpus.py` in every test
-run, without atheris.
+`--corpus DIRECTORY` keeps what was found from one run to the next. `--pack` writes the fewest of
+its inputs that cover the same, beside the seeds, to `tests/fuzz/corpus`. Those and the seeds are
+replayed by `test_corpus.py` in every test run, without atheris.
 """
 
 from __future__ import annotations
@@ -20,12 +19,15 @@ import base64
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from tests.fuzz.targets import Target
+
+TraceFunction: TypeAlias = Callable[[FrameType, str, Any], Any]
 
 NAMES = ("wire", "endpoint", "policy", "control")
 
@@ -39,8 +41,8 @@ def main() -> None:
     if options.input is not None:
         _target(options.target).execute(base64.b64decode(options.input))
         print("nothing found")
-    elif options.pack is not None:
-        _pack(options.corpus, options.pack, _target(options.target))
+    elif options.pack:
+        _pack(options.corpus, _target(options.target))
     else:
         with _directory(options.corpus) as corpus:
             _fuzz(options, corpus)
@@ -51,8 +53,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("target", choices=NAMES)
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--corpus", type=Path, help="a directory to begin with and to add to")
-    parser.add_argument("--merge", type=Path, metavar="FROM")
-    parser.add_argument("--pack", type=Path, metavar="FILE")
+    parser.add_argument("--pack", action="store_true", help="write down what is worth keeping")
     parser.add_argument("--input", help="replay this one input, in base64")
     return parser.parse_args()
 
@@ -73,11 +74,43 @@ def _directory(path: Path | None) -> Iterator[Path]:
         yield path
 
 
-def _pack(corpus: Path, file: Path, target: Target) -> None:
-    seeds = set(target.seeds().values())
-    found = {path.read_bytes() for path in corpus.iterdir()} - seeds
-    lines = [data.hex() for data in sorted(found, key=lambda data: (len(data), data))]
-    file.write_text("".join(f"{line}\n" for line in lines))
+def _pack(corpus: Path, target: Target) -> None:
+    """The smallest inputs first; each must go a way through the code that none before has gone."""
+    known: set[tuple[str, int, int]] = set()
+    for seed in target.seeds().values():
+        known |= _ways(target, seed)
+    kept: list[str] = []
+    for data in sorted({path.read_bytes() for path in corpus.iterdir()}, key=len):
+        if new := _ways(target, data) - known:
+            known |= new
+            kept.append(data.hex())
+    target.kept.write_text("".join(f"{line}\n" for line in kept))
+
+
+def _ways(target: Target, data: bytes) -> set[tuple[str, int, int]]:
+    """From which line to which one an input goes, in which file of ours."""
+    ways: set[tuple[str, int, int]] = set()
+
+    def trace(frame: FrameType, _event: str, _argument: object) -> TraceFunction | None:
+        if "/xfrmpy/" not in frame.f_code.co_filename:
+            return None
+        last = 0
+
+        def trace_line(frame: FrameType, event: str, _argument: object) -> TraceFunction:
+            nonlocal last
+            if event == "line":
+                ways.add((frame.f_code.co_filename, last, frame.f_lineno))
+                last = frame.f_lineno
+            return trace_line
+
+        return trace_line
+
+    sys.settrace(trace)
+    try:
+        target.run(data)
+    finally:
+        sys.settrace(None)
+    return ways
 
 
 def _fuzz(options: argparse.Namespace, corpus: Path) -> None:
@@ -89,11 +122,13 @@ def _fuzz(options: argparse.Namespace, corpus: Path) -> None:
     inputs = dict(target.inputs())
     for name, data in inputs.items():
         (corpus / name).write_bytes(data)
-    arguments = [f"-max_len={target.max_size}", f"-artifact_prefix={ARTIFACTS}", *LIMITS]
-    if options.merge is None:
-        arguments += [f"-max_total_time={options.seconds}", str(corpus)]
-    else:
-        arguments += ["-merge=1", str(corpus), str(options.merge)]
+    arguments = [
+        f"-max_len={target.max_size}",
+        f"-max_total_time={options.seconds}",
+        f"-artifact_prefix={ARTIFACTS}",
+        *LIMITS,
+        str(corpus),
+    ]
     hooks = {}
     if target.is_script:
         # `atheris.Mutate` becomes another function when the fuzzer starts.

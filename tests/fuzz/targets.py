@@ -29,11 +29,14 @@ class Target:
         with limited_cpu():
             self.run(data)
 
+    @property
+    def kept(self) -> Path:
+        return CORPUS / f"{self.name}.hex"
+
     def inputs(self) -> Iterator[tuple[str, bytes]]:
         """The seeds, and what fuzzing has found worth keeping: one input a line, in hex."""
         yield from self.seeds().items()
-        kept = CORPUS / f"{self.name}.hex"
-        lines = kept.read_text().split() if kept.exists() else []
+        lines = self.kept.read_text().split() if self.kept.exists() else []
         yield from ((f"kept-{number}", bytes.fromhex(line)) for number, line in enumerate(lines, 1))
 
 
