@@ -161,14 +161,21 @@ class Stage:
         self._settle()
 
     def _command(self, argument: int) -> None:
-        match argument % 3:
+        endpoint = self.host.endpoint
+        match argument % 6:
             case 0:
-                self.host.endpoint.initiate("tunnel-a", self.path, self.now)
+                endpoint.initiate("tunnel-a", self.path, self.now)
             case 1:
-                self.host.endpoint.terminate("tunnel-a", self.now)
+                endpoint.terminate("tunnel-a", self.now)
+            case 2:
+                endpoint.rekey_child_sas("tunnel-a", self.now)
+            case 3:
+                endpoint.rekey_ike_sas("tunnel-a", self.now)
+            case 4:
+                endpoint.reauthenticate("tunnel-a", self.now)
             case _:
                 for entry in self.host.datapath.dump().sad[:1]:
-                    self.host.endpoint.handle_expire(entry.id, self.now)
+                    endpoint.handle_expire(entry.id, self.now, hard=bool(argument & 8))
         self._settle()
 
     def _settle(self) -> None:
