@@ -55,6 +55,7 @@ class Terms:
 def tunnel_policy(terms: Terms) -> TunnelPolicy:
     child = ChildPolicy(
         name="net",
+        reqid=1,
         local=(TrafficSelector.parse(terms.subnets),),
         remote=(TrafficSelector.parse(terms.remote),),
         proposals=(parse_proposal(terms.esp, ProtocolId.ESP),),
@@ -62,7 +63,6 @@ def tunnel_policy(terms: Terms) -> TunnelPolicy:
     return TunnelPolicy(
         name="net0",
         origin="benchmark",
-        reqid=1,
         peers=(terms.responder,),
         local_id=Identity.parse(terms.id),
         remote_id=Identity.parse(terms.responder_id),

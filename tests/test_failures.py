@@ -28,6 +28,7 @@ EXITS_OF_FAMILY = {
         ExitCode.FAILED,
         ExitCode.HOST_CANNOT,
         ExitCode.NO_PERMISSION,
+        ExitCode.NOT_UP,
         ExitCode.TIMED_OUT,
     },
     "5": {ExitCode.USAGE},

@@ -322,5 +322,10 @@ CATALOGUE: dict[str, FailureKind] = {
         exit_code=ExitCode.FAILED,
         fixes=("`xfrmpy up TUNNEL` again, if that was not meant",),
     ),
+    "XF4010": FailureKind(
+        title="the tunnel is not up",
+        exit_code=ExitCode.NOT_UP,
+        fixes=("`xfrmpy up TUNNEL` brings it up", "`xfrmpy status TUNNEL` says how it failed"),
+    ),
     "XF5001": FailureKind(title="the command was not understood", exit_code=ExitCode.USAGE),
 }

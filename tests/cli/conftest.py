@@ -17,6 +17,7 @@ import pytest
 
 from xfrmpy.control.protocol import (
     DOWN,
+    REKEY,
     SOCKET_NAME,
     STATUS,
     UP,
@@ -118,6 +119,7 @@ class CannedDaemon:
         self.runtime_dir = runtime_dir
         self.status = STATUS_REPLY
         self.changed = True
+        self.warning: FailureReply | None = None
         self.holds = False
         self.called = threading.Event()
         self.calls: list[tuple[str, str | None]] = []
@@ -161,7 +163,7 @@ class CannedDaemon:
         elif method == STATUS:
             chosen = self.status.tunnels if tunnel is None else [known[tunnel]]
             yield encode_reply(replace(self.status, tunnels=chosen))
-        elif method in (UP, DOWN) and tunnel is not None:
+        elif method in (UP, DOWN, REKEY) and tunnel is not None:
             yield from self._change(method, known[tunnel])
 
     def _change(self, method: str, tunnel: TunnelStatus) -> Iterator[bytes]:
@@ -172,9 +174,9 @@ class CannedDaemon:
         if method == UP and tunnel.failure is not None:
             yield encode_failure(tunnel.failure)
         else:
-            state = "up" if method == UP else "down"
-            after = replace(tunnel, state=state)
-            yield encode_reply(TunnelReply(changed=self.changed, tunnel=after))
+            after = replace(tunnel, state="down" if method == DOWN else "up")
+            reply = TunnelReply(changed=self.changed, tunnel=after, warning=self.warning)
+            yield encode_reply(reply)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pytest
 
 from xfrmpy.cli.main import run
-from xfrmpy.control.protocol import StatusReply
+from xfrmpy.control.protocol import FailureReply, StatusReply
 
 Golden = Callable[[str, str], None]
 Captured = pytest.CaptureFixture[str]
@@ -21,6 +21,7 @@ class Daemon(Protocol):
     runtime_dir: Path
     status: StatusReply
     changed: bool
+    warning: FailureReply | None
     calls: list[tuple[str, str | None]]
 
 
@@ -43,6 +44,7 @@ def document(capsys: Captured) -> dict[str, Any]:
         (["up", "office", "-o", "json"], "up.json", 0),
         (["up", "branch", "-o", "json"], "up-refused.json", 5),
         (["down", "office", "-o", "json"], "down.json", 0),
+        (["rekey", "office", "-o", "json"], "rekey.json", 0),
     ],
 )
 def test_the_answer_is_the_golden_one(
@@ -88,6 +90,28 @@ def test_down_of_a_tunnel_that_is_down_says_so(daemon: Daemon, capsys: Captured)
     daemon.changed = False
     assert run(["down", "office"]) == 0
     assert capsys.readouterr().out == "office is down already: nothing changed\n"
+
+
+@pytest.mark.usefixtures("daemon")
+def test_rekey_says_that_it_is_done(capsys: Captured) -> None:
+    assert run(["rekey", "office"]) == 0
+    assert re.fullmatch(r"office is rekeyed, in \d\.\ds\n", capsys.readouterr().out)
+
+
+def test_up_warns_of_what_will_go_wrong_and_is_a_success(daemon: Daemon, capsys: Captured) -> None:
+    daemon.warning = FailureReply(
+        code="XF2015",
+        summary="the peer did not replace the Child SA office",
+        evidence=[["we offered", "aes256gcm16-x25519"], ["they answered", "NO_PROPOSAL_CHOSEN"]],
+    )
+    assert run(["up", "office"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("office is up")
+    assert "XF2015" in captured.err
+    assert "aes256gcm16-x25519" in captured.err
+    assert run(["up", "office", "-o", "json"]) == 0
+    (told,) = document(capsys)["tunnels"]
+    assert (told["warning"]["code"], told["failure"]) == ("XF2015", None)
 
 
 def test_of_several_tunnels_the_rest_goes_on_and_the_worst_code_counts(

@@ -16,7 +16,6 @@ def policy(*peers: str, local: str | None = None) -> TunnelPolicy:
     return TunnelPolicy(
         name="a",
         origin="a.yaml:1",
-        reqid=0x58460001,
         peers=peers,
         local_address=None if local is None else ip_address(local),
         shared_key=SharedKey(octets=b"k", origin="test"),

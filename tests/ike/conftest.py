@@ -85,6 +85,7 @@ def tunnel_policy(
 
     child = ChildPolicy(
         name="net",
+        reqid=0x58460001,
         local=selectors(local),
         remote=selectors(remote),
         proposals=tuple(parse_proposal(p, ProtocolId.ESP) for p in esp.split()),
@@ -92,7 +93,6 @@ def tunnel_policy(
     return TunnelPolicy(
         name="tunnel-a",
         origin="test:1",
-        reqid=0x58460001,
         peers=(peer,),
         local_id=Identity.parse(here),
         remote_id=Identity.parse(there),

@@ -80,7 +80,20 @@ APPENDED: dict[str, tuple[str, ...]] = {
     "ike: {profile: compat, proposals: aes256-sha256-x25519}\n": (
         "7: XF1004: 'profile' and 'proposals' exclude each other",
     ),
-    "ike: {lifetime: 4h}\n": ("7: XF1011: 'lifetime' is not supported yet",),
+    "ike: {lifetime: 5s}\n": ("17: XF1004: 'lifetime' must be from 10s to 2.592e+06s, not '5s'",),
+    "ike: {reauth: often}\n": (
+        "15: XF1004: 'reauth' must be a time such as 30s, 5m or 1h, not 'often'",
+    ),
+    "start: auto\ninactivity: 10m\n": (
+        "8: XF1004: 'inactivity' would take down what 'start: auto' brings up again (write manual)",
+    ),
+    "esp: {max_bytes: 5}\n": (
+        "18: XF1004: 'max_bytes' must be an amount such as 500MB or 2TB, not 5",
+    ),
+    "esp: {max_bytes: 5kB}\n": ("18: XF1004: 'max_bytes' must be at least 1MB, not '5kB'",),
+    "esp: {max_packets: 5}\n": (
+        "20: XF1004: 'max_packets' must be a whole number from 1000 to 4611686018427387904, not 5",
+    ),
     "esp: aes256\n": (
         "6: XF1004: 'esp' is not a proposal: the cipher needs an integrity algorithm, e.g. sha256",
     ),
@@ -91,7 +104,7 @@ APPENDED: dict[str, tuple[str, ...]] = {
         "22: XF1004: 'replay_window' must be a whole number from 32 to 4096, not 16",
     ),
     "esp: {lifetime: 1h, replay: 3}\n": (
-        "7: XF1011: 'lifetime' is not supported yet",
+        "7: XF1002: unknown key 'lifetime' (known here: profile, proposals, replay_window, max_bytes, max_packets)",
         "21: XF1002: unknown key 'replay' (did you mean replay_window?)",
     ),
     "retransmission: 5\n": ("17: XF1004: 'retransmission' must be a map of keys",),
@@ -211,8 +224,8 @@ WHOLE: dict[str | bytes, tuple[str, ...]] = {
     "peer: a.example\npsk: secret:key\nlocal: '10.1.0.0/16[tcp]'\nremote: '10.2.0.0/16[udp]'\n": (
         "4:9: XF1004: 'local' and 'remote' have no address family and protocol in common",
     ),
-    "peer: a.example\npsk: secret:key\nchildren:\n  one: {local: 10.1.0.0/16, remote: 10.2.0.0/16}\n  two: {local: 10.3.0.0/16, remote: 10.4.0.0/16}\n": (
-        "5:3: XF1011: more than one child is not supported yet",
+    "peer: a.example\npsk: secret:key\nchildren:\n  one: {local: 10.1.0.0/16, remote: 10.2.0.0/16}\n  two: {local: [10.3.0.0/16, 10.1.0.0/16], remote: 10.2.0.0/16}\n": (
+        "5:3: XF1007: child 'two' would carry the same traffic as 'one': 10.1.0.0/16 to 10.2.0.0/16",
     ),
     "peer: a.example\npsk: secret:key\nchildren:\n  lan: {local: 10.1.0.0/16}\n": (
         "4:3: XF1005: 'remote' is missing (remote: PREFIX)",

@@ -34,7 +34,7 @@ from xfrmpy.policy.model import (
 )
 from xfrmpy.policy.profiles import PROFILES, esp_proposals, ike_proposals
 from xfrmpy.policy.resolve import assign_reqids, find_overlaps
-from xfrmpy.registry import IdType, ProtocolId
+from xfrmpy.registry import IdType, ProtocolId, TransformType
 
 Load = Callable[..., LoadedPolicy]
 
@@ -52,7 +52,6 @@ def test_five_keys_are_enough(load: Load) -> None:
     assert tunnel == TunnelPolicy(
         name="office",
         origin=tunnel.origin,
-        reqid=tunnel.reqid,
         peers=("vpn.example.org",),
         local_address=None,
         local_id=Identity(type=IdType.ID_FQDN, data=b"gw1.example.net"),
@@ -62,6 +61,7 @@ def test_five_keys_are_enough(load: Load) -> None:
         children=(
             ChildPolicy(
                 name="office",
+                reqid=tunnel.children[0].reqid,
                 local=(TrafficSelector.parse("10.1.0.0/16"),),
                 remote=(TrafficSelector.parse("10.2.0.0/16"),),
                 proposals=tuple(
@@ -226,6 +226,40 @@ def test_modern_meets_no_group_below_3072_bits_and_compat_does() -> None:
     assert choose_proposal([offer], ike_proposals("compat")) is not None
 
 
+def test_lifetimes_are_given_for_the_tunnel_or_for_a_child(load: Load) -> None:
+    text = (
+        "peer: vpn.example.org\npsk: secret:key\nlifetime: 20m\ninactivity: 1h\n"
+        "ike: {lifetime: 8h, reauth: 1d}\nesp: {max_bytes: 2GB, max_packets: 5000}\n"
+        "children:\n"
+        "  lan: {local: 10.1.0.0/16, remote: 10.2.0.0/16}\n"
+        "  voice: {local: 10.1.9.0/24, remote: 10.2.9.0/24, lifetime: off, inactivity: off}\n"
+    )
+    tunnel = only(load(**{"t.yaml": text}))
+    assert (tunnel.lifetime_seconds, tunnel.reauth_seconds) == (8 * 3600, 86400)
+    lan, voice = tunnel.children
+    assert (lan.lifetime_seconds, lan.inactivity_seconds) == (1200, 3600)
+    assert (voice.lifetime_seconds, voice.inactivity_seconds) == (None, 0)
+    assert {(c.lifetime_octets, c.lifetime_packets) for c in tunnel.children} == {(2 * 10**9, 5000)}
+    assert lan.reqid != voice.reqid
+
+
+def test_lifetimes_may_be_off(load: Load) -> None:
+    text = f"peer: vpn.example.org\n{GOOD}lifetime: off\nike: {{lifetime: off, reauth: off}}\n"
+    tunnel = only(load(**{"t.yaml": text}))
+    assert (tunnel.lifetime_seconds, tunnel.reauth_seconds) == (None, None)
+    assert tunnel.children[0].lifetime_seconds is None
+
+
+@pytest.mark.parametrize("profile", ["modern", "compat"])
+def test_profiles_have_forward_secrecy_first_and_take_a_peer_without(profile: str) -> None:
+    ours = esp_proposals(profile)
+    assert ours[0].of_type(TransformType.KE)
+    with_it = parse_proposal("aes256gcm16-x25519-esn", ProtocolId.ESP)
+    without = parse_proposal("aes256gcm16-esn", ProtocolId.ESP)
+    assert choose_proposal([without, with_it], ours) == with_it
+    assert choose_proposal([without], ours) == without
+
+
 @pytest.mark.parametrize("esn", ["esn", "noesn"])
 def test_both_profiles_take_a_peer_with_and_without_extended_sequence_numbers(esn: str) -> None:
     offer = parse_proposal(f"aes256gcm16-{esn}", ProtocolId.ESP)
@@ -261,6 +295,7 @@ def test_the_reqid_of_a_name_is_the_same_for_ever() -> None:
 def make_tunnel(name: str, local: Sequence[str], remote: Sequence[str]) -> TunnelPolicy:
     child = ChildPolicy(
         name=name,
+        reqid=OUR_REQIDS[0],
         local=tuple(map(TrafficSelector.parse, local)),
         remote=tuple(map(TrafficSelector.parse, remote)),
         proposals=(),
@@ -268,7 +303,6 @@ def make_tunnel(name: str, local: Sequence[str], remote: Sequence[str]) -> Tunne
     return TunnelPolicy(
         name=name,
         origin="f:1",
-        reqid=OUR_REQIDS[0],
         peers=(),
         shared_key=SharedKey(octets=b"", origin="nowhere"),
         proposals=(),
@@ -354,4 +388,4 @@ def test_a_thousand_tunnels_load_in_the_order_of_their_names(load: Load) -> None
     loaded = load(**{"t.yaml": head + "".join(entries)})
     assert loaded.errors == ()
     assert [t.name for t in loaded.tunnels] == [f"t{n:03}" for n in range(1000)]
-    assert len({t.reqid for t in loaded.tunnels}) == 1000
+    assert len({t.children[0].reqid for t in loaded.tunnels}) == 1000

@@ -1,4 +1,4 @@
-"""`xfrmpy up` and `xfrmpy down`: one tunnel after the other, with what happens on the way.
+"""`xfrmpy up`, `down` and `rekey`: one tunnel after the other, with what happens on the way.
 
 Several tunnels: a failure does not stop the rest, unless it is the daemon that fails; the command
 exits with the highest code of all.
@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from xfrmpy.cli.documents import document, failure_value, tunnel_value
+from xfrmpy.cli.documents import document, failure_of, failure_value, tunnel_value
 from xfrmpy.cli.failure import tell_failure
 from xfrmpy.cli.terminal import Painter, duration, note, printable, say
 from xfrmpy.control.client import Client
 from xfrmpy.control.protocol import Progress, TunnelReply
 from xfrmpy.failures import ExitCode, Failure, OperatorError
 
-Verb = Literal["up", "down"]
+Verb = Literal["up", "down", "rekey"]
 
 _NO_USE_GOING_ON = frozenset({"XF4001", "XF4003", "XF4008"})
 """The daemon is absent, not for us, or stopping: the other tunnels would fail the same way."""
@@ -38,7 +38,7 @@ class _Outcome:
 def change_tunnels(
     client: Client, verb: Verb, tunnels: Sequence[str], timeout_seconds: float, *, as_json: bool
 ) -> int:
-    """Bring each up or down, telling of each as it ends; returns the worst exit code."""
+    """Do it to each, telling of each as it ends; returns the worst exit code."""
     outcomes = []
     for tunnel in tunnels:
         outcome = _change(client, verb, tunnel, timeout_seconds)
@@ -54,7 +54,7 @@ def change_tunnels(
 
 def _change(client: Client, verb: Verb, tunnel: str, timeout_seconds: float) -> _Outcome:
     started_at = time.monotonic()
-    call = client.up if verb == "up" else client.down
+    call = {"up": client.up, "down": client.down, "rekey": client.rekey}[verb]
     try:
         reply = _follow(call(tunnel, timeout_seconds), started_at)
     except OperatorError as error:
@@ -78,18 +78,25 @@ def _tell(outcome: _Outcome, verb: Verb) -> None:
         assert outcome.failure is not None
         tell_failure(outcome.failure, tunnel=name)
         return
+    say(_sentence(name, outcome.reply, verb, outcome.seconds))
+    if outcome.reply.warning is not None:
+        tell_failure(failure_of(outcome.reply.warning), tunnel=name)
+
+
+def _sentence(name: str, reply: TunnelReply, verb: Verb, seconds: float) -> str:
     paint = Painter(sys.stdout)
-    tunnel = outcome.reply.tunnel
+    tunnel = reply.tunnel
+    if verb == "rekey":
+        return f"{paint(name, 'bold')} is {paint('rekeyed', 'green')}, in {duration(seconds)}"
     head = f"{paint(name, 'bold')} is {paint(verb, 'green' if verb == 'up' else '')}"
-    if not outcome.reply.changed:
+    if not reply.changed:
         since = f" for {duration(tunnel.seconds_up)}" if verb == "up" else ""
-        say(f"{head} already{since}: nothing changed")
-    elif verb == "down":
-        say(head)
-    else:
-        peer = printable(tunnel.remote_address or tunnel.peer)
-        datapath = printable(tunnel.datapath)
-        say(f"{head}: with {peer}, {datapath} datapath, in {duration(outcome.seconds)}")
+        return f"{head} already{since}: nothing changed"
+    if verb == "down":
+        return head
+    peer = printable(tunnel.remote_address or tunnel.peer)
+    datapath = printable(tunnel.datapath)
+    return f"{head}: with {peer}, {datapath} datapath, in {duration(seconds)}"
 
 
 def _outcome_value(outcome: _Outcome) -> dict[str, Any]:
@@ -98,6 +105,7 @@ def _outcome_value(outcome: _Outcome) -> dict[str, Any]:
         "name": outcome.tunnel,
         "changed": reply is not None and reply.changed,
         "tunnel": reply and tunnel_value(reply.tunnel),
+        "warning": reply and reply.warning and failure_value(failure_of(reply.warning)),
         "failure": failure and failure_value(failure),
     }
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -23,6 +23,9 @@ from xfrmpy.cli.failure import tell_failure
 from xfrmpy.cli.terminal import note, say
 from xfrmpy.control.client import Client, runtime_dir
 from xfrmpy.failures import ExitCode, Failure, OperatorError
+
+if TYPE_CHECKING:
+    from xfrmpy.cli.change import Verb
 
 INTERRUPTED = 128 + 2
 """What a shell reports of a process that died of SIGINT."""
@@ -128,7 +131,16 @@ def down(tunnels: Names, timeout: Timeout = 10.0, output: Format = Output.HUMAN)
     return _change("down", tunnels, timeout, output)
 
 
-def _change(verb: Literal["up", "down"], tunnels: list[str], timeout: float, output: Output) -> int:
+@app.command()
+def rekey(tunnels: Names, timeout: Timeout = 30.0, output: Format = Output.HUMAN) -> int:
+    """Replace the keys of tunnels now, without losing a packet.
+
+    It shows at once what would otherwise show when the lifetimes end: whether the peer agrees.
+    """
+    return _change("rekey", tunnels, timeout, output)
+
+
+def _change(verb: Verb, tunnels: list[str], timeout: float, output: Output) -> int:
     from xfrmpy.cli.change import change_tunnels
 
     client = Client(runtime_dir(os.environ))

@@ -68,6 +68,10 @@ class Client:
         """Take a tunnel down, likewise."""
         return self._change(protocol.DOWN, tunnel, timeout_seconds)
 
+    def rekey(self, tunnel: str, timeout_seconds: float) -> Iterator[Progress | TunnelReply]:
+        """Replace the Child SAs and the IKE SA of a tunnel, likewise."""
+        return self._change(protocol.REKEY, tunnel, timeout_seconds)
+
     def _change(
         self, method: str, tunnel: str, timeout_seconds: float
     ) -> Iterator[Progress | TunnelReply]:
@@ -179,7 +183,11 @@ def _decode_progress(parameters: dict[str, Any]) -> Progress:
 
 def _decode_tunnel_reply(parameters: dict[str, Any]) -> TunnelReply:
     tunnel = _decode_tunnel(parameters.get("tunnel"))
-    return _checked(TunnelReply, {**parameters, "tunnel": tunnel})
+    warning = parameters.get("warning")
+    if isinstance(warning, dict):
+        warning = _checked(FailureReply, warning)
+        _check_failure(warning)
+    return _checked(TunnelReply, {**parameters, "tunnel": tunnel, "warning": warning})
 
 
 def _decode_tunnel(parameters: object) -> TunnelStatus:

@@ -9,6 +9,7 @@ Standard library only, and nothing that can carry a secret.
 | `org.xfrmpy.Status` | `tunnel` (optional) | one `StatusReply` |
 | `org.xfrmpy.Up` | `tunnel`, `timeout_seconds` | `Progress` and `continues`, then a `TunnelReply` |
 | `org.xfrmpy.Down` | `tunnel`, `timeout_seconds` | the same |
+| `org.xfrmpy.Rekey` | `tunnel`, `timeout_seconds` | the same |
 
 The one error is `org.xfrmpy.Failed` with a `FailureReply`.
 """
@@ -22,6 +23,7 @@ from typing import Any
 STATUS = "org.xfrmpy.Status"
 UP = "org.xfrmpy.Up"
 DOWN = "org.xfrmpy.Down"
+REKEY = "org.xfrmpy.Rekey"
 FAILED = "org.xfrmpy.Failed"
 
 MAX_CALL = 64 * 1024
@@ -107,10 +109,14 @@ class StatusReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelReply:
-    """How `up` or `down` ended well; `changed` is False if there was nothing to do."""
+    """How `up`, `down` or `rekey` ended well; `changed` is False if there was nothing to do.
+
+    `warning` is what will go wrong later, although all is well now.
+    """
 
     changed: bool
     tunnel: TunnelStatus
+    warning: FailureReply | None = None
 
 
 def encode_message(message: dict[str, Any]) -> bytes:

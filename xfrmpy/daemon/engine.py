@@ -97,6 +97,14 @@ class Engine:
         self._endpoint.terminate(tunnel, self._loop.time())
         self._settle()
 
+    def rekey_child_sas(self, tunnel: str) -> None:
+        self._endpoint.rekey_child_sas(tunnel, self._loop.time())
+        self._settle()
+
+    def rekey_ike_sas(self, tunnel: str) -> None:
+        self._endpoint.rekey_ike_sas(tunnel, self._loop.time())
+        self._settle()
+
     def set_peer_addresses(self, tunnel: str, addresses: tuple[IpAddress, ...]) -> None:
         self._endpoint.set_peer_addresses(tunnel, addresses)
 

@@ -20,11 +20,12 @@ from typing import Any
 from xfrmpy import __version__
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import Progress, StatusReply, TunnelReply, TunnelStatus
-from xfrmpy.daemon.control_server import ControlServer
+from xfrmpy.daemon.control_server import ControlServer, reply_of
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.narration import narrate, summarize
 from xfrmpy.daemon.notify import notify_service_manager
+from xfrmpy.daemon.rekeying import has_forward_secrecy, replace_child_sas, replace_sas
 from xfrmpy.daemon.resolver import paths_to, resolve_peer
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.daemon.status import tunnel_state, tunnel_status
@@ -48,6 +49,10 @@ REFUSAL_LOG_SECONDS = 5.0
 
 RESOLVE_SECONDS = 300.0
 """How often the peers' names are looked up, for the sake of those who call us."""
+
+
+REHEARSAL_SECONDS = 5.0
+"""How long `up` waits for the rehearsal of a rekeying; a peer that is slower is none the worse."""
 
 
 class Service:
@@ -101,7 +106,12 @@ class Service:
         )
         control = ControlServer(
             self._runtime_dir / protocol.SOCKET_NAME,
-            {protocol.STATUS: self._status, protocol.UP: self._up, protocol.DOWN: self._down},
+            {
+                protocol.STATUS: self._status,
+                protocol.UP: self._up,
+                protocol.DOWN: self._down,
+                protocol.REKEY: self._rekey,
+            },
         )
         try:
             self._engine.start()
@@ -277,7 +287,38 @@ class Service:
         await attempt
         if tunnel.policy.start is StartMode.AUTO:
             self._want(tunnel)
+        rehearsal = self._loop.create_task(self._rehearse(tunnel))
+        async for progress in self._follow(tunnel, rehearsal, REHEARSAL_SECONDS):
+            yield progress
+        warning = rehearsal.result() if rehearsal.done() else None
+        rehearsal.cancel()
+        yield TunnelReply(
+            changed=True,
+            tunnel=self._status_of(tunnel),
+            warning=None if warning is None else reply_of(warning),
+        )
+
+    async def _rekey(self, parameters: dict[str, Any]) -> AsyncIterator[Progress | TunnelReply]:
+        tunnel, seconds = self._find(parameters["tunnel"]), float(parameters["timeout_seconds"])
+        name = tunnel.policy.name
+        if self._state(tunnel) != "up":
+            raise OperatorError("XF4010", f"{name} is not up: there is nothing to rekey")
+        work = self._loop.create_task(replace_sas(tunnel, self._engine))
+        async for progress in self._follow(tunnel, work, seconds):
+            yield progress
+        if not work.done():
+            work.cancel()
+            raise OperatorError("XF4007", f"{name} was not rekeyed within {seconds:g} seconds")
+        failure = work.result()
+        if failure is not None:
+            raise _error_of(failure)
         yield TunnelReply(changed=True, tunnel=self._status_of(tunnel))
+
+    async def _rehearse(self, tunnel: Tunnel) -> Failure | None:
+        """What the first rekeying would meet, where it has a key exchange that `up` had not."""
+        if not has_forward_secrecy(tunnel.policy):
+            return None
+        return await replace_child_sas(tunnel, self._engine)
 
     async def _down(self, parameters: dict[str, Any]) -> AsyncIterator[Progress | TunnelReply]:
         tunnel, seconds = self._find(parameters["tunnel"]), float(parameters["timeout_seconds"])
@@ -292,7 +333,7 @@ class Service:
         yield TunnelReply(changed=changed, tunnel=self._status_of(tunnel))
 
     async def _follow(
-        self, tunnel: Tunnel, work: asyncio.Task[None], seconds: float
+        self, tunnel: Tunnel, work: asyncio.Task[Any], seconds: float
     ) -> AsyncIterator[Progress]:
         """What is reported of a tunnel until the work is done or the time is over."""
         begun_at = self._loop.time()

@@ -92,6 +92,7 @@ class IkeAuth:
             self._sa.terminate(_refused_by_datapath(self._child), now)
         else:
             self._child.established(now)
+            self._sa.create_at = now
             if self._sa.replaces is not None:
                 supersede(self._sa, self._sa.replaces, now)
 

@@ -327,7 +327,7 @@ class ChildSa:
                 spi=spi,
                 source=source.address,
                 destination=destination.address,
-                reqid=self.tunnel.reqid,
+                reqid=self.policy.reqid,
                 suite=suite,
                 encryption_key=key[0],
                 integrity_key=key[1],
@@ -347,7 +347,7 @@ class ChildSa:
             return Template(
                 source=source,
                 destination=destination,
-                reqid=self.tunnel.reqid,
+                reqid=self.policy.reqid,
                 mode=self.policy.mode,
             )
 
@@ -369,13 +369,21 @@ class _Names(TypedDict):
 
 
 def choose_child_policy(tunnel: TunnelPolicy, tsi: TsiPayload, tsr: TsrPayload) -> ChildPolicy:
-    """The first child of a tunnel that an initiator's selectors meet; else simply the first."""
-    for child in tunnel.children:
-        if narrow_selectors(tsi.selectors, child.remote) and narrow_selectors(
-            tsr.selectors, child.local
-        ):
-            return child
-    return tunnel.children[0]
+    """The child of a tunnel that an initiator's selectors mean; else simply the first.
+
+    Where those of several children meet them, the one that asks for just as much, then the one
+    that need not narrow them.
+    """
+
+    def likeness(child: ChildPolicy) -> int:
+        pairs = ((tsi.selectors, child.remote), (tsr.selectors, child.local))
+        if not all(narrow_selectors(theirs, ours) for theirs, ours in pairs):
+            return 0
+        is_within = all(covered_by(theirs, ours) for theirs, ours in pairs)
+        is_all = all(covered_by(ours, theirs) for theirs, ours in pairs)
+        return 1 + 2 * is_within + is_all + (is_within and is_all)
+
+    return max(tunnel.children, key=likeness)
 
 
 def proposals_of_first_child(policy: ChildPolicy) -> tuple[Proposal, ...]:

@@ -23,6 +23,7 @@ from xfrmpy.ike.child_sa import SPI_SIZE, ChildSa, choose_child_policy
 from xfrmpy.ike.collisions import objection_to_child_rekey, objection_to_new_child, survives
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import first_error, notifications, only, optional
+from xfrmpy.ike.lifetimes import RECREATE_SECONDS
 from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import RequestRefused, SaNotCreated
 from xfrmpy.ike.refusals import failure_of, rekey_failure_of
@@ -139,8 +140,11 @@ class CreateChildSa:
             self._stay_with_old(now)
         else:
             child.established(now)
+            self._sa.busy_since = None
             if old is not None:
                 _take_place(old, now)
+            else:
+                self._sa.create_at = now
 
     def _stay_with_old(self, now: float) -> None:
         """Ours has failed or lost: what was there, or what the peer put in its place, goes on."""
@@ -167,6 +171,8 @@ class CreateChildSa:
         if error.type == NotifyType.INVALID_KE_PAYLOAD and self._repeat(error, now):
             return
         if error.type == NotifyType.TEMPORARY_FAILURE:
+            if old is None:
+                self._sa.create_at = retry_at(self._sa, now)
             put_off(self._sa, now)
         elif error.type == NotifyType.CHILD_SA_NOT_FOUND and old is not None:
             self._begin_anew(old, now)
@@ -176,6 +182,7 @@ class CreateChildSa:
     def _refused_for_good(self, error: NotifyPayload, now: float) -> None:
         if self._replaces is None:
             self._report(failure_of(error, self._evidence()))
+            self._sa.create_at = now + RECREATE_SECONDS
             return
         what = f"the Child SA {self._child.policy.name}"
         self._report(rekey_failure_of(error, what, self._evidence()))

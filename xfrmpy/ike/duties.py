@@ -61,6 +61,8 @@ def _of_ike_sa(sa: IkeSa) -> Iterator[Duty]:
         yield Duty(at=AT_ONCE, do=lambda now: sa.start(DeleteChildSas(sa), now), asks=True)
     if sa.alone_at is not None:
         yield Duty(at=sa.alone_at, do=lambda now: close_surplus(sa, now))
+    if sa.create_at is not None:
+        yield Duty(at=sa.create_at, do=lambda now: _create_next(sa, now), asks=True)
     if sa.reauth_at is not None:
         yield Duty(at=sa.reauth_at, do=lambda now: _reauthenticate(sa, now))
     if sa.rekey_at is not None and UNSETTLED.isdisjoint(c.state for c in sa.children):
@@ -91,6 +93,16 @@ def _of_retired(sa: IkeSa, until: float, child: ChildSa) -> Duty:
         child.close()
 
     return Duty(at=until, do=bury)
+
+
+def _create_next(sa: IkeSa, now: float) -> None:
+    """Begin the first Child SA of the policy that is not there; one after the other."""
+    assert sa.tunnel is not None
+    there = {child.policy.name for child in sa.children}
+    missing = next((policy for policy in sa.tunnel.children if policy.name not in there), None)
+    sa.create_at = None
+    if missing is not None:
+        sa.start(CreateChildSa(sa, missing), now)
 
 
 def _reauthenticate(sa: IkeSa, now: float) -> None:

@@ -104,6 +104,7 @@ class IkeSa:
         self.reauth_at: float | None = None
         self.wait_until: float | None = None
         self.alone_at: float | None = None
+        self.create_at: float | None = None
         self.busy_since: float | None = None
         self._must_reauth_by: float | None = None
         self._expires_at: float | None = None
@@ -348,7 +349,7 @@ class IkeSa:
         new.channel.protect(new.suite, new.keys)
         new.state = IkeSaState.ESTABLISHED
         new.nat, new.local_id, new.remote_id = self.nat, self.local_id, self.remote_id
-        new.alone_at = self.alone_at
+        new.alone_at, new.create_at = self.alone_at, self.create_at
         new.reauth_at, new._must_reauth_by = self.reauth_at, self._must_reauth_by
         new._begin_life(now)
         return new

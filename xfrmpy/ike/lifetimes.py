@@ -23,6 +23,10 @@ new SA before its counter cycles."""
 RETRY_SOONEST_SECONDS, RETRY_LATEST_SECONDS = 5.0, 15.0
 """How long to wait after a TEMPORARY_FAILURE (RFC 7296 section 2.25: "it MUST wait")."""
 
+RECREATE_SECONDS = 60.0
+"""How long a further Child SA that the peer refuses, or deletes, waits to be asked for again: an
+operator may mend the policy at the other end meanwhile."""
+
 
 def replacement_seconds(lifetime_seconds: float, random: Callable[[int], bytes]) -> float:
     """After how many seconds to replace what may live for `lifetime_seconds`."""

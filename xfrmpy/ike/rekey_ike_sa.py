@@ -98,6 +98,7 @@ class RekeyIkeSa:
     def _settle(self, new: IkeSa, now: float) -> None:
         """Who inherits: ours, or what the peer has made meanwhile (section 2.8.2)."""
         old, rival = self._sa, living_heir(self._sa)
+        old.busy_since = None
         if rival is None or survives(new.nonces, rival.nonces):
             inherit(new, old)
             if rival is not None:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from xfrmpy.failures import Failure
 from xfrmpy.ike.child_sa import ChildSa
-from xfrmpy.ike.lifetimes import retry_seconds
+from xfrmpy.ike.lifetimes import RECREATE_SECONDS, retry_seconds
 from xfrmpy.ike.outputs import IkeSaRekeyed, SaNotCreated
 from xfrmpy.ike.states import ChildSaState, IkeSaState
+from xfrmpy.policy.model import StartMode
 
 if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
@@ -90,6 +91,8 @@ def remove_child(sa: IkeSa, child: ChildSa, now: float) -> None:
     sa.children.remove(child)
     if child.is_in_use and child.heir is None:
         child.close()
+        if sa.is_initiator and child.tunnel.start is StartMode.AUTO:
+            sa.create_at = now + RECREATE_SECONDS
     else:
         child.retire()
         sa.retired.append((now + OVERLAP_SECONDS, child))

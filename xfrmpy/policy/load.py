@@ -24,6 +24,7 @@ from xfrmpy.policy.resolve import (
     MAX_TUNNELS,
     Place,
     assign_reqids,
+    child_names,
     find_overlaps,
     resolve_tunnel,
 )
@@ -113,12 +114,12 @@ class _File:
 def _load(paths: Iterable[Path], faults: list[Findings], secrets: Sequence[Path]) -> LoadedPolicy:
     files = [_read_file(path) for path in paths]
     _report_duplicates(files)
-    reqids = assign_reqids(_names_within_limit(files))
+    reqids = assign_reqids(_labels_within_limit(files))
     read_key = partial(_read_key, secrets)
     resolved: list[tuple[Place, TunnelPolicy]] = []
     for written in (written for file in files for written in file.tunnels):
-        reqid = reqids.get(written.name, 0)
-        policy = resolve_tunnel(written.name, written.tunnel, written.place, reqid, read_key)
+        ours = {child: reqids.get(label, 0) for child, label in _labels(written).items()}
+        policy = resolve_tunnel(written.name, written.tunnel, written.place, ours, read_key)
         if policy is not None:
             resolved.append((written.place, policy))
     _report_overlaps(resolved)
@@ -146,14 +147,24 @@ def _report_duplicates(files: Iterable[_File]) -> None:
                 first[name] = f"{file.findings.file}:{mark.line}:{mark.column}"
 
 
-def _names_within_limit(files: Iterable[_File]) -> list[str]:
-    names: dict[str, None] = {}
+def _labels(written: _Written) -> dict[str, str]:
+    """What each child of a tunnel is called among those of all tunnels."""
+    name = written.name
+    return {
+        child: name if child == name else f"{name}/{child}"
+        for child in child_names(name, written.tunnel)
+    }
+
+
+def _labels_within_limit(files: Iterable[_File]) -> list[str]:
+    labels: dict[str, None] = {}
     for file in files:
-        if len(names.keys() | file.names) > MAX_TUNNELS:
-            file.findings.error("XF1011", START, f"more than {MAX_TUNNELS} tunnels in all")
+        ours = [label for written in file.tunnels for label in _labels(written).values()]
+        if len(labels.keys() | set(ours)) > MAX_TUNNELS:
+            file.findings.error("XF1011", START, f"more than {MAX_TUNNELS} Child SAs in all")
         else:
-            names.update(dict.fromkeys(file.names))
-    return list(names)
+            labels.update(dict.fromkeys(ours))
+    return list(labels)
 
 
 def _report_overlaps(resolved: Sequence[tuple[Place, TunnelPolicy]]) -> None:

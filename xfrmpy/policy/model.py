@@ -67,12 +67,15 @@ class Retransmission:
 class ChildPolicy:
     """One Child SA: what it carries and how. Proposals are in the order of preference.
 
+    `reqid` is unique to it on this host: by it a policy finds the SAs that may carry its traffic.
+
     The first Child SA of an IKE SA has no key exchange of its own (RFC 7296 section 1.2): the
     proposals' methods are for those that come later. A lifetime of None is no limit; the SA is
     replaced ahead of its end. Without traffic for `inactivity_seconds` it is deleted; 0 is never.
     """
 
     name: str
+    reqid: int
     local: tuple[TrafficSelector, ...]
     remote: tuple[TrafficSelector, ...]
     proposals: tuple[Proposal, ...]
@@ -89,15 +92,14 @@ class TunnelPolicy:
     """One IKE SA with one peer, and its Child SAs.
 
     `peers` are addresses or names as written, in order; empty means any peer (then we only
-    listen). `local_id` None is the address that we happen to use. `reqid` is unique to the tunnel
-    on this host. `origin` is `file:line`. `dpd_seconds` 0 asks never. The IKE SA is rekeyed ahead
-    of the end of `lifetime_seconds`, and made anew, with authentication, ahead of `reauth_seconds`;
-    None is never.
+    listen). `local_id` None is the address that we happen to use. `origin` is `file:line`.
+    `dpd_seconds` 0 asks never. The IKE SA is rekeyed ahead of the end of `lifetime_seconds`, and
+    made anew, with authentication, ahead of `reauth_seconds`; None is never. The initiator makes
+    the Child SAs in the order of `children`.
     """
 
     name: str
     origin: str
-    reqid: int
     peers: tuple[str, ...]
     local_address: IpAddress | None = None
     local_id: Identity | None = None

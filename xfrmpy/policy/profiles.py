@@ -25,13 +25,20 @@ DEFAULT_PROFILE = "modern"
 _GROUPS = "x25519-ecp384-ecp256-modp3072-modp4096"
 _ALL_GROUPS = f"{_GROUPS}-ecp521-modp2048"
 
+
+def _with_and_without_groups(groups: str, *proposals: str) -> tuple[str, ...]:
+    """Forward secrecy first; and none, for a peer that rekeys its Child SAs without."""
+    return (*(f"{proposal}-{groups}" for proposal in proposals), *proposals)
+
+
 PROFILES = {
     "modern": Profile(
         ike=(
             f"aes256gcm16-aes128gcm16-chacha20poly1305-prfsha384-prfsha256-{_GROUPS}",
             f"aes256-aes128-sha384-sha256-{_GROUPS}",
         ),
-        esp=(
+        esp=_with_and_without_groups(
+            _GROUPS,
             "aes256gcm16-aes128gcm16-chacha20poly1305-esn-noesn",
             "aes256-sha256-esn-noesn",
         ),
@@ -41,7 +48,8 @@ PROFILES = {
             f"aes256gcm16-aes128gcm16-chacha20poly1305-prfsha384-prfsha256-prfsha512-{_ALL_GROUPS}",
             f"aes256-aes128-aes192-sha256-sha384-sha512-{_ALL_GROUPS}",
         ),
-        esp=(
+        esp=_with_and_without_groups(
+            _ALL_GROUPS,
             "aes256gcm16-aes128gcm16-aes192gcm16-chacha20poly1305-esn-noesn",
             "aes256-aes128-aes192-sha256-sha384-sha512-esn-noesn",
         ),

@@ -7,7 +7,7 @@ traffic is whose. Reading RFC 7296 section 2.9 and RFC 4301 section 4.4.1 helps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from ipaddress import ip_address
@@ -32,7 +32,7 @@ from xfrmpy.policy.schema import Child, EspSettings, IkeSettings, Retransmit, Tu
 from xfrmpy.policy.values import SecretReference
 
 MAX_TUNNELS = len(OUR_REQIDS) // 2
-"""Half of the reqids, so that a free one is found in two steps on average."""
+"""Half of the reqids, so that a free one is found in two steps on average. Of Child SAs, too."""
 
 
 Keypath = tuple[str | int, ...]
@@ -74,7 +74,7 @@ ReadKey = Callable[[SecretReference, Mark, Findings], SharedKey | None]
 
 
 def resolve_tunnel(
-    name: str, tunnel: Tunnel, place: Place, reqid: int, read_key: ReadKey
+    name: str, tunnel: Tunnel, place: Place, reqids: Mapping[str, int], read_key: ReadKey
 ) -> TunnelPolicy | None:
     """The policy of one tunnel, its defaults filled in; or None, with an error for each reason."""
     before = len(place.findings.errors)
@@ -82,20 +82,20 @@ def resolve_tunnel(
     shared_key = _shared_key(tunnel, place, read_key)
     local_id, remote_id = _identities(tunnel, place)
     proposals = _ike_proposals(tunnel.ike or IkeSettings(), place)
-    child = _child(name, tunnel, place)
-    if len(place.findings.errors) > before or shared_key is None or child is None:
+    children = _children(name, tunnel, place, reqids)
+    if len(place.findings.errors) > before or shared_key is None or not children:
         return None
     return TunnelPolicy(
         name=name,
         origin=f"{place.findings.file}:{place.node.key_mark.line}",
-        reqid=reqid,
         peers=tuple(tunnel.peer or ()),
         local_address=tunnel.local_address,
         local_id=local_id,
         remote_id=remote_id,
         shared_key=shared_key,
         proposals=proposals,
-        children=(child,),
+        children=children,
+        **_lifetimes(tunnel.ike or IkeSettings()),
         **_given(
             start=tunnel.start if tunnel.peer else StartMode.LISTEN,
             datapath=tunnel.datapath,
@@ -183,15 +183,50 @@ def _numbered(proposals: Iterable[Proposal]) -> tuple[Proposal, ...]:
     return tuple(replace(p, number=number) for number, p in enumerate(proposals, 1))
 
 
-def _child(name: str, tunnel: Tunnel, place: Place) -> ChildPolicy | None:
-    path: Keypath = ()
-    keys: Tunnel | Child = tunnel
-    if tunnel.children is not None:
-        if not _check_children(tunnel, tunnel.children, place):
-            return None
-        (name, keys), *_ = tunnel.children.items()
-        path = ("children", name)
+def _lifetimes(ike: IkeSettings) -> dict[str, Any]:
+    return _limits(lifetime_seconds=ike.lifetime, reauth_seconds=ike.reauth)
+
+
+def _limits(**seconds: float | None) -> dict[str, Any]:
+    """The times that are given; one that is `off` is no limit."""
+    return {name: value or None for name, value in seconds.items() if value is not None}
+
+
+def child_names(name: str, tunnel: Tunnel) -> tuple[str, ...]:
+    """What the Child SAs of a tunnel are called: the one of the short form as the tunnel."""
+    return (name,) if tunnel.children is None else tuple(tunnel.children)
+
+
+def _children(
+    name: str, tunnel: Tunnel, place: Place, reqids: Mapping[str, int]
+) -> tuple[ChildPolicy, ...]:
+    """Every child of a tunnel, or fewer, with an error for each reason."""
+    if tunnel.children is None:
+        written: list[tuple[str, Tunnel | Child, Keypath]] = [(name, tunnel, ())]
+    else:
+        _check_alone("children", ("local", "remote"), tunnel, place)
+        if not tunnel.children:
+            place.error("XF1005", ("children",), "'children' is empty")
+        written = [(n, child, ("children", n)) for n, child in tunnel.children.items()]
     proposals = _esp_proposals(tunnel.esp or EspSettings(), tunnel.ike or IkeSettings(), place)
+    found = [
+        _child(child_name, keys, path, place, tunnel, proposals, reqids.get(child_name, 0))
+        for child_name, keys, path in written
+    ]
+    children = tuple(child for child in found if child is not None)
+    _check_children_apart(children, place)
+    return children
+
+
+def _child(
+    name: str,
+    keys: Tunnel | Child,
+    path: Keypath,
+    place: Place,
+    tunnel: Tunnel,
+    proposals: tuple[Proposal, ...],
+    reqid: int,
+) -> ChildPolicy | None:
     for side in ("local", "remote"):
         if getattr(keys, side) is None:
             place.error("XF1005", path, f"'{side}' is missing", f"{side}: PREFIX", at_key=True)
@@ -200,24 +235,36 @@ def _child(name: str, tunnel: Tunnel, place: Place) -> ChildPolicy | None:
     if not any(_meet(ours, theirs) for ours in keys.local for theirs in keys.remote):
         message = "'local' and 'remote' have no address family and protocol in common"
         place.error("XF1004", (*path, "remote"), message)
+    esp = tunnel.esp or EspSettings()
+    inactivity = tunnel.inactivity if keys.inactivity is None else keys.inactivity
+    if inactivity and tunnel.start is StartMode.AUTO:
+        message = "'inactivity' would take down what 'start: auto' brings up again"
+        place.error("XF1004", ("start",), message, "write manual")
     return ChildPolicy(
         name=name,
+        reqid=reqid,
         local=tuple(keys.local),
         remote=tuple(keys.remote),
         proposals=proposals,
-        **_given(mode=tunnel.mode, replay_window=tunnel.esp and tunnel.esp.replay_window),
+        lifetime_octets=esp.max_bytes,
+        lifetime_packets=esp.max_packets,
+        **_limits(lifetime_seconds=tunnel.lifetime if keys.lifetime is None else keys.lifetime),
+        **_given(mode=tunnel.mode, replay_window=esp.replay_window, inactivity_seconds=inactivity),
     )
 
 
-def _check_children(tunnel: Tunnel, children: dict[str, Child], place: Place) -> bool:
-    """Whether there is one to go on with."""
-    _check_alone("children", ("local", "remote"), tunnel, place)
-    if not children:
-        place.error("XF1005", ("children",), "'children' is empty")
-    for extra in list(children)[1:]:
-        message = "more than one child is not supported yet"
-        place.error("XF1011", ("children", extra), message, at_key=True)
-    return bool(children)
+def _check_children_apart(children: Sequence[ChildPolicy], place: Place) -> None:
+    """Of two children of a tunnel one may be the more specific, and has its traffic; not both."""
+    for number, later in enumerate(children):
+        for earlier in children[:number]:
+            local = [s for s in later.local if s in earlier.local]
+            remote = [s for s in later.remote if s in earlier.remote]
+            if local and remote:
+                message = (
+                    f"child '{later.name}' would carry the same traffic as '{earlier.name}': "
+                    f"{local[0]} to {remote[0]}"
+                )
+                place.error("XF1007", ("children", later.name), message, at_key=True)
 
 
 def _check_alone(long: str, short: tuple[str, ...], tunnel: Tunnel, place: Place) -> None:
@@ -238,7 +285,7 @@ def _retransmission(keys: Retransmit) -> Retransmission:
 
 
 def assign_reqids(names: Iterable[str]) -> dict[str, int]:
-    """A reqid of `OUR_REQIDS` for each of at most `MAX_TUNNELS` names.
+    """A reqid of `OUR_REQIDS` for each of at most `MAX_TUNNELS` names of Child SAs.
 
     A hash of the name, so that a new tunnel leaves the others' alone; of two names that collide
     (1 in 65,000 for each pair), the one that sorts later moves on.

@@ -67,6 +67,7 @@ EspProposals = Annotated[
 SomeIdentity = Annotated[Identity, PlainValidator(values.parse_identity), _Text]
 Address = Annotated[IpAddress, PlainValidator(values.parse_address), _Text]
 Secret = Annotated[values.SecretReference, PlainValidator(values.parse_secret_reference), _Text]
+Lifetime = Annotated[float, PlainValidator(values.parse_lifetime), _Time]
 ProfileName = Annotated[
     str, PlainValidator(values.parse_profile), WithJsonSchema({"enum": [*PROFILES]})
 ]
@@ -119,8 +120,12 @@ class IkeSettings(Keys):
         "Algorithms in place of the profile's: one proposal, or a list with the best first.",
         "aes256gcm16-prfsha384-x25519",
     )
-    lifetime: NotYet = None
-    reauth: NotYet = None
+    lifetime: Lifetime | None = _key(
+        "How long an IKE SA may live; it is rekeyed ahead, or `off`. Default: 4h.", "8h"
+    )
+    reauth: Lifetime | None = _key(
+        "After what time at most both ends prove again who they are, or `off`. Default: off.", "24h"
+    )
 
 
 class EspSettings(Keys):
@@ -142,7 +147,21 @@ class EspSettings(Keys):
         ]
         | None
     ) = _key("How many packets may overtake one another, 32 to 4096. Default: 256.", 1024)
-    lifetime: NotYet = None
+    max_bytes: (
+        Annotated[int, PlainValidator(values.parse_octets), WithJsonSchema({"type": "string"})]
+        | None
+    ) = _key("How much an SA may carry; it is rekeyed ahead. Default: no limit.", "500GB")
+    max_packets: (
+        Annotated[
+            int,
+            PlainValidator(partial(values.parse_whole_number, 1000, 1 << 62)),
+            WithJsonSchema({"type": "integer", "minimum": 1000}),
+        ]
+        | None
+    ) = _key(
+        "How many packets an SA may carry. Default: no limit, or 4294967296 without `esn`.",
+        1_000_000_000,
+    )
 
 
 class OurAuthentication(Keys):
@@ -175,7 +194,8 @@ class Child(Keys):
     remote: Selectors | None = _key(
         "Traffic of the peer's side, as `remote` of the tunnel.", "10.2.0.0/16"
     )
-    lifetime: NotYet = None
+    lifetime: Lifetime | None = _key("As `lifetime` of the tunnel, for this Child SA.", "30m")
+    inactivity: Lifetime | None = _key("As `inactivity` of the tunnel, for this Child SA.", "10m")
     traffic: NotYet = None
 
 
@@ -227,8 +247,14 @@ class Tunnel(Keys):
         "Traffic of the peer's side, written as `local`.", ["10.2.0.0/16", "10.3.0.1[tcp/443]"]
     )
     children: dict[Name, Child] | None = _key(
-        "`local` and `remote` by name; exactly one for now.",
+        "`local` and `remote` by name: a Child SA for each. The first comes with the IKE SA.",
         {"lan": {"local": "10.1.0.0/16", "remote": "10.2.0.0/16"}},
+    )
+    lifetime: Lifetime | None = _key(
+        "How long a Child SA may live; it is rekeyed ahead, or `off`. Default: 1h.", "30m"
+    )
+    inactivity: Lifetime | None = _key(
+        "After what time without traffic a Child SA is deleted, or `off`. Default: off.", "10m"
     )
     local_address: Address | None = _key(
         "Which of our addresses to use. Default: the one that the route to the peer takes.",

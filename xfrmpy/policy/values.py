@@ -109,6 +109,30 @@ def parse_duration(least: float, most: float, value: object) -> float:
     return float(seconds)
 
 
+_OCTETS = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(kB|MB|GB|TB)", re.ASCII)
+_OCTET_UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+LEAST_OCTETS = 10**6
+"""Fewer pass a tunnel in less time than a rekeying takes."""
+
+
+def parse_octets(value: object) -> int:
+    found = _OCTETS.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        refuse("XF1004", f"must be an amount such as 500MB or 2TB, not {shown(value)}")
+    octets = int(float(found[1]) * _OCTET_UNITS[found[2]])
+    if octets < LEAST_OCTETS:
+        refuse("XF1004", f"must be at least 1MB, not {shown(value)}")
+    return octets
+
+
+MAX_LIFETIME = 30 * 86400
+
+
+def parse_lifetime(value: object) -> float:
+    """Seconds; 0 is `off`."""
+    return 0.0 if value == "off" else parse_duration(10, MAX_LIFETIME, value)
+
+
 def parse_dpd(value: object) -> float:
     return 0.0 if value == "off" else parse_duration(1, 86400, value)
 
