@@ -84,6 +84,10 @@ class XfrmpyGateway:
     def terminate(self, number: int = 0) -> None:
         self._must("down", f"net{number}")
 
+    def rekey(self, number: int = 0) -> None:
+        """Its Child SAs, then its IKE SA."""
+        self._must("rekey", f"net{number}")
+
     def command(self, *argv: str) -> Answer:
         """What `xfrmpy ARGV...` says, run here."""
         return ask(self.host.command(XFRMPY, *argv), self.environment)

@@ -68,6 +68,12 @@ class LibreswanPeer:
     def terminate(self, number: int = 0) -> None:
         self.whack("--name", f"net{number}", "--terminate")
 
+    def rekey_child_sa(self, number: int = 0) -> None:
+        self.whack("--name", f"net{number}", "--rekey-ipsec")
+
+    def rekey_ike_sa(self, number: int = 0) -> None:
+        self.whack("--name", f"net{number}", "--rekey-ike")
+
     def is_up(self, number: int = 0) -> bool:
         return f'"net{number}", type=ESP' in self.whack("--trafficstatus")
 

@@ -85,6 +85,12 @@ class StrongswanPeer:
     def terminate(self, number: int = 0) -> None:
         self.swanctl("--terminate", "--ike", f"site{number}", "--timeout", "60")
 
+    def rekey_child_sa(self, number: int = 0) -> None:
+        self.swanctl("--rekey", "--child", f"net{number}")
+
+    def rekey_ike_sa(self, number: int = 0) -> None:
+        self.swanctl("--rekey", "--ike", f"site{number}")
+
     def list_sas(self, number: int = 0) -> str:
         return self.swanctl("--list-sas", "--ike", f"site{number}")
 
