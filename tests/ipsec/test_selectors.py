@@ -226,6 +226,13 @@ def test_reversed_and_mixed_ranges_are_refused(
         ("0.0.0.0/0[0]", "0.0.0.0/0"),
         ("0.0.0.0/0[tcp/opaque]", None),
         ("0.0.0.0/0[icmp]", None),
+        ("0.0.0.0/0[icmp/8]", None),
+        ("0.0.0.0/0[icmp/8.0-8.255]", "0.0.0.0/0[icmp/8]"),
+        ("0.0.0.0/0[icmp/3.4]", None),
+        ("0.0.0.0/0[icmp/3-5]", None),
+        ("0.0.0.0/0[icmp/3.1-5]", "0.0.0.0/0[icmp/3.1-5.255]"),
+        ("::/0[icmpv6/128-129]", None),
+        ("::/0[58/1.0]", "::/0[icmpv6/1.0]"),
         ("::/0[icmpv6]", None),
         ("10.0.0.0/255.0.0.0", "10.0.0.0/8"),
     ],
@@ -257,8 +264,10 @@ def test_a_selector_is_read_and_written(text: str, again: str | None) -> None:
         ("10.0.0.0/8[tcp/-1]", "'-1' is neither a port nor a range of ports"),
         ("10.0.0.0/8[any/80]", "'any' has no ports"),
         ("10.0.0.0/8[gre/80]", "'gre' has no ports"),
-        ("10.0.0.0/8[icmp/8]", "'icmp' has no ports"),
-        ("10.0.0.0/8[58/128]", "'58' has no ports"),
+        ("10.0.0.0/8[icmp/echo]", "'echo' is neither an ICMP type, with or without a code, nor"),
+        ("10.0.0.0/8[icmp/256]", "'256' is neither an ICMP type"),
+        ("10.0.0.0/8[icmp/3.256]", "'3.256' is neither an ICMP type"),
+        ("10.0.0.0/8[icmp/5-3]", "'5-3' is neither an ICMP type"),
     ],
 )
 def test_what_is_no_selector_is_refused_with_a_sentence(text: str, sentence: str) -> None:
@@ -441,3 +450,50 @@ def test_an_spd_selector_is_shown_with_its_protocol() -> None:
     assert str(everything) == "10.0.0.0/8 -> ::/0"
     web = Selector(source=ip_network("10.0.0.0/8"), destination=ip_network("0.0.0.0/0"), protocol=6)
     assert str(web) == "10.0.0.0/8 -> 0.0.0.0/0 tcp"
+
+
+# ICMP: a type and a code in the place of ports.
+
+
+@st.composite
+def icmp_ranges(draw: st.DrawFn) -> tuple[int, int]:
+    ends = [draw(st.integers(0, 0xFFFF)), draw(st.integers(0, 0xFFFF))]
+    return min(ends), max(ends)
+
+
+def _icmp(address: str, ports: tuple[int, int]) -> TrafficSelector:
+    one = ip_address(address)
+    return TrafficSelector(
+        protocol=1, start_port=ports[0], end_port=ports[1], start_address=one, end_address=one
+    )
+
+
+@given(icmp_ranges(), icmp_ranges())
+@example((0, 0xFFFF), (0x0800, 0x08FF))
+@example((0x0301, 0x0504), (0, 0xFFFF))
+@settings(deadline=None)
+def test_icmp_types_and_codes_are_matched_as_the_range_of_both_ends_says(
+    ours: tuple[int, int], theirs: tuple[int, int]
+) -> None:
+    """The twin: a message passes if its 16 bits are in both ranges."""
+    found = selectors_between([_icmp("10.0.0.1", ours)], [_icmp("10.0.0.2", theirs)])
+    edges = {end + step for end in (*ours, *theirs) for step in (-256, -1, 0, 1, 256)}
+    for number in {n for n in edges if 0 <= n <= 0xFFFF} | {0, 0x0800, 0xFFFF}:
+        kind, code = divmod(number, 256)
+        wanted = ours[0] <= number <= ours[1] and theirs[0] <= number <= theirs[1]
+        hits = [
+            s for s in found if s.source_port.matches(kind) and s.destination_port.matches(code)
+        ]
+        assert len(hits) == wanted
+    assert len(found) <= 30
+
+
+def test_an_icmp_message_has_its_type_in_either_direction() -> None:
+    (echo,) = selectors_between(
+        [TrafficSelector.parse("10.0.0.1/32[icmp/8]")], [TrafficSelector.parse("10.0.0.2/32[icmp]")]
+    )
+    back = echo.reversed()
+    assert (back.source, back.destination) == (echo.destination, echo.source)
+    assert (back.source_port, back.destination_port) == (echo.source_port, echo.destination_port)
+    assert echo.source_port.matches(8)
+    assert not echo.source_port.matches(0)

@@ -7,15 +7,21 @@ Read RFC 7296 section 2.9 (narrowing) and RFC 4301 section 4.4.1.1 first.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network, summarize_address_range
+from itertools import product
 
 from xfrmpy.ipsec.addresses import IpAddress, IpNetwork
 
 ANY_PROTOCOL = 0
 MAX_PORT = 0xFFFF
 PROTOCOLS_WITH_PORTS = frozenset({6, 17, 33, 132, 136})  # TCP, UDP, DCCP, SCTP, UDP-Lite
+ICMP_PROTOCOLS = frozenset({1, 58})
+MAX_ICMP = 0xFF
+"""The largest type, and code. A selector has them in the place of ports (RFC 7296 section 3.13.1):
+the type in the most significant eight bits, the code in the least."""
 PROTOCOL_NAMES = {"icmp": 1, "tcp": 6, "udp": 17, "gre": 47, "icmpv6": 58, "ospf": 89, "sctp": 132}
 
 
@@ -149,7 +155,10 @@ class MaskedPort:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selector:
-    """What one SPD entry matches: prefixes, a protocol (0: any), and masked ports."""
+    """What one SPD entry matches: prefixes, a protocol (0: any), and masked ports.
+
+    Of ICMP, the source port is the type and the destination port the code, as in the kernel.
+    """
 
     source: IpNetwork
     destination: IpNetwork
@@ -158,13 +167,19 @@ class Selector:
     destination_port: MaskedPort = MaskedPort()
 
     def reversed(self) -> Selector:
-        """The selector of the same traffic in the other direction."""
+        """The selector of the same traffic in the other direction.
+
+        ICMP's type and code are those of the message, whoever sends it.
+        """
+        ports = (self.destination_port, self.source_port)
+        if self.protocol in ICMP_PROTOCOLS:
+            ports = (self.source_port, self.destination_port)
         return Selector(
             source=self.destination,
             destination=self.source,
             protocol=self.protocol,
-            source_port=self.destination_port,
-            destination_port=self.source_port,
+            source_port=ports[0],
+            destination_port=ports[1],
         )
 
     def __str__(self) -> str:
@@ -192,9 +207,8 @@ def selectors_between(
 def parse_service(text: str) -> tuple[int, tuple[int, int]]:
     """Read `PROTOCOL[/PORT[-PORT]]` into a protocol number and a range of ports.
 
-    `any`, `*` and `opaque` stand in the place of ports too. ICMP has a type and a code there
-    (RFC 7296 section 3.13.1): such selectors come from peers, and cannot be written.
-    Raises `ValueError` with a sentence for the operator.
+    `any`, `*` and `opaque` stand in the place of ports too. Of ICMP it is `TYPE[.CODE]`, or a range
+    of them. Raises `ValueError` with a sentence for the operator.
     """
     name, slash, ports = text.strip().lower().partition("/")
     if name in ("any", "*"):
@@ -210,6 +224,8 @@ def parse_service(text: str) -> tuple[int, tuple[int, int]]:
         return protocol, (0, MAX_PORT)
     if ports == "opaque":
         return protocol, (MAX_PORT, 0)
+    if protocol in ICMP_PROTOCOLS:
+        return protocol, _parse_icmp(ports)
     if protocol not in PROTOCOLS_WITH_PORTS:
         raise ValueError(f"{name!r} has no ports")
     first, _, last = ports.partition("-")
@@ -226,7 +242,34 @@ def format_service(protocol: int, start_port: int, end_port: int) -> str:
         return name
     if (start_port, end_port) == (MAX_PORT, 0):
         return f"{name}/opaque"
+    if protocol in ICMP_PROTOCOLS:
+        return f"{name}/{_format_icmp(start_port, end_port)}"
     return f"{name}/{start_port}" if start_port == end_port else f"{name}/{start_port}-{end_port}"
+
+
+_ICMP_TEXT = re.compile(r"([0-9]{1,3})(?:\.([0-9]{1,3}))?", re.ASCII)
+
+
+def _parse_icmp(text: str) -> tuple[int, int]:
+    """`8`, `3.4`, `3-5` or `3.1-3.9`: the first and the last type and code, each in 16 bits."""
+    first, dash, last = text.partition("-")
+    ends = [_ICMP_TEXT.fullmatch(end) for end in (first, last if dash else first)]
+    if None not in ends:
+        (start, end) = (
+            (int(found[1]), int(found[2] or default))
+            for found, default in zip(ends, (0, MAX_ICMP), strict=True)
+            if found is not None
+        )
+        if start <= end <= (MAX_ICMP, MAX_ICMP) and max(*start, *end) <= MAX_ICMP:
+            return start[0] << 8 | start[1], end[0] << 8 | end[1]
+    raise ValueError(f"{text!r} is neither an ICMP type, with or without a code, nor a range")
+
+
+def _format_icmp(start: int, end: int) -> str:
+    """The inverse of `_parse_icmp`, the shortest form."""
+    has_codes = start & MAX_ICMP or end & MAX_ICMP != MAX_ICMP
+    first, last = (f"{e >> 8}.{e & MAX_ICMP}" if has_codes else str(e >> 8) for e in (start, end))
+    return first if first == last else f"{first}-{last}"
 
 
 def _protocol_name(protocol: int) -> str:
@@ -258,28 +301,66 @@ def _selector_pairs(source: TrafficSelector, destination: TrafficSelector) -> It
     if len(protocols) > 1:
         return
     protocol = protocols.pop() if protocols else ANY_PROTOCOL
+    ports = tuple(_port_pairs(protocol, source, destination))
     for source_network in source.networks():
         for destination_network in destination.networks():
-            for source_port in _masked_ports(source):
-                for destination_port in _masked_ports(destination):
-                    yield Selector(
-                        source=source_network,
-                        destination=destination_network,
-                        protocol=protocol,
-                        source_port=source_port,
-                        destination_port=destination_port,
-                    )
+            for source_port, destination_port in ports:
+                yield Selector(
+                    source=source_network,
+                    destination=destination_network,
+                    protocol=protocol,
+                    source_port=source_port,
+                    destination_port=destination_port,
+                )
+
+
+def _port_pairs(
+    protocol: int, source: TrafficSelector, destination: TrafficSelector
+) -> Iterator[tuple[MaskedPort, MaskedPort]]:
+    if protocol in ICMP_PROTOCOLS:
+        common = _intersect_ports(source, destination)
+        if common is not None:
+            yield from _masked_icmp(*common)
+        return
+    for source_port in _masked_ports(source):
+        for destination_port in _masked_ports(destination):
+            yield source_port, destination_port
 
 
 def _masked_ports(selector: TrafficSelector) -> Iterator[MaskedPort]:
-    """The fewest masked ports that cover the range, as prefixes cover a range of addresses."""
     if selector.is_opaque:
         yield MaskedPort()
+    else:
+        yield from _masked(selector.start_port, selector.end_port, MAX_PORT)
+
+
+def _masked_icmp(start: int, end: int) -> Iterator[tuple[MaskedPort, MaskedPort]]:
+    """Masked types with masked codes: of whole types in the middle, of parts of those at the ends.
+
+    Opaque ports, as of a fragment, are any.
+    """
+    if start > end:
+        start, end = 0, MAX_PORT
+    (first, first_code), (last, last_code) = divmod(start, 256), divmod(end, 256)
+    if first == last:
+        yield from product(
+            _masked(first, first, MAX_ICMP), _masked(first_code, last_code, MAX_ICMP)
+        )
         return
-    port = selector.start_port
-    while port <= selector.end_port:
-        size = (port & -port) or MAX_PORT + 1
-        while port + size - 1 > selector.end_port:
+    if first_code:
+        yield from product(_masked(first, first, MAX_ICMP), _masked(first_code, MAX_ICMP, MAX_ICMP))
+        first += 1
+    if last_code < MAX_ICMP:
+        yield from product(_masked(last, last, MAX_ICMP), _masked(0, last_code, MAX_ICMP))
+        last -= 1
+    yield from product(_masked(first, last, MAX_ICMP), (MaskedPort(),))
+
+
+def _masked(first: int, last: int, most: int) -> Iterator[MaskedPort]:
+    """The fewest masked values that cover a range, as prefixes cover a range of addresses."""
+    while first <= last:
+        size = (first & -first) or most + 1
+        while first + size - 1 > last:
             size //= 2
-        yield MaskedPort(port, MAX_PORT + 1 - size)
-        port += size
+        yield MaskedPort(first, MAX_PORT + 1 - size if size <= most else 0)
+        first += size

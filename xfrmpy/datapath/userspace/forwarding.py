@@ -33,7 +33,7 @@ from xfrmpy.esp.packet import (
 )
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, SadEntry, SaId, Usage
-from xfrmpy.ipsec.selectors import MAX_PORT, Selector, TrafficSelector
+from xfrmpy.ipsec.selectors import ICMP_PROTOCOLS, MAX_PORT, Selector, TrafficSelector
 from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
 
 ACQUIRE_SECONDS = 5.0
@@ -312,6 +312,8 @@ def _parse(packet: bytes) -> InnerHeader:
 
 def _selector_of(header: InnerHeader, address: int, port: int | None) -> TrafficSelector:
     exact = _ADDRESS[header.version](address)
+    if header.protocol in ICMP_PROTOCOLS:
+        port = None
     return TrafficSelector(
         protocol=header.protocol,
         start_port=0 if port is None else port,
