@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import pytest
 
 from integration.lab.gateway import XfrmpyGateway, kernel_has_esp
@@ -86,3 +89,26 @@ def test_a_tunnel_that_starts_by_itself_is_brought_up_and_kept(site: Site) -> No
     ours = site.xfrmpy(site.network.moon, tunnel, start="auto")
     eventually("both ends to be up", lambda: ours.is_up() and theirs.is_up())
     site.assert_protected()
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("proves", [True, False], ids=["token", "silence"])
+def test_a_daemon_killed_and_started_again_is_noticed(site: Site, proves: bool) -> None:
+    """By its token at the first question; without one only when it has not answered any."""
+    keys: dict[str, Any] = {"dpd": "2s", "retransmission": {"tries": 3}}
+    keys["crash_detection"] = "yes" if proves else "no"
+    tunnel = site.network.tunnel()
+    ours = site.xfrmpy(site.network.moon, tunnel, start="auto", **keys)
+    theirs = site.xfrmpy(site.network.sun, tunnel.mirrored(), start="listen", **keys)
+    eventually("both ends to be up", lambda: ours.is_up() and theirs.is_up())
+    before = ours.tunnel().spi_i
+    theirs.crash()
+    theirs.start_again()
+    back_at = time.monotonic()
+    eventually("a new IKE SA", lambda: theirs.is_up() and ours.is_up(), seconds=120)
+    seconds = time.monotonic() - back_at
+    print(f"up again {seconds:.1f} s after the daemon's new start")
+    site.assert_protected()
+    assert ours.tunnel().spi_i != before
+    assert ("XF2021" in ours.log) is proves
+    assert (seconds < 12) is proves, f"up again after {seconds:.1f} s"

@@ -203,3 +203,65 @@ def test_status_is_for_people_and_for_programs(pair: Pair) -> None:
     assert [tunnel["state"] for tunnel in document["tunnels"]].count("up") == 1
     pair.ours.terminate()
     assert pair.ours.command("status", "net0").code == 3
+
+
+def test_a_peer_may_begin_without_a_child_sa(site: Site) -> None:
+    """RFC 6023: the IKE SA first, and then its Child SA by CREATE_CHILD_SA."""
+    network = site.network
+    forced = "childless = force"
+    theirs = site.strongswan(network.sun, network.tunnel().mirrored(), connection=forced)
+    ours = site.xfrmpy(network.moon, network.tunnel())
+    site.connect(theirs, ours)
+    site.assert_protected()
+    assert "N(CHDLESS_SUP)" in theirs.log
+    assert "parsed CREATE_CHILD_SA response" in theirs.log
+
+
+def test_we_may_begin_without_a_child_sa(site: Site) -> None:
+    network = site.network
+    forced = "childless = force"
+    theirs = site.strongswan(network.sun, network.tunnel().mirrored(), connection=forced)
+    ours = site.xfrmpy(network.moon, network.tunnel(), childless="yes")
+    site.connect(ours, theirs)
+    site.assert_protected()
+    assert "parsed CREATE_CHILD_SA request" in theirs.log
+
+
+def test_we_redirect_a_client_to_another_address(site: Site) -> None:
+    """RFC 5685 in IKE_SA_INIT: whoever comes to our first address is sent to the second."""
+    network, second = site.network, "192.0.2.101"
+    network.moon.run("ip", "addr", "add", f"{second}/24", "dev", "wan")
+    ours = site.xfrmpy(network.moon, network.tunnel(), local_address=None, redirect_to=second)
+    theirs = site.strongswan(network.sun, network.tunnel().mirrored())
+    site.connect(theirs, ours)
+    site.assert_protected()
+    assert ours.tunnel().local_address.startswith(second)
+    assert "N(REDIR)" in theirs.log
+    assert "N(REDIR_FROM)" in theirs.log
+
+
+def test_a_gateway_moves_us_to_another_address(site: Site) -> None:
+    """RFC 5685 in the middle of a session, by strongSwan's operator."""
+    network, second = site.network, "192.0.2.102"
+    network.sun.run("ip", "addr", "add", f"{second}/24", "dev", "wan")
+    both = f"local_addrs = 192.0.2.2,{second}"
+    theirs = site.strongswan(network.sun, network.tunnel().mirrored(), connection=both)
+    ours = site.xfrmpy(network.moon, network.tunnel())
+    site.connect(ours, theirs)
+    theirs.swanctl("--redirect", "--ike", "site0", "--gateway", second)
+    eventually("us to be there", lambda: ours.tunnel().remote_address.startswith(second))
+    eventually("the tunnel to be up", lambda: ours.is_up() and theirs.is_up())
+    site.assert_protected()
+    assert "N(REDIR_FROM)" in theirs.log
+
+
+def test_we_stay_if_our_policy_does_not_follow(site: Site) -> None:
+    network = site.network
+    theirs = site.strongswan(network.sun, network.tunnel().mirrored())
+    ours = site.xfrmpy(network.moon, network.tunnel(), redirect="no")
+    site.connect(ours, theirs)
+    before = ours.tunnel().spi_i
+    said = theirs.swanctl("--redirect", "--ike", "site0", "--gateway", "192.0.2.102", check=False)
+    assert "redirect" in said
+    assert ours.tunnel().spi_i == before
+    assert ours.is_up()

@@ -19,6 +19,7 @@ from xfrmpy.registry import (
     EncryptionAlgorithm,
     ExchangeType,
     ExtendedSequenceNumbers,
+    GatewayIdentityType,
     HashAlgorithm,
     IdType,
     IntegrityAlgorithm,
@@ -63,6 +64,7 @@ ASSIGNED: dict[type[Registry], set[int]] = {
     TrafficSelectorType: ranges((7, 10)),
     ConfigurationType: ranges((1, 4)),
     ConfigurationAttributeType: ranges((1, 4), (6, 8), 10, (12, 29)),
+    GatewayIdentityType: ranges((1, 3)),
     HashAlgorithm: ranges((1, 7)),
     IpCompressionTransform: ranges((1, 4)),
 }
@@ -114,6 +116,7 @@ NAMED = [
     (ConfigurationAttributeType.FTT_KAT, 22),
     (ConfigurationAttributeType.INTERNAL_DNS_DOMAIN, 25),
     (ConfigurationAttributeType.ENCDNS_DIGEST_INFO, 29),
+    (GatewayIdentityType.IPV6, 2),
     (HashAlgorithm.IDENTITY, 5),
     (IpCompressionTransform.LZS, 3),
 ]

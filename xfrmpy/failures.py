@@ -256,6 +256,46 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("the policy's `inactivity`",),
         fixes=("`xfrmpy up TUNNEL` brings it back", "take `inactivity` out of the policy"),
     ),
+    "XF2021": FailureKind(
+        title="the peer lost its state",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("its daemon or its host was started anew without a word to us",),
+        fixes=("`xfrmpy up TUNNEL` brings the tunnel back; `start: auto` does so by itself",),
+    ),
+    "XF2022": FailureKind(
+        title="redirected to another gateway",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "the peer is not to serve this tunnel, by its policy or for maintenance",
+            "gateways that redirect to one another",
+        ),
+        fixes=(
+            "`redirect: yes` follows; at most five redirects are followed in five minutes",
+            "ask the peer's operator which gateway serves the tunnel",
+        ),
+    ),
+    "XF2023": FailureKind(
+        title="the IKE SA stayed without a Child SA",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the peer began without one, and made none in the time that it has for it",),
+        fixes=("the peer's log says why it made none",),
+    ),
+    "XF2024": FailureKind(
+        title="the peer has an IKE SA with us already",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("`unique: keep`, and an earlier IKE SA of the peer's that we still hold",),
+        fixes=("`xfrmpy down TUNNEL` ends it; `unique: no` lets both be",),
+    ),
+    "XF2025": FailureKind(
+        title="a ticket of the peer's was refused",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "our daemon was started anew: its tickets ended with it",
+            "the policy has changed since the ticket was given",
+            "somebody repeats what the peer has sent",
+        ),
+        fixes=("none is needed: the peer goes on with a full exchange",),
+    ),
     "XF3001": FailureKind(
         title="this host cannot move the packets as the policy asks",
         exit_code=ExitCode.HOST_CANNOT,

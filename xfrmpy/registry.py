@@ -434,6 +434,14 @@ class HashAlgorithm(Registry):
     STREEBOG_512 = 7
 
 
+class GatewayIdentityType(Registry):
+    """Gateway identity types of REDIRECT, RFC 5685 section 12."""
+
+    IPV4 = 1
+    IPV6 = 2
+    FQDN = 3
+
+
 class IpCompressionTransform(Registry):
     """Notification IPCOMP_SUPPORTED transform ids, RFC 7296 section 3.10.1."""
 

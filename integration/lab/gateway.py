@@ -142,9 +142,17 @@ class XfrmpyGateway:
         status: int = self._daemon.process.returncode
         return status
 
+    def crash(self) -> None:
+        """`kill -9`: no word to anybody, and everything left behind."""
+        self._daemon.stop(signal.SIGKILL)
+
+    def start_again(self) -> None:
+        self._daemon = self._start()
+
     def _start(self) -> Background:
         """Start the daemon and wait for the message that a service manager waits for."""
         path = self._directory / "notify"
+        path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(str(path))
             environment = {**self.environment, "NOTIFY_SOCKET": str(path)}

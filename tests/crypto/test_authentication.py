@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from xfrmpy.crypto.authentication import AuthenticationMismatch, shared_key_auth, verify_auth
+from xfrmpy.crypto.authentication import (
+    AuthenticationMismatch,
+    resumed_auth,
+    shared_key_auth,
+    verify_auth,
+)
 from xfrmpy.ipsec import algorithms
 from xfrmpy.ipsec.proposals import ike_suite, parse_proposal
 from xfrmpy.registry import ProtocolId
@@ -67,3 +73,11 @@ def test_auth_data_that_differs_anywhere_is_a_mismatch() -> None:
     for received in wrong:
         with pytest.raises(AuthenticationMismatch):
             verify_auth(expected, received)
+
+
+def test_the_auth_data_of_a_resumed_session_is_proved_by_sk_p_alone() -> None:
+    """RFC 5723 section 4.3.3, by the standard library; nobody has published a case."""
+    row = next(row for row in algorithms.PRFS if row.hash_name == "sha256")
+    auth = resumed_auth(row, message=b"m", peer_nonce=b"n", sk_p=b"p", identity=b"id")
+    signed = b"m" + b"n" + hmac.digest(b"p", b"id", "sha256")
+    assert auth == hmac.digest(b"p", signed, "sha256")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable
 from dataclasses import astuple
 from typing import Any
@@ -12,6 +13,7 @@ from xfrmpy.crypto.key_schedule import (
     derive_child_keys,
     derive_ike_keys,
     derive_rekeyed_ike_keys,
+    derive_resumed_ike_keys,
 )
 from xfrmpy.crypto.prf import prf, prf_plus
 from xfrmpy.ipsec import algorithms
@@ -159,3 +161,22 @@ def _any_keys(suite: IkeSuite) -> IkeKeys:
         spi_i=bytes(8),
         spi_r=bytes(8),
     )
+
+
+def test_a_resumed_ike_sa_has_keys_of_the_old_sk_d_and_the_nonces_alone() -> None:
+    """RFC 5723 section 5.1, by the standard library; nobody has published a case."""
+    old_sk_d, ni, nr, spi_i, spi_r = b"d" * 32, b"i" * 32, b"r" * 32, b"1" * 8, b"2" * 8
+    keys = derive_resumed_ike_keys(
+        _ike_suite("aes128-sha256-prfsha256-x25519"),
+        old_sk_d=old_sk_d,
+        nonce_i=ni,
+        nonce_r=nr,
+        spi_i=spi_i,
+        spi_r=spi_r,
+    )
+    skeyseed = hmac.digest(old_sk_d, b"Resumption" + ni + nr, "sha256")
+    stream = block = b""
+    for number in range(1, 8):
+        block = hmac.digest(skeyseed, block + ni + nr + spi_i + spi_r + bytes([number]), "sha256")
+        stream += block
+    _same_start(keys, stream.hex())

@@ -76,6 +76,12 @@ NEWS: list[tuple[outputs.Output, str]] = [
         "closed: XF2004 no selectors (our local: 10.1.0.0/16)",
     ),
     (
+        outputs.Redirected(
+            tunnel="a", gateway="vpn2.example.org", original=ip_address("192.0.2.2")
+        ),
+        "192.0.2.2 sends us to vpn2.example.org",
+    ),
+    (
         outputs.RequestRefused(tunnel="", path=PATH, failure=FAILURE),
         "refused [2001:db8::2]:500: XF2004 no selectors (our local: 10.1.0.0/16)",
     ),

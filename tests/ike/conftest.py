@@ -125,11 +125,19 @@ class Host:
     outputs: list[Output] = field(default_factory=list)
     expects_defects: bool = False
     clock: Callable[[], float] = lambda: 0.0
+    secret: bytes = b""
+    _starts: int = 0
 
     def __post_init__(self) -> None:
-        self.endpoint = IkeEndpoint([self.policy], seeded_random(self.name))
+        self.start()
         self.datapath = RecordingDatapath()
         self.datapath.close()  # Nobody waits for its events here.
+
+    def start(self) -> None:
+        """Start the endpoint; or start it anew after a crash, which only its secret survives."""
+        random = seeded_random(self.name + "'" * self._starts)
+        self._starts += 1
+        self.endpoint = IkeEndpoint([self.policy], random, self.secret)
         peers = tuple(ip_address(peer) for peer in self.policy.peers)
         self.endpoint.set_peer_addresses("tunnel-a", peers)
 
@@ -196,11 +204,14 @@ Impairment = Callable[[SendDatagram, Host], list[bytes]]
 class Pair:
     """Moon (the initiator by habit) and sun. `impair` may drop, repeat or change what is sent."""
 
-    def __init__(self, moon: TunnelPolicy, sun: TunnelPolicy | None = None) -> None:
+    def __init__(
+        self, moon: TunnelPolicy, sun: TunnelPolicy | None = None, *, secrets: bool = False
+    ) -> None:
         self.now = 0.0
         sun = sun or mirrored(moon)
-        self.moon = Host("moon", moon, sun.peers[0])
-        self.sun = Host("sun", sun, moon.peers[0])
+        moons, suns = (b"secret of moon", b"secret of sun") if secrets else (b"", b"")
+        self.moon = Host("moon", moon, sun.peers[0], secret=moons)
+        self.sun = Host("sun", sun, moon.peers[0], secret=suns)
         for host in (self.moon, self.sun):
             host.clock = lambda: self.now
         self.impair: Impairment = lambda output, _sender: [output.data]

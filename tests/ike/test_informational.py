@@ -256,7 +256,9 @@ def test_a_notification_that_means_nothing_here_is_ignored(
     before = up.sun.snapshot()
     ask = make_ask(ExchangeType.INFORMATIONAL, NotifyPayload(type=kind, data=b"x")).on(up.moon)
     up.deliver()
-    assert ask.answer == ()
+    # RFC 5723 section 4.1: whoever knows of tickets and gives none says so.
+    refusal = NotifyPayload(type=NotifyType.TICKET_NACK)
+    assert ask.answer == ((refusal,) if kind is NotifyType.TICKET_REQUEST else ())
     assert (up.sun.snapshot() != before) == (kind in fatal)
 
 

@@ -31,9 +31,6 @@ from xfrmpy.wire.payloads import (
     EapPayload,
     IdrPayload,
     NotifyPayload,
-    SaPayload,
-    TsiPayload,
-    TsrPayload,
 )
 
 MakePair = Callable[..., Any]
@@ -319,16 +316,6 @@ def test_an_eap_payload_in_place_of_auth_is_refused(pair: Any, sealing: Any) -> 
     )
     pair.up()
     assert _errors(sealing) == [NotifyType.AUTHENTICATION_FAILED]
-    _nothing_is_left(pair)
-
-
-def test_a_request_without_a_child_sa_is_refused(pair: Any, sealing: Any) -> None:
-    """We do not say CHILDLESS_IKEV2_SUPPORTED (RFC 6023), so nobody may ask for it."""
-    children = (SaPayload, TsiPayload, TsrPayload)
-    _asking(sealing, lambda p: tuple(x for x in p if not isinstance(x, children)))
-    pair.up()
-    assert _errors(sealing) == [NotifyType.INVALID_SYNTAX]
-    assert _refused(pair.sun).code == "XF2008"
     _nothing_is_left(pair)
 
 

@@ -43,19 +43,21 @@ NAT_ADDRESS = ip_address("198.51.100.1")
 
 
 class Simulation:
-    """One run. `chance` is all that is left to it; the ends have randomness of their own."""
+    """One run. `chance` is all that is left to it, but for the extensions, which `extras` choose:
+    more of them leave the runs as they were. The ends have randomness of their own."""
 
     def __init__(
         self, seed: int, make_pair: Any, make_policy: Any, make_mirror: Any, make_random: Any
     ) -> None:
         self.seed = seed
         self.chance = random.Random(seed)
+        self.extras = random.Random(f"{seed}/extras")
         self.make_random = make_random
         policy = self._policy(make_policy)
         sun = make_mirror(policy)
         if self.chance.random() < 0.3:
             sun = replace(sun, proposals=sun.proposals[::-1])
-        self.pair = make_pair(policy, sun)
+        self.pair = make_pair(policy, sun, secrets=self.extras.random() < 0.5)
         self.hosts = (self.pair.moon, self.pair.sun)
         self.now = 0.0
         self.flying: list[tuple[float, int, Any, bytes, Path]] = []
@@ -93,6 +95,8 @@ class Simulation:
             policy = replace(policy, children=(replace(child, lifetime_seconds=seconds),))
         if self.chance.random() < 0.2:
             policy = replace(policy, encapsulation=Encapsulation.FORCE)
+        if self.extras.random() < 0.5:
+            policy = replace(policy, resumption=True)
         if self.chance.random() < 0.3:
             policy = replace(
                 policy,
@@ -175,7 +179,7 @@ class Simulation:
     def _restart(self, host: Any) -> None:
         peers = host.endpoint._core.tunnels["tunnel-a"].peer_addresses
         host.endpoint = IkeEndpoint(
-            [host.policy], self.make_random(f"{self.seed}/{host.name}/{self.now}")
+            [host.policy], self.make_random(f"{self.seed}/{host.name}/{self.now}"), host.secret
         )
         host.endpoint.set_peer_addresses("tunnel-a", peers)
         host.datapath.remove_ours()

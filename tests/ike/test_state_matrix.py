@@ -29,6 +29,7 @@ PLACES = [
     *(("moon", state) for state in S),
     *(("sun", state) for state in S if state is not S.INITIATING),
 ]
+IN_CLEAR = {ExchangeType.IKE_SA_INIT, ExchangeType.IKE_SESSION_RESUME}
 LIVING = {S.ESTABLISHED, S.REKEYED, S.DELETING}
 MAY_ASK = {
     ExchangeType.IKE_AUTH: {S.AUTHENTICATING},
@@ -121,10 +122,13 @@ def _expected(scene: Scene, case: Case) -> DropReason | None:
     """Why the message is to be dropped; None if it is to be taken."""
     sa = scene.sa
     if sa.state is S.INITIATING:
-        if case.exchange is not ExchangeType.IKE_SA_INIT or not case.is_response:
+        if case.exchange not in IN_CLEAR or not case.is_response:
             return DropReason.WRONG_STATE
-        return DropReason.MALFORMED if case.id_is_due else DropReason.UNEXPECTED_RESPONSE
-    if case.exchange is ExchangeType.IKE_SA_INIT:
+        if not case.id_is_due:
+            return DropReason.UNEXPECTED_RESPONSE
+        asked = case.exchange is ExchangeType.IKE_SA_INIT
+        return DropReason.MALFORMED if asked else DropReason.WRONG_EXCHANGE
+    if case.exchange in IN_CLEAR:
         return DropReason.WRONG_STATE
     if case.protection == "clear":
         return DropReason.NOT_PROTECTED

@@ -37,6 +37,16 @@ def shared_key_auth(
     return prf(prf_row, prf(prf_row, shared_key, _KEY_PAD), signed)
 
 
+def resumed_auth(
+    prf_row: algorithms.Prf, *, message: bytes, peer_nonce: bytes, sk_p: bytes, identity: bytes
+) -> bytes:
+    """The AUTH data of a resumed IKE SA (RFC 5723 section 4.3.3): its keys prove themselves.
+
+    The same octets are signed as with a shared key, whose place SK_pi or SK_pr takes.
+    """
+    return prf(prf_row, sk_p, message + peer_nonce + prf(prf_row, sk_p, identity))
+
+
 def verify_auth(expected: bytes, received: bytes) -> None:
     """Raises `AuthenticationMismatch` unless the two are equal; takes the same time either way."""
     if not compare_digest(expected, received):

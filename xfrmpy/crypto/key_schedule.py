@@ -75,6 +75,24 @@ def derive_rekeyed_ike_keys(
     return _expand_ike_keys(suite, skeyseed, nonces + spi_i + spi_r)
 
 
+def derive_resumed_ike_keys(
+    suite: IkeSuite,
+    *,
+    old_sk_d: bytes,
+    nonce_i: bytes,
+    nonce_r: bytes,
+    spi_i: bytes,
+    spi_r: bytes,
+) -> IkeKeys:
+    """The keys of an IKE SA made by IKE_SESSION_RESUME; the SPIs are the new ones.
+
+    The suite is the old IKE SA's (RFC 5723 section 5.1).
+    """
+    nonces = nonce_i + nonce_r
+    skeyseed = prf(suite.prf, old_sk_d, b"Resumption" + nonces)
+    return _expand_ike_keys(suite, skeyseed, nonces + spi_i + spi_r)
+
+
 def derive_child_keys(
     prf_row: algorithms.Prf,
     sk_d: bytes,

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path as FilePath
 
+from xfrmpy.daemon.crash_secret import crash_secret
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.datapath.interface import Datapath, DatapathError, Expired
@@ -65,7 +66,9 @@ class Engine:
         self._runtime_dir = runtime_dir
         self._report = report
         self._lose = lose
-        self._endpoint = IkeEndpoint(tunnels.values(), secrets.token_bytes)
+        self._endpoint = IkeEndpoint(
+            tunnels.values(), secrets.token_bytes, crash_secret(runtime_dir)
+        )
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._defects = 0
@@ -89,8 +92,8 @@ class Engine:
 
     # Commands to the core.
 
-    def initiate(self, tunnel: str, path: Path) -> None:
-        self._endpoint.initiate(tunnel, path, self._loop.time())
+    def initiate(self, tunnel: str, path: Path, redirected_from: IpAddress | None = None) -> None:
+        self._endpoint.initiate(tunnel, path, self._loop.time(), redirected_from)
         self._settle()
 
     def terminate(self, tunnel: str) -> None:

@@ -13,6 +13,7 @@ from xfrmpy.ike.outputs import (
     IkeSaRekeyed,
     NatDetected,
     Output,
+    Redirected,
     RequestRefused,
     RequestRetransmitted,
     SaNotCreated,
@@ -41,14 +42,23 @@ def narrate(report: Output) -> str:
             return _narrate_replacement(report)
         case ChildSaClosed():
             return f"Child SA {report.child} closed (SPI in 0x{report.spi_in:08x})"
-        case TunnelClosed():
-            if report.failure is None:
-                return "the IKE SA is deleted"
-            return f"closed: {summarize(report.failure)}"
-        case RequestRefused():
-            return f"refused {report.path.remote}: {summarize(report.failure)}"
+        case TunnelClosed() | Redirected() | RequestRefused():
+            return _narrate_end(report)
         case _:
             return ""
+
+
+def _narrate_end(report: TunnelClosed | Redirected | RequestRefused) -> str:
+    match report:
+        case TunnelClosed(failure=None):
+            return "the IKE SA is deleted"
+        case TunnelClosed(failure=Failure() as failure):
+            return f"closed: {summarize(failure)}"
+        case Redirected():
+            return f"{report.original} sends us to {report.gateway}"
+        case RequestRefused():
+            return f"refused {report.path.remote}: {summarize(report.failure)}"
+    return ""
 
 
 def _narrate_replacement(report: ChildSaRekeyed | IkeSaRekeyed | SaNotCreated) -> str:

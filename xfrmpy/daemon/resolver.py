@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from ipaddress import ip_address
 
 from xfrmpy.daemon.sockets import local_address_for
@@ -13,17 +14,21 @@ from xfrmpy.policy.model import TunnelPolicy
 
 
 async def resolve_peer(policy: TunnelPolicy) -> tuple[IpAddress, ...]:
+    """Every address of the peer, in order. Raises `OperatorError` XF2012 if there is none."""
+    return await resolve_names(policy.peers)
+
+
+async def resolve_names(names: Sequence[str]) -> tuple[IpAddress, ...]:
     """Every address of every name, in order. Raises `OperatorError` XF2012 if there is none."""
     found: dict[IpAddress, None] = {}
     errors: list[tuple[str, str]] = []
-    for name in policy.peers:
+    for name in names:
         try:
             found.update(dict.fromkeys(await _resolve(name)))
         except OSError as error:
             errors.append((name, error.strerror or str(error)))
     if not found:
-        names = ", ".join(policy.peers)
-        raise OperatorError("XF2012", f"{names} cannot be resolved", tuple(errors))
+        raise OperatorError("XF2012", f"{', '.join(names)} cannot be resolved", tuple(errors))
     return tuple(found)
 
 

@@ -26,13 +26,13 @@ from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.narration import narrate, summarize
 from xfrmpy.daemon.notify import notify_service_manager
 from xfrmpy.daemon.rekeying import has_forward_secrecy, replace_child_sas, replace_sas
-from xfrmpy.daemon.resolver import paths_to, resolve_peer
+from xfrmpy.daemon.resolver import paths_to, resolve_names, resolve_peer
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.daemon.status import tunnel_state, tunnel_status
 from xfrmpy.daemon.tunnel import Tunnel
 from xfrmpy.failures import Failure, OperatorError
-from xfrmpy.ike.outputs import ChildSaEstablished, Output, RequestRefused, TunnelClosed
-from xfrmpy.ipsec.addresses import Path
+from xfrmpy.ike.outputs import ChildSaEstablished, Output, Redirected, RequestRefused, TunnelClosed
+from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.policy.load import LoadedPolicy
 from xfrmpy.policy.model import StartMode
 
@@ -168,6 +168,10 @@ class Service:
             tunnel.last_failure = None
         elif isinstance(report, TunnelClosed | RequestRefused) and report.failure is not None:
             tunnel.last_failure = report.failure
+        elif isinstance(report, Redirected):
+            tunnel.redirect = report
+            if not tunnel.is_connecting:
+                self._spawn(self._follow_redirect(tunnel))
         tunnel.tell(report)
 
     def _refusal_level(self, tunnel: str) -> int:
@@ -189,31 +193,55 @@ class Service:
         return tunnel.attempt
 
     async def _connect(self, tunnel: Tunnel) -> None:
-        """Try each path to the peer until a Child SA is in force. Raises `OperatorError`."""
+        """Try each path to the peer until a Child SA is in force, and go where it sends us.
+
+        Raises `OperatorError`.
+        """
         try:
-            addresses = await resolve_peer(tunnel.policy)
-            self._engine.set_peer_addresses(tunnel.policy.name, addresses)
-            paths = paths_to(tunnel.policy, addresses)
-            for path in paths[:-1]:
-                try:
-                    return await self._connect_on(tunnel, path)
-                except OperatorError as error:
-                    if error.failure.code != "XF2001":
-                        raise
-            return await self._connect_on(tunnel, paths[-1])
+            while (redirect := await self._connect_once(tunnel)) is not None:
+                log.debug("%s: redirected to %s", tunnel.policy.name, redirect.gateway)
         except OperatorError as error:
             tunnel.last_failure = error.failure
             raise
 
-    async def _connect_on(self, tunnel: Tunnel, path: Path) -> None:
+    async def _connect_once(self, tunnel: Tunnel) -> Redirected | None:
+        """An attempt at the peer, or at where it has sent us; gives where it sends us then."""
+        redirect, tunnel.redirect = tunnel.redirect, None
+        if redirect is not None:
+            addresses = await resolve_names((str(redirect.gateway),))
+        else:
+            addresses = await resolve_peer(tunnel.policy)
+            self._engine.set_peer_addresses(tunnel.policy.name, addresses)
+        original = None if redirect is None else redirect.original
+        paths = paths_to(tunnel.policy, addresses)
+        for path in paths[:-1]:
+            try:
+                return await self._connect_on(tunnel, path, original)
+            except OperatorError as error:
+                if error.failure.code != "XF2001":
+                    raise
+        return await self._connect_on(tunnel, paths[-1], original)
+
+    async def _connect_on(
+        self, tunnel: Tunnel, path: Path, original: IpAddress | None
+    ) -> Redirected | None:
         with tunnel.listen() as reports:
-            self._engine.initiate(tunnel.policy.name, path)
+            self._engine.initiate(tunnel.policy.name, path, original)
             while True:
                 match await reports.get():
                     case ChildSaEstablished():
-                        return
+                        return None
+                    case Redirected() as redirect:
+                        return redirect
                     case TunnelClosed(failure=failure):
                         raise _error_of(failure)
+
+    async def _follow_redirect(self, tunnel: Tunnel) -> None:
+        """A tunnel that was up is sent elsewhere: bring it up there."""
+        try:
+            await asyncio.shield(self._attempt(tunnel))
+        except OperatorError as error:
+            log.warning("%s: %s", tunnel.policy.name, summarize(error.failure))
 
     def _want(self, tunnel: Tunnel) -> None:
         if not tunnel.wanted:
@@ -323,6 +351,7 @@ class Service:
     async def _down(self, parameters: dict[str, Any]) -> AsyncIterator[Progress | TunnelReply]:
         tunnel, seconds = self._find(parameters["tunnel"]), float(parameters["timeout_seconds"])
         tunnel.wanted = False
+        tunnel.redirect = None
         changed = bool(self._engine.ike_sas(tunnel.policy.name))
         gone = self._loop.create_task(self._until_gone(tunnel))
         self._engine.terminate(tunnel.policy.name)

@@ -8,17 +8,21 @@ from collections.abc import Iterator
 
 from xfrmpy.daemon.datapaths import Placement
 from xfrmpy.failures import Failure
-from xfrmpy.ike.outputs import Output
+from xfrmpy.ike.outputs import Output, Redirected
 from xfrmpy.policy.model import TunnelPolicy
 
 
 class Tunnel:
-    """`wanted` says that it is to come back by itself; `attempt` brings it up at this moment."""
+    """`wanted` says that it is to come back by itself; `attempt` brings it up at this moment.
+
+    `redirect` is where the peer has sent us, for the next attempt.
+    """
 
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
         self.wanted = False
         self.attempt: asyncio.Task[None] | None = None
+        self.redirect: Redirected | None = None
         self.last_failure: Failure | None = placement.failure
         self._listeners: set[asyncio.Queue[Output]] = set()
 

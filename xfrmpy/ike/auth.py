@@ -8,16 +8,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from xfrmpy.crypto.authentication import AuthenticationMismatch, shared_key_auth, verify_auth
+from xfrmpy.crypto.authentication import (
+    AuthenticationMismatch,
+    resumed_auth,
+    shared_key_auth,
+    verify_auth,
+)
 from xfrmpy.crypto.key_schedule import derive_child_keys
 from xfrmpy.failures import Failure
 from xfrmpy.ike.child_sa import ChildSa, choose_child_policy, proposals_of_first_child
+from xfrmpy.ike.childless import begins_childless, child_offer
 from xfrmpy.ike.create_child_sa import give_up_child
 from xfrmpy.ike.errors import AuthenticationFailed, PeerIncompatible
-from xfrmpy.ike.exchange import first_error, notifications, only, optional
+from xfrmpy.ike.exchange import first_error, only, optional
+from xfrmpy.ike.first_contact import check_unique, close_replaced, initial_contact
+from xfrmpy.ike.notices import offer_in_auth, take_notices
 from xfrmpy.ike.outputs import RequestRefused
+from xfrmpy.ike.redirect import redirect_in_auth, redirect_of_auth, refusal_to_follow
 from xfrmpy.ike.refusals import failure_of
-from xfrmpy.ike.states import IkeSaState
+from xfrmpy.ike.resumption import settle_resumption, tunnel_of_resumed
 from xfrmpy.ike.succession import supersede
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal, choose_proposal, esp_suite
@@ -36,6 +45,7 @@ from xfrmpy.wire.payloads import (
 
 if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
+    from xfrmpy.wire.redirect import Gateway
 
 
 class IkeAuth:
@@ -46,19 +56,21 @@ class IkeAuth:
     def __init__(self, sa: IkeSa, tunnel: TunnelPolicy) -> None:
         self._sa = sa
         self._tunnel = tunnel
-        first = tunnel.children[0]
-        self._child = ChildSa(sa.core, tunnel, first, proposals_of_first_child(first))
         self._identity = IdiPayload(identity=_our_identity(sa, tunnel))
-        sa.children.append(self._child)
+        self._child: ChildSa | None = None
+        if not begins_childless(sa, tunnel):
+            first = tunnel.children[0]
+            self._child = ChildSa(sa.core, tunnel, first, proposals_of_first_child(first))
+            sa.children.append(self._child)
 
     def request(self) -> tuple[OpenPayload, ...]:
         payloads: list[OpenPayload] = [self._identity]
-        if _is_first_contact(self._sa, self._tunnel):
-            payloads.append(NotifyPayload(type=NotifyType.INITIAL_CONTACT))
+        payloads += initial_contact(self._sa, self._tunnel)
         if self._tunnel.remote_id is not None:
             payloads.append(IdrPayload(identity=self._tunnel.remote_id))
         payloads.append(_our_auth(self._sa, self._tunnel, self._identity))
-        return (*payloads, *self._child.offer())
+        child = () if self._child is None else self._child.offer()
+        return (*payloads, *offer_in_auth(self._sa), *child)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
         error = first_error(payloads)
@@ -75,11 +87,35 @@ class IkeAuth:
         if error is not None:
             self._sa.terminate(failure_of(error, self._evidence(error)), now)
             return
-        self._child.accept(
+        gateway = redirect_of_auth(payloads)
+        if gateway is not None:
+            self._follow(gateway, now)
+            return
+        close_replaced(self._sa, payloads, now)
+        take_notices(self._sa, payloads, now)
+        if self._child is None:
+            self._begin_children(now)
+        else:
+            self._take_child(self._child, payloads, now)
+
+    def _begin_children(self, now: float) -> None:
+        """The IKE SA stands without a Child SA: CREATE_CHILD_SA makes them."""
+        self._sa.expect_child(now)
+        self._sa.create_at = now
+
+    def _take_child(self, child: ChildSa, payloads: tuple[OpenPayload, ...], now: float) -> None:
+        child.accept(
             only(payloads, SaPayload), only(payloads, TsiPayload), only(payloads, TsrPayload)
         )
-        install_first_child(self._sa, self._child)
-        self._sa.core.defer(self._sa, self._finish, now)
+        install_first_child(self._sa, child)
+        self._sa.core.defer(self._sa, lambda moment: self._finish(child, moment), now)
+
+    def _follow(self, gateway: Gateway, now: float) -> None:
+        failure = refusal_to_follow(self._sa, self._tunnel, gateway, now)
+        if failure is None:
+            self._sa.redirected(gateway, now)
+        else:
+            self._sa.terminate(failure, now)
 
     def _authenticate(self, payloads: tuple[OpenPayload, ...]) -> Identity:
         idr = only(payloads, IdrPayload)
@@ -87,18 +123,18 @@ class IkeAuth:
         _check_identity(self._tunnel, idr.identity)
         return idr.identity
 
-    def _finish(self, now: float) -> None:
-        if self._child.failure:
-            self._sa.terminate(_refused_by_datapath(self._child), now)
+    def _finish(self, child: ChildSa, now: float) -> None:
+        if child.failure:
+            self._sa.terminate(_refused_by_datapath(child), now)
         else:
-            self._child.established(now)
+            child.established(now)
             self._sa.create_at = now
             if self._sa.replaces is not None:
                 supersede(self._sa, self._sa.replaces, now)
 
     def _evidence(self, error: NotifyPayload) -> tuple[tuple[str, str], ...]:
         """What we sent of the thing that the peer did not like."""
-        child = self._child.policy
+        child = self._tunnel.children[0]
         if error.type == NotifyType.NO_PROPOSAL_CHOSEN:
             return (("we offered", ", ".join(map(str, child.proposals))),)
         if error.type == NotifyType.TS_UNACCEPTABLE:
@@ -116,17 +152,26 @@ class IkeAuth:
 def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> None:
     """The responder's side: authenticate, then the first Child SA, then answer."""
     try:
-        tunnel, idr = _authenticate_initiator(sa, payloads)
+        tunnel, idr = _authenticate_initiator(sa, payloads, now)
     except AuthenticationFailed as failed:
         sa.respond((NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED),))
         sa.close(failed.failure, now)
         return
-    offer = (only(payloads, SaPayload), only(payloads, TsiPayload), only(payloads, TsrPayload))
+    offer = child_offer(payloads)
     auth = _our_auth(sa, tunnel, idr)
     remote = only(payloads, IdiPayload).identity
     sa.authenticated(tunnel, local=idr.identity, remote=remote, now=now)
-    if notifications(payloads, NotifyType.INITIAL_CONTACT):
-        _close_others(sa, tunnel, now)
+    redirect = redirect_in_auth(sa, tunnel)
+    if redirect is not None:
+        sa.respond((idr, auth, redirect))
+        sa.expect_child(now)
+        return
+    close_replaced(sa, payloads, now)
+    proof = (idr, auth, *offer_in_auth(sa), *take_notices(sa, payloads, now))
+    if offer is None:
+        sa.respond(proof)
+        sa.expect_child(now)
+        return
     policy = choose_child_policy(tunnel, *offer[1:])
     child = ChildSa(sa.core, tunnel, policy, proposals_of_first_child(policy))
     sa.children.append(child)
@@ -134,11 +179,11 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
         child.choose(_without_key_exchange(offer[0]), *offer[1:])
     except PeerIncompatible as incompatible:
         give_up_child(sa, child)
-        sa.respond((idr, auth, incompatible.notify))
+        sa.respond((*proof, incompatible.notify))
         sa.core.emit(RequestRefused(tunnel=tunnel.name, path=sa.path, failure=incompatible.failure))
         return
     install_first_child(sa, child)
-    sa.core.defer(sa, lambda moment: _finish_answer(sa, child, (idr, auth), moment), now)
+    sa.core.defer(sa, lambda moment: _finish_answer(sa, child, proof, moment), now)
 
 
 def install_first_child(sa: IkeSa, child: ChildSa) -> None:
@@ -175,7 +220,7 @@ def _without_key_exchange(offer: SaPayload) -> tuple[Proposal, ...]:
 
 
 def _authenticate_initiator(
-    sa: IkeSa, payloads: tuple[OpenPayload, ...]
+    sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float
 ) -> tuple[TunnelPolicy, IdrPayload]:
     """Find the tunnel by the identities, and verify that the peer has its key."""
     idi = only(payloads, IdiPayload)
@@ -186,10 +231,15 @@ def _authenticate_initiator(
         summary = f"{idi.identity} wants to authenticate with EAP, which we do not do"
         raise AuthenticationFailed(Failure(code="XF2006", summary=summary))
     _verify(sa, tunnel, idi, auth)
+    check_unique(sa, tunnel, idi.identity, payloads)
+    if sa.resumed is not None:
+        settle_resumption(sa, sa.resumed, now)
     return tunnel, IdrPayload(identity=_our_identity(sa, tunnel))
 
 
 def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> TunnelPolicy:
+    if sa.resumed is not None:
+        return tunnel_of_resumed(sa.resumed, initiator, wanted)
     known = [t.policy for t in sa.core.tunnels_for(sa.path)]
     for tunnel in known:
         if tunnel.remote_id != initiator:
@@ -229,7 +279,7 @@ def _check_identity(tunnel: TunnelPolicy, identity: Identity) -> None:
 
 
 def _our_identity(sa: IkeSa, tunnel: TunnelPolicy) -> Identity:
-    return tunnel.local_id or Identity.of_address(sa.path.local.address)
+    return tunnel.identity_at(sa.path.local.address) if sa.resumed is None else sa.resumed.local
 
 
 def _our_auth(sa: IkeSa, tunnel: TunnelPolicy, identity: IdiPayload | IdrPayload) -> AuthPayload:
@@ -262,32 +312,23 @@ def _auth_octets(
     """AUTH of one end: over its own first message, the other's nonce, and its identity."""
     assert sa.keys is not None
     assert sa.suite is not None
+    message = sa.channel.init_request if of_initiator else sa.channel.init_response
+    peer_nonce = sa.nonces[1] if of_initiator else sa.nonces[0]
+    sk_p = sa.keys.sk_pi if of_initiator else sa.keys.sk_pr
+    octets = identity.encode_body()
+    if sa.resumed is not None:
+        return resumed_auth(
+            sa.suite.prf, message=message, peer_nonce=peer_nonce, sk_p=sk_p, identity=octets
+        )
     return shared_key_auth(
         sa.suite.prf,
         tunnel.shared_key.octets,
-        message=sa.channel.init_request if of_initiator else sa.channel.init_response,
-        peer_nonce=sa.nonces[1] if of_initiator else sa.nonces[0],
-        sk_p=sa.keys.sk_pi if of_initiator else sa.keys.sk_pr,
-        identity=identity.encode_body(),
+        message=message,
+        peer_nonce=peer_nonce,
+        sk_p=sk_p,
+        identity=octets,
     )
 
 
 def _refused_by_datapath(child: ChildSa) -> Failure:
     return Failure(code="XF3002", summary=child.failure)
-
-
-def _is_first_contact(sa: IkeSa, tunnel: TunnelPolicy) -> bool:
-    """Whether this is the only IKE SA that we still hold with the peer."""
-    held = sa.core.ike_sas_of(tunnel.name)
-    return all(other is sa or other.state is IkeSaState.DELETED for other in held)
-
-
-def _close_others(sa: IkeSa, tunnel: TunnelPolicy, now: float) -> None:
-    """The peer has no other IKE SA with us: what we still hold is dead (RFC 7296 section 2.4).
-
-    It says so of the moment at which it sent this request. An IKE SA that is being made may cross
-    that request and live, so it stays; and one that has just been made is told to the peer.
-    """
-    for other in sa.core.ike_sas_of(tunnel.name):
-        if other is not sa and other.state is IkeSaState.ESTABLISHED:
-            other.terminate(Failure(code="XF2011", summary="the peer began anew"), now)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from xfrmpy.crypto.key_schedule import IkeKeys
 from xfrmpy.ike.core import Core
-from xfrmpy.ike.exchange import Exchange
+from xfrmpy.ike.exchange import FIRST_EXCHANGES, Exchange
 from xfrmpy.ike.outputs import ExchangeStarted, RequestRetransmitted, SendDatagram
 from xfrmpy.ike.protection import Inner, Protection
 from xfrmpy.ike.window import Window
@@ -88,7 +88,7 @@ class Channel:
         message_id = self.window.begin(exchange)
         datagram = self._encode(exchange.type, message_id, exchange.request(), is_response=False)
         self.window.sent(datagram, now)
-        if exchange.type is ExchangeType.IKE_SA_INIT:
+        if exchange.type in FIRST_EXCHANGES:
             self.init_request = datagram
         self._send(datagram, self.path)
         self._core.emit(ExchangeStarted(tunnel=self.tunnel, exchange=exchange.type, path=self.path))

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 from xfrmpy.ike.outputs import AddPolicy, AddSa, Output
 from xfrmpy.ike.policies import PolicyBook
+from xfrmpy.ike.tickets import TicketKeys
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT
 from xfrmpy.policy.model import DatapathChoice, TunnelPolicy
 
 if TYPE_CHECKING:
     from xfrmpy.ike.child_sa import ChildSa
+    from xfrmpy.ike.crash import TokenMaker
     from xfrmpy.ike.ike_sa import IkeSa
+    from xfrmpy.ike.resumption import HeldTicket
 
 IKE_SPI_SIZE = 8
 FIRST_CHILD_SPI = 256
@@ -62,6 +65,10 @@ class Core:
         self.handling: IkeSa | None = None
         self.children: dict[int, ChildSa] = {}
         self.policies = PolicyBook()
+        self.crash_tokens: TokenMaker | None = None
+        self.ticket_keys = TicketKeys(random)
+        self.tickets: dict[str, HeldTicket] = {}
+        self.redirects: dict[str, deque[float]] = {}
         self.reauthenticate: Callable[[IkeSa, float], None]
         self._queue: deque[Output | Deferred] = deque()
 

@@ -181,8 +181,11 @@ class CreateChildSa:
 
     def _refused_for_good(self, error: NotifyPayload, now: float) -> None:
         if self._replaces is None:
-            self._report(failure_of(error, self._evidence()))
+            failure = failure_of(error, self._evidence())
+            self._report(failure)
             self._sa.create_at = now + RECREATE_SECONDS
+            if not self._sa.children:  # A tunnel is its Child SAs.
+                self._sa.terminate(failure, now)
             return
         what = f"the Child SA {self._child.policy.name}"
         self._report(rekey_failure_of(error, what, self._evidence()))

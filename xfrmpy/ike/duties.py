@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xfrmpy.ike.child_sa import ChildSa
+from xfrmpy.ike.childless import close_if_childless
 from xfrmpy.ike.collisions import UNSETTLED
 from xfrmpy.ike.create_child_sa import CreateChildSa
 from xfrmpy.ike.informational import DeleteChildSas
 from xfrmpy.ike.liveness import check_idleness, check_liveness, idle_at, liveness_at
 from xfrmpy.ike.rekey_ike_sa import RekeyIkeSa
+from xfrmpy.ike.resumption import renew_ticket
 from xfrmpy.ike.states import ChildSaState, IkeSaState
-from xfrmpy.ike.succession import leave
+from xfrmpy.ike.succession import leave, supersede
 from xfrmpy.ike.uniqueness import close_surplus
 
 if TYPE_CHECKING:
@@ -63,6 +65,13 @@ def _of_ike_sa(sa: IkeSa) -> Iterator[Duty]:
         yield Duty(at=sa.alone_at, do=lambda now: close_surplus(sa, now))
     if sa.create_at is not None:
         yield Duty(at=sa.create_at, do=lambda now: _create_next(sa, now), asks=True)
+    old = sa.replaces
+    if old is not None and any(child.is_in_use for child in sa.children):
+        yield Duty(at=AT_ONCE, do=lambda now: supersede(sa, old, now))
+    if sa.childless_until is not None:
+        yield Duty(at=sa.childless_until, do=lambda now: close_if_childless(sa, now))
+    if sa.ticket_at is not None:
+        yield Duty(at=sa.ticket_at, do=lambda now: renew_ticket(sa, now), asks=True)
     if sa.reauth_at is not None:
         yield Duty(at=sa.reauth_at, do=lambda now: _reauthenticate(sa, now))
     if sa.rekey_at is not None and UNSETTLED.isdisjoint(c.state for c in sa.children):

@@ -4,6 +4,7 @@ Feed it with `receive_datagram`, `handle_timeout` and the commands; after each c
 `next_output()` until it is None, in order, telling `handle_failure` of what could not be done
 before taking the next; and call `handle_timeout` again at `next_timeout()`. `now` is any clock that
 does not go back, in seconds. `random(n)` gives n octets; everything unpredictable comes from it.
+With a `qcd_secret`, the same after a restart, we can prove that we lost our state (`crash`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from xfrmpy.failures import Failure
 from xfrmpy.ike.channel import NON_ESP_MARKER, with_marker
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.core import Core, Deferred, Tunnel
+from xfrmpy.ike.crash import TokenMaker, answer_lost
 from xfrmpy.ike.errors import (
     CriticalPayload,
     Drop,
@@ -38,6 +40,9 @@ from xfrmpy.ike.outputs import (
     RequestRefused,
     SendDatagram,
 )
+from xfrmpy.ike.redirect import parse_gateway, redirect_established
+from xfrmpy.ike.resumption import usable_ticket
+from xfrmpy.ike.session_resume import SessionResume, answer_session_resume
 from xfrmpy.ike.states import ChildSaState, IkeSaState
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT, IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.identity import Identity
@@ -49,6 +54,12 @@ from xfrmpy.wire.cursor import Malformed
 from xfrmpy.wire.header import IkeHeader, decode_header_untrusted
 from xfrmpy.wire.message import Message, decode_message_untrusted, encode_message
 from xfrmpy.wire.payloads import NotifyPayload
+
+FIRST_REQUESTS = {
+    ExchangeType.IKE_SA_INIT: answer_ike_sa_init,
+    ExchangeType.IKE_SESSION_RESUME: answer_session_resume,
+}
+"""Who answers a request that begins an IKE SA."""
 
 MAX_HALF_OPEN = 1000
 """Responder IKE SAs that wait for IKE_AUTH. Each costs a key exchange and some kilobytes."""
@@ -85,8 +96,15 @@ class IkeSaView:
 class IkeEndpoint:
     """See the module."""
 
-    def __init__(self, tunnels: Iterable[TunnelPolicy], random: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        tunnels: Iterable[TunnelPolicy],
+        random: Callable[[int], bytes],
+        qcd_secret: bytes = b"",
+    ) -> None:
         self._core = Core(random)
+        if qcd_secret:
+            self._core.crash_tokens = TokenMaker(qcd_secret, random)
         self._core.reauthenticate = self._reauthenticate
         self._core.tunnels = {t.name: Tunnel(policy=t) for t in tunnels}
         self._by_init: dict[bytes, IkeSa] = {}
@@ -156,9 +174,16 @@ class IkeEndpoint:
         """New IKE SAs of the tunnel follow this policy; those there are stay as they are."""
         self._core.tunnels[policy.name].policy = policy
 
-    def initiate(self, tunnel: str, path: Path, now: float) -> None:
-        """Begin an IKE SA with the peer of a tunnel."""
-        self._initiate(tunnel, path, None, now)
+    def initiate(
+        self, tunnel: str, path: Path, now: float, redirected_from: IpAddress | None = None
+    ) -> None:
+        """Begin an IKE SA with the peer of a tunnel, or where it has redirected us to."""
+        sa, policy = self._new_ike_sa(tunnel, path)
+        held = usable_ticket(self._core, policy, now)
+        if held is None or redirected_from is not None:
+            sa.start(IkeSaInit(sa, policy, redirected_from), now)
+        else:
+            sa.start(SessionResume(sa, policy, held), now)
 
     def rekey_ike_sas(self, tunnel: str, now: float) -> None:
         """Rekey every IKE SA of a tunnel, as if its time had come."""
@@ -182,9 +207,14 @@ class IkeEndpoint:
 
     def terminate(self, tunnel: str, now: float) -> None:
         """End every IKE SA of a tunnel, and tell the peer."""
+        self._core.tickets.pop(tunnel, None)
         for sa in self._core.ike_sas_of(tunnel):
             sa.terminate(None, now)
             sa.bury_retired()
+
+    def redirect(self, tunnel: str, gateway: str, now: float) -> int:
+        """Send the clients of a tunnel that are up to another gateway; gives how many can go."""
+        return redirect_established(self._core, tunnel, parse_gateway(gateway), now)
 
     # Outputs.
 
@@ -221,6 +251,7 @@ class IkeEndpoint:
             return
         sa = self._core.ike_sas.get(header.spi_r if header.is_initiator else header.spi_i)
         if sa is None:
+            self._answer_lost(message, len(data), path, now)
             raise Drop(DropReason.UNKNOWN_SPI)
         if any(sa.channel.their_spi) and sa.channel.their_spi not in (header.spi_i, header.spi_r):
             raise Drop(DropReason.UNKNOWN_SPI)
@@ -229,8 +260,9 @@ class IkeEndpoint:
         sa.attend(now)
 
     def _receive_first(self, message: Message, data: bytes, path: Path, now: float) -> None:
-        """An IKE_SA_INIT request: new, or the repetition of one that was answered."""
-        if message.exchange is not ExchangeType.IKE_SA_INIT or not message.is_initiator:
+        """A request that begins an IKE SA: new, or the repetition of one that was answered."""
+        answer_first = FIRST_REQUESTS.get(message.exchange)
+        if answer_first is None or not message.is_initiator:
             raise Drop(DropReason.WRONG_EXCHANGE)
         if message.message_id != 0 or not any(message.spi_i):
             raise Drop(DropReason.WRONG_MESSAGE_ID)
@@ -246,7 +278,7 @@ class IkeEndpoint:
         if len(self._by_init) >= MAX_HALF_OPEN:
             raise Drop(DropReason.HALF_OPEN_LIMIT)
         try:
-            sa = answer_ike_sa_init(self._core, message, data, path, now)
+            sa = answer_first(self._core, message, data, path, now)
         except PeerIncompatible as incompatible:
             self._answer_in_clear(message, path, incompatible.notify)
             if incompatible.notify.type is not NotifyType.INVALID_KE_PAYLOAD:
@@ -262,6 +294,12 @@ class IkeEndpoint:
         """Refuse an IKE_SA_INIT; no state is kept, so the responder's SPI is zero."""
         answer = replace(request, is_response=True, is_initiator=False, payloads=(notify,))
         self._core.emit(SendDatagram(path=path, data=with_marker(path, encode_message(answer))))
+
+    def _answer_lost(self, message: Message, size: int, path: Path, now: float) -> None:
+        """We may have lost the IKE SA in a crash: show the peer that it was ours."""
+        answer = answer_lost(self._core, message, size, path, now)
+        if answer is not None:
+            self._core.emit(SendDatagram(path=path, data=with_marker(path, encode_message(answer))))
 
     def _refuse_version(self, header: IkeHeader, path: Path) -> None:
         """RFC 7296 section 2.5: tell a peer with a newer major version the one that we speak."""
@@ -297,7 +335,7 @@ class IkeEndpoint:
     def _drop(self, path: Path, reason: DropReason, detail: str = "") -> None:
         self._core.emit(DatagramDropped(path=path, reason=reason, detail=detail))
 
-    def _initiate(self, tunnel: str, path: Path, replaces: IkeSa | None, now: float) -> None:
+    def _new_ike_sa(self, tunnel: str, path: Path) -> tuple[IkeSa, TunnelPolicy]:
         policy = self._core.tunnels[tunnel].policy
         sa = IkeSa(
             self._core,
@@ -306,12 +344,13 @@ class IkeEndpoint:
             schedule=policy.retransmission,
             tunnel=policy,
         )
-        sa.replaces = replaces
-        sa.start(IkeSaInit(sa, policy), now)
+        return sa, policy
 
     def _reauthenticate(self, old: IkeSa, now: float) -> None:
         """Begin an IKE SA that takes the place of another, where its peer was reached at first."""
-        self._initiate(old.tunnel_name, _first_path(old.path), old, now)
+        sa, policy = self._new_ike_sa(old.tunnel_name, _first_path(old.path))
+        sa.replaces = old
+        sa.start(IkeSaInit(sa, policy), now)
 
     def _established(self, tunnel: str) -> list[IkeSa]:
         found = self._core.ike_sas_of(tunnel)

@@ -29,6 +29,8 @@ class DropReason(StrEnum):
     WRONG_ROLE = "wrong-role"
     NO_TUNNEL_FOR_ADDRESS = "no-tunnel-for-address"
     HALF_OPEN_LIMIT = "half-open-limit"
+    RATE_LIMIT = "rate-limit"
+    WRONG_TOKEN = "wrong-token"
     DEFECT = "defect"
 
 

@@ -11,6 +11,9 @@ from xfrmpy.wire.payloads import NotifyPayload, OpenPayload, Payload, UnknownPay
 
 P = TypeVar("P")
 
+FIRST_EXCHANGES = frozenset({ExchangeType.IKE_SA_INIT, ExchangeType.IKE_SESSION_RESUME})
+"""What an IKE SA may begin with: in clear, with Message ID 0 and no SPI of the responder."""
+
 
 class Exchange(Protocol):
     """An outstanding exchange: an object that holds only what its response needs."""
@@ -25,9 +28,9 @@ class Exchange(Protocol):
 
 
 def payloads_in_clear(message: Message) -> tuple[OpenPayload, ...]:
-    """The payloads of IKE_SA_INIT. Raises `PeerMisbehaved` if some are sealed, by no key yet."""
+    """What a first exchange says. Raises `PeerMisbehaved` if a part is sealed, by no key yet."""
     if message.sealed is not None:
-        raise PeerMisbehaved("IKE_SA_INIT with an encrypted payload")
+        raise PeerMisbehaved(f"{message.exchange.name} with an encrypted payload")
     return cast("tuple[OpenPayload, ...]", message.payloads)
 
 

@@ -8,37 +8,47 @@ its exchange.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 from xfrmpy.crypto.key_schedule import IkeKeys, derive_ike_keys, derive_rekeyed_ike_keys
 from xfrmpy.failures import Failure
 from xfrmpy.ike.channel import Channel
 from xfrmpy.ike.child_sa import ChildSa
+from xfrmpy.ike.childless import CHILDLESS_SECONDS
 from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import Core
+from xfrmpy.ike.crash import TheirTokens, take_proof
 from xfrmpy.ike.duties import next_duty
 from xfrmpy.ike.errors import CriticalPayload, Drop, DropReason, PeerMisbehaved
-from xfrmpy.ike.exchange import Exchange, check_critical, payloads_in_clear
+from xfrmpy.ike.exchange import (
+    FIRST_EXCHANGES,
+    Exchange,
+    check_critical,
+    payloads_in_clear,
+)
 from xfrmpy.ike.informational import Farewell
 from xfrmpy.ike.lifetimes import replacement_seconds
 from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ike.outputs import (
     IkeSaEstablished,
     NatDetected,
+    Redirected,
     RequestRefused,
     TunnelClosed,
 )
 from xfrmpy.ike.protection import Inner
 from xfrmpy.ike.requests import REQUESTS
+from xfrmpy.ike.resumption import HeldTicket, Resumed
 from xfrmpy.ike.states import IKE_SA_TRANSITIONS, IkeSaState, IllegalTransition
 from xfrmpy.ike.succession import report_unreplaced
 from xfrmpy.ike.uniqueness import expect_one
 from xfrmpy.ike.window import PeerSilent
-from xfrmpy.ipsec.addresses import Path
+from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite
 from xfrmpy.policy.model import Retransmission, TunnelPolicy
-from xfrmpy.registry import ExchangeType, NotifyType
+from xfrmpy.registry import NotifyType
 from xfrmpy.wire.cursor import Malformed
 from xfrmpy.wire.message import Message, decode_payloads_untrusted
 from xfrmpy.wire.payloads import NotifyPayload, OpenPayload
@@ -63,9 +73,10 @@ Payloads: TypeAlias = tuple[OpenPayload, ...]
 class IkeSa:
     """See the module. `tunnel` is None on a responder until it knows who the peer is.
 
-    `nonces` are those of the exchange that made it. `replaces` is the IKE SA whose place it takes
-    once its peer is authenticated; `heir` is what the peer has made to take the place of this one,
-    while we were at the same. `retired` Child SAs only receive, each until its moment.
+    `is_client` tells who began the first IKE SA of a line of rekeyed ones. `nonces` are those of
+    the exchange that made it. `replaces` is the IKE SA whose place it takes once its peer is
+    authenticated; `heir` is what the peer has made to take the place of this one, while we were at
+    the same. `retired` Child SAs only receive, each until its moment.
     """
 
     def __init__(
@@ -82,7 +93,7 @@ class IkeSa:
         self.channel = Channel(
             core, path=path, is_initiator=is_initiator, schedule=schedule, spis=spis
         )
-        self.is_initiator = is_initiator
+        self.is_initiator = self.is_client = is_initiator
         self.tunnel: TunnelPolicy | None = None
         self.state = IkeSaState.INITIATING
         self.nat = NatSituation()
@@ -93,6 +104,14 @@ class IkeSa:
         self.local_id: Identity | None = None
         self.nonces: Nonces = (b"", b"")
         self.children: list[ChildSa] = []
+        self.their_tokens: TheirTokens | None = None
+        self.ticket: HeldTicket | None = None
+        self.resumed: Resumed | None = None
+        self.peer_follows = False
+        self.peer_takes_childless = False
+        self.on_silence: Callable[[float], None] | None = None
+        self.childless_until: float | None = None
+        self.ticket_at: float | None = None
         self.retired: list[tuple[float, ChildSa]] = []
         self.replaces: IkeSa | None = None
         self.heir: IkeSa | None = None
@@ -136,8 +155,11 @@ class IkeSa:
         if not self.channel.is_protected:
             self._receive_in_clear(message, data, now)
             return
-        if message.exchange is ExchangeType.IKE_SA_INIT:
+        if message.exchange in FIRST_EXCHANGES:
             raise Drop(DropReason.WRONG_STATE)
+        if message.sealed is None:
+            take_proof(self, message, now)
+            return
         inner = self.channel.open(message, data)
         self.core.handling = self
         if message.is_response:
@@ -146,10 +168,12 @@ class IkeSa:
             self._receive_request(message, inner, path, now)
 
     def _receive_in_clear(self, message: Message, data: bytes, now: float) -> None:
-        if message.exchange is not ExchangeType.IKE_SA_INIT or not message.is_response:
+        if message.exchange not in FIRST_EXCHANGES or not message.is_response:
             raise Drop(DropReason.WRONG_STATE)
         channel = self.channel
         request = channel.window.outstanding_for(message.message_id)
+        if request.exchange.type is not message.exchange:
+            raise Drop(DropReason.WRONG_EXCHANGE)
         self.core.handling = self
         channel.their_spi = message.spi_r
         channel.init_response = data
@@ -241,18 +265,22 @@ class IkeSa:
         self.channel.tunnel = tunnel.name
 
     def agree_keys(self, proposal: Proposal, shared_secret: bytes, nonces: Nonces) -> None:
-        """Both public values are known: derive the keys; messages are protected from now on."""
-        self.proposal, self.nonces = proposal, nonces
-        self.suite = ike_suite(proposal)
+        """Both public values are known: derive the keys."""
         nonce_i, nonce_r = nonces
-        self.keys = derive_ike_keys(
-            self.suite,
+        keys = derive_ike_keys(
+            ike_suite(proposal),
             shared_secret=shared_secret,
             nonce_i=nonce_i,
             nonce_r=nonce_r,
             spi_i=self.channel.spi_i,
             spi_r=self.channel.spi_r,
         )
+        self.use_keys(proposal, keys, nonces)
+
+    def use_keys(self, proposal: Proposal, keys: IkeKeys, nonces: Nonces) -> None:
+        """Messages are protected from now on."""
+        self.proposal, self.nonces = proposal, nonces
+        self.suite, self.keys = ike_suite(proposal), keys
         self.channel.protect(self.suite, self.keys)
         self._expires_at = self._refusal = None
         self.move_to(IkeSaState.AUTHENTICATING)
@@ -267,6 +295,11 @@ class IkeSa:
     def expect_authentication(self, now: float) -> None:
         """A responder waits only so long for IKE_AUTH."""
         self._expires_at = now + HALF_OPEN_SECONDS
+        self.core.touched.add(self)
+
+    def expect_child(self, now: float) -> None:
+        """An IKE SA that is established without a Child SA waits only so long for one."""
+        self.childless_until = now + CHILDLESS_SECONDS
         self.core.touched.add(self)
 
     def found_nat(self, nat: NatSituation) -> None:
@@ -350,6 +383,9 @@ class IkeSa:
         new.state = IkeSaState.ESTABLISHED
         new.nat, new.local_id, new.remote_id = self.nat, self.local_id, self.remote_id
         new.alone_at, new.create_at = self.alone_at, self.create_at
+        new.is_client, new.peer_follows = self.is_client, self.peer_follows
+        # Section 6.2 of RFC 5723: "When the IKE SA is rekeyed, the ticket is invalidated".
+        new.ticket_at = None if self.ticket is None else now
         new.reauth_at, new._must_reauth_by = self.reauth_at, self._must_reauth_by
         new._begin_life(now)
         return new
@@ -386,6 +422,25 @@ class IkeSa:
         self.channel.window.waiting.clear()
         self.channel.window.hurry(FAREWELL_TRIES)
         self.start(Farewell(self, payloads), now)
+
+    def redirected(self, gateway: IpAddress | str, now: float) -> None:
+        """The peer sends us to another gateway: report that, and end without any other report."""
+        self.core.emit(
+            Redirected(tunnel=self.tunnel_name, gateway=gateway, original=self.path.remote.address)
+        )
+        self.is_reported = True
+        self.terminate(None, now)
+
+    def keep_ticket(self, ticket: HeldTicket) -> None:
+        """The peer's ticket for this IKE SA; it is deleted with it (RFC 5723 section 6.2)."""
+        self.ticket, self.ticket_at = ticket, ticket.renew_at
+        self.core.touched.add(self)
+
+    def lose(self, failure: Failure, now: float) -> None:
+        """The peer is gone, nobody has deleted anything: the ticket outlives the IKE SA."""
+        if self.ticket is not None and self.state is IkeSaState.ESTABLISHED:
+            self.core.tickets[self.tunnel_name] = self.ticket
+        self.close(failure, now)
 
     def close(self, failure: Failure | None, now: float) -> None:
         """The end. Our last response is repeated for a while to a peer that missed it."""
@@ -473,11 +528,14 @@ class IkeSa:
             self.core.forget(self)
 
     def _give_up(self, now: float) -> None:
+        if self.on_silence is not None:
+            self.on_silence(now)
+            return
         assert self.channel.window.outstanding is not None
         exchange = self.channel.window.outstanding.exchange.type.name
         count = self.channel.window.outstanding.retransmissions + 1
         summary = f"{self.path.remote} did not answer {exchange}, sent {count} times"
-        self.close(Failure(code="XF2001", summary=summary), now)
+        self.lose(Failure(code="XF2001", summary=summary), now)
 
     def move_to(self, state: IkeSaState) -> None:
         if state not in IKE_SA_TRANSITIONS[self.state]:

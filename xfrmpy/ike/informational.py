@@ -8,6 +8,7 @@ from xfrmpy.failures import Failure
 from xfrmpy.ike.child_sa import SPI_SIZE, ChildSa
 from xfrmpy.ike.create_child_sa import take_over
 from xfrmpy.ike.exchange import first_error
+from xfrmpy.ike.notices import take_notices
 from xfrmpy.ike.refusals import failure_of
 from xfrmpy.ike.states import ChildSaState
 from xfrmpy.ike.succession import deleted_by_peer, remove_child
@@ -98,10 +99,12 @@ def answer_informational(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: floa
         sa.respond(())
         deleted_by_peer(sa, now)
     else:
-        _answer_child_deletes(sa, deletes, now)
+        _answer_child_deletes(sa, deletes, take_notices(sa, payloads, now), now)
 
 
-def _answer_child_deletes(sa: IkeSa, deletes: list[DeletePayload], now: float) -> None:
+def _answer_child_deletes(
+    sa: IkeSa, deletes: list[DeletePayload], news: tuple[OpenPayload, ...], now: float
+) -> None:
     """The peer names its inbound SPIs; we answer with ours of the same pairs (section 1.4.1)."""
     spis = {spi for p in deletes if p.protocol == ProtocolId.ESP for spi in p.spis}
     named = [c for c in sa.children if c.entries and c.spi_out.to_bytes(SPI_SIZE, "big") in spis]
@@ -111,7 +114,7 @@ def _answer_child_deletes(sa: IkeSa, deletes: list[DeletePayload], now: float) -
     gone = [child for child in named if child.state is not ChildSaState.DELETING]
     for child in gone:
         take_over(child)
-    sa.respond(_deleted(gone))
+    sa.respond((*_deleted(gone), *news))
     for child in crossing:
         child.stop_sending()
     for child in gone:

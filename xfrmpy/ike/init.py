@@ -20,6 +20,7 @@ from xfrmpy.ike.agreement import (
     key_exchange_methods,
 )
 from xfrmpy.ike.auth import IkeAuth
+from xfrmpy.ike.childless import childless_supported
 from xfrmpy.ike.core import Core, Tunnel
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import check_critical, first_error, notifications, only, payloads_in_clear
@@ -27,7 +28,14 @@ from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.nat import detect_nat, detection_payloads
 from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import ExchangeRepeated
-from xfrmpy.ipsec.addresses import IKE_NATT_PORT, Path, SocketAddress
+from xfrmpy.ike.redirect import (
+    announce_support,
+    check_redirect_in_init,
+    follows_redirects,
+    redirect_of_init,
+    refusal_to_follow,
+)
+from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.proposals import Proposal, answers, ike_suite
 from xfrmpy.policy.model import Retransmission, TunnelPolicy
 from xfrmpy.registry import ExchangeType, KeyExchangeMethod, NotifyType
@@ -43,6 +51,7 @@ from xfrmpy.wire.payloads import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from xfrmpy.wire.redirect import Gateway
 MAX_COOKIE = 64
 """Octets, RFC 7296 section 2.6."""
 
@@ -56,9 +65,12 @@ class IkeSaInit:
 
     type: ClassVar[ExchangeType] = ExchangeType.IKE_SA_INIT
 
-    def __init__(self, sa: IkeSa, tunnel: TunnelPolicy) -> None:
+    def __init__(
+        self, sa: IkeSa, tunnel: TunnelPolicy, redirected_from: IpAddress | None = None
+    ) -> None:
         self._sa = sa
         self._tunnel = tunnel
+        self._redirected_from = redirected_from
         self._random = sa.core.random
         self._nonce = self._random(NONCE_SIZE)
         self._cookie: bytes | None = None
@@ -82,11 +94,15 @@ class IkeSaInit:
             force=self._tunnel.forces_encapsulation,
             random=self._random,
         )
+        payloads += announce_support(self._tunnel, self._redirected_from)
         return tuple(payloads)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
         error = first_error(payloads)
-        if cookies := notifications(payloads, NotifyType.COOKIE):
+        gateway = redirect_of_init(payloads, self._nonce, self._tunnel)
+        if gateway is not None:
+            self._follow(gateway, now)
+        elif cookies := notifications(payloads, NotifyType.COOKIE):
             self._repeat_with_cookie(cookies[0], now)
         elif error is None:
             self._handle_choice(payloads, now)
@@ -94,6 +110,13 @@ class IkeSaInit:
             self._repeat_with_group(error, now)
         else:
             self._sa.refused(self._refusal(error), now)
+
+    def _follow(self, gateway: Gateway, now: float) -> None:
+        failure = refusal_to_follow(self._sa, self._tunnel, gateway, now)
+        if failure is None:
+            self._sa.redirected(gateway, now)
+        else:
+            self._sa.refused(failure, now)
 
     def _repeat_with_cookie(self, cookie: NotifyPayload, now: float) -> None:
         if not 1 <= len(cookie.data) <= MAX_COOKIE:
@@ -144,12 +167,14 @@ class IkeSaInit:
         sa.channel.window.complete()
         sa.agree_keys(proposals[0], shared_secret, (self._nonce, nonce))
         sa.found_nat(nat)
+        supported = notifications(payloads, NotifyType.CHILDLESS_IKEV2_SUPPORTED)
+        sa.peer_takes_childless = bool(supported)
         if forced and not nat.supported:
             summary = "the peer cannot put ESP in UDP, and nothing else works here"
             sa.close(Failure(code="XF3001", summary=summary), now)
             return
         if nat.encapsulated:
-            sa.channel.path = _natt_path(sa.path)
+            sa.channel.path = natt_path(sa.path)
         sa.start(IkeAuth(sa, self._tunnel), now)
 
     def _refusal(self, error: NotifyPayload) -> Failure:
@@ -175,6 +200,7 @@ def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path, no
     ke = only(payloads, KePayload)
     nonce_i = only(payloads, NoncePayload).data
     tunnels = _tunnels_for(core, path)
+    check_redirect_in_init(tunnels, payloads, nonce_i, path)
     chosen = _choose(offered, tunnels, ke)
     suite = ike_suite(chosen)
     key_exchange = start_key_exchange(suite.group.id, core.random)
@@ -183,6 +209,7 @@ def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path, no
     forced = any(t.policy.forces_encapsulation for t in tunnels)
     sa = IkeSa(core, path=path, is_initiator=False, schedule=Retransmission())
     sa.channel.their_spi = message.spi_i
+    sa.peer_follows = follows_redirects(payloads)
     nat = detect_nat(payloads, message.spi_i, bytes(8), path, forced=forced)
     sa.channel.begin_answer(message, path)
     sa.channel.init_request = data
@@ -191,6 +218,7 @@ def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path, no
             SaPayload(proposals=(chosen,)),
             ke_payload(key_exchange),
             NoncePayload(data=nonce_r),
+            childless_supported(),
             *detection_payloads(
                 sa.channel.spi_i, sa.channel.spi_r, path, force=forced, random=core.random
             ),
@@ -234,7 +262,8 @@ def _choose(offered: tuple[Proposal, ...], tunnels: tuple[Tunnel, ...], ke: KePa
     return chosen
 
 
-def _natt_path(path: Path) -> Path:
+def natt_path(path: Path) -> Path:
+    """The same ends on port 4500 (RFC 7296 section 2.23)."""
     if path.natt:
         return path
     return Path(

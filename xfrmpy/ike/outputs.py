@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from xfrmpy.failures import Failure
 from xfrmpy.ike.errors import DropReason
-from xfrmpy.ipsec.addresses import Path
+from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.spd import SpdEntry
 from xfrmpy.registry import ExchangeType
@@ -188,6 +188,16 @@ class TunnelClosed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Redirected:
+    """The peer sends us to another gateway, an address or a name, and we are allowed to go: the
+    IKE SA with it ends, and an `initiate` with `original` is to follow."""
+
+    tunnel: str
+    gateway: IpAddress | str
+    original: IpAddress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRefused:
     """A peer wanted what our policy does not give; `tunnel` is empty if none was found."""
 
@@ -232,6 +242,7 @@ Output: TypeAlias = (
     | SaNotCreated
     | AskUsage
     | TunnelClosed
+    | Redirected
     | RequestRefused
     | DatagramDropped
     | DefectFound

@@ -20,9 +20,11 @@ from xfrmpy.ike.agreement import (
 )
 from xfrmpy.ike.collisions import Nonces, objection_to_ike_rekey, survives
 from xfrmpy.ike.core import IKE_SPI_SIZE
+from xfrmpy.ike.crash import announce_token, offer_token
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import first_error, only
 from xfrmpy.ike.nonces import NONCE_SIZE
+from xfrmpy.ike.notices import take_notices
 from xfrmpy.ike.outputs import RequestRefused, SaNotCreated
 from xfrmpy.ike.refusals import failure_of, rekey_failure_of
 from xfrmpy.ike.states import IkeSaState
@@ -93,6 +95,7 @@ class RekeyIkeSa:
             is_initiator=True,
             now=now,
         )
+        take_notices(new, payloads, now)
         self._settle(new, now)
 
     def _settle(self, new: IkeSa, now: float) -> None:
@@ -101,6 +104,7 @@ class RekeyIkeSa:
         old.busy_since = None
         if rival is None or survives(new.nonces, rival.nonces):
             inherit(new, old)
+            announce_token(new, now)
             if rival is not None:
                 wait_for_deletion(rival, now)
             leave(old, now)
@@ -180,6 +184,7 @@ def _answer(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> IkeSa:
             SaPayload(proposals=(replace(chosen, spi=our_spi),)),
             NoncePayload(data=nonces[1]),
             ke_payload(key_exchange),
+            *offer_token(new),
         )
     )
     return new

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from xfrmpy.ike.collisions import survives
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ike.succession import leave
+from xfrmpy.policy.model import Uniqueness
 
 if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
@@ -27,7 +28,7 @@ ends need not have seen them in one order, so the nonces decide. Else the newer 
 
 def expect_one(sa: IkeSa, now: float) -> None:
     """A new IKE SA is established: see to it that it will be the only one."""
-    if _others(sa):
+    if _is_enforced(sa) and _others(sa):
         sa.alone_at = now + (OURS_SECONDS if sa.is_initiator else THEIRS_SECONDS)
 
 
@@ -42,6 +43,10 @@ def close_surplus(sa: IkeSa, now: float) -> None:
             sa.alone_at = _latest(sa, other) + THEIRS_SECONDS
         if loser is sa:
             return
+
+
+def _is_enforced(sa: IkeSa) -> bool:
+    return sa.tunnel is not None and sa.tunnel.unique is not Uniqueness.NEVER
 
 
 def _others(sa: IkeSa) -> list[IkeSa]:

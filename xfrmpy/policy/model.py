@@ -39,6 +39,20 @@ class Encapsulation(StrEnum):
     FORCE = "force"
 
 
+class Uniqueness(StrEnum):
+    """What a new IKE SA between two identities means to one that there is; as strongSwan has it.
+
+    NO: it ends at once if the peer says that it began anew (INITIAL_CONTACT), else one of the two
+    ends within seconds. NEVER: all may stay, and we say nothing of the kind. KEEP: a second one is
+    refused. REPLACE: the second one ends the first at once.
+    """
+
+    NO = "no"
+    NEVER = "never"
+    KEEP = "keep"
+    REPLACE = "replace"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedKey:
     """A pre-shared key, and where it came from, in words that may be shown."""
@@ -114,6 +128,16 @@ class TunnelPolicy:
     lifetime_seconds: float | None = 4 * 3600.0
     reauth_seconds: float | None = None
     retransmission: Retransmission = Retransmission()
+    crash_detection: bool = True
+    unique: Uniqueness = Uniqueness.NO
+    resumption: bool = False
+    childless: bool = False
+    redirect: bool = True
+    redirect_to: str | None = None
+
+    def identity_at(self, address: IpAddress) -> Identity:
+        """Who we say we are when we use this address of ours."""
+        return self.local_id or Identity.of_address(address)
 
     @property
     def forces_encapsulation(self) -> bool:

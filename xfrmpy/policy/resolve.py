@@ -101,6 +101,12 @@ def resolve_tunnel(
             datapath=tunnel.datapath,
             encapsulation=tunnel.encapsulation,
             dpd_seconds=tunnel.dpd,
+            crash_detection=tunnel.crash_detection,
+            unique=tunnel.unique,
+            resumption=tunnel.resumption,
+            childless=tunnel.childless,
+            redirect=tunnel.redirect,
+            redirect_to=tunnel.redirect_to,
             retransmission=_retransmission(tunnel.retransmission or Retransmit()),
         ),
     )

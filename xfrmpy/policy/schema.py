@@ -36,7 +36,7 @@ from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy import values
 from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import MAX_FINDINGS, Findings, shown
-from xfrmpy.policy.model import DatapathChoice, Encapsulation, StartMode
+from xfrmpy.policy.model import DatapathChoice, Encapsulation, StartMode, Uniqueness
 from xfrmpy.policy.profiles import PROFILES
 from xfrmpy.registry import ProtocolId
 
@@ -46,6 +46,7 @@ _TextOrList = WithJsonSchema(
 )
 _Number = WithJsonSchema({"type": "number"})
 _Time = WithJsonSchema({"type": ["string", "number"]})
+_YesOrNo = WithJsonSchema({"enum": ["yes", "no", True, False]})
 _OneOrMore = BeforeValidator(values.as_list)
 
 Name = Annotated[str, PlainValidator(values.parse_name), _Text]
@@ -66,6 +67,7 @@ EspProposals = Annotated[
 ]
 SomeIdentity = Annotated[Identity, PlainValidator(values.parse_identity), _Text]
 Address = Annotated[IpAddress, PlainValidator(values.parse_address), _Text]
+Switch = Annotated[bool, PlainValidator(values.parse_switch), _YesOrNo]
 Secret = Annotated[values.SecretReference, PlainValidator(values.parse_secret_reference), _Text]
 Lifetime = Annotated[float, PlainValidator(values.parse_lifetime), _Time]
 ProfileName = Annotated[
@@ -299,6 +301,40 @@ class Tunnel(Keys):
     )
     retransmission: Retransmit | None = _key(
         "When an unanswered request is sent again.", {"tries": 8}
+    )
+    crash_detection: Switch | None = _key(
+        "Whether the two ends give each other a token by which one that lost its state proves it "
+        "(RFC 6290). `no` where several gateways share an address and a runtime directory. "
+        "Default: yes.",
+        "no",
+    )
+    unique: Annotated[Uniqueness, _choice(Uniqueness)] | None = _key(
+        "Several IKE SAs between the same two identities: `no`, an old one ends at once if the "
+        "peer says that it began anew, else a surplus one within seconds; `never`, all may stay; "
+        "`keep`, a second one is refused; `replace`, the second one ends the first at once, so a "
+        "peer that authenticates anew loses packets. Default: `no`.",
+        "replace",
+    )
+    resumption: Switch | None = _key(
+        "Whether a lost IKE SA may be made again from the old one's keys, without a key exchange "
+        "(RFC 5723): quicker, with no forward secrecy between the two. We ask the peer for tickets "
+        "and give it ours. Default: no.",
+        "yes",
+    )
+    childless: Switch | None = _key(
+        "Whether we make the IKE SA first and its Child SA then, with a key exchange of its own if "
+        "`esp` names one (RFC 6023), where the peer knows of that. Default: no.",
+        "yes",
+    )
+    redirect: Switch | None = _key(
+        "Whether we go where the peer redirects us (RFC 5685). The gateway there must prove the "
+        "same `peer_id`. Default: yes.",
+        "no",
+    )
+    redirect_to: Annotated[str, PlainValidator(values.parse_peer), _Text] | None = _key(
+        "The gateway, by address or name, to which peers that call this tunnel are redirected, if "
+        "they can be; those that have come to that very address are served.",
+        "vpn2.example.org",
     )
     interface: NotYet = None
     cert: NotYet = None

@@ -82,6 +82,15 @@ def parse_choice(kind: type[StrEnum], future: tuple[str, ...], value: object) ->
     return kind(text)
 
 
+def parse_switch(value: object) -> bool:
+    """`yes` and `no`, which are text in YAML 1.2, or a truth value."""
+    if isinstance(value, bool):
+        return value
+    if value not in ("yes", "no"):
+        refuse("XF1004", f"must be yes or no, not {shown(value)}")
+    return value == "yes"
+
+
 def parse_number(least: float, most: float, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         refuse("XF1004", f"must be a number from {least:g} to {most:g}, not {shown(value)}")
