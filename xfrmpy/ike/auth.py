@@ -72,6 +72,11 @@ class IkeAuth:
             self._sa.terminate(failed.failure, now, refusal)
             return
         self._sa.authenticated(self._tunnel, local=self._identity.identity, remote=remote, now=now)
+        if error is not None and error.type == NotifyType.SINGLE_PAIR_REQUIRED:
+            give_up_child(self._sa, self._child)
+            self._sa.asks_pairs = True
+            self._sa.create_at = now
+            return
         if error is not None:
             self._sa.terminate(failure_of(error, self._evidence(error)), now)
             return

@@ -19,6 +19,7 @@ from xfrmpy.failures import Failure
 from xfrmpy.ike.channel import NON_ESP_MARKER, with_marker
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.core import Core, Deferred, Tunnel
+from xfrmpy.ike.create_child_sa import CreateChildSa
 from xfrmpy.ike.errors import (
     CriticalPayload,
     Drop,
@@ -137,6 +138,22 @@ class IkeEndpoint:
             elif child.state is ChildSaState.INSTALLED:
                 child.rekey_at = now
                 self._run(sa, sa.attend, now)
+
+    def handle_acquire(
+        self,
+        tunnel: str,
+        child: str,
+        source: TrafficSelector,
+        destination: TrafficSelector,
+        now: float,
+    ) -> None:
+        """A packet has met a policy of ours that has no SA: get one that carries the packet."""
+        for sa in self._established(tunnel):
+            assert sa.tunnel is not None
+            policy = next((c for c in sa.tunnel.children if c.name == child), None)
+            if policy is not None and all(c.policy.name != child for c in sa.children):
+                packet = ((source,), (destination,))
+                sa.start(CreateChildSa(sa, policy, packet=packet), now)
 
     def handle_usage(self, sa_id: SaId, usage: Usage, now: float) -> None:
         """The answer to `AskUsage`."""

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from xfrmpy.crypto.key_schedule import IkeKeys, derive_ike_keys, derive_rekeyed_ike_keys
 from xfrmpy.failures import Failure
 from xfrmpy.ike.channel import Channel
-from xfrmpy.ike.child_sa import ChildSa
+from xfrmpy.ike.child_sa import ChildSa, Scope
 from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.duties import next_duty
@@ -96,6 +96,8 @@ class IkeSa:
         self.retired: list[tuple[float, ChildSa]] = []
         self.replaces: IkeSa | None = None
         self.heir: IkeSa | None = None
+        self.refused_scopes: set[Scope] = set()
+        self.asks_pairs = False
         self.is_rekeying = False
         self.is_asking_usage = False
         self.established_at = 0.0
