@@ -112,6 +112,11 @@ class UserspaceDatapath:
         self._ask("update_sa", to_plain(entry))
         self._set_inner_mtu(entry.reqid, mtu)
 
+    def move_sa(self, sa: SaId, entry: SadEntry) -> None:
+        mtu = self._mtu_of(entry)
+        self._ask("move_sa", [to_plain(sa), to_plain(entry)])
+        self._set_inner_mtu(entry.reqid, mtu)
+
     def remove_sa(self, sa: SaId) -> None:
         self._ask("remove_sa", to_plain(sa))
 
