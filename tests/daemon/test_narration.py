@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -58,6 +59,10 @@ NEWS: list[tuple[outputs.Output, str]] = [
         "IKE SA with sun at [2001:db8::2]:500, aes",
     ),
     (
+        outputs.PeerMoved(tunnel="a", old=PATH.remote, new=replace(PATH.remote, port=4500)),
+        "the peer is now at [2001:db8::2]:4500, it was at [2001:db8::2]:500",
+    ),
+    (
         outputs.ChildSaEstablished(
             tunnel="a", child="net", spi_in=0x100, spi_out=0xFFFFFFFF, suite="aes"
         ),
@@ -110,6 +115,7 @@ NEWS: list[tuple[outputs.Output, str]] = [
 NO_NEWS = {
     outputs.SendDatagram,
     outputs.AddSa,
+    outputs.MoveSa,
     outputs.RemoveSa,
     outputs.AddPolicy,
     outputs.RemovePolicy,

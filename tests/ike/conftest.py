@@ -22,6 +22,7 @@ from xfrmpy.ike.outputs import (
     AskUsage,
     DatagramDropped,
     DefectFound,
+    MoveSa,
     Output,
     RemovePolicy,
     RemoveSa,
@@ -143,6 +144,8 @@ class Host:
                     sent.append(output)
                 case AddSa() | AddPolicy():
                     self._add(output)
+                case MoveSa():
+                    self._move(output)
                 case RemoveSa():
                     self.datapath.remove_sa(output.sa)
                 case RemovePolicy():
@@ -162,6 +165,13 @@ class Host:
                 self.datapath.add_policy(output.entry)
         except DatapathError as error:
             self.endpoint.handle_failure(output, str(error))
+
+    def _move(self, output: MoveSa) -> None:
+        try:
+            self.datapath.move_sa(output.sa, output.entry)
+        except DatapathError as error:
+            self.datapath.remove_sa(output.sa)
+            self.endpoint.handle_move_failure(output, str(error), self.clock())
 
     def reports(self, kind: type[Report]) -> list[Report]:
         return [o for o in self.outputs if isinstance(o, kind)]
@@ -194,7 +204,10 @@ Impairment = Callable[[SendDatagram, Host], list[bytes]]
 
 
 class Pair:
-    """Moon (the initiator by habit) and sun. `impair` may drop, repeat or change what is sent."""
+    """Moon (the initiator by habit) and sun. `impair` may drop, repeat or change what is sent.
+
+    `translate` is what a NAT makes of a source address, `reach` of a destination: None is nowhere.
+    """
 
     def __init__(self, moon: TunnelPolicy, sun: TunnelPolicy | None = None) -> None:
         self.now = 0.0
@@ -205,6 +218,7 @@ class Pair:
             host.clock = lambda: self.now
         self.impair: Impairment = lambda output, _sender: [output.data]
         self.translate: Callable[[SocketAddress], SocketAddress] = lambda address: address
+        self.reach: Callable[[SocketAddress], SocketAddress | None] = lambda address: address
         self.sent: list[tuple[str, SendDatagram]] = []
 
     def up(self) -> None:
@@ -232,9 +246,11 @@ class Pair:
         datagrams = sender.take_outputs()
         for output in datagrams:
             self.sent.append((sender.name, output))
-            for data in self.impair(output, sender):
+            local = self.reach(output.path.remote)
+            for data in self.impair(output, sender) if local else []:
+                assert local is not None
                 path = Path(
-                    local=output.path.remote,
+                    local=local,
                     remote=self.translate(output.path.local),
                     natt=output.path.natt,
                 )

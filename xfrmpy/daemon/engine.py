@@ -16,7 +16,7 @@ from pathlib import Path as FilePath
 
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.sockets import IkeSockets
-from xfrmpy.datapath.interface import Datapath, DatapathError, Expired
+from xfrmpy.datapath.interface import Datapath, DatapathError, Expired, MappingChanged
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation, exempt_from_policies
 from xfrmpy.failures import OperatorError
@@ -28,6 +28,7 @@ from xfrmpy.ike.outputs import (
     DatagramDropped,
     DatapathOutput,
     DefectFound,
+    MoveSa,
     Output,
     RemovePolicy,
     RemoveSa,
@@ -134,6 +135,8 @@ class Engine:
             log.debug("%s datapath: %s", datapath.name, event)
             if isinstance(event, Expired):
                 self._endpoint.handle_expire(event.sa, self._loop.time(), hard=event.hard)
+            elif isinstance(event, MappingChanged):
+                self._endpoint.handle_mapping(event.sa, event.new, self._loop.time())
         self._settle()
 
     # Outputs of the core.
@@ -147,7 +150,7 @@ class Engine:
         match output:
             case SendDatagram():
                 self._send(output)
-            case AddSa() | RemoveSa() | AddPolicy() | RemovePolicy():
+            case AddSa() | MoveSa() | RemoveSa() | AddPolicy() | RemovePolicy():
                 self._put_in_force(output)
             case AskUsage():
                 self._tell_usage(output)
@@ -173,6 +176,8 @@ class Engine:
             match output:
                 case AddSa():
                     datapath.add_sa(output.entry)
+                case MoveSa():
+                    datapath.move_sa(output.sa, output.entry)
                 case RemoveSa():
                     datapath.remove_sa(output.sa)
                 case AddPolicy():
@@ -183,6 +188,9 @@ class Engine:
             log.error("%s: the %s datapath: %s", output.tunnel, datapath.name, error)
             if isinstance(output, AddSa | AddPolicy):
                 self._endpoint.handle_failure(output, f"{datapath.name}: {error}")
+            elif isinstance(output, MoveSa):
+                reason = f"{datapath.name}: {error}"
+                self._endpoint.handle_move_failure(output, reason, self._loop.time())
 
     def _tell_usage(self, output: AskUsage) -> None:
         datapath = self._datapaths.of(self._tunnels[output.tunnel])

@@ -13,6 +13,7 @@ from xfrmpy.ike.outputs import (
     IkeSaRekeyed,
     NatDetected,
     Output,
+    PeerMoved,
     RequestRefused,
     RequestRetransmitted,
     SaNotCreated,
@@ -30,8 +31,8 @@ def narrate(report: Output) -> str:
             return f"no answer yet: {report.exchange.name} to {report.path.remote} {again}"
         case ExchangeRepeated():
             return f"{report.exchange.name} once more: {report.reason}"
-        case NatDetected():
-            return f"ESP goes in UDP: {_why_encapsulated(report)}"
+        case NatDetected() | PeerMoved():
+            return _narrate_nat(report)
         case IkeSaEstablished():
             return f"IKE SA with {report.remote_id} at {report.path.remote}, {report.suite}"
         case ChildSaEstablished():
@@ -68,6 +69,12 @@ def summarize(failure: Failure) -> str:
     """A failure on one line, with its evidence."""
     evidence = "; ".join(f"{label}: {value}" for label, value in failure.evidence)
     return f"{failure.code} {failure.summary}" + (f" ({evidence})" if evidence else "")
+
+
+def _narrate_nat(report: NatDetected | PeerMoved) -> str:
+    if isinstance(report, PeerMoved):
+        return f"the peer is now at {report.new}, it was at {report.old}"
+    return f"ESP goes in UDP: {_why_encapsulated(report)}"
 
 
 def _why_encapsulated(report: NatDetected) -> str:

@@ -21,6 +21,7 @@ from xfrmpy.ike.outputs import (
     ChildSaClosed,
     ChildSaEstablished,
     ChildSaRekeyed,
+    MoveSa,
     RemoveSa,
 )
 from xfrmpy.ike.states import CHILD_SA_TRANSITIONS, ChildSaState, IllegalTransition
@@ -272,6 +273,19 @@ class ChildSa:
         self._release_policies()
         self.stop_sending()
 
+    def move(self, path: Path) -> None:
+        """Go on between the addresses and ports of `path`, with the same keys and numbers."""
+        if not self.entries or self.failure:
+            return
+        for old in self.in_force:
+            self._core.emit(MoveSa(**self._names(), sa=old.id, entry=_moved(old, path)))
+        self.in_force = [_moved(entry, path) for entry in self.in_force]
+        self.entries = tuple(_moved(entry, path) for entry in self.entries)
+        for spd_entry in self._policies(path):
+            change = self._core.policies.renew(AddPolicy(**self._names(), entry=spd_entry))
+            if change is not None:
+                self._core.emit(change)
+
     def close(self) -> None:
         """Take everything out of force."""
         was_in_use = self.is_in_use
@@ -398,6 +412,18 @@ class _Names(TypedDict):
     owner: int
     tunnel: str
     child: str
+
+
+def _moved(entry: SadEntry, path: Path) -> SadEntry:
+    ends = (path.local, path.remote)
+    source, destination = ends if entry.direction is Direction.OUT else ends[::-1]
+    udp = UdpEncapsulation(source.port, destination.port)
+    return replace(
+        entry,
+        source=source.address,
+        destination=destination.address,
+        encapsulation=None if entry.encapsulation is None else udp,
+    )
 
 
 def choose_child_policy(tunnel: TunnelPolicy, tsi: TsiPayload, tsr: TsrPayload) -> ChildPolicy:

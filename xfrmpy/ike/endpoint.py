@@ -14,6 +14,7 @@ import math
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from xfrmpy.failures import Failure
 from xfrmpy.ike.channel import NON_ESP_MARKER, with_marker
@@ -35,6 +36,7 @@ from xfrmpy.ike.outputs import (
     AddSa,
     DatagramDropped,
     DefectFound,
+    MoveSa,
     Output,
     RequestRefused,
     SendDatagram,
@@ -162,6 +164,20 @@ class IkeEndpoint:
         for _, child in self._holders(sa_id):
             direction = next(e.direction for e in child.entries if e.id == sa_id)
             child.handle_usage(direction, usage.seconds_idle, now)
+
+    def handle_mapping(self, sa_id: SaId, new: SocketAddress, now: float) -> None:
+        """Authentic packets of an inbound SA, the newest of it, come from elsewhere."""
+        for sa, _ in self._holders(sa_id):
+            self._run(sa, partial(self._follow, sa, new), now)
+
+    def handle_move_failure(self, output: MoveSa, reason: str, now: float) -> None:
+        """The datapath could not move an SA, and has it no more."""
+        for sa, _ in self._holders(output.entry.id):
+            sa.terminate(Failure(code="XF3002", summary=reason), now)
+
+    @staticmethod
+    def _follow(sa: IkeSa, new: SocketAddress, _now: float) -> None:
+        sa.follow_peer(replace(sa.path, remote=new))
 
     # Commands.
 

@@ -8,6 +8,7 @@ its exchange.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypeAlias
 
 from xfrmpy.crypto.key_schedule import IkeKeys, derive_ike_keys, derive_rekeyed_ike_keys
@@ -25,6 +26,7 @@ from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ike.outputs import (
     IkeSaEstablished,
     NatDetected,
+    PeerMoved,
     RequestRefused,
     TunnelClosed,
 )
@@ -143,7 +145,7 @@ class IkeSa:
         inner = self.channel.open(message, data)
         self.core.handling = self
         if message.is_response:
-            self._receive_response(message, inner, now)
+            self._receive_response(message, inner, path, now)
         else:
             self._receive_request(message, inner, path, now)
 
@@ -166,11 +168,12 @@ class IkeSa:
             if not channel.is_protected:
                 channel.their_spi = bytes(8)
 
-    def _receive_response(self, message: Message, inner: Inner, now: float) -> None:
+    def _receive_response(self, message: Message, inner: Inner, path: Path, now: float) -> None:
         request = self.channel.window.outstanding_for(message.message_id)
         if request.exchange.type is not message.exchange:
             raise Drop(DropReason.WRONG_EXCHANGE)
         self.heard_at = now
+        self.follow_peer(path)
         self.channel.window.complete()
         try:
             payloads = decode_payloads_untrusted(*inner)
@@ -196,6 +199,7 @@ class IkeSa:
         if self.state not in row.states:
             raise Drop(DropReason.WRONG_STATE)
         self.heard_at = now
+        self.follow_peer(path)
         if self.state is IkeSaState.AUTHENTICATING:
             # The initiator moves to port 4500 here (RFC 7296 section 2.23).
             self.channel.path = path
@@ -279,6 +283,24 @@ class IkeSa:
                     tunnel=self.tunnel_name, ours=nat.ours, theirs=nat.theirs, forced=nat.forced
                 )
             )
+
+    def follow_peer(self, path: Path) -> None:
+        """An authentic and fresh message, or packet of a Child SA, came on `path`.
+
+        RFC 7296 section 2.23; a replayed one must not get here, "otherwise, an attacker can revert
+        the addresses".
+        """
+        old, new = self.path.remote, path.remote
+        if self.state not in (IkeSaState.ESTABLISHED, IkeSaState.DELETING):
+            return
+        if new == old or not (self.nat.peer_may_move and path.natt and self.path.natt):
+            return
+        if new.address.version != old.address.version:
+            return
+        self.channel.path = replace(self.path, remote=new)
+        for child in self.children:
+            child.move(self.path)
+        self.core.emit(PeerMoved(tunnel=self.tunnel_name, old=old, new=new))
 
     def authenticated(
         self, tunnel: TunnelPolicy, *, local: Identity, remote: Identity, now: float

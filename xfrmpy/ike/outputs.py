@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from xfrmpy.failures import Failure
 from xfrmpy.ike.errors import DropReason
-from xfrmpy.ipsec.addresses import Path
+from xfrmpy.ipsec.addresses import Path, SocketAddress
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.spd import SpdEntry
 from xfrmpy.registry import ExchangeType
@@ -31,6 +31,17 @@ class AddSa:
     owner: int
     tunnel: str
     child: str
+    entry: SadEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveSa:
+    """The SA that was `sa` goes on as `entry`: other addresses and ports, the same all else."""
+
+    owner: int
+    tunnel: str
+    child: str
+    sa: SaId
     entry: SadEntry
 
 
@@ -95,6 +106,15 @@ class NatDetected:
     ours: bool
     theirs: bool
     forced: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerMoved:
+    """The NAT before the peer gave it another address or port; IKE and ESP go there now."""
+
+    tunnel: str
+    old: SocketAddress
+    new: SocketAddress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +237,7 @@ class DefectFound:
 Output: TypeAlias = (
     SendDatagram
     | AddSa
+    | MoveSa
     | RemoveSa
     | AddPolicy
     | RemovePolicy
@@ -224,6 +245,7 @@ Output: TypeAlias = (
     | RequestRetransmitted
     | ExchangeRepeated
     | NatDetected
+    | PeerMoved
     | IkeSaEstablished
     | ChildSaEstablished
     | ChildSaRekeyed
@@ -236,4 +258,4 @@ Output: TypeAlias = (
     | DatagramDropped
     | DefectFound
 )
-DatapathOutput: TypeAlias = AddSa | RemoveSa | AddPolicy | RemovePolicy
+DatapathOutput: TypeAlias = AddSa | MoveSa | RemoveSa | AddPolicy | RemovePolicy
