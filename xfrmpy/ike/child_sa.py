@@ -89,6 +89,7 @@ class ChildSa:
         self.is_told = False
         self.is_asking_usage = False
         self.last_received_at = 0.0
+        self.last_sent_at = 0.0
         self.last_used_at = 0.0
         self._proposals = proposals
         self._absent: tuple[SpdEntry, ...] = ()
@@ -255,6 +256,8 @@ class ChildSa:
         self.last_used_at = max(self.last_used_at, moment)
         if direction is Direction.IN:
             self.last_received_at = max(self.last_received_at, moment)
+        else:
+            self.last_sent_at = max(self.last_sent_at, moment)
 
     def refused(self, output: AddSa | AddPolicy, reason: str) -> None:
         """The datapath refused a part of it: ask for no more, and remember why.

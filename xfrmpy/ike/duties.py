@@ -14,6 +14,7 @@ from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.collisions import UNSETTLED
 from xfrmpy.ike.create_child_sa import CreateChildSa
 from xfrmpy.ike.informational import DeleteChildSas
+from xfrmpy.ike.keepalive import check_keepalive, keepalive_at
 from xfrmpy.ike.liveness import check_idleness, check_liveness, idle_at, liveness_at
 from xfrmpy.ike.missing import next_missing
 from xfrmpy.ike.rekey_ike_sa import RekeyIkeSa
@@ -71,6 +72,9 @@ def _of_ike_sa(sa: IkeSa) -> Iterator[Duty]:
     moment = liveness_at(sa)
     if moment is not None:
         yield Duty(at=moment, do=lambda now: check_liveness(sa, now), asks=True)
+    moment = keepalive_at(sa)
+    if moment is not None:
+        yield Duty(at=moment, do=lambda now: check_keepalive(sa, now))
 
 
 def _of_child(sa: IkeSa, child: ChildSa) -> Iterator[Duty]:

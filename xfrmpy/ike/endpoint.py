@@ -30,6 +30,7 @@ from xfrmpy.ike.errors import (
 )
 from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.init import IkeSaInit, answer_ike_sa_init
+from xfrmpy.ike.keepalive import KEEPALIVE
 from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ike.outputs import (
     AddPolicy,
@@ -243,6 +244,8 @@ class IkeEndpoint:
     # The way of a datagram.
 
     def _receive(self, data: bytes, path: Path, now: float) -> None:
+        if path.natt and data == KEEPALIVE:
+            return  # RFC 3948 section 2.3: "The receiver SHOULD ignore" it.
         data = _without_marker(data, path)
         header = decode_header_untrusted(data)
         if header.major != 2:

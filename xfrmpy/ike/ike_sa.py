@@ -102,8 +102,10 @@ class IkeSa:
         self.asks_pairs = False
         self.is_rekeying = False
         self.is_asking_usage = False
+        self.is_asking_sent = False
         self.established_at = 0.0
         self.heard_at = 0.0
+        self.sent_at = 0.0
         self.rekey_at: float | None = None
         self.reauth_at: float | None = None
         self.wait_until: float | None = None
@@ -198,7 +200,7 @@ class IkeSa:
             raise Drop(DropReason.WRONG_EXCHANGE)
         if self.state not in row.states:
             raise Drop(DropReason.WRONG_STATE)
-        self.heard_at = now
+        self.heard_at = self.sent_at = now
         self.follow_peer(path)
         if self.state is IkeSaState.AUTHENTICATING:
             # The initiator moves to port 4500 here (RFC 7296 section 2.23).
@@ -229,6 +231,7 @@ class IkeSa:
             self.channel.window.waiting.append(exchange)
             return
         self.core.touched.add(self)
+        self.sent_at = now
         self.channel.ask(exchange, now)
 
     def respond(self, payloads: Payloads) -> None:
@@ -381,7 +384,7 @@ class IkeSa:
     def _begin_life(self, now: float) -> None:
         assert self.tunnel is not None
         self._was_established = True
-        self.established_at = self.heard_at = now
+        self.established_at = self.heard_at = self.sent_at = now
         lifetime = self.tunnel.lifetime_seconds
         ends = [self._must_reauth_by, None if lifetime is None else now + lifetime]
         self._expires_at = min((end for end in ends if end is not None), default=None)
@@ -473,10 +476,10 @@ class IkeSa:
             self._expire(now)
             return
         try:
-            self.channel.retransmit(now)
+            if self.channel.retransmit(now):
+                self.sent_at = now
         except PeerSilent:
             self._give_up(now)
-            return
 
     def attend(self, now: float) -> None:
         """Do every duty that is due and can be done."""

@@ -101,6 +101,7 @@ def resolve_tunnel(
             datapath=tunnel.datapath,
             encapsulation=tunnel.encapsulation,
             dpd_seconds=tunnel.dpd,
+            nat_keepalive_seconds=tunnel.nat_keepalive,
             retransmission=_retransmission(tunnel.retransmission or Retransmit()),
         ),
     )

@@ -294,8 +294,19 @@ class Tunnel(Keys):
     encapsulation: Annotated[Encapsulation, _choice(Encapsulation)] | None = _key(
         "ESP in UDP: `auto`, behind a NAT only; or `force`. Default: `auto`.", "force"
     )
-    dpd: Annotated[float, PlainValidator(values.parse_dpd), _Time] | None = _key(
+    dpd: (
+        Annotated[float, PlainValidator(partial(values.parse_duration_or_off, 1, 86400)), _Time]
+        | None
+    ) = _key(
         "Silence after which the peer is asked whether it lives, or `off`. Default: 30s.", "10s"
+    )
+    nat_keepalive: (
+        Annotated[float, PlainValidator(partial(values.parse_duration_or_off, 1, 3600)), _Time]
+        | None
+    ) = _key(
+        "Silence of ours after which a NAT before us is reminded of its mapping, or `off`. "
+        "Default: 20s.",
+        "15s",
     )
     retransmission: Retransmit | None = _key(
         "When an unanswered request is sent again.", {"tries": 8}

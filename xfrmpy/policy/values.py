@@ -109,6 +109,11 @@ def parse_duration(least: float, most: float, value: object) -> float:
     return float(seconds)
 
 
+def parse_duration_or_off(shortest: float, longest: float, value: object) -> float:
+    """Zero for `off`."""
+    return 0.0 if value == "off" else parse_duration(shortest, longest, value)
+
+
 _OCTETS = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(kB|MB|GB|TB)", re.ASCII)
 _OCTET_UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 LEAST_OCTETS = 10**6
@@ -130,11 +135,7 @@ MAX_LIFETIME = 30 * 86400
 
 def parse_lifetime(value: object) -> float:
     """Seconds; 0 is `off`."""
-    return 0.0 if value == "off" else parse_duration(10, MAX_LIFETIME, value)
-
-
-def parse_dpd(value: object) -> float:
-    return 0.0 if value == "off" else parse_duration(1, 86400, value)
+    return parse_duration_or_off(10, MAX_LIFETIME, value)
 
 
 _HOST_NAME = re.compile(
