@@ -256,6 +256,21 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("the policy's `inactivity`",),
         fixes=("`xfrmpy up TUNNEL` brings it back", "take `inactivity` out of the policy"),
     ),
+    "XF2020": FailureKind(
+        title="the two ends want different modes",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("one end has `mode: transport`, the other a tunnel", "the peer is another host's"),
+        fixes=("give both ends the same `mode`",),
+    ),
+    "XF2021": FailureKind(
+        title="transport mode cannot carry what the policy names",
+        exit_code=ExitCode.FAILED,
+        causes=("`local` or `remote` leaves out the address of that end of the IKE SA",),
+        fixes=(
+            "leave `local` and `remote` out, or write `0.0.0.0/0[tcp/5432]` for one service",
+            "`mode: tunnel` carries the traffic of other hosts",
+        ),
+    ),
     "XF3001": FailureKind(
         title="this host cannot move the packets as the policy asks",
         exit_code=ExitCode.HOST_CANNOT,

@@ -180,12 +180,12 @@ def _write_policy(directory: Path, name: str, tunnel: Tunnel, keys: Mapping[str,
 
 
 def _policy(tunnel: Tunnel) -> dict[str, Any]:
+    subnets = {"local": list(tunnel.ours.subnets), "remote": list(tunnel.theirs.subnets)}
     return {
         "peer": tunnel.theirs.public,
         "id": tunnel.ours.id,
         "peer_id": tunnel.theirs.id,
-        "local": list(tunnel.ours.subnets),
-        "remote": list(tunnel.theirs.subnets),
+        **({"mode": "transport"} if tunnel.is_transport else subnets),
         "local_address": tunnel.ours.address,
         "ike": {"proposals": tunnel.ike.split(",")},
         "esp": {"proposals": tunnel.esp.split(",")},

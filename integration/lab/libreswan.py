@@ -35,16 +35,17 @@ _CONNECTION = """\
 conn net{number}
     left={local_address}
     leftid=@{local_id}
-    leftsubnet={local}
+    {local}
     right={remote_address}
     rightid=@{remote_id}
-    rightsubnet={remote}
+    {remote}
     ike={ike}
     esp={esp}
     esn={esn}
     authby=secret
     ikev2=insist
     auto=add
+    {mode}
 
 """
 
@@ -106,8 +107,9 @@ def _connection(number: int, tunnel: Tunnel) -> str:
         remote_address=tunnel.theirs.public,
         local_id=tunnel.ours.id,
         remote_id=tunnel.theirs.id,
-        local=local,
-        remote=remote,
+        local="" if tunnel.is_transport else f"leftsubnet={local}",
+        remote="" if tunnel.is_transport else f"rightsubnet={remote}",
+        mode="type=transport" if tunnel.is_transport else "type=tunnel",
         ike=_translated(tunnel.ike),
         esp=_translated(esp),
         esn=_ESN[esn],

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
+from typing import Any
 
 from integration.lab.process import PATIENCE, Background, eventually, run
 from integration.lab.tunnel import End, Tunnel
@@ -144,7 +145,7 @@ class Network:
             self.close()
             raise
 
-    def tunnel(self, number: int = 0, outside: int = 4, inside: int = 4, **terms: str) -> Tunnel:
+    def tunnel(self, number: int = 0, outside: int = 4, inside: int = 4, **terms: Any) -> Tunnel:
         """What moon's end of a tunnel between the two sites looks like, by IP versions."""
         moon = End(
             address=self.moon.outside[outside],

@@ -292,3 +292,21 @@ def test_a_datapath_that_cannot_move_an_sa_ends_the_tunnel_with_its_reason(
     assert closed.failure.code == "XF3002"
     assert "no memory" in closed.failure.summary
     assert pair.sun.datapath.dump().spd == ()
+
+
+@pytest.mark.parametrize("address", ["", "198.51.100.2"], ids=["port", "address"])
+def test_a_tunnel_that_moved_is_rekeyed_where_it_is(pair: Any, nat: Nat, address: str) -> None:
+    nat.forget(address)
+    pair.run(31)
+    pair.sun.endpoint.rekey_child_sas("tunnel-a", pair.now)
+    pair.run(30)
+    pair.sun.endpoint.rekey_ike_sas("tunnel-a", pair.now)
+    pair.run(10)
+    inbound, outbound = sorted(pair.sun.datapath.dump().sad, key=lambda e: e.direction)
+    assert inbound.encapsulation == UdpEncapsulation(nat.mapped.port, IKE_NATT_PORT)
+    assert outbound.destination == nat.mapped.address
+    pair.assert_up()
+    nat.forget("198.51.100.3", 40_404)
+    pair.run(61)
+    assert pair.sun.views[0].path.remote == nat.mapped
+    pair.assert_up()

@@ -43,7 +43,6 @@ APPENDED: dict[str, tuple[str, ...]] = {
     ),
     "start: on-demand\n": ("8: XF1011: 'start' cannot be on-demand yet",),
     "start: yes\n": ("8: XF1004: 'start' must be one of auto, listen, manual, not 'yes'",),
-    "mode: transport\n": ("7: XF1011: 'mode' cannot be transport yet",),
     "mode: tunel\n": (
         "7: XF1004: 'mode' must be one of tunnel, transport, not 'tunel' (did you mean tunnel?)",
     ),

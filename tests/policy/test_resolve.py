@@ -165,6 +165,23 @@ def test_one_child_by_its_name_says_the_same_as_local_and_remote(load: Load) -> 
     )
 
 
+def test_transport_mode_needs_no_selectors_and_overlaps_with_nothing(load: Load) -> None:
+    text = "peer: 192.0.2.{}\npsk: secret:key\nmode: transport\n"
+    loaded = load(**{f"{n}.yaml": text.format(n) for n in (1, 2)})
+    assert loaded.errors == ()
+    for tunnel in loaded.tunnels:
+        (child,) = tunnel.children
+        assert child.mode is Mode.TRANSPORT
+        assert [str(s) for s in child.local] == ["0.0.0.0/0", "::/0"]
+        assert child.remote == child.local
+
+
+def test_transport_mode_may_be_limited(load: Load) -> None:
+    text = "peer: a\npsk: secret:key\nmode: transport\nremote: 0.0.0.0/0[tcp/5432]\n"
+    (child,) = only(load(**{"t.yaml": text})).children
+    assert [str(s) for s in child.remote] == ["0.0.0.0/0[tcp/5432]"]
+
+
 def test_defaults_give_way_to_what_a_tunnel_says_as_a_whole(load: Load) -> None:
     text = """
 defaults:

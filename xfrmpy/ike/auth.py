@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, ClassVar
 from xfrmpy.crypto.authentication import AuthenticationMismatch, shared_key_auth, verify_auth
 from xfrmpy.crypto.key_schedule import derive_child_keys
 from xfrmpy.failures import Failure
-from xfrmpy.ike.child_sa import ChildSa, choose_child_policy, proposals_of_first_child
+from xfrmpy.ike.child_sa import ChildSa, proposals_of_first_child
 from xfrmpy.ike.create_child_sa import give_up_child
 from xfrmpy.ike.errors import AuthenticationFailed, PeerIncompatible
 from xfrmpy.ike.exchange import first_error, notifications, only, optional
+from xfrmpy.ike.modes import (
+    check_mode_answered,
+    check_mode_asked,
+    choose_child,
+    ends_of,
+    policy_between,
+    traffic_of,
+)
 from xfrmpy.ike.outputs import RequestRefused
 from xfrmpy.ike.refusals import failure_of
 from xfrmpy.ike.states import IkeSaState
@@ -30,8 +38,6 @@ from xfrmpy.wire.payloads import (
     NotifyPayload,
     OpenPayload,
     SaPayload,
-    TsiPayload,
-    TsrPayload,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +52,7 @@ class IkeAuth:
     def __init__(self, sa: IkeSa, tunnel: TunnelPolicy) -> None:
         self._sa = sa
         self._tunnel = tunnel
-        first = tunnel.children[0]
+        first = policy_between(tunnel.children[0], sa.path)
         self._child = ChildSa(sa.core, tunnel, first, proposals_of_first_child(first))
         self._identity = IdiPayload(identity=_our_identity(sa, tunnel))
         sa.children.append(self._child)
@@ -80,9 +86,12 @@ class IkeAuth:
         if error is not None:
             self._sa.terminate(failure_of(error, self._evidence(error)), now)
             return
-        self._child.accept(
-            only(payloads, SaPayload), only(payloads, TsiPayload), only(payloads, TsrPayload)
-        )
+        traffic = traffic_of(payloads, ends_of(self._sa), is_initiator=True)
+        unacceptable = check_mode_answered(self._child.policy, traffic)
+        if unacceptable is not None:
+            self._sa.terminate(unacceptable, now)
+            return
+        self._child.accept(only(payloads, SaPayload), traffic)
         install_first_child(self._sa, self._child)
         self._sa.core.defer(self._sa, self._finish, now)
 
@@ -126,17 +135,18 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
         sa.respond((NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED),))
         sa.close(failed.failure, now)
         return
-    offer = (only(payloads, SaPayload), only(payloads, TsiPayload), only(payloads, TsrPayload))
+    offer = only(payloads, SaPayload)
+    policy, traffic = choose_child(tunnel.children, payloads, ends_of(sa))
     auth = _our_auth(sa, tunnel, idr)
     remote = only(payloads, IdiPayload).identity
     sa.authenticated(tunnel, local=idr.identity, remote=remote, now=now)
     if notifications(payloads, NotifyType.INITIAL_CONTACT):
         _close_others(sa, tunnel, now)
-    policy = choose_child_policy(tunnel, *offer[1:])
     child = ChildSa(sa.core, tunnel, policy, proposals_of_first_child(policy))
     sa.children.append(child)
     try:
-        child.choose(_without_key_exchange(offer[0]), *offer[1:])
+        check_mode_asked(policy, traffic)
+        child.choose(_without_key_exchange(offer), traffic)
     except PeerIncompatible as incompatible:
         give_up_child(sa, child)
         sa.respond((idr, auth, incompatible.notify))

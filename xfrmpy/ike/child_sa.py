@@ -15,6 +15,7 @@ from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import FIRST_CHILD_SPI, Core
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.lifetimes import datapath_lifetime, replacement_seconds
+from xfrmpy.ike.modes import Traffic, mode_payloads
 from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
@@ -28,7 +29,7 @@ from xfrmpy.ike.states import CHILD_SA_TRANSITIONS, ChildSaState, IllegalTransit
 from xfrmpy.ipsec.addresses import IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.algorithms import group
 from xfrmpy.ipsec.proposals import Proposal, answers, esp_suite
-from xfrmpy.ipsec.sad import Direction, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
 from xfrmpy.ipsec.spd import SpdEntry, Template, protect_entries
 from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
@@ -76,6 +77,7 @@ class ChildSa:
         self.proposal: Proposal | None = None
         self.local, self.remote = scope or scope_of(policy if replaces is None else replaces)
         self.reqid: int = policy.reqid if replaces is None else replaces.reqid
+        self.peer_address: IpAddress | None = None
         self._packet = packet or ((), ())
         self.nonces: Nonces = (b"", b"")
         self.replaces = replaces
@@ -99,31 +101,32 @@ class ChildSa:
     # Negotiation.
 
     def offer(self) -> tuple[OpenPayload, ...]:
-        """SA, TSi and TSr of an initiator."""
+        """SA, TSi and TSr of an initiator, and the mode."""
         return (
             SaPayload(proposals=self._offered()),
             TsiPayload(selectors=(*self._packet[0], *self.local)),
             TsrPayload(selectors=(*self._packet[1], *self.remote)),
+            *mode_payloads(self.policy.mode),
         )
 
-    def accept(self, sa: SaPayload, tsi: TsiPayload, tsr: TsrPayload) -> None:
+    def accept(self, sa: SaPayload, traffic: Traffic) -> None:
         """Take a responder's choice. Raises `PeerMisbehaved` if it is not within our offer."""
         if len(sa.proposals) != 1 or not answers(sa.proposals[0], self._offered()):
             raise PeerMisbehaved("the peer chose an ESP proposal that we did not offer")
-        if not (tsi.selectors and covered_by(tsi.selectors, self.local)):
+        if not (traffic.local and covered_by(traffic.local, self.local)):
             raise PeerMisbehaved("the peer's TSi is not within ours")
-        if not (tsr.selectors and covered_by(tsr.selectors, self.remote)):
+        if not (traffic.remote and covered_by(traffic.remote, self.remote)):
             raise PeerMisbehaved("the peer's TSr is not within ours")
-        if not _is_affordable(tsi.selectors, tsr.selectors):
+        if not _is_affordable(traffic.local, traffic.remote):
             raise PeerMisbehaved("the peer's traffic selectors make too many policies")
         self.proposal = _checked_spi(sa.proposals[0])
-        self.local, self.remote = tsi.selectors, tsr.selectors
+        self.local, self.remote = traffic.local, traffic.remote
+        self.peer_address = traffic.peer_address
 
     def choose(
         self,
         offered: tuple[Proposal, ...],
-        tsi: TsiPayload,
-        tsr: TsrPayload,
+        traffic: Traffic,
         method: KeyExchangeMethod | None = None,
     ) -> None:
         """Choose from an initiator's offer; `method` is that of its KE payload, if there is one.
@@ -139,8 +142,8 @@ class ChildSa:
                 NotifyType.NO_PROPOSAL_CHOSEN,
                 evidence=(("we accept", ours), ("they offered", _listed(offered))),
             )
-        remote = narrow_selectors(tsi.selectors, self.policy.remote)
-        local = narrow_selectors(tsr.selectors, self.policy.local)
+        remote = narrow_selectors(traffic.remote, self.policy.remote)
+        local = narrow_selectors(traffic.local, self.policy.local)
         if not remote or not local:
             raise PeerIncompatible.of(
                 "XF2004",
@@ -148,9 +151,9 @@ class ChildSa:
                 NotifyType.TS_UNACCEPTABLE,
                 evidence=(
                     ("our local", _listed(self.policy.local)),
-                    ("their TSr", _listed(tsr.selectors)),
+                    ("their TSr", _listed(traffic.local)),
                     ("our remote", _listed(self.policy.remote)),
-                    ("their TSi", _listed(tsi.selectors)),
+                    ("their TSi", _listed(traffic.remote)),
                 ),
             )
         if not _is_affordable(local, remote):
@@ -159,21 +162,23 @@ class ChildSa:
                 "the peer's traffic selectors make too many policies",
                 NotifyType.TS_UNACCEPTABLE,
                 evidence=(
-                    ("their selectors", f"{len(tsr.selectors)} by {len(tsi.selectors)}"),
+                    ("their selectors", f"{len(traffic.local)} by {len(traffic.remote)}"),
                     ("we accept", f"{MAX_SPD_ENTRIES} policies"),
                 ),
             )
         self.proposal = _checked_spi(chosen)
         self.local, self.remote = local, remote
+        self.peer_address = traffic.peer_address
 
     def answer(self) -> tuple[OpenPayload, ...]:
-        """SA, TSi and TSr of a responder that has chosen."""
+        """SA, TSi and TSr of a responder that has chosen, and the mode."""
         assert self.proposal is not None
         ours = replace(self.proposal, spi=self.spi_in.to_bytes(SPI_SIZE, "big"))
         return (
             SaPayload(proposals=(ours,)),
             TsiPayload(selectors=self.remote),
             TsrPayload(selectors=self.local),
+            *mode_payloads(self.policy.mode),
         )
 
     # In force and out of it.
@@ -304,6 +309,11 @@ class ChildSa:
             )
 
     @property
+    def is_bound_to_addresses(self) -> bool:
+        """In transport mode the peer's address is the traffic's: another would be other traffic."""
+        return self.policy.mode is Mode.TRANSPORT
+
+    @property
     def spi_out(self) -> int:
         assert self.proposal is not None
         return int.from_bytes(self.proposal.spi, "big")
@@ -366,7 +376,8 @@ class ChildSa:
             destination: SocketAddress,
             key: tuple[bytes, bytes],
         ) -> SadEntry:
-            udp = UdpEncapsulation(source.port, destination.port) if encapsulated else None
+            original = self.peer_address if direction is Direction.IN else None
+            udp = UdpEncapsulation(source.port, destination.port, original)
             return SadEntry(
                 direction=direction,
                 spi=spi,
@@ -378,7 +389,7 @@ class ChildSa:
                 integrity_key=key[1],
                 mode=self.policy.mode,
                 replay_window=self.policy.replay_window,
-                encapsulation=udp,
+                encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
             )
 
@@ -420,31 +431,10 @@ class _Names(TypedDict):
 def _moved(entry: SadEntry, path: Path) -> SadEntry:
     ends = (path.local, path.remote)
     source, destination = ends if entry.direction is Direction.OUT else ends[::-1]
-    udp = UdpEncapsulation(source.port, destination.port)
-    return replace(
-        entry,
-        source=source.address,
-        destination=destination.address,
-        encapsulation=None if entry.encapsulation is None else udp,
-    )
-
-
-def choose_child_policy(tunnel: TunnelPolicy, tsi: TsiPayload, tsr: TsrPayload) -> ChildPolicy:
-    """The child of a tunnel that an initiator's selectors mean; else simply the first.
-
-    Where those of several children meet them, the one that asks for just as much, then the one
-    that need not narrow them.
-    """
-
-    def likeness(child: ChildPolicy) -> int:
-        pairs = ((tsi.selectors, child.remote), (tsr.selectors, child.local))
-        if not all(narrow_selectors(theirs, ours) for theirs, ours in pairs):
-            return 0
-        is_within = all(covered_by(theirs, ours) for theirs, ours in pairs)
-        is_all = all(covered_by(ours, theirs) for theirs, ours in pairs)
-        return 1 + 2 * is_within + is_all + (is_within and is_all)
-
-    return max(tunnel.children, key=likeness)
+    udp = entry.encapsulation
+    if udp is not None:
+        udp = replace(udp, source_port=source.port, destination_port=destination.port)
+    return replace(entry, source=source.address, destination=destination.address, encapsulation=udp)
 
 
 def proposals_of_first_child(policy: ChildPolicy) -> tuple[Proposal, ...]:

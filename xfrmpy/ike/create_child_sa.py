@@ -19,11 +19,19 @@ from xfrmpy.ike.agreement import (
     key_exchange_methods,
     method_of,
 )
-from xfrmpy.ike.child_sa import SPI_SIZE, ChildSa, Scope, choose_child_policy
+from xfrmpy.ike.child_sa import SPI_SIZE, ChildSa, Scope
 from xfrmpy.ike.collisions import objection_to_child_rekey, objection_to_new_child, survives
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import first_error, notifications, only, optional
 from xfrmpy.ike.lifetimes import RECREATE_SECONDS
+from xfrmpy.ike.modes import (
+    check_mode_answered,
+    check_mode_asked,
+    choose_child,
+    ends_of,
+    policy_between,
+    traffic_of,
+)
 from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import RequestRefused, SaNotCreated
 from xfrmpy.ike.refusals import failure_of, rekey_failure_of
@@ -38,8 +46,6 @@ from xfrmpy.wire.payloads import (
     NotifyPayload,
     OpenPayload,
     SaPayload,
-    TsiPayload,
-    TsrPayload,
 )
 
 if TYPE_CHECKING:
@@ -69,6 +75,7 @@ class CreateChildSa:
         method: KeyExchangeMethod | None = None,
     ) -> None:
         assert sa.tunnel is not None
+        policy = policy_between(policy, sa.path)
         self._sa = sa
         self._replaces = replaces
         self._demanded = method
@@ -103,9 +110,12 @@ class CreateChildSa:
             self._refused(error, now)
             return
         child = self._child
-        child.accept(
-            only(payloads, SaPayload), only(payloads, TsiPayload), only(payloads, TsrPayload)
-        )
+        traffic = traffic_of(payloads, ends_of(self._sa), is_initiator=True)
+        unacceptable = check_mode_answered(child.policy, traffic)
+        if unacceptable is not None:
+            self._sa.terminate(unacceptable, now)
+            return
+        child.accept(only(payloads, SaPayload), traffic)
         nonce_r = only(payloads, NoncePayload).data
         child.nonces = (self._nonce, nonce_r)
         shared_secret = self._shared_secret(payloads)
@@ -292,15 +302,16 @@ def _objection(sa: IkeSa, old: ChildSa | None, *, is_rekey: bool) -> NotifyType 
 
 def _create(sa: IkeSa, payloads: tuple[OpenPayload, ...], old: ChildSa | None, now: float) -> None:
     assert sa.tunnel is not None
-    tsi, tsr = only(payloads, TsiPayload), only(payloads, TsrPayload)
     nonce_i = only(payloads, NoncePayload).data
     ke = optional(payloads, KePayload)
-    policy = choose_child_policy(sa.tunnel, tsi, tsr) if old is None else old.policy
+    candidates = sa.tunnel.children if old is None else (old.policy,)
+    policy, traffic = choose_child(candidates, payloads, ends_of(sa))
     child = ChildSa(sa.core, sa.tunnel, policy, policy.proposals, replaces=old)
     sa.children.append(child)
     try:
         offered = only(payloads, SaPayload).proposals
-        child.choose(offered, tsi, tsr, None if ke is None else ke.method)
+        check_mode_asked(policy, traffic)
+        child.choose(offered, traffic, None if ke is None else ke.method)
         key_exchange, shared_secret = _agree(sa, child, ke)
     except (PeerIncompatible, PeerMisbehaved):
         give_up_child(sa, child)

@@ -31,6 +31,7 @@ from xfrmpy.ike.errors import (
 from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.init import IkeSaInit, answer_ike_sa_init
 from xfrmpy.ike.keepalive import KEEPALIVE
+from xfrmpy.ike.modes import check_ends
 from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ike.outputs import (
     AddPolicy,
@@ -343,7 +344,11 @@ class IkeEndpoint:
             tunnel=policy,
         )
         sa.replaces = replaces
-        sa.start(IkeSaInit(sa, policy), now)
+        unusable = check_ends(policy.children, path)
+        if unusable is not None:
+            sa.close(unusable, now)
+        else:
+            sa.start(IkeSaInit(sa, policy), now)
 
     def _reauthenticate(self, old: IkeSa, now: float) -> None:
         """Begin an IKE SA that takes the place of another, where its peer was reached at first."""

@@ -300,6 +300,8 @@ class IkeSa:
             return
         if new.address.version != old.address.version:
             return
+        if new.address != old.address and any(c.is_bound_to_addresses for c in self.children):
+            return
         self.channel.path = replace(self.path, remote=new)
         for child in self.children:
             child.move(self.path)

@@ -278,8 +278,10 @@ class Tunnel(Keys):
         ]
         | None
     ) = _key("How packets are protected, written as `ike`.", "aes256gcm16")
-    mode: Annotated[Mode, _choice(Mode, "transport")] | None = _key(
-        "Only `tunnel` for now.", "tunnel"
+    mode: Annotated[Mode, _choice(Mode)] | None = _key(
+        "`tunnel`, or `transport`: the traffic of the two ends themselves, of which `local` and "
+        "`remote` may leave out some. Default: `tunnel`.",
+        "transport",
     )
     start: Annotated[StartMode, _choice(StartMode, "on-demand")] | None = _key(
         "`auto`: with the daemon; `manual`: by `xfrmpy up`; `listen`: by the peer alone. "

@@ -99,7 +99,7 @@ class UserspaceDatapath:
             esn=True,
             udp_encapsulation=True,
             raw_esp=False,
-            missing={"transport": "the userspace datapath knows tunnel mode only"},
+            missing={"transport mode": "the userspace datapath knows tunnel mode only"},
         )
 
     def add_sa(self, entry: SadEntry) -> None:
