@@ -158,6 +158,10 @@ class Network:
         )
         return Tunnel(ours=moon, theirs=sun, **terms)
 
+    def narrow(self, octets: int) -> None:
+        """Larger packets do not pass the internet from now on, and nobody is told."""
+        self.internet.batch(f"link set moon mtu {octets}", f"link set sun mtu {octets}")
+
     def close(self) -> None:
         present = run("ip", "netns", "list").stdout.split()
         names = [host.namespace for host in self.hosts if host.namespace in present]

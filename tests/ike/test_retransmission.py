@@ -23,9 +23,10 @@ from xfrmpy.ike.outputs import (
     TunnelClosed,
 )
 from xfrmpy.ike.states import IkeSaState
-from xfrmpy.ike.window import PeerSilent, Window
+from xfrmpy.ike.window import Outstanding, PeerSilent, Sent, Window
 from xfrmpy.policy.model import Retransmission
 from xfrmpy.registry import ExchangeType
+from xfrmpy.wire.message import Message
 
 MakePair = Callable[..., Any]
 MakePolicy = Callable[..., Any]
@@ -38,16 +39,41 @@ def window(make_random: Callable[..., Any]) -> Window:
     return Window(Retransmission(jitter=0), make_random("window"))
 
 
+def _sent(datagram: bytes) -> Sent:
+    message = Message(
+        spi_i=bytes(8),
+        spi_r=bytes(8),
+        exchange=ExchangeType.INFORMATIONAL,
+        is_response=False,
+        is_initiator=True,
+        message_id=0,
+        payloads=(),
+    )
+    return Sent(message=message, datagrams=(datagram,))
+
+
 def _begin(window: Window, make_ask: Any, now: float = 0.0) -> int:
     message_id = window.begin(make_ask(ExchangeType.INFORMATIONAL))
-    window.sent(b"request", now)
+    window.sent(_sent(b"request"), now)
     return message_id
+
+
+def _retransmit(window: Window, now: float) -> Outstanding | None:
+    request = window.due(now)
+    if request is not None:
+        window.retransmit(request, now)
+    return request
+
+
+def _answer_to(window: Window, message_id: int) -> tuple[bytes, ...] | None:
+    answer = window.accept_request(message_id)
+    return None if answer is None else answer.datagrams
 
 
 def test_requests_are_numbered_from_zero(window: Window, make_ask: Any) -> None:
     for number in range(3):
         assert _begin(window, make_ask) == number
-        assert window.outstanding_for(number).datagram == b"request"
+        assert window.outstanding_for(number).sent == _sent(b"request")
         window.complete()
 
 
@@ -80,17 +106,18 @@ def test_each_wait_is_a_factor_longer_and_the_last_one_is_waited_too(
     _begin(window, make_ask, now=10.0)
     for moment in (11, 13, 17, 25, 41):
         assert window.next_timeout == moment
-        assert window.retransmit(moment) is window.outstanding
+        assert _retransmit(window, moment) is window.outstanding
     assert window.next_timeout == 73
-    with pytest.raises(PeerSilent):
-        window.retransmit(73)
+    with pytest.raises(PeerSilent) as silent:
+        _retransmit(window, 73)
+    assert silent.value.request is window.outstanding
 
 
 def test_nothing_is_sent_again_before_its_time(window: Window, make_ask: Any) -> None:
-    assert window.retransmit(1e9) is None
+    assert _retransmit(window, 1e9) is None
     _begin(window, make_ask)
-    assert window.retransmit(0.999) is None
-    request = window.retransmit(1.0)
+    assert _retransmit(window, 0.999) is None
+    request = _retransmit(window, 1.0)
     assert request is not None
     assert request.retransmissions == 1
 
@@ -104,11 +131,11 @@ def test_jitter_stays_within_its_share(make_ask: Any, octets: int, expected: flo
 
 def test_requests_of_the_peer_come_one_after_the_other(window: Window) -> None:
     assert window.accept_request(0) is None
-    window.answered(b"first")
-    assert window.accept_request(0) == b"first"
+    window.answered(_sent(b"first"))
+    assert _answer_to(window, 0) == (b"first",)
     assert window.accept_request(1) is None
-    window.answered(b"second")
-    assert window.accept_request(1) == b"second"
+    window.answered(_sent(b"second"))
+    assert _answer_to(window, 1) == (b"second",)
     for stale in (0, 3, 0xFFFFFFFF):
         with pytest.raises(Drop) as drop:
             window.accept_request(stale)
@@ -123,9 +150,9 @@ def test_nothing_is_repeated_before_there_was_an_answer(window: Window) -> None:
 def test_who_leaves_hurries(window: Window, make_ask: Any) -> None:
     _begin(window, make_ask)
     window.hurry(1)
-    assert window.retransmit(1.0) is not None
+    assert _retransmit(window, 1.0) is not None
     with pytest.raises(PeerSilent):
-        window.retransmit(3.0)
+        _retransmit(window, 3.0)
 
 
 # A peer that does not answer.

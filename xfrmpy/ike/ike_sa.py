@@ -19,6 +19,7 @@ from xfrmpy.ike.core import Core
 from xfrmpy.ike.duties import next_duty
 from xfrmpy.ike.errors import CriticalPayload, Drop, DropReason, PeerMisbehaved
 from xfrmpy.ike.exchange import Exchange, check_critical, payloads_in_clear
+from xfrmpy.ike.fragments import Whole
 from xfrmpy.ike.informational import Farewell
 from xfrmpy.ike.lifetimes import replacement_seconds
 from xfrmpy.ike.nat import NatSituation
@@ -28,12 +29,11 @@ from xfrmpy.ike.outputs import (
     RequestRefused,
     TunnelClosed,
 )
-from xfrmpy.ike.protection import Inner
 from xfrmpy.ike.requests import REQUESTS
 from xfrmpy.ike.states import IKE_SA_TRANSITIONS, IkeSaState, IllegalTransition
 from xfrmpy.ike.succession import report_unreplaced
 from xfrmpy.ike.uniqueness import expect_one
-from xfrmpy.ike.window import PeerSilent
+from xfrmpy.ike.window import Outstanding, PeerSilent
 from xfrmpy.ipsec.addresses import Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite
@@ -140,10 +140,17 @@ class IkeSa:
             raise Drop(DropReason.WRONG_STATE)
         inner = self.channel.open(message, data)
         self.core.handling = self
+        try:
+            whole = self.channel.collect(message, inner, len(data), path, now)
+        except PeerMisbehaved as error:
+            self._refuse_fragments(error, now)
+            return
+        if whole is None:
+            return
         if message.is_response:
-            self._receive_response(message, inner, now)
+            self._receive_response(whole, now)
         else:
-            self._receive_request(message, inner, path, now)
+            self._receive_request(whole, path, now)
 
     def _receive_in_clear(self, message: Message, data: bytes, now: float) -> None:
         if message.exchange is not ExchangeType.IKE_SA_INIT or not message.is_response:
@@ -164,14 +171,25 @@ class IkeSa:
             if not channel.is_protected:
                 channel.their_spi = bytes(8)
 
-    def _receive_response(self, message: Message, inner: Inner, now: float) -> None:
+    def _refuse_fragments(self, error: PeerMisbehaved, now: float) -> None:
+        """RFC 7383 section 5: "the receiver SHOULD drop the connection and discard all the received
+        fragments"."""
+        failure = Failure(code="XF2008", summary=str(error))
+        if self.state is IkeSaState.ESTABLISHED:
+            self.channel.discard_fragments()
+            self.terminate(failure, now)
+        else:
+            self.close(failure, now)
+
+    def _receive_response(self, whole: Whole, now: float) -> None:
+        message = whole.message
         request = self.channel.window.outstanding_for(message.message_id)
         if request.exchange.type is not message.exchange:
             raise Drop(DropReason.WRONG_EXCHANGE)
         self.heard_at = now
         self.channel.window.complete()
         try:
-            payloads = decode_payloads_untrusted(*inner)
+            payloads = decode_payloads_untrusted(whole.first_inner, whole.octets)
             check_critical((*message.payloads, *payloads))
             if self.state is not IkeSaState.DELETING or isinstance(request.exchange, Farewell):
                 request.exchange.handle_response(payloads, now)
@@ -183,11 +201,8 @@ class IkeSa:
                 self.terminate(failure, now)
         self._start_waiting(now)
 
-    def _receive_request(self, message: Message, inner: Inner, path: Path, now: float) -> None:
-        cached = self.channel.window.accept_request(message.message_id)
-        if cached is not None:
-            self.channel.repeat_answer(cached, path)
-            return
+    def _receive_request(self, whole: Whole, path: Path, now: float) -> None:
+        message = whole.message
         row = REQUESTS.get(message.exchange)
         if row is None:
             raise Drop(DropReason.WRONG_EXCHANGE)
@@ -197,9 +212,9 @@ class IkeSa:
         if self.state is IkeSaState.AUTHENTICATING:
             # The initiator moves to port 4500 here (RFC 7296 section 2.23).
             self.channel.path = path
-        self.channel.begin_answer(message, path)
+        self.channel.begin_answer(message, path, whole.fragment_size)
         try:
-            payloads = decode_payloads_untrusted(*inner)
+            payloads = decode_payloads_untrusted(whole.first_inner, whole.octets)
             check_critical((*message.payloads, *payloads))
             row.handler(self, payloads, now)
         except CriticalPayload as error:
@@ -348,6 +363,7 @@ class IkeSa:
         )
         new.channel.protect(new.suite, new.keys)
         new.state = IkeSaState.ESTABLISHED
+        new.channel.inherit(self.channel)
         new.nat, new.local_id, new.remote_id = self.nat, self.local_id, self.remote_id
         new.alone_at, new.create_at = self.alone_at, self.create_at
         new.reauth_at, new._must_reauth_by = self.reauth_at, self._must_reauth_by
@@ -394,7 +410,7 @@ class IkeSa:
         if self.state is IkeSaState.DELETING:
             failure = None  # It has its reason already; how the peer took it is no other.
         self._close_children()
-        self.channel.window.abandon()
+        self.channel.close()
         self.move_to(IkeSaState.DELETED)
         self._expires_at = now + LINGER_SECONDS
         self.core.touched.add(self)
@@ -437,7 +453,7 @@ class IkeSa:
     def next_timeout(self) -> float | None:
         duty = next_duty(self)
         moments = (
-            self.channel.window.next_timeout,
+            self.channel.next_timeout,
             self._expires_at,
             None if duty is None else duty.at,
         )
@@ -445,13 +461,14 @@ class IkeSa:
 
     def handle_timeout(self, now: float) -> None:
         """Whatever is due: expiry, a retransmission, a duty."""
+        self.channel.forget_fragments(now)
         if self._expires_at is not None and now >= self._expires_at:
             self._expire(now)
             return
         try:
             self.channel.retransmit(now)
-        except PeerSilent:
-            self._give_up(now)
+        except PeerSilent as silent:
+            self._give_up(silent.request, now)
             return
 
     def attend(self, now: float) -> None:
@@ -472,10 +489,9 @@ class IkeSa:
             self.close(self._refusal or Failure(code="XF2001", summary=summary), now)
             self.core.forget(self)
 
-    def _give_up(self, now: float) -> None:
-        assert self.channel.window.outstanding is not None
-        exchange = self.channel.window.outstanding.exchange.type.name
-        count = self.channel.window.outstanding.retransmissions + 1
+    def _give_up(self, request: Outstanding, now: float) -> None:
+        exchange = request.exchange.type.name
+        count = request.retransmissions + 1
         summary = f"{self.path.remote} did not answer {exchange}, sent {count} times"
         self.close(Failure(code="XF2001", summary=summary), now)
 

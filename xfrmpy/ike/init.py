@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 MAX_COOKIE = 64
 """Octets, RFC 7296 section 2.6."""
 
+FRAGMENTATION_SUPPORTED = NotifyPayload(type=NotifyType.IKEV2_FRAGMENTATION_SUPPORTED)
+"""RFC 7383 section 2.3."""
+
 MAX_REPETITIONS = 5
 """How often a peer may send us back to the start with cookies or another group. One of each is
 usual, two cookies happen when the peer changes its secret; more is a loop."""
@@ -82,6 +85,8 @@ class IkeSaInit:
             force=self._tunnel.forces_encapsulation,
             random=self._random,
         )
+        if self._tunnel.fragmentation:
+            payloads.append(FRAGMENTATION_SUPPORTED)
         return tuple(payloads)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
@@ -142,6 +147,7 @@ class IkeSaInit:
         forced = self._tunnel.forces_encapsulation
         nat = detect_nat(payloads, sa.channel.spi_i, sa.channel.spi_r, sa.path, forced=forced)
         sa.channel.window.complete()
+        sa.channel.fragments = self._tunnel.fragmentation and _can_fragment(payloads)
         sa.agree_keys(proposals[0], shared_secret, (self._nonce, nonce))
         sa.found_nat(nat)
         if forced and not nat.supported:
@@ -186,7 +192,8 @@ def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path, no
     nat = detect_nat(payloads, message.spi_i, bytes(8), path, forced=forced)
     sa.channel.begin_answer(message, path)
     sa.channel.init_request = data
-    sa.channel.init_response = sa.channel.respond(
+    sa.channel.fragments = any(t.policy.fragmentation for t in tunnels) and _can_fragment(payloads)
+    sa.channel.respond(
         (
             SaPayload(proposals=(chosen,)),
             ke_payload(key_exchange),
@@ -194,12 +201,17 @@ def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path, no
             *detection_payloads(
                 sa.channel.spi_i, sa.channel.spi_r, path, force=forced, random=core.random
             ),
+            *([FRAGMENTATION_SUPPORTED] if sa.channel.fragments else []),
         )
     )
     sa.agree_keys(chosen, shared_secret, (nonce_i, nonce_r))
     sa.found_nat(nat)
     sa.expect_authentication(now)
     return sa
+
+
+def _can_fragment(payloads: tuple[OpenPayload, ...]) -> bool:
+    return bool(notifications(payloads, NotifyType.IKEV2_FRAGMENTATION_SUPPORTED))
 
 
 def _tunnels_for(core: Core, path: Path) -> tuple[Tunnel, ...]:

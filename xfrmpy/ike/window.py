@@ -1,8 +1,8 @@
-"""Message IDs and retransmission of one IKE SA: the only place where a datagram is sent twice.
+"""Message IDs and retransmission of one IKE SA: the only place that says what is sent twice.
 
 Read RFC 7296 sections 2.1 to 2.3 first. The window size is one, so there is at most one request of
 ours on its way and one cached response of ours. What a request means is the business of the
-exchange it belongs to; this machine only knows octets, numbers and deadlines.
+exchange it belongs to; this machine only knows messages, numbers and deadlines.
 """
 
 from __future__ import annotations
@@ -14,21 +14,42 @@ from dataclasses import dataclass, field, replace
 from xfrmpy.ike.errors import Drop, DropReason
 from xfrmpy.ike.exchange import Exchange
 from xfrmpy.policy.model import Retransmission
+from xfrmpy.wire.message import Message
+
+
+@dataclass(slots=True, kw_only=True)
+class Sent:
+    """A message of ours as it left, in one datagram or in fragments.
+
+    What is sent again are the same octets (RFC 7296 section 2.1), unless the datagrams must become
+    smaller; `message` is what others can be made of.
+    """
+
+    message: Message = field(repr=False)
+    datagrams: tuple[bytes, ...] = field(repr=False)
+    retransmissions: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Outstanding:
+    """A request of ours that waits for its response; `sent` is None until it has left."""
+
+    message_id: int
+    exchange: Exchange
+    sent: Sent | None = None
+    due_at: float = 0.0
+
+    @property
+    def retransmissions(self) -> int:
+        return 0 if self.sent is None else self.sent.retransmissions
 
 
 class PeerSilent(Exception):
     """The last retransmission of a request has waited its time: the peer is gone."""
 
-
-@dataclass(slots=True, kw_only=True)
-class Outstanding:
-    """A request of ours that waits for its response."""
-
-    message_id: int
-    exchange: Exchange
-    datagram: bytes = field(default=b"", repr=False)
-    retransmissions: int = 0
-    due_at: float = 0.0
+    def __init__(self, request: Outstanding) -> None:
+        super().__init__()
+        self.request = request
 
 
 class Window:
@@ -41,7 +62,7 @@ class Window:
         self._random = random
         self._next_id = 0
         self._expected_id = 0
-        self._last_response: bytes = b""
+        self._last_response: Sent | None = None
 
     # Requests of ours.
 
@@ -52,10 +73,10 @@ class Window:
         self._next_id += 1
         return self.outstanding.message_id
 
-    def sent(self, datagram: bytes, now: float) -> None:
+    def sent(self, sent: Sent, now: float) -> None:
         """The request that was begun has left for the first time."""
         assert self.outstanding is not None
-        self.outstanding.datagram = datagram
+        self.outstanding.sent = sent
         self.outstanding.due_at = now + self._wait_seconds(0)
 
     def restart(self) -> None:
@@ -89,34 +110,44 @@ class Window:
     def next_timeout(self) -> float | None:
         return None if self.outstanding is None else self.outstanding.due_at
 
-    def retransmit(self, now: float) -> Outstanding | None:
-        """The request to send again if it is due; raises `PeerSilent` after the last one."""
+    def due(self, now: float) -> Outstanding | None:
+        """The request whose time has come, if there is one: to `retransmit`, or to `start_over`."""
         request = self.outstanding
-        if request is None or now < request.due_at:
-            return None
+        return request if request is not None and request.due_at <= now else None
+
+    def retransmit(self, request: Outstanding, now: float) -> None:
+        """Send a request once more as it is. Raises `PeerSilent` if that was done often enough."""
+        assert request.sent is not None
         if request.retransmissions >= self.schedule.tries:
-            raise PeerSilent
-        request.retransmissions += 1
+            raise PeerSilent(request)
+        request.sent.retransmissions += 1
         request.due_at = now + self._wait_seconds(request.retransmissions)
-        return request
+
+    def start_over(self, request: Outstanding, now: float) -> None:
+        """A request goes out in smaller fragments.
+
+        RFC 7383 section 2.5.2: "When starting a new probe, the node MUST reset its retransmission
+        timers".
+        """
+        request.due_at = now + self._wait_seconds(0)
 
     # Requests of the peer.
 
-    def accept_request(self, message_id: int) -> bytes | None:
+    def accept_request(self, message_id: int) -> Sent | None:
         """None for a new request; the response to send again for one answered before.
 
         Raises `Drop` for any other Message ID (RFC 7296 section 2.3 lets us ignore it).
         """
         if message_id == self._expected_id:
             return None
-        if message_id == self._expected_id - 1 and self._last_response:
+        if message_id == self._expected_id - 1 and self._last_response is not None:
             return self._last_response
         raise Drop(DropReason.WRONG_MESSAGE_ID)
 
-    def answered(self, datagram: bytes) -> None:
+    def answered(self, response: Sent) -> None:
         """The expected request has been answered; keep the answer for a repetition of it."""
         self._expected_id += 1
-        self._last_response = datagram
+        self._last_response = response
 
     def _wait_seconds(self, retransmissions: int) -> float:
         schedule = self.schedule

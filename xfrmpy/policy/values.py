@@ -137,6 +137,17 @@ def parse_dpd(value: object) -> float:
     return 0.0 if value == "off" else parse_duration(1, 86400, value)
 
 
+_YES_AND_NO = {"yes": True, "no": False}
+
+
+def parse_yes_no(value: object) -> bool:
+    """Words to YAML 1.2; `true` and `false` are taken too."""
+    found = value if isinstance(value, bool) else _YES_AND_NO.get(str(value))
+    if found is None:
+        refuse("XF1004", f"must be yes or no, not {shown(value)}")
+    return found
+
+
 _HOST_NAME = re.compile(
     r"(?=.{1,253}$)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*"
     r"(?=.*[A-Za-z])[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.?",

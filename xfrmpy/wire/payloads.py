@@ -42,7 +42,7 @@ _NOTIFY = Struct(">BBH")  # protocol, SPI size, type
 _DELETE = Struct(">BBH")  # protocol, SPI size, number of SPIs
 _ENCODING = Struct(">B")
 _ATTRIBUTE = Struct(">HH")  # reserved bit and type, length
-_FRAGMENT = Struct(">HH")  # number, total
+FRAGMENT_HEADER = Struct(">HH")  # number, total
 
 _DELETED_SPI_SIZES: dict[int, int] = {ProtocolId.IKE: 0, ProtocolId.AH: 4, ProtocolId.ESP: 4}
 _ATTRIBUTE_TYPE_MASK = 0x7FFF
@@ -384,11 +384,11 @@ class EncryptedFragmentPayload(_Payload):
             raise ValueError(f"fragment {self.number} of {self.total}")
 
     def encode_body(self) -> bytes:
-        return pack(_FRAGMENT, self.number, self.total) + self.sealed
+        return pack(FRAGMENT_HEADER, self.number, self.total) + self.sealed
 
     @classmethod
     def decode_body_untrusted(cls, cursor: Cursor, first_inner: PayloadType) -> Self:
-        number, total = cursor.unpack(_FRAGMENT)
+        number, total = cursor.unpack(FRAGMENT_HEADER)
         return cls(first_inner=first_inner, number=number, total=total, sealed=cursor.rest())
 
 
