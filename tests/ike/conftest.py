@@ -123,6 +123,7 @@ class Host:
     policy: TunnelPolicy
     address: str
     outputs: list[Output] = field(default_factory=list)
+    outbox: list[SendDatagram] = field(default_factory=list)
     expects_defects: bool = False
     clock: Callable[[], float] = lambda: 0.0
 
@@ -133,9 +134,14 @@ class Host:
         peers = tuple(ip_address(peer) for peer in self.policy.peers)
         self.endpoint.set_peer_addresses("tunnel-a", peers)
 
+    def receive(self, data: bytes, path: Path, now: float) -> None:
+        """As the daemon does it: what one datagram causes is done before the next one is read."""
+        self.endpoint.receive_datagram(data, path, now)
+        self.outbox = self.take_outputs()
+
     def take_outputs(self) -> list[SendDatagram]:
         """Do what the endpoint wants done; returns the datagrams it wants sent."""
-        sent: list[SendDatagram] = []
+        sent, self.outbox = self.outbox, []
         while (output := self.endpoint.next_output()) is not None:
             self.outputs.append(output)
             match output:
@@ -238,7 +244,7 @@ class Pair:
                     remote=self.translate(output.path.local),
                     natt=output.path.natt,
                 )
-                receiver.endpoint.receive_datagram(data, path, self.now)
+                receiver.receive(data, path, self.now)
         return bool(datagrams)
 
     def assert_up(self) -> None:

@@ -54,7 +54,7 @@ def _sent(datagram: bytes) -> Sent:
 
 def _begin(window: Window, make_ask: Any, now: float = 0.0) -> int:
     message_id = window.begin(make_ask(ExchangeType.INFORMATIONAL))
-    window.sent(_sent(b"request"), now)
+    window.sent(message_id, _sent(b"request"), now)
     return message_id
 
 
@@ -63,6 +63,11 @@ def _retransmit(window: Window, now: float) -> Outstanding | None:
     if request is not None:
         window.retransmit(request, now)
     return request
+
+
+def _answer(window: Window, message_id: int, datagram: bytes) -> None:
+    window.begin_answer(message_id)
+    window.answered(message_id, _sent(datagram))
 
 
 def _answer_to(window: Window, message_id: int) -> tuple[bytes, ...] | None:
@@ -74,7 +79,7 @@ def test_requests_are_numbered_from_zero(window: Window, make_ask: Any) -> None:
     for number in range(3):
         assert _begin(window, make_ask) == number
         assert window.outstanding_for(number).sent == _sent(b"request")
-        window.complete()
+        window.complete(number)
 
 
 def test_only_one_request_may_be_on_its_way(window: Window, make_ask: Any) -> None:
@@ -95,7 +100,7 @@ def test_a_response_to_what_was_not_asked_is_unexpected(
 
 def test_a_second_response_is_unexpected(window: Window, make_ask: Any) -> None:
     _begin(window, make_ask)
-    window.complete()
+    window.complete(0)
     with pytest.raises(Drop):
         window.outstanding_for(0)
 
@@ -106,11 +111,11 @@ def test_each_wait_is_a_factor_longer_and_the_last_one_is_waited_too(
     _begin(window, make_ask, now=10.0)
     for moment in (11, 13, 17, 25, 41):
         assert window.next_timeout == moment
-        assert _retransmit(window, moment) is window.outstanding
+        assert _retransmit(window, moment) is window.outstanding[0]
     assert window.next_timeout == 73
     with pytest.raises(PeerSilent) as silent:
         _retransmit(window, 73)
-    assert silent.value.request is window.outstanding
+    assert silent.value.request is window.outstanding[0]
 
 
 def test_nothing_is_sent_again_before_its_time(window: Window, make_ask: Any) -> None:
@@ -131,10 +136,10 @@ def test_jitter_stays_within_its_share(make_ask: Any, octets: int, expected: flo
 
 def test_requests_of_the_peer_come_one_after_the_other(window: Window) -> None:
     assert window.accept_request(0) is None
-    window.answered(_sent(b"first"))
+    _answer(window, 0, b"first")
     assert _answer_to(window, 0) == (b"first",)
     assert window.accept_request(1) is None
-    window.answered(_sent(b"second"))
+    _answer(window, 1, b"second")
     assert _answer_to(window, 1) == (b"second",)
     for stale in (0, 3, 0xFFFFFFFF):
         with pytest.raises(Drop) as drop:
@@ -414,7 +419,7 @@ def test_nobody_waits_long_for_a_peer_that_may_be_gone(pair: Any, busy: bool) ->
     pair.impair = lambda _output, _sender: []
     if busy:
         pair.run(pair.moon.policy.dpd_seconds + 1)
-        assert pair.moon.ike_sa.channel.window.outstanding is not None
+        assert not pair.moon.ike_sa.channel.window.is_idle
     pair.moon.endpoint.terminate("tunnel-a", pair.now)
     pair.run(9)
     assert pair.moon.views == ()

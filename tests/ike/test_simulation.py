@@ -123,7 +123,7 @@ class Simulation:
     def _is_settled(self) -> bool:
         return not self.flying and all(
             sa.state in (IkeSaState.ESTABLISHED, IkeSaState.DELETED)
-            and sa.can_ask
+            and sa.channel.window.is_idle
             and not sa.retired
             and all(c.state is ChildSaState.INSTALLED for c in sa.children)
             for host in self.hosts
@@ -280,13 +280,11 @@ class Simulation:
         assert all(e.direction is Direction.IN for c in retired for e in c.in_force)
         next_timeout = host.endpoint.next_timeout()
         for sa in host.ike_sas:
-            if sa.channel.window.outstanding is not None:
+            for request in sa.channel.window.outstanding.values():
                 assert next_timeout is not None
-                assert next_timeout <= sa.channel.window.outstanding.due_at, (
-                    "a request without a timer"
-                )
+                assert next_timeout <= request.due_at, "a request without a timer"
             if sa.state is IkeSaState.DELETING:
-                assert sa.channel.window.outstanding is not None, "deleting for ever"
+                assert not sa.channel.window.is_idle, "deleting for ever"
             if sa.state is IkeSaState.DELETED:
                 assert not sa.children
 

@@ -19,6 +19,7 @@ from xfrmpy.ike.outputs import RequestRefused
 from xfrmpy.ike.refusals import failure_of
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ike.succession import supersede
+from xfrmpy.ike.window import OUR_WINDOW_SIZE
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal, choose_proposal, esp_suite
 from xfrmpy.policy.model import TunnelPolicy
@@ -36,6 +37,11 @@ from xfrmpy.wire.payloads import (
 
 if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
+
+WINDOW_SIZE = NotifyPayload(
+    type=NotifyType.SET_WINDOW_SIZE, data=OUR_WINDOW_SIZE.to_bytes(4, "big")
+)
+"""RFC 7296 section 2.3. It holds once this exchange is done."""
 
 
 class IkeAuth:
@@ -58,7 +64,7 @@ class IkeAuth:
         if self._tunnel.remote_id is not None:
             payloads.append(IdrPayload(identity=self._tunnel.remote_id))
         payloads.append(_our_auth(self._sa, self._tunnel, self._identity))
-        return (*payloads, *self._child.offer())
+        return (*payloads, *self._child.offer(), WINDOW_SIZE)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
         error = first_error(payloads)
@@ -165,7 +171,7 @@ def _finish_answer(sa: IkeSa, child: ChildSa, proof: tuple[OpenPayload, ...], no
         sa.respond((*proof, NotifyPayload(type=NotifyType.TEMPORARY_FAILURE)))
         sa.core.emit(RequestRefused(tunnel=sa.tunnel_name, path=sa.path, failure=failure))
         return
-    sa.respond((*proof, *child.answer()))
+    sa.respond((*proof, *child.answer(), WINDOW_SIZE))
     child.established(now)
 
 

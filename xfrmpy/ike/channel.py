@@ -159,7 +159,7 @@ class Channel:
         message_id = self.window.begin(exchange)
         message = self._message(exchange.type, message_id, exchange.request(), is_response=False)
         sent = self._seal(message, self._limit(self.path, self._size_step))
-        self.window.sent(sent, now)
+        self.window.sent(message_id, sent, now)
         if exchange.type is ExchangeType.IKE_SA_INIT:
             (self.init_request,) = sent.datagrams
         self._send(sent, self.path)
@@ -193,6 +193,7 @@ class Channel:
 
     def begin_answer(self, message: Message, path: Path, fragment_size: int | None = None) -> None:
         """A request is being handled; `respond` answers it, once."""
+        self.window.begin_answer(message.message_id)
         self._question = Question(message=message, path=path, fragment_size=fragment_size)
 
     def respond(self, payloads: tuple[OpenPayload, ...]) -> None:
@@ -203,7 +204,7 @@ class Channel:
         answer = self._message(request.exchange, request.message_id, payloads, is_response=True)
         limit = self._limit(question.path, self._size_step)
         sent = self._seal(answer, min(limit, question.fragment_size or limit))
-        self.window.answered(sent)
+        self.window.answered(request.message_id, sent)
         if request.exchange is ExchangeType.IKE_SA_INIT:
             (self.init_response,) = sent.datagrams
         self._send(sent, question.path)

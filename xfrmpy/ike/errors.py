@@ -24,6 +24,7 @@ class DropReason(StrEnum):
     NOT_PROTECTED = "not-protected"
     NOT_AUTHENTIC = "not-authentic"
     WRONG_MESSAGE_ID = "wrong-message-id"
+    REQUEST_IN_HAND = "request-in-hand"
     UNEXPECTED_RESPONSE = "unexpected-response"
     WRONG_STATE = "wrong-state"
     WRONG_ROLE = "wrong-role"

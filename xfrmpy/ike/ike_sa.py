@@ -18,7 +18,7 @@ from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.duties import next_duty
 from xfrmpy.ike.errors import CriticalPayload, Drop, DropReason, PeerMisbehaved
-from xfrmpy.ike.exchange import Exchange, check_critical, payloads_in_clear
+from xfrmpy.ike.exchange import Exchange, check_critical, notifications, payloads_in_clear
 from xfrmpy.ike.fragments import Whole
 from xfrmpy.ike.informational import Farewell
 from xfrmpy.ike.lifetimes import replacement_seconds
@@ -33,7 +33,7 @@ from xfrmpy.ike.requests import REQUESTS
 from xfrmpy.ike.states import IKE_SA_TRANSITIONS, IkeSaState, IllegalTransition
 from xfrmpy.ike.succession import report_unreplaced
 from xfrmpy.ike.uniqueness import expect_one
-from xfrmpy.ike.window import Outstanding, PeerSilent
+from xfrmpy.ike.window import OUR_WINDOW_SIZE, Outstanding, PeerSilent
 from xfrmpy.ipsec.addresses import Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite
@@ -56,6 +56,9 @@ FAREWELL_TRIES = 2
 
 LINGER_SECONDS = 30.0
 """How long a deleted IKE SA still repeats its last response to a peer that missed it."""
+
+WINDOW_SIZE_OCTETS = 4
+"""RFC 7296 section 2.3."""
 
 Payloads: TypeAlias = tuple[OpenPayload, ...]
 
@@ -187,12 +190,13 @@ class IkeSa:
         if request.exchange.type is not message.exchange:
             raise Drop(DropReason.WRONG_EXCHANGE)
         self.heard_at = now
-        self.channel.window.complete()
+        self.channel.window.complete(message.message_id)
         try:
             payloads = decode_payloads_untrusted(whole.first_inner, whole.octets)
             check_critical((*message.payloads, *payloads))
             if self.state is not IkeSaState.DELETING or isinstance(request.exchange, Farewell):
                 request.exchange.handle_response(payloads, now)
+            self._note_window(payloads)
         except (Malformed, PeerMisbehaved, CriticalPayload) as error:
             failure = Failure(code="XF2008", summary=str(error))
             if isinstance(request.exchange, Farewell):
@@ -217,6 +221,7 @@ class IkeSa:
             payloads = decode_payloads_untrusted(whole.first_inner, whole.octets)
             check_critical((*message.payloads, *payloads))
             row.handler(self, payloads, now)
+            self._note_window(payloads)
         except CriticalPayload as error:
             self.respond((error.notify,))
             if self.state is IkeSaState.AUTHENTICATING:  # Section 2.21.2: it is not created.
@@ -225,28 +230,39 @@ class IkeSa:
             self.respond((NotifyPayload(type=NotifyType.INVALID_SYNTAX),))
             self.close(Failure(code="XF2008", summary=str(error)), now)
 
+    def _note_window(self, payloads: Payloads) -> None:
+        """The peer may say at any time that it keeps state for more (RFC 7296 section 2.3)."""
+        if self.state is IkeSaState.ESTABLISHED:
+            for announced in notifications(payloads, NotifyType.SET_WINDOW_SIZE):
+                if len(announced.data) == WINDOW_SIZE_OCTETS:
+                    self.channel.window.widen_theirs(int.from_bytes(announced.data, "big"))
+
     # Messages of ours.
 
     @property
     def can_ask(self) -> bool:
-        """Whether a request could leave at once."""
-        return self.channel.window.outstanding is None
+        """Whether a request could leave at once; nothing goes beside a rekeying of the IKE SA."""
+        window = self.channel.window
+        return window.is_idle or (window.has_room and not self.is_rekeying)
 
     def start(self, exchange: Exchange, now: float) -> None:
-        """Send a request, or let it wait for the one that is on its way."""
-        if not self.can_ask:
-            self.channel.window.waiting.append(exchange)
-            return
-        self.core.touched.add(self)
-        self.channel.ask(exchange, now)
+        """Send a request, or let it wait for those that are on their way."""
+        self.channel.window.waiting.append(exchange)
+        self._start_waiting(now)
 
     def respond(self, payloads: Payloads) -> None:
         """Answer the request that is being handled, once."""
         self.channel.respond(payloads)
 
     def _start_waiting(self, now: float) -> None:
-        if self.can_ask and self.channel.window.waiting:
-            self.start(self.channel.window.waiting.popleft(), now)
+        window = self.channel.window
+        while window.waiting and self.can_ask:
+            if window.is_exhausted:
+                summary = "the IKE SA has used up its Message IDs"
+                self.close(Failure(code="XF2014", summary=summary), now)
+                return
+            self.core.touched.add(self)
+            self.channel.ask(window.waiting.popleft(), now)
 
     # Its life.
 
@@ -301,6 +317,7 @@ class IkeSa:
         self.belong_to(tunnel)
         self.local_id, self.remote_id = local, remote
         self.channel.window.schedule = tunnel.retransmission
+        self.channel.window.widen_ours(OUR_WINDOW_SIZE)
         self.channel.init_request = self.channel.init_response = b""
         if tunnel.reauth_seconds is not None:
             self._must_reauth_by = now + tunnel.reauth_seconds

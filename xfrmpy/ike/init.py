@@ -146,7 +146,7 @@ class IkeSaInit:
         shared_secret = agreed_secret(self._key_exchange, ke)
         forced = self._tunnel.forces_encapsulation
         nat = detect_nat(payloads, sa.channel.spi_i, sa.channel.spi_r, sa.path, forced=forced)
-        sa.channel.window.complete()
+        sa.channel.window.complete(0)
         sa.channel.fragments = self._tunnel.fragmentation and _can_fragment(payloads)
         sa.agree_keys(proposals[0], shared_secret, (self._nonce, nonce))
         sa.found_nat(nat)

@@ -1,8 +1,9 @@
 """Message IDs and retransmission of one IKE SA: the only place that says what is sent twice.
 
-Read RFC 7296 sections 2.1 to 2.3 first. The window size is one, so there is at most one request of
-ours on its way and one cached response of ours. What a request means is the business of the
-exchange it belongs to; this machine only knows messages, numbers and deadlines.
+Read RFC 7296 sections 2.1 to 2.3 first. As many requests of ours may be on their way as the peer
+has said it keeps state for, and we keep as many responses as we have promised: one each, until both
+ends have announced more. What a request means is the business of the exchange it belongs to; this
+machine only knows messages, numbers and deadlines.
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ from xfrmpy.ike.errors import Drop, DropReason
 from xfrmpy.ike.exchange import Exchange
 from xfrmpy.policy.model import Retransmission
 from xfrmpy.wire.message import Message
+
+OUR_WINDOW_SIZE = 8
+"""Requests of the peer for which we keep state, ours: one with many Child SAs may rekey several at
+once. Each costs a cached response, and perhaps a message in fragments."""
+
+MAX_MESSAGE_ID = 0xFFFFFFFF
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,64 +63,90 @@ class Window:
     """See the module. `random` feeds the jitter only."""
 
     def __init__(self, schedule: Retransmission, random: Callable[[int], bytes]) -> None:
-        self.outstanding: Outstanding | None = None
+        self.outstanding: dict[int, Outstanding] = {}
         self.waiting: deque[Exchange] = deque()
         self.schedule = schedule
         self._random = random
+        self._their_size = 1
         self._next_id = 0
+        self._our_size = 1
         self._expected_id = 0
-        self._last_response: Sent | None = None
+        self._in_hand: set[int] = set()
+        self._answers: dict[int, Sent] = {}
 
     # Requests of ours.
 
+    def widen_theirs(self, size: int) -> None:
+        """The peer keeps state for so many requests; it cannot take that back (section 2.3)."""
+        self._their_size = max(self._their_size, size)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request of ours is on its way."""
+        return not self.outstanding
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another request may leave.
+
+        Section 2.3: "when the initiator needs to make a request X, it MUST wait until it has
+        received responses to all requests up through request X-N".
+        """
+        return self._next_id - min(self.outstanding, default=self._next_id) < self._their_size
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether there is no Message ID left: the IKE SA must be closed (section 2.2)."""
+        return self._next_id > MAX_MESSAGE_ID
+
     def begin(self, exchange: Exchange) -> int:
         """Take the next Message ID for a request; `sent` must follow."""
-        assert self.outstanding is None
-        self.outstanding = Outstanding(message_id=self._next_id, exchange=exchange)
+        assert self.has_room
+        message_id = self._next_id
+        self.outstanding[message_id] = Outstanding(message_id=message_id, exchange=exchange)
         self._next_id += 1
-        return self.outstanding.message_id
+        return message_id
 
-    def sent(self, sent: Sent, now: float) -> None:
+    def sent(self, message_id: int, sent: Sent, now: float) -> None:
         """The request that was begun has left for the first time."""
-        assert self.outstanding is not None
-        self.outstanding.sent = sent
-        self.outstanding.due_at = now + self._wait_seconds(0)
+        request = self.outstanding[message_id]
+        request.sent = sent
+        request.due_at = now + self._wait_seconds(0)
 
     def restart(self) -> None:
         """Forget the outstanding IKE_SA_INIT: it goes out again, changed, with Message ID zero.
 
         RFC 7296 sections 2.6 (cookies) and 1.3 (INVALID_KE_PAYLOAD) ask for it.
         """
-        self.outstanding = None
+        self.outstanding.clear()
         self._next_id = 0
 
     def outstanding_for(self, message_id: int) -> Outstanding:
         """The request that a response answers; `complete` must follow once it is accepted."""
-        if self.outstanding is None or self.outstanding.message_id != message_id:
+        if message_id not in self.outstanding:
             raise Drop(DropReason.UNEXPECTED_RESPONSE)
-        return self.outstanding
+        return self.outstanding[message_id]
 
-    def complete(self) -> None:
-        """The outstanding request has its response."""
-        self.outstanding = None
+    def complete(self, message_id: int) -> None:
+        """An outstanding request has its response."""
+        del self.outstanding[message_id]
 
     def abandon(self) -> None:
-        """Stop asking: neither the outstanding request nor those that wait matter any more."""
-        self.outstanding = None
+        """Stop asking: neither the outstanding requests nor those that wait matter any more."""
+        self.outstanding.clear()
         self.waiting.clear()
 
     def hurry(self, tries: int) -> None:
-        """Retransmit less often from now on, the outstanding request too."""
+        """Retransmit less often from now on, the outstanding requests too."""
         self.schedule = replace(self.schedule, tries=min(tries, self.schedule.tries))
 
     @property
     def next_timeout(self) -> float | None:
-        return None if self.outstanding is None else self.outstanding.due_at
+        return min((request.due_at for request in self.outstanding.values()), default=None)
 
     def due(self, now: float) -> Outstanding | None:
-        """The request whose time has come, if there is one: to `retransmit`, or to `start_over`."""
-        request = self.outstanding
-        return request if request is not None and request.due_at <= now else None
+        """A request whose time has come, if there is one: to `retransmit`, or to `start_over`."""
+        return next((r for r in self.outstanding.values() if r.due_at <= now), None)
 
     def retransmit(self, request: Outstanding, now: float) -> None:
         """Send a request once more as it is. Raises `PeerSilent` if that was done often enough."""
@@ -133,21 +166,41 @@ class Window:
 
     # Requests of the peer.
 
+    def widen_ours(self, size: int) -> None:
+        """We have told the peer that we keep state for so many requests."""
+        self._our_size = max(self._our_size, size)
+
     def accept_request(self, message_id: int) -> Sent | None:
         """None for a new request; the response to send again for one answered before.
 
-        Raises `Drop` for any other Message ID (RFC 7296 section 2.3 lets us ignore it).
+        Raises `Drop` for any other Message ID: one outside the window, which RFC 7296 section 2.3
+        lets us ignore, and one whose request is in hand.
         """
-        if message_id == self._expected_id:
-            return None
-        if message_id == self._expected_id - 1 and self._last_response is not None:
-            return self._last_response
-        raise Drop(DropReason.WRONG_MESSAGE_ID)
+        if message_id in self._answers:
+            return self._answers[message_id]
+        if message_id in self._in_hand:
+            raise Drop(DropReason.REQUEST_IN_HAND)
+        if not 0 <= message_id - self._expected_id < self._our_size:
+            raise Drop(DropReason.WRONG_MESSAGE_ID)
+        return None
 
-    def answered(self, response: Sent) -> None:
-        """The expected request has been answered; keep the answer for a repetition of it."""
-        self._expected_id += 1
-        self._last_response = response
+    def begin_answer(self, message_id: int) -> None:
+        """A new request is being handled; `answered` follows.
+
+        Section 2.1: "The responder MUST remember each response until it receives a request whose
+        sequence number is larger than or equal to the sequence number in the response plus its
+        window size".
+        """
+        self._in_hand.add(message_id)
+        for old in [number for number in self._answers if number + self._our_size <= message_id]:
+            del self._answers[old]
+
+    def answered(self, message_id: int, response: Sent) -> None:
+        """A request has been answered; keep the answer for a repetition of it."""
+        self._in_hand.discard(message_id)
+        self._answers[message_id] = response
+        while self._expected_id in self._answers:
+            self._expected_id += 1
 
     def _wait_seconds(self, retransmissions: int) -> float:
         schedule = self.schedule
