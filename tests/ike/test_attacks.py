@@ -116,7 +116,7 @@ MANDATORY = [
 def test_a_message_that_lacks_payloads_makes_no_tunnel_unless_they_are_optional(
     make_pair: MakePair, make_policy: MakePolicy, tamper: Any, step: int, how_many: int
 ) -> None:
-    size = (6, 6, 8, 6)[step]
+    size = (6, 6, 9, 7)[step]
     for absent in combinations(range(size), how_many):
         lacking: list[Any] = []
 
@@ -139,7 +139,7 @@ def test_a_message_that_lacks_payloads_makes_no_tunnel_unless_they_are_optional(
 def test_a_message_with_a_payload_doubled_makes_no_tunnel_but_for_notifications(
     make_pair: MakePair, make_policy: MakePolicy, tamper: Any, step: int
 ) -> None:
-    for index in range((6, 6, 8, 6)[step]):
+    for index in range((6, 6, 9, 7)[step]):
         doubled: list[Any] = []
 
         def double(payloads: Any, index: int = index, doubled: Any = doubled) -> Any:

@@ -22,6 +22,7 @@ from xfrmpy.ike.outputs import (
     SendDatagram,
 )
 from xfrmpy.ike.protection import Inner, Protection
+from xfrmpy.ike.synchronization import SYNC_MESSAGE_ID, MessageIdSync
 from xfrmpy.ike.window import Outstanding, Sent, Window
 from xfrmpy.ipsec.addresses import Path
 from xfrmpy.ipsec.proposals import IkeSuite
@@ -63,7 +64,8 @@ class Question:
 class Channel:
     """See the module. `spis` are ours and theirs; `tunnel` names the channel in what it reports.
 
-    `fragments` says that both ends have agreed on fragmentation (RFC 7383 section 2.3).
+    Both ends have agreed on `fragments` (RFC 7383 section 2.3) and that the peer, which may be a
+    cluster, `may_sync` Message IDs (RFC 6311 section 5).
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Channel:
         self.init_request = b""
         self.init_response = b""
         self.fragments = False
+        self.may_sync = False
         self._core = core
         self._question: Question | None = None
         self._protection: Protection | None = None
@@ -112,7 +115,7 @@ class Channel:
 
     def inherit(self, other: Channel) -> None:
         """Take the place of another: what was agreed on it, and found out about the path."""
-        self.fragments = other.fragments
+        self.fragments, self.may_sync = other.fragments, other.may_sync
         self._size_step = other._size_step
 
     # What comes.
@@ -142,10 +145,25 @@ class Channel:
             raise Drop(DropReason.WRONG_STATE)
         return self._reassembler.collect(message, inner[1], size, now)
 
+    def answer_sync(self, asked: MessageIdSync, request: Message, path: Path) -> None:
+        """The peer has failed over: agree on Message IDs, outside the window (RFC 6311).
+
+        Raises `Drop` for a replay. The answer is not kept: who missed it asks with higher numbers.
+        """
+        theirs, ours = self.window.synchronize(asked.next_sent, asked.next_expected)
+        self.discard_fragments()
+        answer = MessageIdSync(nonce=asked.nonce, next_sent=ours, next_expected=theirs)
+        message = self._message(
+            request.exchange, SYNC_MESSAGE_ID, (answer.encode(),), is_response=True
+        )
+        self._send(self._seal(message, self._limit(path, self._size_step)), path)
+
     def _repeat_answer(self, answer: Sent, request: Message, path: Path) -> None:
         """RFC 7383 section 2.6.1: a fragment triggers it only "if the Fragment Number field in the
         received fragment is set to 1; otherwise, it MUST be ignored"."""
         fragment = request.sealed
+        if answer.message.exchange != request.exchange:
+            raise Drop(DropReason.WRONG_EXCHANGE)
         if isinstance(fragment, EncryptedFragmentPayload) and fragment.number != 1:
             raise Drop(DropReason.FRAGMENT_REPEATED)
         if not self._shrink(answer, path):

@@ -31,6 +31,7 @@ class DropReason(StrEnum):
     FRAGMENTS_NOT_AGREED = "fragments-not-agreed"
     FRAGMENT_REPEATED = "fragment-repeated"
     FRAGMENT_OUTDATED = "fragment-outdated"
+    SYNC_REPLAYED = "sync-replayed"
     NO_TUNNEL_FOR_ADDRESS = "no-tunnel-for-address"
     HALF_OPEN_LIMIT = "half-open-limit"
     DEFECT = "defect"

@@ -29,9 +29,11 @@ from xfrmpy.ike.outputs import (
     RequestRefused,
     TunnelClosed,
 )
+from xfrmpy.ike.protection import Inner
 from xfrmpy.ike.requests import REQUESTS
 from xfrmpy.ike.states import IKE_SA_TRANSITIONS, IkeSaState, IllegalTransition
 from xfrmpy.ike.succession import report_unreplaced
+from xfrmpy.ike.synchronization import find_sync, is_sync_candidate
 from xfrmpy.ike.uniqueness import expect_one
 from xfrmpy.ike.window import OUR_WINDOW_SIZE, Outstanding, PeerSilent
 from xfrmpy.ipsec.addresses import Path
@@ -143,6 +145,8 @@ class IkeSa:
             raise Drop(DropReason.WRONG_STATE)
         inner = self.channel.open(message, data)
         self.core.handling = self
+        if self._synchronizes(message, inner, path, now):
+            return
         try:
             whole = self.channel.collect(message, inner, len(data), path, now)
         except PeerMisbehaved as error:
@@ -173,6 +177,26 @@ class IkeSa:
         finally:
             if not channel.is_protected:
                 channel.their_spi = bytes(8)
+
+    def _synchronizes(self, message: Message, inner: Inner, path: Path, now: float) -> bool:
+        """Whether the message is a peer's that has failed over, which is then answered.
+
+        Raises `Drop` for a replay, `PeerMisbehaved` for one that is not as it must be.
+        """
+        if not self.channel.may_sync or not is_sync_candidate(message):
+            return False
+        if self.state not in REQUESTS[message.exchange].states:
+            return False
+        try:
+            asked = find_sync(decode_payloads_untrusted(*inner))
+        except Malformed:
+            return False  # Like any other request that is.
+        if asked is None:
+            return False
+        self.channel.answer_sync(asked, message, path)
+        self.heard_at = now
+        self._start_waiting(now)
+        return True
 
     def _refuse_fragments(self, error: PeerMisbehaved, now: float) -> None:
         """RFC 7383 section 5: "the receiver SHOULD drop the connection and discard all the received

@@ -71,6 +71,7 @@ class Window:
         self._next_id = 0
         self._our_size = 1
         self._expected_id = 0
+        self._highest_id = -1
         self._in_hand: set[int] = set()
         self._answers: dict[int, Sent] = {}
 
@@ -192,6 +193,7 @@ class Window:
         window size".
         """
         self._in_hand.add(message_id)
+        self._highest_id = max(self._highest_id, message_id)
         for old in [number for number in self._answers if number + self._our_size <= message_id]:
             del self._answers[old]
 
@@ -201,6 +203,27 @@ class Window:
         self._answers[message_id] = response
         while self._expected_id in self._answers:
             self._expected_id += 1
+
+    # Both, after a failover of the peer.
+
+    def synchronize(self, their_next: int, our_next: int) -> tuple[int, int]:
+        """Go on with new Message IDs; returns what they and we send next (RFC 6311 section 5.1).
+
+        "The peer MUST silently drop any received synchronization message if M1 is lower than or
+        equal to the highest value it has seen from the cluster": raises `Drop`. Neither end waits
+        for what was on its way (section 9); ours is asked again, for nobody knows whether it
+        was heard.
+        """
+        if their_next <= self._highest_id:
+            raise Drop(DropReason.SYNC_REPLAYED)
+        self._expected_id = self._highest_id = their_next
+        self._next_id = max(self._next_id, our_next)
+        self._in_hand.clear()
+        self._answers.clear()
+        unanswered = [request.exchange for request in self.outstanding.values()]
+        self.outstanding.clear()
+        self.waiting.extendleft(reversed(unanswered))
+        return self._expected_id, self._next_id
 
     def _wait_seconds(self, retransmissions: int) -> float:
         schedule = self.schedule
