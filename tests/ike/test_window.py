@@ -123,6 +123,40 @@ def test_a_window_may_grow_later_and_does_not_shrink(
     assert len(up.moon.take_outputs()) == expected
 
 
+def _successors(pair: Any) -> list[Any]:
+    """The IKE SAs of both ends after a rekeying."""
+    pair.moon.endpoint.rekey_ike_sas("tunnel-a", pair.now)
+    pair.deliver()
+    return [host.ike_sa for host in (pair.moon, pair.sun)]
+
+
+def test_an_ike_sa_that_was_rekeyed_starts_with_a_window_of_one(up: Any, make_ask: Any) -> None:
+    """Section 2.3: "until it is explicitly increased by sending a new SET_WINDOW_SIZE"."""
+    moon, _ = _successors(up)
+    _asks(make_ask, up.moon, 3)
+    assert len(up.moon.take_outputs()) == 1
+    assert moon.channel.window._next_id == 1
+    up.run(5)
+    make_ask(INFORMATIONAL, announcement(3)).on(up.sun, up.now)
+    up.deliver()
+    _asks(make_ask, up.moon, 5, up.now)
+    assert len(up.moon.take_outputs()) == 3
+
+
+def test_an_ike_sa_that_was_rekeyed_keeps_what_was_agreed(up: Any) -> None:
+    for sa in _successors(up):
+        assert sa.channel.fragments
+        assert sa.channel.may_sync
+
+
+def test_nothing_goes_beside_the_rekeying_of_the_ike_sa(up: Any, make_ask: Any) -> None:
+    up.moon.endpoint.rekey_ike_sas("tunnel-a", up.now)
+    _asks(make_ask, up.moon, 3)
+    assert len(up.moon.take_outputs()) == 1
+    up.run(30)
+    up.assert_up()
+
+
 # Out of order, lost, repeated.
 
 
