@@ -293,7 +293,7 @@ class Simulation:
         for host in self.hosts:
             living = [sa for sa in host.ike_sas if sa.state is not IkeSaState.DELETED]
             assert {sa.state for sa in living} <= {IkeSaState.ESTABLISHED}
-            assert not host.endpoint._by_init
+            assert not host.endpoint._admission._answered
             for sa in living:
                 assert [c.state for c in sa.children] == [ChildSaState.INSTALLED]
                 assert not sa.is_rekeying

@@ -8,7 +8,6 @@ does not go back, in seconds. `random(n)` gives n octets; everything unpredictab
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import math
 import traceback
@@ -16,6 +15,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from xfrmpy.failures import Failure
+from xfrmpy.ike.admission import (
+    Admission,
+    AdmissionLimits,
+    Admitted,
+    Effort,
+    Request,
+    request_digest,
+)
 from xfrmpy.ike.channel import NON_ESP_MARKER, with_marker
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.core import Core, Deferred, Tunnel
@@ -51,8 +58,8 @@ from xfrmpy.wire.header import IkeHeader, decode_header_untrusted
 from xfrmpy.wire.message import Message, decode_message_untrusted, encode_message
 from xfrmpy.wire.payloads import NotifyPayload
 
-MAX_HALF_OPEN = 1000
-"""Responder IKE SAs that wait for IKE_AUTH. Each costs a key exchange and some kilobytes."""
+DEMANDS = {Effort.COOKIE: DropReason.COOKIE_DEMANDED}
+"""How a request is counted that was answered by a demand only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +93,16 @@ class IkeSaView:
 class IkeEndpoint:
     """See the module."""
 
-    def __init__(self, tunnels: Iterable[TunnelPolicy], random: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        tunnels: Iterable[TunnelPolicy],
+        random: Callable[[int], bytes],
+        limits: AdmissionLimits | None = None,
+    ) -> None:
         self._core = Core(random)
         self._core.reauthenticate = self._reauthenticate
         self._core.tunnels = {t.name: Tunnel(policy=t) for t in tunnels}
-        self._by_init: dict[bytes, IkeSa] = {}
-        self._half_open: dict[bytes, bytes] = {}
+        self._admission = Admission(limits or AdmissionLimits(), random)
         self._timers: list[tuple[float, bytes]] = []
         self._scheduled: dict[bytes, float] = {}
 
@@ -254,30 +265,35 @@ class IkeEndpoint:
         if message.spi_i in self._core.ike_sas:
             raise Drop(DropReason.WRONG_ROLE)  # Our own request, sent back to us.
         self._schedule_touched()
-        digest = hashlib.sha256(data + str(path.remote).encode()).digest()
-        known = self._by_init.get(digest)
-        if known is not None and known.channel.init_response:
+        known = self._core.ike_sas.get(self._admission.answered(request_digest(data, path)) or b"")
+        if known is not None:
             answer = with_marker(path, known.channel.init_response)
             self._core.emit(SendDatagram(path=path, data=answer))
             return
-        if len(self._by_init) >= MAX_HALF_OPEN:
-            raise Drop(DropReason.HALF_OPEN_LIMIT)
+        verdict = self._admission.examine(Request.of(message, data, path), now)
+        if isinstance(verdict, Admitted):
+            self._serve(message, data, path, verdict, now)
+        else:
+            self._answer_in_clear(message, path, *verdict.payloads)
+            raise Drop(DEMANDS[verdict.effort])
+
+    def _serve(
+        self, message: Message, data: bytes, path: Path, admitted: Admitted, now: float
+    ) -> None:
         try:
             sa = answer_ike_sa_init(self._core, message, data, path, now)
         except PeerIncompatible as incompatible:
             self._answer_in_clear(message, path, incompatible.notify)
             if incompatible.notify.type is not NotifyType.INVALID_KE_PAYLOAD:
                 self._core.emit(RequestRefused(tunnel="", path=path, failure=incompatible.failure))
-            return
         except CriticalPayload as error:
             self._answer_in_clear(message, path, error.notify)
-            return
-        self._by_init[digest] = sa
-        self._half_open[sa.our_spi] = digest
+        else:
+            self._admission.opened(sa.our_spi, admitted)
 
-    def _answer_in_clear(self, request: Message, path: Path, notify: NotifyPayload) -> None:
-        """Refuse an IKE_SA_INIT; no state is kept, so the responder's SPI is zero."""
-        answer = replace(request, is_response=True, is_initiator=False, payloads=(notify,))
+    def _answer_in_clear(self, request: Message, path: Path, *notifies: NotifyPayload) -> None:
+        """Answer IKE_SA_INIT without serving it: no state, so the responder's SPI is zero."""
+        answer = replace(request, is_response=True, is_initiator=False, payloads=notifies)
         self._core.emit(SendDatagram(path=path, data=with_marker(path, encode_message(answer))))
 
     def _refuse_version(self, header: IkeHeader, path: Path) -> None:
@@ -352,7 +368,9 @@ class IkeEndpoint:
 
     def _schedule(self, sa: IkeSa) -> None:
         if sa.state is not IkeSaState.AUTHENTICATING:
-            self._by_init.pop(self._half_open.pop(sa.our_spi, b""), None)
+            self._admission.went_on(sa.our_spi)
+        if sa.is_authenticated or sa.our_spi not in self._core.ike_sas:
+            self._admission.closed(sa.our_spi, is_authenticated=sa.is_authenticated)
         if sa.our_spi not in self._core.ike_sas:
             self._scheduled.pop(sa.our_spi, None)
             return

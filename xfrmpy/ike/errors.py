@@ -28,7 +28,10 @@ class DropReason(StrEnum):
     WRONG_STATE = "wrong-state"
     WRONG_ROLE = "wrong-role"
     NO_TUNNEL_FOR_ADDRESS = "no-tunnel-for-address"
+    COOKIE_DEMANDED = "cookie-demanded"
     HALF_OPEN_LIMIT = "half-open-limit"
+    ADDRESS_LIMIT = "address-limit"
+    WORK_LIMIT = "work-limit"
     DEFECT = "defect"
 
 

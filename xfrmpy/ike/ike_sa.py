@@ -126,6 +126,11 @@ class IkeSa:
         return self.channel.path
 
     @property
+    def is_authenticated(self) -> bool:
+        """Whether the peer has proved who it is, at any time."""
+        return self._was_established
+
+    @property
     def tunnel_name(self) -> str:
         return "" if self.tunnel is None else self.tunnel.name
 

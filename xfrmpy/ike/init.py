@@ -64,6 +64,14 @@ class IkeSaInit:
         self._cookie: bytes | None = None
         self._offered = tuple(replace(p, number=n) for n, p in enumerate(tunnel.proposals, 1))
         self._key_exchange = self._start_key_exchange(key_exchange_methods(self._offered)[0])
+        # Made once: "all other payloads unchanged" when a cookie is returned (section 2.6).
+        self._detection = detection_payloads(
+            sa.channel.spi_i,
+            bytes(8),
+            sa.path,
+            force=tunnel.forces_encapsulation,
+            random=self._random,
+        )
         self._repetitions = 0
 
     def request(self) -> tuple[OpenPayload, ...]:
@@ -75,14 +83,7 @@ class IkeSaInit:
             ke_payload(self._key_exchange),
             NoncePayload(data=self._nonce),
         ]
-        payloads += detection_payloads(
-            self._sa.channel.spi_i,
-            bytes(8),
-            self._sa.path,
-            force=self._tunnel.forces_encapsulation,
-            random=self._random,
-        )
-        return tuple(payloads)
+        return (*payloads, *self._detection)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
         error = first_error(payloads)

@@ -1,0 +1,219 @@
+"""Which IKE_SA_INIT requests a responder serves, and what it wants to see first.
+
+Read RFC 7296 section 2.6 and RFC 8019 sections 4 and 6 first. To serve a request costs a key
+exchange and the memory of a half-open IKE SA, and anybody can ask. So nothing is done and nothing
+kept for a request before it is admitted here. While little goes on, all are. Above a threshold a
+caller must show by a cookie that it is where it says: a flood from addresses that are not the
+sender's then gets nothing but cookies, and takes nothing from those who bring theirs back.
+
+What strangers may cost is bounded twice: by their number, in all and from one address, and by the
+work done for them in a second. A caller is a stranger until it has proved who it is; then what it
+cost is not counted any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv6Address
+
+from xfrmpy.ike.budget import Budget
+from xfrmpy.ike.cookies import INFO_SIZE, Caller, CookieJar
+from xfrmpy.ike.errors import Drop, DropReason
+from xfrmpy.ike.exchange import notifications, only, payloads_in_clear
+from xfrmpy.ipsec.addresses import IpAddress, Path
+from xfrmpy.registry import KeyExchangeMethod, NotifyType
+from xfrmpy.wire.message import Message
+from xfrmpy.wire.payloads import KePayload, NoncePayload, NotifyPayload, SaPayload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionLimits:
+    """How many strangers there may be, and what they may cost.
+
+    Strangers are half-open IKE SAs, and those whose peer failed to prove who it is until they are
+    forgotten. RFC 8019 section 6 takes 100 of them for an attack on a gateway of 10,000 peers;
+    strongSwan demands cookies from 30 on. `work_per_second` is in milliseconds of computing, so
+    that 250 is a quarter of a core.
+    """
+
+    cookies_at: int = 30
+    strangers: int = 1000
+    strangers_per_address: int = 100
+    work_per_second: float = 250.0
+
+
+WORK: dict[KeyExchangeMethod, float] = {
+    KeyExchangeMethod.CURVE25519: 0.3,
+    KeyExchangeMethod.ECP_256: 0.4,
+    KeyExchangeMethod.ECP_384: 1.2,
+    KeyExchangeMethod.ECP_521: 1.2,
+    KeyExchangeMethod.MODP_2048: 1.5,
+    KeyExchangeMethod.MODP_3072: 3.5,
+    KeyExchangeMethod.MODP_4096: 6.0,
+}
+"""Milliseconds to answer one request, measured on a server of 2023. Only their proportions and
+their order of magnitude matter."""
+
+LEAST_WORK = 0.1
+"""Milliseconds to refuse a request: it offers nothing that we know."""
+
+BUDGET_SECONDS = 2.0
+"""For so long may more work come than flows in: many peers begin at once after a power cut."""
+
+RESERVE = 0.5
+"""The share of the budget that is kept for those who show a cookie."""
+
+IPV6_SITE_BITS = 64
+"""RFC 8019 section 4.2: ISPs assign between a /48 and a /64, so single addresses mean nothing."""
+
+_NO_INFO = bytes(INFO_SIZE)
+
+
+class Effort(IntEnum):
+    """What a caller has done to be served, or has to do."""
+
+    NOTHING = 0
+    COOKIE = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """An IKE_SA_INIT request as far as admission looks at it. `source` is whom its limit is for."""
+
+    digest: bytes
+    source: bytes
+    caller: Caller
+    cookie: bytes | None
+    work: float
+
+    @classmethod
+    def of(cls, message: Message, data: bytes, path: Path) -> Request:
+        """Raises `PeerMisbehaved` for what is no whole request.
+
+        Such a request is longer than any demand of ours, so nobody is answered by more octets
+        than it sent.
+        """
+        payloads = payloads_in_clear(message)
+        only(payloads, SaPayload)
+        nonce = only(payloads, NoncePayload)
+        cookies = notifications(payloads, NotifyType.COOKIE)
+        remote = path.remote.address
+        return cls(
+            digest=request_digest(data, path),
+            source=_source(remote),
+            caller=Caller(address=remote, spi_i=message.spi_i, nonce_i=nonce.data),
+            cookie=cookies[0].data if cookies else None,
+            work=WORK.get(only(payloads, KePayload).method, LEAST_WORK),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """A request that is to be served, and may become an IKE SA."""
+
+    request: Request
+    effort: Effort
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What to answer a caller who has not done enough."""
+
+    effort: Effort
+    payloads: tuple[NotifyPayload, ...]
+
+
+class Admission:
+    """See the module."""
+
+    def __init__(self, limits: AdmissionLimits, random: Callable[[int], bytes]) -> None:
+        self._limits = limits
+        self._cookies = CookieJar(random)
+        self._budget = Budget(
+            per_second=limits.work_per_second, most=limits.work_per_second * BUDGET_SECONDS
+        )
+        self._answered: dict[bytes, bytes] = {}
+        self._strangers: dict[bytes, Admitted] = {}
+        self._proven: Counter[bytes] = Counter()
+
+    def examine(self, request: Request, now: float) -> Admitted | Demand:
+        """Serve a request, or demand something first. Raises `Drop` if it can be neither."""
+        shown = self._effort_of(request, now)
+        wanted = self._wanted(request, now)
+        if shown < wanted:
+            return self._demand(request, wanted, now)
+        if len(self._strangers) >= self._limits.strangers:
+            raise Drop(DropReason.HALF_OPEN_LIMIT)
+        if self._proven[request.source] >= self._limits.strangers_per_address:
+            raise Drop(DropReason.ADDRESS_LIMIT)
+        if not self._budget.spend(request.work, now):
+            raise Drop(DropReason.WORK_LIMIT)
+        return Admitted(request=request, effort=shown)
+
+    # The strangers, by our SPI.
+
+    def answered(self, digest: bytes) -> bytes | None:
+        """Our SPI of the half-open IKE SA that a request has made before."""
+        return self._answered.get(digest)
+
+    def opened(self, spi: bytes, admitted: Admitted) -> None:
+        """A request has become a half-open IKE SA."""
+        self._answered[admitted.request.digest] = spi
+        self._strangers[spi] = admitted
+        if admitted.effort > Effort.NOTHING:
+            self._proven[admitted.request.source] += 1
+
+    def went_on(self, spi: bytes) -> None:
+        """An IKE SA is not half-open any more: its first request has no answer to repeat."""
+        admitted = self._strangers.get(spi)
+        if admitted is not None and self._answered.get(admitted.request.digest) == spi:
+            del self._answered[admitted.request.digest]
+
+    def closed(self, spi: bytes, *, is_authenticated: bool) -> None:
+        """A stranger has proved who it is, or has been forgotten."""
+        self.went_on(spi)
+        admitted = self._strangers.pop(spi, None)
+        if admitted is None:
+            return
+        if is_authenticated:
+            self._budget.give_back(admitted.request.work)
+        if admitted.effort > Effort.NOTHING:
+            self._leave(admitted.request.source)
+
+    def _leave(self, source: bytes) -> None:
+        self._proven[source] -= 1
+        if not self._proven[source]:
+            del self._proven[source]
+
+    # The decision.
+
+    def _effort_of(self, request: Request, now: float) -> Effort:
+        if request.cookie is None:
+            return Effort.NOTHING
+        info = self._cookies.recognise(request.cookie, request.caller, now)
+        return Effort.NOTHING if info is None else Effort.COOKIE
+
+    def _wanted(self, request: Request, now: float) -> Effort:
+        is_busy = len(self._strangers) >= self._limits.cookies_at
+        reserve = self._limits.work_per_second * BUDGET_SECONDS * RESERVE
+        if is_busy or self._budget.left(now) - request.work < reserve:
+            return Effort.COOKIE
+        return Effort.NOTHING
+
+    def _demand(self, request: Request, effort: Effort, now: float) -> Demand:
+        cookie = self._cookies.bake(request.caller, _NO_INFO, now)
+        return Demand(effort=effort, payloads=(NotifyPayload(type=NotifyType.COOKIE, data=cookie),))
+
+
+def request_digest(data: bytes, path: Path) -> bytes:
+    """By which a repeated request is known: all its octets and where it came from (section 2.1)."""
+    return hashlib.sha256(data + str(path.remote).encode()).digest()
+
+
+def _source(address: IpAddress) -> bytes:
+    octets = address.packed
+    return octets[: IPV6_SITE_BITS // 8] if isinstance(address, IPv6Address) else octets
