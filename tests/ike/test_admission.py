@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
@@ -12,11 +13,14 @@ import pytest
 from xfrmpy.ike import init as init_module
 from xfrmpy.ike.admission import (
     BUDGET_SECONDS,
+    PUZZLE_RESERVE,
     RESERVE,
     WORK,
     Admission,
     AdmissionLimits,
     Admitted,
+    Demand,
+    Effort,
     Request,
 )
 from xfrmpy.ike.budget import Budget
@@ -27,7 +31,7 @@ from xfrmpy.ike.outputs import SendDatagram
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.policy.model import Encapsulation
-from xfrmpy.registry import KeyExchangeMethod, NotifyType
+from xfrmpy.registry import KeyExchangeMethod, NotifyType, PseudorandomFunction
 from xfrmpy.wire.message import Message, decode_message_untrusted, encode_message
 from xfrmpy.wire.payloads import KePayload, NoncePayload, NotifyPayload, SaPayload
 
@@ -35,6 +39,14 @@ MakePair = Callable[..., Any]
 MakePolicy = Callable[..., Any]
 
 ALWAYS = AdmissionLimits(cookies_at=0)
+MANY = 10**6
+NO_OTHER_LIMIT = {
+    "cookies_at": MANY,
+    "puzzles_at": MANY,
+    "strangers": MANY,
+    "puzzles_at_per_address": MANY,
+    "strangers_per_address": MANY,
+}
 INFO = bytes(INFO_SIZE)
 CALLER = Caller(address=ip_address("192.0.2.1"), spi_i=b"initiatr", nonce_i=b"n" * 32)
 
@@ -385,6 +397,8 @@ def _request(
             address=ip_address(source), spi_i=number.to_bytes(8, "big"), nonce_i=b"n" * 32
         ),
         cookie=None,
+        solution=None,
+        prfs=(PseudorandomFunction.HMAC_SHA2_256,),
         work=WORK[method],
     )
 
@@ -408,7 +422,7 @@ def test_one_address_has_only_so_many_strangers(make_admission: Any) -> None:
             with pytest.raises(Drop, match=DropReason.ADDRESS_LIMIT):
                 admission.examine(request, 0.0)
         else:
-            admission.opened(request.caller.spi_i, admission.examine(request, 0.0))
+            admission.opened(request.caller.spi_i, admission.examine(request, 0.0), 0.0)
     other = _with_its_cookie(admission, _request("192.0.2.2"))
     assert isinstance(admission.examine(other, 0.0), Admitted)
     admission.closed((0).to_bytes(8, "big"), is_authenticated=False)
@@ -436,7 +450,7 @@ def test_who_shows_no_cookie_takes_nothing_from_the_quota_of_an_address(
     admission = make_admission(cookies_at=5, strangers_per_address=2)
     for number in range(5):
         spoofed = _request("192.0.2.1", number)
-        admission.opened(spoofed.caller.spi_i, admission.examine(spoofed, 0.0))
+        admission.opened(spoofed.caller.spi_i, admission.examine(spoofed, 0.0), 0.0)
     honest = _with_its_cookie(admission, _request("192.0.2.1", 9))
     assert isinstance(admission.examine(honest, 0.0), Admitted)
 
@@ -444,28 +458,33 @@ def test_who_shows_no_cookie_takes_nothing_from_the_quota_of_an_address(
 def test_work_for_strangers_is_limited_and_a_share_kept_for_those_with_cookies(
     make_admission: Any,
 ) -> None:
-    admission = make_admission(cookies_at=10**6, strangers=10**6, strangers_per_address=10**6)
+    admission = make_admission(**NO_OTHER_LIMIT)
     method = KeyExchangeMethod.MODP_4096
     most = AdmissionLimits().work_per_second * BUDGET_SECONDS
     served = 0
     while isinstance(admission.examine(_request("192.0.2.1", served, method), 0.0), Admitted):
         served += 1
     assert served == int(most * (1 - RESERVE) / WORK[method])
-    while (asked := _ask_with_cookie(admission, served, method, 0.0)) is True:
+    while _is_served_with_cookie(admission, _request("192.0.2.2", served, method), 0.0):
         served += 1
-    assert asked is DropReason.WORK_LIMIT
-    assert served == int(most / WORK[method])
-    assert _ask_with_cookie(admission, served, method, 0.5) is True
+    assert served == math.ceil(most * (1 - PUZZLE_RESERVE) / WORK[method])
+    later = _request("192.0.2.2", served, method)
+    assert _is_served_with_cookie(admission, later, 0.25)
 
 
-def _ask_with_cookie(
-    admission: Admission, number: int, method: KeyExchangeMethod, now: float
-) -> bool | DropReason:
-    request = _with_its_cookie(admission, _request("192.0.2.2", number, method), now)
-    try:
-        return isinstance(admission.examine(request, now), Admitted)
-    except Drop as drop:
-        return drop.reason
+def _is_served_with_cookie(admission: Admission, request: Request, now: float) -> bool:
+    verdict = admission.examine(request, now)
+    assert isinstance(verdict, Demand)
+    return verdict.effort is Effort.COOKIE and isinstance(
+        admission.examine(replace(request, cookie=verdict.payloads[0].data), now), Admitted
+    )
+
+
+def test_no_work_is_done_beyond_the_budget(make_admission: Any) -> None:
+    admission = make_admission(work_per_second=WORK[KeyExchangeMethod.CURVE25519] / 4)
+    request = _with_its_cookie(admission, _request("192.0.2.1"))
+    with pytest.raises(Drop, match=DropReason.WORK_LIMIT):
+        admission.examine(request, 0.0)
 
 
 def test_work_for_peers_that_prove_who_they_are_does_not_count(make_admission: Any) -> None:
@@ -474,7 +493,7 @@ def test_work_for_peers_that_prove_who_they_are_does_not_count(make_admission: A
         request = _request("192.0.2.1", number)
         admitted = admission.examine(request, 0.0)
         assert isinstance(admitted, Admitted)
-        admission.opened(request.caller.spi_i, admitted)
+        admission.opened(request.caller.spi_i, admitted, 0.0)
         admission.closed(request.caller.spi_i, is_authenticated=True)
 
 

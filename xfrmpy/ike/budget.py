@@ -8,7 +8,7 @@ class Budget:
 
     def __init__(self, *, per_second: float, most: float) -> None:
         self._per_second = per_second
-        self._most = most
+        self.most = most
         self._left = most
         self._counted_at: float | None = None
 
@@ -28,4 +28,4 @@ class Budget:
 
     def give_back(self, amount: float) -> None:
         """What was spent was well spent, and does not count."""
-        self._left = min(self._most, self._left + amount)
+        self._left = min(self.most, self._left + amount)

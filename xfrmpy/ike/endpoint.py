@@ -34,7 +34,7 @@ from xfrmpy.ike.errors import (
     PeerIncompatible,
     PeerMisbehaved,
 )
-from xfrmpy.ike.ike_sa import IkeSa
+from xfrmpy.ike.ike_sa import HALF_OPEN_SECONDS, HURRIED_SECONDS, IkeSa
 from xfrmpy.ike.init import IkeSaInit, answer_ike_sa_init
 from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ike.outputs import (
@@ -58,7 +58,10 @@ from xfrmpy.wire.header import IkeHeader, decode_header_untrusted
 from xfrmpy.wire.message import Message, decode_message_untrusted, encode_message
 from xfrmpy.wire.payloads import NotifyPayload
 
-DEMANDS = {Effort.COOKIE: DropReason.COOKIE_DEMANDED}
+DEMANDS = {
+    Effort.COOKIE: DropReason.COOKIE_DEMANDED,
+    Effort.PUZZLE: DropReason.PUZZLE_DEMANDED,
+}
 """How a request is counted that was answered by a demand only."""
 
 
@@ -281,7 +284,7 @@ class IkeEndpoint:
         self, message: Message, data: bytes, path: Path, admitted: Admitted, now: float
     ) -> None:
         try:
-            sa = answer_ike_sa_init(self._core, message, data, path, now)
+            sa = answer_ike_sa_init(self._core, message, data, path)
         except PeerIncompatible as incompatible:
             self._answer_in_clear(message, path, incompatible.notify)
             if incompatible.notify.type is not NotifyType.INVALID_KE_PAYLOAD:
@@ -289,7 +292,9 @@ class IkeEndpoint:
         except CriticalPayload as error:
             self._answer_in_clear(message, path, error.notify)
         else:
-            self._admission.opened(sa.our_spi, admitted)
+            self._admission.opened(sa.our_spi, admitted, now)
+            seconds = HURRIED_SECONDS if admitted.is_hurried else HALF_OPEN_SECONDS
+            sa.expect_authentication(now + seconds)
 
     def _answer_in_clear(self, request: Message, path: Path, *notifies: NotifyPayload) -> None:
         """Answer IKE_SA_INIT without serving it: no state, so the responder's SPI is zero."""

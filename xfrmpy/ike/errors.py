@@ -29,6 +29,8 @@ class DropReason(StrEnum):
     WRONG_ROLE = "wrong-role"
     NO_TUNNEL_FOR_ADDRESS = "no-tunnel-for-address"
     COOKIE_DEMANDED = "cookie-demanded"
+    PUZZLE_DEMANDED = "puzzle-demanded"
+    PUZZLE_UNSOLVED = "puzzle-unsolved"
     HALF_OPEN_LIMIT = "half-open-limit"
     ADDRESS_LIMIT = "address-limit"
     WORK_LIMIT = "work-limit"

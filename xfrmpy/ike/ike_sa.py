@@ -8,6 +8,7 @@ its exchange.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 from xfrmpy.crypto.key_schedule import IkeKeys, derive_ike_keys, derive_rekeyed_ike_keys
@@ -45,6 +46,12 @@ from xfrmpy.wire.payloads import NotifyPayload, OpenPayload
 
 HALF_OPEN_SECONDS = 30.0
 """How long a responder waits for IKE_AUTH. strongSwan's half_open_timeout is the same."""
+
+HURRIED_SECONDS = 5.0
+"""The same under attack. RFC 8019 section 4.1: two seconds is as low as can be."""
+
+PAUSE_SECONDS = 0.001
+"""Between two slices of a long computation, so that everything else gets its turn."""
 
 REFUSAL_SECONDS = 2.0
 """How long an initiator goes on trying after an IKE_SA_INIT was refused: nothing protects that
@@ -113,6 +120,8 @@ class IkeSa:
         self._refusal: Failure | None = None
         self._was_established = False
         self.is_reported = False
+        self._step: Callable[[float], bool] | None = None
+        self._step_at: float | None = None
         if tunnel is not None:
             self.belong_to(tunnel)
         core.ike_sas[self.our_spi] = self
@@ -271,9 +280,14 @@ class IkeSa:
             self._expires_at = now + REFUSAL_SECONDS
             self.core.touched.add(self)
 
-    def expect_authentication(self, now: float) -> None:
+    def expect_authentication(self, until: float) -> None:
         """A responder waits only so long for IKE_AUTH."""
-        self._expires_at = now + HALF_OPEN_SECONDS
+        self._expires_at = until
+        self.core.touched.add(self)
+
+    def compute(self, step: Callable[[float], bool], now: float) -> None:
+        """Call `step` again and again, with pauses, until it is False that there is more to do."""
+        self._step, self._step_at = step, now + PAUSE_SECONDS
         self.core.touched.add(self)
 
     def found_nat(self, nat: NatSituation) -> None:
@@ -446,6 +460,7 @@ class IkeSa:
         moments = (
             self.channel.window.next_timeout,
             self._expires_at,
+            self._step_at,
             None if duty is None else duty.at,
         )
         return min((m for m in moments if m is not None), default=None)
@@ -455,6 +470,7 @@ class IkeSa:
         if self._expires_at is not None and now >= self._expires_at:
             self._expire(now)
             return
+        self._compute_on(now)
         try:
             self.channel.retransmit(now)
         except PeerSilent:
@@ -465,6 +481,13 @@ class IkeSa:
         """Do every duty that is due and can be done."""
         while (duty := next_duty(self)) is not None and duty.at <= now:
             duty.do(now)
+
+    def _compute_on(self, now: float) -> None:
+        if self._step is None or self._step_at is None or now < self._step_at:
+            return
+        step, self._step, self._step_at = self._step, None, None
+        if self.state is not IkeSaState.DELETED and step(now):
+            self.compute(step, now)
 
     def _expire(self, now: float) -> None:
         if self.state is IkeSaState.DELETED:
