@@ -37,6 +37,7 @@ from xfrmpy.ike.errors import (
 from xfrmpy.ike.ike_sa import HALF_OPEN_SECONDS, HURRIED_SECONDS, IkeSa
 from xfrmpy.ike.init import IkeSaInit, answer_ike_sa_init
 from xfrmpy.ike.nat import NatSituation
+from xfrmpy.ike.notices import Notices, is_hint_for
 from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
@@ -106,6 +107,7 @@ class IkeEndpoint:
         self._core.reauthenticate = self._reauthenticate
         self._core.tunnels = {t.name: Tunnel(policy=t) for t in tunnels}
         self._admission = Admission(limits or AdmissionLimits(), random)
+        self._notices = Notices()
         self._timers: list[tuple[float, bytes]] = []
         self._scheduled: dict[bytes, float] = {}
 
@@ -244,20 +246,40 @@ class IkeEndpoint:
         data = _without_marker(data, path)
         header = decode_header_untrusted(data)
         if header.major != 2:
-            self._refuse_version(header, path)
+            if header.major > 2:  # Section 2.5: tell the version that we speak.
+                self._notify(header, NotifyType.INVALID_MAJOR_VERSION, path, now)
             raise Drop(DropReason.WRONG_VERSION)
         message = decode_message_untrusted(data)
+        self._take_hint(message, path, now)
         if not any(header.spi_r) and not header.is_response:
             self._receive_first(message, data, path, now)
             return
         sa = self._core.ike_sas.get(header.spi_r if header.is_initiator else header.spi_i)
         if sa is None:
+            if message.sealed is not None:
+                self._notify(header, NotifyType.INVALID_IKE_SPI, path, now)
             raise Drop(DropReason.UNKNOWN_SPI)
         if any(sa.channel.their_spi) and sa.channel.their_spi not in (header.spi_i, header.spi_r):
             raise Drop(DropReason.UNKNOWN_SPI)
         self._core.touched.add(sa)
+        if is_hint_for(sa, message, path):
+            sa.suspect(now)
+            raise Drop(DropReason.HINT)
         sa.receive(message, data, path, now)
         sa.attend(now)
+
+    def _notify(self, request: IkeHeader, kind: NotifyType, path: Path, now: float) -> None:
+        answer = self._notices.answer(request, kind, now)
+        if answer is not None:
+            self._core.emit(SendDatagram(path=path, data=with_marker(path, answer)))
+
+    def _take_hint(self, message: Message, path: Path, now: float) -> None:
+        suspects = self._notices.suspects(message, path, self._core.ike_sas.values(), now)
+        for sa in suspects:
+            self._core.touched.add(sa)
+            sa.suspect(now)
+        if suspects:
+            raise Drop(DropReason.HINT)
 
     def _receive_first(self, message: Message, data: bytes, path: Path, now: float) -> None:
         """An IKE_SA_INIT request: new, or the repetition of one that was answered."""
@@ -299,21 +321,6 @@ class IkeEndpoint:
     def _answer_in_clear(self, request: Message, path: Path, *notifies: NotifyPayload) -> None:
         """Answer IKE_SA_INIT without serving it: no state, so the responder's SPI is zero."""
         answer = replace(request, is_response=True, is_initiator=False, payloads=notifies)
-        self._core.emit(SendDatagram(path=path, data=with_marker(path, encode_message(answer))))
-
-    def _refuse_version(self, header: IkeHeader, path: Path) -> None:
-        """RFC 7296 section 2.5: tell a peer with a newer major version the one that we speak."""
-        if header.major < 2 or header.is_response:
-            return
-        answer = Message(
-            spi_i=header.spi_i,
-            spi_r=header.spi_r,
-            exchange=header.exchange,
-            is_response=True,
-            is_initiator=not header.is_initiator,
-            message_id=header.message_id,
-            payloads=(NotifyPayload(type=NotifyType.INVALID_MAJOR_VERSION),),
-        )
         self._core.emit(SendDatagram(path=path, data=with_marker(path, encode_message(answer))))
 
     def _run(self, sa: IkeSa, step: Callable[[float], None], now: float) -> None:

@@ -34,6 +34,7 @@ class DropReason(StrEnum):
     HALF_OPEN_LIMIT = "half-open-limit"
     ADDRESS_LIMIT = "address-limit"
     WORK_LIMIT = "work-limit"
+    HINT = "hint"
     DEFECT = "defect"
 
 

@@ -20,7 +20,7 @@ from xfrmpy.ike.core import Core
 from xfrmpy.ike.duties import next_duty
 from xfrmpy.ike.errors import CriticalPayload, Drop, DropReason, PeerMisbehaved
 from xfrmpy.ike.exchange import Exchange, check_critical, payloads_in_clear
-from xfrmpy.ike.informational import Farewell
+from xfrmpy.ike.informational import Farewell, LivenessCheck
 from xfrmpy.ike.lifetimes import replacement_seconds
 from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ike.outputs import (
@@ -49,6 +49,9 @@ HALF_OPEN_SECONDS = 30.0
 
 HURRIED_SECONDS = 5.0
 """The same under attack. RFC 8019 section 4.1: two seconds is as low as can be."""
+
+SUSPICION_SECONDS = 10.0
+"""How often a hint from anybody may have us ask a peer whether it lives (section 2.21.4)."""
 
 PAUSE_SECONDS = 0.001
 """Between two slices of a long computation, so that everything else gets its turn."""
@@ -116,6 +119,7 @@ class IkeSa:
         self.create_at: float | None = None
         self.busy_since: float | None = None
         self._must_reauth_by: float | None = None
+        self._suspect_again_at = 0.0
         self._expires_at: float | None = None
         self._refusal: Failure | None = None
         self._was_established = False
@@ -451,6 +455,14 @@ class IkeSa:
             )
         elif failure is not None:
             self.core.emit(RequestRefused(tunnel=self.tunnel_name, path=self.path, failure=failure))
+
+    def suspect(self, now: float) -> None:
+        """Anybody says that the peer has lost its state: ask it, unless we do or did lately."""
+        is_ready = self.state is IkeSaState.ESTABLISHED and self.can_ask
+        if not is_ready or now < self._suspect_again_at:
+            return
+        self._suspect_again_at = now + SUSPICION_SECONDS
+        self.start(LivenessCheck(self), now)
 
     # Time.
 
