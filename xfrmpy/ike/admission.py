@@ -119,7 +119,7 @@ class Request:
     work: float
 
     @classmethod
-    def of(cls, message: Message, data: bytes, path: Path) -> Request:
+    def of(cls, message: Message, digest: bytes, path: Path) -> Request:
         """Raises `PeerMisbehaved` for what is no whole request.
 
         Such a request is longer than any demand of ours, so nobody is answered by more octets
@@ -131,7 +131,7 @@ class Request:
         cookies = notifications(payloads, NotifyType.COOKIE)
         remote = path.remote.address
         return cls(
-            digest=request_digest(data, path),
+            digest=digest,
             source=_source(remote),
             caller=Caller(address=remote, spi_i=message.spi_i, nonce_i=nonce.data),
             cookie=cookies[0].data if cookies else None,

@@ -290,12 +290,13 @@ class IkeEndpoint:
         if message.spi_i in self._core.ike_sas:
             raise Drop(DropReason.WRONG_ROLE)  # Our own request, sent back to us.
         self._schedule_touched()
-        known = self._core.ike_sas.get(self._admission.answered(request_digest(data, path)) or b"")
+        digest = request_digest(data, path)
+        known = self._core.ike_sas.get(self._admission.answered(digest) or b"")
         if known is not None:
             answer = with_marker(path, known.channel.init_response)
             self._core.emit(SendDatagram(path=path, data=answer))
             return
-        verdict = self._admission.examine(Request.of(message, data, path), now)
+        verdict = self._admission.examine(Request.of(message, digest, path), now)
         if isinstance(verdict, Admitted):
             self._serve(message, data, path, verdict, now)
         else:
