@@ -168,8 +168,7 @@ class Service:
 
     def _hear(self, report: Output) -> None:
         name: str = getattr(report, "tunnel", "")
-        level = self._refusal_level(name) if isinstance(report, RequestRefused) else logging.INFO
-        log.log(level, "%s: %s", name or "no tunnel", narrate(report))
+        log.log(self._level(report, name), "%s: %s", name or "no tunnel", narrate(report))
         tunnel = self._tunnels.get(name)
         if tunnel is None:
             return
@@ -179,10 +178,13 @@ class Service:
             tunnel.last_failure = report.failure
         tunnel.tell(report)
 
-    def _refusal_level(self, tunnel: str) -> int:
+    def _level(self, report: Output, tunnel: str) -> int:
         """Anybody can be refused, as often as he likes; the log is not for him to fill."""
+        is_refusal = isinstance(report, RequestRefused)
         if tunnel:
-            return logging.WARNING
+            return logging.WARNING if is_refusal else logging.INFO
+        if not is_refusal:
+            return logging.DEBUG
         now = self._loop.time()
         if now >= self._next_refusal_at:
             self._next_refusal_at = now + REFUSAL_LOG_SECONDS
