@@ -306,7 +306,7 @@ def test_a_solution_for_another_nonce_is_worth_nothing(puzzled: Any) -> None:
 
 def test_puzzles_grow_harder_with_the_load(make_pair: MakePair, make_policy: MakePolicy) -> None:
     limits = AdmissionLimits(
-        cookies_at=0, puzzles_at=2, strangers=42, puzzles_at_per_address=99, work_per_second=1e6
+        cookies_at=0, puzzles_at=2, strangers=42, strangers_per_address=500, work_per_second=1e6
     )
     pair = make_pair(make_policy(), limits=limits)
     asked: list[int] = []

@@ -59,9 +59,13 @@ class AdmissionLimits:
     cookies_at: int = 30
     puzzles_at: int = 300
     strangers: int = 1000
-    puzzles_at_per_address: int = 20
     strangers_per_address: int = 100
     work_per_second: float = 250.0
+
+    @property
+    def puzzles_at_per_address(self) -> int:
+        """RFC 8019 section 6 has 3 to 5; but many initiators may be behind one NAT."""
+        return max(1, self.strangers_per_address // 5)
 
 
 WORK: dict[KeyExchangeMethod, float] = {
