@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ IN_VM_TOO = pytest.mark.vm
 
 BOTH_ROLES = pytest.mark.parametrize("role", list(Role))
 
-QUICK = {"dpd": "1s", "retransmission": {"tries": 2, "initial": "500ms"}}
+QUICK: dict[str, Any] = {"dpd": "1s", "retransmission": {"tries": 2, "initial": "500ms"}}
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,17 @@ def test_a_cookie_is_returned(site: Site) -> None:
     ours = site.xfrmpy(network.moon, network.tunnel())
     site.connect(ours, theirs)
     assert "N(COOKIE)" in theirs.log
+
+
+@pytest.mark.parametrize("demand", ["cookies", "puzzles"])
+def test_a_peer_that_we_demand_something_of_connects(site: Site, demand: str) -> None:
+    """charon knows no puzzles: it returns the cookie alone, and is served by lot."""
+    network = site.network
+    theirs = site.strongswan(network.sun, network.tunnel().mirrored())
+    ours = site.xfrmpy(network.moon, network.tunnel(), options=(f"--{demand}-at", "0"))
+    site.connect(theirs, ours)
+    assert "N(COOKIE)" in theirs.log
+    assert ours.status().drops[f"{demand.removesuffix('s')}-demanded"] == 1
 
 
 @BOTH_ROLES

@@ -12,6 +12,7 @@ import pytest
 
 from xfrmpy.datapath.interface import DatapathError, Dump
 from xfrmpy.datapath.recording import RecordingDatapath
+from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint, IkeSaView
 from xfrmpy.ike.errors import DropReason
 from xfrmpy.ike.exchange import Exchange
@@ -122,13 +123,14 @@ class Host:
     name: str
     policy: TunnelPolicy
     address: str
+    limits: AdmissionLimits = field(default_factory=AdmissionLimits)
     outputs: list[Output] = field(default_factory=list)
     outbox: list[SendDatagram] = field(default_factory=list)
     expects_defects: bool = False
     clock: Callable[[], float] = lambda: 0.0
 
     def __post_init__(self) -> None:
-        self.endpoint = IkeEndpoint([self.policy], seeded_random(self.name))
+        self.endpoint = IkeEndpoint([self.policy], seeded_random(self.name), self.limits)
         self.datapath = RecordingDatapath()
         self.datapath.close()  # Nobody waits for its events here.
         peers = tuple(ip_address(peer) for peer in self.policy.peers)
@@ -202,11 +204,16 @@ Impairment = Callable[[SendDatagram, Host], list[bytes]]
 class Pair:
     """Moon (the initiator by habit) and sun. `impair` may drop, repeat or change what is sent."""
 
-    def __init__(self, moon: TunnelPolicy, sun: TunnelPolicy | None = None) -> None:
+    def __init__(
+        self,
+        moon: TunnelPolicy,
+        sun: TunnelPolicy | None = None,
+        limits: AdmissionLimits = AdmissionLimits(),  # noqa: B008 (frozen)
+    ) -> None:
         self.now = 0.0
         sun = sun or mirrored(moon)
-        self.moon = Host("moon", moon, sun.peers[0])
-        self.sun = Host("sun", sun, moon.peers[0])
+        self.moon = Host("moon", moon, sun.peers[0], limits)
+        self.sun = Host("sun", sun, moon.peers[0], limits)
         for host in (self.moon, self.sun):
             host.clock = lambda: self.now
         self.impair: Impairment = lambda output, _sender: [output.data]
@@ -274,8 +281,10 @@ class Pair:
         self.assert_down()
         for endpoint in (self.moon.endpoint, self.sun.endpoint):
             assert endpoint.next_timeout() is None
-            kept = (endpoint._core.ike_sas, endpoint._by_init, endpoint._half_open)
+            admission = endpoint._admission
+            kept = (endpoint._core.ike_sas, admission._strangers, admission._answered)
             assert not any(kept), kept
+            assert not admission._proven
             assert not endpoint._scheduled
             assert not endpoint._timers
 

@@ -11,18 +11,14 @@ from typing import Any
 
 import pytest
 
-from xfrmpy.ike import endpoint as endpoint_module
-from xfrmpy.ike.endpoint import MAX_HALF_OPEN
 from xfrmpy.ike.errors import Drop, DropReason
 from xfrmpy.ike.ike_sa import HALF_OPEN_SECONDS, LINGER_SECONDS
 from xfrmpy.ike.outputs import (
-    DatagramDropped,
     RequestRefused,
     RequestRetransmitted,
     SendDatagram,
     TunnelClosed,
 )
-from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ike.window import Outstanding, PeerSilent, Sent, Window
 from xfrmpy.policy.model import Retransmission
 from xfrmpy.registry import ExchangeType
@@ -371,43 +367,6 @@ def test_a_half_open_ike_sa_expires_and_is_forgotten(
     assert refused.failure.code == "XF2001"
     pair.run(100)
     pair.assert_forgotten()
-
-
-def test_half_open_ike_sas_are_limited(
-    make_pair: MakePair,
-    make_policy: MakePolicy,
-    make_backwards: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert MAX_HALF_OPEN >= 100
-    monkeypatch.setattr(endpoint_module, "MAX_HALF_OPEN", 20)
-    pair = make_pair(make_policy())
-    for _ in range(25):
-        pair.initiate()
-    for output in pair.moon.take_outputs():
-        pair.sun.endpoint.receive_datagram(output.data, make_backwards(output.path), pair.now)
-    pair.sun.take_outputs()
-    assert len(pair.sun.ike_sas) == 20
-    assert pair.sun.drops == [DropReason.HALF_OPEN_LIMIT] * 5
-    pair.impair = lambda _output, _sender: []
-    pair.run(HALF_OPEN_SECONDS)
-    assert pair.sun.ike_sas == []
-    assert not pair.sun.endpoint._scheduled
-    pair.impair = lambda output, _sender: [output.data]
-    pair.initiate()
-    pair.deliver()
-    assert IkeSaState.ESTABLISHED in [v.state for v in pair.sun.views]
-
-
-def test_an_established_ike_sa_does_not_count_as_half_open(
-    make_pair: MakePair, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(endpoint_module, "MAX_HALF_OPEN", 1)
-    pair = make_pair(make_policy())
-    for count in range(1, 4):
-        pair.up()
-        assert len(pair.sun.views) == count
-    assert not pair.sun.reports(DatagramDropped)
 
 
 # Leaving a peer that is gone.

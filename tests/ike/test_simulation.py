@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from xfrmpy.ike import channel as channel_module
+from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.outputs import AddSa, SendDatagram, TunnelClosed
 from xfrmpy.ike.states import ChildSaState, IkeSaState
@@ -59,7 +60,7 @@ class Simulation:
         sun = make_mirror(policy)
         if self.chance.random() < 0.3:
             sun = replace(sun, proposals=sun.proposals[::-1])
-        self.pair = make_pair(policy, sun)
+        self.pair = make_pair(policy, sun, self._limits())
         self.hosts = (self.pair.moon, self.pair.sun)
         self.now = 0.0
         self.flying: list[tuple[float, int, Any, bytes, Path]] = []
@@ -80,6 +81,12 @@ class Simulation:
             for _ in range(self.chance.choice((0, 0, 0, 1, 2)) if self.badness else 0):
                 kind = self.chance.choice(("add_sa", "add_policy", "add_sa out", "add_policy fwd"))
                 host.datapath.refuse(kind, nth=self.chance.randint(1, 6))
+
+    def _limits(self) -> AdmissionLimits:
+        """In every fifth run the ends demand cookies from the first request on, in some puzzles."""
+        if self.seed % 5:
+            return AdmissionLimits()
+        return AdmissionLimits(cookies_at=0, puzzles_at=0 if self.seed % 50 == 0 else 300)
 
     def _policy(self, make_policy: Any) -> Any:
         groups = self.chance.choice(("x25519", "ecp256-x25519"))
@@ -179,7 +186,9 @@ class Simulation:
     def _restart(self, host: Any) -> None:
         peers = host.endpoint._core.tunnels["tunnel-a"].peer_addresses
         host.endpoint = IkeEndpoint(
-            [host.policy], self.make_random(f"{self.seed}/{host.name}/{self.now}")
+            [host.policy],
+            self.make_random(f"{self.seed}/{host.name}/{self.now}"),
+            host.limits,
         )
         host.endpoint.set_peer_addresses("tunnel-a", peers)
         host.datapath.remove_ours()
@@ -296,7 +305,7 @@ class Simulation:
         for host in self.hosts:
             living = [sa for sa in host.ike_sas if sa.state is not IkeSaState.DELETED]
             assert {sa.state for sa in living} <= {IkeSaState.ESTABLISHED}
-            assert not host.endpoint._by_init
+            assert not host.endpoint._admission._answered
             for sa in living:
                 assert [c.state for c in sa.children] == [ChildSaState.INSTALLED]
                 assert not sa.is_rekeying

@@ -80,6 +80,11 @@ class IkeAuth:
             return
         self._sa.authenticated(self._tunnel, local=self._identity.identity, remote=remote, now=now)
         self._sa.channel.may_sync = supports_sync(payloads)
+        if error is not None and error.type == NotifyType.SINGLE_PAIR_REQUIRED:
+            give_up_child(self._sa, self._child)
+            self._sa.asks_pairs = True
+            self._sa.create_at = now
+            return
         if error is not None:
             self._sa.terminate(failure_of(error, self._evidence(error)), now)
             return

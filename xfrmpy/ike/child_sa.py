@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
 
 from xfrmpy.crypto.key_schedule import ChildKeys
 from xfrmpy.ike.agreement import choose_for_method, method_of
@@ -44,11 +44,17 @@ MASKS_OF_PORT_RANGE = 30
 """The most masked ports that a range of ports is cut into: 2 * 16 - 2."""
 
 
+Scope: TypeAlias = tuple[tuple[TrafficSelector, ...], tuple[TrafficSelector, ...]]
+"""Our selectors, and the peer's."""
+
+
 class ChildSa:
     """See the module. `local` and `remote` are what was agreed, within what was offered.
 
     `nonces` are those of the exchange that made it. `replaces` is the Child SA whose place it
     takes; `heir` is what the peer has made to take its place, perhaps while we were at the same.
+    `scope` is a part of what policy allows; `packet` is what has just been met and needs it, and is
+    offered first (RFC 7296 section 2.9).
     """
 
     def __init__(
@@ -59,15 +65,17 @@ class ChildSa:
         proposals: tuple[Proposal, ...],
         *,
         replaces: ChildSa | None = None,
+        scope: Scope | None = None,
+        packet: Scope | None = None,
     ) -> None:
         self.policy = policy
         self.tunnel = tunnel
         self.state = ChildSaState.CREATING
         self.spi_in = core.new_child_spi(tunnel)
         self.proposal: Proposal | None = None
-        scope = policy if replaces is None else replaces
-        self.local: tuple[TrafficSelector, ...] = scope.local
-        self.remote: tuple[TrafficSelector, ...] = scope.remote
+        self.local, self.remote = scope or scope_of(policy if replaces is None else replaces)
+        self.reqid: int = policy.reqid if replaces is None else replaces.reqid
+        self._packet = packet or ((), ())
         self.nonces: Nonces = (b"", b"")
         self.replaces = replaces
         self.heir: ChildSa | None = None
@@ -92,8 +100,8 @@ class ChildSa:
         """SA, TSi and TSr of an initiator."""
         return (
             SaPayload(proposals=self._offered()),
-            TsiPayload(selectors=self.local),
-            TsrPayload(selectors=self.remote),
+            TsiPayload(selectors=(*self._packet[0], *self.local)),
+            TsrPayload(selectors=(*self._packet[1], *self.remote)),
         )
 
     def accept(self, sa: SaPayload, tsi: TsiPayload, tsr: TsrPayload) -> None:
@@ -182,6 +190,8 @@ class ChildSa:
         A responder that replaces an SA goes on sending on the old one until it knows that the
         initiator can receive on the new one (RFC 7296 section 2.8).
         """
+        if self.replaces is None:
+            self.reqid = self._free_reqid()
         self.entries = self._entries(
             keys, path, is_initiator=is_initiator, encapsulated=encapsulated
         )
@@ -286,6 +296,24 @@ class ChildSa:
             raise IllegalTransition(f"Child SA: {self.state} to {state}")
         self.state = state
 
+    def _free_reqid(self) -> int:
+        """That of the policy, or one apart if the policy has several Child SAs with parts of it.
+
+        A datapath finds an SA by its reqid alone: it must carry all that the policies with that
+        reqid want.
+        """
+        kin = [
+            child
+            for child in self._core.children.values()
+            if child is not self and child.policy.reqid == self.policy.reqid and child.in_force
+        ]
+        for child in kin:
+            if scope_of(child) == scope_of(self):
+                return child.reqid
+        if any(child.reqid == self.policy.reqid for child in kin):
+            return self._core.new_reqid()
+        return self.policy.reqid
+
     def _add(self, entry: SadEntry) -> None:
         self.in_force.append(entry)
         self._core.emit(AddSa(**self._names(), entry=entry))
@@ -327,7 +355,7 @@ class ChildSa:
                 spi=spi,
                 source=source.address,
                 destination=destination.address,
-                reqid=self.policy.reqid,
+                reqid=self.reqid,
                 suite=suite,
                 encryption_key=key[0],
                 integrity_key=key[1],
@@ -347,7 +375,7 @@ class ChildSa:
             return Template(
                 source=source,
                 destination=destination,
-                reqid=self.policy.reqid,
+                reqid=self.reqid,
                 mode=self.policy.mode,
             )
 
@@ -360,6 +388,10 @@ class ChildSa:
 
     def _names(self) -> _Names:
         return {"owner": self.spi_in, "tunnel": self.tunnel.name, "child": self.policy.name}
+
+
+def scope_of(limits: ChildPolicy | ChildSa) -> Scope:
+    return limits.local, limits.remote
 
 
 class _Names(TypedDict):

@@ -19,7 +19,7 @@ from xfrmpy.ike.agreement import (
     key_exchange_methods,
     method_of,
 )
-from xfrmpy.ike.child_sa import SPI_SIZE, ChildSa, choose_child_policy
+from xfrmpy.ike.child_sa import SPI_SIZE, ChildSa, Scope, choose_child_policy
 from xfrmpy.ike.collisions import objection_to_child_rekey, objection_to_new_child, survives
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import first_error, notifications, only, optional
@@ -64,6 +64,8 @@ class CreateChildSa:
         policy: ChildPolicy,
         *,
         replaces: ChildSa | None = None,
+        scope: Scope | None = None,
+        packet: Scope | None = None,
         method: KeyExchangeMethod | None = None,
     ) -> None:
         assert sa.tunnel is not None
@@ -71,7 +73,16 @@ class CreateChildSa:
         self._replaces = replaces
         self._demanded = method
         self._nonce = sa.core.random(NONCE_SIZE)
-        self._child = ChildSa(sa.core, sa.tunnel, policy, policy.proposals, replaces=replaces)
+        self._scope, self._packet = scope, packet
+        self._child = ChildSa(
+            sa.core,
+            sa.tunnel,
+            policy,
+            policy.proposals,
+            replaces=replaces,
+            scope=scope,
+            packet=packet,
+        )
         self._key_exchange = self._start_key_exchange(policy)
         sa.children.append(self._child)
         if replaces is not None:
@@ -180,14 +191,20 @@ class CreateChildSa:
             self._refused_for_good(error, now)
 
     def _refused_for_good(self, error: NotifyPayload, now: float) -> None:
-        if self._replaces is None:
+        if self._replaces is None and self._scope is not None:
+            self._sa.refused_scopes.add(self._scope)
+            self._sa.create_at = now
+        elif self._replaces is None and error.type == NotifyType.SINGLE_PAIR_REQUIRED:
+            self._sa.asks_pairs = True
+            self._sa.create_at = now
+        elif self._replaces is None:
             self._report(failure_of(error, self._evidence()))
             self._sa.create_at = now + RECREATE_SECONDS
-            return
-        what = f"the Child SA {self._child.policy.name}"
-        self._report(rekey_failure_of(error, what, self._evidence()))
-        self._replaces.rekey_at = None
-        cannot_rekey(self._sa, now)
+        else:
+            what = f"the Child SA {self._child.policy.name}"
+            self._report(rekey_failure_of(error, what, self._evidence()))
+            self._replaces.rekey_at = None
+            cannot_rekey(self._sa, now)
 
     def _repeat(self, error: NotifyPayload, now: float) -> bool:
         """Begin again with the method that the peer wants, once, if we have it."""
@@ -196,7 +213,14 @@ class CreateChildSa:
             self._child.policy.proposals
         ):
             return False
-        again = CreateChildSa(self._sa, self._child.policy, replaces=self._replaces, method=method)
+        again = CreateChildSa(
+            self._sa,
+            self._child.policy,
+            replaces=self._replaces,
+            scope=self._scope,
+            packet=self._packet,
+            method=method,
+        )
         self._sa.start(again, now)
         return True
 

@@ -15,6 +15,7 @@ from xfrmpy.ike.collisions import UNSETTLED
 from xfrmpy.ike.create_child_sa import CreateChildSa
 from xfrmpy.ike.informational import DeleteChildSas
 from xfrmpy.ike.liveness import check_idleness, check_liveness, idle_at, liveness_at
+from xfrmpy.ike.missing import next_missing
 from xfrmpy.ike.rekey_ike_sa import RekeyIkeSa
 from xfrmpy.ike.states import ChildSaState, IkeSaState
 from xfrmpy.ike.succession import leave
@@ -99,12 +100,11 @@ def _of_retired(sa: IkeSa, until: float, child: ChildSa) -> Duty:
 
 def _create_next(sa: IkeSa, now: float) -> None:
     """Begin the first Child SA of the policy that is not there; one after the other."""
-    assert sa.tunnel is not None
-    there = {child.policy.name for child in sa.children}
-    missing = next((policy for policy in sa.tunnel.children if policy.name not in there), None)
     sa.create_at = None
+    missing = next_missing(sa)
     if missing is not None:
-        sa.start(CreateChildSa(sa, missing), now)
+        policy, scope = missing
+        sa.start(CreateChildSa(sa, policy, scope=scope), now)
 
 
 def _reauthenticate(sa: IkeSa, now: float) -> None:

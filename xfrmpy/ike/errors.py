@@ -33,7 +33,13 @@ class DropReason(StrEnum):
     FRAGMENT_OUTDATED = "fragment-outdated"
     SYNC_REPLAYED = "sync-replayed"
     NO_TUNNEL_FOR_ADDRESS = "no-tunnel-for-address"
+    COOKIE_DEMANDED = "cookie-demanded"
+    PUZZLE_DEMANDED = "puzzle-demanded"
+    PUZZLE_UNSOLVED = "puzzle-unsolved"
     HALF_OPEN_LIMIT = "half-open-limit"
+    ADDRESS_LIMIT = "address-limit"
+    WORK_LIMIT = "work-limit"
+    HINT = "hint"
     DEFECT = "defect"
 
 

@@ -8,19 +8,20 @@ its exchange.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 from xfrmpy.crypto.key_schedule import IkeKeys, derive_ike_keys, derive_rekeyed_ike_keys
 from xfrmpy.failures import Failure
 from xfrmpy.ike.channel import Channel
-from xfrmpy.ike.child_sa import ChildSa
+from xfrmpy.ike.child_sa import ChildSa, Scope
 from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.duties import next_duty
 from xfrmpy.ike.errors import CriticalPayload, Drop, DropReason, PeerMisbehaved
 from xfrmpy.ike.exchange import Exchange, check_critical, notifications, payloads_in_clear
 from xfrmpy.ike.fragments import Whole
-from xfrmpy.ike.informational import Farewell
+from xfrmpy.ike.informational import Farewell, LivenessCheck
 from xfrmpy.ike.lifetimes import replacement_seconds
 from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ike.outputs import (
@@ -47,6 +48,15 @@ from xfrmpy.wire.payloads import NotifyPayload, OpenPayload
 
 HALF_OPEN_SECONDS = 30.0
 """How long a responder waits for IKE_AUTH. strongSwan's half_open_timeout is the same."""
+
+HURRIED_SECONDS = 5.0
+"""The same under attack. RFC 8019 section 4.1: two seconds is as low as can be."""
+
+SUSPICION_SECONDS = 10.0
+"""How often a hint from anybody may have us ask a peer whether it lives (section 2.21.4)."""
+
+PAUSE_SECONDS = 0.001
+"""Between two slices of a long computation, so that everything else gets its turn."""
 
 REFUSAL_SECONDS = 2.0
 """How long an initiator goes on trying after an IKE_SA_INIT was refused: nothing protects that
@@ -101,6 +111,8 @@ class IkeSa:
         self.retired: list[tuple[float, ChildSa]] = []
         self.replaces: IkeSa | None = None
         self.heir: IkeSa | None = None
+        self.refused_scopes: set[Scope] = set()
+        self.asks_pairs = False
         self.is_rekeying = False
         self.is_asking_usage = False
         self.established_at = 0.0
@@ -112,10 +124,13 @@ class IkeSa:
         self.create_at: float | None = None
         self.busy_since: float | None = None
         self._must_reauth_by: float | None = None
+        self._suspect_again_at = 0.0
         self._expires_at: float | None = None
         self._refusal: Failure | None = None
         self._was_established = False
         self.is_reported = False
+        self._step: Callable[[float], bool] | None = None
+        self._step_at: float | None = None
         if tunnel is not None:
             self.belong_to(tunnel)
         core.ike_sas[self.our_spi] = self
@@ -127,6 +142,11 @@ class IkeSa:
     @property
     def path(self) -> Path:
         return self.channel.path
+
+    @property
+    def is_authenticated(self) -> bool:
+        """Whether the peer has proved who it is, at any time."""
+        return self._was_established
 
     @property
     def tunnel_name(self) -> str:
@@ -319,9 +339,14 @@ class IkeSa:
             self._expires_at = now + REFUSAL_SECONDS
             self.core.touched.add(self)
 
-    def expect_authentication(self, now: float) -> None:
+    def expect_authentication(self, until: float) -> None:
         """A responder waits only so long for IKE_AUTH."""
-        self._expires_at = now + HALF_OPEN_SECONDS
+        self._expires_at = until
+        self.core.touched.add(self)
+
+    def compute(self, step: Callable[[float], bool], now: float) -> None:
+        """Call `step` again and again, with pauses, until it is False that there is more to do."""
+        self._step, self._step_at = step, now + PAUSE_SECONDS
         self.core.touched.add(self)
 
     def found_nat(self, nat: NatSituation) -> None:
@@ -488,6 +513,14 @@ class IkeSa:
         elif failure is not None:
             self.core.emit(RequestRefused(tunnel=self.tunnel_name, path=self.path, failure=failure))
 
+    def suspect(self, now: float) -> None:
+        """Anybody says that the peer has lost its state: ask it, unless we do or did lately."""
+        is_ready = self.state is IkeSaState.ESTABLISHED and self.can_ask
+        if not is_ready or now < self._suspect_again_at:
+            return
+        self._suspect_again_at = now + SUSPICION_SECONDS
+        self.start(LivenessCheck(self), now)
+
     # Time.
 
     @property
@@ -496,6 +529,7 @@ class IkeSa:
         moments = (
             self.channel.next_timeout,
             self._expires_at,
+            self._step_at,
             None if duty is None else duty.at,
         )
         return min((m for m in moments if m is not None), default=None)
@@ -506,6 +540,7 @@ class IkeSa:
         if self._expires_at is not None and now >= self._expires_at:
             self._expire(now)
             return
+        self._compute_on(now)
         try:
             self.channel.retransmit(now)
         except PeerSilent as silent:
@@ -516,6 +551,13 @@ class IkeSa:
         """Do every duty that is due and can be done."""
         while (duty := next_duty(self)) is not None and duty.at <= now:
             duty.do(now)
+
+    def _compute_on(self, now: float) -> None:
+        if self._step is None or self._step_at is None or now < self._step_at:
+            return
+        step, self._step, self._step_at = self._step, None, None
+        if self.state is not IkeSaState.DELETED and step(now):
+            self.compute(step, now)
 
     def _expire(self, now: float) -> None:
         if self.state is IkeSaState.DELETED:

@@ -17,7 +17,7 @@ from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS
-from xfrmpy.ipsec.selectors import ANY_PROTOCOL, TrafficSelector
+from xfrmpy.ipsec.selectors import TrafficSelector, meet
 from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import Findings, Mark
 from xfrmpy.policy.model import (
@@ -233,7 +233,7 @@ def _child(
             place.error("XF1005", path, f"'{side}' is missing", f"{side}: PREFIX", at_key=True)
     if not keys.local or not keys.remote:
         return None
-    if not any(_meet(ours, theirs) for ours in keys.local for theirs in keys.remote):
+    if not any(meet(ours, theirs) for ours in keys.local for theirs in keys.remote):
         message = "'local' and 'remote' have no address family and protocol in common"
         place.error("XF1004", (*path, "remote"), message)
     esp = tunnel.esp or EspSettings()
@@ -358,7 +358,7 @@ def _common_traffic(
             remotes = _common(ours.remote, theirs.remote)
             for local in _common(ours.local, theirs.local):
                 for remote in remotes:
-                    if _meet(local, remote):
+                    if meet(local, remote):
                         return local, remote
     return None
 
@@ -368,10 +368,3 @@ def _common(
 ) -> list[TrafficSelector]:
     pairs = (a.intersect(b) for a in ours for b in theirs)
     return [common for common in pairs if common is not None]
-
-
-def _meet(local: TrafficSelector, remote: TrafficSelector) -> bool:
-    """Whether any packet can go between the two."""
-    same_family = local.start_address.version == remote.start_address.version
-    protocols = {local.protocol, remote.protocol} - {ANY_PROTOCOL}
-    return same_family and len(protocols) < 2

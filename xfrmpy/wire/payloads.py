@@ -32,6 +32,7 @@ from xfrmpy.wire.proposals import check_proposals, decode_proposals_untrusted, e
 from xfrmpy.wire.selectors import decode_selectors_untrusted, encode_selectors
 
 MIN_NONCE, MAX_NONCE = 16, 256  # octets, RFC 7296 section 3.9
+PUZZLE_KEYS = 4  # RFC 8019 section 7.1.3
 
 # Ours. The longest reply seen in the field has some tens of attributes.
 MAX_CONFIGURATION_ATTRIBUTES = 256
@@ -219,6 +220,30 @@ class EapPayload(_OpaquePayload):
     """Section 3.16: `data` is the EAP message of RFC 3748 section 4."""
 
     TYPE: ClassVar = PayloadType.EAP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PuzzleSolutionPayload(_Payload):
+    """PS, RFC 8019 section 8.2: four keys of one size. Whether they solve anything is not known."""
+
+    TYPE: ClassVar = PayloadType.PS
+    keys: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.keys) != PUZZLE_KEYS or len({len(key) for key in self.keys}) != 1:
+            raise ValueError("a puzzle solution is four keys of one size")
+        if not self.keys[0]:
+            raise ValueError("a puzzle solution of empty keys")
+
+    def encode_body(self) -> bytes:
+        return b"".join(self.keys)
+
+    @classmethod
+    def decode_body_untrusted(cls, cursor: Cursor) -> Self:
+        size, left_over = divmod(cursor.remaining, PUZZLE_KEYS)
+        if left_over:
+            raise cursor.malformed("a puzzle solution whose size is no multiple of 4")
+        return cls(keys=tuple([cursor.take(size) for _ in range(PUZZLE_KEYS)]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -424,6 +449,7 @@ OpenPayload: TypeAlias = (
     | TsrPayload
     | ConfigurationPayload
     | EapPayload
+    | PuzzleSolutionPayload
     | UnknownPayload
 )
 SealedPayload: TypeAlias = EncryptedPayload | EncryptedFragmentPayload
@@ -447,6 +473,7 @@ DECODERS: dict[int, Callable[[Cursor], OpenPayload]] = {
         TsrPayload,
         ConfigurationPayload,
         EapPayload,
+        PuzzleSolutionPayload,
     )
 }
 SEALED_DECODERS: dict[int, Callable[[Cursor, PayloadType], SealedPayload]] = {
