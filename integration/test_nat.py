@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
@@ -16,13 +17,13 @@ IN_VM_TOO = pytest.mark.vm
 BOTH_ROLES = pytest.mark.parametrize("role", list(Role))
 
 
-def _ours_behind(site: Site, **keys: object) -> Pair:
+def _ours_behind(site: Site, **keys: Any) -> Pair:
     network = site.network
     theirs = site.strongswan(network.sun, network.tunnel().mirrored())
     return Pair(site, site.xfrmpy(network.moon, network.tunnel(), **keys), theirs)
 
 
-def _theirs_behind(site: Site, connection: str = "", **keys: object) -> Pair:
+def _theirs_behind(site: Site, connection: str = "", **keys: Any) -> Pair:
     network = site.network
     ours = site.xfrmpy(network.sun, network.tunnel().mirrored(), **keys)
     return Pair(site, ours, site.strongswan(network.moon, network.tunnel(), connection=connection))

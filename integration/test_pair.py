@@ -86,3 +86,13 @@ def test_a_tunnel_that_starts_by_itself_is_brought_up_and_kept(site: Site) -> No
     ours = site.xfrmpy(site.network.moon, tunnel, start="auto")
     eventually("both ends to be up", lambda: ours.is_up() and theirs.is_up())
     site.assert_protected()
+
+
+@pytest.mark.native
+def test_a_puzzle_is_solved(site: Site) -> None:
+    tunnel = site.network.tunnel()
+    ours = site.xfrmpy(site.network.moon, tunnel)
+    theirs = site.xfrmpy(site.network.sun, tunnel.mirrored(), options=("--puzzles-at", "0"))
+    site.connect(ours, theirs)
+    assert theirs.status().drops["puzzle-demanded"] == 1
+    assert "a puzzle" in ours.log

@@ -114,7 +114,7 @@ def test_a_difference_in_forward_secrecy_is_told_at_up(site: Site) -> None:
 def test_a_peer_that_was_killed_and_starts_again_comes_back_by_itself(site: Site) -> None:
     tunnel = site.network.tunnel()
     theirs = site.strongswan(site.network.sun, tunnel.mirrored())
-    quick = {"dpd": "1s", "retransmission": {"tries": 2, "initial": "500ms"}}
+    quick: dict[str, Any] = {"dpd": "1s", "retransmission": {"tries": 2, "initial": "500ms"}}
     ours = site.xfrmpy(site.network.moon, tunnel, start="auto", **quick)
     eventually("the tunnel to be up", ours.is_up)
     theirs.kill()

@@ -170,6 +170,10 @@ class Network:
         """
         self.nats["moon"].batch("link set wan down", "link set wan up")
 
+    def narrow(self, octets: int) -> None:
+        """Larger packets do not pass the internet from now on, and nobody is told."""
+        self.internet.batch(f"link set moon mtu {octets}", f"link set sun mtu {octets}")
+
     def close(self) -> None:
         present = run("ip", "netns", "list").stdout.split()
         names = [host.namespace for host in self.hosts if host.namespace in present]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
@@ -72,8 +72,10 @@ class Site:
     ) -> None:
         self._stack.close()
 
-    def xfrmpy(self, host: Host, *tunnels: Tunnel, **keys: Any) -> XfrmpyGateway:
-        peer = XfrmpyGateway(host, tunnels, self._directory_of(host), keys)
+    def xfrmpy(
+        self, host: Host, *tunnels: Tunnel, options: Sequence[str] = (), **keys: Any
+    ) -> XfrmpyGateway:
+        peer = XfrmpyGateway(host, tunnels, self._directory_of(host), keys, options)
         self._keep(peer)
         return peer
 

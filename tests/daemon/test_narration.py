@@ -33,6 +33,12 @@ NEWS: list[tuple[outputs.Output, str]] = [
         "no answer yet: IKE_SA_INIT to [2001:db8::2]:500 again, 2 of 5",
     ),
     (
+        outputs.FragmentSizeReduced(
+            tunnel="a", exchange=ExchangeType.IKE_AUTH, path=PATH, octets=576
+        ),
+        "no answer yet: IKE_AUTH with [2001:db8::2]:500 again, in datagrams of at most 576 octets",
+    ),
+    (
         outputs.ExchangeRepeated(tunnel="a", exchange=ExchangeType.IKE_SA_INIT, reason="why"),
         "IKE_SA_INIT once more: why",
     ),

@@ -12,6 +12,7 @@ import pytest
 
 from xfrmpy.datapath.interface import DatapathError, Dump
 from xfrmpy.datapath.recording import RecordingDatapath
+from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint, IkeSaView
 from xfrmpy.ike.errors import DropReason
 from xfrmpy.ike.exchange import Exchange
@@ -123,20 +124,27 @@ class Host:
     name: str
     policy: TunnelPolicy
     address: str
+    limits: AdmissionLimits = field(default_factory=AdmissionLimits)
     outputs: list[Output] = field(default_factory=list)
+    outbox: list[SendDatagram] = field(default_factory=list)
     expects_defects: bool = False
     clock: Callable[[], float] = lambda: 0.0
 
     def __post_init__(self) -> None:
-        self.endpoint = IkeEndpoint([self.policy], seeded_random(self.name))
+        self.endpoint = IkeEndpoint([self.policy], seeded_random(self.name), self.limits)
         self.datapath = RecordingDatapath()
         self.datapath.close()  # Nobody waits for its events here.
         peers = tuple(ip_address(peer) for peer in self.policy.peers)
         self.endpoint.set_peer_addresses("tunnel-a", peers)
 
+    def receive(self, data: bytes, path: Path, now: float) -> None:
+        """As the daemon does it: what one datagram causes is done before the next one is read."""
+        self.endpoint.receive_datagram(data, path, now)
+        self.outbox = self.take_outputs()
+
     def take_outputs(self) -> list[SendDatagram]:
         """Do what the endpoint wants done; returns the datagrams it wants sent."""
-        sent: list[SendDatagram] = []
+        sent, self.outbox = self.outbox, []
         while (output := self.endpoint.next_output()) is not None:
             self.outputs.append(output)
             match output:
@@ -209,11 +217,16 @@ class Pair:
     `translate` is what a NAT makes of a source address, `reach` of a destination: None is nowhere.
     """
 
-    def __init__(self, moon: TunnelPolicy, sun: TunnelPolicy | None = None) -> None:
+    def __init__(
+        self,
+        moon: TunnelPolicy,
+        sun: TunnelPolicy | None = None,
+        limits: AdmissionLimits = AdmissionLimits(),  # noqa: B008 (frozen)
+    ) -> None:
         self.now = 0.0
         sun = sun or mirrored(moon)
-        self.moon = Host("moon", moon, sun.peers[0])
-        self.sun = Host("sun", sun, moon.peers[0])
+        self.moon = Host("moon", moon, sun.peers[0], limits)
+        self.sun = Host("sun", sun, moon.peers[0], limits)
         for host in (self.moon, self.sun):
             host.clock = lambda: self.now
         self.impair: Impairment = lambda output, _sender: [output.data]
@@ -254,7 +267,7 @@ class Pair:
                     remote=self.translate(output.path.local),
                     natt=output.path.natt,
                 )
-                receiver.endpoint.receive_datagram(data, path, self.now)
+                receiver.receive(data, path, self.now)
         return bool(datagrams)
 
     def assert_up(self) -> None:
@@ -284,8 +297,10 @@ class Pair:
         self.assert_down()
         for endpoint in (self.moon.endpoint, self.sun.endpoint):
             assert endpoint.next_timeout() is None
-            kept = (endpoint._core.ike_sas, endpoint._by_init, endpoint._half_open)
+            admission = endpoint._admission
+            kept = (endpoint._core.ike_sas, admission._strangers, admission._answered)
             assert not any(kept), kept
+            assert not admission._proven
             assert not endpoint._scheduled
             assert not endpoint._timers
 

@@ -74,6 +74,7 @@ def test_five_keys_are_enough(load: Load) -> None:
         start=StartMode.MANUAL,
         datapath=DatapathChoice.AUTO,
         encapsulation=Encapsulation.AUTO,
+        fragmentation=True,
         dpd_seconds=30.0,
         retransmission=Retransmission(),
     )
@@ -92,6 +93,7 @@ esp: {{proposals: aes128-sha256-noesn, replay_window: 64}}
 start: auto
 datapath: userspace
 encapsulation: force
+fragmentation: no
 dpd: off
 retransmission: {{tries: 2, initial: 250ms, factor: 1.5, jitter: 0}}
 mode: tunnel
@@ -110,6 +112,7 @@ mode: tunnel
     assert tunnel.children[0].replay_window == 64
     assert (tunnel.start, tunnel.datapath) == (StartMode.AUTO, DatapathChoice.USERSPACE)
     assert (tunnel.encapsulation, tunnel.dpd_seconds) == (Encapsulation.FORCE, 0.0)
+    assert tunnel.fragmentation is False
     assert tunnel.retransmission == Retransmission(
         initial_seconds=0.25, factor=1.5, tries=2, jitter=0
     )

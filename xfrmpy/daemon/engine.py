@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -52,6 +51,7 @@ class Engine:
 
     def __init__(
         self,
+        endpoint: IkeEndpoint,
         tunnels: dict[str, TunnelPolicy],
         sockets: IkeSockets,
         datapaths: Datapaths,
@@ -66,7 +66,7 @@ class Engine:
         self._runtime_dir = runtime_dir
         self._report = report
         self._lose = lose
-        self._endpoint = IkeEndpoint(tunnels.values(), secrets.token_bytes)
+        self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._defects = 0

@@ -9,6 +9,7 @@ from xfrmpy.ike.outputs import (
     ChildSaRekeyed,
     ExchangeRepeated,
     ExchangeStarted,
+    FragmentSizeReduced,
     IkeSaEstablished,
     IkeSaRekeyed,
     NatDetected,
@@ -24,13 +25,10 @@ from xfrmpy.ike.outputs import (
 def narrate(report: Output) -> str:
     """A sentence without the tunnel's name; empty for outputs that are no news to an operator."""
     match report:
-        case ExchangeStarted():
-            return f"{report.exchange.name} to {report.path.remote}"
-        case RequestRetransmitted():
-            again = f"again, {report.count} of {report.of}"
-            return f"no answer yet: {report.exchange.name} to {report.path.remote} {again}"
-        case ExchangeRepeated():
-            return f"{report.exchange.name} once more: {report.reason}"
+        case (
+            ExchangeStarted() | RequestRetransmitted() | FragmentSizeReduced() | ExchangeRepeated()
+        ):
+            return _narrate_exchange(report)
         case NatDetected() | PeerMoved():
             return _narrate_nat(report)
         case IkeSaEstablished():
@@ -50,6 +48,22 @@ def narrate(report: Output) -> str:
             return f"refused {report.path.remote}: {summarize(report.failure)}"
         case _:
             return ""
+
+
+def _narrate_exchange(
+    report: ExchangeStarted | RequestRetransmitted | FragmentSizeReduced | ExchangeRepeated,
+) -> str:
+    match report:
+        case ExchangeStarted():
+            return f"{report.exchange.name} to {report.path.remote}"
+        case RequestRetransmitted():
+            again = f"again, {report.count} of {report.of}"
+            return f"no answer yet: {report.exchange.name} to {report.path.remote} {again}"
+        case FragmentSizeReduced():
+            how = f"in datagrams of at most {report.octets} octets"
+            return f"no answer yet: {report.exchange.name} with {report.path.remote} again, {how}"
+        case ExchangeRepeated():
+            return f"{report.exchange.name} once more: {report.reason}"
 
 
 def _narrate_replacement(report: ChildSaRekeyed | IkeSaRekeyed | SaNotCreated) -> str:

@@ -27,6 +27,8 @@ from xfrmpy.ike.outputs import RequestRefused
 from xfrmpy.ike.refusals import failure_of
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ike.succession import supersede
+from xfrmpy.ike.synchronization import SYNC_SUPPORTED, supports_sync
+from xfrmpy.ike.window import OUR_WINDOW_SIZE
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal, choose_proposal, esp_suite
 from xfrmpy.policy.model import TunnelPolicy
@@ -42,6 +44,11 @@ from xfrmpy.wire.payloads import (
 
 if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
+
+WINDOW_SIZE = NotifyPayload(
+    type=NotifyType.SET_WINDOW_SIZE, data=OUR_WINDOW_SIZE.to_bytes(4, "big")
+)
+"""RFC 7296 section 2.3. It holds once this exchange is done."""
 
 
 class IkeAuth:
@@ -64,7 +71,7 @@ class IkeAuth:
         if self._tunnel.remote_id is not None:
             payloads.append(IdrPayload(identity=self._tunnel.remote_id))
         payloads.append(_our_auth(self._sa, self._tunnel, self._identity))
-        return (*payloads, *self._child.offer())
+        return (*payloads, *self._child.offer(), WINDOW_SIZE, SYNC_SUPPORTED)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
         error = first_error(payloads)
@@ -78,6 +85,7 @@ class IkeAuth:
             self._sa.terminate(failed.failure, now, refusal)
             return
         self._sa.authenticated(self._tunnel, local=self._identity.identity, remote=remote, now=now)
+        self._sa.channel.may_sync = supports_sync(payloads)
         if error is not None and error.type == NotifyType.SINGLE_PAIR_REQUIRED:
             give_up_child(self._sa, self._child)
             self._sa.asks_pairs = True
@@ -140,6 +148,7 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
     auth = _our_auth(sa, tunnel, idr)
     remote = only(payloads, IdiPayload).identity
     sa.authenticated(tunnel, local=idr.identity, remote=remote, now=now)
+    sa.channel.may_sync = supports_sync(payloads)
     if notifications(payloads, NotifyType.INITIAL_CONTACT):
         _close_others(sa, tunnel, now)
     child = ChildSa(sa.core, tunnel, policy, proposals_of_first_child(policy))
@@ -180,7 +189,8 @@ def _finish_answer(sa: IkeSa, child: ChildSa, proof: tuple[OpenPayload, ...], no
         sa.respond((*proof, NotifyPayload(type=NotifyType.TEMPORARY_FAILURE)))
         sa.core.emit(RequestRefused(tunnel=sa.tunnel_name, path=sa.path, failure=failure))
         return
-    sa.respond((*proof, *child.answer()))
+    sync = (SYNC_SUPPORTED,) if sa.channel.may_sync else ()
+    sa.respond((*proof, *child.answer(), WINDOW_SIZE, *sync))
     child.established(now)
 
 

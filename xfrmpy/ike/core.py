@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from xfrmpy.ike.fragments import FragmentStore
 from xfrmpy.ike.outputs import AddPolicy, AddSa, Output
 from xfrmpy.ike.policies import PolicyBook
 from xfrmpy.ipsec.addresses import IpAddress, Path
@@ -62,6 +63,7 @@ class Core:
         self.handling: IkeSa | None = None
         self.children: dict[int, ChildSa] = {}
         self.policies = PolicyBook()
+        self.fragments = FragmentStore()
         self.reauthenticate: Callable[[IkeSa, float], None]
         self._queue: deque[Output | Deferred] = deque()
 

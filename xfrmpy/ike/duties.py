@@ -67,6 +67,8 @@ def _of_ike_sa(sa: IkeSa) -> Iterator[Duty]:
         yield Duty(at=sa.create_at, do=lambda now: _create_next(sa, now), asks=True)
     if sa.reauth_at is not None:
         yield Duty(at=sa.reauth_at, do=lambda now: _reauthenticate(sa, now))
+    if not sa.channel.window.is_idle:
+        return
     if sa.rekey_at is not None and UNSETTLED.isdisjoint(c.state for c in sa.children):
         yield Duty(at=sa.rekey_at, do=lambda now: _rekey(sa, now), asks=True)
     moment = liveness_at(sa)

@@ -8,7 +8,6 @@ does not go back, in seconds. `random(n)` gives n octets; everything unpredictab
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import math
 import traceback
@@ -17,6 +16,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from xfrmpy.failures import Failure
+from xfrmpy.ike.admission import (
+    Admission,
+    AdmissionLimits,
+    Admitted,
+    Effort,
+    Request,
+    request_digest,
+)
 from xfrmpy.ike.channel import NON_ESP_MARKER, with_marker
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.core import Core, Deferred, Tunnel
@@ -28,11 +35,12 @@ from xfrmpy.ike.errors import (
     PeerIncompatible,
     PeerMisbehaved,
 )
-from xfrmpy.ike.ike_sa import IkeSa
+from xfrmpy.ike.ike_sa import HALF_OPEN_SECONDS, HURRIED_SECONDS, IkeSa
 from xfrmpy.ike.init import IkeSaInit, answer_ike_sa_init
 from xfrmpy.ike.keepalive import KEEPALIVE
 from xfrmpy.ike.modes import check_ends
 from xfrmpy.ike.nat import NatSituation
+from xfrmpy.ike.notices import Notices, is_hint_for
 from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
@@ -55,8 +63,11 @@ from xfrmpy.wire.header import IkeHeader, decode_header_untrusted
 from xfrmpy.wire.message import Message, decode_message_untrusted, encode_message
 from xfrmpy.wire.payloads import NotifyPayload
 
-MAX_HALF_OPEN = 1000
-"""Responder IKE SAs that wait for IKE_AUTH. Each costs a key exchange and some kilobytes."""
+DEMANDS = {
+    Effort.COOKIE: DropReason.COOKIE_DEMANDED,
+    Effort.PUZZLE: DropReason.PUZZLE_DEMANDED,
+}
+"""How a request is counted that was answered by a demand only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +101,17 @@ class IkeSaView:
 class IkeEndpoint:
     """See the module."""
 
-    def __init__(self, tunnels: Iterable[TunnelPolicy], random: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        tunnels: Iterable[TunnelPolicy],
+        random: Callable[[int], bytes],
+        limits: AdmissionLimits | None = None,
+    ) -> None:
         self._core = Core(random)
         self._core.reauthenticate = self._reauthenticate
         self._core.tunnels = {t.name: Tunnel(policy=t) for t in tunnels}
-        self._by_init: dict[bytes, IkeSa] = {}
-        self._half_open: dict[bytes, bytes] = {}
+        self._admission = Admission(limits or AdmissionLimits(), random)
+        self._notices = Notices()
         self._timers: list[tuple[float, bytes]] = []
         self._scheduled: dict[bytes, float] = {}
 
@@ -250,20 +266,40 @@ class IkeEndpoint:
         data = _without_marker(data, path)
         header = decode_header_untrusted(data)
         if header.major != 2:
-            self._refuse_version(header, path)
+            if header.major > 2:  # Section 2.5: tell the version that we speak.
+                self._notify(header, NotifyType.INVALID_MAJOR_VERSION, path, now)
             raise Drop(DropReason.WRONG_VERSION)
         message = decode_message_untrusted(data)
+        self._take_hint(message, path, now)
         if not any(header.spi_r) and not header.is_response:
             self._receive_first(message, data, path, now)
             return
         sa = self._core.ike_sas.get(header.spi_r if header.is_initiator else header.spi_i)
         if sa is None:
+            if message.sealed is not None:
+                self._notify(header, NotifyType.INVALID_IKE_SPI, path, now)
             raise Drop(DropReason.UNKNOWN_SPI)
         if any(sa.channel.their_spi) and sa.channel.their_spi not in (header.spi_i, header.spi_r):
             raise Drop(DropReason.UNKNOWN_SPI)
         self._core.touched.add(sa)
+        if is_hint_for(sa, message, path):
+            sa.suspect(now)
+            raise Drop(DropReason.HINT)
         sa.receive(message, data, path, now)
         sa.attend(now)
+
+    def _notify(self, request: IkeHeader, kind: NotifyType, path: Path, now: float) -> None:
+        answer = self._notices.answer(request, kind, now)
+        if answer is not None:
+            self._core.emit(SendDatagram(path=path, data=with_marker(path, answer)))
+
+    def _take_hint(self, message: Message, path: Path, now: float) -> None:
+        suspects = self._notices.suspects(message, path, self._core.ike_sas.values(), now)
+        for sa in suspects:
+            self._core.touched.add(sa)
+            sa.suspect(now)
+        if suspects:
+            raise Drop(DropReason.HINT)
 
     def _receive_first(self, message: Message, data: bytes, path: Path, now: float) -> None:
         """An IKE_SA_INIT request: new, or the repetition of one that was answered."""
@@ -274,45 +310,38 @@ class IkeEndpoint:
         if message.spi_i in self._core.ike_sas:
             raise Drop(DropReason.WRONG_ROLE)  # Our own request, sent back to us.
         self._schedule_touched()
-        digest = hashlib.sha256(data + str(path.remote).encode()).digest()
-        known = self._by_init.get(digest)
-        if known is not None and known.channel.init_response:
+        digest = request_digest(data, path)
+        known = self._core.ike_sas.get(self._admission.answered(digest) or b"")
+        if known is not None:
             answer = with_marker(path, known.channel.init_response)
             self._core.emit(SendDatagram(path=path, data=answer))
             return
-        if len(self._by_init) >= MAX_HALF_OPEN:
-            raise Drop(DropReason.HALF_OPEN_LIMIT)
+        verdict = self._admission.examine(Request.of(message, digest, path), now)
+        if isinstance(verdict, Admitted):
+            self._serve(message, data, path, verdict, now)
+        else:
+            self._answer_in_clear(message, path, *verdict.payloads)
+            raise Drop(DEMANDS[verdict.effort])
+
+    def _serve(
+        self, message: Message, data: bytes, path: Path, admitted: Admitted, now: float
+    ) -> None:
         try:
-            sa = answer_ike_sa_init(self._core, message, data, path, now)
+            sa = answer_ike_sa_init(self._core, message, data, path)
         except PeerIncompatible as incompatible:
             self._answer_in_clear(message, path, incompatible.notify)
             if incompatible.notify.type is not NotifyType.INVALID_KE_PAYLOAD:
                 self._core.emit(RequestRefused(tunnel="", path=path, failure=incompatible.failure))
-            return
         except CriticalPayload as error:
             self._answer_in_clear(message, path, error.notify)
-            return
-        self._by_init[digest] = sa
-        self._half_open[sa.our_spi] = digest
+        else:
+            self._admission.opened(sa.our_spi, admitted, now)
+            seconds = HURRIED_SECONDS if admitted.is_hurried else HALF_OPEN_SECONDS
+            sa.expect_authentication(now + seconds)
 
-    def _answer_in_clear(self, request: Message, path: Path, notify: NotifyPayload) -> None:
-        """Refuse an IKE_SA_INIT; no state is kept, so the responder's SPI is zero."""
-        answer = replace(request, is_response=True, is_initiator=False, payloads=(notify,))
-        self._core.emit(SendDatagram(path=path, data=with_marker(path, encode_message(answer))))
-
-    def _refuse_version(self, header: IkeHeader, path: Path) -> None:
-        """RFC 7296 section 2.5: tell a peer with a newer major version the one that we speak."""
-        if header.major < 2 or header.is_response:
-            return
-        answer = Message(
-            spi_i=header.spi_i,
-            spi_r=header.spi_r,
-            exchange=header.exchange,
-            is_response=True,
-            is_initiator=not header.is_initiator,
-            message_id=header.message_id,
-            payloads=(NotifyPayload(type=NotifyType.INVALID_MAJOR_VERSION),),
-        )
+    def _answer_in_clear(self, request: Message, path: Path, *notifies: NotifyPayload) -> None:
+        """Answer IKE_SA_INIT without serving it: no state, so the responder's SPI is zero."""
+        answer = replace(request, is_response=True, is_initiator=False, payloads=notifies)
         self._core.emit(SendDatagram(path=path, data=with_marker(path, encode_message(answer))))
 
     def _run(self, sa: IkeSa, step: Callable[[float], None], now: float) -> None:
@@ -376,7 +405,9 @@ class IkeEndpoint:
 
     def _schedule(self, sa: IkeSa) -> None:
         if sa.state is not IkeSaState.AUTHENTICATING:
-            self._by_init.pop(self._half_open.pop(sa.our_spi, b""), None)
+            self._admission.went_on(sa.our_spi)
+        if sa.is_authenticated or sa.our_spi not in self._core.ike_sas:
+            self._admission.closed(sa.our_spi, is_authenticated=sa.is_authenticated)
         if sa.our_spi not in self._core.ike_sas:
             self._scheduled.pop(sa.our_spi, None)
             return

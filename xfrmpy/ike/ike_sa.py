@@ -8,6 +8,7 @@ its exchange.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -19,8 +20,9 @@ from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.duties import next_duty
 from xfrmpy.ike.errors import CriticalPayload, Drop, DropReason, PeerMisbehaved
-from xfrmpy.ike.exchange import Exchange, check_critical, payloads_in_clear
-from xfrmpy.ike.informational import Farewell
+from xfrmpy.ike.exchange import Exchange, check_critical, notifications, payloads_in_clear
+from xfrmpy.ike.fragments import Whole
+from xfrmpy.ike.informational import Farewell, LivenessCheck
 from xfrmpy.ike.lifetimes import replacement_seconds
 from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ike.outputs import (
@@ -34,8 +36,9 @@ from xfrmpy.ike.protection import Inner
 from xfrmpy.ike.requests import REQUESTS
 from xfrmpy.ike.states import IKE_SA_TRANSITIONS, IkeSaState, IllegalTransition
 from xfrmpy.ike.succession import report_unreplaced
+from xfrmpy.ike.synchronization import find_sync, is_sync_candidate
 from xfrmpy.ike.uniqueness import expect_one
-from xfrmpy.ike.window import PeerSilent
+from xfrmpy.ike.window import OUR_WINDOW_SIZE, Outstanding, PeerSilent
 from xfrmpy.ipsec.addresses import Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite
@@ -48,6 +51,15 @@ from xfrmpy.wire.payloads import NotifyPayload, OpenPayload
 HALF_OPEN_SECONDS = 30.0
 """How long a responder waits for IKE_AUTH. strongSwan's half_open_timeout is the same."""
 
+HURRIED_SECONDS = 5.0
+"""The same under attack. RFC 8019 section 4.1: two seconds is as low as can be."""
+
+SUSPICION_SECONDS = 10.0
+"""How often a hint from anybody may have us ask a peer whether it lives (section 2.21.4)."""
+
+PAUSE_SECONDS = 0.001
+"""Between two slices of a long computation, so that everything else gets its turn."""
+
 REFUSAL_SECONDS = 2.0
 """How long an initiator goes on trying after an IKE_SA_INIT was refused: nothing protects that
 message, so anybody on the way may have sent it (RFC 7296 section 2.21.1). Long enough for the true
@@ -58,6 +70,9 @@ FAREWELL_TRIES = 2
 
 LINGER_SECONDS = 30.0
 """How long a deleted IKE SA still repeats its last response to a peer that missed it."""
+
+WINDOW_SIZE_OCTETS = 4
+"""RFC 7296 section 2.3."""
 
 Payloads: TypeAlias = tuple[OpenPayload, ...]
 
@@ -113,10 +128,13 @@ class IkeSa:
         self.create_at: float | None = None
         self.busy_since: float | None = None
         self._must_reauth_by: float | None = None
+        self._suspect_again_at = 0.0
         self._expires_at: float | None = None
         self._refusal: Failure | None = None
         self._was_established = False
         self.is_reported = False
+        self._step: Callable[[float], bool] | None = None
+        self._step_at: float | None = None
         if tunnel is not None:
             self.belong_to(tunnel)
         core.ike_sas[self.our_spi] = self
@@ -128,6 +146,11 @@ class IkeSa:
     @property
     def path(self) -> Path:
         return self.channel.path
+
+    @property
+    def is_authenticated(self) -> bool:
+        """Whether the peer has proved who it is, at any time."""
+        return self._was_established
 
     @property
     def tunnel_name(self) -> str:
@@ -146,10 +169,19 @@ class IkeSa:
             raise Drop(DropReason.WRONG_STATE)
         inner = self.channel.open(message, data)
         self.core.handling = self
+        if self._synchronizes(message, inner, path, now):
+            return
+        try:
+            whole = self.channel.collect(message, inner, len(data), path, now)
+        except PeerMisbehaved as error:
+            self._refuse_fragments(error, now)
+            return
+        if whole is None:
+            return
         if message.is_response:
-            self._receive_response(message, inner, path, now)
+            self._receive_response(whole, path, now)
         else:
-            self._receive_request(message, inner, path, now)
+            self._receive_request(whole, path, now)
 
     def _receive_in_clear(self, message: Message, data: bytes, now: float) -> None:
         if message.exchange is not ExchangeType.IKE_SA_INIT or not message.is_response:
@@ -170,18 +202,50 @@ class IkeSa:
             if not channel.is_protected:
                 channel.their_spi = bytes(8)
 
-    def _receive_response(self, message: Message, inner: Inner, path: Path, now: float) -> None:
+    def _synchronizes(self, message: Message, inner: Inner, path: Path, now: float) -> bool:
+        """Whether the message is a peer's that has failed over, which is then answered.
+
+        Raises `Drop` for a replay, `PeerMisbehaved` for one that is not as it must be.
+        """
+        if not self.channel.may_sync or not is_sync_candidate(message):
+            return False
+        if self.state not in REQUESTS[message.exchange].states:
+            return False
+        try:
+            asked = find_sync(decode_payloads_untrusted(*inner))
+        except Malformed:
+            return False  # Like any other request that is.
+        if asked is None:
+            return False
+        self.channel.answer_sync(asked, message, path)
+        self.heard_at = now
+        self._start_waiting(now)
+        return True
+
+    def _refuse_fragments(self, error: PeerMisbehaved, now: float) -> None:
+        """RFC 7383 section 5: "the receiver SHOULD drop the connection and discard all the received
+        fragments"."""
+        failure = Failure(code="XF2008", summary=str(error))
+        if self.state is IkeSaState.ESTABLISHED:
+            self.channel.discard_fragments()
+            self.terminate(failure, now)
+        else:
+            self.close(failure, now)
+
+    def _receive_response(self, whole: Whole, path: Path, now: float) -> None:
+        message = whole.message
         request = self.channel.window.outstanding_for(message.message_id)
         if request.exchange.type is not message.exchange:
             raise Drop(DropReason.WRONG_EXCHANGE)
         self.heard_at = now
         self.follow_peer(path)
-        self.channel.window.complete()
+        self.channel.window.complete(message.message_id)
         try:
-            payloads = decode_payloads_untrusted(*inner)
+            payloads = decode_payloads_untrusted(whole.first_inner, whole.octets)
             check_critical((*message.payloads, *payloads))
             if self.state is not IkeSaState.DELETING or isinstance(request.exchange, Farewell):
                 request.exchange.handle_response(payloads, now)
+            self._note_window(payloads)
         except (Malformed, PeerMisbehaved, CriticalPayload) as error:
             failure = Failure(code="XF2008", summary=str(error))
             if isinstance(request.exchange, Farewell):
@@ -190,11 +254,8 @@ class IkeSa:
                 self.terminate(failure, now)
         self._start_waiting(now)
 
-    def _receive_request(self, message: Message, inner: Inner, path: Path, now: float) -> None:
-        cached = self.channel.window.accept_request(message.message_id)
-        if cached is not None:
-            self.channel.repeat_answer(cached, path)
-            return
+    def _receive_request(self, whole: Whole, path: Path, now: float) -> None:
+        message = whole.message
         row = REQUESTS.get(message.exchange)
         if row is None:
             raise Drop(DropReason.WRONG_EXCHANGE)
@@ -205,11 +266,12 @@ class IkeSa:
         if self.state is IkeSaState.AUTHENTICATING:
             # The initiator moves to port 4500 here (RFC 7296 section 2.23).
             self.channel.path = path
-        self.channel.begin_answer(message, path)
+        self.channel.begin_answer(message, path, whole.fragment_size)
         try:
-            payloads = decode_payloads_untrusted(*inner)
+            payloads = decode_payloads_untrusted(whole.first_inner, whole.octets)
             check_critical((*message.payloads, *payloads))
             row.handler(self, payloads, now)
+            self._note_window(payloads)
         except CriticalPayload as error:
             self.respond((error.notify,))
             if self.state is IkeSaState.AUTHENTICATING:  # Section 2.21.2: it is not created.
@@ -218,29 +280,40 @@ class IkeSa:
             self.respond((NotifyPayload(type=NotifyType.INVALID_SYNTAX),))
             self.close(Failure(code="XF2008", summary=str(error)), now)
 
+    def _note_window(self, payloads: Payloads) -> None:
+        """The peer may say at any time that it keeps state for more (RFC 7296 section 2.3)."""
+        if self.state is IkeSaState.ESTABLISHED:
+            for announced in notifications(payloads, NotifyType.SET_WINDOW_SIZE):
+                if len(announced.data) == WINDOW_SIZE_OCTETS:
+                    self.channel.window.widen_theirs(int.from_bytes(announced.data, "big"))
+
     # Messages of ours.
 
     @property
     def can_ask(self) -> bool:
-        """Whether a request could leave at once."""
-        return self.channel.window.outstanding is None
+        """Whether a request could leave at once; nothing goes beside a rekeying of the IKE SA."""
+        window = self.channel.window
+        return window.is_idle or (window.has_room and not self.is_rekeying)
 
     def start(self, exchange: Exchange, now: float) -> None:
-        """Send a request, or let it wait for the one that is on its way."""
-        if not self.can_ask:
-            self.channel.window.waiting.append(exchange)
-            return
-        self.core.touched.add(self)
-        self.sent_at = now
-        self.channel.ask(exchange, now)
+        """Send a request, or let it wait for those that are on their way."""
+        self.channel.window.waiting.append(exchange)
+        self._start_waiting(now)
 
     def respond(self, payloads: Payloads) -> None:
         """Answer the request that is being handled, once."""
         self.channel.respond(payloads)
 
     def _start_waiting(self, now: float) -> None:
-        if self.can_ask and self.channel.window.waiting:
-            self.start(self.channel.window.waiting.popleft(), now)
+        window = self.channel.window
+        while window.waiting and self.can_ask:
+            if window.is_exhausted:
+                summary = "the IKE SA has used up its Message IDs"
+                self.close(Failure(code="XF2014", summary=summary), now)
+                return
+            self.core.touched.add(self)
+            self.sent_at = now
+            self.channel.ask(window.waiting.popleft(), now)
 
     # Its life.
 
@@ -273,9 +346,14 @@ class IkeSa:
             self._expires_at = now + REFUSAL_SECONDS
             self.core.touched.add(self)
 
-    def expect_authentication(self, now: float) -> None:
+    def expect_authentication(self, until: float) -> None:
         """A responder waits only so long for IKE_AUTH."""
-        self._expires_at = now + HALF_OPEN_SECONDS
+        self._expires_at = until
+        self.core.touched.add(self)
+
+    def compute(self, step: Callable[[float], bool], now: float) -> None:
+        """Call `step` again and again, with pauses, until it is False that there is more to do."""
+        self._step, self._step_at = step, now + PAUSE_SECONDS
         self.core.touched.add(self)
 
     def found_nat(self, nat: NatSituation) -> None:
@@ -315,6 +393,7 @@ class IkeSa:
         self.belong_to(tunnel)
         self.local_id, self.remote_id = local, remote
         self.channel.window.schedule = tunnel.retransmission
+        self.channel.window.widen_ours(OUR_WINDOW_SIZE)
         self.channel.init_request = self.channel.init_response = b""
         if tunnel.reauth_seconds is not None:
             self._must_reauth_by = now + tunnel.reauth_seconds
@@ -377,6 +456,7 @@ class IkeSa:
         )
         new.channel.protect(new.suite, new.keys)
         new.state = IkeSaState.ESTABLISHED
+        new.channel.inherit(self.channel)
         new.nat, new.local_id, new.remote_id = self.nat, self.local_id, self.remote_id
         new.alone_at, new.create_at = self.alone_at, self.create_at
         new.reauth_at, new._must_reauth_by = self.reauth_at, self._must_reauth_by
@@ -423,7 +503,7 @@ class IkeSa:
         if self.state is IkeSaState.DELETING:
             failure = None  # It has its reason already; how the peer took it is no other.
         self._close_children()
-        self.channel.window.abandon()
+        self.channel.close()
         self.move_to(IkeSaState.DELETED)
         self._expires_at = now + LINGER_SECONDS
         self.core.touched.add(self)
@@ -460,33 +540,52 @@ class IkeSa:
         elif failure is not None:
             self.core.emit(RequestRefused(tunnel=self.tunnel_name, path=self.path, failure=failure))
 
+    def suspect(self, now: float) -> None:
+        """Anybody says that the peer has lost its state: ask it, unless we do or did lately."""
+        is_ready = self.state is IkeSaState.ESTABLISHED and self.can_ask
+        if not is_ready or now < self._suspect_again_at:
+            return
+        self._suspect_again_at = now + SUSPICION_SECONDS
+        self.start(LivenessCheck(self), now)
+
     # Time.
 
     @property
     def next_timeout(self) -> float | None:
         duty = next_duty(self)
         moments = (
-            self.channel.window.next_timeout,
+            self.channel.next_timeout,
             self._expires_at,
+            self._step_at,
             None if duty is None else duty.at,
         )
         return min((m for m in moments if m is not None), default=None)
 
     def handle_timeout(self, now: float) -> None:
         """Whatever is due: expiry, a retransmission, a duty."""
+        self.channel.forget_fragments(now)
         if self._expires_at is not None and now >= self._expires_at:
             self._expire(now)
             return
+        self._compute_on(now)
         try:
             if self.channel.retransmit(now):
                 self.sent_at = now
-        except PeerSilent:
-            self._give_up(now)
+        except PeerSilent as silent:
+            self._give_up(silent.request, now)
+            return
 
     def attend(self, now: float) -> None:
         """Do every duty that is due and can be done."""
         while (duty := next_duty(self)) is not None and duty.at <= now:
             duty.do(now)
+
+    def _compute_on(self, now: float) -> None:
+        if self._step is None or self._step_at is None or now < self._step_at:
+            return
+        step, self._step, self._step_at = self._step, None, None
+        if self.state is not IkeSaState.DELETED and step(now):
+            self.compute(step, now)
 
     def _expire(self, now: float) -> None:
         if self.state is IkeSaState.DELETED:
@@ -501,10 +600,9 @@ class IkeSa:
             self.close(self._refusal or Failure(code="XF2001", summary=summary), now)
             self.core.forget(self)
 
-    def _give_up(self, now: float) -> None:
-        assert self.channel.window.outstanding is not None
-        exchange = self.channel.window.outstanding.exchange.type.name
-        count = self.channel.window.outstanding.retransmissions + 1
+    def _give_up(self, request: Outstanding, now: float) -> None:
+        exchange = request.exchange.type.name
+        count = request.retransmissions + 1
         summary = f"{self.path.remote} did not answer {exchange}, sent {count} times"
         self.close(Failure(code="XF2001", summary=summary), now)
 

@@ -63,7 +63,7 @@ def _ask_peer_if_silent(sa: IkeSa, now: float) -> None:
     heard = (child.last_received_at for child in sa.children)
     sa.heard_at = max(sa.heard_at, *heard, 0.0)
     due_at = liveness_at(sa)
-    if due_at is not None and due_at <= now and sa.can_ask:
+    if due_at is not None and due_at <= now and sa.channel.window.is_idle:
         sa.start(LivenessCheck(sa), now)
 
 

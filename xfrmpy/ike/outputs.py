@@ -90,6 +90,16 @@ class RequestRetransmitted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FragmentSizeReduced:
+    """A large message got no answer: from now on IP datagrams have `octets` at most."""
+
+    tunnel: str
+    exchange: ExchangeType
+    path: Path
+    octets: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExchangeRepeated:
     """The peer wants the exchange to begin again, e.g. with a cookie; `reason` says why."""
 
@@ -243,6 +253,7 @@ Output: TypeAlias = (
     | RemovePolicy
     | ExchangeStarted
     | RequestRetransmitted
+    | FragmentSizeReduced
     | ExchangeRepeated
     | NatDetected
     | PeerMoved

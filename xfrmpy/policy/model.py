@@ -110,6 +110,7 @@ class TunnelPolicy:
     start: StartMode = StartMode.MANUAL
     datapath: DatapathChoice = DatapathChoice.AUTO
     encapsulation: Encapsulation = Encapsulation.AUTO
+    fragmentation: bool = True
     dpd_seconds: float = 30.0
     nat_keepalive_seconds: float = 20.0
     lifetime_seconds: float | None = 4 * 3600.0

@@ -100,6 +100,7 @@ def resolve_tunnel(
             start=tunnel.start if tunnel.peer else StartMode.LISTEN,
             datapath=tunnel.datapath,
             encapsulation=tunnel.encapsulation,
+            fragmentation=tunnel.fragmentation,
             dpd_seconds=tunnel.dpd,
             nat_keepalive_seconds=tunnel.nat_keepalive,
             retransmission=_retransmission(tunnel.retransmission or Retransmit()),

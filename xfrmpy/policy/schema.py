@@ -46,6 +46,7 @@ _TextOrList = WithJsonSchema(
 )
 _Number = WithJsonSchema({"type": "number"})
 _Time = WithJsonSchema({"type": ["string", "number"]})
+_YesNo = WithJsonSchema({"enum": ["yes", "no", True, False]})
 _OneOrMore = BeforeValidator(values.as_list)
 
 Name = Annotated[str, PlainValidator(values.parse_name), _Text]
@@ -295,6 +296,11 @@ class Tunnel(Keys):
     )
     encapsulation: Annotated[Encapsulation, _choice(Encapsulation)] | None = _key(
         "ESP in UDP: `auto`, behind a NAT only; or `force`. Default: `auto`.", "force"
+    )
+    fragmentation: Annotated[bool, PlainValidator(values.parse_yes_no), _YesNo] | None = _key(
+        "Large IKE messages go in parts that need no IP fragments, if the peer can: `yes` or `no`. "
+        "Default: `yes`.",
+        "no",
     )
     dpd: (
         Annotated[float, PlainValidator(partial(values.parse_duration_or_off, 1, 86400)), _Time]

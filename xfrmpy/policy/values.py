@@ -138,6 +138,17 @@ def parse_lifetime(value: object) -> float:
     return parse_duration_or_off(10, MAX_LIFETIME, value)
 
 
+_YES_AND_NO = {"yes": True, "no": False}
+
+
+def parse_yes_no(value: object) -> bool:
+    """Words to YAML 1.2; `true` and `false` are taken too."""
+    found = value if isinstance(value, bool) else _YES_AND_NO.get(str(value))
+    if found is None:
+        refuse("XF1004", f"must be yes or no, not {shown(value)}")
+    return found
+
+
 _HOST_NAME = re.compile(
     r"(?=.{1,253}$)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*"
     r"(?=.*[A-Za-z])[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.?",
