@@ -288,7 +288,7 @@ class Simulation:
         assert sorted(e.spi for e in entries) == sorted(i.spi for i in host.datapath.sad), (
             "the SAD is not what the Child SAs have"
         )
-        in_use = [e for c in owned for e in c.in_force]
+        in_use = [e for c in owned for e in c.in_force if c.state is not ChildSaState.DELETING]
         assert bool(in_use) == bool(host.datapath.spd), "policies without SAs, or SAs without"
         assert all(e.direction is Direction.IN for c in retired for e in c.in_force)
         next_timeout = host.endpoint.next_timeout()

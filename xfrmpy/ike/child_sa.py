@@ -275,6 +275,14 @@ class ChildSa:
         self.in_force = [entry for entry in self.in_force if entry not in absent]
         self._absent = tuple(entry for entry in absent if isinstance(entry, SpdEntry))
 
+    def give_way(self) -> None:
+        """Made in vain: the peer is to be told, and meanwhile may only send on it."""
+        self.move_to(ChildSaState.DELETING)
+        self._release_policies()
+        self.stop_sending()
+        if self.failure:
+            self._remove(Direction.IN)
+
     def retire(self) -> None:
         """Deleted after another took its place; what is on its way gets in until `close`."""
         self.move_to(ChildSaState.DELETED)

@@ -19,7 +19,7 @@ from xfrmpy.ike.agreement import (
     key_exchange_methods,
     method_of,
 )
-from xfrmpy.ike.child_sa import SPI_SIZE, ChildSa, Scope
+from xfrmpy.ike.child_sa import SPI_SIZE, ChildSa, Scope, scope_of
 from xfrmpy.ike.collisions import objection_to_child_rekey, objection_to_new_child, survives
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import first_error, notifications, only, optional
@@ -36,7 +36,7 @@ from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import RequestRefused, SaNotCreated
 from xfrmpy.ike.refusals import failure_of, rekey_failure_of
 from xfrmpy.ike.states import ChildSaState, IkeSaState
-from xfrmpy.ike.succession import cannot_rekey, put_off, retry_at
+from xfrmpy.ike.succession import cannot_rekey, end_if_childless, put_off, retry_at
 from xfrmpy.ipsec.proposals import esp_suite
 from xfrmpy.policy.model import ChildPolicy
 from xfrmpy.registry import ExchangeType, KeyExchangeMethod, NotifyType, ProtocolId
@@ -154,10 +154,10 @@ class CreateChildSa:
         child, old = self._child, self._replaces
         if child.failure:
             self._report(Failure(code="XF3002", summary=child.failure))
-            child.move_to(ChildSaState.DELETING)
+            child.give_way()
             self._stay_with_old(now)
         elif self._is_redundant():
-            child.move_to(ChildSaState.DELETING)
+            child.give_way()
             self._stay_with_old(now)
         else:
             child.established(now)
@@ -188,6 +188,7 @@ class CreateChildSa:
         has_heir = old is not None and old.heir is not None
         self._stay_with_old(now)
         if has_heir or (old is not None and old.state is ChildSaState.DELETED):
+            end_if_childless(self._sa, now)
             return  # Section 2.8.1: "it can ignore the error message".
         if error.type == NotifyType.INVALID_KE_PAYLOAD and self._repeat(error, now):
             return
@@ -235,10 +236,13 @@ class CreateChildSa:
         return True
 
     def _begin_anew(self, old: ChildSa, now: float) -> None:
-        """Section 2.25: the old one is no more; "send a request to create a new Child SA"."""
+        """Section 2.25: delete it silently, "and send a request to create a new Child SA from
+        scratch (if the Child SA does not yet exist)"."""
         self._sa.children.remove(old)
         old.close()
-        self._sa.start(CreateChildSa(self._sa, old.policy), now)
+        if not any(c.is_in_use and scope_of(c) == scope_of(old) for c in self._sa.children):
+            again = CreateChildSa(self._sa, old.policy, scope=scope_of(old))
+            self._sa.start(again, now)
 
     def _report(self, failure: Failure) -> None:
         self._sa.core.emit(
@@ -289,10 +293,21 @@ def take_over(old: ChildSa) -> None:
         heir.start_sending()
 
 
+def take_back(heir: ChildSa) -> None:
+    """The peer deletes what it has made in the place of another, which so is in use again."""
+    old = heir.replaces
+    if old is not None and old.heir is heir and old.state is ChildSaState.REKEYED:
+        old.heir = old.wait_until = None
+        old.move_to(ChildSaState.INSTALLED)
+
+
 def _objection(sa: IkeSa, old: ChildSa | None, *, is_rekey: bool) -> NotifyType | None:
     if sa.state is not IkeSaState.ESTABLISHED:
         return NotifyType.TEMPORARY_FAILURE
     if is_rekey:
+        if old is None and any(c.state is ChildSaState.CREATING for c in sa.children):
+            # The answer that would tell us of it may be late.
+            return NotifyType.TEMPORARY_FAILURE
         state = None if old is None else old.state
         return objection_to_child_rekey(state, ike_sa_is_rekeying=sa.is_rekeying)
     if len(sa.children) >= MAX_CHILDREN:

@@ -81,7 +81,7 @@ def _of_ike_sa(sa: IkeSa) -> Iterator[Duty]:
 
 def _of_child(sa: IkeSa, child: ChildSa) -> Iterator[Duty]:
     if child.state is ChildSaState.INSTALLED:
-        if child.rekey_at is not None:
+        if child.rekey_at is not None and child.sends:
             yield Duty(at=child.rekey_at, do=lambda now: _rekey_child(sa, child, now), asks=True)
         if child.wait_until is not None and not child.sends:
             yield Duty(at=child.wait_until, do=lambda _now: child.start_sending())

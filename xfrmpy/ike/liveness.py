@@ -73,8 +73,7 @@ def _delete_if_idle(sa: IkeSa, child: ChildSa, now: float) -> None:
     if child.state is not ChildSaState.INSTALLED or due_at is None or due_at > now:
         return
     if len(sa.children) > 1:
-        child.move_to(ChildSaState.DELETING)
-        child.stop_sending()
+        child.give_way()
         return
     seconds = child.policy.inactivity_seconds
     summary = f"nothing has passed {child.policy.name} for {seconds:g} seconds"
