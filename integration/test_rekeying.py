@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from integration.lab.libreswan import LibreswanPeer
-from integration.lab.process import eventually
+from integration.lab.process import IN_VM, eventually
 from integration.lab.site import Pair, Role, Site
 from integration.lab.strongswan import StrongswanPeer
 
-SECONDS = 120.0
-"""How long the keys are replaced all the time, as the peers' operators do it."""
+SECONDS = 30.0 if IN_VM else 60.0
+"""How long the keys are replaced all the time, as the peers' operators do it; in each role."""
 
 FORWARD_SECRECY = "aes128gcm16-x25519-noesn"
 
@@ -47,7 +47,7 @@ def test_rekeying_by_either_end_for_minutes_loses_no_packet(
     pair.connect(role)
     theirs: Any = pair.theirs
     ways = cycle((theirs.rekey_child_sa, pair.ours.rekey, theirs.rekey_ike_sa))
-    count, ends_at = 0, time.monotonic() + SECONDS / 2
+    count, ends_at = 0, time.monotonic() + SECONDS
     bob = site.network.bob.inside_address()
     with site.network.alice.pinging(bob, site.log) as counts:
         while time.monotonic() < ends_at:
@@ -55,7 +55,7 @@ def test_rekeying_by_either_end_for_minutes_loses_no_packet(
             site.network.alice.ping(bob, 20)
             count += 1
     sent, lost = counts
-    assert (sent > 500, lost, count > 5) == (True, 0, True), (sent, lost, count)
+    assert (sent > 200, lost, count > 2) == (True, 0, True), (sent, lost, count)
     assert pair.ours.tunnel().role
     _assert_one(pair)
 

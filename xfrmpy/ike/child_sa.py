@@ -311,6 +311,7 @@ class ChildSa:
         self._remove(Direction.OUT)
         self._remove(Direction.IN)
         self._core.children.pop(self.spi_in, None)
+        self.replaces = None  # Or each would keep all its forerunners in memory.
         if was_in_use:
             self._core.emit(
                 ChildSaClosed(tunnel=self.tunnel.name, child=self.policy.name, spi_in=self.spi_in)
