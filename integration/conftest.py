@@ -62,7 +62,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    """Two sites; moon behind a NAT router in a test marked `nat`."""
-    nat = request.node.get_closest_marker("nat") is not None
-    with Site(nat=nat) as laboratory:
+    """Two sites; a test marked `nat` names the gateways behind NAT routers, or means moon."""
+    mark = request.node.get_closest_marker("nat")
+    with Site(nat=() if mark is None else mark.args or ("moon",)) as laboratory:
         yield laboratory

@@ -110,5 +110,15 @@ def test_a_daemon_killed_and_started_again_is_noticed(site: Site, proves: bool) 
     print(f"up again {seconds:.1f} s after the daemon's new start")
     site.assert_protected()
     assert ours.tunnel().spi_i != before
-    assert ("XF2021" in ours.log) is proves
+    assert ("XF2026" in ours.log) is proves
     assert (seconds < 12) is proves, f"up again after {seconds:.1f} s"
+
+
+@pytest.mark.native
+def test_a_puzzle_is_solved(site: Site) -> None:
+    tunnel = site.network.tunnel()
+    ours = site.xfrmpy(site.network.moon, tunnel)
+    theirs = site.xfrmpy(site.network.sun, tunnel.mirrored(), options=("--puzzles-at", "0"))
+    site.connect(ours, theirs)
+    assert theirs.status().drops["puzzle-demanded"] == 1
+    assert "a puzzle" in ours.log

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,7 @@ IN_VM_TOO = pytest.mark.vm
 
 BOTH_ROLES = pytest.mark.parametrize("role", list(Role))
 
-QUICK = {"dpd": "1s", "retransmission": {"tries": 2, "initial": "500ms"}}
+QUICK: dict[str, Any] = {"dpd": "1s", "retransmission": {"tries": 2, "initial": "500ms"}}
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +151,56 @@ def test_a_cookie_is_returned(site: Site) -> None:
     assert "N(COOKIE)" in theirs.log
 
 
+@pytest.mark.parametrize("demand", ["cookies", "puzzles"])
+def test_a_peer_that_we_demand_something_of_connects(site: Site, demand: str) -> None:
+    """charon knows no puzzles: it returns the cookie alone, and is served by lot."""
+    network = site.network
+    theirs = site.strongswan(network.sun, network.tunnel().mirrored())
+    ours = site.xfrmpy(network.moon, network.tunnel(), options=(f"--{demand}-at", "0"))
+    site.connect(theirs, ours)
+    assert "N(COOKIE)" in theirs.log
+    assert ours.status().drops[f"{demand.removesuffix('s')}-demanded"] == 1
+
+
 @BOTH_ROLES
 def test_lost_datagrams_are_sent_again(site: Site, role: Role) -> None:
     """Every second datagram that comes to us is lost, the first one too."""
     site.network.moon.drop("udp sport { 500, 4500 } numgen inc mod 2 == 0")
     pair_with(site, site.network.tunnel()).connect(role)
+
+
+def with_many_subnets(site: Site) -> Tunnel:
+    """A tunnel whose IKE_AUTH has more than 1,800 octets both ways."""
+    more = tuple(f"10.1.{number}.0/24" for number in range(100, 200))
+    return site.network.tunnel().between((subnet(1), *more), (subnet(2),))
+
+
+@IN_VM_TOO
+@BOTH_ROLES
+@pytest.mark.parametrize("path", [1280, 600], ids="path of {}".format)
+def test_large_messages_pass_where_their_ip_fragments_would_not(
+    site: Site, role: Role, path: int
+) -> None:
+    site.network.narrow(path)
+    tunnel = with_many_subnets(site)
+    size = (f"fragment_size={min(path, 1200)}",)
+    theirs = site.strongswan(site.network.sun, tunnel.mirrored(), settings=size)
+    ours = site.xfrmpy(site.network.moon, tunnel, retransmission={"initial": "300ms", "tries": 8})
+    pair = Pair(site, ours, theirs)
+    pair.connect(role)
+    site.assert_protected(count=1)
+    assert re.search(r"parsed IKE_AUTH \w+ 1 \[ EF\(1/\d\) \]", theirs.log)
+    assert re.search(r"generating IKE_AUTH \w+ 1 \[ EF\(1/\d\) \]", theirs.log)
+    assert len(ours.tunnel().children[0].local) == 101
+
+
+@BOTH_ROLES
+def test_who_does_not_want_fragments_gets_none(site: Site, role: Role) -> None:
+    tunnel = with_many_subnets(site)
+    theirs = site.strongswan(site.network.sun, tunnel.mirrored())
+    ours = site.xfrmpy(site.network.moon, tunnel, fragmentation=False)
+    Pair(site, ours, theirs).connect(role)
+    assert "[ EF(" not in theirs.log
 
 
 def test_a_peer_that_asks_whether_we_live_is_answered(site: Site) -> None:

@@ -256,11 +256,20 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("the policy's `inactivity`",),
         fixes=("`xfrmpy up TUNNEL` brings it back", "take `inactivity` out of the policy"),
     ),
-    "XF2021": FailureKind(
-        title="the peer lost its state",
+    "XF2020": FailureKind(
+        title="the two ends want different modes",
         exit_code=ExitCode.PEER_REFUSED,
-        causes=("its daemon or its host was started anew without a word to us",),
-        fixes=("`xfrmpy up TUNNEL` brings the tunnel back; `start: auto` does so by itself",),
+        causes=("one end has `mode: transport`, the other a tunnel", "the peer is another host's"),
+        fixes=("give both ends the same `mode`",),
+    ),
+    "XF2021": FailureKind(
+        title="transport mode cannot carry what the policy names",
+        exit_code=ExitCode.FAILED,
+        causes=("`local` or `remote` leaves out the address of that end of the IKE SA",),
+        fixes=(
+            "leave `local` and `remote` out, or write `0.0.0.0/0[tcp/5432]` for one service",
+            "`mode: tunnel` carries the traffic of other hosts",
+        ),
     ),
     "XF2022": FailureKind(
         title="redirected to another gateway",
@@ -295,6 +304,12 @@ CATALOGUE: dict[str, FailureKind] = {
             "somebody repeats what the peer has sent",
         ),
         fixes=("none is needed: the peer goes on with a full exchange",),
+    ),
+    "XF2026": FailureKind(
+        title="the peer lost its state",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("its daemon or its host was started anew without a word to us",),
+        fixes=("`xfrmpy up TUNNEL` brings the tunnel back; `start: auto` does so by itself",),
     ),
     "XF3001": FailureKind(
         title="this host cannot move the packets as the policy asks",

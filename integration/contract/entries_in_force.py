@@ -18,6 +18,8 @@ from xfrmpy.ipsec.sad import Direction, Lifetime, Mode, UdpEncapsulation
 from xfrmpy.ipsec.selectors import MaskedPort
 from xfrmpy.ipsec.spd import Action, PolicyDirection
 
+_ENDS = ("source", "destination")
+
 
 class DatapathContract:
     """SAs and policies go in and come out; nothing moves."""
@@ -105,6 +107,31 @@ class DatapathContract:
         new = replace(old, **changes)  # type: ignore[arg-type]
         datapath.update_sa(new)
         assert datapath.dump().sad == (new,)
+
+    @pytest.mark.parametrize("direction", Direction)
+    def test_a_moved_sa_is_known_by_its_new_id(
+        self, datapath: Datapath, spi_bits: int, direction: Direction
+    ) -> None:
+        order = 1 if direction is Direction.OUT else -1
+        before, after = (dict(zip(_ENDS, OUTER[v][::order], strict=True)) for v in (4, 6))
+        old = sad_entry(
+            spi_bits, direction=direction, encapsulation=UdpEncapsulation(4500, 4500), **before
+        )
+        datapath.add_sa(old)
+        new = replace(old, encapsulation=UdpEncapsulation(4500, 1025), **after)  # type: ignore[arg-type]
+        datapath.move_sa(old.id, new)
+        assert datapath.dump().sad == (new,)
+        with pytest.raises(DatapathError):
+            datapath.usage(old.id)
+        datapath.remove_sa(new.id)
+        assert datapath.dump().sad == ()
+
+    def test_a_move_of_no_sa_is_refused(self, datapath: Datapath, spi_bits: int) -> None:
+        entry = sad_entry(spi_bits)
+        with pytest.raises(DatapathError) as refused:
+            datapath.move_sa(entry.id, replace(entry, source=ip_address("198.51.100.77")))
+        assert refused.value.errno == errno.ESRCH
+        assert datapath.dump().sad == ()
 
     def test_an_update_of_no_sa_is_refused(self, datapath: Datapath, spi_bits: int) -> None:
         with pytest.raises(DatapathError) as refused:

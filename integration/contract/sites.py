@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import select
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +15,26 @@ from dataclasses import dataclass, field, replace
 
 from integration.contract.entries import INNER, OUTER, REQID, inner_address
 from xfrmpy.datapath.interface import Datapath, Event
+from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import Direction, Lifetime, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import Template, protect_entries
 
 OpenDatapath = Callable[[], Datapath]
+
+
+@dataclass(slots=True)
+class Pinging:
+    """How many echo requests were sent and answered, once it is over."""
+
+    counts: tuple[int, int] = (0, 0)
+
+    def count(self, output: str) -> None:
+        summary = re.search(r"(\d+) packets transmitted, (\d+) received", output)
+        assert summary, output
+        # The last request may still be on its way when ping is told to stop.
+        self.counts = (max(int(summary[1]) - 1, int(summary[2])), int(summary[2]))
 
 
 @dataclass(slots=True)
@@ -39,6 +55,22 @@ class Site:
         command = ("ping", "-n", "-q", "-c", str(count), "-i", "0.1", "-W", "3", *options, target)
         with inside(self.namespace):
             return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+    @contextmanager
+    def pinging(self) -> Iterator[Pinging]:
+        """Ping the other's inner address all the while; afterwards it knows how many were lost."""
+        target = str(inner_address(4, 1 - self.end))
+        with inside(self.namespace):
+            process = subprocess.Popen(
+                ["ping", "-n", "-q", "-i", "0.01", target], stdout=subprocess.PIPE, text=True
+            )
+        ping = Pinging()
+        try:
+            yield ping
+        finally:
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=30)
+        ping.count(output)
 
     def wait_for(self, kind: type[Event], seconds: float = 20) -> Event:
         """The next event of one kind."""
@@ -61,14 +93,21 @@ class SaPair:
     forth: SadEntry
     back: SadEntry
 
-    def add_to(self, site: Site) -> None:
+    def add_to(self, site: Site, *directions: Direction) -> None:
+        """Both SAs, or that of one direction as the site sees it."""
+        for entry in self.at(site, *directions):
+            site.datapath.add_sa(entry)
+
+    def remove_from(self, site: Site, *directions: Direction) -> None:
+        for entry in self.at(site, *directions):
+            site.datapath.remove_sa(entry.id)
+
+    def at(self, site: Site, *directions: Direction) -> Iterator[SadEntry]:
+        """As the site has them."""
         for entry, receiver in ((self.forth, 1), (self.back, 0)):
             direction = Direction.IN if site.end == receiver else Direction.OUT
-            site.datapath.add_sa(replace(entry, direction=direction))
-
-    def remove_from(self, site: Site) -> None:
-        for entry in (self.forth, self.back):
-            site.datapath.remove_sa(entry.id)
+            if not directions or direction in directions:
+                yield replace(entry, direction=direction)
 
 
 def make_pair(
@@ -120,11 +159,13 @@ def install_pair(
     return pair
 
 
-def add_policies(site: Site, *, inner: int, outer: int) -> None:
-    """The three policies of one site."""
+def add_policies(
+    site: Site, *, inner: int, outer: int = 4, ends: tuple[IpAddress, IpAddress] | None = None
+) -> None:
+    """The three policies of one site; `ends` are the gateways' addresses."""
     us, them = site.end, 1 - site.end
     networks = [TrafficSelector.parse(str(network)) for network in INNER[inner]]
-    addresses = OUTER[outer]
+    addresses = ends or OUTER[outer]
     for entry in protect_entries(
         local=[networks[us]],
         remote=[networks[them]],

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
 from integration.contract.entries import GCM, INNER, OUTER, REQID, SUITES, inner_address
-from integration.contract.sites import Site, add_policies, inside, install_pair, make_pair
+from integration.contract.sites import (
+    SaPair,
+    Site,
+    add_policies,
+    inside,
+    install_pair,
+    make_pair,
+)
 from xfrmpy.datapath.interface import Acquire, Capabilities, Event, Expired
-from xfrmpy.ipsec.sad import Lifetime
+from xfrmpy.ipsec.sad import Direction, Lifetime, SadEntry
 
 _PING = {4: 84, 6: 104}  # octets of an echo request of `ping`, or of its answer
+_PAYLOAD = b"in clear"
+_DATAGRAM = 28 + len(_PAYLOAD)  # octets, with the headers of IPv4 and UDP
+_COUNTED_SECONDS = 1
+"""A kernel notes the last use in whole seconds."""
+_MOVED = ip_address("198.51.100.11")
+"""Another address for the first gateway."""
 
 
 class TrafficContract:
@@ -75,26 +90,45 @@ class TrafficContract:
         assert acquire.source.start_address == inner_address(4, 0)
         assert acquire.destination.start_address == inner_address(4, 1)
 
-    def test_limits_of_packets_are_told_and_kept(
-        self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
+    @pytest.mark.parametrize(
+        "lifetime",
+        [
+            Lifetime(soft_packets=2, hard_packets=6),
+            Lifetime(soft_bytes=2 * _DATAGRAM, hard_bytes=6 * _DATAGRAM),
+            Lifetime(soft_seconds=1, hard_seconds=4),
+            Lifetime(soft_packets=2, soft_seconds=2, hard_bytes=90 * _DATAGRAM, hard_seconds=8),
+        ],
+        ids=["packets", "octets", "seconds", "all"],
+    )
+    def test_each_limit_is_told_once(
+        self,
+        sites: tuple[Site, Site],
+        capabilities: Capabilities,
+        spi_bits: int,
+        lifetime: Lifetime,
     ) -> None:
+        """The soft limit leaves the SA in force; at the hard one it is gone."""
         pair = install_pair(
             sites,
             GCM,
             spi_bits=spi_bits,
             encapsulated=not capabilities.raw_esp,
-            lifetime=Lifetime(soft_packets=2, hard_packets=4),
+            lifetime=lifetime,
         )
-        hard = Expired(sa=pair.forth.id, reqid=REQID, hard=True)
-        sites[0].ping(4, "-W", "0.2", count=8)
-        told: list[Event] = []
-        while hard not in told:
-            told.append(sites[0].wait_for(Expired))
-        assert replace(hard, hard=False) in told
+        soft = Expired(sa=pair.forth.id, reqid=REQID, hard=False)
+        told = _send_until(sites, soft)
+        assert pair.forth in sites[0].datapath.dump().sad
+        assert _datagram_arrives(sites), "an SA past its soft limit still carries"
+        told += _send_until(sites, replace(soft, hard=True))
         assert pair.forth not in sites[0].datapath.dump().sad
+        for _ in range(5):
+            _send_datagram(sites)
+        told += sites[0].datapath.read_events()
+        about_it = [e for e in told if isinstance(e, Expired) and e.sa == pair.forth.id]
+        assert about_it == [soft, replace(soft, hard=True)]
         sites[0].datapath.remove_sa(pair.forth.id)
 
-    def test_limits_of_time_are_told(
+    def test_limits_of_time_hold_for_both_directions(
         self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
     ) -> None:
         pair = install_pair(
@@ -109,6 +143,20 @@ class TrafficContract:
             (entry.id, hard) for entry in (pair.forth, pair.back) for hard in (False, True)
         }
         assert sites[1].datapath.dump().sad == ()
+
+    def test_idleness_is_of_one_direction(
+        self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
+    ) -> None:
+        pair = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=not capabilities.raw_esp)
+        for _ in range(2):
+            begun_at = time.monotonic()
+            assert _datagram_arrives(sites)
+            for site in sites:
+                idle = _idle(site, pair.forth)
+                assert idle <= time.monotonic() - begun_at + _COUNTED_SECONDS, site
+                assert site.datapath.usage(pair.back.id).seconds_idle is None
+            _until(lambda: _idle(sites[0], pair.forth) > 3, "the SA to seem idle")
+            assert _idle(sites[1], pair.forth) > 3 - _COUNTED_SECONDS
 
     def test_an_update_keeps_the_counters(
         self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
@@ -136,6 +184,90 @@ class TrafficContract:
         assert sites[0].ping(4)
         assert len(sites[0].datapath.dump().sad) == 2
 
+    def test_a_tunnel_moves_to_another_address_with_its_counters(
+        self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
+    ) -> None:
+        """As when the first site's address changes, and both ends have agreed about it."""
+        pair = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=not capabilities.raw_esp)
+        assert sites[0].ping(4)
+        forth = replace(pair.forth, source=_MOVED)
+        back = replace(pair.back, destination=_MOVED)
+        sites[0].run("ip", "address", "add", f"{_MOVED}/24", "dev", "wan")
+        try:
+            for site in sites:
+                for old, new in zip(pair.at(site), SaPair(forth, back).at(site), strict=True):
+                    site.datapath.move_sa(old.id, new)
+                add_policies(site, inner=4, ends=(_MOVED, OUTER[4][1]))
+            assert sites[0].ping(4)
+        finally:
+            sites[0].run("ip", "address", "del", f"{_MOVED}/24", "dev", "wan")
+        for site in sites:
+            assert set(site.datapath.dump().sad) == set(SaPair(forth, back).at(site))
+            assert len(site.datapath.dump().spd) == 3
+        _assert_carried(sites, packets=6, ping_octets=_PING[4])
+
+    def test_moving_under_traffic_uses_no_number_twice(
+        self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
+    ) -> None:
+        pair = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=not capabilities.raw_esp)
+        sites[0].run("ip", "address", "add", f"{_MOVED}/24", "dev", "wan")
+        ends = (OUTER[4][0], _MOVED)
+        try:
+            with sites[0].pinging() as ping:
+                for number in range(20):
+                    old, new = (
+                        replace(pair.forth, source=ends[(number + step) % 2]) for step in (0, 1)
+                    )
+                    before = _packets(sites, pair.forth)[0]
+                    _until(lambda: _packets(sites, pair.forth)[0] > before, "a packet")  # noqa: B023
+                    sites[0].datapath.move_sa(old.id, new)
+                    add_policies(sites[0], inner=4, ends=(new.source, new.destination))
+            assert sites[0].ping(4), "what meets the gap of a move is lost, and no more"
+        finally:
+            sites[0].run("ip", "address", "del", f"{_MOVED}/24", "dev", "wan")
+        assert sites[1].datapath.usage(pair.forth.id).replayed == 0
+        assert ping.counts[1] > 20
+
+    def test_while_two_sas_overlap_the_newest_carries_and_both_are_taken(
+        self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
+    ) -> None:
+        """Within one second, too: no clock of a datapath may be too coarse for it."""
+        encapsulated = not capabilities.raw_esp
+        old = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=encapsulated)
+        assert _datagram_arrives(sites), "the old SA is in use, and known to whatever caches it"
+        new = make_pair(GCM, spi_bits=spi_bits, encapsulated=encapsulated, serial=1)
+        new.add_to(sites[1])
+        assert _datagram_arrives(sites), "the receiver still takes the old one"
+        new.add_to(sites[0])
+        assert _datagram_arrives(sites)
+        assert _packets(sites, old.forth) == (2, 2)
+        assert _packets(sites, new.forth) == (1, 1)
+        sites[0].datapath.remove_sa(new.forth.id)
+        assert _datagram_arrives(sites), "the older one is used again"
+        assert _packets(sites, old.forth) == (3, 3)
+
+    def test_rekeying_under_traffic_loses_nothing(
+        self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
+    ) -> None:
+        encapsulated = not capabilities.raw_esp
+        pairs = [install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=encapsulated)]
+        with sites[0].pinging() as ping:
+            for serial in range(1, 8):
+                new = make_pair(GCM, spi_bits=spi_bits, encapsulated=encapsulated, serial=serial)
+                for direction in (Direction.IN, Direction.OUT):
+                    for site in sites:
+                        new.add_to(site, direction)
+                for site in sites:
+                    pairs[-1].remove_from(site, Direction.OUT)
+                before = _packets(sites, new.back)[0]
+                _until(lambda: _packets(sites, new.back)[0] > before + 2, "the new SA in use")  # noqa: B023
+                for site in sites:
+                    pairs[-1].remove_from(site, Direction.IN)
+                pairs.append(new)
+        sent, received = ping.counts
+        assert sent > 20
+        assert received == sent
+
     def test_what_must_be_protected_is_not_taken_in_clear(self, sites: tuple[Site, Site]) -> None:
         theirs = str(INNER[4][1])
         sites[0].run("ip", "route", "add", theirs, "via", str(OUTER[4][1]))
@@ -158,13 +290,55 @@ def _assert_carried(sites: tuple[Site, Site], *, packets: int, ping_octets: int)
 
 
 def _datagram_arrives(sites: tuple[Site, Site]) -> bool:
-    """From the first's inner address to the second's."""
-    with ExitStack() as stack:
-        sockets = []
-        for site in sites:
-            with inside(site.namespace):
-                sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-                sock.bind((str(inner_address(4, site.end)), 7777))
-                sockets.append(sock)
-        sockets[0].sendto(b"in clear", sockets[1].getsockname())
-        return bool(select.select([sockets[1]], [], [], 0.5)[0])
+    """From the first's inner address to the second's, and nothing comes back."""
+    with closing(_inner_socket(sites[1])) as receiver:
+        _send_datagram(sites)
+        return bool(select.select([receiver], [], [], 0.5)[0])
+
+
+def _send_datagram(sites: tuple[Site, Site]) -> None:
+    # A kernel may say at once that an SA can carry no more.
+    with closing(_inner_socket(sites[0])) as sender, suppress(OSError):
+        sender.sendto(_PAYLOAD, (str(inner_address(4, 1)), _PORT))
+
+
+_PORT = 7777
+
+
+def _inner_socket(site: Site) -> socket.socket:
+    with inside(site.namespace):
+        opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    opened.bind((str(inner_address(4, site.end)), _PORT))
+    return opened
+
+
+def _send_until(sites: tuple[Site, Site], wanted: Expired, seconds: float = 20) -> list[Event]:
+    """Datagrams until the first site tells of an expiry; everything that it has told."""
+    told: list[Event] = []
+    deadline = time.monotonic() + seconds
+    with closing(_inner_socket(sites[1])):  # so that no port is unreachable
+        while wanted not in told:
+            assert time.monotonic() < deadline, f"{wanted} was not told: {told}"
+            _send_datagram(sites)
+            select.select([sites[0].datapath.fileno()], [], [], 0.1)
+            told += sites[0].datapath.read_events()
+    return told
+
+
+def _idle(site: Site, entry: SadEntry) -> float:
+    seconds = site.datapath.usage(entry.id).seconds_idle
+    assert seconds is not None
+    return seconds
+
+
+def _packets(sites: tuple[Site, Site], entry: SadEntry) -> tuple[int, int]:
+    """What an SA has carried by its count at either end."""
+    one, other = (site.datapath.usage(entry.id).packets for site in sites)
+    return one, other
+
+
+def _until(holds: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        select.select([], [], [], 0.05)

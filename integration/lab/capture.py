@@ -1,8 +1,8 @@
 """What crosses the internet between the gateways, captured with tcpdump and sorted into kinds.
 
-Kinds: `ike` (UDP 500, and 4500 behind the non-ESP marker of RFC 3948), `esp` (raw), `udp-esp` (on
-UDP 4500), `keepalive`, `neighbour` (ARP, neighbour discovery, multicast listeners), and `clear` for
-every other packet.
+Kinds: `ike` (UDP 500, and 4500 behind the non-ESP marker of RFC 3948), `ike-fragment` (the same, of
+RFC 7383), `esp` (raw), `udp-esp` (on UDP 4500), `keepalive`, `neighbour` (ARP, neighbour discovery,
+multicast listeners), and `clear` for every other packet.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ _UDP, _ESP, _ICMPV6, _HOP_BY_HOP = 17, 50, 58, 0
 _END = b"end of capture"
 """Payload of a datagram on the loopback, after which nothing counts: once it is in the file, so is
 all that came before it."""
+
+_ENCRYPTED_FRAGMENT = 53
+"""RFC 7383 section 2.5: the type of the first payload."""
 
 _NEIGHBOUR_DISCOVERY = range(130, 138)
 _MULTICAST_LISTENER_V2 = 143
@@ -114,7 +117,7 @@ def _transport_kind(protocol: int, octets: bytes) -> str:
         return "clear"
     ports = struct.unpack_from("!HH", octets)
     if 500 in ports:
-        return "ike"
+        return _ike_kind(octets[8:])
     if 4500 in ports:
         return _encapsulated_kind(octets[8:])
     return "clear"
@@ -123,4 +126,8 @@ def _transport_kind(protocol: int, octets: bytes) -> str:
 def _encapsulated_kind(payload: bytes) -> str:
     if payload == b"\xff":
         return "keepalive"
-    return "ike" if payload.startswith(bytes(4)) else "udp-esp"
+    return _ike_kind(payload[4:]) if payload.startswith(bytes(4)) else "udp-esp"
+
+
+def _ike_kind(message: bytes) -> str:
+    return "ike-fragment" if message[16:17] == bytes([_ENCRYPTED_FRAGMENT]) else "ike"

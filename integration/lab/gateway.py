@@ -56,13 +56,19 @@ class XfrmpyGateway:
     """A daemon for tunnels as this end sees them, by their numbers; their names are `net0` and on.
 
     `keys` are further keys of each tunnel's policy, or others for those made from the tunnel; one
-    that is None is left out.
+    that is None is left out. `options` are the daemon's.
     """
 
     def __init__(
-        self, host: Host, tunnels: Sequence[Tunnel], directory: Path, keys: Mapping[str, Any]
+        self,
+        host: Host,
+        tunnels: Sequence[Tunnel],
+        directory: Path,
+        keys: Mapping[str, Any],
+        options: Sequence[str] = (),
     ) -> None:
         self.host = host
+        self._options = options
         self._directory = directory
         self._stopped = False
         self._runtime = directory / "run"
@@ -156,7 +162,7 @@ class XfrmpyGateway:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(str(path))
             environment = {**self.environment, "NOTIFY_SOCKET": str(path)}
-            command = self.host.command(XFRMPY, "daemon")
+            command = self.host.command(XFRMPY, "daemon", *self._options)
             daemon = Background(command, self._directory / "daemon.log", environment)
             notify.settimeout(0.1)
             deadline_at = time.monotonic() + 20 * PATIENCE
@@ -188,12 +194,12 @@ def _write_policy(directory: Path, name: str, tunnel: Tunnel, keys: Mapping[str,
 
 
 def _policy(tunnel: Tunnel) -> dict[str, Any]:
+    subnets = {"local": list(tunnel.ours.subnets), "remote": list(tunnel.theirs.subnets)}
     return {
         "peer": tunnel.theirs.public,
         "id": tunnel.ours.id,
         "peer_id": tunnel.theirs.id,
-        "local": list(tunnel.ours.subnets),
-        "remote": list(tunnel.theirs.subnets),
+        **({"mode": "transport"} if tunnel.is_transport else subnets),
         "local_address": tunnel.ours.address,
         "ike": {"proposals": tunnel.ike.split(",")},
         "esp": {"proposals": tunnel.esp.split(",")},

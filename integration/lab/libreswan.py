@@ -11,6 +11,7 @@ from integration.lab.tunnel import Tunnel
 
 _WORDS = {
     "aes128gcm16": "aes_gcm128",
+    "aes192gcm16": "aes_gcm192",
     "aes256gcm16": "aes_gcm256",
     "chacha20poly1305": "chacha20_poly1305",
     "sha256": "sha2_256",
@@ -35,16 +36,17 @@ _CONNECTION = """\
 conn net{number}
     left={local_address}
     leftid=@{local_id}
-    leftsubnet={local}
+    {local}
     right={remote_address}
     rightid=@{remote_id}
-    rightsubnet={remote}
+    {remote}
     ike={ike}
     esp={esp}
     esn={esn}
     authby=secret
     ikev2=insist
     auto=add
+    {mode}
 
 """
 
@@ -99,18 +101,19 @@ class LibreswanPeer:
 
 def _connection(number: int, tunnel: Tunnel) -> str:
     (local,), (remote,) = tunnel.ours.subnets, tunnel.theirs.subnets
-    esp, _, esn = tunnel.esp.rpartition("-")
+    esp = [proposal.rpartition("-") for proposal in tunnel.esp.split(",")]
     return _CONNECTION.format(
         number=number,
         local_address=tunnel.ours.address,
         remote_address=tunnel.theirs.public,
         local_id=tunnel.ours.id,
         remote_id=tunnel.theirs.id,
-        local=local,
-        remote=remote,
+        local="" if tunnel.is_transport else f"leftsubnet={local}",
+        remote="" if tunnel.is_transport else f"rightsubnet={remote}",
+        mode="type=transport" if tunnel.is_transport else "type=tunnel",
         ike=_translated(tunnel.ike),
-        esp=_translated(esp),
-        esn=_ESN[esn],
+        esp=",".join(_translated(algorithms).replace("-dh", ";dh") for algorithms, _, _ in esp),
+        esn=_ESN[esp[0][2]],
     )
 
 

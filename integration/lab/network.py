@@ -1,7 +1,7 @@
 """Two sites and the internet between them, in network namespaces that vanish afterwards.
 
-    alice -- moon == internet == sun -- bob          moon may stand behind a NAT router:
-                                                     alice -- moon -- nat == internet == sun -- bob
+    alice -- moon == internet == sun -- bob        either gateway may stand behind a NAT router:
+                                                   alice -- moon -- nat == internet == sun -- bob
 
 `internet` is a bridge: all that moon and sun say to each other passes it and can be captured there.
 It is everybody's default route too, so that a packet which leaves a gateway in the clear is seen.
@@ -13,11 +13,12 @@ import itertools
 import os
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
+from typing import Any
 
 from integration.lab.process import PATIENCE, Background, eventually, run
 from integration.lab.tunnel import End, Tunnel
@@ -29,7 +30,6 @@ daemons are slow to start in the emulated machine, so tests share them."""
 _serial = itertools.count(1)
 
 _INTERNET = {4: "192.0.2.254", 6: "2001:db8::fe"}
-_NAT_INSIDE = "172.16.1.254"
 
 _SETTINGS = """
 for f in /proc/sys/net/ipv4/conf/*/rp_filter /proc/sys/net/ipv6/conf/*/accept_dad \\
@@ -49,7 +49,7 @@ table ip nat {
     }
     chain in {
         type nat hook prerouting priority dstnat
-        iifname "wan" udp dport { 500, 4500 } dnat to 172.16.1.1
+        iifname "wan" udp dport { 500, 4500 } dnat to ADDRESS
     }
 }
 """
@@ -125,23 +125,27 @@ def _counts(output: str) -> tuple[int, int]:
 class Network:
     """The topology above, built. `close` removes it, and whatever still runs in it."""
 
-    def __init__(self, *, nat: bool = False) -> None:
+    def __init__(self, *, nat: Collection[str] = ()) -> None:
         prefix = f"xl{os.getpid()}-{next(_serial)}"
         self.internet = Host(name="internet", namespace=f"{prefix}-net", outside=_INTERNET)
-        self.nat = Host(name="nat", namespace=f"{prefix}-nat") if nat else None
-        self.moon = _gateway(prefix, "moon", 1, "172.16.1.1" if nat else "192.0.2.1")
-        self.sun = _gateway(prefix, "sun", 2, "192.0.2.2")
+        self.moon = _gateway(prefix, "moon", 1, behind_nat="moon" in nat)
+        self.sun = _gateway(prefix, "sun", 2, behind_nat="sun" in nat)
+        self.nats = {
+            gateway.name: Host(name="nat", namespace=f"{gateway.namespace}-nat", site=gateway.site)
+            for gateway in (self.moon, self.sun)
+            if gateway.name in nat
+        }
         self.alice = Host(name="alice", namespace=f"{prefix}-alice", site=1)
         self.bob = Host(name="bob", namespace=f"{prefix}-bob", site=2)
         self.hosts = [self.internet, self.moon, self.sun, self.alice, self.bob]
-        self.hosts += [self.nat] if self.nat else []
+        self.hosts += self.nats.values()
         try:
             self._build()
         except BaseException:
             self.close()
             raise
 
-    def tunnel(self, number: int = 0, outside: int = 4, inside: int = 4, **terms: str) -> Tunnel:
+    def tunnel(self, number: int = 0, outside: int = 4, inside: int = 4, **terms: Any) -> Tunnel:
         """What moon's end of a tunnel between the two sites looks like, by IP versions."""
         moon = End(
             address=self.moon.outside[outside],
@@ -152,11 +156,23 @@ class Network:
         address = _alias(number, outside) if number else self.sun.outside[outside]
         sun = End(
             address=address,
-            public=address,
+            public=address if number else self.sun.public[outside],
             id=f"sun{number or ''}.example.net",
             subnets=(subnet(2, number, inside),),
         )
         return Tunnel(ours=moon, theirs=sun, **terms)
+
+    def forget_mappings(self) -> None:
+        """Moon's NAT router loses what it knew, as if it had been switched off and on again.
+
+        What leaves through it afterwards gets another port: a masquerading device that goes down
+        takes its connections along.
+        """
+        self.nats["moon"].batch("link set wan down", "link set wan up")
+
+    def narrow(self, octets: int) -> None:
+        """Larger packets do not pass the internet from now on, and nobody is told."""
+        self.internet.batch(f"link set moon mtu {octets}", f"link set sun mtu {octets}")
 
     def close(self) -> None:
         present = run("ip", "netns", "list").stdout.split()
@@ -168,22 +184,22 @@ class Network:
 
     def _build(self) -> None:
         """Few processes, each with much to do: they are what takes time in the emulated machine."""
-        behind = (self.nat, "lan") if self.nat else (self.internet, "moon")
         wires = [
-            _wire(self.moon, "wan", *behind),
-            _wire(self.sun, "wan", self.internet, "sun"),
             _wire(self.alice, "eth0", self.moon, "lan"),
             _wire(self.bob, "eth0", self.sun, "lan"),
         ]
-        if self.nat:
-            wires.append(_wire(self.nat, "wan", self.internet, "moon"))
+        for gateway in (self.moon, self.sun):
+            nat = self.nats.get(gateway.name)
+            wires.append(_wire(nat or gateway, "wan", self.internet, gateway.name))
+            if nat:
+                wires.append(_wire(gateway, "wan", nat, "lan"))
         lines = [f"netns add {host.namespace}" for host in self.hosts]
         run("ip", "-batch", "-", stdin="\n".join([*lines, *wires, ""]))
         self._build_internet()
-        if self.nat:
-            _build_nat(self.nat)
-        _build_gateway(self.moon, _NAT_INSIDE if self.nat else _INTERNET[4])
-        _build_gateway(self.sun, _INTERNET[4], range(1, TUNNELS))
+        for nat in self.nats.values():
+            _build_nat(nat)
+        _build_gateway(self.moon)
+        _build_gateway(self.sun, () if "sun" in self.nats else range(1, TUNNELS))
         _build_host(self.alice)
         _build_host(self.bob)
 
@@ -208,8 +224,9 @@ def _processes_in(names: Sequence[str]) -> Iterator[int]:
                 yield int(process.name)
 
 
-def _gateway(prefix: str, name: str, site: int, address: str) -> Host:
+def _gateway(prefix: str, name: str, site: int, *, behind_nat: bool) -> Host:
     public = {4: f"192.0.2.{site}", 6: f"2001:db8::{site}"}
+    address = _behind_nat(site, 1) if behind_nat else public[4]
     return Host(
         name=name,
         namespace=f"{prefix}-{name}",
@@ -235,18 +252,26 @@ def _alias(number: int, family: int) -> str:
     return {4: f"192.0.2.{20 + number}", 6: f"2001:db8::2:{number}"}[family]
 
 
+def _behind_nat(site: int, host: int) -> str:
+    """In the network between a gateway and its NAT router."""
+    return f"172.16.{site}.{host}"
+
+
 def _build_nat(nat: Host) -> None:
     nat.run("sh", "-ec", _SETTINGS + _FORWARDING)
     nat.batch(
         "link set wan up",
         "link set lan up",
-        "addr add 192.0.2.1/24 dev wan",
-        f"addr add {_NAT_INSIDE}/24 dev lan",
+        f"addr add 192.0.2.{nat.site}/24 dev wan",
+        f"addr add {_behind_nat(nat.site, 254)}/24 dev lan",
     )
-    run(*nat.command("nft", "-f", "-"), stdin=_NAT_RULES)
+    rules = _NAT_RULES.replace("ADDRESS", _behind_nat(nat.site, 1))
+    run(*nat.command("nft", "-f", "-"), stdin=rules)
 
 
-def _build_gateway(gateway: Host, router: str, more: Sequence[int] = ()) -> None:
+def _build_gateway(gateway: Host, more: Sequence[int] = ()) -> None:
+    is_public = gateway.outside == gateway.public
+    router = _INTERNET[4] if is_public else _behind_nat(gateway.site, 254)
     gateway.run("sh", "-ec", _SETTINGS + _FORWARDING)
     gateway.batch(
         "link set wan up",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
@@ -50,7 +51,7 @@ class Site:
     A daemon's complaint on its way out (a leftover, a bad exit status) is the test's failure.
     """
 
-    def __init__(self, *, nat: bool = False) -> None:
+    def __init__(self, *, nat: Collection[str] = ()) -> None:
         self._peers: list[Peer] = []
         with ExitStack() as stack:
             # Short, for it holds sockets; and of our own, for two runs may share a machine.
@@ -71,8 +72,10 @@ class Site:
     ) -> None:
         self._stack.close()
 
-    def xfrmpy(self, host: Host, *tunnels: Tunnel, **keys: Any) -> XfrmpyGateway:
-        peer = XfrmpyGateway(host, tunnels, self._directory_of(host), keys)
+    def xfrmpy(
+        self, host: Host, *tunnels: Tunnel, options: Sequence[str] = (), **keys: Any
+    ) -> XfrmpyGateway:
+        peer = XfrmpyGateway(host, tunnels, self._directory_of(host), keys, options)
         self._keep(peer)
         return peer
 

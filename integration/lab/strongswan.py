@@ -35,6 +35,7 @@ connections {{
                 local_ts = {local}
                 remote_ts = {remote}
                 esp_proposals = {esp}
+                mode = {mode}
                 {child}
             }}
         }}
@@ -130,8 +131,9 @@ def _configuration(number: int, tunnel: Tunnel, connection: str, child: str) -> 
         remote_address=tunnel.theirs.public,
         local_id=tunnel.ours.id,
         remote_id=tunnel.theirs.id,
-        local=",".join(tunnel.ours.subnets),
-        remote=",".join(tunnel.theirs.subnets),
+        local="dynamic" if tunnel.is_transport else ",".join(tunnel.ours.subnets),
+        remote="dynamic" if tunnel.is_transport else ",".join(tunnel.theirs.subnets),
+        mode="transport" if tunnel.is_transport else "tunnel",
         ike=tunnel.ike,
         esp=tunnel.esp,
         psk=tunnel.psk,

@@ -17,13 +17,17 @@ class End:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tunnel:
-    """A tunnel as one of its ends sees it. Several proposals are separated by commas."""
+    """A tunnel as one of its ends sees it. Several proposals are separated by commas.
+
+    One in transport mode carries what the two gateways say to each other, and has no subnets.
+    """
 
     ours: End
     theirs: End
     psk: str = "correct horse battery staple, and then some"
     ike: str = "aes128gcm16-prfsha256-x25519"
     esp: str = "aes128gcm16-noesn"
+    is_transport: bool = False
 
     def mirrored(self) -> Tunnel:
         """As the other end sees it."""

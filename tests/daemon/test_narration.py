@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -32,6 +33,12 @@ NEWS: list[tuple[outputs.Output, str]] = [
         "no answer yet: IKE_SA_INIT to [2001:db8::2]:500 again, 2 of 5",
     ),
     (
+        outputs.FragmentSizeReduced(
+            tunnel="a", exchange=ExchangeType.IKE_AUTH, path=PATH, octets=576
+        ),
+        "no answer yet: IKE_AUTH with [2001:db8::2]:500 again, in datagrams of at most 576 octets",
+    ),
+    (
         outputs.ExchangeRepeated(tunnel="a", exchange=ExchangeType.IKE_SA_INIT, reason="why"),
         "IKE_SA_INIT once more: why",
     ),
@@ -56,6 +63,10 @@ NEWS: list[tuple[outputs.Output, str]] = [
             tunnel="a", path=PATH, suite="aes", remote_id="sun", is_initiator=True
         ),
         "IKE SA with sun at [2001:db8::2]:500, aes",
+    ),
+    (
+        outputs.PeerMoved(tunnel="a", old=PATH.remote, new=replace(PATH.remote, port=4500)),
+        "the peer is now at [2001:db8::2]:4500, it was at [2001:db8::2]:500",
     ),
     (
         outputs.ChildSaEstablished(
@@ -116,6 +127,7 @@ NEWS: list[tuple[outputs.Output, str]] = [
 NO_NEWS = {
     outputs.SendDatagram,
     outputs.AddSa,
+    outputs.MoveSa,
     outputs.RemoveSa,
     outputs.AddPolicy,
     outputs.RemovePolicy,

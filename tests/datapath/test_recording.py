@@ -82,6 +82,20 @@ def test_an_update_replaces_only_what_is_there(recording: RecordingDatapath) -> 
     assert recording.usage(SA.id).octets == 5
 
 
+def test_a_moved_sa_has_a_new_id_and_its_old_usage(recording: RecordingDatapath) -> None:
+    moved = replace(SA, destination=ip_address("198.51.100.9"))
+    with pytest.raises(DatapathError):
+        recording.move_sa(SA.id, moved)
+    recording.add_sa(SA)
+    recording.used[SA.id] = Usage(octets=5, packets=1)
+    recording.move_sa(SA.id, moved)
+    assert recording.dump().sad == (moved,)
+    assert recording.usage(moved.id).octets == 5
+    recording.add_sa(SA)
+    with pytest.raises(DatapathError):
+        recording.move_sa(SA.id, moved)
+
+
 def test_what_is_gone_may_be_removed_again(recording: RecordingDatapath) -> None:
     recording.remove_sa(SA.id)
     recording.remove_policy(POLICY)

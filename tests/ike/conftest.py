@@ -12,6 +12,7 @@ import pytest
 
 from xfrmpy.datapath.interface import DatapathError, Dump
 from xfrmpy.datapath.recording import RecordingDatapath
+from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint, IkeSaView
 from xfrmpy.ike.errors import DropReason
 from xfrmpy.ike.exchange import Exchange
@@ -22,6 +23,7 @@ from xfrmpy.ike.outputs import (
     AskUsage,
     DatagramDropped,
     DefectFound,
+    MoveSa,
     Output,
     RemovePolicy,
     RemoveSa,
@@ -122,7 +124,9 @@ class Host:
     name: str
     policy: TunnelPolicy
     address: str
+    limits: AdmissionLimits = field(default_factory=AdmissionLimits)
     outputs: list[Output] = field(default_factory=list)
+    outbox: list[SendDatagram] = field(default_factory=list)
     expects_defects: bool = False
     clock: Callable[[], float] = lambda: 0.0
     secret: bytes = b""
@@ -137,13 +141,20 @@ class Host:
         """Start the endpoint; or start it anew after a crash, which only its secret survives."""
         random = seeded_random(self.name + "'" * self._starts)
         self._starts += 1
-        self.endpoint = IkeEndpoint([self.policy], random, self.secret)
+        self.endpoint = IkeEndpoint(
+            [self.policy], random, limits=self.limits, qcd_secret=self.secret
+        )
         peers = tuple(ip_address(peer) for peer in self.policy.peers)
         self.endpoint.set_peer_addresses("tunnel-a", peers)
 
+    def receive(self, data: bytes, path: Path, now: float) -> None:
+        """As the daemon does it: what one datagram causes is done before the next one is read."""
+        self.endpoint.receive_datagram(data, path, now)
+        self.outbox = self.take_outputs()
+
     def take_outputs(self) -> list[SendDatagram]:
         """Do what the endpoint wants done; returns the datagrams it wants sent."""
-        sent: list[SendDatagram] = []
+        sent, self.outbox = self.outbox, []
         while (output := self.endpoint.next_output()) is not None:
             self.outputs.append(output)
             match output:
@@ -151,6 +162,8 @@ class Host:
                     sent.append(output)
                 case AddSa() | AddPolicy():
                     self._add(output)
+                case MoveSa():
+                    self._move(output)
                 case RemoveSa():
                     self.datapath.remove_sa(output.sa)
                 case RemovePolicy():
@@ -170,6 +183,13 @@ class Host:
                 self.datapath.add_policy(output.entry)
         except DatapathError as error:
             self.endpoint.handle_failure(output, str(error))
+
+    def _move(self, output: MoveSa) -> None:
+        try:
+            self.datapath.move_sa(output.sa, output.entry)
+        except DatapathError as error:
+            self.datapath.remove_sa(output.sa)
+            self.endpoint.handle_move_failure(output, str(error), self.clock())
 
     def reports(self, kind: type[Report]) -> list[Report]:
         return [o for o in self.outputs if isinstance(o, kind)]
@@ -202,20 +222,29 @@ Impairment = Callable[[SendDatagram, Host], list[bytes]]
 
 
 class Pair:
-    """Moon (the initiator by habit) and sun. `impair` may drop, repeat or change what is sent."""
+    """Moon (the initiator by habit) and sun. `impair` may drop, repeat or change what is sent.
+
+    `translate` is what a NAT makes of a source address, `reach` of a destination: None is nowhere.
+    """
 
     def __init__(
-        self, moon: TunnelPolicy, sun: TunnelPolicy | None = None, *, secrets: bool = False
+        self,
+        moon: TunnelPolicy,
+        sun: TunnelPolicy | None = None,
+        limits: AdmissionLimits = AdmissionLimits(),  # noqa: B008 (frozen)
+        *,
+        secrets: bool = False,
     ) -> None:
         self.now = 0.0
         sun = sun or mirrored(moon)
         moons, suns = (b"secret of moon", b"secret of sun") if secrets else (b"", b"")
-        self.moon = Host("moon", moon, sun.peers[0], secret=moons)
-        self.sun = Host("sun", sun, moon.peers[0], secret=suns)
+        self.moon = Host("moon", moon, sun.peers[0], limits, secret=moons)
+        self.sun = Host("sun", sun, moon.peers[0], limits, secret=suns)
         for host in (self.moon, self.sun):
             host.clock = lambda: self.now
         self.impair: Impairment = lambda output, _sender: [output.data]
         self.translate: Callable[[SocketAddress], SocketAddress] = lambda address: address
+        self.reach: Callable[[SocketAddress], SocketAddress | None] = lambda address: address
         self.sent: list[tuple[str, SendDatagram]] = []
 
     def up(self) -> None:
@@ -243,13 +272,15 @@ class Pair:
         datagrams = sender.take_outputs()
         for output in datagrams:
             self.sent.append((sender.name, output))
-            for data in self.impair(output, sender):
+            local = self.reach(output.path.remote)
+            for data in self.impair(output, sender) if local else []:
+                assert local is not None
                 path = Path(
-                    local=output.path.remote,
+                    local=local,
                     remote=self.translate(output.path.local),
                     natt=output.path.natt,
                 )
-                receiver.endpoint.receive_datagram(data, path, self.now)
+                receiver.receive(data, path, self.now)
         return bool(datagrams)
 
     def assert_up(self) -> None:
@@ -279,8 +310,10 @@ class Pair:
         self.assert_down()
         for endpoint in (self.moon.endpoint, self.sun.endpoint):
             assert endpoint.next_timeout() is None
-            kept = (endpoint._core.ike_sas, endpoint._by_init, endpoint._half_open)
+            admission = endpoint._admission
+            kept = (endpoint._core.ike_sas, admission._strangers, admission._answered)
             assert not any(kept), kept
+            assert not admission._proven
             assert not endpoint._scheduled
             assert not endpoint._timers
 

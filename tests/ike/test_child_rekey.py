@@ -213,6 +213,15 @@ def test_a_wrong_guess_of_the_method_is_mended(
     _at_rest(pair)
 
 
+def test_a_child_sa_does_not_keep_its_forerunners_in_memory(up: Any) -> None:
+    for _ in range(5):
+        _rekey(up, up.moon)
+        up.run(OVERLAP_SECONDS + 1)
+    for host in (up.moon, up.sun):
+        (child,) = host.ike_sa.children
+        assert child.replaces.replaces is None
+
+
 def test_keys_differ_from_those_before_and_nonces_are_new(up: Any) -> None:
     keys = set()
     for host in (up.moon, up.sun, up.moon):

@@ -67,7 +67,8 @@ def test_a_request_without_a_child_sa_makes_an_ike_sa_without_one(
     assert view.children == ()
     assert not childless.sun.reports(ChildSaEstablished)
     (answer,) = sealing.answers(ExchangeType.IKE_AUTH)
-    assert [type(p) for p in answer] == [IdrPayload, AuthPayload]
+    kinds = [type(p) for p in answer if not isinstance(p, NotifyPayload)]
+    assert kinds == [IdrPayload, AuthPayload]
     assert childless.sun.datapath.dump().sad == ()
     assert childless.sun.datapath.dump().spd == ()
 
@@ -76,7 +77,8 @@ def test_a_request_with_a_child_sa_is_answered_with_one(pair: Any, sealing: Any)
     """RFC 6023: a responder does not leave out what the initiator did not leave out."""
     pair.up()
     (answer,) = sealing.answers(ExchangeType.IKE_AUTH)
-    assert [type(p) for p in answer][2:] == list(CHILD_PAYLOADS)
+    kinds = [type(p) for p in answer if not isinstance(p, NotifyPayload)]
+    assert kinds[2:] == list(CHILD_PAYLOADS)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from xfrmpy.ike.errors import DropReason
 from xfrmpy.ike.outputs import ChildSaClosed, RemovePolicy, RemoveSa, TunnelClosed
 from xfrmpy.ike.states import IkeSaState
+from xfrmpy.ike.window import OUR_WINDOW_SIZE
 from xfrmpy.ipsec.sad import Direction, SaId
 from xfrmpy.registry import ExchangeType, NotifyType, PayloadType, ProtocolId
 from xfrmpy.wire.message import Message, encrypted_prefix
@@ -404,18 +405,11 @@ def test_an_exchange_that_we_do_not_know_is_ignored(
     assert up.sun.snapshot() == before
 
 
-def test_requests_wait_for_the_one_that_is_on_its_way(up: Any, make_ask: Any) -> None:
-    asks = [make_ask(ExchangeType.INFORMATIONAL).on(up.moon) for _ in range(5)]
-    assert len(up.moon.take_outputs()) == 1
-    up.run(2)
-    assert [a.answer for a in asks] == [()] * 5
-
-
 def test_what_waits_goes_when_the_tunnel_goes(up: Any, make_ask: Any) -> None:
-    asks = [make_ask(ExchangeType.INFORMATIONAL).on(up.moon) for _ in range(3)]
+    asks = [make_ask(ExchangeType.INFORMATIONAL).on(up.moon) for _ in range(OUR_WINDOW_SIZE + 2)]
     up.moon.endpoint.terminate("tunnel-a", up.now)
     up.deliver()
-    assert [a.answer for a in asks[1:]] == [None, None]
+    assert {a.answer for a in asks} == {None}
     up.assert_down()
     up.run(100)
     up.assert_forgotten()

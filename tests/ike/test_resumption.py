@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from xfrmpy.failures import Failure
+from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.errors import DropReason
 from xfrmpy.ike.ike_sa import HALF_OPEN_SECONDS
 from xfrmpy.ike.outputs import IkeSaEstablished, RequestRefused, SendDatagram, TunnelClosed
-from xfrmpy.ike.resumption import LONGEST_SECONDS, MAX_TICKET, RENEWAL
+from xfrmpy.ike.resumption import LEAST_TICKET, LONGEST_SECONDS, MAX_TICKET, RENEWAL
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ike.tickets import TICKET_SECONDS
 from xfrmpy.ipsec.addresses import Path
@@ -274,6 +276,71 @@ def test_a_cookie_is_returned(lost: Any, make_answer: Any) -> None:
         first.payloads, NotifyType.TICKET_OPAQUE
     )
     assert (second.exchange, second.message_id) == (RESUME, 0)
+
+
+def test_a_gateway_under_load_demands_a_cookie_before_it_opens_a_ticket(
+    make_pair: Any, make_policy: Any
+) -> None:
+    """RFC 8019 section 4.5."""
+    policy = replace(make_policy(), resumption=True)
+    pair = make_pair(policy, limits=AdmissionLimits(cookies_at=0))
+    pair.up()
+    pair.moon.ike_sa.lose(Failure(code="XF2001", summary="lost"), pair.now)
+    pair.moon.take_outputs()
+    pair.sent.clear()
+    pair.up()
+    requests = [m for m in firsts(pair) if not m.is_response]
+    assert [m.exchange for m in requests] == [RESUME, RESUME]
+    assert requests[1].payloads[1:] == requests[0].payloads
+    demand, answer = (m for m in firsts(pair) if m.is_response)
+    assert demand.payloads == requests[1].payloads[:1]
+    assert not any(demand.spi_r)
+    assert any(answer.spi_r)
+    assert pair.sun.drops.count(DropReason.COOKIE_DEMANDED) == 2
+
+
+@pytest.mark.parametrize("size", [0, LEAST_TICKET - 1, LEAST_TICKET])
+def test_a_demand_is_never_larger_than_the_request_that_presents_a_ticket(
+    make_pair: Any, make_policy: Any, size: int
+) -> None:
+    pair = make_pair(make_policy(), limits=AdmissionLimits(cookies_at=0))
+    ticket = NotifyPayload(type=NotifyType.TICKET_OPAQUE, data=bytes(size))
+    message = Message(
+        spi_i=b"initiatr",
+        spi_r=bytes(8),
+        exchange=RESUME,
+        is_response=False,
+        is_initiator=True,
+        message_id=0,
+        payloads=(NoncePayload(data=bytes(16)), ticket),
+    )
+    data = encode_message(message)
+    pair.initiate()
+    (init,) = pair.moon.take_outputs()[-1:]
+    pair.sun.endpoint.receive_datagram(data, back(init.path), pair.now)
+    answers = pair.sun.take_outputs()
+    assert len(answers) == (size >= LEAST_TICKET)
+    assert all(len(answer.data) <= len(data) for answer in answers)
+
+
+@pytest.mark.parametrize(("moon", "sun"), [(True, True), (True, False), (False, True)])
+def test_fragments_are_agreed_anew_in_a_resumed_session(
+    make_pair: Any, make_policy: Any, make_mirror: Any, moon: bool, sun: bool
+) -> None:
+    """RFC 7383 section 3: fragmentation goes with resumption."""
+    policy = replace(make_policy(), resumption=True)
+    pair = make_pair(
+        replace(policy, fragmentation=moon), replace(make_mirror(policy), fragmentation=sun)
+    )
+    pair.up()
+    pair.moon.ike_sa.lose(Failure(code="XF2001", summary="lost"), pair.now)
+    pair.moon.take_outputs()
+    pair.sent.clear()
+    pair.up()
+    pair.assert_up()
+    assert firsts(pair)[0].exchange is RESUME
+    for host in (pair.moon, pair.sun):
+        assert host.ike_sa.channel.fragments is (moon and sun)
 
 
 # When there is no ticket to use.

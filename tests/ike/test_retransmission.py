@@ -11,21 +11,18 @@ from typing import Any
 
 import pytest
 
-from xfrmpy.ike import endpoint as endpoint_module
-from xfrmpy.ike.endpoint import MAX_HALF_OPEN
 from xfrmpy.ike.errors import Drop, DropReason
 from xfrmpy.ike.ike_sa import HALF_OPEN_SECONDS, LINGER_SECONDS
 from xfrmpy.ike.outputs import (
-    DatagramDropped,
     RequestRefused,
     RequestRetransmitted,
     SendDatagram,
     TunnelClosed,
 )
-from xfrmpy.ike.states import IkeSaState
-from xfrmpy.ike.window import PeerSilent, Window
+from xfrmpy.ike.window import Outstanding, PeerSilent, Sent, Window
 from xfrmpy.policy.model import Retransmission
 from xfrmpy.registry import ExchangeType
+from xfrmpy.wire.message import Message
 
 MakePair = Callable[..., Any]
 MakePolicy = Callable[..., Any]
@@ -38,17 +35,47 @@ def window(make_random: Callable[..., Any]) -> Window:
     return Window(Retransmission(jitter=0), make_random("window"))
 
 
+def _sent(datagram: bytes) -> Sent:
+    message = Message(
+        spi_i=bytes(8),
+        spi_r=bytes(8),
+        exchange=ExchangeType.INFORMATIONAL,
+        is_response=False,
+        is_initiator=True,
+        message_id=0,
+        payloads=(),
+    )
+    return Sent(message=message, datagrams=(datagram,))
+
+
 def _begin(window: Window, make_ask: Any, now: float = 0.0) -> int:
     message_id = window.begin(make_ask(ExchangeType.INFORMATIONAL))
-    window.sent(b"request", now)
+    window.sent(message_id, _sent(b"request"), now)
     return message_id
+
+
+def _retransmit(window: Window, now: float) -> Outstanding | None:
+    request = window.due(now)
+    if request is not None:
+        window.retransmit(request, now)
+    return request
+
+
+def _answer(window: Window, message_id: int, datagram: bytes) -> None:
+    window.begin_answer(message_id)
+    window.answered(message_id, _sent(datagram))
+
+
+def _answer_to(window: Window, message_id: int) -> tuple[bytes, ...] | None:
+    answer = window.accept_request(message_id)
+    return None if answer is None else answer.datagrams
 
 
 def test_requests_are_numbered_from_zero(window: Window, make_ask: Any) -> None:
     for number in range(3):
         assert _begin(window, make_ask) == number
-        assert window.outstanding_for(number).datagram == b"request"
-        window.complete()
+        assert window.outstanding_for(number).sent == _sent(b"request")
+        window.complete(number)
 
 
 def test_only_one_request_may_be_on_its_way(window: Window, make_ask: Any) -> None:
@@ -69,7 +96,7 @@ def test_a_response_to_what_was_not_asked_is_unexpected(
 
 def test_a_second_response_is_unexpected(window: Window, make_ask: Any) -> None:
     _begin(window, make_ask)
-    window.complete()
+    window.complete(0)
     with pytest.raises(Drop):
         window.outstanding_for(0)
 
@@ -80,17 +107,18 @@ def test_each_wait_is_a_factor_longer_and_the_last_one_is_waited_too(
     _begin(window, make_ask, now=10.0)
     for moment in (11, 13, 17, 25, 41):
         assert window.next_timeout == moment
-        assert window.retransmit(moment) is window.outstanding
+        assert _retransmit(window, moment) is window.outstanding[0]
     assert window.next_timeout == 73
-    with pytest.raises(PeerSilent):
-        window.retransmit(73)
+    with pytest.raises(PeerSilent) as silent:
+        _retransmit(window, 73)
+    assert silent.value.request is window.outstanding[0]
 
 
 def test_nothing_is_sent_again_before_its_time(window: Window, make_ask: Any) -> None:
-    assert window.retransmit(1e9) is None
+    assert _retransmit(window, 1e9) is None
     _begin(window, make_ask)
-    assert window.retransmit(0.999) is None
-    request = window.retransmit(1.0)
+    assert _retransmit(window, 0.999) is None
+    request = _retransmit(window, 1.0)
     assert request is not None
     assert request.retransmissions == 1
 
@@ -104,11 +132,11 @@ def test_jitter_stays_within_its_share(make_ask: Any, octets: int, expected: flo
 
 def test_requests_of_the_peer_come_one_after_the_other(window: Window) -> None:
     assert window.accept_request(0) is None
-    window.answered(b"first")
-    assert window.accept_request(0) == b"first"
+    _answer(window, 0, b"first")
+    assert _answer_to(window, 0) == (b"first",)
     assert window.accept_request(1) is None
-    window.answered(b"second")
-    assert window.accept_request(1) == b"second"
+    _answer(window, 1, b"second")
+    assert _answer_to(window, 1) == (b"second",)
     for stale in (0, 3, 0xFFFFFFFF):
         with pytest.raises(Drop) as drop:
             window.accept_request(stale)
@@ -123,9 +151,9 @@ def test_nothing_is_repeated_before_there_was_an_answer(window: Window) -> None:
 def test_who_leaves_hurries(window: Window, make_ask: Any) -> None:
     _begin(window, make_ask)
     window.hurry(1)
-    assert window.retransmit(1.0) is not None
+    assert _retransmit(window, 1.0) is not None
     with pytest.raises(PeerSilent):
-        window.retransmit(3.0)
+        _retransmit(window, 3.0)
 
 
 # A peer that does not answer.
@@ -341,43 +369,6 @@ def test_a_half_open_ike_sa_expires_and_is_forgotten(
     pair.assert_forgotten()
 
 
-def test_half_open_ike_sas_are_limited(
-    make_pair: MakePair,
-    make_policy: MakePolicy,
-    make_backwards: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert MAX_HALF_OPEN >= 100
-    monkeypatch.setattr(endpoint_module, "MAX_HALF_OPEN", 20)
-    pair = make_pair(make_policy())
-    for _ in range(25):
-        pair.initiate()
-    for output in pair.moon.take_outputs():
-        pair.sun.endpoint.receive_datagram(output.data, make_backwards(output.path), pair.now)
-    pair.sun.take_outputs()
-    assert len(pair.sun.ike_sas) == 20
-    assert pair.sun.drops == [DropReason.HALF_OPEN_LIMIT] * 5
-    pair.impair = lambda _output, _sender: []
-    pair.run(HALF_OPEN_SECONDS)
-    assert pair.sun.ike_sas == []
-    assert not pair.sun.endpoint._scheduled
-    pair.impair = lambda output, _sender: [output.data]
-    pair.initiate()
-    pair.deliver()
-    assert IkeSaState.ESTABLISHED in [v.state for v in pair.sun.views]
-
-
-def test_an_established_ike_sa_does_not_count_as_half_open(
-    make_pair: MakePair, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(endpoint_module, "MAX_HALF_OPEN", 1)
-    pair = make_pair(make_policy())
-    for count in range(1, 4):
-        pair.up()
-        assert len(pair.sun.views) == count
-    assert not pair.sun.reports(DatagramDropped)
-
-
 # Leaving a peer that is gone.
 
 
@@ -387,7 +378,7 @@ def test_nobody_waits_long_for_a_peer_that_may_be_gone(pair: Any, busy: bool) ->
     pair.impair = lambda _output, _sender: []
     if busy:
         pair.run(pair.moon.policy.dpd_seconds + 1)
-        assert pair.moon.ike_sa.channel.window.outstanding is not None
+        assert not pair.moon.ike_sa.channel.window.is_idle
     pair.moon.endpoint.terminate("tunnel-a", pair.now)
     pair.run(9)
     assert pair.moon.views == ()

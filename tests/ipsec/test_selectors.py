@@ -315,7 +315,7 @@ def test_a_service_is_read_as_it_is_written_or_has_no_ports(
 ) -> None:
     start, end = sorted((start, end))
     text = format_service(protocol, start, end)
-    if protocol in (6, 17, 33, 132, 136) or (start, end) == (0, MAX_PORT):
+    if protocol in (1, 6, 17, 33, 58, 132, 136) or (start, end) == (0, MAX_PORT):
         assert parse_service(text) == (protocol, (start, end))
     else:
         with pytest.raises(ValueError, match="has no ports"):

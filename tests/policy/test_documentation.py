@@ -129,7 +129,6 @@ def test_what_is_planned_is_refused_as_not_supported_and_as_nothing_else(
         "12:5: 'interface' is not supported yet",
         "16:5: 'cert' is not supported yet",
         "17:5: 'ca' is not supported yet",
-        "18:11: 'mode' cannot be transport yet",
         "19:5: 'traffic' is not supported yet",
         "22:20: 'cert' is not supported yet",
         "22:41: 'ca' is not supported yet",

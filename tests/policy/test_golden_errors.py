@@ -43,7 +43,6 @@ APPENDED: dict[str, tuple[str, ...]] = {
     ),
     "start: on-demand\n": ("8: XF1011: 'start' cannot be on-demand yet",),
     "start: yes\n": ("8: XF1004: 'start' must be one of auto, listen, manual, not 'yes'",),
-    "mode: transport\n": ("7: XF1011: 'mode' cannot be transport yet",),
     "mode: tunel\n": (
         "7: XF1004: 'mode' must be one of tunnel, transport, not 'tunel' (did you mean tunnel?)",
     ),
@@ -53,6 +52,8 @@ APPENDED: dict[str, tuple[str, ...]] = {
     "encapsulation: never\n": (
         "16: XF1004: 'encapsulation' must be one of auto, force, not 'never'",
     ),
+    "fragmentation: maybe\n": ("16: XF1004: 'fragmentation' must be yes or no, not 'maybe'",),
+    "fragmentation: 1\n": ("16: XF1004: 'fragmentation' must be yes or no, not 1",),
     "dpd: no\n": ("6: XF1004: 'dpd' must be a time such as 30s, 5m or 1h, not 'no'",),
     "dpd: 0\n": ("6: XF1004: 'dpd' must be from 1s to 86400s, not 0",),
     "dpd: 12:30\n": ("6: XF1004: 'dpd' must be a time such as 30s, 5m or 1h, not '12:30'",),

@@ -74,6 +74,7 @@ def test_five_keys_are_enough(load: Load) -> None:
         start=StartMode.MANUAL,
         datapath=DatapathChoice.AUTO,
         encapsulation=Encapsulation.AUTO,
+        fragmentation=True,
         dpd_seconds=30.0,
         retransmission=Retransmission(),
     )
@@ -92,6 +93,7 @@ esp: {{proposals: aes128-sha256-noesn, replay_window: 64}}
 start: auto
 datapath: userspace
 encapsulation: force
+fragmentation: no
 dpd: off
 retransmission: {{tries: 2, initial: 250ms, factor: 1.5, jitter: 0}}
 mode: tunnel
@@ -110,6 +112,7 @@ mode: tunnel
     assert tunnel.children[0].replay_window == 64
     assert (tunnel.start, tunnel.datapath) == (StartMode.AUTO, DatapathChoice.USERSPACE)
     assert (tunnel.encapsulation, tunnel.dpd_seconds) == (Encapsulation.FORCE, 0.0)
+    assert tunnel.fragmentation is False
     assert tunnel.retransmission == Retransmission(
         initial_seconds=0.25, factor=1.5, tries=2, jitter=0
     )
@@ -163,6 +166,23 @@ def test_one_child_by_its_name_says_the_same_as_local_and_remote(load: Load) -> 
         "10.1.0.0/16",
         "10.2.0.0/16",
     )
+
+
+def test_transport_mode_needs_no_selectors_and_overlaps_with_nothing(load: Load) -> None:
+    text = "peer: 192.0.2.{}\npsk: secret:key\nmode: transport\n"
+    loaded = load(**{f"{n}.yaml": text.format(n) for n in (1, 2)})
+    assert loaded.errors == ()
+    for tunnel in loaded.tunnels:
+        (child,) = tunnel.children
+        assert child.mode is Mode.TRANSPORT
+        assert [str(s) for s in child.local] == ["0.0.0.0/0", "::/0"]
+        assert child.remote == child.local
+
+
+def test_transport_mode_may_be_limited(load: Load) -> None:
+    text = "peer: a\npsk: secret:key\nmode: transport\nremote: 0.0.0.0/0[tcp/5432]\n"
+    (child,) = only(load(**{"t.yaml": text})).children
+    assert [str(s) for s in child.remote] == ["0.0.0.0/0[tcp/5432]"]
 
 
 def test_defaults_give_way_to_what_a_tunnel_says_as_a_whole(load: Load) -> None:

@@ -34,6 +34,7 @@ from xfrmpy.wire.payloads import (
     NoncePayload,
     NotifyPayload,
     OpenPayload,
+    PuzzleSolutionPayload,
     SaPayload,
     TsiPayload,
     TsrPayload,
@@ -127,6 +128,7 @@ def proposal(transforms: str, *, mark: int = 0, number: int = 1, count: int = 2)
             ),
             "01 000000 0001 0000 0007 0001 78",
         ),
+        (PuzzleSolutionPayload(keys=(b"\1\2", b"\3\4", b"\5\6", b"\7\x08")), "0102030405060708"),
     ],
 )
 def test_a_payload_is_laid_out_as_in_the_rfc(payload: OpenPayload, body: str) -> None:
@@ -244,6 +246,9 @@ def test_the_reserved_octets_of_an_identity_are_kept_for_auth() -> None:
             ),
             id="too many transform attributes",
         ),
+        pytest.param(PayloadType.PS, "", id="a puzzle solution of nothing"),
+        pytest.param(PayloadType.PS, "010203", id="less than four keys"),
+        pytest.param(PayloadType.PS, "0102030405", id="keys of two sizes"),
     ],
 )  # fmt: skip
 def test_a_body_against_the_rfc_is_malformed(kind: PayloadType, body: str) -> None:

@@ -55,6 +55,7 @@ from xfrmpy.wire.payloads import (
     NoncePayload,
     NotifyPayload,
     OpenPayload,
+    PuzzleSolutionPayload,
     SaPayload,
     SealedPayload,
     TsiPayload,
@@ -161,6 +162,12 @@ KNOWN: dict[int, st.SearchStrategy[OpenPayload]] = {
         attributes=st.lists(attributes, max_size=4).map(tuple),
     ),
     PayloadType.EAP: st.builds(EapPayload, data=octets),
+    PayloadType.PS: st.builds(
+        PuzzleSolutionPayload,
+        keys=st.integers(1, 64).flatmap(
+            lambda size: st.tuples(*[st.binary(min_size=size, max_size=size)] * 4)
+        ),
+    ),
 }
 unknown_payloads = st.builds(
     UnknownPayload,

@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
         directory = runtime_dir(os.environ)
         lock = _take(directory)
         try:
-            _run(directory)
+            _run(directory, _limits(options))
         finally:
             os.close(lock)
     except OperatorError as error:
@@ -38,18 +38,45 @@ def main(arguments: list[str]) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="xfrmpy daemon", description="Run the xfrmpy daemon.")
     parser.add_argument("-v", "--verbose", action="store_true", help="log every datagram")
+    for option, (_, what) in _LIMITS.items():
+        parser.add_argument(option, type=_count, metavar="N", help=f"half-open IKE SAs {what}")
     return parser.parse_args(arguments)
 
 
-def _run(directory: Path) -> None:
-    from xfrmpy.daemon.service import Service  # noqa: PLC0415 (a second daemon need not pay)
+_LIMITS = {
+    "--cookies-at": ("cookies_at", "from which on callers must return a cookie; 0: always"),
+    "--puzzles-at": ("puzzles_at", "from which on callers must solve a puzzle; 0: always"),
+    "--half-open-limit": ("strangers", "at most"),
+    "--half-open-per-address": ("strangers_per_address", "at most from one address or IPv6 /64"),
+}
+"""Options, and what they set of `AdmissionLimits`, whose defaults hold for those not given."""
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
+
+
+def _limits(options: argparse.Namespace) -> dict[str, int]:
+    given = vars(options)
+    wanted = {key: given[option[2:].replace("-", "_")] for option, (key, _) in _LIMITS.items()}
+    return {key: count for key, count in wanted.items() if count is not None}
+
+
+def _run(directory: Path, limits: dict[str, int]) -> None:
+    # A second daemon need not pay for these.
+    from xfrmpy.daemon.service import Service  # noqa: PLC0415
+    from xfrmpy.ike.admission import AdmissionLimits  # noqa: PLC0415
 
     loaded = load_policy(config_path(os.environ))
     for error in loaded.errors:
         logging.getLogger("xfrmpy.daemon").error("%s", error)
     for warning in loaded.warnings:
         logging.getLogger("xfrmpy.daemon").warning("%s", warning)
-    asyncio.run(Service(loaded, directory, os.environ).run())
+    service = Service(loaded, directory, os.environ, AdmissionLimits(**limits))
+    asyncio.run(service.run())
 
 
 def _take(directory: Path) -> int:

@@ -59,7 +59,7 @@ class Datapaths:
                 kept = self._restrict(policy, choice, capabilities)
                 if kept is not None:
                     return Placement(policy=kept, reason="; ".join(reasons))
-            reasons.append(_shortcoming(choice, capabilities))
+            reasons.append(_shortcoming(policy, choice, capabilities))
         failure = Failure(
             code="XF3001",
             summary=f"no datapath can carry {policy.name}",
@@ -149,9 +149,13 @@ def _kept(proposals: Iterable[Proposal | None]) -> tuple[Proposal, ...]:
     return tuple(p for p in proposals if p is not None)
 
 
-def _shortcoming(choice: DatapathChoice, capabilities: Capabilities | str) -> str:
+def _shortcoming(
+    policy: TunnelPolicy, choice: DatapathChoice, capabilities: Capabilities | str
+) -> str:
     if isinstance(capabilities, str):
         return capabilities
     if "esp" in capabilities.missing:
         return capabilities.missing["esp"]
+    for mode in {child.mode for child in policy.children} - capabilities.modes:
+        return capabilities.missing[f"{mode} mode"]
     return f"the {choice.value} datapath knows none of the algorithms that the policy names"

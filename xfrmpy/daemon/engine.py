@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import socket
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path as FilePath
 
-from xfrmpy.daemon.crash_secret import crash_secret
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.sockets import IkeSockets
-from xfrmpy.datapath.interface import Datapath, DatapathError, Expired
+from xfrmpy.datapath.interface import Datapath, DatapathError, Expired, MappingChanged
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation, exempt_from_policies
 from xfrmpy.failures import OperatorError
@@ -29,6 +27,7 @@ from xfrmpy.ike.outputs import (
     DatagramDropped,
     DatapathOutput,
     DefectFound,
+    MoveSa,
     Output,
     RemovePolicy,
     RemoveSa,
@@ -52,6 +51,7 @@ class Engine:
 
     def __init__(
         self,
+        endpoint: IkeEndpoint,
         tunnels: dict[str, TunnelPolicy],
         sockets: IkeSockets,
         datapaths: Datapaths,
@@ -66,9 +66,7 @@ class Engine:
         self._runtime_dir = runtime_dir
         self._report = report
         self._lose = lose
-        self._endpoint = IkeEndpoint(
-            tunnels.values(), secrets.token_bytes, crash_secret(runtime_dir)
-        )
+        self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._defects = 0
@@ -137,6 +135,8 @@ class Engine:
             log.debug("%s datapath: %s", datapath.name, event)
             if isinstance(event, Expired):
                 self._endpoint.handle_expire(event.sa, self._loop.time(), hard=event.hard)
+            elif isinstance(event, MappingChanged):
+                self._endpoint.handle_mapping(event.sa, event.new, self._loop.time())
         self._settle()
 
     # Outputs of the core.
@@ -150,7 +150,7 @@ class Engine:
         match output:
             case SendDatagram():
                 self._send(output)
-            case AddSa() | RemoveSa() | AddPolicy() | RemovePolicy():
+            case AddSa() | MoveSa() | RemoveSa() | AddPolicy() | RemovePolicy():
                 self._put_in_force(output)
             case AskUsage():
                 self._tell_usage(output)
@@ -176,6 +176,8 @@ class Engine:
             match output:
                 case AddSa():
                     datapath.add_sa(output.entry)
+                case MoveSa():
+                    datapath.move_sa(output.sa, output.entry)
                 case RemoveSa():
                     datapath.remove_sa(output.sa)
                 case AddPolicy():
@@ -186,6 +188,9 @@ class Engine:
             log.error("%s: the %s datapath: %s", output.tunnel, datapath.name, error)
             if isinstance(output, AddSa | AddPolicy):
                 self._endpoint.handle_failure(output, f"{datapath.name}: {error}")
+            elif isinstance(output, MoveSa):
+                reason = f"{datapath.name}: {error}"
+                self._endpoint.handle_move_failure(output, reason, self._loop.time())
 
     def _tell_usage(self, output: AskUsage) -> None:
         datapath = self._datapaths.of(self._tunnels[output.tunnel])

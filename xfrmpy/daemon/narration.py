@@ -9,10 +9,12 @@ from xfrmpy.ike.outputs import (
     ChildSaRekeyed,
     ExchangeRepeated,
     ExchangeStarted,
+    FragmentSizeReduced,
     IkeSaEstablished,
     IkeSaRekeyed,
     NatDetected,
     Output,
+    PeerMoved,
     Redirected,
     RequestRefused,
     RequestRetransmitted,
@@ -24,15 +26,12 @@ from xfrmpy.ike.outputs import (
 def narrate(report: Output) -> str:
     """A sentence without the tunnel's name; empty for outputs that are no news to an operator."""
     match report:
-        case ExchangeStarted():
-            return f"{report.exchange.name} to {report.path.remote}"
-        case RequestRetransmitted():
-            again = f"again, {report.count} of {report.of}"
-            return f"no answer yet: {report.exchange.name} to {report.path.remote} {again}"
-        case ExchangeRepeated():
-            return f"{report.exchange.name} once more: {report.reason}"
-        case NatDetected():
-            return f"ESP goes in UDP: {_why_encapsulated(report)}"
+        case (
+            ExchangeStarted() | RequestRetransmitted() | FragmentSizeReduced() | ExchangeRepeated()
+        ):
+            return _narrate_exchange(report)
+        case NatDetected() | PeerMoved():
+            return _narrate_nat(report)
         case IkeSaEstablished():
             return f"IKE SA with {report.remote_id} at {report.path.remote}, {report.suite}"
         case ChildSaEstablished():
@@ -46,6 +45,22 @@ def narrate(report: Output) -> str:
             return _narrate_end(report)
         case _:
             return ""
+
+
+def _narrate_exchange(
+    report: ExchangeStarted | RequestRetransmitted | FragmentSizeReduced | ExchangeRepeated,
+) -> str:
+    match report:
+        case ExchangeStarted():
+            return f"{report.exchange.name} to {report.path.remote}"
+        case RequestRetransmitted():
+            again = f"again, {report.count} of {report.of}"
+            return f"no answer yet: {report.exchange.name} to {report.path.remote} {again}"
+        case FragmentSizeReduced():
+            how = f"in datagrams of at most {report.octets} octets"
+            return f"no answer yet: {report.exchange.name} with {report.path.remote} again, {how}"
+        case ExchangeRepeated():
+            return f"{report.exchange.name} once more: {report.reason}"
 
 
 def _narrate_end(report: TunnelClosed | Redirected | RequestRefused) -> str:
@@ -78,6 +93,12 @@ def summarize(failure: Failure) -> str:
     """A failure on one line, with its evidence."""
     evidence = "; ".join(f"{label}: {value}" for label, value in failure.evidence)
     return f"{failure.code} {failure.summary}" + (f" ({evidence})" if evidence else "")
+
+
+def _narrate_nat(report: NatDetected | PeerMoved) -> str:
+    if isinstance(report, PeerMoved):
+        return f"the peer is now at {report.new}, it was at {report.old}"
+    return f"ESP goes in UDP: {_why_encapsulated(report)}"
 
 
 def _why_encapsulated(report: NatDetected) -> str:

@@ -12,6 +12,7 @@ import difflib
 import logging
 import os
 import random
+import secrets
 import signal
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path as FilePath
@@ -21,6 +22,7 @@ from xfrmpy import __version__
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import Progress, StatusReply, TunnelReply, TunnelStatus
 from xfrmpy.daemon.control_server import ControlServer, reply_of
+from xfrmpy.daemon.crash_secret import crash_secret
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.narration import narrate, summarize
@@ -31,6 +33,8 @@ from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.daemon.status import tunnel_state, tunnel_status
 from xfrmpy.daemon.tunnel import Tunnel
 from xfrmpy.failures import Failure, OperatorError
+from xfrmpy.ike.admission import AdmissionLimits
+from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.outputs import ChildSaEstablished, Output, Redirected, RequestRefused, TunnelClosed
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.policy.load import LoadedPolicy
@@ -59,11 +63,16 @@ class Service:
     """See the module. `run` returns when the daemon has been told to stop, and has."""
 
     def __init__(
-        self, loaded: LoadedPolicy, runtime_dir: FilePath, environ: Mapping[str, str]
+        self,
+        loaded: LoadedPolicy,
+        runtime_dir: FilePath,
+        environ: Mapping[str, str],
+        limits: AdmissionLimits,
     ) -> None:
         self._loaded = loaded
         self._runtime_dir = runtime_dir
         self._environ = environ
+        self._limits = limits
         self._tunnels: dict[str, Tunnel] = {}
         self._background: set[asyncio.Task[None]] = set()
 
@@ -101,8 +110,14 @@ class Service:
     async def _serve(self, sockets: IkeSockets) -> None:
         # A tunnel that cannot be had here is no tunnel to a peer that calls, either.
         usable = {n: t.policy for n, t in self._tunnels.items() if t.placement.failure is None}
+        endpoint = IkeEndpoint(
+            usable.values(),
+            secrets.token_bytes,
+            limits=self._limits,
+            qcd_secret=crash_secret(self._runtime_dir),
+        )
         self._engine = Engine(
-            usable, sockets, self._datapaths, self._runtime_dir, self._hear, self._lose
+            endpoint, usable, sockets, self._datapaths, self._runtime_dir, self._hear, self._lose
         )
         control = ControlServer(
             self._runtime_dir / protocol.SOCKET_NAME,
@@ -159,8 +174,7 @@ class Service:
 
     def _hear(self, report: Output) -> None:
         name: str = getattr(report, "tunnel", "")
-        level = self._refusal_level(name) if isinstance(report, RequestRefused) else logging.INFO
-        log.log(level, "%s: %s", name or "no tunnel", narrate(report))
+        log.log(self._level(report, name), "%s: %s", name or "no tunnel", narrate(report))
         tunnel = self._tunnels.get(name)
         if tunnel is None:
             return
@@ -174,10 +188,13 @@ class Service:
                 self._spawn(self._follow_redirect(tunnel))
         tunnel.tell(report)
 
-    def _refusal_level(self, tunnel: str) -> int:
+    def _level(self, report: Output, tunnel: str) -> int:
         """Anybody can be refused, as often as he likes; the log is not for him to fill."""
+        is_refusal = isinstance(report, RequestRefused)
         if tunnel:
-            return logging.WARNING
+            return logging.WARNING if is_refusal else logging.INFO
+        if not is_refusal:
+            return logging.DEBUG
         now = self._loop.time()
         if now >= self._next_refusal_at:
             self._next_refusal_at = now + REFUSAL_LOG_SECONDS

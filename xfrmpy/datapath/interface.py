@@ -100,6 +100,14 @@ class Datapath(Protocol):
     def update_sa(self, entry: SadEntry) -> None:
         """Replace addresses, ports and lifetimes of the SA of the same id, keeping its counters."""
 
+    def move_sa(self, sa: SaId, entry: SadEntry) -> None:
+        """An SA goes on as `entry`, under other addresses and ports, and so perhaps another id.
+
+        Keys, sequence numbers, window and counters stay; no number is used twice. What is refused
+        may have taken the SA out of force. Policies that name the addresses are moved by
+        `add_policy`.
+        """
+
     def remove_sa(self, sa: SaId) -> None:
         """Take an SA out of force. One that is gone already (it expired hard) is no error."""
 

@@ -84,6 +84,16 @@ class RecordingDatapath:
         self._entry(entry.id, "update")
         self.sad[entry.id] = entry
 
+    def move_sa(self, sa: SaId, entry: SadEntry) -> None:
+        self._record("move_sa", entry, entry.direction)
+        self._entry(sa, "move")
+        if entry.id != sa and entry.id in self.sad:
+            raise DatapathError(f"cannot move {sa} to {entry.id}: File exists", errno.EEXIST)
+        del self.sad[sa]
+        self.sad[entry.id] = entry
+        if sa in self.used:
+            self.used[entry.id] = self.used.pop(sa)
+
     def remove_sa(self, sa: SaId) -> None:
         entry = self.sad.get(sa)
         self._record("remove_sa", sa, None if entry is None else entry.direction)

@@ -16,18 +16,27 @@ from xfrmpy.crypto.authentication import (
 )
 from xfrmpy.crypto.key_schedule import derive_child_keys
 from xfrmpy.failures import Failure
-from xfrmpy.ike.child_sa import ChildSa, choose_child_policy, proposals_of_first_child
+from xfrmpy.ike.child_sa import ChildSa, proposals_of_first_child
 from xfrmpy.ike.childless import begins_childless, child_offer
 from xfrmpy.ike.create_child_sa import give_up_child
 from xfrmpy.ike.errors import AuthenticationFailed, PeerIncompatible
 from xfrmpy.ike.exchange import first_error, only, optional
+from xfrmpy.ike.extensions import offer_in_auth, take_notifications
 from xfrmpy.ike.first_contact import check_unique, close_replaced, initial_contact
-from xfrmpy.ike.notices import offer_in_auth, take_notices
+from xfrmpy.ike.modes import (
+    check_mode_answered,
+    check_mode_asked,
+    ends_of,
+    policy_between,
+    traffic_of,
+)
 from xfrmpy.ike.outputs import RequestRefused
 from xfrmpy.ike.redirect import redirect_in_auth, redirect_of_auth, refusal_to_follow
 from xfrmpy.ike.refusals import failure_of
 from xfrmpy.ike.resumption import settle_resumption, tunnel_of_resumed
 from xfrmpy.ike.succession import supersede
+from xfrmpy.ike.synchronization import SYNC_SUPPORTED, supports_sync
+from xfrmpy.ike.window import OUR_WINDOW_SIZE
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal, choose_proposal, esp_suite
 from xfrmpy.policy.model import TunnelPolicy
@@ -39,13 +48,16 @@ from xfrmpy.wire.payloads import (
     NotifyPayload,
     OpenPayload,
     SaPayload,
-    TsiPayload,
-    TsrPayload,
 )
 
 if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
     from xfrmpy.wire.redirect import Gateway
+
+WINDOW_SIZE = NotifyPayload(
+    type=NotifyType.SET_WINDOW_SIZE, data=OUR_WINDOW_SIZE.to_bytes(4, "big")
+)
+"""RFC 7296 section 2.3. It holds once this exchange is done."""
 
 
 class IkeAuth:
@@ -59,7 +71,7 @@ class IkeAuth:
         self._identity = IdiPayload(identity=_our_identity(sa, tunnel))
         self._child: ChildSa | None = None
         if not begins_childless(sa, tunnel):
-            first = tunnel.children[0]
+            first = policy_between(tunnel.children[0], sa.path)
             self._child = ChildSa(sa.core, tunnel, first, proposals_of_first_child(first))
             sa.children.append(self._child)
 
@@ -70,7 +82,8 @@ class IkeAuth:
             payloads.append(IdrPayload(identity=self._tunnel.remote_id))
         payloads.append(_our_auth(self._sa, self._tunnel, self._identity))
         child = () if self._child is None else self._child.offer()
-        return (*payloads, *offer_in_auth(self._sa), *child)
+        extensions = offer_in_auth(self._sa)
+        return (*payloads, *extensions, *child, WINDOW_SIZE, SYNC_SUPPORTED)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
         error = first_error(payloads)
@@ -84,7 +97,8 @@ class IkeAuth:
             self._sa.terminate(failed.failure, now, refusal)
             return
         self._sa.authenticated(self._tunnel, local=self._identity.identity, remote=remote, now=now)
-        if error is not None:
+        self._sa.channel.may_sync = supports_sync(payloads)
+        if error is not None and error.type != NotifyType.SINGLE_PAIR_REQUIRED:
             self._sa.terminate(failure_of(error, self._evidence(error)), now)
             return
         gateway = redirect_of_auth(payloads)
@@ -92,7 +106,10 @@ class IkeAuth:
             self._follow(gateway, now)
             return
         close_replaced(self._sa, payloads, now)
-        take_notices(self._sa, payloads, now)
+        take_notifications(self._sa, payloads, now)
+        if self._child is not None and error is not None:
+            give_up_child(self._sa, self._child)
+            self._child, self._sa.asks_pairs = None, True
         if self._child is None:
             self._begin_children(now)
         else:
@@ -104,9 +121,12 @@ class IkeAuth:
         self._sa.create_at = now
 
     def _take_child(self, child: ChildSa, payloads: tuple[OpenPayload, ...], now: float) -> None:
-        child.accept(
-            only(payloads, SaPayload), only(payloads, TsiPayload), only(payloads, TsrPayload)
-        )
+        traffic = traffic_of(payloads, ends_of(self._sa), is_initiator=True)
+        unacceptable = check_mode_answered(child.policy, traffic)
+        if unacceptable is not None:
+            self._sa.terminate(unacceptable, now)
+            return
+        child.accept(only(payloads, SaPayload), traffic)
         install_first_child(self._sa, child)
         self._sa.core.defer(self._sa, lambda moment: self._finish(child, moment), now)
 
@@ -157,26 +177,28 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
         sa.respond((NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED),))
         sa.close(failed.failure, now)
         return
-    offer = child_offer(payloads)
+    offer = child_offer(sa, tunnel, payloads)
     auth = _our_auth(sa, tunnel, idr)
     remote = only(payloads, IdiPayload).identity
     sa.authenticated(tunnel, local=idr.identity, remote=remote, now=now)
+    sa.channel.may_sync = supports_sync(payloads)
     redirect = redirect_in_auth(sa, tunnel)
     if redirect is not None:
         sa.respond((idr, auth, redirect))
         sa.expect_child(now)
         return
     close_replaced(sa, payloads, now)
-    proof = (idr, auth, *offer_in_auth(sa), *take_notices(sa, payloads, now))
+    proof = (idr, auth, *offer_in_auth(sa), *take_notifications(sa, payloads, now))
     if offer is None:
-        sa.respond(proof)
+        sa.respond((*proof, *_abilities(sa)))
         sa.expect_child(now)
         return
-    policy = choose_child_policy(tunnel, *offer[1:])
+    wanted, policy, traffic = offer
     child = ChildSa(sa.core, tunnel, policy, proposals_of_first_child(policy))
     sa.children.append(child)
     try:
-        child.choose(_without_key_exchange(offer[0]), *offer[1:])
+        check_mode_asked(policy, traffic)
+        child.choose(_without_key_exchange(wanted), traffic)
     except PeerIncompatible as incompatible:
         give_up_child(sa, child)
         sa.respond((*proof, incompatible.notify))
@@ -210,8 +232,13 @@ def _finish_answer(sa: IkeSa, child: ChildSa, proof: tuple[OpenPayload, ...], no
         sa.respond((*proof, NotifyPayload(type=NotifyType.TEMPORARY_FAILURE)))
         sa.core.emit(RequestRefused(tunnel=sa.tunnel_name, path=sa.path, failure=failure))
         return
-    sa.respond((*proof, *child.answer()))
+    sa.respond((*proof, *child.answer(), *_abilities(sa)))
     child.established(now)
+
+
+def _abilities(sa: IkeSa) -> tuple[NotifyPayload, ...]:
+    """What we can do besides, at the end of our answer."""
+    return (WINDOW_SIZE, SYNC_SUPPORTED) if sa.channel.may_sync else (WINDOW_SIZE,)
 
 
 def _without_key_exchange(offer: SaPayload) -> tuple[Proposal, ...]:

@@ -1,40 +1,72 @@
-"""The messages of one IKE SA as octets: numbered, sealed, sent, sent again.
+"""The messages of one IKE SA as octets: numbered, sealed, cut into fragments, sent, sent again.
 
-Read RFC 7296 sections 2.1 to 2.4, 2.23 and 3.14 first. What a message means, and whether it may
-come now, is the business of the IKE SA and of its exchanges; here are only its keys, its SPIs, its
-path and its window.
+Read RFC 7296 sections 2.1 to 2.4, 2.23 and 3.14 and RFC 7383 first. What a message means, and
+whether it may come now, is the business of the IKE SA and of its exchanges; here are only its keys,
+its SPIs, its path and its window.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from xfrmpy.crypto.key_schedule import IkeKeys
 from xfrmpy.ike.core import Core
+from xfrmpy.ike.errors import Drop, DropReason
 from xfrmpy.ike.exchange import FIRST_EXCHANGES, Exchange
-from xfrmpy.ike.outputs import ExchangeStarted, RequestRetransmitted, SendDatagram
+from xfrmpy.ike.fragments import Reassembler, Whole
+from xfrmpy.ike.outputs import (
+    ExchangeStarted,
+    FragmentSizeReduced,
+    RequestRetransmitted,
+    SendDatagram,
+)
 from xfrmpy.ike.protection import Inner, Protection
-from xfrmpy.ike.window import Window
+from xfrmpy.ike.synchronization import SYNC_MESSAGE_ID, MessageIdSync
+from xfrmpy.ike.window import Outstanding, Sent, Window
 from xfrmpy.ipsec.addresses import Path
 from xfrmpy.ipsec.proposals import IkeSuite
 from xfrmpy.policy.model import Retransmission
 from xfrmpy.registry import ExchangeType
 from xfrmpy.wire.message import Message, encode_message
-from xfrmpy.wire.payloads import OpenPayload
+from xfrmpy.wire.payloads import EncryptedFragmentPayload, OpenPayload
 
 NON_ESP_MARKER = bytes(4)
+UDP_HEADER_SIZE = 8
+IP_HEADER_SIZES = {4: 20, 6: 40}
+
+DATAGRAM_SIZES = {4: (1200, 576), 6: (1280, 576)}
+"""The IP datagrams that a large message is cut into, and those to fall to when they get no answer.
+
+RFC 7383 section 2.5.1 recommends 1280 octets for IPv6 and 576 for IPv4, and allows others. Ours for
+IPv4 leaves room for a tunnel within a path of 1280 octets; the small ones find a way that the large
+ones do not."""
+
+PROBES = 2
+"""Repetitions of a large message before it is cut smaller, ours: three copies in seven seconds.
+RFC 7383 section 2.5.2: "a few retries within several seconds for each probe seems appropriate"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A request of the peer that is being handled, and where its answer goes."""
+    """A request of the peer that is being handled, where its answer goes, and how large it may be.
+
+    `fragment_size` is that of the request, if it came in fragments: "The responder in the exchange
+    may use the maximum size of the received IKE Fragment message IP datagrams as a threshold" (RFC
+    7383 section 2.5.1).
+    """
 
     message: Message
     path: Path
+    fragment_size: int | None
 
 
 class Channel:
-    """See the module. `spis` are ours and theirs; `tunnel` names the channel in what it reports."""
+    """See the module. `spis` are ours and theirs; `tunnel` names the channel in what it reports.
+
+    Both ends have agreed on `fragments` (RFC 7383 section 2.3) and that the peer, which may be a
+    cluster, `may_sync` Message IDs (RFC 6311 section 5).
+    """
 
     def __init__(
         self,
@@ -52,9 +84,14 @@ class Channel:
         self.tunnel = ""
         self.init_request = b""
         self.init_response = b""
+        self.fragments = False
+        self.may_sync = False
         self._core = core
         self._question: Question | None = None
         self._protection: Protection | None = None
+        self._reassembler = Reassembler(core.fragments)
+        self._size_step = 0
+        self._is_closed = False
 
     @property
     def spi_i(self) -> bytes:
@@ -76,29 +113,90 @@ class Channel:
             suite, keys, is_initiator=self.is_initiator, random=self._core.random
         )
 
+    def inherit(self, other: Channel) -> None:
+        """Take the place of another: what was agreed on it, and found out about the path."""
+        self.fragments, self.may_sync = other.fragments, other.may_sync
+        self._size_step = other._size_step
+
+    # What comes.
+
     def open(self, message: Message, data: bytes) -> Inner:
         """The inside of a received message. Raises `Drop` if it is not authentic."""
         assert self._protection is not None
+        if isinstance(message.sealed, EncryptedFragmentPayload) and not self.fragments:
+            raise Drop(DropReason.FRAGMENTS_NOT_AGREED)
         return self._protection.open(message, data)
+
+    def collect(
+        self, message: Message, inner: Inner, size: int, path: Path, now: float
+    ) -> Whole | None:
+        """The message that an authentic datagram of `size` octets is or completes, if it is due.
+
+        None if there is nothing more to do: the rest of the message is to come, or it was answered
+        before, and the answer is sent again. Raises `Drop`, or `PeerMisbehaved` for fragments
+        without measure.
+        """
+        if message.is_response:
+            self.window.outstanding_for(message.message_id)
+        elif (answer := self.window.accept_request(message.message_id)) is not None:
+            self._repeat_answer(answer, message, path)
+            return None
+        if self._is_closed and isinstance(message.sealed, EncryptedFragmentPayload):
+            raise Drop(DropReason.WRONG_STATE)
+        return self._reassembler.collect(message, inner[1], size, now)
+
+    def answer_sync(self, asked: MessageIdSync, request: Message, path: Path) -> None:
+        """The peer has failed over: agree on Message IDs, outside the window (RFC 6311).
+
+        Raises `Drop` for a replay. The answer is not kept: who missed it asks with higher numbers.
+        """
+        theirs, ours = self.window.synchronize(asked.next_sent, asked.next_expected)
+        self.discard_fragments()
+        answer = MessageIdSync(nonce=asked.nonce, next_sent=ours, next_expected=theirs)
+        message = self._message(
+            request.exchange, SYNC_MESSAGE_ID, (answer.encode(),), is_response=True
+        )
+        self._send(self._seal(message, self._limit(path, self._size_step)), path)
+
+    def _repeat_answer(self, answer: Sent, request: Message, path: Path) -> None:
+        """RFC 7383 section 2.6.1: a fragment triggers it only "if the Fragment Number field in the
+        received fragment is set to 1; otherwise, it MUST be ignored"."""
+        fragment = request.sealed
+        if answer.message.exchange != request.exchange:
+            raise Drop(DropReason.WRONG_EXCHANGE)
+        if isinstance(fragment, EncryptedFragmentPayload) and fragment.number != 1:
+            raise Drop(DropReason.FRAGMENT_REPEATED)
+        if not self._shrink(answer, path):
+            answer.retransmissions += 1
+        self._send(answer, path)
 
     # Requests of ours.
 
     def ask(self, exchange: Exchange, now: float) -> None:
         """Send the request of an exchange; the window must have room."""
         message_id = self.window.begin(exchange)
-        datagram = self._encode(exchange.type, message_id, exchange.request(), is_response=False)
-        self.window.sent(datagram, now)
+        message = self._message(exchange.type, message_id, exchange.request(), is_response=False)
+        sent = self._seal(message, self._limit(self.path, self._size_step))
+        self.window.sent(message_id, sent, now)
         if exchange.type in FIRST_EXCHANGES:
-            self.init_request = datagram
-        self._send(datagram, self.path)
+            (self.init_request,) = sent.datagrams
+        self._send(sent, self.path)
         self._core.emit(ExchangeStarted(tunnel=self.tunnel, exchange=exchange.type, path=self.path))
 
     def retransmit(self, now: float) -> bool:
         """Send again what is due; whether anything was. Raises `PeerSilent` after the last time."""
-        request = self.window.retransmit(now)
-        if request is None:
+        request = self.window.due(now)
+        if request is None or request.sent is None:
             return False
-        self._send(request.datagram, self.path)
+        if self._shrink(request.sent, self.path):
+            self.window.start_over(request, now)
+        else:
+            self.window.retransmit(request, now)
+            self._report_retransmission(request)
+        self._send(request.sent, self.path)
+        return True
+
+    def _report_retransmission(self, request: Outstanding) -> None:
         self._core.emit(
             RequestRetransmitted(
                 tunnel=self.tunnel,
@@ -108,39 +206,59 @@ class Channel:
                 of=self.window.schedule.tries,
             )
         )
-        return True
 
     # Requests of the peer.
 
-    def begin_answer(self, message: Message, path: Path) -> None:
+    def begin_answer(self, message: Message, path: Path, fragment_size: int | None = None) -> None:
         """A request is being handled; `respond` answers it, once."""
-        self._question = Question(message=message, path=path)
+        self.window.begin_answer(message.message_id)
+        self._question = Question(message=message, path=path, fragment_size=fragment_size)
 
-    def respond(self, payloads: tuple[OpenPayload, ...]) -> bytes:
-        """Answer the request that is being handled; returns the octets of the message."""
+    def respond(self, payloads: tuple[OpenPayload, ...]) -> None:
+        """Answer the request that is being handled."""
         assert self._question is not None
         question, self._question = self._question, None
         request = question.message
-        datagram = self._encode(request.exchange, request.message_id, payloads, is_response=True)
-        self.window.answered(datagram)
-        self._send(datagram, question.path)
-        return datagram
+        answer = self._message(request.exchange, request.message_id, payloads, is_response=True)
+        limit = self._limit(question.path, self._size_step)
+        sent = self._seal(answer, min(limit, question.fragment_size or limit))
+        self.window.answered(request.message_id, sent)
+        if request.exchange in FIRST_EXCHANGES:
+            (self.init_response,) = sent.datagrams
+        self._send(sent, question.path)
 
-    def repeat_answer(self, datagram: bytes, path: Path) -> None:
-        """The peer asks again what was answered before."""
-        self._send(datagram, path)
+    # Time, and the end.
+
+    @property
+    def next_timeout(self) -> float | None:
+        moments = (self.window.next_timeout, self._reassembler.next_timeout)
+        return min((m for m in moments if m is not None), default=None)
+
+    def forget_fragments(self, now: float) -> None:
+        """Give up the messages whose rest does not come."""
+        self._reassembler.expire(now)
+
+    def discard_fragments(self) -> None:
+        """Give up every message that is here in part."""
+        self._reassembler.clear()
+
+    def close(self) -> None:
+        """Ask nothing more, and take no more parts of messages, but repeat the last answer."""
+        self.window.abandon()
+        self._is_closed = True
+        self.discard_fragments()
 
     # Octets.
 
-    def _encode(
+    def _message(
         self,
         exchange: ExchangeType,
         message_id: int,
         payloads: tuple[OpenPayload, ...],
         *,
         is_response: bool,
-    ) -> bytes:
-        message = Message(
+    ) -> Message:
+        return Message(
             spi_i=self.spi_i,
             spi_r=self.spi_r,
             exchange=exchange,
@@ -149,12 +267,56 @@ class Channel:
             message_id=message_id,
             payloads=payloads,
         )
-        if self._protection is None:
-            return encode_message(message)
-        return self._protection.seal(message, payloads)
 
-    def _send(self, datagram: bytes, path: Path) -> None:
-        self._core.emit(SendDatagram(path=path, data=with_marker(path, datagram)))
+    def _seal(self, message: Message, limit: int) -> Sent:
+        return Sent(message=message, datagrams=self._datagrams(message, limit))
+
+    def _datagrams(self, message: Message, limit: int) -> tuple[bytes, ...]:
+        protection = self._protection
+        if protection is None:
+            return (encode_message(message),)
+        payloads = cast("tuple[OpenPayload, ...]", message.payloads)
+        if self.fragments and protection.sealed_size(payloads) > limit:
+            return protection.seal_in_parts(message, payloads, limit)
+        return (protection.seal(message, payloads),)
+
+    def _shrink(self, sent: Sent, path: Path) -> bool:
+        """Whether a large message that gets no answer goes out in smaller fragments from now on.
+
+        "the sender MUST ensure that the value in the Total Fragments field is really increased"
+        (RFC 7383 section 2.5.2). Sealed anew, each fragment has a nonce of its own.
+        """
+        if not self.fragments or sent.retransmissions < PROBES:
+            return False
+        largest = max(map(len, sent.datagrams))
+        for step in range(self._size_step, len(DATAGRAM_SIZES[path.remote.address.version])):
+            limit = self._limit(path, step)
+            if largest <= limit:
+                continue
+            datagrams = self._datagrams(sent.message, limit)
+            if len(datagrams) > len(sent.datagrams):
+                sent.datagrams, sent.retransmissions = datagrams, 0
+                self._size_step = step
+                self._report_size(sent, path)
+                return True
+        return False
+
+    def _report_size(self, sent: Sent, path: Path) -> None:
+        octets = DATAGRAM_SIZES[path.remote.address.version][self._size_step]
+        exchange = sent.message.exchange
+        self._core.emit(
+            FragmentSizeReduced(tunnel=self.tunnel, exchange=exchange, path=path, octets=octets)
+        )
+
+    def _limit(self, path: Path, step: int) -> int:
+        """The octets of a message that fit into an IP datagram of one of the sizes."""
+        version = path.remote.address.version
+        size = DATAGRAM_SIZES[version][step] - IP_HEADER_SIZES[version] - UDP_HEADER_SIZE
+        return size - len(NON_ESP_MARKER) if path.natt else size
+
+    def _send(self, sent: Sent, path: Path) -> None:
+        for datagram in sent.datagrams:
+            self._core.emit(SendDatagram(path=path, data=with_marker(path, datagram)))
 
 
 def with_marker(path: Path, datagram: bytes) -> bytes:

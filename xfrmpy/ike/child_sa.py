@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
 
 from xfrmpy.crypto.key_schedule import ChildKeys
 from xfrmpy.ike.agreement import choose_for_method, method_of
@@ -15,19 +15,21 @@ from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import FIRST_CHILD_SPI, Core
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.lifetimes import datapath_lifetime, replacement_seconds
+from xfrmpy.ike.modes import Traffic, mode_payloads
 from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
     ChildSaClosed,
     ChildSaEstablished,
     ChildSaRekeyed,
+    MoveSa,
     RemoveSa,
 )
 from xfrmpy.ike.states import CHILD_SA_TRANSITIONS, ChildSaState, IllegalTransition
 from xfrmpy.ipsec.addresses import IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.algorithms import group
 from xfrmpy.ipsec.proposals import Proposal, answers, esp_suite
-from xfrmpy.ipsec.sad import Direction, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
 from xfrmpy.ipsec.spd import SpdEntry, Template, protect_entries
 from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
@@ -44,11 +46,17 @@ MASKS_OF_PORT_RANGE = 30
 """The most masked ports that a range of ports is cut into: 2 * 16 - 2."""
 
 
+Scope: TypeAlias = tuple[tuple[TrafficSelector, ...], tuple[TrafficSelector, ...]]
+"""Our selectors, and the peer's."""
+
+
 class ChildSa:
     """See the module. `local` and `remote` are what was agreed, within what was offered.
 
     `nonces` are those of the exchange that made it. `replaces` is the Child SA whose place it
     takes; `heir` is what the peer has made to take its place, perhaps while we were at the same.
+    `scope` is a part of what policy allows; `packet` is what has just been met and needs it, and is
+    offered first (RFC 7296 section 2.9).
     """
 
     def __init__(
@@ -59,15 +67,18 @@ class ChildSa:
         proposals: tuple[Proposal, ...],
         *,
         replaces: ChildSa | None = None,
+        scope: Scope | None = None,
+        packet: Scope | None = None,
     ) -> None:
         self.policy = policy
         self.tunnel = tunnel
         self.state = ChildSaState.CREATING
         self.spi_in = core.new_child_spi(tunnel)
         self.proposal: Proposal | None = None
-        scope = policy if replaces is None else replaces
-        self.local: tuple[TrafficSelector, ...] = scope.local
-        self.remote: tuple[TrafficSelector, ...] = scope.remote
+        self.local, self.remote = scope or scope_of(policy if replaces is None else replaces)
+        self.reqid: int = policy.reqid if replaces is None else replaces.reqid
+        self.peer_address: IpAddress | None = None
+        self._packet = packet or ((), ())
         self.nonces: Nonces = (b"", b"")
         self.replaces = replaces
         self.heir: ChildSa | None = None
@@ -80,6 +91,7 @@ class ChildSa:
         self.is_told = False
         self.is_asking_usage = False
         self.last_received_at = 0.0
+        self.last_sent_at = 0.0
         self.last_used_at = 0.0
         self._proposals = proposals
         self._absent: tuple[SpdEntry, ...] = ()
@@ -89,31 +101,32 @@ class ChildSa:
     # Negotiation.
 
     def offer(self) -> tuple[OpenPayload, ...]:
-        """SA, TSi and TSr of an initiator."""
+        """SA, TSi and TSr of an initiator, and the mode."""
         return (
             SaPayload(proposals=self._offered()),
-            TsiPayload(selectors=self.local),
-            TsrPayload(selectors=self.remote),
+            TsiPayload(selectors=(*self._packet[0], *self.local)),
+            TsrPayload(selectors=(*self._packet[1], *self.remote)),
+            *mode_payloads(self.policy.mode),
         )
 
-    def accept(self, sa: SaPayload, tsi: TsiPayload, tsr: TsrPayload) -> None:
+    def accept(self, sa: SaPayload, traffic: Traffic) -> None:
         """Take a responder's choice. Raises `PeerMisbehaved` if it is not within our offer."""
         if len(sa.proposals) != 1 or not answers(sa.proposals[0], self._offered()):
             raise PeerMisbehaved("the peer chose an ESP proposal that we did not offer")
-        if not (tsi.selectors and covered_by(tsi.selectors, self.local)):
+        if not (traffic.local and covered_by(traffic.local, self.local)):
             raise PeerMisbehaved("the peer's TSi is not within ours")
-        if not (tsr.selectors and covered_by(tsr.selectors, self.remote)):
+        if not (traffic.remote and covered_by(traffic.remote, self.remote)):
             raise PeerMisbehaved("the peer's TSr is not within ours")
-        if not _is_affordable(tsi.selectors, tsr.selectors):
+        if not _is_affordable(traffic.local, traffic.remote):
             raise PeerMisbehaved("the peer's traffic selectors make too many policies")
         self.proposal = _checked_spi(sa.proposals[0])
-        self.local, self.remote = tsi.selectors, tsr.selectors
+        self.local, self.remote = traffic.local, traffic.remote
+        self.peer_address = traffic.peer_address
 
     def choose(
         self,
         offered: tuple[Proposal, ...],
-        tsi: TsiPayload,
-        tsr: TsrPayload,
+        traffic: Traffic,
         method: KeyExchangeMethod | None = None,
     ) -> None:
         """Choose from an initiator's offer; `method` is that of its KE payload, if there is one.
@@ -129,8 +142,8 @@ class ChildSa:
                 NotifyType.NO_PROPOSAL_CHOSEN,
                 evidence=(("we accept", ours), ("they offered", _listed(offered))),
             )
-        remote = narrow_selectors(tsi.selectors, self.policy.remote)
-        local = narrow_selectors(tsr.selectors, self.policy.local)
+        remote = narrow_selectors(traffic.remote, self.policy.remote)
+        local = narrow_selectors(traffic.local, self.policy.local)
         if not remote or not local:
             raise PeerIncompatible.of(
                 "XF2004",
@@ -138,9 +151,9 @@ class ChildSa:
                 NotifyType.TS_UNACCEPTABLE,
                 evidence=(
                     ("our local", _listed(self.policy.local)),
-                    ("their TSr", _listed(tsr.selectors)),
+                    ("their TSr", _listed(traffic.local)),
                     ("our remote", _listed(self.policy.remote)),
-                    ("their TSi", _listed(tsi.selectors)),
+                    ("their TSi", _listed(traffic.remote)),
                 ),
             )
         if not _is_affordable(local, remote):
@@ -149,21 +162,23 @@ class ChildSa:
                 "the peer's traffic selectors make too many policies",
                 NotifyType.TS_UNACCEPTABLE,
                 evidence=(
-                    ("their selectors", f"{len(tsr.selectors)} by {len(tsi.selectors)}"),
+                    ("their selectors", f"{len(traffic.local)} by {len(traffic.remote)}"),
                     ("we accept", f"{MAX_SPD_ENTRIES} policies"),
                 ),
             )
         self.proposal = _checked_spi(chosen)
         self.local, self.remote = local, remote
+        self.peer_address = traffic.peer_address
 
     def answer(self) -> tuple[OpenPayload, ...]:
-        """SA, TSi and TSr of a responder that has chosen."""
+        """SA, TSi and TSr of a responder that has chosen, and the mode."""
         assert self.proposal is not None
         ours = replace(self.proposal, spi=self.spi_in.to_bytes(SPI_SIZE, "big"))
         return (
             SaPayload(proposals=(ours,)),
             TsiPayload(selectors=self.remote),
             TsrPayload(selectors=self.local),
+            *mode_payloads(self.policy.mode),
         )
 
     # In force and out of it.
@@ -182,6 +197,8 @@ class ChildSa:
         A responder that replaces an SA goes on sending on the old one until it knows that the
         initiator can receive on the new one (RFC 7296 section 2.8).
         """
+        if self.replaces is None:
+            self.reqid = self._free_reqid()
         self.entries = self._entries(
             keys, path, is_initiator=is_initiator, encapsulated=encapsulated
         )
@@ -244,6 +261,8 @@ class ChildSa:
         self.last_used_at = max(self.last_used_at, moment)
         if direction is Direction.IN:
             self.last_received_at = max(self.last_received_at, moment)
+        else:
+            self.last_sent_at = max(self.last_sent_at, moment)
 
     def refused(self, output: AddSa | AddPolicy, reason: str) -> None:
         """The datapath refused a part of it: ask for no more, and remember why.
@@ -256,11 +275,32 @@ class ChildSa:
         self.in_force = [entry for entry in self.in_force if entry not in absent]
         self._absent = tuple(entry for entry in absent if isinstance(entry, SpdEntry))
 
+    def give_way(self) -> None:
+        """Made in vain: the peer is to be told, and meanwhile may only send on it."""
+        self.move_to(ChildSaState.DELETING)
+        self._release_policies()
+        self.stop_sending()
+        if self.failure:
+            self._remove(Direction.IN)
+
     def retire(self) -> None:
         """Deleted after another took its place; what is on its way gets in until `close`."""
         self.move_to(ChildSaState.DELETED)
         self._release_policies()
         self.stop_sending()
+
+    def move(self, path: Path) -> None:
+        """Go on between the addresses and ports of `path`, with the same keys and numbers."""
+        if not self.entries or self.failure:
+            return
+        for old in self.in_force:
+            self._core.emit(MoveSa(**self._names(), sa=old.id, entry=_moved(old, path)))
+        self.in_force = [_moved(entry, path) for entry in self.in_force]
+        self.entries = tuple(_moved(entry, path) for entry in self.entries)
+        for spd_entry in self._policies(path):
+            change = self._core.policies.renew(AddPolicy(**self._names(), entry=spd_entry))
+            if change is not None:
+                self._core.emit(change)
 
     def close(self) -> None:
         """Take everything out of force."""
@@ -271,10 +311,16 @@ class ChildSa:
         self._remove(Direction.OUT)
         self._remove(Direction.IN)
         self._core.children.pop(self.spi_in, None)
+        self.replaces = None  # Or each would keep all its forerunners in memory.
         if was_in_use:
             self._core.emit(
                 ChildSaClosed(tunnel=self.tunnel.name, child=self.policy.name, spi_in=self.spi_in)
             )
+
+    @property
+    def is_bound_to_addresses(self) -> bool:
+        """In transport mode the peer's address is the traffic's: another would be other traffic."""
+        return self.policy.mode is Mode.TRANSPORT
 
     @property
     def spi_out(self) -> int:
@@ -285,6 +331,24 @@ class ChildSa:
         if state not in CHILD_SA_TRANSITIONS[self.state]:
             raise IllegalTransition(f"Child SA: {self.state} to {state}")
         self.state = state
+
+    def _free_reqid(self) -> int:
+        """That of the policy, or one apart if the policy has several Child SAs with parts of it.
+
+        A datapath finds an SA by its reqid alone: it must carry all that the policies with that
+        reqid want.
+        """
+        kin = [
+            child
+            for child in self._core.children.values()
+            if child is not self and child.policy.reqid == self.policy.reqid and child.in_force
+        ]
+        for child in kin:
+            if scope_of(child) == scope_of(self):
+                return child.reqid
+        if any(child.reqid == self.policy.reqid for child in kin):
+            return self._core.new_reqid()
+        return self.policy.reqid
 
     def _add(self, entry: SadEntry) -> None:
         self.in_force.append(entry)
@@ -321,19 +385,20 @@ class ChildSa:
             destination: SocketAddress,
             key: tuple[bytes, bytes],
         ) -> SadEntry:
-            udp = UdpEncapsulation(source.port, destination.port) if encapsulated else None
+            original = self.peer_address if direction is Direction.IN else None
+            udp = UdpEncapsulation(source.port, destination.port, original)
             return SadEntry(
                 direction=direction,
                 spi=spi,
                 source=source.address,
                 destination=destination.address,
-                reqid=self.policy.reqid,
+                reqid=self.reqid,
                 suite=suite,
                 encryption_key=key[0],
                 integrity_key=key[1],
                 mode=self.policy.mode,
                 replay_window=self.policy.replay_window,
-                encapsulation=udp,
+                encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
             )
 
@@ -347,7 +412,7 @@ class ChildSa:
             return Template(
                 source=source,
                 destination=destination,
-                reqid=self.policy.reqid,
+                reqid=self.reqid,
                 mode=self.policy.mode,
             )
 
@@ -362,28 +427,23 @@ class ChildSa:
         return {"owner": self.spi_in, "tunnel": self.tunnel.name, "child": self.policy.name}
 
 
+def scope_of(limits: ChildPolicy | ChildSa) -> Scope:
+    return limits.local, limits.remote
+
+
 class _Names(TypedDict):
     owner: int
     tunnel: str
     child: str
 
 
-def choose_child_policy(tunnel: TunnelPolicy, tsi: TsiPayload, tsr: TsrPayload) -> ChildPolicy:
-    """The child of a tunnel that an initiator's selectors mean; else simply the first.
-
-    Where those of several children meet them, the one that asks for just as much, then the one
-    that need not narrow them.
-    """
-
-    def likeness(child: ChildPolicy) -> int:
-        pairs = ((tsi.selectors, child.remote), (tsr.selectors, child.local))
-        if not all(narrow_selectors(theirs, ours) for theirs, ours in pairs):
-            return 0
-        is_within = all(covered_by(theirs, ours) for theirs, ours in pairs)
-        is_all = all(covered_by(ours, theirs) for theirs, ours in pairs)
-        return 1 + 2 * is_within + is_all + (is_within and is_all)
-
-    return max(tunnel.children, key=likeness)
+def _moved(entry: SadEntry, path: Path) -> SadEntry:
+    ends = (path.local, path.remote)
+    source, destination = ends if entry.direction is Direction.OUT else ends[::-1]
+    udp = entry.encapsulation
+    if udp is not None:
+        udp = replace(udp, source_port=source.port, destination_port=destination.port)
+    return replace(entry, source=source.address, destination=destination.address, encapsulation=udp)
 
 
 def proposals_of_first_child(policy: ChildPolicy) -> tuple[Proposal, ...]:

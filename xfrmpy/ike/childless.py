@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from xfrmpy.failures import Failure
 from xfrmpy.ike.exchange import only
+from xfrmpy.ike.modes import Traffic, choose_child, ends_of
+from xfrmpy.policy.model import ChildPolicy
 from xfrmpy.registry import NotifyType
 from xfrmpy.wire.payloads import NotifyPayload, OpenPayload, SaPayload, TsiPayload, TsrPayload
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 CHILDLESS_SECONDS = 30.0
 """How long an IKE SA may be without a Child SA: as long as a half-open one may be half open."""
 
-ChildOffer: TypeAlias = tuple[SaPayload, TsiPayload, TsrPayload]
+ChildOffer: TypeAlias = tuple[SaPayload, ChildPolicy, Traffic]
 
 
 def childless_supported() -> NotifyPayload:
@@ -35,14 +37,18 @@ def begins_childless(sa: IkeSa, tunnel: TunnelPolicy) -> bool:
     return tunnel.childless and sa.peer_takes_childless
 
 
-def child_offer(payloads: tuple[OpenPayload, ...]) -> ChildOffer | None:
-    """The Child SA that an IKE_AUTH request wants; None if it leaves out all that speaks of one.
+def child_offer(
+    sa: IkeSa, tunnel: TunnelPolicy, payloads: tuple[OpenPayload, ...]
+) -> ChildOffer | None:
+    """The Child SA that an IKE_AUTH request wants, and the child of the policy that it means.
+
+    None if it leaves out all that speaks of one.
 
     Raises `PeerMisbehaved` if only a part is there.
     """
     if not any(isinstance(p, SaPayload | TsiPayload | TsrPayload) for p in payloads):
         return None
-    return only(payloads, SaPayload), only(payloads, TsiPayload), only(payloads, TsrPayload)
+    return only(payloads, SaPayload), *choose_child(tunnel.children, payloads, ends_of(sa))
 
 
 def close_if_childless(sa: IkeSa, now: float) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from xfrmpy.ike.fragments import FragmentStore
 from xfrmpy.ike.outputs import AddPolicy, AddSa, Output
 from xfrmpy.ike.policies import PolicyBook
 from xfrmpy.ike.tickets import TicketKeys
 from xfrmpy.ipsec.addresses import IpAddress, Path
-from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT
+from xfrmpy.ipsec.sad import OUR_REQIDS, USERSPACE_SPI_BIT
 from xfrmpy.policy.model import DatapathChoice, TunnelPolicy
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Core:
         self.children: dict[int, ChildSa] = {}
         self.policies = PolicyBook()
         self.crash_tokens: TokenMaker | None = None
+        self.fragments = FragmentStore()
         self.ticket_keys = TicketKeys(random)
         self.tickets: dict[str, HeldTicket] = {}
         self.redirects: dict[str, deque[float]] = {}
@@ -114,6 +116,12 @@ class Core:
             spi = self.random(IKE_SPI_SIZE)
             if spi not in self.ike_sas and any(spi):
                 return spi
+
+    def new_reqid(self) -> int:
+        """One of ours that no policy has, nor any Child SA."""
+        taken = {c.reqid for t in self.tunnels.values() for c in t.policy.children}
+        taken |= {child.reqid for child in self.children.values()}
+        return next(reqid for reqid in reversed(OUR_REQIDS) if reqid not in taken)
 
     def new_child_spi(self, tunnel: TunnelPolicy) -> int:
         """A free SPI from the half of the numbers that belongs to the tunnel's datapath."""

@@ -9,16 +9,15 @@ that an IKE SA is looked up and not found is the endpoint's business.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from xfrmpy.failures import Failure
 from xfrmpy.ike.announcement import Announcement
+from xfrmpy.ike.budget import Budget
 from xfrmpy.ike.errors import Drop, DropReason
-from xfrmpy.ike.exchange import FIRST_EXCHANGES, notifications, payloads_in_clear
+from xfrmpy.ike.exchange import notifications, payloads_in_clear
 from xfrmpy.ike.states import IkeSaState
-from xfrmpy.ipsec.addresses import Path
 from xfrmpy.registry import NotifyType, ProtocolId
 from xfrmpy.wire.message import Message
 from xfrmpy.wire.payloads import NotifyPayload, OpenPayload
@@ -36,32 +35,8 @@ MAX_TOKENS = 4
 TOKEN_SIZE = 16
 """Octets. The fewest that are allowed, for our answer must not be larger than what it answers."""
 
-SMALLEST_REQUEST = 57
-"""Octets of an empty sealed request, AES-GCM being the shortest. What is smaller is no request of
-a peer's. Our answer has 60, so a forged source address gains next to nothing."""
-
-ANSWERS_PER_SECOND = 10.0
-"""Tokens shown to one address, and believed or not on one IKE SA; a peer retransmits less often."""
-
-SOURCES = 64
-"""Rooms in which the addresses that we answer are counted: the memory that a flood can take."""
-
-
-class Budget:
-    """So many things a second, and so many at once."""
-
-    def __init__(self, per_second: float) -> None:
-        self._per_second = self._left = per_second
-        self._counted_at = 0.0
-
-    def spend(self, now: float) -> None:
-        """Raises `Drop` if nothing is left."""
-        earned = max(0.0, now - self._counted_at) * self._per_second
-        self._left = min(self._per_second, self._left + earned)
-        self._counted_at = now
-        if self._left < 1:
-            raise Drop(DropReason.RATE_LIMIT)
-        self._left -= 1
+PROOFS_PER_SECOND = 10.0
+"""Messages with tokens that are looked at on one IKE SA; a peer retransmits less often."""
 
 
 class TokenMaker:
@@ -70,18 +45,11 @@ class TokenMaker:
     A keyed hash, so that many tokens with their SPIs tell nothing of any other (section 9.1).
     """
 
-    def __init__(self, secret: bytes, random: Callable[[int], bytes]) -> None:
+    def __init__(self, secret: bytes) -> None:
         self._secret = secret
-        self._salt = random(16)
-        self._budgets = [Budget(ANSWERS_PER_SECOND) for _ in range(SOURCES)]
 
     def token(self, spi_i: bytes, spi_r: bytes) -> bytes:
         return hmac.digest(self._secret, spi_i + spi_r, "sha256")[:TOKEN_SIZE]
-
-    def spend(self, path: Path, now: float) -> None:
-        """Raises `Drop` if that address, or one that shares its room, has asked too often."""
-        room = hmac.digest(self._salt, path.remote.address.packed, "sha256")[0] % SOURCES
-        self._budgets[room].spend(now)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,7 +57,9 @@ class TheirTokens:
     """What the peer has given us for one IKE SA; it goes with the IKE SA (section 5.3)."""
 
     tokens: tuple[bytes, ...] = field(repr=False)
-    budget: Budget
+    budget: Budget = field(
+        default_factory=lambda: Budget(per_second=PROOFS_PER_SECOND, most=PROOFS_PER_SECOND)
+    )
 
 
 # The token's way to the peer.
@@ -114,50 +84,26 @@ def take_token(sa: IkeSa, token: NotifyPayload, _now: float) -> tuple[OpenPayloa
     """The peer's token, or one in place of it (section 4.4): the last is what it can make again."""
     assert sa.tunnel is not None
     if sa.tunnel.crash_detection and LEAST_TOKEN <= len(token.data) <= MOST_TOKEN:
-        sa.their_tokens = TheirTokens(tokens=(token.data,), budget=Budget(ANSWERS_PER_SECOND))
+        sa.their_tokens = TheirTokens(tokens=(token.data,))
     return ()
 
 
 # We have lost our state.
 
 
-def answer_lost(core: Core, message: Message, size: int, path: Path, now: float) -> Message | None:
-    """The answer, in clear, to a sealed request whose IKE SA we do not have; or None.
-
-    Raises `Drop` if too many are asked for.
-    """
+def show_token(core: Core, request: Message) -> tuple[NotifyPayload, ...]:
+    """Our token for an IKE SA that we do not have, in clear with INVALID_IKE_SPI (section 4.5)."""
     maker = core.crash_tokens
-    if maker is None or size < SMALLEST_REQUEST or not _may_be_lost(core, message):
-        return None
-    maker.spend(path, now)
-    token = maker.token(message.spi_i, message.spi_r)
-    # Section 4.5: SPIs and Message ID are those of the request.
-    return Message(
-        spi_i=message.spi_i,
-        spi_r=message.spi_r,
-        exchange=message.exchange,
-        is_response=True,
-        is_initiator=not message.is_initiator,
-        message_id=message.message_id,
-        payloads=(NotifyPayload(type=NotifyType.INVALID_IKE_SPI), _token_payload(token)),
-    )
-
-
-def _may_be_lost(core: Core, message: Message) -> bool:
-    """Whether a request is of an IKE SA that can only have been ours once.
-
-    Section 9.2: a "token maker MUST NOT send a valid QCD token in an unprotected message for an
-    existing IKE SA". Whoever claims the other role asks by our SPI in the peer's place, so neither
-    SPI may be one of ours.
-    """
-    if message.is_response or message.sealed is None:
-        return False
-    if message.exchange in FIRST_EXCHANGES or not any(message.spi_i):
-        return False
-    return message.spi_i not in core.ike_sas and message.spi_r not in core.ike_sas
+    return () if maker is None else (_token_payload(maker.token(request.spi_i, request.spi_r)),)
 
 
 # The peer has lost its state.
+
+
+def shows_token(sa: IkeSa, message: Message) -> bool:
+    """Whether a message in clear is for `take_proof`: we have a token of the peer's to compare."""
+    shown = notifications(payloads_in_clear(message), NotifyType.QUICK_CRASH_DETECTION)
+    return bool(shown) and sa.their_tokens is not None
 
 
 def take_proof(sa: IkeSa, message: Message, now: float) -> None:
@@ -173,10 +119,11 @@ def take_proof(sa: IkeSa, message: Message, now: float) -> None:
         raise Drop(DropReason.NOT_PROTECTED)
     if sa.their_tokens is None or sa.state not in (IkeSaState.ESTABLISHED, IkeSaState.DELETING):
         raise Drop(DropReason.NOT_PROTECTED)
-    sa.their_tokens.budget.spend(now)
+    if not sa.their_tokens.budget.spend(1, now):
+        raise Drop(DropReason.RATE_LIMIT)
     _verify(sa.their_tokens, shown)
     summary = f"{sa.path.remote} lost its state, and proved it"
-    sa.lose(Failure(code="XF2021", summary=summary), now)
+    sa.lose(Failure(code="XF2026", summary=summary), now)
 
 
 def _verify(theirs: TheirTokens, shown: tuple[NotifyPayload, ...]) -> None:

@@ -19,16 +19,24 @@ from xfrmpy.ike.agreement import (
     key_exchange_methods,
     method_of,
 )
-from xfrmpy.ike.child_sa import SPI_SIZE, ChildSa, choose_child_policy
+from xfrmpy.ike.child_sa import SPI_SIZE, ChildSa, Scope, scope_of
 from xfrmpy.ike.collisions import objection_to_child_rekey, objection_to_new_child, survives
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import first_error, notifications, only, optional
 from xfrmpy.ike.lifetimes import RECREATE_SECONDS
+from xfrmpy.ike.modes import (
+    check_mode_answered,
+    check_mode_asked,
+    choose_child,
+    ends_of,
+    policy_between,
+    traffic_of,
+)
 from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import RequestRefused, SaNotCreated
 from xfrmpy.ike.refusals import failure_of, rekey_failure_of
 from xfrmpy.ike.states import ChildSaState, IkeSaState
-from xfrmpy.ike.succession import cannot_rekey, put_off, retry_at
+from xfrmpy.ike.succession import cannot_rekey, end_if_childless, put_off, retry_at
 from xfrmpy.ipsec.proposals import esp_suite
 from xfrmpy.policy.model import ChildPolicy
 from xfrmpy.registry import ExchangeType, KeyExchangeMethod, NotifyType, ProtocolId
@@ -38,8 +46,6 @@ from xfrmpy.wire.payloads import (
     NotifyPayload,
     OpenPayload,
     SaPayload,
-    TsiPayload,
-    TsrPayload,
 )
 
 if TYPE_CHECKING:
@@ -64,14 +70,26 @@ class CreateChildSa:
         policy: ChildPolicy,
         *,
         replaces: ChildSa | None = None,
+        scope: Scope | None = None,
+        packet: Scope | None = None,
         method: KeyExchangeMethod | None = None,
     ) -> None:
         assert sa.tunnel is not None
+        policy = policy_between(policy, sa.path)
         self._sa = sa
         self._replaces = replaces
         self._demanded = method
         self._nonce = sa.core.random(NONCE_SIZE)
-        self._child = ChildSa(sa.core, sa.tunnel, policy, policy.proposals, replaces=replaces)
+        self._scope, self._packet = scope, packet
+        self._child = ChildSa(
+            sa.core,
+            sa.tunnel,
+            policy,
+            policy.proposals,
+            replaces=replaces,
+            scope=scope,
+            packet=packet,
+        )
         self._key_exchange = self._start_key_exchange(policy)
         sa.children.append(self._child)
         if replaces is not None:
@@ -92,9 +110,12 @@ class CreateChildSa:
             self._refused(error, now)
             return
         child = self._child
-        child.accept(
-            only(payloads, SaPayload), only(payloads, TsiPayload), only(payloads, TsrPayload)
-        )
+        traffic = traffic_of(payloads, ends_of(self._sa), is_initiator=True)
+        unacceptable = check_mode_answered(child.policy, traffic)
+        if unacceptable is not None:
+            self._sa.terminate(unacceptable, now)
+            return
+        child.accept(only(payloads, SaPayload), traffic)
         nonce_r = only(payloads, NoncePayload).data
         child.nonces = (self._nonce, nonce_r)
         shared_secret = self._shared_secret(payloads)
@@ -133,10 +154,10 @@ class CreateChildSa:
         child, old = self._child, self._replaces
         if child.failure:
             self._report(Failure(code="XF3002", summary=child.failure))
-            child.move_to(ChildSaState.DELETING)
+            child.give_way()
             self._stay_with_old(now)
         elif self._is_redundant():
-            child.move_to(ChildSaState.DELETING)
+            child.give_way()
             self._stay_with_old(now)
         else:
             child.established(now)
@@ -167,6 +188,7 @@ class CreateChildSa:
         has_heir = old is not None and old.heir is not None
         self._stay_with_old(now)
         if has_heir or (old is not None and old.state is ChildSaState.DELETED):
+            end_if_childless(self._sa, now)
             return  # Section 2.8.1: "it can ignore the error message".
         if error.type == NotifyType.INVALID_KE_PAYLOAD and self._repeat(error, now):
             return
@@ -180,17 +202,23 @@ class CreateChildSa:
             self._refused_for_good(error, now)
 
     def _refused_for_good(self, error: NotifyPayload, now: float) -> None:
-        if self._replaces is None:
+        if self._replaces is None and self._scope is not None:
+            self._sa.refused_scopes.add(self._scope)
+            self._sa.create_at = now
+        elif self._replaces is None and error.type == NotifyType.SINGLE_PAIR_REQUIRED:
+            self._sa.asks_pairs = True
+            self._sa.create_at = now
+        elif self._replaces is None:
             failure = failure_of(error, self._evidence())
             self._report(failure)
             self._sa.create_at = now + RECREATE_SECONDS
             if not self._sa.children:  # A tunnel is its Child SAs.
                 self._sa.terminate(failure, now)
-            return
-        what = f"the Child SA {self._child.policy.name}"
-        self._report(rekey_failure_of(error, what, self._evidence()))
-        self._replaces.rekey_at = None
-        cannot_rekey(self._sa, now)
+        else:
+            what = f"the Child SA {self._child.policy.name}"
+            self._report(rekey_failure_of(error, what, self._evidence()))
+            self._replaces.rekey_at = None
+            cannot_rekey(self._sa, now)
 
     def _repeat(self, error: NotifyPayload, now: float) -> bool:
         """Begin again with the method that the peer wants, once, if we have it."""
@@ -199,15 +227,25 @@ class CreateChildSa:
             self._child.policy.proposals
         ):
             return False
-        again = CreateChildSa(self._sa, self._child.policy, replaces=self._replaces, method=method)
+        again = CreateChildSa(
+            self._sa,
+            self._child.policy,
+            replaces=self._replaces,
+            scope=self._scope,
+            packet=self._packet,
+            method=method,
+        )
         self._sa.start(again, now)
         return True
 
     def _begin_anew(self, old: ChildSa, now: float) -> None:
-        """Section 2.25: the old one is no more; "send a request to create a new Child SA"."""
+        """Section 2.25: delete it silently, "and send a request to create a new Child SA from
+        scratch (if the Child SA does not yet exist)"."""
         self._sa.children.remove(old)
         old.close()
-        self._sa.start(CreateChildSa(self._sa, old.policy), now)
+        if not any(c.is_in_use and scope_of(c) == scope_of(old) for c in self._sa.children):
+            again = CreateChildSa(self._sa, old.policy, scope=scope_of(old))
+            self._sa.start(again, now)
 
     def _report(self, failure: Failure) -> None:
         self._sa.core.emit(
@@ -258,10 +296,21 @@ def take_over(old: ChildSa) -> None:
         heir.start_sending()
 
 
+def take_back(heir: ChildSa) -> None:
+    """The peer deletes what it has made in the place of another, which so is in use again."""
+    old = heir.replaces
+    if old is not None and old.heir is heir and old.state is ChildSaState.REKEYED:
+        old.heir = old.wait_until = None
+        old.move_to(ChildSaState.INSTALLED)
+
+
 def _objection(sa: IkeSa, old: ChildSa | None, *, is_rekey: bool) -> NotifyType | None:
     if sa.state is not IkeSaState.ESTABLISHED:
         return NotifyType.TEMPORARY_FAILURE
     if is_rekey:
+        if old is None and any(c.state is ChildSaState.CREATING for c in sa.children):
+            # The answer that would tell us of it may be late.
+            return NotifyType.TEMPORARY_FAILURE
         state = None if old is None else old.state
         return objection_to_child_rekey(state, ike_sa_is_rekeying=sa.is_rekeying)
     if len(sa.children) >= MAX_CHILDREN:
@@ -271,15 +320,16 @@ def _objection(sa: IkeSa, old: ChildSa | None, *, is_rekey: bool) -> NotifyType 
 
 def _create(sa: IkeSa, payloads: tuple[OpenPayload, ...], old: ChildSa | None, now: float) -> None:
     assert sa.tunnel is not None
-    tsi, tsr = only(payloads, TsiPayload), only(payloads, TsrPayload)
     nonce_i = only(payloads, NoncePayload).data
     ke = optional(payloads, KePayload)
-    policy = choose_child_policy(sa.tunnel, tsi, tsr) if old is None else old.policy
+    candidates = sa.tunnel.children if old is None else (old.policy,)
+    policy, traffic = choose_child(candidates, payloads, ends_of(sa))
     child = ChildSa(sa.core, sa.tunnel, policy, policy.proposals, replaces=old)
     sa.children.append(child)
     try:
         offered = only(payloads, SaPayload).proposals
-        child.choose(offered, tsi, tsr, None if ke is None else ke.method)
+        check_mode_asked(policy, traffic)
+        child.choose(offered, traffic, None if ke is None else ke.method)
         key_exchange, shared_secret = _agree(sa, child, ke)
     except (PeerIncompatible, PeerMisbehaved):
         give_up_child(sa, child)

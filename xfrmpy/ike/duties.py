@@ -15,7 +15,9 @@ from xfrmpy.ike.childless import close_if_childless
 from xfrmpy.ike.collisions import UNSETTLED
 from xfrmpy.ike.create_child_sa import CreateChildSa
 from xfrmpy.ike.informational import DeleteChildSas
+from xfrmpy.ike.keepalive import check_keepalive, keepalive_at
 from xfrmpy.ike.liveness import check_idleness, check_liveness, idle_at, liveness_at
+from xfrmpy.ike.missing import next_missing
 from xfrmpy.ike.rekey_ike_sa import RekeyIkeSa
 from xfrmpy.ike.resumption import renew_ticket
 from xfrmpy.ike.states import ChildSaState, IkeSaState
@@ -74,16 +76,21 @@ def _of_ike_sa(sa: IkeSa) -> Iterator[Duty]:
         yield Duty(at=sa.ticket_at, do=lambda now: renew_ticket(sa, now), asks=True)
     if sa.reauth_at is not None:
         yield Duty(at=sa.reauth_at, do=lambda now: _reauthenticate(sa, now))
+    if not sa.channel.window.is_idle:
+        return
     if sa.rekey_at is not None and UNSETTLED.isdisjoint(c.state for c in sa.children):
         yield Duty(at=sa.rekey_at, do=lambda now: _rekey(sa, now), asks=True)
     moment = liveness_at(sa)
     if moment is not None:
         yield Duty(at=moment, do=lambda now: check_liveness(sa, now), asks=True)
+    moment = keepalive_at(sa)
+    if moment is not None:
+        yield Duty(at=moment, do=lambda now: check_keepalive(sa, now))
 
 
 def _of_child(sa: IkeSa, child: ChildSa) -> Iterator[Duty]:
     if child.state is ChildSaState.INSTALLED:
-        if child.rekey_at is not None:
+        if child.rekey_at is not None and child.sends:
             yield Duty(at=child.rekey_at, do=lambda now: _rekey_child(sa, child, now), asks=True)
         if child.wait_until is not None and not child.sends:
             yield Duty(at=child.wait_until, do=lambda _now: child.start_sending())
@@ -106,12 +113,11 @@ def _of_retired(sa: IkeSa, until: float, child: ChildSa) -> Duty:
 
 def _create_next(sa: IkeSa, now: float) -> None:
     """Begin the first Child SA of the policy that is not there; one after the other."""
-    assert sa.tunnel is not None
-    there = {child.policy.name for child in sa.children}
-    missing = next((policy for policy in sa.tunnel.children if policy.name not in there), None)
     sa.create_at = None
+    missing = next_missing(sa)
     if missing is not None:
-        sa.start(CreateChildSa(sa, missing), now)
+        policy, scope = missing
+        sa.start(CreateChildSa(sa, policy, scope=scope), now)
 
 
 def _reauthenticate(sa: IkeSa, now: float) -> None:

@@ -9,18 +9,27 @@ With a `qcd_secret`, the same after a restart, we can prove that we lost our sta
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import math
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from xfrmpy.failures import Failure
+from xfrmpy.ike.admission import (
+    Admission,
+    AdmissionLimits,
+    Admitted,
+    Effort,
+    Request,
+    request_digest,
+)
 from xfrmpy.ike.channel import NON_ESP_MARKER, with_marker
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.core import Core, Deferred, Tunnel
-from xfrmpy.ike.crash import TokenMaker, answer_lost
+from xfrmpy.ike.crash import TokenMaker, show_token
+from xfrmpy.ike.create_child_sa import CreateChildSa
 from xfrmpy.ike.errors import (
     CriticalPayload,
     Drop,
@@ -28,14 +37,19 @@ from xfrmpy.ike.errors import (
     PeerIncompatible,
     PeerMisbehaved,
 )
-from xfrmpy.ike.ike_sa import IkeSa
+from xfrmpy.ike.exchange import FIRST_EXCHANGES, Exchange
+from xfrmpy.ike.ike_sa import HALF_OPEN_SECONDS, HURRIED_SECONDS, IkeSa
 from xfrmpy.ike.init import IkeSaInit, answer_ike_sa_init
+from xfrmpy.ike.keepalive import KEEPALIVE
+from xfrmpy.ike.modes import check_ends
 from xfrmpy.ike.nat import NatSituation
+from xfrmpy.ike.notices import Notices, is_hint_for, may_be_lost
 from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
     DatagramDropped,
     DefectFound,
+    MoveSa,
     Output,
     RequestRefused,
     SendDatagram,
@@ -55,14 +69,11 @@ from xfrmpy.wire.header import IkeHeader, decode_header_untrusted
 from xfrmpy.wire.message import Message, decode_message_untrusted, encode_message
 from xfrmpy.wire.payloads import NotifyPayload
 
-FIRST_REQUESTS = {
-    ExchangeType.IKE_SA_INIT: answer_ike_sa_init,
-    ExchangeType.IKE_SESSION_RESUME: answer_session_resume,
+DEMANDS = {
+    Effort.COOKIE: DropReason.COOKIE_DEMANDED,
+    Effort.PUZZLE: DropReason.PUZZLE_DEMANDED,
 }
-"""Who answers a request that begins an IKE SA."""
-
-MAX_HALF_OPEN = 1000
-"""Responder IKE SAs that wait for IKE_AUTH. Each costs a key exchange and some kilobytes."""
+"""How a request is counted that was answered by a demand only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,15 +111,17 @@ class IkeEndpoint:
         self,
         tunnels: Iterable[TunnelPolicy],
         random: Callable[[int], bytes],
+        *,
+        limits: AdmissionLimits | None = None,
         qcd_secret: bytes = b"",
     ) -> None:
         self._core = Core(random)
         if qcd_secret:
-            self._core.crash_tokens = TokenMaker(qcd_secret, random)
+            self._core.crash_tokens = TokenMaker(qcd_secret)
         self._core.reauthenticate = self._reauthenticate
         self._core.tunnels = {t.name: Tunnel(policy=t) for t in tunnels}
-        self._by_init: dict[bytes, IkeSa] = {}
-        self._half_open: dict[bytes, bytes] = {}
+        self._admission = Admission(limits or AdmissionLimits(), random)
+        self._notices = Notices(random)
         self._timers: list[tuple[float, bytes]] = []
         self._scheduled: dict[bytes, float] = {}
 
@@ -156,6 +169,22 @@ class IkeEndpoint:
                 child.rekey_at = now
                 self._run(sa, sa.attend, now)
 
+    def handle_acquire(
+        self,
+        tunnel: str,
+        child: str,
+        source: TrafficSelector,
+        destination: TrafficSelector,
+        now: float,
+    ) -> None:
+        """A packet has met a policy of ours that has no SA: get one that carries the packet."""
+        for sa in self._established(tunnel):
+            assert sa.tunnel is not None
+            policy = next((c for c in sa.tunnel.children if c.name == child), None)
+            if policy is not None and all(c.policy.name != child for c in sa.children):
+                packet = ((source,), (destination,))
+                sa.start(CreateChildSa(sa, policy, packet=packet), now)
+
     def handle_usage(self, sa_id: SaId, usage: Usage, now: float) -> None:
         """The answer to `AskUsage`."""
         if usage.seconds_idle is None:
@@ -163,6 +192,20 @@ class IkeEndpoint:
         for _, child in self._holders(sa_id):
             direction = next(e.direction for e in child.entries if e.id == sa_id)
             child.handle_usage(direction, usage.seconds_idle, now)
+
+    def handle_mapping(self, sa_id: SaId, new: SocketAddress, now: float) -> None:
+        """Authentic packets of an inbound SA, the newest of it, come from elsewhere."""
+        for sa, _ in self._holders(sa_id):
+            self._run(sa, partial(self._follow, sa, new), now)
+
+    def handle_move_failure(self, output: MoveSa, reason: str, now: float) -> None:
+        """The datapath could not move an SA, and has it no more."""
+        for sa, _ in self._holders(output.entry.id):
+            sa.terminate(Failure(code="XF3002", summary=reason), now)
+
+    @staticmethod
+    def _follow(sa: IkeSa, new: SocketAddress, _now: float) -> None:
+        sa.follow_peer(replace(sa.path, remote=new))
 
     # Commands.
 
@@ -181,9 +224,9 @@ class IkeEndpoint:
         sa, policy = self._new_ike_sa(tunnel, path)
         held = usable_ticket(self._core, policy, now)
         if held is None or redirected_from is not None:
-            sa.start(IkeSaInit(sa, policy, redirected_from), now)
+            self._begin(sa, IkeSaInit(sa, policy, redirected_from), now)
         else:
-            sa.start(SessionResume(sa, policy, held), now)
+            self._begin(sa, SessionResume(sa, policy, held), now)
 
     def rekey_ike_sas(self, tunnel: str, now: float) -> None:
         """Rekey every IKE SA of a tunnel, as if its time had come."""
@@ -240,80 +283,95 @@ class IkeEndpoint:
     # The way of a datagram.
 
     def _receive(self, data: bytes, path: Path, now: float) -> None:
+        if path.natt and data == KEEPALIVE:
+            return  # RFC 3948 section 2.3: "The receiver SHOULD ignore" it.
         data = _without_marker(data, path)
         header = decode_header_untrusted(data)
         if header.major != 2:
-            self._refuse_version(header, path)
+            if header.major > 2:  # Section 2.5: tell the version that we speak.
+                self._notify(header, NotifyType.INVALID_MAJOR_VERSION, path, now)
             raise Drop(DropReason.WRONG_VERSION)
         message = decode_message_untrusted(data)
+        self._take_hint(message, path, now)
         if not any(header.spi_r) and not header.is_response:
             self._receive_first(message, data, path, now)
             return
         sa = self._core.ike_sas.get(header.spi_r if header.is_initiator else header.spi_i)
         if sa is None:
-            self._answer_lost(message, len(data), path, now)
+            if may_be_lost(self._core, message):
+                proof = show_token(self._core, message)
+                self._notify(header, NotifyType.INVALID_IKE_SPI, path, now, *proof)
             raise Drop(DropReason.UNKNOWN_SPI)
         if any(sa.channel.their_spi) and sa.channel.their_spi not in (header.spi_i, header.spi_r):
             raise Drop(DropReason.UNKNOWN_SPI)
         self._core.touched.add(sa)
+        if is_hint_for(sa, message, path):
+            sa.suspect(now)
+            raise Drop(DropReason.HINT)
         sa.receive(message, data, path, now)
         sa.attend(now)
 
+    def _notify(
+        self, request: IkeHeader, kind: NotifyType, path: Path, now: float, *proof: NotifyPayload
+    ) -> None:
+        answer = self._notices.answer(request, kind, path, now, *proof)
+        if answer is not None:
+            self._core.emit(SendDatagram(path=path, data=with_marker(path, answer)))
+
+    def _take_hint(self, message: Message, path: Path, now: float) -> None:
+        suspects = self._notices.suspects(message, path, self._core.ike_sas.values(), now)
+        for sa in suspects:
+            self._core.touched.add(sa)
+            sa.suspect(now)
+        if suspects:
+            raise Drop(DropReason.HINT)
+
     def _receive_first(self, message: Message, data: bytes, path: Path, now: float) -> None:
         """A request that begins an IKE SA: new, or the repetition of one that was answered."""
-        answer_first = FIRST_REQUESTS.get(message.exchange)
-        if answer_first is None or not message.is_initiator:
+        if message.exchange not in FIRST_EXCHANGES or not message.is_initiator:
             raise Drop(DropReason.WRONG_EXCHANGE)
         if message.message_id != 0 or not any(message.spi_i):
             raise Drop(DropReason.WRONG_MESSAGE_ID)
         if message.spi_i in self._core.ike_sas:
             raise Drop(DropReason.WRONG_ROLE)  # Our own request, sent back to us.
         self._schedule_touched()
-        digest = hashlib.sha256(data + str(path.remote).encode()).digest()
-        known = self._by_init.get(digest)
-        if known is not None and known.channel.init_response:
+        digest = request_digest(data, path)
+        known = self._core.ike_sas.get(self._admission.answered(digest) or b"")
+        if known is not None:
             answer = with_marker(path, known.channel.init_response)
             self._core.emit(SendDatagram(path=path, data=answer))
             return
-        if len(self._by_init) >= MAX_HALF_OPEN:
-            raise Drop(DropReason.HALF_OPEN_LIMIT)
+        verdict = self._admission.examine(Request.of(message, digest, path), now)
+        if isinstance(verdict, Admitted):
+            self._serve(message, data, path, verdict, now)
+        else:
+            self._answer_in_clear(message, path, *verdict.payloads)
+            raise Drop(DEMANDS[verdict.effort])
+
+    def _serve(
+        self, message: Message, data: bytes, path: Path, admitted: Admitted, now: float
+    ) -> None:
         try:
-            sa = answer_first(self._core, message, data, path, now)
+            sa = self._answer_first(message, data, path, now)
         except PeerIncompatible as incompatible:
             self._answer_in_clear(message, path, incompatible.notify)
             if incompatible.notify.type is not NotifyType.INVALID_KE_PAYLOAD:
                 self._core.emit(RequestRefused(tunnel="", path=path, failure=incompatible.failure))
-            return
         except CriticalPayload as error:
             self._answer_in_clear(message, path, error.notify)
-            return
-        self._by_init[digest] = sa
-        self._half_open[sa.our_spi] = digest
+        else:
+            self._admission.opened(sa.our_spi, admitted, now)
+            seconds = HURRIED_SECONDS if admitted.is_hurried else HALF_OPEN_SECONDS
+            sa.expect_authentication(now + seconds)
 
-    def _answer_in_clear(self, request: Message, path: Path, notify: NotifyPayload) -> None:
-        """Refuse an IKE_SA_INIT; no state is kept, so the responder's SPI is zero."""
-        answer = replace(request, is_response=True, is_initiator=False, payloads=(notify,))
-        self._core.emit(SendDatagram(path=path, data=with_marker(path, encode_message(answer))))
+    def _answer_first(self, message: Message, data: bytes, path: Path, now: float) -> IkeSa:
+        if message.exchange is ExchangeType.IKE_SESSION_RESUME:
+            return answer_session_resume(self._core, message, data, path, now)
+        return answer_ike_sa_init(self._core, message, data, path)
 
-    def _answer_lost(self, message: Message, size: int, path: Path, now: float) -> None:
-        """We may have lost the IKE SA in a crash: show the peer that it was ours."""
-        answer = answer_lost(self._core, message, size, path, now)
-        if answer is not None:
-            self._core.emit(SendDatagram(path=path, data=with_marker(path, encode_message(answer))))
-
-    def _refuse_version(self, header: IkeHeader, path: Path) -> None:
-        """RFC 7296 section 2.5: tell a peer with a newer major version the one that we speak."""
-        if header.major < 2 or header.is_response:
-            return
-        answer = Message(
-            spi_i=header.spi_i,
-            spi_r=header.spi_r,
-            exchange=header.exchange,
-            is_response=True,
-            is_initiator=not header.is_initiator,
-            message_id=header.message_id,
-            payloads=(NotifyPayload(type=NotifyType.INVALID_MAJOR_VERSION),),
-        )
+    def _answer_in_clear(self, request: Message, path: Path, *notifies: NotifyPayload) -> None:
+        """Answer a first request without serving it: no state, so the responder's SPI is zero."""
+        answer = replace(request, is_response=True, is_initiator=False, payloads=notifies)
         self._core.emit(SendDatagram(path=path, data=with_marker(path, encode_message(answer))))
 
     def _run(self, sa: IkeSa, step: Callable[[float], None], now: float) -> None:
@@ -346,11 +404,21 @@ class IkeEndpoint:
         )
         return sa, policy
 
+    @staticmethod
+    def _begin(sa: IkeSa, exchange: Exchange, now: float) -> None:
+        """The first exchange, if what the policy wants can be had between these ends."""
+        assert sa.tunnel is not None
+        unusable = check_ends(sa.tunnel.children, sa.path)
+        if unusable is not None:
+            sa.close(unusable, now)
+        else:
+            sa.start(exchange, now)
+
     def _reauthenticate(self, old: IkeSa, now: float) -> None:
         """Begin an IKE SA that takes the place of another, where its peer was reached at first."""
         sa, policy = self._new_ike_sa(old.tunnel_name, _first_path(old.path))
         sa.replaces = old
-        sa.start(IkeSaInit(sa, policy), now)
+        self._begin(sa, IkeSaInit(sa, policy), now)
 
     def _established(self, tunnel: str) -> list[IkeSa]:
         found = self._core.ike_sas_of(tunnel)
@@ -374,7 +442,9 @@ class IkeEndpoint:
 
     def _schedule(self, sa: IkeSa) -> None:
         if sa.state is not IkeSaState.AUTHENTICATING:
-            self._by_init.pop(self._half_open.pop(sa.our_spi, b""), None)
+            self._admission.went_on(sa.our_spi)
+        if sa.is_authenticated or sa.our_spi not in self._core.ike_sas:
+            self._admission.closed(sa.our_spi, is_authenticated=sa.is_authenticated)
         if sa.our_spi not in self._core.ike_sas:
             self._scheduled.pop(sa.our_spi, None)
             return

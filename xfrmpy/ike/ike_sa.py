@@ -9,12 +9,13 @@ its exchange.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
 
 from xfrmpy.crypto.key_schedule import IkeKeys, derive_ike_keys, derive_rekeyed_ike_keys
 from xfrmpy.failures import Failure
 from xfrmpy.ike.channel import Channel
-from xfrmpy.ike.child_sa import ChildSa
+from xfrmpy.ike.child_sa import ChildSa, Scope
 from xfrmpy.ike.childless import CHILDLESS_SECONDS
 from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import Core
@@ -25,14 +26,17 @@ from xfrmpy.ike.exchange import (
     FIRST_EXCHANGES,
     Exchange,
     check_critical,
+    notifications,
     payloads_in_clear,
 )
-from xfrmpy.ike.informational import Farewell
+from xfrmpy.ike.fragments import Whole
+from xfrmpy.ike.informational import Farewell, LivenessCheck
 from xfrmpy.ike.lifetimes import replacement_seconds
 from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ike.outputs import (
     IkeSaEstablished,
     NatDetected,
+    PeerMoved,
     Redirected,
     RequestRefused,
     TunnelClosed,
@@ -42,8 +46,9 @@ from xfrmpy.ike.requests import REQUESTS
 from xfrmpy.ike.resumption import HeldTicket, Resumed
 from xfrmpy.ike.states import IKE_SA_TRANSITIONS, IkeSaState, IllegalTransition
 from xfrmpy.ike.succession import report_unreplaced
+from xfrmpy.ike.synchronization import find_sync, is_sync_candidate
 from xfrmpy.ike.uniqueness import expect_one
-from xfrmpy.ike.window import PeerSilent
+from xfrmpy.ike.window import OUR_WINDOW_SIZE, Outstanding, PeerSilent
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite
@@ -56,6 +61,15 @@ from xfrmpy.wire.payloads import NotifyPayload, OpenPayload
 HALF_OPEN_SECONDS = 30.0
 """How long a responder waits for IKE_AUTH. strongSwan's half_open_timeout is the same."""
 
+HURRIED_SECONDS = 5.0
+"""The same under attack. RFC 8019 section 4.1: two seconds is as low as can be."""
+
+SUSPICION_SECONDS = 10.0
+"""How often a hint from anybody may have us ask a peer whether it lives (section 2.21.4)."""
+
+PAUSE_SECONDS = 0.001
+"""Between two slices of a long computation, so that everything else gets its turn."""
+
 REFUSAL_SECONDS = 2.0
 """How long an initiator goes on trying after an IKE_SA_INIT was refused: nothing protects that
 message, so anybody on the way may have sent it (RFC 7296 section 2.21.1). Long enough for the true
@@ -66,6 +80,9 @@ FAREWELL_TRIES = 2
 
 LINGER_SECONDS = 30.0
 """How long a deleted IKE SA still repeats its last response to a peer that missed it."""
+
+WINDOW_SIZE_OCTETS = 4
+"""RFC 7296 section 2.3."""
 
 Payloads: TypeAlias = tuple[OpenPayload, ...]
 
@@ -115,10 +132,14 @@ class IkeSa:
         self.retired: list[tuple[float, ChildSa]] = []
         self.replaces: IkeSa | None = None
         self.heir: IkeSa | None = None
+        self.refused_scopes: set[Scope] = set()
+        self.asks_pairs = False
         self.is_rekeying = False
         self.is_asking_usage = False
+        self.is_asking_sent = False
         self.established_at = 0.0
         self.heard_at = 0.0
+        self.sent_at = 0.0
         self.rekey_at: float | None = None
         self.reauth_at: float | None = None
         self.wait_until: float | None = None
@@ -126,10 +147,13 @@ class IkeSa:
         self.create_at: float | None = None
         self.busy_since: float | None = None
         self._must_reauth_by: float | None = None
+        self._suspect_again_at = 0.0
         self._expires_at: float | None = None
         self._refusal: Failure | None = None
         self._was_established = False
         self.is_reported = False
+        self._step: Callable[[float], bool] | None = None
+        self._step_at: float | None = None
         if tunnel is not None:
             self.belong_to(tunnel)
         core.ike_sas[self.our_spi] = self
@@ -141,6 +165,11 @@ class IkeSa:
     @property
     def path(self) -> Path:
         return self.channel.path
+
+    @property
+    def is_authenticated(self) -> bool:
+        """Whether the peer has proved who it is, at any time."""
+        return self._was_established
 
     @property
     def tunnel_name(self) -> str:
@@ -162,10 +191,19 @@ class IkeSa:
             return
         inner = self.channel.open(message, data)
         self.core.handling = self
+        if self._synchronizes(message, inner, path, now):
+            return
+        try:
+            whole = self.channel.collect(message, inner, len(data), path, now)
+        except PeerMisbehaved as error:
+            self._refuse_fragments(error, now)
+            return
+        if whole is None:
+            return
         if message.is_response:
-            self._receive_response(message, inner, now)
+            self._receive_response(whole, path, now)
         else:
-            self._receive_request(message, inner, path, now)
+            self._receive_request(whole, path, now)
 
     def _receive_in_clear(self, message: Message, data: bytes, now: float) -> None:
         if message.exchange not in FIRST_EXCHANGES or not message.is_response:
@@ -188,17 +226,50 @@ class IkeSa:
             if not channel.is_protected:
                 channel.their_spi = bytes(8)
 
-    def _receive_response(self, message: Message, inner: Inner, now: float) -> None:
+    def _synchronizes(self, message: Message, inner: Inner, path: Path, now: float) -> bool:
+        """Whether the message is a peer's that has failed over, which is then answered.
+
+        Raises `Drop` for a replay, `PeerMisbehaved` for one that is not as it must be.
+        """
+        if not self.channel.may_sync or not is_sync_candidate(message):
+            return False
+        if self.state not in REQUESTS[message.exchange].states:
+            return False
+        try:
+            asked = find_sync(decode_payloads_untrusted(*inner))
+        except Malformed:
+            return False  # Like any other request that is.
+        if asked is None:
+            return False
+        self.channel.answer_sync(asked, message, path)
+        self.heard_at = now
+        self._start_waiting(now)
+        return True
+
+    def _refuse_fragments(self, error: PeerMisbehaved, now: float) -> None:
+        """RFC 7383 section 5: "the receiver SHOULD drop the connection and discard all the received
+        fragments"."""
+        failure = Failure(code="XF2008", summary=str(error))
+        if self.state is IkeSaState.ESTABLISHED:
+            self.channel.discard_fragments()
+            self.terminate(failure, now)
+        else:
+            self.close(failure, now)
+
+    def _receive_response(self, whole: Whole, path: Path, now: float) -> None:
+        message = whole.message
         request = self.channel.window.outstanding_for(message.message_id)
         if request.exchange.type is not message.exchange:
             raise Drop(DropReason.WRONG_EXCHANGE)
         self.heard_at = now
-        self.channel.window.complete()
+        self.follow_peer(path)
+        self.channel.window.complete(message.message_id)
         try:
-            payloads = decode_payloads_untrusted(*inner)
+            payloads = decode_payloads_untrusted(whole.first_inner, whole.octets)
             check_critical((*message.payloads, *payloads))
             if self.state is not IkeSaState.DELETING or isinstance(request.exchange, Farewell):
                 request.exchange.handle_response(payloads, now)
+            self._note_window(payloads)
         except (Malformed, PeerMisbehaved, CriticalPayload) as error:
             failure = Failure(code="XF2008", summary=str(error))
             if isinstance(request.exchange, Farewell):
@@ -207,25 +278,24 @@ class IkeSa:
                 self.terminate(failure, now)
         self._start_waiting(now)
 
-    def _receive_request(self, message: Message, inner: Inner, path: Path, now: float) -> None:
-        cached = self.channel.window.accept_request(message.message_id)
-        if cached is not None:
-            self.channel.repeat_answer(cached, path)
-            return
+    def _receive_request(self, whole: Whole, path: Path, now: float) -> None:
+        message = whole.message
         row = REQUESTS.get(message.exchange)
         if row is None:
             raise Drop(DropReason.WRONG_EXCHANGE)
         if self.state not in row.states:
             raise Drop(DropReason.WRONG_STATE)
-        self.heard_at = now
+        self.heard_at = self.sent_at = now
+        self.follow_peer(path)
         if self.state is IkeSaState.AUTHENTICATING:
             # The initiator moves to port 4500 here (RFC 7296 section 2.23).
             self.channel.path = path
-        self.channel.begin_answer(message, path)
+        self.channel.begin_answer(message, path, whole.fragment_size)
         try:
-            payloads = decode_payloads_untrusted(*inner)
+            payloads = decode_payloads_untrusted(whole.first_inner, whole.octets)
             check_critical((*message.payloads, *payloads))
             row.handler(self, payloads, now)
+            self._note_window(payloads)
         except CriticalPayload as error:
             self.respond((error.notify,))
             if self.state is IkeSaState.AUTHENTICATING:  # Section 2.21.2: it is not created.
@@ -234,28 +304,40 @@ class IkeSa:
             self.respond((NotifyPayload(type=NotifyType.INVALID_SYNTAX),))
             self.close(Failure(code="XF2008", summary=str(error)), now)
 
+    def _note_window(self, payloads: Payloads) -> None:
+        """The peer may say at any time that it keeps state for more (RFC 7296 section 2.3)."""
+        if self.state is IkeSaState.ESTABLISHED:
+            for announced in notifications(payloads, NotifyType.SET_WINDOW_SIZE):
+                if len(announced.data) == WINDOW_SIZE_OCTETS:
+                    self.channel.window.widen_theirs(int.from_bytes(announced.data, "big"))
+
     # Messages of ours.
 
     @property
     def can_ask(self) -> bool:
-        """Whether a request could leave at once."""
-        return self.channel.window.outstanding is None
+        """Whether a request could leave at once; nothing goes beside a rekeying of the IKE SA."""
+        window = self.channel.window
+        return window.is_idle or (window.has_room and not self.is_rekeying)
 
     def start(self, exchange: Exchange, now: float) -> None:
-        """Send a request, or let it wait for the one that is on its way."""
-        if not self.can_ask:
-            self.channel.window.waiting.append(exchange)
-            return
-        self.core.touched.add(self)
-        self.channel.ask(exchange, now)
+        """Send a request, or let it wait for those that are on their way."""
+        self.channel.window.waiting.append(exchange)
+        self._start_waiting(now)
 
     def respond(self, payloads: Payloads) -> None:
         """Answer the request that is being handled, once."""
         self.channel.respond(payloads)
 
     def _start_waiting(self, now: float) -> None:
-        if self.can_ask and self.channel.window.waiting:
-            self.start(self.channel.window.waiting.popleft(), now)
+        window = self.channel.window
+        while window.waiting and self.can_ask:
+            if window.is_exhausted:
+                summary = "the IKE SA has used up its Message IDs"
+                self.close(Failure(code="XF2014", summary=summary), now)
+                return
+            self.core.touched.add(self)
+            self.sent_at = now
+            self.channel.ask(window.waiting.popleft(), now)
 
     # Its life.
 
@@ -292,9 +374,14 @@ class IkeSa:
             self._expires_at = now + REFUSAL_SECONDS
             self.core.touched.add(self)
 
-    def expect_authentication(self, now: float) -> None:
+    def expect_authentication(self, until: float) -> None:
         """A responder waits only so long for IKE_AUTH."""
-        self._expires_at = now + HALF_OPEN_SECONDS
+        self._expires_at = until
+        self.core.touched.add(self)
+
+    def compute(self, step: Callable[[float], bool], now: float) -> None:
+        """Call `step` again and again, with pauses, until it is False that there is more to do."""
+        self._step, self._step_at = step, now + PAUSE_SECONDS
         self.core.touched.add(self)
 
     def expect_child(self, now: float) -> None:
@@ -311,6 +398,26 @@ class IkeSa:
                 )
             )
 
+    def follow_peer(self, path: Path) -> None:
+        """An authentic and fresh message, or packet of a Child SA, came on `path`.
+
+        RFC 7296 section 2.23; a replayed one must not get here, "otherwise, an attacker can revert
+        the addresses".
+        """
+        old, new = self.path.remote, path.remote
+        if self.state not in (IkeSaState.ESTABLISHED, IkeSaState.DELETING):
+            return
+        if new == old or not (self.nat.peer_may_move and path.natt and self.path.natt):
+            return
+        if new.address.version != old.address.version:
+            return
+        if new.address != old.address and any(c.is_bound_to_addresses for c in self.children):
+            return
+        self.channel.path = replace(self.path, remote=new)
+        for child in self.children:
+            child.move(self.path)
+        self.core.emit(PeerMoved(tunnel=self.tunnel_name, old=old, new=new))
+
     def authenticated(
         self, tunnel: TunnelPolicy, *, local: Identity, remote: Identity, now: float
     ) -> None:
@@ -319,6 +426,7 @@ class IkeSa:
         self.belong_to(tunnel)
         self.local_id, self.remote_id = local, remote
         self.channel.window.schedule = tunnel.retransmission
+        self.channel.window.widen_ours(OUR_WINDOW_SIZE)
         self.channel.init_request = self.channel.init_response = b""
         if tunnel.reauth_seconds is not None:
             self._must_reauth_by = now + tunnel.reauth_seconds
@@ -381,6 +489,7 @@ class IkeSa:
         )
         new.channel.protect(new.suite, new.keys)
         new.state = IkeSaState.ESTABLISHED
+        new.channel.inherit(self.channel)
         new.nat, new.local_id, new.remote_id = self.nat, self.local_id, self.remote_id
         new.alone_at, new.create_at = self.alone_at, self.create_at
         new.is_client, new.peer_follows = self.is_client, self.peer_follows
@@ -393,7 +502,7 @@ class IkeSa:
     def _begin_life(self, now: float) -> None:
         assert self.tunnel is not None
         self._was_established = True
-        self.established_at = self.heard_at = now
+        self.established_at = self.heard_at = self.sent_at = now
         lifetime = self.tunnel.lifetime_seconds
         ends = [self._must_reauth_by, None if lifetime is None else now + lifetime]
         self._expires_at = min((end for end in ends if end is not None), default=None)
@@ -449,7 +558,7 @@ class IkeSa:
         if self.state is IkeSaState.DELETING:
             failure = None  # It has its reason already; how the peer took it is no other.
         self._close_children()
-        self.channel.window.abandon()
+        self.channel.close()
         self.move_to(IkeSaState.DELETED)
         self._expires_at = now + LINGER_SECONDS
         self.core.touched.add(self)
@@ -486,33 +595,52 @@ class IkeSa:
         elif failure is not None:
             self.core.emit(RequestRefused(tunnel=self.tunnel_name, path=self.path, failure=failure))
 
+    def suspect(self, now: float) -> None:
+        """Anybody says that the peer has lost its state: ask it, unless we do or did lately."""
+        is_ready = self.state is IkeSaState.ESTABLISHED and self.can_ask
+        if not is_ready or now < self._suspect_again_at:
+            return
+        self._suspect_again_at = now + SUSPICION_SECONDS
+        self.start(LivenessCheck(self), now)
+
     # Time.
 
     @property
     def next_timeout(self) -> float | None:
         duty = next_duty(self)
         moments = (
-            self.channel.window.next_timeout,
+            self.channel.next_timeout,
             self._expires_at,
+            self._step_at,
             None if duty is None else duty.at,
         )
         return min((m for m in moments if m is not None), default=None)
 
     def handle_timeout(self, now: float) -> None:
         """Whatever is due: expiry, a retransmission, a duty."""
+        self.channel.forget_fragments(now)
         if self._expires_at is not None and now >= self._expires_at:
             self._expire(now)
             return
+        self._compute_on(now)
         try:
-            self.channel.retransmit(now)
-        except PeerSilent:
-            self._give_up(now)
+            if self.channel.retransmit(now):
+                self.sent_at = now
+        except PeerSilent as silent:
+            self._give_up(silent.request, now)
             return
 
     def attend(self, now: float) -> None:
         """Do every duty that is due and can be done."""
         while (duty := next_duty(self)) is not None and duty.at <= now:
             duty.do(now)
+
+    def _compute_on(self, now: float) -> None:
+        if self._step is None or self._step_at is None or now < self._step_at:
+            return
+        step, self._step, self._step_at = self._step, None, None
+        if self.state is not IkeSaState.DELETED and step(now):
+            self.compute(step, now)
 
     def _expire(self, now: float) -> None:
         if self.state is IkeSaState.DELETED:
@@ -527,13 +655,12 @@ class IkeSa:
             self.close(self._refusal or Failure(code="XF2001", summary=summary), now)
             self.core.forget(self)
 
-    def _give_up(self, now: float) -> None:
+    def _give_up(self, request: Outstanding, now: float) -> None:
         if self.on_silence is not None:
             self.on_silence(now)
             return
-        assert self.channel.window.outstanding is not None
-        exchange = self.channel.window.outstanding.exchange.type.name
-        count = self.channel.window.outstanding.retransmissions + 1
+        exchange = request.exchange.type.name
+        count = request.retransmissions + 1
         summary = f"{self.path.remote} did not answer {exchange}, sent {count} times"
         self.lose(Failure(code="XF2001", summary=summary), now)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from xfrmpy.failures import Failure
 from xfrmpy.ike.child_sa import SPI_SIZE, ChildSa
-from xfrmpy.ike.create_child_sa import take_over
+from xfrmpy.ike.create_child_sa import take_back, take_over
 from xfrmpy.ike.exchange import first_error
-from xfrmpy.ike.notices import take_notices
+from xfrmpy.ike.extensions import take_notifications
 from xfrmpy.ike.refusals import failure_of
 from xfrmpy.ike.states import ChildSaState
-from xfrmpy.ike.succession import deleted_by_peer, remove_child
+from xfrmpy.ike.succession import deleted_by_peer, end_if_childless, remove_child
 from xfrmpy.registry import ExchangeType, NotifyType, ProtocolId
 from xfrmpy.wire.payloads import DeletePayload, OpenPayload
 
@@ -70,6 +69,7 @@ class DeleteChildSas:
         for child in self._children:
             if child in self._sa.children:
                 remove_child(self._sa, child, now)
+        end_if_childless(self._sa, now)
 
 
 class Farewell:
@@ -99,7 +99,7 @@ def answer_informational(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: floa
         sa.respond(())
         deleted_by_peer(sa, now)
     else:
-        _answer_child_deletes(sa, deletes, take_notices(sa, payloads, now), now)
+        _answer_child_deletes(sa, deletes, take_notifications(sa, payloads, now), now)
 
 
 def _answer_child_deletes(
@@ -114,14 +114,14 @@ def _answer_child_deletes(
     gone = [child for child in named if child.state is not ChildSaState.DELETING]
     for child in gone:
         take_over(child)
+        take_back(child)
     sa.respond((*_deleted(gone), *news))
     for child in crossing:
         child.stop_sending()
     for child in gone:
         remove_child(sa, child, now)
-    if gone and not sa.children:
-        # A tunnel is its Child SA; an empty IKE SA would pass for one that works.
-        sa.terminate(Failure(code="XF2011", summary="the peer deleted the Child SA"), now)
+    if named:
+        end_if_childless(sa, now)
 
 
 def _deleted(children: list[ChildSa]) -> tuple[OpenPayload, ...]:

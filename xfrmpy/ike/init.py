@@ -28,6 +28,7 @@ from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.nat import detect_nat, detection_payloads
 from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import ExchangeRepeated
+from xfrmpy.ike.puzzles import Puzzle, Solver
 from xfrmpy.ike.redirect import (
     announce_support,
     check_redirect_in_init,
@@ -45,6 +46,7 @@ from xfrmpy.wire.payloads import (
     NoncePayload,
     NotifyPayload,
     OpenPayload,
+    PuzzleSolutionPayload,
     SaPayload,
 )
 
@@ -54,6 +56,11 @@ if TYPE_CHECKING:
     from xfrmpy.wire.redirect import Gateway
 MAX_COOKIE = 64
 """Octets, RFC 7296 section 2.6."""
+
+FRAGMENTATION_SUPPORTED = NotifyPayload(type=NotifyType.IKEV2_FRAGMENTATION_SUPPORTED)
+"""RFC 7383 section 2.3."""
+SOLVING_SECONDS = 30.0
+"""After so long a puzzle is given up, and its cookie returned without a solution."""
 
 MAX_REPETITIONS = 5
 """How often a peer may send us back to the start with cookies or another group. One of each is
@@ -74,27 +81,35 @@ class IkeSaInit:
         self._random = sa.core.random
         self._nonce = self._random(NONCE_SIZE)
         self._cookie: bytes | None = None
+        self._solution: PuzzleSolutionPayload | None = None
+        self._solver: Solver | None = None
         self._offered = tuple(replace(p, number=n) for n, p in enumerate(tunnel.proposals, 1))
         self._key_exchange = self._start_key_exchange(key_exchange_methods(self._offered)[0])
+        # Made once: "all other payloads unchanged" when a cookie is returned (section 2.6).
+        self._detection = detection_payloads(
+            sa.channel.spi_i,
+            bytes(8),
+            sa.path,
+            force=tunnel.forces_encapsulation,
+            random=self._random,
+        )
         self._repetitions = 0
 
     def request(self) -> tuple[OpenPayload, ...]:
         payloads: list[OpenPayload] = []
         if self._cookie is not None:
             payloads.append(NotifyPayload(type=NotifyType.COOKIE, data=self._cookie))
+        if self._solution is not None:
+            payloads.append(self._solution)
         payloads += [
             SaPayload(proposals=self._offered),
             ke_payload(self._key_exchange),
             NoncePayload(data=self._nonce),
         ]
-        payloads += detection_payloads(
-            self._sa.channel.spi_i,
-            bytes(8),
-            self._sa.path,
-            force=self._tunnel.forces_encapsulation,
-            random=self._random,
-        )
+        payloads += self._detection
         payloads += announce_support(self._tunnel, self._redirected_from)
+        if self._tunnel.fragmentation:
+            payloads.append(FRAGMENTATION_SUPPORTED)
         return tuple(payloads)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
@@ -102,8 +117,8 @@ class IkeSaInit:
         gateway = redirect_of_init(payloads, self._nonce, self._tunnel)
         if gateway is not None:
             self._follow(gateway, now)
-        elif cookies := notifications(payloads, NotifyType.COOKIE):
-            self._repeat_with_cookie(cookies[0], now)
+        elif notifications(payloads, NotifyType.COOKIE):
+            self._handle_cookie(payloads, now)
         elif error is None:
             self._handle_choice(payloads, now)
         elif error.type == NotifyType.INVALID_KE_PAYLOAD:
@@ -118,11 +133,47 @@ class IkeSaInit:
         else:
             self._sa.refused(failure, now)
 
-    def _repeat_with_cookie(self, cookie: NotifyPayload, now: float) -> None:
-        if not 1 <= len(cookie.data) <= MAX_COOKIE:
+    def _handle_cookie(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
+        """A cookie alone goes back at once; one with a puzzle when that is solved."""
+        cookie = notifications(payloads, NotifyType.COOKIE)[0].data
+        if not 1 <= len(cookie) <= MAX_COOKIE:
             raise PeerMisbehaved("a cookie has 1 to 64 octets")
-        self._cookie = cookie.data
-        self._repeat("the peer is busy and asks for a cookie", now)
+        puzzles = notifications(payloads, NotifyType.PUZZLE)
+        if not puzzles:
+            self._repeat_with_cookie(cookie, None, "the peer is busy and asks for a cookie", now)
+            return
+        puzzle = Puzzle.of(puzzles[0])
+        if not puzzle.is_solvable:
+            # Section 7.1.2 of RFC 8019 lets us, and the peer may serve us all the same.
+            reason = (
+                f"the peer asks for a puzzle that we do not solve: {puzzle}; it gets its cookie"
+            )
+            self._repeat_with_cookie(cookie, None, reason, now)
+        elif self._solver is None:
+            self._solve(Solver(puzzle, cookie), cookie, now)
+
+    def _solve(self, solver: Solver, cookie: bytes, now: float) -> None:
+        """Meanwhile the request is sent again: the peer may have become less busy."""
+        self._solver = solver
+        give_up_at = now + SOLVING_SECONDS
+
+        def step(moment: float) -> bool:
+            if self._solver is not solver or self._sa.channel.is_protected:
+                return False
+            solution = solver.work()
+            if solution is None and moment < give_up_at:
+                return True
+            reason = f"the peer is busy and asks for a puzzle: {solver.puzzle}"
+            self._repeat_with_cookie(cookie, solution, reason, moment)
+            return False
+
+        self._sa.compute(step, now)
+
+    def _repeat_with_cookie(
+        self, cookie: bytes, solution: PuzzleSolutionPayload | None, reason: str, now: float
+    ) -> None:
+        self._cookie, self._solution, self._solver = cookie, solution, None
+        self._repeat(reason, now)
 
     def _repeat_with_group(self, error: NotifyPayload, now: float) -> None:
         method = demanded_method(error)
@@ -164,7 +215,8 @@ class IkeSaInit:
         shared_secret = agreed_secret(self._key_exchange, ke)
         forced = self._tunnel.forces_encapsulation
         nat = detect_nat(payloads, sa.channel.spi_i, sa.channel.spi_r, sa.path, forced=forced)
-        sa.channel.window.complete()
+        sa.channel.window.complete(0)
+        sa.channel.fragments = self._tunnel.fragmentation and can_fragment(payloads)
         sa.agree_keys(proposals[0], shared_secret, (self._nonce, nonce))
         sa.found_nat(nat)
         supported = notifications(payloads, NotifyType.CHILDLESS_IKEV2_SUPPORTED)
@@ -188,7 +240,7 @@ class IkeSaInit:
         return start_key_exchange(method, self._random)
 
 
-def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path, now: float) -> IkeSa:
+def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path) -> IkeSa:
     """Answer a new IKE_SA_INIT request with an IKE SA that waits for IKE_AUTH.
 
     Raises `PeerIncompatible` or `CriticalPayload` with the notification to answer instead, or
@@ -213,7 +265,8 @@ def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path, no
     nat = detect_nat(payloads, message.spi_i, bytes(8), path, forced=forced)
     sa.channel.begin_answer(message, path)
     sa.channel.init_request = data
-    sa.channel.init_response = sa.channel.respond(
+    sa.channel.fragments = any(t.policy.fragmentation for t in tunnels) and can_fragment(payloads)
+    sa.channel.respond(
         (
             SaPayload(proposals=(chosen,)),
             ke_payload(key_exchange),
@@ -222,12 +275,17 @@ def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path, no
             *detection_payloads(
                 sa.channel.spi_i, sa.channel.spi_r, path, force=forced, random=core.random
             ),
+            *([FRAGMENTATION_SUPPORTED] if sa.channel.fragments else []),
         )
     )
     sa.agree_keys(chosen, shared_secret, (nonce_i, nonce_r))
     sa.found_nat(nat)
-    sa.expect_authentication(now)
     return sa
+
+
+def can_fragment(payloads: tuple[OpenPayload, ...]) -> bool:
+    """Whether the peer can send and take messages in fragments (RFC 7383 section 2.3)."""
+    return bool(notifications(payloads, NotifyType.IKEV2_FRAGMENTATION_SUPPORTED))
 
 
 def _tunnels_for(core: Core, path: Path) -> tuple[Tunnel, ...]:

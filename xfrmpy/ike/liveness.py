@@ -31,7 +31,7 @@ def check_liveness(sa: IkeSa, now: float) -> None:
     """Ask the datapath what has come in, and then, if that was nothing, the peer."""
     sa.is_asking_usage = True
     for child in sa.children:
-        _ask_usage(sa, child, Direction.IN)
+        ask_usage(sa, child, Direction.IN)
     sa.core.defer(sa, lambda moment: _ask_peer_if_silent(sa, moment), now)
 
 
@@ -44,12 +44,13 @@ def idle_at(child: ChildSa) -> float | None:
 def check_idleness(sa: IkeSa, child: ChildSa, now: float) -> None:
     """Ask the datapath about both directions, and delete the Child SA if it carried nothing."""
     child.is_asking_usage = True
-    _ask_usage(sa, child, Direction.IN)
-    _ask_usage(sa, child, Direction.OUT)
+    ask_usage(sa, child, Direction.IN)
+    ask_usage(sa, child, Direction.OUT)
     sa.core.defer(sa, lambda moment: _delete_if_idle(sa, child, moment), now)
 
 
-def _ask_usage(sa: IkeSa, child: ChildSa, direction: Direction) -> None:
+def ask_usage(sa: IkeSa, child: ChildSa, direction: Direction) -> None:
+    """The answer is in the Child SA's moments when every output before it has been done."""
     for entry in child.in_force:
         if entry.direction is direction:
             sa.core.emit(AskUsage(tunnel=sa.tunnel_name, sa=entry.id))
@@ -62,7 +63,7 @@ def _ask_peer_if_silent(sa: IkeSa, now: float) -> None:
     heard = (child.last_received_at for child in sa.children)
     sa.heard_at = max(sa.heard_at, *heard, 0.0)
     due_at = liveness_at(sa)
-    if due_at is not None and due_at <= now and sa.can_ask:
+    if due_at is not None and due_at <= now and sa.channel.window.is_idle:
         sa.start(LivenessCheck(sa), now)
 
 
@@ -72,8 +73,7 @@ def _delete_if_idle(sa: IkeSa, child: ChildSa, now: float) -> None:
     if child.state is not ChildSaState.INSTALLED or due_at is None or due_at > now:
         return
     if len(sa.children) > 1:
-        child.move_to(ChildSaState.DELETING)
-        child.stop_sending()
+        child.give_way()
         return
     seconds = child.policy.inactivity_seconds
     summary = f"nothing has passed {child.policy.name} for {seconds:g} seconds"

@@ -31,6 +31,16 @@ class NatSituation:
         """Whether ESP goes in UDP. Both ends come to the same answer."""
         return self.supported and (self.ours or self.theirs or self.forced)
 
+    @property
+    def peer_may_move(self) -> bool:
+        """Whether the peer is to be followed when it seems to come from elsewhere.
+
+        A NAT before it may forget its mapping. Behind a NAT of our own we do not follow, for one
+        forged source address would break the connection; and without any NAT there is nothing
+        that would change the address (RFC 7296 section 2.23).
+        """
+        return self.theirs and not self.ours
+
 
 def detection_payloads(
     spi_i: bytes, spi_r: bytes, path: Path, *, force: bool, random: Callable[[int], bytes]

@@ -1,49 +1,134 @@
-"""The notifications of extensions in protected messages: what we add, and who takes what comes.
+"""Notifications outside of any IKE SA: what we tell strangers, and what we make of it when told.
 
-An extension is a module of its own; by these tables IKE_AUTH and INFORMATIONAL know it. Only
-notifications that need no other payload stand here. What they say is authentic: the peer has
-proved who it is before any of them is taken.
+Read RFC 7296 sections 1.5, 2.5 and 2.21.4 first. Anybody can send what is answered here, with any
+address on it, so an answer is rare, never answers a response, and is not larger than what it
+answers. And anybody can send what is believed here: it is a hint, which asks a question of the peer
+over the IKE SA, and changes nothing. Who can prove that he lost an IKE SA shows more than a hint:
+see `crash`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+import hmac
+from collections.abc import Callable, Iterable
 
-from xfrmpy.ike.crash import offer_token, take_token
-from xfrmpy.ike.redirect import take_redirect
-from xfrmpy.ike.resumption import give_ticket, request_ticket, take_ticket
-from xfrmpy.registry import NotifyType
-from xfrmpy.wire.payloads import NotifyPayload, OpenPayload
+from xfrmpy.ike.budget import Budget
+from xfrmpy.ike.core import Core
+from xfrmpy.ike.crash import shows_token
+from xfrmpy.ike.exchange import FIRST_EXCHANGES, notifications, payloads_in_clear
+from xfrmpy.ike.ike_sa import IkeSa
+from xfrmpy.ipsec.addresses import Path
+from xfrmpy.registry import ExchangeType, NotifyType
+from xfrmpy.wire.header import IkeHeader
+from xfrmpy.wire.message import Message, encode_message
+from xfrmpy.wire.payloads import NotifyPayload
 
-if TYPE_CHECKING:
-    from xfrmpy.ike.ike_sa import IkeSa
+NOTICES_PER_SECOND, MOST_NOTICES = 10.0, 20.0
+"""Answers to one address, and as many hints are looked at from all the world together. A peer
+retransmits less often."""
 
-Handler: TypeAlias = "Callable[[IkeSa, NotifyPayload, float], tuple[OpenPayload, ...]]"
-"""Takes a notification; what it gives back goes with our answer, if it came in a request."""
+ROOMS = 64
+"""In which the addresses that we answer are counted: the memory that a flood can take. So there are
+640 answers a second at most to all the world; for ICMP, Linux allows 1,000."""
 
-IN_AUTH: tuple[Callable[[IkeSa], tuple[NotifyPayload, ...]], ...] = (offer_token, request_ticket)
-"""What we say in IKE_AUTH without being asked, in either role."""
+PROOF_EXCESS = 3
+"""Octets by which an answer with a token may be larger than what it answers. The smallest request
+of a peer, sealed with AES-GCM and empty, has 57, the smallest such answer 60 (RFC 6290 sections 4.1
+and 5): a forged source address gains next to nothing."""
 
-HANDLERS: dict[NotifyType, Handler] = {
-    NotifyType.QUICK_CRASH_DETECTION: take_token,
-    NotifyType.REDIRECT: take_redirect,
-    NotifyType.TICKET_REQUEST: give_ticket,
-    NotifyType.TICKET_LT_OPAQUE: take_ticket,
-}
-
-
-def offer_in_auth(sa: IkeSa) -> tuple[NotifyPayload, ...]:
-    """Our notifications of IKE_AUTH; the tunnel is known."""
-    return tuple(payload for offer in IN_AUTH for payload in offer(sa))
+_ESP_SPI_SIZE = 4
 
 
-def take_notices(
-    sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float
-) -> tuple[OpenPayload, ...]:
-    """Take the notifications of an authenticated peer; gives what our answer says to them."""
-    answer: list[OpenPayload] = []
-    for payload in payloads:
-        if isinstance(payload, NotifyPayload) and payload.type in HANDLERS:
-            answer += HANDLERS[payload.type](sa, payload, now)
-    return tuple(answer)
+class Notices:
+    """Answers to requests that belong to no IKE SA, and hints that do not look like one's."""
+
+    def __init__(self, random: Callable[[int], bytes]) -> None:
+        self._random = random
+        self._salt = b""
+        self._answers = [_budget() for _ in range(ROOMS)]
+        self._hints = _budget()
+
+    def answer(
+        self, request: IkeHeader, kind: NotifyType, path: Path, now: float, *proof: NotifyPayload
+    ) -> bytes | None:
+        """The datagram that tells the sender of a request; None if it is not to be told.
+
+        It has the SPIs, the Message ID and the exchange type of the request (section 1.5).
+        Nobody is told often, nor whose address shares a room with one that was.
+        """
+        if request.is_response:
+            return None
+        answer = encode_message(
+            Message(
+                spi_i=request.spi_i,
+                spi_r=request.spi_r,
+                exchange=request.exchange,
+                is_response=True,
+                is_initiator=not request.is_initiator,
+                message_id=request.message_id,
+                payloads=(NotifyPayload(type=kind), *proof),
+            )
+        )
+        largest = request.length + (PROOF_EXCESS if proof else 0)
+        if len(answer) > largest or not self._room(path).spend(1, now):
+            return None
+        return answer
+
+    def _room(self, path: Path) -> Budget:
+        self._salt = self._salt or self._random(16)
+        digest = hmac.digest(self._salt, path.remote.address.packed, "sha256")
+        return self._answers[digest[0] % ROOMS]
+
+    def suspects(
+        self, message: Message, path: Path, ike_sas: Iterable[IkeSa], now: float
+    ) -> tuple[IkeSa, ...]:
+        """The IKE SAs about whose Child SAs an INVALID_SPI in clear speaks: our outbound SPIs.
+
+        Its IKE SPIs mean nothing, and it must not be answered (section 1.5).
+        """
+        if message.exchange is not ExchangeType.INFORMATIONAL or message.is_response:
+            return ()
+        spis = _invalid_spis(message)
+        if not spis or not self._hints.spend(1, now):
+            return ()
+        return tuple(
+            sa
+            for sa in ike_sas
+            if sa.path.remote.address == path.remote.address
+            and any(child.spi_out in spis for child in sa.children)
+            and not shows_token(sa, message)
+        )
+
+
+def may_be_lost(core: Core, message: Message) -> bool:
+    """Whether a message is sealed by an IKE SA that can only have been ours once, if ever.
+
+    Whoever claims the other role asks by our SPI in the peer's place, so neither may be one of
+    ours: RFC 6290 section 9.2 forbids to show the token of "an existing IKE SA".
+    """
+    if message.sealed is None or message.exchange in FIRST_EXCHANGES or not any(message.spi_i):
+        return False
+    return message.spi_i not in core.ike_sas and message.spi_r not in core.ike_sas
+
+
+def is_hint_for(sa: IkeSa, message: Message, path: Path) -> bool:
+    """Whether the peer's address says in clear that it does not know an IKE SA (section 2.21.4)."""
+    return (
+        message.is_response
+        and message.sealed is None
+        and sa.channel.is_protected
+        and path.remote.address == sa.path.remote.address
+        and bool(notifications(payloads_in_clear(message), NotifyType.INVALID_IKE_SPI))
+        and not shows_token(sa, message)
+    )
+
+
+def _budget() -> Budget:
+    return Budget(per_second=NOTICES_PER_SECOND, most=MOST_NOTICES)
+
+
+def _invalid_spis(message: Message) -> set[int]:
+    if message.sealed is not None:
+        return set()
+    notifies = notifications(payloads_in_clear(message), NotifyType.INVALID_SPI)
+    return {int.from_bytes(n.data, "big") for n in notifies if len(n.data) == _ESP_SPI_SIZE}

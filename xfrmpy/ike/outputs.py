@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from xfrmpy.failures import Failure
 from xfrmpy.ike.errors import DropReason
-from xfrmpy.ipsec.addresses import IpAddress, Path
+from xfrmpy.ipsec.addresses import IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.spd import SpdEntry
 from xfrmpy.registry import ExchangeType
@@ -31,6 +31,17 @@ class AddSa:
     owner: int
     tunnel: str
     child: str
+    entry: SadEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveSa:
+    """The SA that was `sa` goes on as `entry`: other addresses and ports, the same all else."""
+
+    owner: int
+    tunnel: str
+    child: str
+    sa: SaId
     entry: SadEntry
 
 
@@ -79,6 +90,16 @@ class RequestRetransmitted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FragmentSizeReduced:
+    """A large message got no answer: from now on IP datagrams have `octets` at most."""
+
+    tunnel: str
+    exchange: ExchangeType
+    path: Path
+    octets: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExchangeRepeated:
     """The peer wants the exchange to begin again, e.g. with a cookie; `reason` says why."""
 
@@ -95,6 +116,15 @@ class NatDetected:
     ours: bool
     theirs: bool
     forced: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerMoved:
+    """The NAT before the peer gave it another address or port; IKE and ESP go there now."""
+
+    tunnel: str
+    old: SocketAddress
+    new: SocketAddress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,13 +257,16 @@ class DefectFound:
 Output: TypeAlias = (
     SendDatagram
     | AddSa
+    | MoveSa
     | RemoveSa
     | AddPolicy
     | RemovePolicy
     | ExchangeStarted
     | RequestRetransmitted
+    | FragmentSizeReduced
     | ExchangeRepeated
     | NatDetected
+    | PeerMoved
     | IkeSaEstablished
     | ChildSaEstablished
     | ChildSaRekeyed
@@ -247,4 +280,4 @@ Output: TypeAlias = (
     | DatagramDropped
     | DefectFound
 )
-DatapathOutput: TypeAlias = AddSa | RemoveSa | AddPolicy | RemovePolicy
+DatapathOutput: TypeAlias = AddSa | MoveSa | RemoveSa | AddPolicy | RemovePolicy

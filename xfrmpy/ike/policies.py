@@ -32,6 +32,14 @@ class PolicyBook:
         claims.append(wanted)
         return wanted if changes else None
 
+    def renew(self, wanted: AddPolicy) -> AddPolicy | None:
+        """Change the entry of a claim that its owner has; returns it if that is in force."""
+        claims = self._claims.get((wanted.entry.direction, wanted.entry.selector), [])
+        in_force = claims[-1:]
+        claims[:] = [wanted if claim.owner == wanted.owner else claim for claim in claims]
+        is_wanted = claims[-1:] == [wanted] and in_force != [wanted]
+        return wanted if is_wanted and in_force[0].entry != wanted.entry else None
+
     def release(self, owner: int) -> list[AddPolicy | RemovePolicy]:
         """Strike every claim of a Child SA; returns what changes by it."""
         changes: list[AddPolicy | RemovePolicy] = []

@@ -1,4 +1,7 @@
-"""The Encrypted payload: sealing and opening messages (RFC 7296 section 3.14, RFC 5282)."""
+"""The Encrypted payload, whole and in fragments: sealing and opening messages.
+
+Read RFC 7296 section 3.14, RFC 5282 and RFC 7383 section 2.5 first.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,17 @@ from typing import TypeAlias
 from xfrmpy.crypto.cipher import IntegrityFailed, packet_cipher
 from xfrmpy.crypto.key_schedule import IkeKeys
 from xfrmpy.ike.errors import Drop, DropReason
+from xfrmpy.ike.fragments import split
 from xfrmpy.ipsec.proposals import IkeSuite
 from xfrmpy.registry import PayloadType
-from xfrmpy.wire.message import Message, encode_payloads, encrypted_prefix
-from xfrmpy.wire.payloads import EncryptedPayload, OpenPayload
+from xfrmpy.wire.message import (
+    ENCRYPTED_PREFIX_SIZE,
+    FRAGMENT_PREFIX_SIZE,
+    Message,
+    encode_payloads,
+    encrypted_prefix,
+)
+from xfrmpy.wire.payloads import OpenPayload
 
 Inner: TypeAlias = tuple[PayloadType, bytes]
 """The type of the first inner payload, and the octets of all."""
@@ -41,27 +51,34 @@ class Protection:
 
     def seal(self, message: Message, payloads: tuple[OpenPayload, ...]) -> bytes:
         """The datagram of `message` with these payloads, protected, in place of its own."""
-        cipher = self._ours
-        first, plaintext = encode_payloads(payloads)
-        padding = -(len(plaintext) + 1) % cipher.block
-        plaintext += bytes(padding) + bytes([padding])
-        prefix = encrypted_prefix(
-            spi_i=message.spi_i,
-            spi_r=message.spi_r,
-            exchange=message.exchange,
-            is_response=message.is_response,
-            is_initiator=message.is_initiator,
-            message_id=message.message_id,
-            first_inner=first,
-            sealed_size=cipher.iv_size + len(plaintext) + cipher.icv_size,
+        return self._seal(message, encode_payloads(payloads), None)
+
+    def sealed_size(self, payloads: tuple[OpenPayload, ...]) -> int:
+        """How many octets `seal` makes of these payloads."""
+        octets = len(encode_payloads(payloads)[1])
+        padded = octets + 1 + self._padding(octets)
+        return ENCRYPTED_PREFIX_SIZE + self._ours.iv_size + padded + self._ours.icv_size
+
+    def seal_in_parts(
+        self, message: Message, payloads: tuple[OpenPayload, ...], limit: int
+    ) -> tuple[bytes, ...]:
+        """The same in fragments, each a datagram of at most `limit` octets (RFC 7383 section 2.5).
+
+        "The cryptographic processing of the Encrypted Fragment payload is identical", so each has
+        an IV of its own.
+        """
+        first, octets = encode_payloads(payloads)
+        parts = split(octets, self._room(limit))
+        kinds = [first] + [PayloadType.NO_NEXT_PAYLOAD] * (len(parts) - 1)
+        return tuple(
+            self._seal(message, (kind, part), (number, len(parts)))
+            for number, (kind, part) in enumerate(zip(kinds, parts, strict=True), 1)
         )
-        iv = self._next_iv()
-        return prefix + iv + cipher.seal(iv, plaintext, prefix)
 
     def open(self, message: Message, data: bytes) -> Inner:
         """The inside of a received message. Raises `Drop` if it is not authentic."""
-        payload = message.payloads[-1] if message.payloads else None
-        if not isinstance(payload, EncryptedPayload):
+        payload = message.sealed
+        if payload is None:
             raise Drop(DropReason.NOT_PROTECTED)
         cipher = self._theirs
         prefix = data[: message.sealed_at]
@@ -74,6 +91,34 @@ class Protection:
         if not 0 < padding <= len(plaintext):
             raise Drop(DropReason.MALFORMED)
         return payload.first_inner, plaintext[:-padding]
+
+    def _seal(self, message: Message, inner: Inner, fragment: tuple[int, int] | None) -> bytes:
+        cipher = self._ours
+        first, plaintext = inner
+        padding = self._padding(len(plaintext))
+        plaintext += bytes(padding) + bytes([padding])
+        prefix = encrypted_prefix(
+            spi_i=message.spi_i,
+            spi_r=message.spi_r,
+            exchange=message.exchange,
+            is_response=message.is_response,
+            is_initiator=message.is_initiator,
+            message_id=message.message_id,
+            first_inner=first,
+            sealed_size=cipher.iv_size + len(plaintext) + cipher.icv_size,
+            fragment=fragment,
+        )
+        iv = self._next_iv()
+        return prefix + iv + cipher.seal(iv, plaintext, prefix)
+
+    def _padding(self, octets: int) -> int:
+        return -(octets + 1) % self._ours.block
+
+    def _room(self, limit: int) -> int:
+        """The octets of a message that fit into one of its fragments."""
+        cipher = self._ours
+        room = limit - FRAGMENT_PREFIX_SIZE - cipher.iv_size - cipher.icv_size
+        return room - room % cipher.block - 1
 
     def _next_iv(self) -> bytes:
         if not self._ours.is_aead:

@@ -23,8 +23,8 @@ from xfrmpy.ike.core import IKE_SPI_SIZE
 from xfrmpy.ike.crash import announce_token, offer_token
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import first_error, only
+from xfrmpy.ike.extensions import take_notifications
 from xfrmpy.ike.nonces import NONCE_SIZE
-from xfrmpy.ike.notices import take_notices
 from xfrmpy.ike.outputs import RequestRefused, SaNotCreated
 from xfrmpy.ike.refusals import failure_of, rekey_failure_of
 from xfrmpy.ike.states import IkeSaState
@@ -95,7 +95,7 @@ class RekeyIkeSa:
             is_initiator=True,
             now=now,
         )
-        take_notices(new, payloads, now)
+        take_notifications(new, payloads, now)
         self._settle(new, now)
 
     def _settle(self, new: IkeSa, now: float) -> None:

@@ -14,7 +14,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, ClassVar
 
 from xfrmpy.failures import Failure
-from xfrmpy.ike.errors import AuthenticationFailed
+from xfrmpy.ike.errors import AuthenticationFailed, PeerMisbehaved
 from xfrmpy.ike.exchange import notifications
 from xfrmpy.ike.tickets import TICKET_SECONDS, TicketRefused, TicketState, bind_to_key
 from xfrmpy.ipsec.identity import Identity
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 MAX_TICKET = 2048
 """Octets of a peer's ticket. We send it back in clear and in one datagram."""
+
+LEAST_TICKET = 16
+"""Octets of a ticket that is presented to us: ours are longer, and so is the request that has one
+than the cookie that we may demand of its sender."""
 
 LONGEST_SECONDS = 24 * 3600
 """For how long we keep a peer's ticket, whatever it says."""
@@ -162,6 +166,14 @@ class TicketRequest:
 
 
 # Using it.
+
+
+def presented_ticket(payloads: tuple[OpenPayload, ...]) -> bytes:
+    """The ticket in an IKE_SESSION_RESUME request. Raises `PeerMisbehaved` if there is not one."""
+    tickets = notifications(payloads, NotifyType.TICKET_OPAQUE)
+    if len(tickets) != 1 or len(tickets[0].data) < LEAST_TICKET:
+        raise PeerMisbehaved("IKE_SESSION_RESUME presents one ticket")
+    return tickets[0].data
 
 
 def usable_ticket(core: Core, tunnel: TunnelPolicy, now: float) -> HeldTicket | None:

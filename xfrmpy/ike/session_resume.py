@@ -17,11 +17,18 @@ from xfrmpy.ike.core import Core
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import check_critical, first_error, notifications, only, payloads_in_clear
 from xfrmpy.ike.ike_sa import IkeSa
-from xfrmpy.ike.init import MAX_COOKIE, MAX_REPETITIONS, IkeSaInit, natt_path
+from xfrmpy.ike.init import (
+    FRAGMENTATION_SUPPORTED,
+    MAX_COOKIE,
+    MAX_REPETITIONS,
+    IkeSaInit,
+    can_fragment,
+    natt_path,
+)
 from xfrmpy.ike.nat import detect_nat, detection_payloads
 from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import ExchangeRepeated
-from xfrmpy.ike.resumption import HeldTicket, Resumed, tunnel_of_ticket
+from xfrmpy.ike.resumption import HeldTicket, Resumed, presented_ticket, tunnel_of_ticket
 from xfrmpy.ike.tickets import TicketRefused
 from xfrmpy.ipsec.addresses import Path
 from xfrmpy.ipsec.proposals import Proposal, ike_suite
@@ -46,6 +53,14 @@ class SessionResume:
         self._held = held
         self._nonce = sa.core.random(NONCE_SIZE)
         self._cookie: bytes | None = None
+        # Made once: nothing but the cookie changes when one is returned (RFC 7296 section 2.6).
+        self._detection = detection_payloads(
+            sa.channel.spi_i,
+            bytes(8),
+            sa.path,
+            force=tunnel.forces_encapsulation,
+            random=sa.core.random,
+        )
         self._repetitions = 0
         sa.channel.window.hurry(RESUME_TRIES)
         sa.on_silence = lambda now: self._begin_anew("the peer does not answer our ticket", now)
@@ -56,13 +71,9 @@ class SessionResume:
             payloads.append(NotifyPayload(type=NotifyType.COOKIE, data=self._cookie))
         payloads.append(NoncePayload(data=self._nonce))
         payloads.append(NotifyPayload(type=NotifyType.TICKET_OPAQUE, data=self._held.ticket))
-        payloads += detection_payloads(
-            self._sa.channel.spi_i,
-            bytes(8),
-            self._sa.path,
-            force=self._tunnel.forces_encapsulation,
-            random=self._sa.core.random,
-        )
+        payloads += self._detection
+        if self._tunnel.fragmentation:
+            payloads.append(FRAGMENTATION_SUPPORTED)
         return tuple(payloads)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
@@ -94,8 +105,9 @@ class SessionResume:
         nat = detect_nat(payloads, sa.channel.spi_i, sa.channel.spi_r, sa.path, forced=forced)
         sa.core.tickets.pop(self._tunnel.name, None)
         sa.on_silence = None
-        sa.channel.window.complete()
+        sa.channel.window.complete(0)
         sa.channel.window.schedule = self._tunnel.retransmission
+        sa.channel.fragments = self._tunnel.fragmentation and can_fragment(payloads)
         sa.resumed = Resumed(tunnel=self._tunnel, local=held.local, remote=held.remote)
         use_resumed_keys(sa, held.proposal, held.sk_d, self._nonce, nonce)
         sa.found_nat(nat)
@@ -133,7 +145,7 @@ def answer_session_resume(
     payloads = payloads_in_clear(message)
     check_critical(payloads)
     nonce_i = only(payloads, NoncePayload).data
-    ticket = _presented(payloads)
+    ticket = presented_ticket(payloads)
     try:
         state = core.ticket_keys.open(ticket, now)
         tunnel = tunnel_of_ticket(core, state, path)
@@ -147,12 +159,14 @@ def answer_session_resume(
     nat = detect_nat(payloads, message.spi_i, bytes(8), path, forced=forced)
     sa.channel.begin_answer(message, path)
     sa.channel.init_request = data
-    sa.channel.init_response = sa.channel.respond(
+    sa.channel.fragments = tunnel.fragmentation and can_fragment(payloads)
+    sa.channel.respond(
         (
             NoncePayload(data=nonce_r),
             *detection_payloads(
                 sa.channel.spi_i, sa.channel.spi_r, path, force=forced, random=core.random
             ),
+            *([FRAGMENTATION_SUPPORTED] if sa.channel.fragments else []),
         )
     )
     sa.resumed = Resumed(
@@ -161,15 +175,7 @@ def answer_session_resume(
     proposal = replace(state.proposal, number=1)
     use_resumed_keys(sa, proposal, state.sk_d, nonce_i, nonce_r)
     sa.found_nat(nat)
-    sa.expect_authentication(now)
     return sa
-
-
-def _presented(payloads: tuple[OpenPayload, ...]) -> bytes:
-    tickets = notifications(payloads, NotifyType.TICKET_OPAQUE)
-    if len(tickets) != 1:
-        raise PeerMisbehaved("IKE_SESSION_RESUME presents one ticket")
-    return tickets[0].data
 
 
 def use_resumed_keys(

@@ -28,7 +28,7 @@ class ChildSaState(StrEnum):
     """CREATING: negotiated or being installed. INSTALLED: in force, and the peer knows.
 
     REKEYING: we have asked to replace it. REKEYED: another is in its place, and the peer is to
-    delete it. DELETING: we delete it.
+    delete it, or to take the other back. DELETING: we delete it.
     """
 
     CREATING = "creating"
@@ -72,7 +72,9 @@ CHILD_SA_TRANSITIONS: dict[ChildSaState, frozenset[ChildSaState]] = {
             ChildSaState.DELETED,
         }
     ),
-    ChildSaState.REKEYED: frozenset({ChildSaState.DELETING, ChildSaState.DELETED}),
+    ChildSaState.REKEYED: frozenset(
+        {ChildSaState.INSTALLED, ChildSaState.DELETING, ChildSaState.DELETED}
+    ),
     ChildSaState.DELETING: frozenset({ChildSaState.DELETED}),
     ChildSaState.DELETED: frozenset(),
 }

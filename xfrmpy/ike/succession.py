@@ -98,6 +98,12 @@ def remove_child(sa: IkeSa, child: ChildSa, now: float) -> None:
         sa.retired.append((now + OVERLAP_SECONDS, child))
 
 
+def end_if_childless(sa: IkeSa, now: float) -> None:
+    """A tunnel is its Child SAs: an IKE SA without any would pass for one that works."""
+    if not sa.children and sa.create_at is None:
+        sa.terminate(Failure(code="XF2011", summary="the last Child SA is deleted"), now)
+
+
 def retry_at(sa: IkeSa, now: float) -> float:
     return now + retry_seconds(sa.core.random)
 

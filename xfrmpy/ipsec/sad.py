@@ -38,10 +38,15 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class UdpEncapsulation:
-    """The UDP ports of encapsulated ESP (RFC 3948), seen in the direction of the SA."""
+    """The UDP ports of encapsulated ESP (RFC 3948), seen in the direction of the SA.
+
+    `original` is the address that the sender has itself, where a NAT gives it another: in transport
+    mode checksums are about it (RFC 3948 section 3.1.2).
+    """
 
     source_port: int
     destination_port: int
+    original: IpAddress | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

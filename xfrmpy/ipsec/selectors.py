@@ -142,6 +142,13 @@ def covered_by(selectors: Iterable[TrafficSelector], limits: Iterable[TrafficSel
     return all(any(limit.covers(selector) for limit in limits) for selector in selectors)
 
 
+def meet(local: TrafficSelector, remote: TrafficSelector) -> bool:
+    """Whether any packet can go between the two."""
+    same_family = local.start_address.version == remote.start_address.version
+    protocols = {local.protocol, remote.protocol} - {ANY_PROTOCOL}
+    return same_family and len(protocols) < 2
+
+
 @dataclass(frozen=True, slots=True)
 class MaskedPort:
     """Ports that equal `value` in the bits of `mask`: how kernels match port ranges."""

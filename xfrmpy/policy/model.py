@@ -107,9 +107,9 @@ class TunnelPolicy:
 
     `peers` are addresses or names as written, in order; empty means any peer (then we only
     listen). `local_id` None is the address that we happen to use. `origin` is `file:line`.
-    `dpd_seconds` 0 asks never. The IKE SA is rekeyed ahead of the end of `lifetime_seconds`, and
-    made anew, with authentication, ahead of `reauth_seconds`; None is never. The initiator makes
-    the Child SAs in the order of `children`.
+    `dpd_seconds` 0 asks never, `nat_keepalive_seconds` 0 sends none. The IKE SA is rekeyed ahead of
+    the end of `lifetime_seconds`, and made anew, with authentication, ahead of `reauth_seconds`;
+    None is never. The initiator makes the Child SAs in the order of `children`.
     """
 
     name: str
@@ -124,7 +124,9 @@ class TunnelPolicy:
     start: StartMode = StartMode.MANUAL
     datapath: DatapathChoice = DatapathChoice.AUTO
     encapsulation: Encapsulation = Encapsulation.AUTO
+    fragmentation: bool = True
     dpd_seconds: float = 30.0
+    nat_keepalive_seconds: float = 20.0
     lifetime_seconds: float | None = 4 * 3600.0
     reauth_seconds: float | None = None
     retransmission: Retransmission = Retransmission()

@@ -16,8 +16,8 @@ from typing import Any
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.ipsec.sad import OUR_REQIDS
-from xfrmpy.ipsec.selectors import ANY_PROTOCOL, TrafficSelector
+from xfrmpy.ipsec.sad import OUR_REQIDS, Mode
+from xfrmpy.ipsec.selectors import TrafficSelector, meet
 from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import Findings, Mark
 from xfrmpy.policy.model import (
@@ -100,7 +100,9 @@ def resolve_tunnel(
             start=tunnel.start if tunnel.peer else StartMode.LISTEN,
             datapath=tunnel.datapath,
             encapsulation=tunnel.encapsulation,
+            fragmentation=tunnel.fragmentation,
             dpd_seconds=tunnel.dpd,
+            nat_keepalive_seconds=tunnel.nat_keepalive,
             crash_detection=tunnel.crash_detection,
             unique=tunnel.unique,
             resumption=tunnel.resumption,
@@ -233,12 +235,15 @@ def _child(
     proposals: tuple[Proposal, ...],
     reqid: int,
 ) -> ChildPolicy | None:
-    for side in ("local", "remote"):
-        if getattr(keys, side) is None:
+    local, remote = keys.local, keys.remote
+    if tunnel.mode is Mode.TRANSPORT:
+        local, remote = local or [*EVERYTHING], remote or [*EVERYTHING]
+    for side, selectors in (("local", local), ("remote", remote)):
+        if selectors is None:
             place.error("XF1005", path, f"'{side}' is missing", f"{side}: PREFIX", at_key=True)
-    if not keys.local or not keys.remote:
+    if not local or not remote:
         return None
-    if not any(_meet(ours, theirs) for ours in keys.local for theirs in keys.remote):
+    if not any(meet(ours, theirs) for ours in local for theirs in remote):
         message = "'local' and 'remote' have no address family and protocol in common"
         place.error("XF1004", (*path, "remote"), message)
     esp = tunnel.esp or EspSettings()
@@ -249,8 +254,8 @@ def _child(
     return ChildPolicy(
         name=name,
         reqid=reqid,
-        local=tuple(keys.local),
-        remote=tuple(keys.remote),
+        local=tuple(local),
+        remote=tuple(remote),
         proposals=proposals,
         lifetime_octets=esp.max_bytes,
         lifetime_packets=esp.max_packets,
@@ -310,6 +315,10 @@ def _reqid(name: str, attempt: int) -> int:
     return OUR_REQIDS[int.from_bytes(digest[:8], "big") % len(OUR_REQIDS)]
 
 
+EVERYTHING = (TrafficSelector.parse("0.0.0.0/0"), TrafficSelector.parse("::/0"))
+"""What transport mode is limited to when a policy does not limit it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
     """Traffic that two tunnels both claim; they are numbered in the order of loading."""
@@ -343,6 +352,7 @@ def _remotes_that_touch(tunnels: Sequence[TunnelPolicy]) -> Iterator[tuple[int, 
         (remote.start_address.version, int(remote.start_address), int(remote.end_address), number)
         for number, tunnel in enumerate(tunnels)
         for child in tunnel.children
+        if child.mode is Mode.TUNNEL  # In transport mode selectors only limit the ends' traffic.
         for remote in child.remote
     )
     open_spans: list[tuple[int, int]] = []
@@ -363,7 +373,7 @@ def _common_traffic(
             remotes = _common(ours.remote, theirs.remote)
             for local in _common(ours.local, theirs.local):
                 for remote in remotes:
-                    if _meet(local, remote):
+                    if meet(local, remote):
                         return local, remote
     return None
 
@@ -373,10 +383,3 @@ def _common(
 ) -> list[TrafficSelector]:
     pairs = (a.intersect(b) for a in ours for b in theirs)
     return [common for common in pairs if common is not None]
-
-
-def _meet(local: TrafficSelector, remote: TrafficSelector) -> bool:
-    """Whether any packet can go between the two."""
-    same_family = local.start_address.version == remote.start_address.version
-    protocols = {local.protocol, remote.protocol} - {ANY_PROTOCOL}
-    return same_family and len(protocols) < 2

@@ -46,7 +46,7 @@ _TextOrList = WithJsonSchema(
 )
 _Number = WithJsonSchema({"type": "number"})
 _Time = WithJsonSchema({"type": ["string", "number"]})
-_YesOrNo = WithJsonSchema({"enum": ["yes", "no", True, False]})
+_YesNo = WithJsonSchema({"enum": ["yes", "no", True, False]})
 _OneOrMore = BeforeValidator(values.as_list)
 
 Name = Annotated[str, PlainValidator(values.parse_name), _Text]
@@ -67,7 +67,7 @@ EspProposals = Annotated[
 ]
 SomeIdentity = Annotated[Identity, PlainValidator(values.parse_identity), _Text]
 Address = Annotated[IpAddress, PlainValidator(values.parse_address), _Text]
-Switch = Annotated[bool, PlainValidator(values.parse_switch), _YesOrNo]
+Switch = Annotated[bool, PlainValidator(values.parse_yes_no), _YesNo]
 Secret = Annotated[values.SecretReference, PlainValidator(values.parse_secret_reference), _Text]
 Lifetime = Annotated[float, PlainValidator(values.parse_lifetime), _Time]
 ProfileName = Annotated[
@@ -280,8 +280,10 @@ class Tunnel(Keys):
         ]
         | None
     ) = _key("How packets are protected, written as `ike`.", "aes256gcm16")
-    mode: Annotated[Mode, _choice(Mode, "transport")] | None = _key(
-        "Only `tunnel` for now.", "tunnel"
+    mode: Annotated[Mode, _choice(Mode)] | None = _key(
+        "`tunnel`, or `transport`: the traffic of the two ends themselves, of which `local` and "
+        "`remote` may leave out some. Default: `tunnel`.",
+        "transport",
     )
     start: Annotated[StartMode, _choice(StartMode, "on-demand")] | None = _key(
         "`auto`: with the daemon; `manual`: by `xfrmpy up`; `listen`: by the peer alone. "
@@ -296,8 +298,24 @@ class Tunnel(Keys):
     encapsulation: Annotated[Encapsulation, _choice(Encapsulation)] | None = _key(
         "ESP in UDP: `auto`, behind a NAT only; or `force`. Default: `auto`.", "force"
     )
-    dpd: Annotated[float, PlainValidator(values.parse_dpd), _Time] | None = _key(
+    fragmentation: Switch | None = _key(
+        "Large IKE messages go in parts that need no IP fragments, if the peer can: `yes` or `no`. "
+        "Default: `yes`.",
+        "no",
+    )
+    dpd: (
+        Annotated[float, PlainValidator(partial(values.parse_duration_or_off, 1, 86400)), _Time]
+        | None
+    ) = _key(
         "Silence after which the peer is asked whether it lives, or `off`. Default: 30s.", "10s"
+    )
+    nat_keepalive: (
+        Annotated[float, PlainValidator(partial(values.parse_duration_or_off, 1, 3600)), _Time]
+        | None
+    ) = _key(
+        "Silence of ours after which a NAT before us is reminded of its mapping, or `off`. "
+        "Default: 20s.",
+        "15s",
     )
     retransmission: Retransmit | None = _key(
         "When an unanswered request is sent again.", {"tries": 8}

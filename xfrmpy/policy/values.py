@@ -82,15 +82,6 @@ def parse_choice(kind: type[StrEnum], future: tuple[str, ...], value: object) ->
     return kind(text)
 
 
-def parse_switch(value: object) -> bool:
-    """`yes` and `no`, which are text in YAML 1.2, or a truth value."""
-    if isinstance(value, bool):
-        return value
-    if value not in ("yes", "no"):
-        refuse("XF1004", f"must be yes or no, not {shown(value)}")
-    return value == "yes"
-
-
 def parse_number(least: float, most: float, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         refuse("XF1004", f"must be a number from {least:g} to {most:g}, not {shown(value)}")
@@ -118,6 +109,11 @@ def parse_duration(least: float, most: float, value: object) -> float:
     return float(seconds)
 
 
+def parse_duration_or_off(shortest: float, longest: float, value: object) -> float:
+    """Zero for `off`."""
+    return 0.0 if value == "off" else parse_duration(shortest, longest, value)
+
+
 _OCTETS = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(kB|MB|GB|TB)", re.ASCII)
 _OCTET_UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 LEAST_OCTETS = 10**6
@@ -139,11 +135,18 @@ MAX_LIFETIME = 30 * 86400
 
 def parse_lifetime(value: object) -> float:
     """Seconds; 0 is `off`."""
-    return 0.0 if value == "off" else parse_duration(10, MAX_LIFETIME, value)
+    return parse_duration_or_off(10, MAX_LIFETIME, value)
 
 
-def parse_dpd(value: object) -> float:
-    return 0.0 if value == "off" else parse_duration(1, 86400, value)
+_YES_AND_NO = {"yes": True, "no": False}
+
+
+def parse_yes_no(value: object) -> bool:
+    """Words to YAML 1.2; `true` and `false` are taken too."""
+    found = value if isinstance(value, bool) else _YES_AND_NO.get(str(value))
+    if found is None:
+        refuse("XF1004", f"must be yes or no, not {shown(value)}")
+    return found
 
 
 _HOST_NAME = re.compile(

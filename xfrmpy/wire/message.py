@@ -17,6 +17,7 @@ from xfrmpy.wire.cursor import Cursor, Malformed, Members, pack
 from xfrmpy.wire.header import HEADER_SIZE, SPI_SIZE, IkeHeader, decode_header_untrusted
 from xfrmpy.wire.payloads import (
     DECODERS,
+    FRAGMENT_HEADER,
     SEALED_DECODERS,
     OpenPayload,
     Payload,
@@ -35,6 +36,7 @@ MAX_CLEAR_SIZE = 8192
 
 _GENERIC_HEADER = Struct(">BBH")  # next payload, critical bit, length
 ENCRYPTED_PREFIX_SIZE = HEADER_SIZE + _GENERIC_HEADER.size
+FRAGMENT_PREFIX_SIZE = ENCRYPTED_PREFIX_SIZE + FRAGMENT_HEADER.size
 _CRITICAL = 0x80
 _PAYLOAD_TYPES = Members(PayloadType)
 
@@ -122,26 +124,30 @@ def encrypted_prefix(
     message_id: int,
     first_inner: PayloadType,
     sealed_size: int,
+    fragment: tuple[int, int] | None = None,
 ) -> bytes:
     """The octets in front of the `sealed_size` octets of a message that is one SK payload.
 
     They are the IKE header and the SK payload's generic header, with final lengths: the associated
-    data to seal with (RFC 5282 section 5.1), to which the sealed octets are then appended. Raises
-    `ValueError` where something does not fit its field.
+    data to seal with (RFC 5282 section 5.1), to which the sealed octets are then appended. With a
+    `fragment`, its number and the total of fragments, the payload is an SKF, and both stand behind
+    its generic header (RFC 7383 section 2.5). Raises `ValueError` where something does not fit its
+    field.
     """
+    if fragment is not None:
+        sealed_size += FRAGMENT_HEADER.size
     header = IkeHeader(
         spi_i=spi_i,
         spi_r=spi_r,
-        next_payload=PayloadType.SK,
+        next_payload=PayloadType.SK if fragment is None else PayloadType.SKF,
         exchange=exchange,
         is_response=is_response,
         is_initiator=is_initiator,
         message_id=message_id,
         length=ENCRYPTED_PREFIX_SIZE + sealed_size,
     )
-    return header.encode() + pack(
-        _GENERIC_HEADER, first_inner, 0, _GENERIC_HEADER.size + sealed_size
-    )
+    generic = pack(_GENERIC_HEADER, first_inner, 0, _GENERIC_HEADER.size + sealed_size)
+    return header.encode() + generic + (pack(FRAGMENT_HEADER, *fragment) if fragment else b"")
 
 
 def decode_payloads_untrusted(first: PayloadType, data: bytes) -> tuple[OpenPayload, ...]:

@@ -32,6 +32,7 @@ from xfrmpy.wire.proposals import check_proposals, decode_proposals_untrusted, e
 from xfrmpy.wire.selectors import decode_selectors_untrusted, encode_selectors
 
 MIN_NONCE, MAX_NONCE = 16, 256  # octets, RFC 7296 section 3.9
+PUZZLE_KEYS = 4  # RFC 8019 section 7.1.3
 
 # Ours. The longest reply seen in the field has some tens of attributes.
 MAX_CONFIGURATION_ATTRIBUTES = 256
@@ -42,7 +43,7 @@ _NOTIFY = Struct(">BBH")  # protocol, SPI size, type
 _DELETE = Struct(">BBH")  # protocol, SPI size, number of SPIs
 _ENCODING = Struct(">B")
 _ATTRIBUTE = Struct(">HH")  # reserved bit and type, length
-_FRAGMENT = Struct(">HH")  # number, total
+FRAGMENT_HEADER = Struct(">HH")  # number, total
 
 _DELETED_SPI_SIZES: dict[int, int] = {ProtocolId.IKE: 0, ProtocolId.AH: 4, ProtocolId.ESP: 4}
 _ATTRIBUTE_TYPE_MASK = 0x7FFF
@@ -222,6 +223,30 @@ class EapPayload(_OpaquePayload):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PuzzleSolutionPayload(_Payload):
+    """PS, RFC 8019 section 8.2: four keys of one size. Whether they solve anything is not known."""
+
+    TYPE: ClassVar = PayloadType.PS
+    keys: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.keys) != PUZZLE_KEYS or len({len(key) for key in self.keys}) != 1:
+            raise ValueError("a puzzle solution is four keys of one size")
+        if not self.keys[0]:
+            raise ValueError("a puzzle solution of empty keys")
+
+    def encode_body(self) -> bytes:
+        return b"".join(self.keys)
+
+    @classmethod
+    def decode_body_untrusted(cls, cursor: Cursor) -> Self:
+        size, left_over = divmod(cursor.remaining, PUZZLE_KEYS)
+        if left_over:
+            raise cursor.malformed("a puzzle solution whose size is no multiple of 4")
+        return cls(keys=tuple([cursor.take(size) for _ in range(PUZZLE_KEYS)]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NotifyPayload(_Payload):
     """Section 3.10. `protocol` means nothing without an `spi`; it is kept as received."""
 
@@ -384,11 +409,11 @@ class EncryptedFragmentPayload(_Payload):
             raise ValueError(f"fragment {self.number} of {self.total}")
 
     def encode_body(self) -> bytes:
-        return pack(_FRAGMENT, self.number, self.total) + self.sealed
+        return pack(FRAGMENT_HEADER, self.number, self.total) + self.sealed
 
     @classmethod
     def decode_body_untrusted(cls, cursor: Cursor, first_inner: PayloadType) -> Self:
-        number, total = cursor.unpack(_FRAGMENT)
+        number, total = cursor.unpack(FRAGMENT_HEADER)
         return cls(first_inner=first_inner, number=number, total=total, sealed=cursor.rest())
 
 
@@ -424,6 +449,7 @@ OpenPayload: TypeAlias = (
     | TsrPayload
     | ConfigurationPayload
     | EapPayload
+    | PuzzleSolutionPayload
     | UnknownPayload
 )
 SealedPayload: TypeAlias = EncryptedPayload | EncryptedFragmentPayload
@@ -447,6 +473,7 @@ DECODERS: dict[int, Callable[[Cursor], OpenPayload]] = {
         TsrPayload,
         ConfigurationPayload,
         EapPayload,
+        PuzzleSolutionPayload,
     )
 }
 SEALED_DECODERS: dict[int, Callable[[Cursor, PayloadType], SealedPayload]] = {

@@ -67,7 +67,15 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         integrity_key=octets[: suite.integrity.key] if suite.integrity else b"",
         mode=draw(st.sampled_from(Mode)),
         replay_window=draw(st.integers(0, 4096)),
-        encapsulation=draw(st.none() | st.builds(UdpEncapsulation, ports, ports)),
+        encapsulation=draw(
+            st.none()
+            | st.builds(
+                UdpEncapsulation,
+                ports,
+                ports,
+                st.sampled_from([None, destination if int(destination) else None]),
+            )
+        ),
         lifetime=draw(LIFETIMES),
     )
 
@@ -138,6 +146,12 @@ def test_only_an_outbound_sa_marks_its_packets() -> None:
     outbound = entries.encode_sa(replace(SA, direction=Direction.OUT))
     assert Attribute.SET_MARK not in inbound.attributes
     assert outbound.attributes[Attribute.SET_MARK] == {"value": 0x5846}
+
+
+def test_only_a_tunnel_is_open_for_both_families() -> None:
+    """The kernel takes what it is not told of an SA of transport mode from its outer family."""
+    flags = [entries.encode_sa(replace(SA, mode=mode)).body["flags"] & 32 for mode in Mode]
+    assert flags == [32 if mode is Mode.TUNNEL else 0 for mode in Mode]
 
 
 def test_a_window_of_32_packets_is_one_word() -> None:

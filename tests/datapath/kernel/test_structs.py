@@ -80,6 +80,7 @@ NUMBERS: dict[type[MessageType | Attribute | Group], dict[str, int]] = {
         "ALG_CRYPT": 2,
         "ENCAP": 4,
         "TMPL": 5,
+        "SA": 6,
         "LTIME_VAL": 9,
         "LASTUSED": 15,
         "ALG_AEAD": 18,
@@ -87,7 +88,7 @@ NUMBERS: dict[type[MessageType | Attribute | Group], dict[str, int]] = {
         "REPLAY_ESN_VAL": 23,
         "SET_MARK": 29,
     },
-    Group: {"ACQUIRE": 1, "EXPIRE": 2, "MAPPING": 8},
+    Group: {"ACQUIRE": 1, "EXPIRE": 2, "SA": 3, "MAPPING": 8},
 }
 
 LAYOUTS: dict[str, Layout] = {name: getattr(structs, name) for name in SIZES}

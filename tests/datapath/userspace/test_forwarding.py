@@ -438,6 +438,39 @@ def test_an_update_keeps_counters_and_sequence_numbers() -> None:
     assert list(ours.events) == [Expired(sa=sa(0).id, reqid=REQID, hard=True)]
 
 
+def test_a_move_keeps_counters_sequence_numbers_and_the_window() -> None:
+    ours, theirs = gateway(0), gateway(1)
+    first = ours.protect(packet(), 0.0)[0]
+    theirs.unprotect(first, FIRST, 1.0)
+    elsewhere = ip_address("203.0.113.5")
+    moved = replace(sa(0), destination=elsewhere)
+    ours.move_sa(sa(0).id, moved)
+    theirs.move_sa(sa(0).id, received(moved))
+    sealed, entry = ours.protect(packet(), 2.0)
+    assert entry == moved
+    theirs.unprotect(sealed, FIRST, 2.0)
+    assert theirs.usage(moved.id, 3.0).packets == ours.usage(moved.id, 3.0).packets == 2
+    with refused(EspDrop.REPLAYED):
+        theirs.unprotect(first, FIRST, 2.0)
+    with pytest.raises(DatapathError):
+        ours.usage(sa(0).id, 3.0)
+    ours.remove_sa(moved.id)
+    theirs.remove_sa(moved.id)
+    assert moved not in ours.dump().sad
+    with refused(Refusal.UNKNOWN_SPI):
+        theirs.unprotect(sealed, FIRST, 3.0)
+
+
+def test_a_move_onto_another_sa_is_refused() -> None:
+    ours = gateway(0)
+    other = replace(sa(0), destination=ip_address("203.0.113.5"))
+    ours.add_sa(other, 0.0)
+    with pytest.raises(DatapathError) as caught:
+        ours.move_sa(sa(0).id, other)
+    assert caught.value.errno == errno.EEXIST
+    assert {sa(0), other} <= set(ours.dump().sad)
+
+
 def test_a_limit_lowered_below_what_was_carried_is_met_at_once() -> None:
     ours = gateway(0)
     for _ in range(3):

@@ -12,6 +12,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from typing import TypeVar
 
 from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event, Expired
@@ -31,11 +32,19 @@ class KernelDatapath:
 
     name = "kernel"
 
-    def __init__(self, requests: NetlinkSocket, events: NetlinkSocket, routes: Routes) -> None:
+    def __init__(
+        self,
+        requests: NetlinkSocket,
+        events: NetlinkSocket,
+        deletions: NetlinkSocket,
+        routes: Routes,
+    ) -> None:
         self._requests = requests
         self._events = events
+        self._deletions = deletions
         self._routes = routes
         self._sas: dict[SaId, int] = {}  # the reqids of those in force, to notice lost events
+        self._seen: dict[SaId, tuple[int, float]] = {}  # packets, and when there were first so many
         self._routed: set[Selector] = set()  # of the OUT policies that have a route
         self._taken: set[int] = set()  # the indices of our policies
 
@@ -47,9 +56,10 @@ class KernelDatapath:
         """
         with ExitStack() as stack:
             requests = stack.enter_context(closing(NetlinkSocket()))
-            events = stack.enter_context(closing(NetlinkSocket(tuple(Group))))
+            events = stack.enter_context(closing(NetlinkSocket(_EVENT_GROUPS)))
+            deletions = stack.enter_context(closing(NetlinkSocket()))
             routes = stack.enter_context(closing(Routes(RouteOwner.KERNEL)))
-            opened = cls(requests, events, routes)
+            opened = cls(requests, events, deletions, routes)
             opened._adopt()
             stack.pop_all()
         return opened
@@ -62,28 +72,16 @@ class KernelDatapath:
         self._sas[entry.id] = entry.reqid
 
     def update_sa(self, entry: SadEntry) -> None:
-        what = f"update {entry.id}"
-        current = self._our_sa(entry.id, what)
-        old = entries.decode_sa(current)
-        same_shape = (old.encapsulation is None) == (entry.encapsulation is None)
-        if old.source == entry.source and same_shape:
-            update = entries.encode_sa(entry, MessageType.UPDSA)
-            self._requests.ask(Request(update, what))
-            return
-        # The kernel cannot change a source, nor whether there is encapsulation: the SA is made
-        # again with its counters, in one send so that no packet finds it missing for long.
-        fresh = entries.encode_sa(entry)
-        fresh.attributes[Attribute.REPLAY_ESN_VAL] = current.attributes[Attribute.REPLAY_ESN_VAL]
-        fresh.attributes[Attribute.LTIME_VAL] = _current_lifetime(current)
-        delete = entries.encode_sa_id(entry.id, MessageType.DELSA)
-        for reply in self._requests.exchange(
-            [Request(delete, what), Request(fresh, what, create=True)]
-        ):
-            reply.unless()
+        self._change(entry.id, entry, f"update {entry.id}")
+
+    def move_sa(self, sa: SaId, entry: SadEntry) -> None:
+        self._change(sa, entry, f"move {sa}")
+        self._forget(sa)
+        self._sas[entry.id] = entry.reqid
 
     def remove_sa(self, sa: SaId) -> None:
         what = f"remove {sa}"
-        self._sas.pop(sa, None)
+        self._forget(sa)
         with _gone_is_fine():
             self._our_sa(sa, what)
             self._requests.ask(Request(entries.encode_sa_id(sa, MessageType.DELSA), what))
@@ -110,7 +108,16 @@ class KernelDatapath:
             self._taken.discard(found.body["index"])
 
     def usage(self, sa: SaId) -> Usage:
-        return entries.decode_usage(self._our_sa(sa, f"read the usage of {sa}"), time.time())
+        """Linux 6.1 does not tell the last use: then `seconds_idle` counts from when a packet was
+        first seen here to have passed, and is as exact as `usage` is frequent."""
+        message = self._our_sa(sa, f"read the usage of {sa}")
+        usage = entries.decode_usage(message, time.time())
+        if usage.seconds_idle is not None or not usage.packets:
+            return usage
+        now = time.monotonic()
+        if self._seen.get(sa, (0, now))[0] != usage.packets:
+            self._seen[sa] = (usage.packets, now)
+        return replace(usage, seconds_idle=now - self._seen[sa][1])
 
     def dump(self) -> Dump:
         return Dump(
@@ -124,7 +131,7 @@ class KernelDatapath:
         deletions = [entries.encode_policy_index(policy) for policy in self._dump_policies()]
         deletions += [_deletion(sa) for sa in sas]
         replies = self._requests.exchange([Request(d, "remove what is ours") for d in deletions])
-        for known in (self._sas, self._routed, self._taken):
+        for known in (self._sas, self._seen, self._routed, self._taken):
             known.clear()
         return sum(reply.unless(*_GONE).error is None for reply in replies)
 
@@ -137,11 +144,11 @@ class KernelDatapath:
             events += self._missed_events()
         for event in events:
             if isinstance(event, Expired) and event.hard:
-                self._sas.pop(event.sa, None)
+                self._forget(event.sa)
         return tuple(events)
 
     def close(self) -> None:
-        for held in (self._requests, self._events, self._routes):
+        for held in (self._requests, self._events, self._deletions, self._routes):
             held.close()
 
     def _adopt(self) -> None:
@@ -154,11 +161,40 @@ class KernelDatapath:
             with suppress(DatapathError):  # the way to the peer may be down just now
                 self._set_route(entry)
 
+    def _forget(self, sa: SaId) -> None:
+        self._sas.pop(sa, None)
+        self._seen.pop(sa, None)
+
     def _our_sa(self, sa: SaId, what: str) -> Message:
         found = self._requests.ask(Request(entries.encode_sa_id(sa, MessageType.GETSA), what))
         if not found or not entries.is_our_sa(found[0]):
             raise DatapathError(f"cannot {what}: it is another program's", errno.ESRCH)
         return found[0]
+
+    def _change(self, sa: SaId, entry: SadEntry, what: str) -> None:
+        old = entries.decode_sa(self._our_sa(sa, what))
+        same_shape = (old.encapsulation is None) == (entry.encapsulation is None)
+        if sa == entry.id and old.source == entry.source and same_shape:
+            self._requests.ask(Request(entries.encode_sa(entry, MessageType.UPDSA), what))
+        else:
+            self._make_again(sa, entry, what)
+
+    def _make_again(self, sa: SaId, entry: SadEntry, what: str) -> None:
+        """For what the kernel cannot change: an address, and whether there is encapsulation.
+
+        The state is the one that the deletion reports, not one read before it: packets in between
+        would make the new SA use their sequence numbers again, which no AEAD cipher survives.
+        """
+        delete = Request(entries.encode_sa_id(sa, MessageType.DELSA), what)
+        with self._deletions.joined(Group.SA):
+            self._requests.ask(delete)
+            gone = _deletion_of(sa, self._deletions.notifications())
+        fresh = entries.encode_sa(entry)
+        if gone is None:
+            raise DatapathError(f"cannot {what}: the kernel did not tell its last state")
+        fresh.attributes[Attribute.REPLAY_ESN_VAL] = gone.attributes[Attribute.REPLAY_ESN_VAL]
+        fresh.attributes[Attribute.LTIME_VAL] = _current_lifetime(gone)
+        self._requests.ask(Request(fresh, what, create=True))
 
     def _our_policy(self, entry: SpdEntry, what: str) -> Message:
         get = entries.encode_policy_id(entry, MessageType.GETPOLICY)
@@ -259,6 +295,8 @@ class KernelDatapath:
         return missed
 
 
+_EVENT_GROUPS = (Group.ACQUIRE, Group.EXPIRE, Group.MAPPING)
+
 _GONE = (errno.ENOENT, errno.ESRCH)
 
 _LARVAL_SPI = 0x58460000
@@ -293,6 +331,16 @@ def _deletion(sa: Message) -> Message:
     return entries.encode_sa_id(entries.decode_sa_id(sa.body), MessageType.DELSA)
 
 
-def _current_lifetime(sa: Message) -> Values:
+def _deletion_of(sa: SaId, news: Iterable[Message]) -> Message | None:
+    """The notification that an SA is gone, with its last state; None if it is not there."""
+    for message in news:
+        is_deletion = message.type == MessageType.DELSA and Attribute.SA in message.attributes
+        if is_deletion and entries.decode_sa_id(message.attributes[Attribute.SA]) == sa:
+            return message
+    return None
+
+
+def _current_lifetime(deletion: Message) -> Values:
     prefix = "curlft_"
-    return {n.removeprefix(prefix): v for n, v in sa.body.items() if n.startswith(prefix)}
+    state = deletion.attributes[Attribute.SA]
+    return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}

@@ -62,7 +62,7 @@ def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message
         "family": _family(entry.destination),
         "mode": _MODES[entry.mode],
         # No selector of its own: what may pass is the SPD's business, of either inner family.
-        "flags": _AF_UNSPEC | (_ESN if entry.suite.esn else 0),
+        "flags": _flags(entry),
         **_encode_lifetime(entry.lifetime),
     }
     attributes: dict[int, Values] = {
@@ -79,6 +79,7 @@ def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message
             "encap_type": _ESP_IN_UDP,
             "encap_sport": entry.encapsulation.source_port,
             "encap_dport": entry.encapsulation.destination_port,
+            "encap_oa": _octets(entry.encapsulation.original),
         }
     if entry.direction is Direction.OUT:
         attributes[Attribute.SET_MARK] = {"value": OUR_MARK}
@@ -99,7 +100,7 @@ def decode_sa(message: Message) -> SadEntry:
             protocol=_decoded(_PROTOCOLS, body["id_proto"]),
             mode=_decoded(_MODES, body["mode"]),
             replay_window=attributes[Attribute.REPLAY_ESN_VAL]["replay_window"],
-            encapsulation=_decode_encapsulation(attributes.get(Attribute.ENCAP)),
+            encapsulation=_decode_encapsulation(family, attributes.get(Attribute.ENCAP)),
             lifetime=_decode_lifetime(body),
             **_decode_suite(message),
         )
@@ -316,12 +317,27 @@ def _name(algorithm: Values) -> str:
     return str(algorithm["alg_name"].rstrip(b"\0").decode("ascii", "replace"))
 
 
-def _decode_encapsulation(values: Values | None) -> UdpEncapsulation | None:
+def _flags(entry: SadEntry) -> int:
+    """Without AF_UNSPEC the kernel takes an SA for one of its outer family, as transport is."""
+    either_family = _AF_UNSPEC if entry.mode is Mode.TUNNEL else 0
+    return either_family | (_ESN if entry.suite.esn else 0)
+
+
+def _octets(address: IpAddress | None) -> bytes:
+    return b"" if address is None else address.packed
+
+
+def _decode_encapsulation(family: int, values: Values | None) -> UdpEncapsulation | None:
     if values is None:
         return None
     if values["encap_type"] != _ESP_IN_UDP:
         raise ValueError(f"encapsulation {values['encap_type']}")
-    return UdpEncapsulation(values["encap_sport"], values["encap_dport"])
+    original = values["encap_oa"]
+    return UdpEncapsulation(
+        values["encap_sport"],
+        values["encap_dport"],
+        _address(family, original) if any(original) else None,
+    )
 
 
 _LIMITS = {

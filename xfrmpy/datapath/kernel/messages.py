@@ -42,6 +42,7 @@ class Attribute(IntEnum):
     ALG_CRYPT = 2
     ENCAP = 4
     TMPL = 5
+    SA = 6
     LTIME_VAL = 9
     LASTUSED = 15
     ALG_AEAD = 18
@@ -55,6 +56,7 @@ class Group(IntEnum):
 
     ACQUIRE = 1
     EXPIRE = 2
+    SA = 3
     MAPPING = 8
 
 
@@ -98,6 +100,7 @@ ATTRIBUTES: dict[int, Shape] = {
     Attribute.ALG_CRYPT: Shape(structs.ALGO, _KEY),
     Attribute.ENCAP: Shape(structs.ENCAP_TMPL),
     Attribute.TMPL: Shape(structs.USER_TMPL, repeated=True),
+    Attribute.SA: Shape(structs.USERSA_INFO),
     Attribute.LTIME_VAL: Shape(structs.LIFETIME_CUR),
     Attribute.LASTUSED: Shape(structs.U64),
     Attribute.ALG_AEAD: Shape(structs.ALGO_AEAD, _KEY),

@@ -12,6 +12,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from socket import AF_NETLINK, SO_RCVBUF, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW, SOL_SOCKET, socket
 
@@ -32,7 +33,7 @@ _REQUEST, _ACK, _ACK_TLVS = 0x1, 0x4, 0x200
 _DUMP, _EXCLUSIVE, _CREATE = 0x300, 0x200, 0x400
 _ACK_MESSAGE = 1  # NLMSGERR_ATTR_MSG
 _SOL_NETLINK = 270
-_ADD_MEMBERSHIP, _CAP_ACK, _EXT_ACK = 1, 10, 11
+_ADD_MEMBERSHIP, _DROP_MEMBERSHIP, _CAP_ACK, _EXT_ACK = 1, 2, 10, 11
 _RECEIVE_BUFFER_FORCE = 33  # SO_RCVBUFFORCE
 
 _BUFFER = 4 << 20
@@ -115,6 +116,17 @@ class NetlinkSocket:
         while (data := self._receive()) is not None:
             for kind, _, _, payload in _split_messages(data):
                 yield decode_message(kind, payload)
+
+    @contextmanager
+    def joined(self, group: int) -> Iterator[None]:
+        """Hear a group's notifications meanwhile; what is not read by the end is forgotten."""
+        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+        try:
+            yield
+        finally:
+            self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, group)
+            while self._receive() is not None:
+                pass
 
     def _prepare(self, groups: Sequence[int]) -> None:
         self._socket.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)

@@ -99,7 +99,7 @@ class UserspaceDatapath:
             esn=True,
             udp_encapsulation=True,
             raw_esp=False,
-            missing={"transport": "the userspace datapath knows tunnel mode only"},
+            missing={"transport mode": "the userspace datapath knows tunnel mode only"},
         )
 
     def add_sa(self, entry: SadEntry) -> None:
@@ -110,6 +110,11 @@ class UserspaceDatapath:
     def update_sa(self, entry: SadEntry) -> None:
         mtu = self._mtu_of(entry)
         self._ask("update_sa", to_plain(entry))
+        self._set_inner_mtu(entry.reqid, mtu)
+
+    def move_sa(self, sa: SaId, entry: SadEntry) -> None:
+        mtu = self._mtu_of(entry)
+        self._ask("move_sa", [to_plain(sa), to_plain(entry)])
         self._set_inner_mtu(entry.reqid, mtu)
 
     def remove_sa(self, sa: SaId) -> None:

@@ -227,20 +227,31 @@ class Forwarder:
         self._inbound[spi] = (inbound, self._sad[entry.id])
 
     def update_sa(self, entry: SadEntry) -> None:
+        """As `move_sa`, for the SA of the same id."""
+        self.move_sa(entry.id, entry)
+
+    def move_sa(self, sa: SaId, entry: SadEntry) -> None:
         """New addresses, ports and lifetimes; keys, counters and window stay.
 
         Raises `DatapathError` for no such SA, and for anything else that would change.
         """
-        held = self._find(entry.id)
+        held = self._find(sa)
         old = held.sa.entry
         changed = replace(
-            old, source=entry.source, encapsulation=entry.encapsulation, lifetime=entry.lifetime
+            old,
+            source=entry.source,
+            destination=entry.destination,
+            encapsulation=entry.encapsulation,
+            lifetime=entry.lifetime,
         )
         if entry != changed or entry.encapsulation is None:
-            raise DatapathError(f"{entry.id} cannot become another SA", errno.EINVAL)
+            raise DatapathError(f"{sa} cannot become another SA", errno.EINVAL)
+        if entry.id != sa and entry.id in self._sad:
+            raise DatapathError(f"{entry.id} is in force already", errno.EEXIST)
         if entry.lifetime != old.lifetime:
             held.is_soft_reported = False
         held.sa.entry = entry
+        self._sad[entry.id] = self._sad.pop(sa)
 
     def remove_sa(self, sa: SaId) -> None:
         held = self._sad.pop(sa, None)

@@ -252,6 +252,12 @@ class Worker:
     def update_sa(self, plain: Plain) -> None:
         self._forwarder.update_sa(from_plain(SadEntry, plain))
 
+    def move_sa(self, plain: Plain) -> None:
+        """`plain` has the id of old, and the entry."""
+        if not isinstance(plain, list) or len(plain) != 2:
+            raise ValueError("a move has two parts")
+        self._forwarder.move_sa(from_plain(SaId, plain[0]), from_plain(SadEntry, plain[1]))
+
     def remove_sa(self, plain: Plain) -> None:
         self._forwarder.remove_sa(from_plain(SaId, plain))
 
@@ -303,6 +309,7 @@ _HANDLERS: dict[str, _Handler] = {
     "join": _single(Worker.join),
     "add_sa": _single(Worker.add_sa),
     "update_sa": _single(Worker.update_sa),
+    "move_sa": _single(Worker.move_sa),
     "remove_sa": _single(Worker.remove_sa),
     "add_policy": _single(Worker.add_policy),
     "remove_policy": _single(Worker.remove_policy),

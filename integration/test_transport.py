@@ -1,0 +1,92 @@
+"""Transport mode between the two gateways themselves, with and without NATs between them.
+
+In the kernel alone: the userspace datapath has none, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from integration.lab.process import eventually
+from integration.lab.site import Pair, Peer, Role, Site
+from integration.lab.transfer import transfer
+from integration.lab.tunnel import Tunnel
+
+BOTH_ROLES = pytest.mark.parametrize("role", list(Role))
+
+
+def _tunnel(site: Site, moon: bool = True) -> Tunnel:
+    tunnel = replace(site.network.tunnel(), is_transport=True)
+    return tunnel if moon else tunnel.mirrored()
+
+
+def _assert_carries(site: Site, kind: str) -> None:
+    """Pings and a TCP stream in both directions, and nothing in the clear."""
+    moon, sun = site.network.moon, site.network.sun
+    with site.capture() as wire:
+        assert moon.ping(sun.public[4]) == 0
+        assert sun.ping(moon.public[4]) == 0
+        transfer(moon, sun, sun.outside[4], 200_000, site.log)
+    assert wire.kinds["clear"] == 0
+    assert wire.kinds[kind] == wire.protected > 100
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("peer", [Site.strongswan, Site.libreswan], ids=lambda f: f.__name__)
+@BOTH_ROLES
+def test_two_hosts_protect_what_they_say(site: Site, role: Role, peer: Callable[..., Peer]) -> None:
+    theirs = peer(site, site.network.sun, _tunnel(site, moon=False))
+    pair = Pair(site, site.xfrmpy(site.network.moon, _tunnel(site)), theirs)
+    pair.connect(role)
+    (child,) = pair.ours.tunnel().children
+    assert (child.mode, child.local, child.remote) == (
+        "transport",
+        ["192.0.2.1/32"],
+        ["192.0.2.2/32"],
+    )
+    _assert_carries(site, "esp")
+
+
+@pytest.mark.vm
+@pytest.mark.nat
+@BOTH_ROLES
+def test_our_host_may_be_behind_a_nat(site: Site, role: Role) -> None:
+    theirs = site.strongswan(site.network.sun, _tunnel(site, moon=False))
+    pair = Pair(site, site.xfrmpy(site.network.moon, _tunnel(site)), theirs)
+    pair.connect(role)
+    _assert_carries(site, "udp-esp")
+
+
+@pytest.mark.vm
+@pytest.mark.nat
+@BOTH_ROLES
+def test_the_other_host_may_be_behind_a_nat(site: Site, role: Role) -> None:
+    ours = site.xfrmpy(site.network.sun, _tunnel(site, moon=False))
+    pair = Pair(site, ours, site.strongswan(site.network.moon, _tunnel(site)))
+    pair.connect(role)
+    (child,) = pair.ours.tunnel().children
+    assert child.remote == ["192.0.2.1/32"], "the NAT's, not the host's own"
+    _assert_carries(site, "udp-esp")
+
+
+@pytest.mark.vm
+def test_a_peer_that_makes_a_tunnel_of_it_is_refused(site: Site) -> None:
+    tunnel = site.network.tunnel().between(("192.0.2.1/32",), ("192.0.2.2/32",))
+    theirs = site.strongswan(site.network.sun, tunnel.mirrored())
+    ours = site.xfrmpy(site.network.moon, _tunnel(site))
+    answer = ours.command("up", "net0")
+    assert answer.code == 5
+    assert "XF20" in answer.errors
+    eventually("the peer to be told", lambda: not theirs.is_up())
+
+
+@pytest.mark.native
+def test_the_userspace_datapath_says_that_it_has_none(site: Site) -> None:
+    ours = site.xfrmpy(site.network.moon, _tunnel(site))
+    answer = ours.command("up", "net0")
+    assert answer.code == 78
+    assert "XF3001" in answer.errors
+    assert "the userspace datapath knows tunnel mode only" in answer.errors

@@ -1,0 +1,178 @@
+"""Tunnel or transport mode: what is asked and answered, and whose addresses selectors mean.
+
+Read RFC 7296 sections 1.3.1 and 2.23.1 first. In transport mode the traffic is that between the two
+ends of the IKE SA, so the policy limits protocols and ports, and the addresses are the path's. A
+NAT between makes each end see others than the peer has: what the peer sends is put into the
+addresses as they are seen here before it is used for anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from xfrmpy.failures import Failure
+from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
+from xfrmpy.ike.exchange import notifications, only
+from xfrmpy.ike.nat import NatSituation
+from xfrmpy.ipsec.addresses import IpAddress, Path
+from xfrmpy.ipsec.sad import Mode
+from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
+from xfrmpy.policy.model import ChildPolicy
+from xfrmpy.registry import NotifyType
+from xfrmpy.wire.payloads import NotifyPayload, OpenPayload, TsiPayload, TsrPayload
+
+if TYPE_CHECKING:
+    from xfrmpy.ike.ike_sa import IkeSa
+
+Selectors = tuple[TrafficSelector, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """Who is where: the path of the IKE SA, and which ends are behind a NAT."""
+
+    path: Path
+    nat: NatSituation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Selectors by the end that they belong to, and the mode that the peer spoke of.
+
+    `peer_address` is the one that the peer has itself, known in transport mode only.
+    """
+
+    mode: Mode
+    local: Selectors
+    remote: Selectors
+    peer_address: IpAddress | None = None
+
+
+def ends_of(sa: IkeSa) -> Ends:
+    return Ends(path=sa.path, nat=sa.nat)
+
+
+def mode_payloads(mode: Mode) -> tuple[NotifyPayload, ...]:
+    """What asks for transport mode, or agrees to it; tunnel mode needs no words."""
+    transport = NotifyPayload(type=NotifyType.USE_TRANSPORT_MODE)
+    return (transport,) if mode is Mode.TRANSPORT else ()
+
+
+def policy_between(policy: ChildPolicy, path: Path) -> ChildPolicy:
+    """The policy with the selectors of these ends, where transport mode makes them the ends'."""
+    if policy.mode is not Mode.TRANSPORT:
+        return policy
+    return replace(
+        policy,
+        local=narrow_selectors(policy.local, (_only_of(path.local.address),)),
+        remote=narrow_selectors(policy.remote, (_only_of(path.remote.address),)),
+    )
+
+
+def check_ends(children: tuple[ChildPolicy, ...], path: Path) -> Failure | None:
+    """Why a child cannot be had on a path, if one cannot."""
+    betweens = ((policy, policy_between(policy, path)) for policy in children)
+    policy = next((p for p, between in betweens if not (between.local and between.remote)), None)
+    if policy is None:
+        return None
+    return Failure(
+        code="XF2021",
+        summary="transport mode carries what the two ends say, and the policy leaves that out",
+        evidence=(
+            ("our address", str(path.local.address)),
+            ("our local", ", ".join(map(str, policy.local))),
+            ("their address", str(path.remote.address)),
+            ("our remote", ", ".join(map(str, policy.remote))),
+        ),
+    )
+
+
+def traffic_of(payloads: tuple[OpenPayload, ...], ends: Ends, *, is_initiator: bool) -> Traffic:
+    """What a message of the peer says of a Child SA; `is_initiator` tells whether we asked."""
+    tsi, tsr = only(payloads, TsiPayload).selectors, only(payloads, TsrPayload).selectors
+    local, remote = (tsi, tsr) if is_initiator else (tsr, tsi)
+    if not notifications(payloads, NotifyType.USE_TRANSPORT_MODE):
+        return Traffic(mode=Mode.TUNNEL, local=local, remote=remote)
+    return Traffic(
+        mode=Mode.TRANSPORT,
+        local=_put(local, ends.path.local.address) if ends.nat.ours else local,
+        remote=_put(remote, ends.path.remote.address) if ends.nat.theirs else remote,
+        peer_address=_address_of(remote),
+    )
+
+
+def choose_child(
+    children: tuple[ChildPolicy, ...], payloads: tuple[OpenPayload, ...], ends: Ends
+) -> tuple[ChildPolicy, Traffic]:
+    """The child that the request of an initiator means; else simply the first.
+
+    Where it meets several, the one that asks for just as much, then the one that need not narrow.
+    RFC 7296 section 2.23.1: "If no SPD entry was found, or (if found) the SPD entry does not allow
+    transport mode, undo the Traffic Selector substitutions", and take it for tunnel mode.
+    """
+    asked = traffic_of(payloads, ends, is_initiator=False)
+    as_tunnel = traffic_of(_without_transport(payloads), ends, is_initiator=False)
+    candidates = [
+        (policy_between(child, ends.path), asked if child.mode is asked.mode else as_tunnel)
+        for child in children
+    ]
+    return max(candidates, key=lambda candidate: _likeness(*candidate))
+
+
+def check_mode_asked(policy: ChildPolicy, traffic: Traffic) -> None:
+    """A responder's view. Raises `PeerIncompatible` for a tunnel where policy allows none."""
+    if policy.mode is Mode.TRANSPORT and traffic.mode is Mode.TUNNEL:
+        raise PeerIncompatible.of(
+            "XF2020",
+            "the peer wants tunnel mode, and our policy transport mode",
+            NotifyType.NO_PROPOSAL_CHOSEN,
+        )
+
+
+def check_mode_answered(policy: ChildPolicy, traffic: Traffic) -> Failure | None:
+    """An initiator's view: why the answer is unacceptable, if it is.
+
+    RFC 7296 section 1.3.1: "If the responder declines the request, the Child SA will be established
+    in tunnel mode. If this is unacceptable to the initiator, the initiator MUST delete the SA."
+    Raises `PeerMisbehaved` for a mode that was not asked for.
+    """
+    if policy.mode is traffic.mode:
+        return None
+    if traffic.mode is Mode.TRANSPORT:
+        raise PeerMisbehaved("the peer chose transport mode, which we did not ask for")
+    return Failure(
+        code="XF2020", summary="the peer makes a tunnel of what we want in transport mode"
+    )
+
+
+def _without_transport(payloads: tuple[OpenPayload, ...]) -> tuple[OpenPayload, ...]:
+    asking = notifications(payloads, NotifyType.USE_TRANSPORT_MODE)
+    return tuple(p for p in payloads if p not in asking)
+
+
+def _likeness(policy: ChildPolicy, traffic: Traffic) -> int:
+    pairs = ((traffic.remote, policy.remote), (traffic.local, policy.local))
+    is_met = all(narrow_selectors(theirs, ours) for theirs, ours in pairs)
+    if not is_met or policy.mode is not traffic.mode:
+        return 0
+    is_within = all(covered_by(theirs, ours) for theirs, ours in pairs)
+    is_all = all(covered_by(ours, theirs) for theirs, ours in pairs)
+    return 1 + 2 * is_within + is_all + (is_within and is_all)
+
+
+def _address_of(selectors: Selectors) -> IpAddress | None:
+    """The one address of selectors that have exactly one."""
+    found = {address for s in selectors for address in (s.start_address, s.end_address)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _put(selectors: Selectors, address: IpAddress) -> Selectors:
+    """The selectors of one address, about another; others are left alone, and will not fit."""
+    if _address_of(selectors) is None:
+        return selectors
+    return tuple(replace(s, start_address=address, end_address=address) for s in selectors)
+
+
+def _only_of(address: IpAddress) -> TrafficSelector:
+    return TrafficSelector(start_address=address, end_address=address)
