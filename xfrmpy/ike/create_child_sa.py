@@ -299,8 +299,10 @@ def take_over(old: ChildSa) -> None:
 def take_back(heir: ChildSa) -> None:
     """The peer deletes what it has made in the place of another, which so is in use again."""
     old = heir.replaces
-    if old is not None and old.heir is heir and old.state is ChildSaState.REKEYED:
-        old.heir = old.wait_until = None
+    if old is None or old.heir is not heir:
+        return
+    old.heir = old.wait_until = None
+    if old.state is ChildSaState.REKEYED:
         old.move_to(ChildSaState.INSTALLED)
 
 

@@ -1,0 +1,435 @@
+"""Two ends, a bad link, and an operator at each who changes his mind: seeded, so that it replays.
+
+Every seed is a run of its own: for a while the link loses, reorders, doubles, delays and damages,
+a NAT forgets its mapping, daemons restart, datapaths refuse, and tunnels go up and down; then
+everything is quiet. Invariants hold after every step, and at rest both ends agree.
+
+`python -m tests.ike.simulation 0:1000000` runs so many, on every core; a failure prints the line
+that replays it. `make test` runs the first 5,000.
+"""
+
+from __future__ import annotations
+
+import heapq
+import multiprocessing
+import os
+import random
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from tests.ike.conftest import Host, Pair, mirrored, seeded_random, tunnel_policy
+from xfrmpy.ike import channel as channel_module
+from xfrmpy.ike.admission import AdmissionLimits
+from xfrmpy.ike.endpoint import IkeEndpoint
+from xfrmpy.ike.keepalive import KEEPALIVE
+from xfrmpy.ike.outputs import AddSa, SendDatagram, TunnelClosed
+from xfrmpy.ike.states import ChildSaState, IkeSaState
+from xfrmpy.ipsec.addresses import IKE_PORT, Path, SocketAddress
+from xfrmpy.ipsec.sad import Direction, UdpEncapsulation
+from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.policy.model import ChildPolicy, Encapsulation, TunnelPolicy
+
+COMMANDS = (
+    *("up", "up", "up", "up", "both", "down", "restart", "rebind"),
+    *("rekey child", "rekey child", "rekey ike", "rekey ike", "reauthenticate"),
+    *("rekey child at once", "rekey ike at once", "part"),
+)
+"""`at once` is at both ends; a partition (`part`) lets nothing pass for a while, or nothing of one
+end."""
+
+TICK_SECONDS = 1e-6
+"""Clocks of great numbers are not exact: an end is woken a little late, never too early."""
+
+SETTLING_SECONDS = 60.0
+"""At rest, an exchange may be under way, because lifetimes go on being short; it ends by then."""
+
+STORM_SECONDS, QUIET_SECONDS = 90.0, 400.0
+"""The quiet is longer than liveness, every retransmission, half-open and lingering together."""
+
+SMALL_SIZES = {4: (300, 200), 6: (300, 200)}
+"""So small that IKE_AUTH goes in fragments: in every third run."""
+
+NAT_ADDRESS = ip_address("198.51.100.1")
+
+
+class Simulation:
+    """One run. `chance` is all that is left to it, but for the extensions, which `extras` choose:
+    more of them leave the runs as they were. The ends have randomness of their own."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.chance = random.Random(seed)
+        self.extras = random.Random(f"{seed}/extras")
+        policy = self._policy()
+        sun = mirrored(policy)
+        if self.chance.random() < 0.3:
+            sun = replace(sun, proposals=sun.proposals[::-1])
+        secrets = self.extras.random() < 0.5
+        self.pair = Pair(policy, sun, self._limits(), secrets=secrets)
+        self.hosts = (self.pair.moon, self.pair.sun)
+        self.now = 0.0
+        self.flying: list[tuple[float, int, Host, bytes, Path]] = []
+        self.count = 0
+        self.is_storm = True
+        self.parted: dict[str, float] = {}
+        self.clocks = {
+            name: (self.extras.choice((0.0, 1e3, 1e9)), self.extras.choice((1.0, 0.97, 1.03)))
+            for name in ("moon", "sun")
+        }
+        self.badness = self.chance.choice((0.0, 0.05, 0.2, 0.4))
+        self.mappings: dict[int, int] = {}
+        self.has_nat = self.chance.random() < 0.3
+        if self.has_nat:
+            self.pair.sun.endpoint.set_peer_addresses("tunnel-a", (NAT_ADDRESS,))
+        self.commands = sorted(self._command() for _ in range(self.chance.randint(2, 12)))
+        self.accidents = {what for _, what, _ in self.commands} & {"restart", "rebind", "part"}
+        self.spis: set[tuple[str, int]] = set()
+        self.keys: set[bytes] = set()
+        self.sealed: dict[bytes, bytes] = {}
+        for host in self.hosts:
+            host.clock = partial(self._time_at, host)
+            host.endpoint._core.random = seeded_random(f"{seed}/{host.name}")
+            for _ in range(self.chance.choice((0, 0, 0, 1, 2)) if self.badness else 0):
+                kind = self.chance.choice(("add_sa", "add_policy", "add_sa out", "add_policy fwd"))
+                host.datapath.refuse(kind, nth=self.chance.randint(1, 6))
+
+    def _limits(self) -> AdmissionLimits:
+        """In every fifth run the ends demand cookies from the first request on, in some puzzles."""
+        if self.seed % 5:
+            return AdmissionLimits()
+        return AdmissionLimits(cookies_at=0, puzzles_at=0 if self.seed % 50 == 0 else 300)
+
+    def _policy(self) -> TunnelPolicy:
+        groups = self.chance.choice(("x25519", "ecp256-x25519"))
+        policy = tunnel_policy(
+            self.chance.choice(("10.1.0.0/16", "10.1.0.0/24 2001:db8:1::/48")),
+            self.chance.choice(("10.2.0.0/16", "10.2.0.0/24[tcp/443] 2001:db8:2::/48")),
+            ike=f"aes128gcm16-prfsha256-{groups} aes256-sha256-x25519",
+            esp=self.chance.choice(
+                ("aes128gcm16", "aes256-sha256-noesn", "aes128gcm16-ecp256-x25519")
+            ),
+        )
+        (child,) = policy.children
+        if self.chance.random() < 0.3:
+            seconds = self.chance.choice((40.0, 100.0))
+            policy = replace(policy, children=(replace(child, lifetime_seconds=seconds),))
+        if self.extras.random() < 0.3:
+            policy = replace(policy, children=(*policy.children, _another(policy.children[0])))
+        if self.chance.random() < 0.2:
+            policy = replace(policy, encapsulation=Encapsulation.FORCE)
+        if self.extras.random() < 0.5:
+            policy = replace(policy, resumption=True)
+        if self.chance.random() < 0.3:
+            policy = replace(
+                policy,
+                lifetime_seconds=self.chance.choice((None, 100.0, 300.0)),
+                reauth_seconds=self.chance.choice((None, None, 150.0)),
+            )
+        return policy
+
+    def _command(self) -> tuple[float, str, str]:
+        what = self.chance.choice(COMMANDS)
+        calls = what in {"up", "both"}
+        who = "moon" if self.has_nat and calls else self.chance.choice(("moon", "sun"))
+        return self.chance.uniform(0, STORM_SECONDS * self.chance.random()), what, who
+
+    def run(self) -> None:
+        self._until(STORM_SECONDS)
+        self.is_storm = False
+        self._until(STORM_SECONDS + QUIET_SECONDS)
+        end = self.now
+        while not self._is_settled() and self.now < end + SETTLING_SECONDS:
+            self._until(self.now + 0.5)
+        self._check_rest()
+
+    def _is_settled(self) -> bool:
+        return not self.flying and all(
+            sa.state in (IkeSaState.ESTABLISHED, IkeSaState.DELETED)
+            and sa.channel.window.is_idle
+            and not sa.retired
+            and all(c.state is ChildSaState.INSTALLED for c in sa.children)
+            for host in self.hosts
+            for sa in host.ike_sas
+        )
+
+    # Time. Each end has a clock that began at another moment and runs at another pace.
+
+    def _time_at(self, host: Host) -> float:
+        start, pace = self.clocks[host.name]
+        return start + self.now * pace
+
+    def _due(self, host: Host) -> float | None:
+        """When an end wants to be woken, by the time of the world."""
+        due_at = host.endpoint.next_timeout()
+        if due_at is None:
+            return None
+        start, pace = self.clocks[host.name]
+        return (due_at - start) / pace
+
+    def _until(self, end: float) -> None:
+        while True:
+            moments = [self._due(host) for host in self.hosts]
+            moments += [self.flying[0][0]] if self.flying else []
+            moments += [self.commands[0][0]] if self.commands else []
+            due = min((m for m in moments if m is not None), default=end)
+            if due >= end:
+                self.now = end
+                return
+            self.now = max(self.now, due + TICK_SECONDS)
+            self._step()
+
+    def _step(self) -> None:
+        while self.commands and self.commands[0][0] <= self.now:
+            self._obey(*self.commands.pop(0)[1:])
+        while self.flying and self.flying[0][0] <= self.now:
+            _, _, host, data, path = heapq.heappop(self.flying)
+            host.endpoint.receive_datagram(data, path, self._time_at(host))
+            self._settle(host)
+        for host in self.hosts:
+            host.endpoint.handle_timeout(self._time_at(host))
+            self._settle(host)
+
+    def _obey(self, what: str, who: str) -> None:
+        host = self.pair.moon if who == "moon" else self.pair.sun
+        other = self.pair.sun if who == "moon" else self.pair.moon
+        if what == "both" and not self.has_nat:
+            self._obey("up", other.name)
+        if what in {"up", "both"}:
+            ends = (SocketAddress(ip_address(h.address), IKE_PORT) for h in (host, other))
+            path = Path(local=next(ends), remote=next(ends))
+            host.endpoint.initiate("tunnel-a", path, self._time_at(host))
+        elif what == "down":
+            host.endpoint.terminate("tunnel-a", self._time_at(host))
+        elif what == "part":
+            self._part(host)
+        elif what.startswith("rekey") or what == "reauthenticate":
+            self._replace(what, host, other)
+        elif what == "restart":
+            self._restart(host)
+        else:
+            self.mappings.clear()
+        self._settle(host)
+
+    def _replace(self, what: str, host: Host, other: Host) -> None:
+        ends = (host, other) if what.endswith("at once") else (host,)
+        for end in ends:
+            now = self._time_at(end)
+            if what.startswith("rekey child"):
+                end.endpoint.rekey_child_sas("tunnel-a", now)
+            elif what.startswith("rekey ike"):
+                end.endpoint.rekey_ike_sas("tunnel-a", now)
+            else:
+                end.endpoint.reauthenticate("tunnel-a", now)
+        for end in ends:
+            self._settle(end)
+
+    def _part(self, sender: Host) -> None:
+        """Nothing of one end passes for a while, or nothing at all."""
+        until = self.now + self.chance.choice((1.0, 5.0, 30.0))
+        silent = (sender,) if self.chance.random() < 0.5 else self.hosts
+        self.parted.update({host.name: until for host in silent})
+
+    def _restart(self, host: Host) -> None:
+        peers = host.endpoint._core.tunnels["tunnel-a"].peer_addresses
+        host.endpoint = IkeEndpoint(
+            [host.policy],
+            seeded_random(f"{self.seed}/{host.name}/{self.now}"),
+            limits=host.limits,
+            qcd_secret=host.secret,
+        )
+        host.endpoint.set_peer_addresses("tunnel-a", peers)
+        host.datapath.remove_ours()
+
+    # The link.
+
+    def _settle(self, host: Host) -> None:
+        before = len(host.outputs)
+        for output in host.take_outputs():
+            self._check_nonce(output)
+            for _ in range(self._copies(host)):
+                self._send(host, output)
+        self._check_additions(host, host.outputs[before:])
+        self._check_host(host)
+
+    def _copies(self, sender: Host) -> int:
+        if self.is_storm and self.now < self.parted.get(sender.name, 0.0):
+            return 0
+        if not self.is_storm or self.chance.random() >= self.badness:
+            return 1
+        return self.chance.choice((0, 0, 0, 2, 3))
+
+    def _send(self, sender: Host, output: SendDatagram) -> None:
+        receiver = self.pair.sun if sender is self.pair.moon else self.pair.moon
+        path = Path(local=output.path.remote, remote=output.path.local, natt=output.path.natt)
+        if self.has_nat:
+            translated = self._translate(sender, path)
+            if translated is None:
+                return
+            path = translated
+        data, delay = output.data, 0.02
+        if self.is_storm and self.chance.random() < self.badness:
+            delay = self.chance.choice((0.01, 0.1, 0.5, 3.0, 40.0))
+        if self.is_storm and self.chance.random() < self.badness / 3:
+            position = self.chance.randrange(len(data))
+            flipped = data[position] ^ 1 << self.chance.randrange(8)
+            data = data[:position] + bytes([flipped]) + data[position + 1 :]
+        self.count += 1
+        heapq.heappush(self.flying, (self.now + delay, self.count, receiver, data, path))
+
+    def _translate(self, sender: Host, path: Path) -> Path | None:
+        """Moon's ports are mapped to others; what comes for a forgotten mapping is lost."""
+        if sender is self.pair.moon:
+            port = path.remote.port
+            if port not in self.mappings:
+                self.mappings[port] = self.chance.randrange(10000, 60000)
+            return replace(path, remote=SocketAddress(NAT_ADDRESS, self.mappings[port]))
+        inner = next((i for i, o in self.mappings.items() if o == path.local.port), None)
+        if inner is None or path.local.address != NAT_ADDRESS:
+            return None
+        return replace(path, local=SocketAddress(ip_address(self.pair.moon.address), inner))
+
+    # Invariants.
+
+    def _check_nonce(self, output: SendDatagram) -> None:
+        """No two messages are sealed with one key and one nonce."""
+        if output.data == KEEPALIVE:
+            return
+        data = output.data[4:] if output.path.natt else output.data
+        if data[16] in (46, 53):
+            start = 32 if data[16] == 46 else 36
+            nonce = data[:16] + bytes([data[19] & 8]) + data[start : start + 8]
+            assert self.sealed.setdefault(nonce, data) == data, "a nonce was used twice"
+
+    def _check_additions(self, host: Host, outputs: list[Any]) -> None:
+        """Neither SPIs nor keys come back, and who calls is understood before he speaks."""
+        for entry in (o.entry for o in outputs if isinstance(o, AddSa)):
+            if entry.direction is Direction.IN:
+                assert (host.name, entry.spi) not in self.spis, "an SPI came back"
+                assert entry.encryption_key not in self.keys, "a key came back"
+                self.spis.add((host.name, entry.spi))
+                self.keys.add(entry.encryption_key)
+            elif self._asked_for(host, entry, outputs):
+                other = "sun" if host.name == "moon" else "moon"
+                assert (other, entry.spi) in self.spis, "the responder had no inbound SA"
+
+    def _asked_for(self, host: Host, entry: Any, outputs: list[Any]) -> bool:
+        """Whether an outbound SA is of an exchange that this end began, and so has an answer to.
+
+        Of a Child SA in the place of another, only who began adds both SAs at once.
+        """
+        added = [o.entry for o in outputs if isinstance(o, AddSa)]
+        holders = ((sa, c) for sa in host.ike_sas for c in sa.children if entry in c.entries)
+        return any(
+            set(child.entries) <= set(added)
+            and (child.replaces is not None or (sa.is_initiator and child.nonces == sa.nonces))
+            for sa, child in holders
+        )
+
+    def _check_host(self, host: Host) -> None:
+        core = host.endpoint._core
+        owned = [c for sa in host.ike_sas for c in sa.children]
+        retired = [c for sa in host.ike_sas for _, c in sa.retired]
+        spis = {c.spi_in for c in owned + retired}
+        assert spis == set(core.children), "a Child SA has no owner"
+        entries = [e for c in owned + retired for e in c.in_force]
+        assert sorted(e.spi for e in entries) == sorted(i.spi for i in host.datapath.sad), (
+            "the SAD is not what the Child SAs have"
+        )
+        in_use = [e for c in owned for e in c.in_force if c.state is not ChildSaState.DELETING]
+        assert bool(in_use) == bool(host.datapath.spd), "policies without SAs, or SAs without"
+        assert all(e.direction is Direction.IN for c in retired for e in c.in_force)
+        next_timeout = host.endpoint.next_timeout()
+        for sa in host.ike_sas:
+            for request in sa.channel.window.outstanding.values():
+                assert next_timeout is not None
+                assert next_timeout <= request.due_at, "a request without a timer"
+            if sa.state is IkeSaState.DELETING:
+                assert not sa.channel.window.is_idle, "deleting for ever"
+            if sa.state is IkeSaState.DELETED:
+                assert not sa.children
+
+    def _check_rest(self) -> None:
+        assert not self.flying or self.flying[0][0] > STORM_SECONDS
+        moon, sun = self.hosts
+        spis = [{(v.spi_i, v.spi_r) for v in h.views} for h in self.hosts]
+        assert spis[0] == spis[1], "the ends do not agree on their IKE SAs"
+        for host in self.hosts:
+            living = [sa for sa in host.ike_sas if sa.state is not IkeSaState.DELETED]
+            assert {sa.state for sa in living} <= {IkeSaState.ESTABLISHED}
+            assert not host.endpoint._admission._answered
+            for sa in living:
+                assert {c.state for c in sa.children} == {ChildSaState.INSTALLED}
+                names = [c.policy.name for c in sa.children]
+                assert len(names) == len(set(names)), "a child is there twice"
+                assert not sa.is_rekeying
+        self.pair.assert_mirrored()
+        if not spis[0]:
+            self.pair.assert_forgotten()
+        if not self.badness and not self.accidents:
+            closed = [o for h in self.hosts for o in h.reports(TunnelClosed)]
+            failures = {o.failure.code for o in closed if o.failure is not None}
+            assert failures <= {"XF2011"}, "without an accident something failed"
+        if not self.has_nat:
+            encapsulations = {e.encapsulation for h in (moon, sun) for e in h.datapath.dump().sad}
+            assert encapsulations <= {None, UdpEncapsulation(4500, 4500)}
+
+
+def _another(child: ChildPolicy) -> ChildPolicy:
+    """A second child of the tunnel, for other traffic."""
+    return replace(
+        child,
+        name="lab",
+        reqid=child.reqid + 1,
+        local=(TrafficSelector.parse("10.5.0.0/16"),),
+        remote=(TrafficSelector.parse("10.6.0.0/16"),),
+    )
+
+
+def run_seed(seed: int) -> str:
+    """What went wrong, with the line that replays it; empty if nothing did."""
+    sizes = channel_module.DATAGRAM_SIZES
+    if seed % 3 == 0:
+        channel_module.DATAGRAM_SIZES = SMALL_SIZES
+    try:
+        Simulation(seed).run()
+    except (Exception, pytest.fail.Exception):
+        return f"{traceback.format_exc()}\nreplay with: {COMMAND} {seed}:{seed + 1}"
+    finally:
+        channel_module.DATAGRAM_SIZES = sizes
+    return ""
+
+
+def run_seeds(seeds: range) -> Iterator[str]:
+    """The result of each seed, as they come, on every core."""
+    with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
+        yield from pool.imap_unordered(run_seed, seeds, chunksize=20)
+
+
+COMMAND = "python -m tests.ike.simulation"
+
+
+def main() -> int:
+    """Run the seeds FIRST:END that are asked for; 1 if one of them fails."""
+    seeds = range(*map(int, sys.argv[1].split(":")))
+    started_at, failed = time.monotonic(), 0
+    results = map(run_seed, seeds) if len(seeds) == 1 else run_seeds(seeds)
+    for count, result in enumerate(results, 1):
+        if result:
+            failed += 1
+            print(result, flush=True)
+        if count % 1000 == 0:
+            seconds = time.monotonic() - started_at
+            print(f"{count} runs, {failed} failed, {seconds:.0f} s", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
