@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from xfrmpy.ike.auth_lifetime import offer_lifetime, take_lifetime
 from xfrmpy.ike.crash import offer_token, take_token
 from xfrmpy.ike.redirect import take_redirect
 from xfrmpy.ike.resumption import give_ticket, request_ticket, take_ticket
@@ -22,10 +23,15 @@ if TYPE_CHECKING:
 Handler: TypeAlias = "Callable[[IkeSa, NotifyPayload, float], tuple[OpenPayload, ...]]"
 """Takes a notification; what it gives back goes with our answer, if it came in a request."""
 
-IN_AUTH: tuple[Callable[[IkeSa], tuple[NotifyPayload, ...]], ...] = (offer_token, request_ticket)
+IN_AUTH: tuple[Callable[[IkeSa], tuple[NotifyPayload, ...]], ...] = (
+    offer_token,
+    request_ticket,
+    offer_lifetime,
+)
 """What we say in IKE_AUTH without being asked, in either role."""
 
 HANDLERS: dict[NotifyType, Handler] = {
+    NotifyType.AUTH_LIFETIME: take_lifetime,
     NotifyType.QUICK_CRASH_DETECTION: take_token,
     NotifyType.REDIRECT: take_redirect,
     NotifyType.TICKET_REQUEST: give_ticket,

@@ -78,6 +78,9 @@ answer of a peer far away, and for the first retransmission."""
 FAREWELL_TRIES = 2
 """Retransmissions once we are leaving: nobody waits long for a peer that may be gone."""
 
+RESPONDERS_PART = 0.95
+"""The part of the time until a reauthentication after which a responder begins it itself."""
+
 LINGER_SECONDS = 30.0
 """How long a deleted IKE SA still repeats its last response to a peer that missed it."""
 
@@ -428,11 +431,9 @@ class IkeSa:
         self.channel.window.schedule = tunnel.retransmission
         self.channel.window.widen_ours(OUR_WINDOW_SIZE)
         self.channel.init_request = self.channel.init_response = b""
-        if tunnel.reauth_seconds is not None:
-            self._must_reauth_by = now + tunnel.reauth_seconds
-            if self.can_begin_anew:
-                self.reauth_at = now + replacement_seconds(tunnel.reauth_seconds, self.core.random)
         self._begin_life(now)
+        if tunnel.reauth_seconds is not None:
+            self.limit_authentication(tunnel.reauth_seconds, now)
         expect_one(self, now)
         self.core.emit(
             IkeSaEstablished(
@@ -443,6 +444,20 @@ class IkeSa:
                 is_initiator=self.is_initiator,
             )
         )
+
+    def limit_authentication(self, seconds: float, now: float) -> None:
+        """Who the peer is must be proved again within so many seconds, if not earlier.
+
+        A responder leaves that to the initiator, which it has told (RFC 4478), almost to the end.
+        """
+        ends = [end for end in (self._must_reauth_by, now + seconds) if end is not None]
+        self._must_reauth_by = min(ends)
+        self._expires_at = min(self._must_reauth_by, self._expires_at or self._must_reauth_by)
+        if self.can_begin_anew:
+            part = RESPONDERS_PART * seconds
+            wait = replacement_seconds(seconds, self.core.random) if self.is_initiator else part
+            self.reauth_at = min(now + wait, self.reauth_at or now + wait)
+        self.core.touched.add(self)
 
     @property
     def can_begin_anew(self) -> bool:
