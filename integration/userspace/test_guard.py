@@ -26,7 +26,7 @@ from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template
 
 pytestmark = pytest.mark.native
 
-UDP = 17
+ICMP, UDP = 1, 17
 LAN = {family: subnet(1, family=family) for family in (4, 6)}
 """Moon's."""
 
@@ -261,6 +261,23 @@ def test_only_what_a_policy_is_for_is_kept_out(network: Network) -> None:
         assert arrives(network.internet, network.alice, alice, 5002)
     with enforced(network, policy("192.0.2.2/32", lan)):
         assert arrives(network.internet, network.alice, alice)
+
+
+def test_of_icmp_only_the_types_of_a_policy_are_kept_out(network: Network) -> None:
+    alice, request = network.alice.inside_address(), 8
+    policy_for = policy(SENDER[4], LAN[4])
+    ping = ("ping", "-c", "1", "-W", "1", alice)
+    for kind, arrives_too in ((request, False), (request + 5, True)):
+        selector = replace(
+            policy_for.selector,
+            protocol=ICMP,
+            source_port=MaskedPort(kind, 0xFF),
+            destination_port=MaskedPort(0, 0xFF),
+        )
+        with enforced(network, replace(policy_for, selector=selector)):
+            done = subprocess.run(network.internet.command(*ping), check=False, capture_output=True)
+            assert (done.returncode == 0) == arrives_too
+            assert arrives(network.internet, network.alice, alice)
 
 
 def test_a_bypass_before_it_lets_in(network: Network) -> None:

@@ -20,7 +20,7 @@ from xfrmpy.datapath.userspace import nftables
 from xfrmpy.datapath.userspace.nftables import Field, NfTables, Request
 from xfrmpy.datapath.userspace.tun import DEVICE
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT, IpNetwork
-from xfrmpy.ipsec.selectors import ANY_PROTOCOL, Selector
+from xfrmpy.ipsec.selectors import ANY_PROTOCOL, ICMP_PROTOCOLS, Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 
 _UDP, _ICMPV6 = 17, 58
@@ -28,6 +28,7 @@ _NFPROTO = {4: 2, 6: 10}
 _ADDRESS_OFFSETS = {4: (12, 16), 6: (8, 24)}
 _ADDRESS_TYPES = {4: 7, 6: 8}  # nft's numbers of its datatypes
 _PROTOCOL_TYPE, _PORT_TYPE = 12, 13
+_ICMP_TYPES = {4: (14, 32), 6: (29, 33)}  # of a type, and a code
 
 _Key: TypeAlias = tuple[PolicyDirection, Selector]
 _Claims: TypeAlias = dict[_Key, int]
@@ -164,6 +165,7 @@ class _Shape:
     destination_length: int
     own_side: IpNetwork | None
     has_protocol: bool
+    is_icmp: bool
     source_port_mask: int
     destination_port_mask: int
 
@@ -178,9 +180,9 @@ class _Shape:
         if self.own_side is not None:
             parts.append(f"but-{self.own_side.network_address.packed.hex()}")
         if self.has_protocol:
-            parts.append("protocol")
-        ports = (("sport", self.source_port_mask), ("dport", self.destination_port_mask))
-        parts += [f"{which}-{bits:04x}" for which, bits in ports if bits]
+            parts.append("icmp" if self.is_icmp else "protocol")
+        which = ("type", "code") if self.is_icmp else ("sport", "dport")
+        parts += [f"{w}-{bits:x}" for w, bits in zip(which, self._port_masks, strict=True) if bits]
         return "-".join(parts)
 
     def rule(self) -> bytes:
@@ -217,9 +219,16 @@ class _Shape:
             yield len(cut), _ADDRESS_TYPES[self.version], nftables.NETWORK_HEADER, offset, cut
         if self.has_protocol:
             yield 1, _PROTOCOL_TYPE, None, 0, b"\xff"
-        for offset, bits in ((0, self.source_port_mask), (2, self.destination_port_mask)):
+        size = _port_size(self.is_icmp)
+        datatypes = _ICMP_TYPES[self.version] if self.is_icmp else (_PORT_TYPE, _PORT_TYPE)
+        for position, bits in enumerate(self._port_masks):
             if bits:
-                yield 2, _PORT_TYPE, nftables.TRANSPORT_HEADER, offset, bits.to_bytes(2, "big")
+                where = (nftables.TRANSPORT_HEADER, position * size)
+                yield size, datatypes[position], *where, bits.to_bytes(size, "big")
+
+    @property
+    def _port_masks(self) -> tuple[int, int]:
+        return self.source_port_mask, self.destination_port_mask
 
     def _is_not_from(self, network: IpNetwork) -> Iterator[bytes]:
         cut = network.netmask.packed
@@ -247,6 +256,7 @@ def _place(entry: SpdEntry) -> _Place:
         # As with our routes: what comes from our own side is not the peer's to protect.
         own_side=destination if _contains(source, destination) else None,
         has_protocol=selector.protocol != ANY_PROTOCOL,
+        is_icmp=selector.protocol in ICMP_PROTOCOLS,
         source_port_mask=selector.source_port.mask,
         destination_port_mask=selector.destination_port.mask,
     )
@@ -260,7 +270,12 @@ def _values(selector: Selector) -> Iterator[bytes]:
         yield bytes([selector.protocol])
     for port in (selector.source_port, selector.destination_port):
         if port.mask:
-            yield port.value.to_bytes(2, "big")
+            yield port.value.to_bytes(_port_size(selector.protocol in ICMP_PROTOCOLS), "big")
+
+
+def _port_size(is_icmp: bool) -> int:
+    """Octets of a port, or of the ICMP type and the code that stand in the place of ports."""
+    return 1 if is_icmp else 2
 
 
 def _verdict_of(entry: SpdEntry) -> int:
