@@ -266,7 +266,7 @@ class Service:
 
     async def _until_gone(self, tunnel: Tunnel) -> None:
         with tunnel.listen() as reports:
-            while self._engine.ike_sas(tunnel.policy.name):
+            while self._engine.has_ike_sas(tunnel.policy.name):
                 await reports.get()
 
     # What callers ask.
@@ -334,7 +334,7 @@ class Service:
     async def _down(self, parameters: dict[str, Any]) -> AsyncIterator[Progress | TunnelReply]:
         tunnel, seconds = self._find(parameters["tunnel"]), float(parameters["timeout_seconds"])
         tunnel.wanted = False
-        changed = bool(self._engine.ike_sas(tunnel.policy.name))
+        changed = self._engine.has_ike_sas(tunnel.policy.name)
         gone = self._loop.create_task(self._until_gone(tunnel))
         self._engine.terminate(tunnel.policy.name)
         async for progress in self._follow(tunnel, gone, seconds):

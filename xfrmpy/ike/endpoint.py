@@ -252,6 +252,11 @@ class IkeEndpoint:
             heapq.heappop(self._timers)
         return self._timers[0][0] if self._timers else None
 
+    def has_ike_sas(self, tunnel: str) -> bool:
+        """Whether a tunnel has a living IKE SA."""
+        found = self._core.ike_sas_of(tunnel)
+        return any(sa.state is not IkeSaState.DELETED for sa in found)
+
     def ike_sas(self, tunnel: str) -> tuple[IkeSaView, ...]:
         """The living IKE SAs of a tunnel, the oldest first."""
         return tuple(
@@ -389,12 +394,11 @@ class IkeEndpoint:
 
     def _holders(self, sa_id: SaId) -> list[tuple[IkeSa, ChildSa]]:
         """The Child SA that an SA belongs to, with its IKE SA."""
-        return [
-            (sa, child)
-            for sa in self._core.ike_sas.values()
-            for child in sa.children
-            if any(entry.id == sa_id for entry in child.entries)
-        ]
+        child = self._core.holders.get(sa_id)
+        if child is None:
+            return []
+        found = self._core.ike_sas_of(child.tunnel.name)
+        return [(sa, child) for sa in found if child in sa.children]
 
     # Timers: a heap with stale entries, which cost nothing but being popped.
 
