@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from xfrmpy.ike.candidates import Candidates, Tunnel, TunnelIndex
 from xfrmpy.ike.fragments import FragmentStore
 from xfrmpy.ike.outputs import AddPolicy, AddSa, Output
 from xfrmpy.ike.policies import PolicyBook
-from xfrmpy.ipsec.addresses import IpAddress, Path
+from xfrmpy.ipsec.addresses import Path
 from xfrmpy.ipsec.sad import OUR_REQIDS, USERSPACE_SPI_BIT, SaId
 from xfrmpy.policy.model import DatapathChoice, TunnelPolicy
 
@@ -36,21 +37,6 @@ class Deferred:
     now: float
 
 
-@dataclass(slots=True, kw_only=True)
-class Tunnel:
-    """A policy with the addresses that its peer has now; none if it accepts any address."""
-
-    policy: TunnelPolicy
-    peer_addresses: tuple[IpAddress, ...] = ()
-
-    def accepts(self, path: Path) -> bool:
-        """Whether a peer may begin on this path."""
-        local = self.policy.local_address
-        if local is not None and local != path.local.address:
-            return False
-        return not self.policy.peers or path.remote.address in self.peer_addresses
-
-
 class Core:
     """See the module. Owned by the endpoint; the IKE SAs hold a reference.
 
@@ -71,6 +57,7 @@ class Core:
         self.fragments = FragmentStore()
         self.reauthenticate: Callable[[IkeSa, float], None]
         self._queue: deque[Output | Deferred] = deque()
+        self._index: TunnelIndex | None = None
         self._of_tunnel: dict[str, dict[bytes, IkeSa]] = {}
         self._of_policy: dict[int, dict[int, ChildSa]] = {}
 
@@ -96,10 +83,15 @@ class Core:
         self._queue = kept
         return withdrawn
 
-    def tunnels_for(self, path: Path) -> tuple[Tunnel, ...]:
-        """The tunnels on which a peer may begin on this path, those that name it first."""
-        found = [t for t in self.tunnels.values() if t.accepts(path)]
-        return tuple(sorted(found, key=lambda t: not t.policy.peers))
+    def candidates_for(self, path: Path) -> Candidates:
+        """The tunnels on which a peer may begin on this path."""
+        if self._index is None:
+            self._index = TunnelIndex(self.tunnels.values())
+        return self._index.candidates(path)
+
+    def tunnels_changed(self) -> None:
+        """Whoever changes `tunnels` or one of them says so."""
+        self._index = None
 
     def ike_sas_of(self, tunnel: str) -> tuple[IkeSa, ...]:
         """Every IKE SA of a tunnel, the oldest first, those that are ending included."""

@@ -24,9 +24,10 @@ from xfrmpy.ike.admission import (
     Request,
     request_digest,
 )
+from xfrmpy.ike.candidates import Tunnel
 from xfrmpy.ike.channel import NON_ESP_MARKER, with_marker
 from xfrmpy.ike.child_sa import ChildSa
-from xfrmpy.ike.core import Core, Deferred, Tunnel
+from xfrmpy.ike.core import Core, Deferred
 from xfrmpy.ike.create_child_sa import CreateChildSa
 from xfrmpy.ike.errors import (
     CriticalPayload,
@@ -201,11 +202,14 @@ class IkeEndpoint:
 
     def set_peer_addresses(self, tunnel: str, addresses: tuple[IpAddress, ...]) -> None:
         """The addresses that the names of a tunnel's peer have now; a responder goes by them."""
-        self._core.tunnels[tunnel].peer_addresses = addresses
+        if self._core.tunnels[tunnel].peer_addresses != addresses:
+            self._core.tunnels[tunnel].peer_addresses = addresses
+            self._core.tunnels_changed()
 
     def replace_tunnel(self, policy: TunnelPolicy) -> None:
         """New IKE SAs of the tunnel follow this policy; those there are stay as they are."""
         self._core.tunnels[policy.name].policy = policy
+        self._core.tunnels_changed()
 
     def initiate(self, tunnel: str, path: Path, now: float) -> None:
         """Begin an IKE SA with the peer of a tunnel."""

@@ -20,7 +20,8 @@ from xfrmpy.ike.agreement import (
     key_exchange_methods,
 )
 from xfrmpy.ike.auth import IkeAuth
-from xfrmpy.ike.core import Core, Tunnel
+from xfrmpy.ike.candidates import Candidates
+from xfrmpy.ike.core import Core
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import check_critical, first_error, notifications, only, payloads_in_clear
 from xfrmpy.ike.ike_sa import IkeSa
@@ -226,19 +227,19 @@ def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path) ->
     offered = only(payloads, SaPayload).proposals
     ke = only(payloads, KePayload)
     nonce_i = only(payloads, NoncePayload).data
-    tunnels = _tunnels_for(core, path)
-    chosen = _choose(offered, tunnels, ke)
+    candidates = _candidates_for(core, path)
+    chosen = _choose(offered, candidates.proposals, ke)
     suite = ike_suite(chosen)
     key_exchange = start_key_exchange(suite.group.id, core.random)
     shared_secret = agreed_secret(key_exchange, ke)
     nonce_r = core.random(NONCE_SIZE)
-    forced = any(t.policy.forces_encapsulation for t in tunnels)
+    forced = candidates.forces_encapsulation
     sa = IkeSa(core, path=path, is_initiator=False, schedule=Retransmission())
     sa.channel.their_spi = message.spi_i
     nat = detect_nat(payloads, message.spi_i, bytes(8), path, forced=forced)
     sa.channel.begin_answer(message, path)
     sa.channel.init_request = data
-    sa.channel.fragments = any(t.policy.fragmentation for t in tunnels) and _can_fragment(payloads)
+    sa.channel.fragments = candidates.fragmentation and _can_fragment(payloads)
     sa.channel.respond(
         (
             SaPayload(proposals=(chosen,)),
@@ -259,9 +260,9 @@ def _can_fragment(payloads: tuple[OpenPayload, ...]) -> bool:
     return bool(notifications(payloads, NotifyType.IKEV2_FRAGMENTATION_SUPPORTED))
 
 
-def _tunnels_for(core: Core, path: Path) -> tuple[Tunnel, ...]:
-    tunnels = core.tunnels_for(path)
-    if not tunnels:
+def _candidates_for(core: Core, path: Path) -> Candidates:
+    candidates = core.candidates_for(path)
+    if not candidates:
         raise PeerIncompatible.of(
             "XF2009",
             f"no tunnel of ours has a peer at {path.remote.address}",
@@ -274,12 +275,11 @@ def _tunnels_for(core: Core, path: Path) -> tuple[Tunnel, ...]:
                 ),
             ),
         )
-    return tunnels
+    return candidates
 
 
-def _choose(offered: tuple[Proposal, ...], tunnels: tuple[Tunnel, ...], ke: KePayload) -> Proposal:
+def _choose(offered: tuple[Proposal, ...], ours: tuple[Proposal, ...], ke: KePayload) -> Proposal:
     """Our first choice, or our first with the method that spares us a repetition."""
-    ours = tuple(dict.fromkeys(p for t in tunnels for p in t.policy.proposals))
     chosen = choose_for_method(offered, ours, ke.method)
     if chosen is None:
         raise PeerIncompatible.of(
