@@ -72,13 +72,12 @@ class Family:
         layout = self.bodies.get(kind)
         if layout is None:
             return Message(type=kind, unknown=data)
+        attributes = split_attributes(data[layout.size :])
+        shaped = attributes.keys() & self.attributes.keys()
         return Message(
             type=kind,
             body=layout.unpack(data),
-            attributes={
-                number: self._decode(number, value)
-                for number, value in split_attributes(data[layout.size :]).items()
-            },
+            attributes={**attributes, **{n: self._decode(n, attributes[n]) for n in shaped}},
         )
 
     def _encode(self, number: int, value: Any) -> bytes:
@@ -93,9 +92,7 @@ class Family:
         return shape.layout.pack(head) + bytes(value[shape.tail.name])
 
     def _decode(self, number: int, data: bytes) -> Any:
-        shape = self.attributes.get(number)
-        if shape is None:
-            return data
+        shape = self.attributes[number]
         size = shape.layout.size
         if shape.repeated:
             if len(data) % size:

@@ -8,6 +8,7 @@ then the policy that must have asked for it.
 from __future__ import annotations
 
 import errno
+from bisect import bisect_left, insort
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -90,7 +91,7 @@ class Forwarder:
         self._inbound: dict[bytes, tuple[InboundSa, Held]] = {}
         self._outbound: dict[int, list[tuple[OutboundSa, Held]]] = {}
         self._spd: dict[tuple[PolicyDirection, Selector], SpdEntry] = {}
-        self._by_priority: dict[PolicyDirection, list[SpdEntry]] = {}
+        self._by_priority: dict[PolicyDirection, list[SpdEntry]] = {d: [] for d in PolicyDirection}
         self._acquired_at: dict[int, float] = {}
 
     # Packets.
@@ -138,7 +139,7 @@ class Forwarder:
         return packet[: header.length]
 
     def _policy_for(self, direction: PolicyDirection, header: InnerHeader) -> SpdEntry | None:
-        entries = self._by_priority.get(direction, ())
+        entries = self._by_priority[direction]
         return next((entry for entry in entries if header.matches(entry.selector)), None)
 
     def _is_allowed(self, sa: SadEntry, header: InnerHeader) -> bool:
@@ -270,12 +271,19 @@ class Forwarder:
         """Raises `DatapathError` for a policy that could not be kept."""
         if entry.template is not None:
             _check_mode(entry.template.mode)
+        self.remove_policy(entry)
         self._spd[entry.direction, entry.selector] = entry
-        self._sort()
+        insort(self._by_priority[entry.direction], entry, key=_priority)
 
     def remove_policy(self, entry: SpdEntry) -> None:
-        self._spd.pop((entry.direction, entry.selector), None)
-        self._sort()
+        """That of the same direction and selector, if there is one."""
+        old = self._spd.pop((entry.direction, entry.selector), None)
+        if old is not None:
+            entries = self._by_priority[old.direction]
+            place = bisect_left(entries, old.priority, key=_priority)
+            while entries[place] is not old:
+                place += 1
+            del entries[place]
 
     def usage(self, sa: SaId, now: float) -> Usage:
         held = self._find(sa)
@@ -289,8 +297,10 @@ class Forwarder:
     def remove_all(self) -> int:
         """Empty both databases; returns how many entries there were."""
         count = len(self._sad) + len(self._spd)
-        for table in (self._sad, self._inbound, self._outbound, self._spd, self._by_priority):
+        for table in (self._sad, self._inbound, self._outbound, self._spd):
             table.clear()
+        for entries in self._by_priority.values():
+            entries.clear()
         self._acquired_at.clear()
         return count
 
@@ -299,14 +309,9 @@ class Forwarder:
             raise DatapathError(f"{sa} is not in force", errno.ESRCH)
         return self._sad[sa]
 
-    def _sort(self) -> None:
-        self._by_priority = {
-            direction: sorted(
-                (e for e in self._spd.values() if e.direction is direction),
-                key=lambda e: e.priority,
-            )
-            for direction in PolicyDirection
-        }
+
+def _priority(entry: SpdEntry) -> int:
+    return entry.priority
 
 
 def _check_mode(mode: Mode) -> None:
