@@ -140,9 +140,11 @@ class IkeEndpoint:
             if sa is None or self._scheduled.get(spi) != due_at:
                 continue
             del self._scheduled[spi]
-            if sa.next_timeout is not None and sa.next_timeout <= now:
+            is_due_at = sa.next_timeout
+            if is_due_at is not None and is_due_at <= now:
                 self._run(sa, sa.handle_timeout, now)
-            self._schedule(sa)
+            self._core.touched.add(sa)
+            self._schedule_touched()
 
     def handle_failure(self, output: AddSa | AddPolicy, reason: str) -> None:
         """The datapath could not do an output; `reason` is a sentence for the operator."""

@@ -13,7 +13,9 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
+from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
+from itertools import count
 
 from xfrmpy.datapath.interface import (
     Acquire,
@@ -93,6 +95,8 @@ class Forwarder:
         self._spd: dict[tuple[PolicyDirection, Selector], SpdEntry] = {}
         self._by_priority: dict[PolicyDirection, list[SpdEntry]] = {d: [] for d in PolicyDirection}
         self._acquired_at: dict[int, float] = {}
+        self._limits: list[tuple[float, int, SaId]] = []
+        self._serial = count()
 
     # Packets.
 
@@ -178,8 +182,23 @@ class Forwarder:
 
     def expire(self, now: float) -> None:
         """Report soft limits, and take out what is past a hard one, by time."""
-        for held in list(self._sad.values()):
+        due: list[Held] = []
+        while self._limits and self._limits[0][0] <= now:
+            held = self._sad.get(heappop(self._limits)[2])
+            if held is not None:
+                due.append(held)
+        for held in due:
             self._check_limits(held, now)
+            self._expect_limit(held)
+
+    def _expect_limit(self, held: Held) -> None:
+        """Be there when its next limit is reached; a moment that is out of date does no harm."""
+        life = held.sa.entry.lifetime
+        seconds = (None if held.is_soft_reported else life.soft_seconds, life.hard_seconds)
+        next_seconds = min((s for s in seconds if s), default=None)
+        if next_seconds is not None:
+            due_at = held.installed_at + next_seconds
+            heappush(self._limits, (due_at, next(self._serial), held.sa.entry.id))
 
     def _note_use(self, held: Held, now: float) -> None:
         held.used_at = now
@@ -215,6 +234,7 @@ class Forwarder:
             outbound = OutboundSa(entry, self._random)
             self._sad[entry.id] = Held(outbound, now)
             self._outbound.setdefault(entry.reqid, []).append((outbound, self._sad[entry.id]))
+        self._expect_limit(self._sad[entry.id])
         self._acquired_at.pop(entry.reqid, None)
 
     def _add_inbound(self, entry: SadEntry, now: float) -> None:
@@ -253,6 +273,7 @@ class Forwarder:
             held.is_soft_reported = False
         held.sa.entry = entry
         self._sad[entry.id] = self._sad.pop(sa)
+        self._expect_limit(held)
 
     def remove_sa(self, sa: SaId) -> None:
         held = self._sad.pop(sa, None)
@@ -297,7 +318,7 @@ class Forwarder:
     def remove_all(self) -> int:
         """Empty both databases; returns how many entries there were."""
         count = len(self._sad) + len(self._spd)
-        for table in (self._sad, self._inbound, self._outbound, self._spd):
+        for table in (self._sad, self._inbound, self._outbound, self._spd, self._limits):
             table.clear()
         for entries in self._by_priority.values():
             entries.clear()
