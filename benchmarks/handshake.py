@@ -3,7 +3,9 @@
 `python -m benchmarks.handshake`, as root, from the checkout. The initiators are ours for both
 rivals (`benchmarks.initiators`), in another process and namespace; the responders are whole daemons
 with their userspace datapaths, so a handshake here is IKE_SA_INIT, IKE_AUTH with a shared key, two
-SAs, their policies and a route. `--profile` needs no root: where the time of the core alone goes.
+SAs, their policies and a route. Each initiator has a tunnel of its own at the responder. `--idle`
+goes on and measures what the SAs cost that nobody uses. `--profile` needs no root: where the time
+of the core alone goes.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from benchmarks.initiators import Terms, path_to, policy_of, tunnel_policy
+from benchmarks.initiators import Terms, identity_of, path_to, policy_of, subnet_of
 from benchmarks.measure import (
     RIVALS,
     conditions,
@@ -50,6 +52,9 @@ Figures = dict[str, float]
 WARM_UP = 20
 """Handshakes before the measurement: what is loaded and cached at first use is not counted."""
 
+DPD_SECONDS = 30
+"""xfrmpy's default. Whoever is idle is asked so often whether it is alive."""
+
 _ALL_INITIATORS = "10.64.0.0/10"
 MAX_COUNT = 16_000
 """A subnet of /24 for each, within that."""
@@ -67,7 +72,7 @@ def main() -> None:
     rounds: dict[str, list[Figures]] = {rival: [] for rival in RIVALS}
     for number in range(options.rounds):
         for rival in RIVALS:
-            figures = measure(rival, options.count, shared=options.shared)
+            figures = measure(rival, options.count, options.idle, shared=options.shared)
             rounds[rival].append(figures)
             print(f"round {number + 1}, {rival}: {_brief(figures)}", file=sys.stderr)
     results = {rival: medians(rounds[rival]) for rival in RIVALS}
@@ -76,6 +81,7 @@ def main() -> None:
         options.output,
         conditions=facts,
         count=options.count,
+        idle=options.idle,
         shared=options.shared,
         rounds=rounds,
         medians=results,
@@ -94,6 +100,13 @@ def _parse() -> argparse.Namespace:
         action="store_true",
         help="all Child SAs carry the same subnets, so policies and route are made only once",
     )
+    parser.add_argument(
+        "--idle",
+        type=int,
+        default=0,
+        metavar="SECONDS",
+        help="then leave them alone so long, with liveness checks, and measure that too (0)",
+    )
     parser.add_argument("--profile", action="store_true", help="profile our core, in this process")
     parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write JSON")
     options = parser.parse_args()
@@ -105,25 +118,32 @@ def _parse() -> argparse.Namespace:
 # The two daemons.
 
 
-def measure(rival: str, count: int, *, shared: bool) -> Figures:
+def measure(rival: str, count: int, idle: int, *, shared: bool) -> Figures:
     """One round: a fresh responder and fresh initiators."""
     with Site() as site:
         tunnel = _terms_for_lab(site)
-        terms = _terms(tunnel, shared=shared)
+        terms = _terms(tunnel, WARM_UP + count, shared=shared)
+        tunnels = [_tunnel_of(tunnel, terms, number).mirrored() for number in range(terms.count)]
         responder: Responder
         if rival == "xfrmpy":
-            responder = site.xfrmpy(site.network.sun, tunnel.mirrored(), dpd="off")
+            dpd = f"{DPD_SECONDS}s" if idle else "off"
+            responder = site.xfrmpy(site.network.sun, *tunnels, dpd=dpd)
         else:
-            responder = site.strongswan(site.network.sun, tunnel.mirrored())
+            dpd = f"dpd_delay = {DPD_SECONDS if idle else 0}s"
+            responder = site.strongswan(site.network.sun, *tunnels, connection=dpd)
         pids = processes(responder)
         with _initiators(site, terms) as initiators:
             _bring_up(initiators, WARM_UP)
             before = _usage(pids)
             seconds = _bring_up(initiators, count)
             after = _usage(pids)
+            figures = _figures(before, after, count, seconds)
+            if idle:
+                time.sleep(idle)
+                figures["idle %"] = 100 * (_cpu(_usage(pids)) - _cpu(after)) / idle
         # Hundreds of farewells to peers that are gone would take longer than the measurement.
         responder.kill()
-        return _figures(before, after, count, seconds)
+        return figures
 
 
 def _terms_for_lab(site: Site) -> Tunnel:
@@ -131,7 +151,13 @@ def _terms_for_lab(site: Site) -> Tunnel:
     return site.network.tunnel().between((_ALL_INITIATORS,), (subnet(2),))
 
 
-def _terms(tunnel: Tunnel, *, shared: bool) -> Terms:
+def _tunnel_of(tunnel: Tunnel, terms: Terms, number: int) -> Tunnel:
+    """That of one initiator, as it sees it."""
+    end = replace(tunnel.ours, id=identity_of(terms, number), subnets=(subnet_of(terms, number),))
+    return replace(tunnel, ours=end)
+
+
+def _terms(tunnel: Tunnel, count: int, *, shared: bool) -> Terms:
     return Terms(
         address=tunnel.ours.address,
         responder=tunnel.theirs.public,
@@ -143,6 +169,7 @@ def _terms(tunnel: Tunnel, *, shared: bool) -> Terms:
         subnets=tunnel.ours.subnets[0],
         shared=shared,
         remote=tunnel.theirs.subnets[0],
+        count=count,
     )
 
 
@@ -178,6 +205,10 @@ def _usage(pids: dict[str, int]) -> dict[str, tuple[float, int]]:
     return {trade: (cpu_seconds(pid), resident_kib(pid)) for trade, pid in pids.items()}
 
 
+def _cpu(usage: dict[str, tuple[float, int]]) -> float:
+    return sum(seconds for seconds, _ in usage.values())
+
+
 def _figures(
     before: dict[str, tuple[float, int]],
     after: dict[str, tuple[float, int]],
@@ -199,13 +230,22 @@ def _brief(figures: Figures) -> str:
     return ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
 
 
+_ROWS = {
+    "ms": "CPU a handshake, ms",
+    "KiB": "memory an IKE SA, KiB",
+    "idle %": "CPU while idle, % of a core",
+}
+
+
 def report(facts: dict[str, str], results: dict[str, Figures]) -> str:
     ours, theirs = (results[rival] for rival in RIVALS)
     rows = [
         (f"CPU of the {trade}, ms", f"{ours[f'{trade} ms']:.2f}", "", "")
         for trade in ("daemon", "worker")
     ]
-    for name, words in (("ms", "CPU a handshake, ms"), ("KiB", "memory an IKE SA, KiB")):
+    for name, words in _ROWS.items():
+        if name not in ours:
+            continue
         ratio = f"{ours[name] / theirs[name]:.1f}" if theirs[name] else "-"
         rows.append((words, f"{ours[name]:.2f}", f"{theirs[name]:.2f}", ratio))
     lines = "\n".join(f"{name}: {value}" for name, value in facts.items())
@@ -229,14 +269,14 @@ def profile(count: int, *, shared: bool) -> None:
 
 def _handshakes(count: int, *, shared: bool, profiler: cProfile.Profile | None) -> float:
     """CPU seconds of the responder."""
-    terms = _terms(_two_ends(), shared=shared)
-    initiator = IkeEndpoint([tunnel_policy(terms)], secrets.token_bytes)
-    responder = IkeEndpoint([_responder_policy(terms)], secrets.token_bytes)
+    terms = _terms(_two_ends(), count, shared=shared)
+    policies = [policy_of(terms, number) for number in range(count)]
+    initiator = IkeEndpoint(policies, secrets.token_bytes)
+    responder = IkeEndpoint([_mirrored(policy) for policy in policies], secrets.token_bytes)
     path = path_to(terms.responder, terms.address)
     spent = 0.0
-    for number in range(count):
-        initiator.replace_tunnel(policy_of(terms, number))
-        initiator.initiate("net0", path, 0.0)
+    for policy in policies:
+        initiator.initiate(policy.name, path, 0.0)
         while requests := _sent(initiator):
             answers = []
             begun = time.process_time()
@@ -251,7 +291,7 @@ def _handshakes(count: int, *, shared: bool, profiler: cProfile.Profile | None) 
             spent += time.process_time() - begun
             for answer in answers:
                 initiator.receive_datagram(answer.data, _reversed(answer.path), 0.0)
-    established = len(responder.ike_sas("net0"))
+    established = sum(len(responder.ike_sas(policy.name)) for policy in policies)
     assert established == count, f"{established} of {count} IKE SAs came up"
     return spent
 
@@ -264,8 +304,7 @@ def _two_ends() -> Tunnel:
     )
 
 
-def _responder_policy(terms: Terms) -> TunnelPolicy:
-    policy = tunnel_policy(terms)
+def _mirrored(policy: TunnelPolicy) -> TunnelPolicy:
     (child,) = policy.children
     return replace(
         policy,

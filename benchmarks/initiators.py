@@ -1,8 +1,9 @@
 """Many initiators in one process: they bring up IKE SAs, each with a Child SA, and go on living.
 
 `python -m benchmarks.initiators TERMS` (JSON) reads numbers from its standard input, one a line,
-brings up so many more, and answers with a line: the seconds that it took. What a responder would do
-to its peers' datapaths is nobody's business here, so that is left out.
+brings up so many more, and answers with a line: the seconds that it took. Then it answers what the
+responder asks. Each initiator has a name of its own, and so a tunnel of its own at the responder.
+Their datapaths are nobody's business here, so these are left out.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import json
 import secrets
 import select
+import socket
 import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, ip_address
+from typing import TextIO
 
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.ike.endpoint import IkeEndpoint
@@ -27,8 +30,7 @@ from xfrmpy.policy.model import ChildPolicy, DatapathChoice, SharedKey, TunnelPo
 from xfrmpy.registry import ProtocolId
 
 AT_ONCE = 4
-"""Handshakes under way at any moment. More than one, for then no IKE SA is the only one of the
-tunnel and none says INITIAL_CONTACT; fewer than the five half-open ones of one address at which
+"""Handshakes under way at any moment: fewer than the five half-open ones of one address at which
 charon begins to ignore it."""
 
 _SUBNET = 256
@@ -37,8 +39,8 @@ _SUBNET = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What the initiators bring along. `subnets` holds one subnet for each, or, if `shared`, one
-    for all."""
+    """What the initiators bring along, at most `count` of them. `subnets` holds one subnet for
+    each, or, if `shared`, one for all."""
 
     address: str
     responder: str
@@ -50,6 +52,7 @@ class Terms:
     subnets: str
     shared: bool
     remote: str
+    count: int
 
 
 def tunnel_policy(terms: Terms) -> TunnelPolicy:
@@ -77,11 +80,24 @@ def tunnel_policy(terms: Terms) -> TunnelPolicy:
 def policy_of(terms: Terms, number: int) -> TunnelPolicy:
     """The policy of one initiator."""
     policy = tunnel_policy(terms)
+    mine = TrafficSelector.parse(subnet_of(terms, number))
+    return replace(
+        policy,
+        name=f"net{number}",
+        local_id=Identity.parse(identity_of(terms, number)),
+        children=(replace(policy.children[0], reqid=1 + number, local=(mine,)),),
+    )
+
+
+def identity_of(terms: Terms, number: int) -> str:
+    return f"n{number}.{terms.id}"
+
+
+def subnet_of(terms: Terms, number: int) -> str:
     if terms.shared:
-        return policy
+        return terms.subnets
     first = IPv4Address(int(IPv4Address(terms.subnets.partition("/")[0])) + number * _SUBNET)
-    mine = TrafficSelector.parse(f"{first}/24")
-    return replace(policy, children=(replace(policy.children[0], local=(mine,)),))
+    return f"{first}/24"
 
 
 def path_to(responder: str, address: str) -> Path:
@@ -99,7 +115,8 @@ class Initiators:
         self._terms = terms
         self._sockets = sockets
         self._path = path_to(terms.responder, terms.address)
-        self._endpoint = IkeEndpoint([tunnel_policy(terms)], secrets.token_bytes)
+        policies = [policy_of(terms, number) for number in range(terms.count)]
+        self._endpoint = IkeEndpoint(policies, secrets.token_bytes)
         self._begun = 0
         self._established = 0
 
@@ -113,21 +130,32 @@ class Initiators:
             self._wait()
         return time.monotonic() - begun_at
 
+    def live_on(self, until: TextIO) -> None:
+        """Answer the responder until there is something to read."""
+        while not self._wait(until):
+            pass
+
     def _initiate(self) -> None:
-        self._endpoint.replace_tunnel(policy_of(self._terms, self._begun))
-        self._endpoint.initiate("net0", self._path, time.monotonic())
+        self._endpoint.initiate(f"net{self._begun}", self._path, time.monotonic())
         self._begun += 1
         self._settle()
 
-    def _wait(self) -> None:
+    def _wait(self, until: TextIO | None = None) -> bool:
+        """Until something has arrived or is due; whether it is in `until`."""
         due_at = self._endpoint.next_timeout()
         left = None if due_at is None else max(0.0, due_at - time.monotonic())
-        for ready in select.select(self._sockets.all(), (), (), left)[0]:
-            for data, path in self._sockets.read(ready):
+        sockets = self._sockets.all()
+        wanted: list[socket.socket | TextIO] = [*sockets]
+        if until is not None:
+            wanted.append(until)
+        ready = select.select(wanted, (), (), left)[0]
+        for each in sockets:
+            for data, path in self._sockets.read(each) if each in ready else ():
                 self._endpoint.receive_datagram(data, path, time.monotonic())
                 self._settle()
         self._endpoint.handle_timeout(time.monotonic())
         self._settle()
+        return until in ready
 
     def _settle(self) -> None:
         while (output := self._endpoint.next_output()) is not None:
@@ -144,8 +172,9 @@ def main() -> None:
     terms = Terms(**json.loads(sys.argv[1]))
     with closing(IkeSockets()) as sockets:
         initiators = Initiators(terms, sockets)
-        for line in sys.stdin:
+        while line := sys.stdin.readline():
             print(initiators.bring_up(int(line)), flush=True)
+            initiators.live_on(sys.stdin)
 
 
 if __name__ == "__main__":

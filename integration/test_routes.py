@@ -127,6 +127,12 @@ def test_an_unknown_device_leaves_nothing_behind(gateway: str, routes: Routes) -
     assert _rules(gateway) == []
 
 
+def test_a_refusal_has_the_kernels_sentence(routes: Routes) -> None:
+    nonsense = OuterPath(device="wan", gateway=ip_address("0.0.0.0"), mtu=1500)
+    with pytest.raises(DatapathError, match=f"cannot add a route to {REMOTE}: Invalid flags for"):
+        routes.add(REMOTE, local=LOCAL, via=nonsense)
+
+
 def test_it_works_within_an_event_loop(gateway: str, routes: Routes) -> None:
     async def add() -> None:
         routes.add(REMOTE, local=LOCAL, via="wan")

@@ -59,8 +59,6 @@ LIBRARIES: dict[str, set[str]] = {
     "pki": {"cryptography"},
     "eap": {"cryptography"},
     "policy": {"yaml", "pydantic", "pydantic_core"},
-    "datapath": {"pyroute2"},
-    "daemon": {"pyroute2"},
     "cli": {"typer", "rich", "pyroute2"},
 }
 """What each room may import of others; a room that is not named here has the standard library."""

@@ -19,13 +19,14 @@ import pytest
 
 from integration.contract.sites import gateway_namespace, inside
 from integration.lab.network import Host, Network, subnet
-from xfrmpy.datapath.userspace.guard import TABLE, Guard
+from xfrmpy.datapath.userspace.guard import Guard
+from xfrmpy.datapath.userspace.nftables import CHAIN, TABLE
 from xfrmpy.ipsec.selectors import MaskedPort, Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template
 
 pytestmark = pytest.mark.native
 
-UDP = 17
+ICMP, UDP = 1, 17
 LAN = {family: subnet(1, family=family) for family in (4, 6)}
 """Moon's."""
 
@@ -38,6 +39,7 @@ def policy(
     priority: int = 100,
     direction: PolicyDirection = PolicyDirection.IN,
     port: int = 0,
+    port_mask: int = 0xFFFF,
 ) -> SpdEntry:
     ends = ip_network("192.0.2.0/32")[0], ip_network("192.0.2.1/32")[0]
     return SpdEntry(
@@ -46,7 +48,7 @@ def policy(
             source=ip_network(source),
             destination=ip_network(destination),
             protocol=UDP if port else 0,
-            destination_port=MaskedPort(port, 0xFFFF if port else 0),
+            destination_port=MaskedPort(port, port_mask if port else 0),
         ),
         action=action,
         priority=priority,
@@ -56,12 +58,22 @@ def policy(
     )
 
 
-def listed() -> list[str]:
-    """Our rules behind the five that exempt, as `nft` reads them; none if there is no table."""
+def listed() -> list[tuple[str, str]]:
+    """What our rules look up, in their order, each with the map's elements, as `nft` reads them."""
     command = ["nft", "list", "table", "inet", TABLE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line.strip() for line in done.stdout.splitlines()]
-    return [line for line in lines if re.search(r"(drop|accept)$", line)][5:]
+    text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    maps = dict(re.findall(r"map (\S+) {\s+type .*?\s+elements = { (.*?) }", text, re.DOTALL))
+    return [
+        (fields, element)
+        for fields, name in re.findall(r"\s*(.*) vmap @(\S+)", text)
+        for element in re.split(r",\s+", maps[name])
+    ]
+
+
+def rules() -> str:
+    """Our rules with their handles, by which it shows whether one has been made anew."""
+    command = ["nft", "-a", "list", "chain", "inet", TABLE, CHAIN]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.fixture
@@ -79,14 +91,28 @@ def test_nft_reads_the_rules_that_we_mean(guard: Guard) -> None:
             policy("10.2.9.0/24", "10.1.0.0/16", priority=10, action=Action.BYPASS),
             policy("0.0.0.0/0", "10.1.7.0/24", priority=40, action=Action.DISCARD),
             policy("10.4.0.1/32", "10.1.0.0/16", priority=50, port=5001),
+            policy("10.4.0.1/32", "10.1.0.0/16", priority=60, port=5008, port_mask=0xFFF0),
         ]
     )
     assert listed() == [
-        "ip saddr 10.2.9.0/24 ip daddr 10.1.0.0/16 accept",
-        "ip6 saddr fd00:2::/64 ip6 daddr fd00:1::/64 drop",
-        "ip saddr 10.2.0.0/16 ip daddr 10.1.0.0/16 drop",
-        "ip daddr 10.1.7.0/24 ip saddr != 10.1.7.0/24 drop",
-        "ip saddr 10.4.0.1 ip daddr 10.1.0.0/16 udp dport 5001 drop",
+        ("ip saddr & 255.255.255.0 . ip daddr & 255.255.0.0", "10.2.9.0 . 10.1.0.0 : accept"),
+        (
+            "ip6 saddr & ffff:ffff:ffff:ffff:: . ip6 daddr & ffff:ffff:ffff:ffff::",
+            "fd00:2:: . fd00:1:: : drop",
+        ),
+        ("ip saddr & 255.255.0.0 . ip daddr & 255.255.0.0", "10.2.0.0 . 10.1.0.0 : drop"),
+        (
+            "ip saddr != 10.1.7.0/24 ip saddr & 0.0.0.0 . ip daddr & 255.255.255.0",
+            "0.0.0.0 . 10.1.7.0 : drop",
+        ),
+        (
+            "ip saddr . ip daddr & 255.255.0.0 . meta l4proto . th dport",
+            "10.4.0.1 . 10.1.0.0 . udp . 5001 : drop",
+        ),
+        (
+            "ip saddr . ip daddr & 255.255.0.0 . meta l4proto . th dport & 65520",
+            "10.4.0.1 . 10.1.0.0 . udp . 5008 : drop",
+        ),
     ]
 
 
@@ -106,6 +132,39 @@ def test_a_thousand_policies_are_replaced_at_once(guard: Guard) -> None:
     assert len(listed()) == 999
 
 
+def test_one_more_policy_of_a_shape_leaves_the_rules_alone(guard: Guard) -> None:
+    """What a Child SA costs does not grow with the number of those that are there."""
+    first, second = (policy(f"10.2.{n}.0/24", "10.1.0.0/16") for n in (1, 2))
+    guard.add(first)
+    before = rules()
+    guard.add(second)
+    assert len(listed()) == 2
+    guard.remove(first)
+    assert len(listed()) == 1
+    assert rules() == before
+    guard.add(policy("10.3.0.0/16", "10.1.0.0/16"))
+    assert len(listed()) == 2
+    guard.remove(second)
+    assert [element for _, element in listed()] == ["10.3.0.0 . 10.1.0.0 : drop"]
+
+
+def test_of_two_policies_of_one_selector_the_stricter_counts(guard: Guard) -> None:
+    inward = policy("10.2.0.0/16", "10.1.0.0/16", action=Action.BYPASS)
+    onward = replace(inward, direction=PolicyDirection.FORWARD, action=Action.DISCARD)
+    for entry in (inward, onward):
+        guard.add(entry)
+    assert [element for _, element in listed()] == ["10.2.0.0 . 10.1.0.0 : drop"]
+    guard.remove(onward)
+    assert [element for _, element in listed()] == ["10.2.0.0 . 10.1.0.0 : accept"]
+
+
+def test_a_table_that_somebody_removed_is_back_with_the_next_policy(guard: Guard) -> None:
+    guard.add(policy("10.2.1.0/24", "10.1.0.0/16"))
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    guard.add(policy("10.2.2.0/24", "10.1.0.0/16"))
+    assert len(listed()) == 2
+
+
 def test_policies_come_and_go_one_by_one(guard: Guard) -> None:
     inward = policy("10.2.0.0/16", "10.1.0.0/16", priority=30)
     onward = replace(inward, direction=PolicyDirection.FORWARD)
@@ -113,14 +172,15 @@ def test_policies_come_and_go_one_by_one(guard: Guard) -> None:
     for entry in (inward, onward, narrow):
         guard.add(entry)
     both = [
-        "ip saddr 10.2.9.0/24 ip daddr 10.1.0.0/16 accept",
-        "ip saddr 10.2.0.0/16 ip daddr 10.1.0.0/16 drop",
+        ("ip saddr & 255.255.255.0 . ip daddr & 255.255.0.0", "10.2.9.0 . 10.1.0.0 : accept"),
+        ("ip saddr & 255.255.0.0 . ip daddr & 255.255.0.0", "10.2.0.0 . 10.1.0.0 : drop"),
     ]
     assert listed() == both
     guard.remove(inward)
     assert listed() == both, "those to be forwarded are still judged"
     guard.add(replace(narrow, action=Action.DISCARD))
-    assert listed() == [both[0].replace("accept", "drop"), both[1]]
+    fields, element = both[0]
+    assert listed() == [(fields, element.replace("accept", "drop")), both[1]]
     for entry in (onward, narrow, narrow):
         guard.remove(entry)
     assert listed() == []
@@ -201,6 +261,23 @@ def test_only_what_a_policy_is_for_is_kept_out(network: Network) -> None:
         assert arrives(network.internet, network.alice, alice, 5002)
     with enforced(network, policy("192.0.2.2/32", lan)):
         assert arrives(network.internet, network.alice, alice)
+
+
+def test_of_icmp_only_the_types_of_a_policy_are_kept_out(network: Network) -> None:
+    alice, request = network.alice.inside_address(), 8
+    policy_for = policy(SENDER[4], LAN[4])
+    ping = ("ping", "-c", "1", "-W", "1", alice)
+    for kind, arrives_too in ((request, False), (request + 5, True)):
+        selector = replace(
+            policy_for.selector,
+            protocol=ICMP,
+            source_port=MaskedPort(kind, 0xFF),
+            destination_port=MaskedPort(0, 0xFF),
+        )
+        with enforced(network, replace(policy_for, selector=selector)):
+            done = subprocess.run(network.internet.command(*ping), check=False, capture_output=True)
+            assert (done.returncode == 0) == arrives_too
+            assert arrives(network.internet, network.alice, alice)
 
 
 def test_a_bypass_before_it_lets_in(network: Network) -> None:

@@ -28,6 +28,7 @@ import pytest
 from tests.ike.conftest import Host, Pair, mirrored, seeded_random, tunnel_policy
 from xfrmpy.ike import channel as channel_module
 from xfrmpy.ike.admission import AdmissionLimits
+from xfrmpy.ike.core import Core
 from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.keepalive import KEEPALIVE
 from xfrmpy.ike.outputs import AddSa, SendDatagram, TunnelClosed
@@ -337,6 +338,7 @@ class Simulation:
         core = host.endpoint._core
         owned = [c for sa in host.ike_sas for c in sa.children]
         retired = [c for sa in host.ike_sas for _, c in sa.retired]
+        self._check_indices(core)
         spis = {c.spi_in for c in owned + retired}
         assert spis == set(core.children), "a Child SA has no owner"
         entries = [e for c in owned + retired for e in c.in_force]
@@ -355,6 +357,18 @@ class Simulation:
                 assert not sa.channel.window.is_idle, "deleting for ever"
             if sa.state is IkeSaState.DELETED:
                 assert not sa.children
+
+    @staticmethod
+    def _check_indices(core: Core) -> None:
+        """What is found by a name is what a search finds."""
+        for name in core.tunnels:
+            found = {sa for sa in core.ike_sas.values() if sa.tunnel_name == name}
+            assert set(core.ike_sas_of(name)) == found
+        for child in core.children.values():
+            kin = {c for c in core.children.values() if c.policy.reqid == child.policy.reqid}
+            assert {child, *core.kin_of(child)} == kin
+        named = {e.id for c in core.children.values() for e in c.entries}
+        assert core.holders.keys() == named
 
     def _check_rest(self) -> None:
         assert not self.flying or self.flying[0][0] > STORM_SECONDS

@@ -353,7 +353,7 @@ def test_a_spoofed_flood_gets_cookies_and_an_honest_peer_its_tunnel(
 
 def _accept_any_address(host: Any) -> None:
     tunnel = host.endpoint._core.tunnels["tunnel-a"]
-    tunnel.policy = replace(tunnel.policy, peers=())
+    host.endpoint.replace_tunnel(replace(tunnel.policy, peers=()))
 
 
 def _renewed(request: SendDatagram, number: int) -> SendDatagram:

@@ -145,8 +145,7 @@ def test_a_peer_that_takes_one_child_sa_only_is_not_asked_in_vain_all_the_time(
 @pytest.mark.parametrize("start", [StartMode.AUTO, StartMode.MANUAL])
 def test_a_child_that_the_peer_deletes_comes_back_only_by_itself(pair: Any, start: Any) -> None:
     for host in (pair.moon, pair.sun):
-        (tunnel,) = host.endpoint._core.tunnels.values()
-        tunnel.policy = replace(tunnel.policy, start=start)
+        host.endpoint.replace_tunnel(replace(host.policy, start=start))
     pair.up()
     sa = pair.sun.ike_sa
     voice = next(c for c in sa.children if c.policy.name == "voice")

@@ -386,9 +386,7 @@ def test_a_ticket_is_void_when_the_policy_has_changed(
     lost: Any, end: str, change: dict[str, Any]
 ) -> None:
     host = getattr(lost, end)
-    core = host.endpoint._core
-    tunnel = core.tunnels["tunnel-a"]
-    tunnel.policy = replace(tunnel.policy, **change)
+    host.endpoint.replace_tunnel(replace(host.policy, **change))
     lost.initiate()
     lost.deliver()
     requests = [m.exchange for m in firsts(lost) if not m.is_response]
@@ -399,8 +397,7 @@ def test_a_ticket_is_void_when_its_algorithms_are_not_allowed_any_more(
     lost: Any, make_policy: Any
 ) -> None:
     stronger = make_policy(ike="aes256gcm16-prfsha384-ecp384").proposals
-    tunnel = lost.sun.endpoint._core.tunnels["tunnel-a"]
-    tunnel.policy = replace(tunnel.policy, proposals=stronger)
+    lost.sun.endpoint.replace_tunnel(replace(lost.sun.policy, proposals=stronger))
     lost.initiate()
     lost.deliver()
     assert NACK in firsts(lost)[1].payloads

@@ -109,6 +109,9 @@ class Engine:
     def set_peer_addresses(self, tunnel: str, addresses: tuple[IpAddress, ...]) -> None:
         self._endpoint.set_peer_addresses(tunnel, addresses)
 
+    def has_ike_sas(self, tunnel: str) -> bool:
+        return self._endpoint.has_ike_sas(tunnel)
+
     def ike_sas(self, tunnel: str) -> tuple[IkeSaView, ...]:
         return self._endpoint.ike_sas(tunnel)
 

@@ -300,7 +300,7 @@ class Service:
 
     async def _until_gone(self, tunnel: Tunnel) -> None:
         with tunnel.listen() as reports:
-            while self._engine.ike_sas(tunnel.policy.name):
+            while self._engine.has_ike_sas(tunnel.policy.name):
                 await reports.get()
 
     # What callers ask.
@@ -369,7 +369,7 @@ class Service:
         tunnel, seconds = self._find(parameters["tunnel"]), float(parameters["timeout_seconds"])
         tunnel.wanted = False
         tunnel.redirect = None
-        changed = bool(self._engine.ike_sas(tunnel.policy.name))
+        changed = self._engine.has_ike_sas(tunnel.policy.name)
         gone = self._loop.create_task(self._until_gone(tunnel))
         self._engine.terminate(tunnel.policy.name)
         async for progress in self._follow(tunnel, gone, seconds):

@@ -11,21 +11,34 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import ip_address, ip_network
 from socket import AF_INET, AF_INET6
-from typing import TYPE_CHECKING, Any, TypeVar
+from struct import Struct
+from typing import TypeAlias
 
 from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.netlink.messages import (
+    Message,
+    Values,
+    encode_attributes,
+    split_attributes,
+)
+from xfrmpy.datapath.netlink.route import (
+    RTNETLINK,
+    Address,
+    Link,
+    MessageType,
+    Metric,
+    Route,
+    Rule,
+)
+from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.ipsec.addresses import IpAddress, IpNetwork
 
-if TYPE_CHECKING:
-    from pyroute2 import IPRoute
-
-T = TypeVar("T")
+Attributes: TypeAlias = dict[int, bytes]
 
 OUR_MARK = 0x5846
 """`XF`, as in `OUR_REQIDS`: the SO_MARK of every socket that sends IKE or protected packets."""
@@ -35,8 +48,12 @@ RULE_PRIORITY = 220
 
 _FAMILY = {4: AF_INET, 6: AF_INET6}
 _EVERYTHING = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
-_RULE_INVERT = 2  # FIB_RULE_INVERT of <linux/fib_rules.h>
-_HOST_SCOPE = 254  # RT_SCOPE_HOST: the loopback addresses
+_HOST_SCOPE, _ANY_SCOPE = 254, 255  # RT_SCOPE_HOST: the loopback addresses; RT_SCOPE_NOWHERE
+_UNICAST, _THROW = 1, 9  # RTN_*
+_ON_LINK = 4  # RTNH_F_ONLINK
+_TO_TABLE, _INVERT = 1, 2  # FR_ACT_TO_TBL, FIB_RULE_INVERT
+_SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS
+_NUMBER = Struct("=I")
 
 
 class RouteOwner(IntEnum):
@@ -66,20 +83,14 @@ class _Held:
 class Routes:
     """The routes of one datapath, in the network namespace of the thread that made it.
 
-    Blocking, some 0.5 ms a call: pyroute2 runs an event loop of its own, on a thread of its own
-    because the caller may well be inside one. Every method raises `DatapathError`.
+    Every method raises `DatapathError`.
     """
 
     def __init__(self, owner: RouteOwner) -> None:
         self._owner = owner
         self._held: dict[IpNetwork, _Held] = {}
         self._exceptions: Counter[IpNetwork] = Counter()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="routes")
-        try:
-            self._netlink = self._thread.submit(_open).result()
-        except OSError as error:
-            self._thread.shutdown()
-            raise DatapathError(f"cannot open a route socket: {error}", error.errno) from error
+        self._netlink = NetlinkSocket(RTNETLINK)
 
     def add(
         self,
@@ -95,11 +106,11 @@ class Routes:
         contains `local`, packets for `local` are excepted: they are for our own side. Added again
         for another policy, the newest way counts, and as many `remove` are needed.
         """
-        self._run(f"add a route to {destination}", lambda: self._add(destination, local, via, mtu))
+        self._add(destination, local, via, mtu)
         held = self._held.setdefault(destination, _Held())
         held.users += 1
         if local != destination and _contains(destination, local) and local not in held.exceptions:
-            self._run(f"except {local} from {destination}", lambda: self._add_exception(local))
+            self._add_exception(local, destination)
             held.exceptions.add(local)
             self._exceptions[local] += 1
 
@@ -112,155 +123,190 @@ class Routes:
         self._held.pop(destination, None)
         self._exceptions.subtract(held.exceptions)
         gone = [destination, *(e for e in held.exceptions if not self._exceptions[e])]
-        self._run(f"remove the route to {destination}", lambda: self._remove(gone))
+        for each in gone:
+            self._delete(each)
+        self._remove_rule_if_idle(destination.version)
 
     def remove_all(self) -> int:
         """Remove every route of this owner's, whoever added it, and the rules; returns how many."""
         self._held.clear()
         self._exceptions.clear()
-        return self._run("remove our routes", self._remove_all)
-
-    def outer_path(self, source: IpAddress, destination: IpAddress) -> OuterPath:
-        """How a packet from one of our addresses to a peer's leaves this host."""
-        what = f"find a route from {source} to {destination}"
-        return self._run(what, lambda: self._outer_path(source, destination))
-
-    def close(self) -> None:
-        """Free the socket; the routes stay."""
-        self._thread.submit(self._netlink.close).result()
-        self._thread.shutdown()
-
-    def _run(self, what: str, action: Callable[[], T]) -> T:
-        from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415 (290 ms)
-
-        try:
-            return self._thread.submit(action).result()
-        except NetlinkError as error:
-            reason = error.args[1] if len(error.args) > 1 else error
-            raise DatapathError(f"cannot {what}: {reason}", error.code) from error
-
-    # What follows runs on our thread.
-
-    def _add(
-        self, destination: IpNetwork, local: IpNetwork, via: OuterPath | str, mtu: int | None
-    ) -> None:
-        device = via if isinstance(via, str) else via.device
-        route: dict[str, Any] = {**self._key(destination), "oif": self._index(device)}
-        gateway = None if isinstance(via, str) else via.gateway
-        # A gateway of the other family cannot be named, nor need it be: the packet is protected,
-        # and becomes one of the gateway's family, before it looks for a neighbour.
-        if gateway is not None and gateway.version == destination.version:
-            route |= {"gateway": str(gateway), "flags": ["onlink"]}
-        if mtu is not None:
-            route["metrics"] = {"mtu": mtu}
-        if source := self._address_within(local):
-            route["prefsrc"] = source
-        self._netlink.route("replace", **route)
-        self._add_rule(destination.version)
-
-    def _add_exception(self, network: IpNetwork) -> None:
-        self._netlink.route("replace", **self._key(network), type="throw")
-
-    def _remove(self, destinations: list[IpNetwork]) -> None:
-        for destination in destinations:
-            self._delete(destination)
-        self._remove_rule_if_idle(destinations[0].version)
-
-    def _delete(self, destination: IpNetwork) -> None:
-        key = self._key(destination)
-        _ignoring(errno.ESRCH, lambda: self._netlink.route("del", **key))
-
-    def _remove_all(self) -> int:
         count = 0
-        for version, family in _FAMILY.items():
-            for route in self._table(family):
-                if route["proto"] == self._owner:
-                    default = _EVERYTHING[version].network_address
-                    address = route.get("dst") or default
-                    self._delete(ip_network(f"{address}/{route['dst_len']}"))
+        for version in _FAMILY:
+            for route in self._table(version):
+                if route.body["protocol"] == self._owner:
+                    self._delete(_destination(route, version))
                     count += 1
             self._remove_rule_if_idle(version)
         return count
 
-    def _key(self, destination: IpNetwork) -> dict[str, Any]:
-        return {
+    def outer_path(self, source: IpAddress, destination: IpAddress) -> OuterPath:
+        """How a packet from one of our addresses to a peer's leaves this host."""
+        what = f"find a route from {source} to {destination}"
+        body = {
             "family": _FAMILY[destination.version],
-            "dst": str(destination),
-            "table": OUR_TABLE,
-            "proto": int(self._owner),
+            "dst_len": destination.max_prefixlen,
+            "src_len": source.max_prefixlen,
         }
+        packet: Attributes = {
+            Route.DST: destination.packed,
+            Route.SRC: source.packed,
+            Route.MARK: _NUMBER.pack(OUR_MARK),
+        }
+        (route,) = self._ask(MessageType.GETROUTE, what, body, packet)
+        index = _number(route.attributes[Route.OIF])
+        (link,) = self._ask(MessageType.GETLINK, what, {"index": index}, _WITHOUT_STATISTICS)
+        gateway = route.attributes.get(Route.GATEWAY)
+        metrics = split_attributes(route.attributes.get(Route.METRICS, b""))
+        return OuterPath(
+            device=_text(link.attributes[Link.IFNAME]),
+            gateway=None if gateway is None else ip_address(gateway),
+            mtu=_number(metrics.get(Metric.MTU) or link.attributes[Link.MTU]),
+        )
 
-    def _table(self, family: int) -> list[Any]:
-        routes = self._netlink.get_routes(family=family, table=OUR_TABLE)
-        return [route for route in routes if route.get("table") == OUR_TABLE]
+    def close(self) -> None:
+        """Free the socket; the routes stay."""
+        self._netlink.close()
 
-    def _add_rule(self, version: int) -> None:
-        _ignoring(errno.EEXIST, lambda: self._netlink.rule("add", **_rule(version)))
+    def _add(
+        self, destination: IpNetwork, local: IpNetwork, via: OuterPath | str, mtu: int | None
+    ) -> None:
+        what = f"add a route to {destination}"
+        device = via if isinstance(via, str) else via.device
+        attributes: Attributes = {Route.OIF: _NUMBER.pack(self._index(device))}
+        gateway = None if isinstance(via, str) else via.gateway
+        body: Values = {"type": _UNICAST}
+        # A gateway of the other family cannot be named, nor need it be: the packet is protected,
+        # and becomes one of the gateway's family, before it looks for a neighbour.
+        if gateway is not None and gateway.version == destination.version:
+            attributes[Route.GATEWAY] = gateway.packed
+            body["flags"] = _ON_LINK
+        if mtu is not None:
+            attributes[Route.METRICS] = encode_attributes({Metric.MTU: _NUMBER.pack(mtu)})
+        if (source := self._address_within(local, what)) is not None:
+            attributes[Route.PREFSRC] = source.packed
+        self._replace(destination, what, body, attributes)
+        rule = _rule(MessageType.NEWRULE, destination.version)
+        self._exchange(Request(rule, what, create=True), errno.EEXIST)
+
+    def _add_exception(self, network: IpNetwork, destination: IpNetwork) -> None:
+        self._replace(network, f"except {network} from {destination}", {"type": _THROW}, {})
+
+    def _replace(
+        self, destination: IpNetwork, what: str, body: Values, attributes: Attributes
+    ) -> None:
+        route = self._route(MessageType.NEWROUTE, destination, body, attributes)
+        self._exchange(Request(route, what, replace=True))
+
+    def _delete(self, destination: IpNetwork) -> None:
+        route = self._route(MessageType.DELROUTE, destination, {"scope": _ANY_SCOPE}, {})
+        self._exchange(Request(route, f"remove the route to {destination}"), errno.ESRCH)
+
+    def _route(
+        self,
+        kind: MessageType,
+        destination: IpNetwork,
+        body: Values,
+        attributes: Attributes,
+    ) -> Message:
+        return Message(
+            type=kind,
+            body={
+                "family": _FAMILY[destination.version],
+                "dst_len": destination.prefixlen,
+                "protocol": self._owner,
+                **body,
+            },
+            attributes={
+                Route.DST: destination.network_address.packed,
+                Route.TABLE: _NUMBER.pack(OUR_TABLE),
+                **attributes,
+            },
+        )
+
+    def _table(self, version: int) -> Iterator[Message]:
+        table = Message(
+            type=MessageType.GETROUTE,
+            body={"family": _FAMILY[version]},
+            attributes={Route.TABLE: _NUMBER.pack(OUR_TABLE)},
+        )
+        # A table that never had a route is not there.
+        request = Request(table, "list our routes", dump=True)
+        for route in self._exchange(request, errno.ENOENT):
+            if _number(route.attributes[Route.TABLE]) == OUR_TABLE:
+                yield route
 
     def _remove_rule_if_idle(self, version: int) -> None:
         if any(held.version == version for held in self._held):
             return
-        if not self._table(_FAMILY[version]):
-            _ignoring(errno.ENOENT, lambda: self._netlink.rule("del", **_rule(version)))
+        if next(self._table(version), None) is None:
+            rule = _rule(MessageType.DELRULE, version)
+            self._exchange(Request(rule, "remove our rule"), errno.ENOENT)
 
-    def _address_within(self, local: IpNetwork) -> str | None:
+    def _address_within(self, local: IpNetwork, what: str) -> IpAddress | None:
         """An address of this host within `local`; none where `local` is everything: any will do."""
         if local.prefixlen == 0:
             return None
-        for message in self._netlink.get_addr(family=_FAMILY[local.version]):
-            address = message.get("local") or message.get("address")
-            if message["scope"] < _HOST_SCOPE and address and ip_address(address) in local:
-                return str(address)
+        listing = Message(type=MessageType.GETADDR, body={"family": _FAMILY[local.version]})
+        for message in self._netlink.ask(Request(listing, what, dump=True)):
+            octets = message.attributes.get(Address.LOCAL) or message.attributes[Address.ADDRESS]
+            address = ip_address(octets)
+            if message.body["scope"] < _HOST_SCOPE and address in local:
+                return address
         return None
 
-    def _outer_path(self, source: IpAddress, destination: IpAddress) -> OuterPath:
-        (route,) = self._netlink.route(
-            "get",
-            family=_FAMILY[destination.version],
-            dst=str(destination),
-            src=str(source),
-            mark=OUR_MARK,
-        )
-        (link,) = self._netlink.get_links(route.get("oif"))
-        gateway = route.get("gateway")
-        return OuterPath(
-            device=link.get("ifname"),
-            gateway=ip_address(gateway) if gateway else None,
-            mtu=(route.get("metrics") or {}).get("mtu") or link.get("mtu"),
-        )
-
     def _index(self, device: str) -> int:
-        found: list[int] = self._netlink.link_lookup(ifname=device)
-        if not found:
-            raise DatapathError(f"there is no network device {device!r}", errno.ENODEV)
-        return found[0]
+        what = f"find the network device {device!r}"
+        named: Attributes = {Link.IFNAME: device.encode() + b"\0", **_WITHOUT_STATISTICS}
+        try:
+            (link,) = self._ask(MessageType.GETLINK, what, {}, named)
+        except DatapathError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            raise DatapathError(f"there is no network device {device!r}", errno.ENODEV) from error
+        index: int = link.body["index"]
+        return index
+
+    def _ask(
+        self, kind: MessageType, what: str, body: Values, attributes: Attributes
+    ) -> list[Message]:
+        message = Message(type=kind, body=body, attributes=attributes)
+        return self._netlink.ask(Request(message, what))
+
+    def _exchange(self, request: Request, *but: int) -> list[Message]:
+        """What the kernel answers; an error of a number in `but` is none."""
+        return self._netlink.exchange([request])[0].unless(*but).messages
 
 
-def _open() -> IPRoute:
-    from pyroute2 import IPRoute  # noqa: PLC0415 (290 ms and 32 MB: only who needs it pays)
-
-    return IPRoute(strict_check=True)
+_WITHOUT_STATISTICS: Attributes = {Link.EXT_MASK: _NUMBER.pack(_SKIP_STATISTICS)}
 
 
-def _rule(version: int) -> dict[str, Any]:
-    return {
-        "family": _FAMILY[version],
-        "table": OUR_TABLE,
-        "priority": RULE_PRIORITY,
-        "fwmark": OUR_MARK,
-        "flags": _RULE_INVERT,
-    }
+def _rule(kind: MessageType, version: int) -> Message:
+    return Message(
+        type=kind,
+        body={"family": _FAMILY[version], "action": _TO_TABLE, "flags": _INVERT},
+        attributes={
+            Rule.TABLE: _NUMBER.pack(OUR_TABLE),
+            Rule.PRIORITY: _NUMBER.pack(RULE_PRIORITY),
+            Rule.FWMARK: _NUMBER.pack(OUR_MARK),
+        },
+    )
+
+
+def _destination(route: Message, version: int) -> IpNetwork:
+    octets = route.attributes.get(Route.DST)
+    address = _EVERYTHING[version].network_address if octets is None else ip_address(octets)
+    return ip_network((address, route.body["dst_len"]))
+
+
+def _number(octets: bytes) -> int:
+    number: int = _NUMBER.unpack(octets)[0]
+    return number
+
+
+def _text(octets: bytes) -> str:
+    return octets.rstrip(b"\0").decode(errors="replace")
 
 
 def _contains(outer: IpNetwork, inner: IpNetwork) -> bool:
     return outer.version == inner.version and inner.subnet_of(outer)  # type: ignore[arg-type]
-
-
-def _ignoring(code: int, action: Callable[[], object]) -> None:
-    from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415 (290 ms)
-
-    try:
-        action()
-    except NetlinkError as error:
-        if error.code != code:
-            raise

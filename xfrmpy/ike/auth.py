@@ -267,14 +267,13 @@ def _authenticate_initiator(
 def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> TunnelPolicy:
     if sa.resumed is not None:
         return tunnel_of_resumed(sa.resumed, initiator, wanted)
-    known = [t.policy for t in sa.core.tunnels_for(sa.path)]
-    for tunnel in known:
-        if tunnel.remote_id != initiator:
-            continue
+    candidates = sa.core.candidates_for(sa.path)
+    for tunnel in candidates.of_peer(initiator):
         if wanted is not None and wanted != _our_identity(sa, tunnel):
             continue
         if _accepts_suite(sa, tunnel):
             return tunnel
+    known = candidates.policies
     raise AuthenticationFailed(
         Failure(
             code="XF2007",

@@ -96,7 +96,7 @@ class ChildSa:
         self._proposals = proposals
         self._absent: tuple[SpdEntry, ...] = ()
         self._core = core
-        core.children[self.spi_in] = self
+        core.add_child(self)
 
     # Negotiation.
 
@@ -199,9 +199,7 @@ class ChildSa:
         """
         if self.replaces is None:
             self.reqid = self._free_reqid()
-        self.entries = self._entries(
-            keys, path, is_initiator=is_initiator, encapsulated=encapsulated
-        )
+        self._name(self._entries(keys, path, is_initiator=is_initiator, encapsulated=encapsulated))
         inbound, outbound = self.entries
         self._add(inbound)
         if sends:
@@ -296,7 +294,7 @@ class ChildSa:
         for old in self.in_force:
             self._core.emit(MoveSa(**self._names(), sa=old.id, entry=_moved(old, path)))
         self.in_force = [_moved(entry, path) for entry in self.in_force]
-        self.entries = tuple(_moved(entry, path) for entry in self.entries)
+        self._name(tuple(_moved(entry, path) for entry in self.entries))
         for spd_entry in self._policies(path):
             change = self._core.policies.renew(AddPolicy(**self._names(), entry=spd_entry))
             if change is not None:
@@ -310,7 +308,7 @@ class ChildSa:
         self._release_policies()
         self._remove(Direction.OUT)
         self._remove(Direction.IN)
-        self._core.children.pop(self.spi_in, None)
+        self._core.forget_child(self)
         self.replaces = None  # Or each would keep all its forerunners in memory.
         if was_in_use:
             self._core.emit(
@@ -338,17 +336,19 @@ class ChildSa:
         A datapath finds an SA by its reqid alone: it must carry all that the policies with that
         reqid want.
         """
-        kin = [
-            child
-            for child in self._core.children.values()
-            if child is not self and child.policy.reqid == self.policy.reqid and child.in_force
-        ]
+        kin = [child for child in self._core.kin_of(self) if child.in_force]
         for child in kin:
             if scope_of(child) == scope_of(self):
                 return child.reqid
         if any(child.reqid == self.policy.reqid for child in kin):
             return self._core.new_reqid()
         return self.policy.reqid
+
+    def _name(self, entries: tuple[SadEntry, ...]) -> None:
+        """These are its SAs from now on."""
+        self._core.forget_names(self)
+        self.entries = entries
+        self._core.holders.update({entry.id: self for entry in entries})
 
     def _add(self, entry: SadEntry) -> None:
         self.in_force.append(entry)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from xfrmpy.ike.candidates import Candidates, Tunnel, TunnelIndex
 from xfrmpy.ike.fragments import FragmentStore
 from xfrmpy.ike.outputs import AddPolicy, AddSa, Output
 from xfrmpy.ike.policies import PolicyBook
 from xfrmpy.ike.tickets import TicketKeys
-from xfrmpy.ipsec.addresses import IpAddress, Path
-from xfrmpy.ipsec.sad import OUR_REQIDS, USERSPACE_SPI_BIT
+from xfrmpy.ipsec.addresses import Path
+from xfrmpy.ipsec.sad import OUR_REQIDS, USERSPACE_SPI_BIT, SaId
 from xfrmpy.policy.model import DatapathChoice, TunnelPolicy
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from xfrmpy.ike.crash import TokenMaker
     from xfrmpy.ike.ike_sa import IkeSa
     from xfrmpy.ike.resumption import HeldTicket
+
+K = TypeVar("K")
+S = TypeVar("S")
+V = TypeVar("V")
 
 IKE_SPI_SIZE = 8
 FIRST_CHILD_SPI = 256
@@ -33,21 +38,6 @@ class Deferred:
     sa: IkeSa
     step: Callable[[float], None]
     now: float
-
-
-@dataclass(slots=True, kw_only=True)
-class Tunnel:
-    """A policy with the addresses that its peer has now; none if it accepts any address."""
-
-    policy: TunnelPolicy
-    peer_addresses: tuple[IpAddress, ...] = ()
-
-    def accepts(self, path: Path) -> bool:
-        """Whether a peer may begin on this path."""
-        local = self.policy.local_address
-        if local is not None and local != path.local.address:
-            return False
-        return not self.policy.peers or path.remote.address in self.peer_addresses
 
 
 class Core:
@@ -65,6 +55,7 @@ class Core:
         self.touched: set[IkeSa] = set()
         self.handling: IkeSa | None = None
         self.children: dict[int, ChildSa] = {}
+        self.holders: dict[SaId, ChildSa] = {}
         self.policies = PolicyBook()
         self.crash_tokens: TokenMaker | None = None
         self.fragments = FragmentStore()
@@ -73,6 +64,9 @@ class Core:
         self.redirects: dict[str, deque[float]] = {}
         self.reauthenticate: Callable[[IkeSa, float], None]
         self._queue: deque[Output | Deferred] = deque()
+        self._index: TunnelIndex | None = None
+        self._of_tunnel: dict[str, dict[bytes, IkeSa]] = {}
+        self._of_policy: dict[int, dict[int, ChildSa]] = {}
 
     def emit(self, output: Output) -> None:
         self._queue.append(output)
@@ -96,20 +90,49 @@ class Core:
         self._queue = kept
         return withdrawn
 
-    def tunnels_for(self, path: Path) -> tuple[Tunnel, ...]:
-        """The tunnels on which a peer may begin on this path, those that name it first."""
-        found = [t for t in self.tunnels.values() if t.accepts(path)]
-        return tuple(sorted(found, key=lambda t: not t.policy.peers))
+    def candidates_for(self, path: Path) -> Candidates:
+        """The tunnels on which a peer may begin on this path."""
+        if self._index is None:
+            self._index = TunnelIndex(self.tunnels.values())
+        return self._index.candidates(path)
+
+    def tunnels_changed(self) -> None:
+        """Whoever changes `tunnels` or one of them says so."""
+        self._index = None
 
     def ike_sas_of(self, tunnel: str) -> tuple[IkeSa, ...]:
         """Every IKE SA of a tunnel, the oldest first, those that are ending included."""
-        return tuple(
-            sa for sa in self.ike_sas.values() if sa.tunnel is not None and sa.tunnel.name == tunnel
-        )
+        return tuple(self._of_tunnel.get(tunnel, {}).values())
+
+    def file(self, sa: IkeSa, tunnel: str) -> None:
+        """It is known which tunnel an IKE SA belongs to."""
+        if sa.tunnel_name != tunnel:
+            _take_out(self._of_tunnel, sa.tunnel_name, sa.our_spi)
+        self._of_tunnel.setdefault(tunnel, {})[sa.our_spi] = sa
 
     def forget(self, sa: IkeSa) -> None:
         """An IKE SA that is deleted, and need not repeat itself any more."""
         self.ike_sas.pop(sa.our_spi, None)
+        _take_out(self._of_tunnel, sa.tunnel_name, sa.our_spi)
+
+    def add_child(self, child: ChildSa) -> None:
+        self.children[child.spi_in] = child
+        self._of_policy.setdefault(child.policy.reqid, {})[child.spi_in] = child
+
+    def forget_child(self, child: ChildSa) -> None:
+        self.children.pop(child.spi_in, None)
+        self.forget_names(child)
+        _take_out(self._of_policy, child.policy.reqid, child.spi_in)
+
+    def forget_names(self, child: ChildSa) -> None:
+        for entry in child.entries:
+            if self.holders.get(entry.id) is child:
+                del self.holders[entry.id]
+
+    def kin_of(self, child: ChildSa) -> tuple[ChildSa, ...]:
+        """The other Child SAs of its policy."""
+        found = self._of_policy.get(child.policy.reqid, {}).values()
+        return tuple(other for other in found if other is not child)
 
     def new_ike_spi(self) -> bytes:
         while True:
@@ -133,3 +156,11 @@ class Core:
                 spi &= ~USERSPACE_SPI_BIT
             if spi >= FIRST_CHILD_SPI and spi not in self.children:
                 return spi
+
+
+def _take_out(index: dict[K, dict[S, V]], key: K, spi: S) -> None:
+    """Strike an SA from an index, and its key with the last."""
+    found = index.get(key, {})
+    found.pop(spi, None)
+    if not found:
+        index.pop(key, None)

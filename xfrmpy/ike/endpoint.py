@@ -25,9 +25,10 @@ from xfrmpy.ike.admission import (
     Request,
     request_digest,
 )
+from xfrmpy.ike.candidates import Tunnel
 from xfrmpy.ike.channel import NON_ESP_MARKER, with_marker
 from xfrmpy.ike.child_sa import ChildSa
-from xfrmpy.ike.core import Core, Deferred, Tunnel
+from xfrmpy.ike.core import Core, Deferred
 from xfrmpy.ike.crash import TokenMaker, show_token
 from xfrmpy.ike.create_child_sa import CreateChildSa
 from xfrmpy.ike.errors import (
@@ -149,9 +150,11 @@ class IkeEndpoint:
             if sa is None or self._scheduled.get(spi) != due_at:
                 continue
             del self._scheduled[spi]
-            if sa.next_timeout is not None and sa.next_timeout <= now:
+            is_due_at = sa.next_timeout
+            if is_due_at is not None and is_due_at <= now:
                 self._run(sa, sa.handle_timeout, now)
-            self._schedule(sa)
+            self._core.touched.add(sa)
+            self._schedule_touched()
 
     def handle_failure(self, output: AddSa | AddPolicy, reason: str) -> None:
         """The datapath could not do an output; `reason` is a sentence for the operator."""
@@ -211,11 +214,14 @@ class IkeEndpoint:
 
     def set_peer_addresses(self, tunnel: str, addresses: tuple[IpAddress, ...]) -> None:
         """The addresses that the names of a tunnel's peer have now; a responder goes by them."""
-        self._core.tunnels[tunnel].peer_addresses = addresses
+        if self._core.tunnels[tunnel].peer_addresses != addresses:
+            self._core.tunnels[tunnel].peer_addresses = addresses
+            self._core.tunnels_changed()
 
     def replace_tunnel(self, policy: TunnelPolicy) -> None:
         """New IKE SAs of the tunnel follow this policy; those there are stay as they are."""
         self._core.tunnels[policy.name].policy = policy
+        self._core.tunnels_changed()
 
     def initiate(
         self, tunnel: str, path: Path, now: float, redirected_from: IpAddress | None = None
@@ -273,6 +279,11 @@ class IkeEndpoint:
         while self._timers and self._scheduled.get(self._timers[0][1]) != self._timers[0][0]:
             heapq.heappop(self._timers)
         return self._timers[0][0] if self._timers else None
+
+    def has_ike_sas(self, tunnel: str) -> bool:
+        """Whether a tunnel has a living IKE SA."""
+        found = self._core.ike_sas_of(tunnel)
+        return any(sa.state is not IkeSaState.DELETED for sa in found)
 
     def ike_sas(self, tunnel: str) -> tuple[IkeSaView, ...]:
         """The living IKE SAs of a tunnel, the oldest first."""
@@ -426,12 +437,11 @@ class IkeEndpoint:
 
     def _holders(self, sa_id: SaId) -> list[tuple[IkeSa, ChildSa]]:
         """The Child SA that an SA belongs to, with its IKE SA."""
-        return [
-            (sa, child)
-            for sa in self._core.ike_sas.values()
-            for child in sa.children
-            if any(entry.id == sa_id for entry in child.entries)
-        ]
+        child = self._core.holders.get(sa_id)
+        if child is None:
+            return []
+        found = self._core.ike_sas_of(child.tunnel.name)
+        return [(sa, child) for sa in found if child in sa.children]
 
     # Timers: a heap with stale entries, which cost nothing but being popped.
 

@@ -20,8 +20,9 @@ from xfrmpy.ike.agreement import (
     key_exchange_methods,
 )
 from xfrmpy.ike.auth import IkeAuth
+from xfrmpy.ike.candidates import Candidates
 from xfrmpy.ike.childless import childless_supported
-from xfrmpy.ike.core import Core, Tunnel
+from xfrmpy.ike.core import Core
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import check_critical, first_error, notifications, only, payloads_in_clear
 from xfrmpy.ike.ike_sa import IkeSa
@@ -251,21 +252,21 @@ def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path) ->
     offered = only(payloads, SaPayload).proposals
     ke = only(payloads, KePayload)
     nonce_i = only(payloads, NoncePayload).data
-    tunnels = _tunnels_for(core, path)
-    check_redirect_in_init(tunnels, payloads, nonce_i, path)
-    chosen = _choose(offered, tunnels, ke)
+    candidates = _candidates_for(core, path)
+    check_redirect_in_init(candidates, payloads, nonce_i, path)
+    chosen = _choose(offered, candidates.proposals, ke)
     suite = ike_suite(chosen)
     key_exchange = start_key_exchange(suite.group.id, core.random)
     shared_secret = agreed_secret(key_exchange, ke)
     nonce_r = core.random(NONCE_SIZE)
-    forced = any(t.policy.forces_encapsulation for t in tunnels)
+    forced = candidates.forces_encapsulation
     sa = IkeSa(core, path=path, is_initiator=False, schedule=Retransmission())
     sa.channel.their_spi = message.spi_i
     sa.peer_follows = follows_redirects(payloads)
     nat = detect_nat(payloads, message.spi_i, bytes(8), path, forced=forced)
     sa.channel.begin_answer(message, path)
     sa.channel.init_request = data
-    sa.channel.fragments = any(t.policy.fragmentation for t in tunnels) and can_fragment(payloads)
+    sa.channel.fragments = candidates.fragmentation and can_fragment(payloads)
     sa.channel.respond(
         (
             SaPayload(proposals=(chosen,)),
@@ -288,9 +289,9 @@ def can_fragment(payloads: tuple[OpenPayload, ...]) -> bool:
     return bool(notifications(payloads, NotifyType.IKEV2_FRAGMENTATION_SUPPORTED))
 
 
-def _tunnels_for(core: Core, path: Path) -> tuple[Tunnel, ...]:
-    tunnels = core.tunnels_for(path)
-    if not tunnels:
+def _candidates_for(core: Core, path: Path) -> Candidates:
+    candidates = core.candidates_for(path)
+    if not candidates:
         raise PeerIncompatible.of(
             "XF2009",
             f"no tunnel of ours has a peer at {path.remote.address}",
@@ -303,12 +304,11 @@ def _tunnels_for(core: Core, path: Path) -> tuple[Tunnel, ...]:
                 ),
             ),
         )
-    return tunnels
+    return candidates
 
 
-def _choose(offered: tuple[Proposal, ...], tunnels: tuple[Tunnel, ...], ke: KePayload) -> Proposal:
+def _choose(offered: tuple[Proposal, ...], ours: tuple[Proposal, ...], ke: KePayload) -> Proposal:
     """Our first choice, or our first with the method that spares us a repetition."""
-    ours = tuple(dict.fromkeys(p for t in tunnels for p in t.policy.proposals))
     chosen = choose_for_method(offered, ours, ke.method)
     if chosen is None:
         raise PeerIncompatible.of(

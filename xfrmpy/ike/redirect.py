@@ -29,7 +29,8 @@ from xfrmpy.wire.redirect import (
 )
 
 if TYPE_CHECKING:
-    from xfrmpy.ike.core import Core, Tunnel
+    from xfrmpy.ike.candidates import Candidates
+    from xfrmpy.ike.core import Core
     from xfrmpy.ike.ike_sa import IkeSa
     from xfrmpy.ipsec.addresses import IpAddress, Path
     from xfrmpy.policy.model import TunnelPolicy
@@ -131,14 +132,16 @@ def follows_redirects(payloads: tuple[OpenPayload, ...]) -> bool:
 
 
 def check_redirect_in_init(
-    tunnels: tuple[Tunnel, ...], payloads: tuple[OpenPayload, ...], nonce_i: bytes, path: Path
+    candidates: Candidates, payloads: tuple[OpenPayload, ...], nonce_i: bytes, path: Path
 ) -> None:
     """Raises `PeerIncompatible` with REDIRECT if every tunnel that it may be for sends it on.
 
     If only some do, IKE_AUTH will tell which it is.
     """
-    gateways = {_gateway_of(tunnel.policy, path) for tunnel in tunnels}
-    if len(gateways) > 1 or not follows_redirects(payloads):
+    if not candidates.redirects or not follows_redirects(payloads):
+        return
+    gateways = {_gateway_of(policy, path) for policy in candidates.policies}
+    if len(gateways) > 1:
         return
     gateway = gateways.pop()
     if gateway is not None:

@@ -202,7 +202,7 @@ def _allows(tunnel: TunnelPolicy, local: Identity, remote: Identity, proposal: P
 
 def tunnel_of_ticket(core: Core, state: TicketState, path: Path) -> TunnelPolicy:
     """The tunnel of ours that a ticket brings back. Raises `TicketRefused`."""
-    for tunnel in (t.policy for t in core.tunnels_for(path) if t.policy.name == state.tunnel):
+    for tunnel in (p for p in core.candidates_for(path).policies if p.name == state.tunnel):
         binding = bind_to_key(tunnel.shared_key.octets, state.sk_d)
         is_bound = hmac.compare_digest(state.binding, binding)
         if is_bound and _allows(tunnel, state.id_r, state.id_i, state.proposal):

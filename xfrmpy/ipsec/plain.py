@@ -8,10 +8,12 @@ what is written with this is secret unless the caller knows better.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import types
 import typing
+from collections.abc import Callable
 from enum import Enum
-from functools import cache
+from functools import cache, partial, reduce
 from ipaddress import ip_address, ip_network
 from typing import Any, TypeVar, Union, cast
 
@@ -35,12 +37,13 @@ _FIRST_INEXACT = 2**53
 
 def to_plain(value: object) -> Plain:
     """The JSON form of a value of dataclasses, tuples, octets, addresses and enumerations."""
-    if type(value) in _NAMED:
+    kind = type(value)
+    if kind in _NAMED:
         return cast("str", value.name)  # type: ignore[attr-defined]
     if isinstance(value, Enum):
         return cast("Plain", value.value)
-    if dataclasses.is_dataclass(value):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if names := _field_names(cast("Any", kind)):
+        return {name: to_plain(getattr(value, name)) for name in names}
     match value:
         case None | bool() | int() | float() | str():
             return value
@@ -59,36 +62,59 @@ def from_plain(kind: type[T], plain: Plain) -> T:
 
     Raises `ValueError`, `KeyError` or `TypeError` if `plain` does not have that form.
     """
-    return cast("T", _decode(kind, plain))
+    return cast("T", _decoder(cast("Any", kind))(plain))
 
 
-def _decode(kind: Any, plain: Any) -> Any:
+@cache
+def _field_names(kind: type) -> tuple[str, ...]:
+    """None for what is no dataclass."""
+    if not dataclasses.is_dataclass(kind):
+        return ()
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+@cache
+def _decoder(kind: Any) -> Callable[[Any], Any]:
+    """What reads a type is found out once: an SA is made of thirty values."""
     if kind in (IpAddress, IpNetwork):
-        return (ip_address if kind == IpAddress else ip_network)(_exactly(str, plain))
+        read = ip_address if kind == IpAddress else ip_network
+        return lambda plain: read(_exactly(str, plain))
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
-        if plain is None:
-            return None
-        (kind,) = (a for a in arguments if a is not types.NoneType)
-        return _decode(kind, plain)
+        decode = _decoder(reduce(operator.or_, (a for a in arguments if a is not types.NoneType)))
+        return lambda plain: None if plain is None else decode(plain)
     if origin in (tuple, frozenset):
-        return origin(_decode(arguments[0], item) for item in _exactly(list, plain))
+        decode = _decoder(arguments[0])
+        return lambda plain: origin(decode(item) for item in _exactly(list, plain))
     if origin is dict:
-        items = _exactly(dict, plain).items()
-        return {_decode(arguments[0], k): _decode(arguments[1], v) for k, v in items}
+        key, value = map(_decoder, arguments)
+        return lambda plain: {key(k): value(v) for k, v in _exactly(dict, plain).items()}
     if kind in _NAMED:
-        return _NAMED[kind][plain]
+        return partial(operator.getitem, _NAMED[kind])
     if dataclasses.is_dataclass(kind):
-        hints = _hints(cast("type", kind))
-        items = _exactly(dict, plain).items()
-        return kind(**{name: _decode(hints[name], item) for name, item in items})  # type: ignore[operator]
+        return partial(_decode_dataclass, kind)
     if kind is bytes:
-        return bytes.fromhex(plain)
+        return bytes.fromhex
     if issubclass(kind, Enum):
-        return kind(plain)
-    if kind is float and type(plain) is int and abs(plain) < _FIRST_INEXACT:
+        return cast("Callable[[Any], Any]", kind)
+    return _decode_float if kind is float else partial(_exactly, kind)
+
+
+def _decode_dataclass(kind: Any, plain: Any) -> Any:
+    decoders = _field_decoders(kind)
+    items = _exactly(dict, plain).items()
+    return kind(**{name: decoders[name](item) for name, item in items})
+
+
+@cache
+def _field_decoders(kind: type) -> dict[str, Callable[[Any], Any]]:
+    return {name: _decoder(hint) for name, hint in typing.get_type_hints(kind).items()}
+
+
+def _decode_float(plain: Any) -> float:
+    if type(plain) is int and abs(plain) < _FIRST_INEXACT:
         return float(plain)
-    return _exactly(kind, plain)
+    return _exactly(float, plain)
 
 
 def _exactly(kind: type[T], plain: Any) -> T:
@@ -96,8 +122,3 @@ def _exactly(kind: type[T], plain: Any) -> T:
     if type(plain) is not kind:
         raise TypeError(f"{plain!r} is not of type {kind.__name__}")
     return plain
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)

@@ -12,14 +12,9 @@ from hypothesis import strategies as st
 
 from xfrmpy.datapath.interface import Acquire, Expired, MappingChanged
 from xfrmpy.datapath.kernel import entries
-from xfrmpy.datapath.kernel.messages import (
-    Attribute,
-    Message,
-    MessageType,
-    decode_message,
-    encode_message,
-)
-from xfrmpy.datapath.kernel.structs import UnreadableMessage
+from xfrmpy.datapath.kernel.messages import XFRM, Attribute, MessageType
+from xfrmpy.datapath.netlink.layout import UnreadableMessage
+from xfrmpy.datapath.netlink.messages import Message
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
 from xfrmpy.ipsec.proposals import EspSuite
@@ -109,7 +104,7 @@ def spd_entries(draw: st.DrawFn) -> SpdEntry:
 
 
 def _through_octets(message: Message) -> Message:
-    return decode_message(message.type, encode_message(message))
+    return XFRM.decode(message.type, XFRM.encode(message))
 
 
 @given(entry=sad_entries())

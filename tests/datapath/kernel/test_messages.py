@@ -9,17 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xfrmpy.datapath.kernel import entries
-from xfrmpy.datapath.kernel.messages import (
-    ATTRIBUTES,
-    BODIES,
-    Attribute,
-    Message,
-    MessageType,
-    decode_message,
-    encode_message,
-    split_attributes,
-)
-from xfrmpy.datapath.kernel.structs import UnreadableMessage
+from xfrmpy.datapath.kernel.messages import ATTRIBUTES, BODIES, XFRM, Attribute, MessageType
+from xfrmpy.datapath.netlink.layout import UnreadableMessage
+from xfrmpy.datapath.netlink.messages import Message, split_attributes
 
 KEY = bytes(range(20))
 AEAD = {"alg_name": b"rfc4106(gcm(aes))", "alg_key_len": 160, "alg_icv_len": 128, "alg_key": KEY}
@@ -36,12 +28,12 @@ FULL = Message(
         60: b"odd",
     },
 )
-OCTETS = encode_message(FULL)
+OCTETS = XFRM.encode(FULL)
 BODY = BODIES[MessageType.NEWSA].size
 
 
 def test_a_message_comes_back() -> None:
-    message = decode_message(FULL.type, OCTETS)
+    message = XFRM.decode(FULL.type, OCTETS)
     assert message.body["id_spi"] == 0x12345678
     assert message.attributes[Attribute.ALG_AEAD] == AEAD | {
         "alg_name": AEAD["alg_name"] + bytes(47)  # type: ignore[operator]
@@ -49,7 +41,7 @@ def test_a_message_comes_back() -> None:
     assert message.attributes[Attribute.REPLAY_ESN_VAL]["bmp"] == REPLAY["bmp"]
     assert [t["reqid"] for t in message.attributes[Attribute.TMPL]] == [1, 2]
     assert message.attributes[60] == b"odd"
-    assert encode_message(message) == OCTETS
+    assert XFRM.encode(message) == OCTETS
 
 
 def test_attributes_begin_at_multiples_of_four() -> None:
@@ -58,13 +50,13 @@ def test_attributes_begin_at_multiples_of_four() -> None:
 
 
 def test_a_message_without_a_row_survives() -> None:
-    message = decode_message(0x21, b"whatever")
+    message = XFRM.decode(0x21, b"whatever")
     assert message.unknown == b"whatever"
-    assert encode_message(message) == b"whatever"
+    assert XFRM.encode(message) == b"whatever"
 
 
 def test_keys_are_not_shown() -> None:
-    message = decode_message(FULL.type, OCTETS)
+    message = XFRM.decode(FULL.type, OCTETS)
     assert KEY.hex() not in repr(message)
     assert repr(KEY)[2:-1] not in repr(message)
     assert "rfc4106" not in repr(message)
@@ -74,10 +66,10 @@ def test_keys_are_not_shown() -> None:
 def test_a_message_cut_anywhere_is_unreadable_or_lacks_attributes(size: int) -> None:
     """Cut between two attributes, nothing tells."""
     try:
-        message = decode_message(FULL.type, OCTETS[:size])
+        message = XFRM.decode(FULL.type, OCTETS[:size])
     except UnreadableMessage:
         return
-    assert encode_message(message) == OCTETS[:size]
+    assert XFRM.encode(message) == OCTETS[:size]
 
 
 @pytest.mark.parametrize("number", ATTRIBUTES)
@@ -85,7 +77,7 @@ def test_an_attribute_that_is_cut_is_unreadable(number: int) -> None:
     size = ATTRIBUTES[number].layout.size - 1
     data = (4 + size).to_bytes(2, "little") + number.to_bytes(2, "little") + bytes(size + 1)
     with pytest.raises(UnreadableMessage):
-        decode_message(MessageType.NEWSA, bytes(BODY) + data)
+        XFRM.decode(MessageType.NEWSA, bytes(BODY) + data)
 
 
 @pytest.mark.parametrize("tail", [Attribute.ALG_AEAD, Attribute.REPLAY_ESN_VAL])
@@ -93,9 +85,9 @@ def test_a_key_or_bitmap_shorter_than_announced_is_unreadable(tail: Attribute) -
     value = {Attribute.ALG_AEAD: {**AEAD, "alg_key": KEY[1:]}}.get(
         tail, {**REPLAY, "bmp": bytes(7)}
     )
-    octets = encode_message(Message(type=MessageType.NEWSA, attributes={tail: value}))
+    octets = XFRM.encode(Message(type=MessageType.NEWSA, attributes={tail: value}))
     with pytest.raises(UnreadableMessage, match="cut short"):
-        decode_message(MessageType.NEWSA, octets)
+        XFRM.decode(MessageType.NEWSA, octets)
 
 
 @pytest.mark.parametrize("length", [0, 3, 9, 0xFFFF])
@@ -125,7 +117,7 @@ BODY_OF = {
 @given(kind=st.sampled_from(MessageType), data=st.binary(max_size=600))
 def test_no_octets_raise_anything_but_unreadable(kind: MessageType, data: bytes) -> None:
     with suppress(UnreadableMessage):
-        decode_message(kind, data)
+        XFRM.decode(kind, data)
 
 
 @given(
@@ -139,7 +131,7 @@ def test_no_values_raise_anything_but_unreadable(
 ) -> None:
     kind = BODY_OF[decode]  # type: ignore[index]
     size = BODIES[kind].size
-    body = bytearray(encode_message(FULL)[:size].ljust(size, b"\0"))
+    body = bytearray(XFRM.encode(FULL)[:size].ljust(size, b"\0"))
     for place in flips:
         body[place % size] = fill[place]
     data = bytes(body) + b"".join(
@@ -150,4 +142,4 @@ def test_no_values_raise_anything_but_unreadable(
         for number, value in attributes.items()
     )
     with suppress(UnreadableMessage):
-        decode(decode_message(kind, data))  # type: ignore[operator]
+        decode(XFRM.decode(kind, data))  # type: ignore[operator]

@@ -8,7 +8,7 @@ import pytest
 
 from xfrmpy.datapath.kernel import structs
 from xfrmpy.datapath.kernel.messages import Attribute, Group, MessageType
-from xfrmpy.datapath.kernel.structs import Layout, UnreadableMessage
+from xfrmpy.datapath.netlink.layout import Layout, UnreadableMessage
 
 SIZES = {
     "ID": 24,

@@ -364,6 +364,27 @@ def test_limits_of_time_count_from_the_installation() -> None:
     assert [e.hard for e in ours.events if isinstance(e, Expired)] == [False, True]
 
 
+def test_an_sa_expires_by_the_limits_that_it_has_now_and_where_it_is_now() -> None:
+    ours = Forwarder(secrets.token_bytes)
+    first = sa(0, lifetime=Lifetime(hard_seconds=20))
+    ours.add_sa(first, 100.0)
+    longer = replace(first, lifetime=Lifetime(hard_seconds=40))
+    ours.update_sa(longer)
+    ours.expire(120.0)
+    assert not ours.events
+    moved = replace(longer, destination=ip_address("203.0.113.77"))
+    ours.move_sa(longer.id, moved)
+    ours.expire(139.9)
+    assert not ours.events
+    ours.expire(140.0)
+    assert list(ours.events) == [Expired(sa=moved.id, reqid=REQID, hard=True)]
+    sooner = replace(first, lifetime=Lifetime(hard_seconds=10))
+    ours.add_sa(first, 200.0)
+    ours.update_sa(sooner)
+    ours.expire(210.0)
+    assert len(ours.events) == 2
+
+
 def test_a_peer_seen_elsewhere_is_told_now_and_again_and_not_followed() -> None:
     ours, theirs = gateway(0), gateway(1)
     elsewhere = SocketAddress(ip_address("203.0.113.5"), 1025)

@@ -17,10 +17,11 @@ from typing import TypeVar
 
 from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event, Expired
 from xfrmpy.datapath.kernel import entries
-from xfrmpy.datapath.kernel.messages import Attribute, Group, Message, MessageType, Values
-from xfrmpy.datapath.kernel.netlink import NetlinkSocket, Request
+from xfrmpy.datapath.kernel.messages import XFRM, Attribute, Group, MessageType
 from xfrmpy.datapath.kernel.probe import probe
-from xfrmpy.datapath.kernel.structs import UnreadableMessage
+from xfrmpy.datapath.netlink.layout import UnreadableMessage
+from xfrmpy.datapath.netlink.messages import Message, Values
+from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.datapath.routes import RouteOwner, Routes
 from xfrmpy.ipsec.sad import Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
@@ -55,9 +56,9 @@ class KernelDatapath:
         What an earlier process left in force is taken over, with its routes.
         """
         with ExitStack() as stack:
-            requests = stack.enter_context(closing(NetlinkSocket()))
-            events = stack.enter_context(closing(NetlinkSocket(_EVENT_GROUPS)))
-            deletions = stack.enter_context(closing(NetlinkSocket()))
+            requests = stack.enter_context(closing(NetlinkSocket(XFRM)))
+            events = stack.enter_context(closing(NetlinkSocket(XFRM, _EVENT_GROUPS)))
+            deletions = stack.enter_context(closing(NetlinkSocket(XFRM)))
             routes = stack.enter_context(closing(Routes(RouteOwner.KERNEL)))
             opened = cls(requests, events, deletions, routes)
             opened._adopt()

@@ -14,8 +14,9 @@ from socket import AF_INET, AF_INET6, IPPROTO_AH, IPPROTO_ESP
 from typing import TypeVar
 
 from xfrmpy.datapath.interface import Acquire, Expired, MappingChanged
-from xfrmpy.datapath.kernel.messages import Attribute, Message, MessageType, Values
-from xfrmpy.datapath.kernel.structs import UnreadableMessage
+from xfrmpy.datapath.kernel.messages import Attribute, MessageType
+from xfrmpy.datapath.netlink.layout import UnreadableMessage
+from xfrmpy.datapath.netlink.messages import Message, Values
 from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.ipsec.addresses import IpAddress, IpNetwork, SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY

@@ -1,22 +1,15 @@
-"""NETLINK_XFRM messages: which structure a type carries, which attributes follow, octets and back.
+"""NETLINK_XFRM messages: which structure a type carries, and which attributes follow.
 
-Tables only; a message or attribute without a row survives as octets. The numbers are those of
-<linux/xfrm.h>. What fails to decode raises `UnreadableMessage`; nothing here knows SAs or sockets.
+Tables only; the numbers are those of <linux/xfrm.h>. Nothing here knows SAs or sockets.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, TypeAlias
 
 from xfrmpy.datapath.kernel import structs
-from xfrmpy.datapath.kernel.structs import Layout, UnreadableMessage
-
-Values: TypeAlias = dict[str, Any]
-"""One structure's fields by their C names; nested ones prefixed (`id_spi`)."""
+from xfrmpy.datapath.netlink.layout import Layout
+from xfrmpy.datapath.netlink.messages import Family, Shape, Tail
 
 
 class MessageType(IntEnum):
@@ -76,23 +69,6 @@ BODIES: dict[int, Layout] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Tail:
-    """Octets behind a structure: their name, and how many there are by the structure's values."""
-
-    name: str
-    size: Callable[[Values], int]
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What an attribute holds: a structure, perhaps with a tail, or as many of it as fit."""
-
-    layout: Layout
-    tail: Tail | None = None
-    repeated: bool = False
-
-
 _KEY = Tail("alg_key", lambda values: (values["alg_key_len"] + 7) // 8)
 _BITMAP = Tail("bmp", lambda values: values["bmp_len"] * 4)
 
@@ -109,93 +85,5 @@ ATTRIBUTES: dict[int, Shape] = {
     Attribute.SET_MARK: Shape(structs.U32),
 }
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """One message decoded.
-
-    `attributes` has the values of a structure, a tuple of them for a repeated one, or octets for
-    an attribute without a row. A message without a row has its octets in `unknown` and no more.
-    Keys are among the values, so that none of it is shown.
-    """
-
-    type: int
-    body: Values = field(default_factory=dict, repr=False)
-    attributes: dict[int, Any] = field(default_factory=dict, repr=False)
-    unknown: bytes = field(default=b"", repr=False)
-
-
-def encode_message(message: Message) -> bytes:
-    """The octets behind the netlink header."""
-    layout = BODIES.get(message.type)
-    parts = [message.unknown if layout is None else layout.pack(message.body)]
-    for number, value in message.attributes.items():
-        data = _encode_attribute(number, value)
-        parts.append(_ATTRIBUTE_HEADER.pack(_ATTRIBUTE_HEADER.size + len(data), number))
-        parts.append(data + bytes(-len(data) % _ALIGNMENT))
-    return b"".join(parts)
-
-
-def decode_message(kind: int, data: bytes) -> Message:
-    """Read the octets behind the netlink header. Raises `UnreadableMessage`."""
-    layout = BODIES.get(kind)
-    if layout is None:
-        return Message(type=kind, unknown=data)
-    return Message(
-        type=kind,
-        body=layout.unpack(data),
-        attributes={
-            number: _decode_attribute(number, value)
-            for number, value in split_attributes(data[layout.size :]).items()
-        },
-    )
-
-
-def split_attributes(data: bytes) -> Mapping[int, bytes]:
-    """Netlink attributes by number, the last of each. Raises `UnreadableMessage`."""
-    found: dict[int, bytes] = {}
-    offset = 0
-    while offset < len(data):
-        if len(data) - offset < _ATTRIBUTE_HEADER.size:
-            raise UnreadableMessage("the kernel sent an attribute that is cut in its header")
-        size, number = _ATTRIBUTE_HEADER.unpack_from(data, offset)
-        if not _ATTRIBUTE_HEADER.size <= size <= len(data) - offset:
-            raise UnreadableMessage(f"the kernel sent attribute {number} with a length of {size}")
-        found[number & _TYPE_MASK] = data[offset + _ATTRIBUTE_HEADER.size : offset + size]
-        offset += size + -size % _ALIGNMENT
-    return found
-
-
-_ATTRIBUTE_HEADER = struct.Struct("=HH")  # struct nlattr: length with the header, type
-_ALIGNMENT = 4
-_TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: without "nested" and "network order"
-
-
-def _encode_attribute(number: int, value: Any) -> bytes:
-    shape = ATTRIBUTES.get(number)
-    if shape is None:
-        return bytes(value)
-    if shape.repeated:
-        return b"".join(shape.layout.pack(one) for one in value)
-    if shape.tail is None:
-        return shape.layout.pack(value)
-    head = {name: item for name, item in value.items() if name != shape.tail.name}
-    return shape.layout.pack(head) + bytes(value[shape.tail.name])
-
-
-def _decode_attribute(number: int, data: bytes) -> Any:
-    shape = ATTRIBUTES.get(number)
-    if shape is None:
-        return data
-    size = shape.layout.size
-    if shape.repeated:
-        if len(data) % size:
-            raise UnreadableMessage(f"the kernel sent attribute {number} cut short")
-        return tuple(shape.layout.unpack(data, start) for start in range(0, len(data), size))
-    values = shape.layout.unpack(data)
-    if shape.tail is not None:
-        end = size + shape.tail.size(values)
-        if len(data) < end:
-            raise UnreadableMessage(f"the kernel sent attribute {number} cut short")
-        values[shape.tail.name] = data[size:end]
-    return values
+XFRM = Family(number=6, name="IPsec (XFRM)", bodies=BODIES, attributes=ATTRIBUTES)
+"""NETLINK_XFRM."""

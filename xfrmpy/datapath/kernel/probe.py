@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from xfrmpy.datapath.interface import Capabilities, DatapathError
 from xfrmpy.datapath.kernel import entries
 from xfrmpy.datapath.kernel.messages import MessageType
-from xfrmpy.datapath.kernel.netlink import NetlinkSocket, Request
+from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Mode, SadEntry, UdpEncapsulation

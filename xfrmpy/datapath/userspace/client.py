@@ -22,7 +22,6 @@ from xfrmpy.datapath.userspace.guard import Guard
 from xfrmpy.datapath.userspace.tun import DEVICE, MAX_MTU
 from xfrmpy.datapath.userspace.worker import READY, UCRED
 from xfrmpy.ipsec import algorithms
-from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.overhead import inner_mtu
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, SaId, Usage
@@ -54,6 +53,7 @@ class UserspaceDatapath:
         self._guard = guard
         self._inner_mtu: dict[int, int] = {}
         self._routed: dict[Selector, SpdEntry] = {}
+        self._routed_by_reqid: dict[int | None, set[Selector]] = {}
         self._requests: socket.socket | None = None
         self._events = _connect(path)
         try:
@@ -163,6 +163,7 @@ class UserspaceDatapath:
         self._routes.remove_all()
         self._guard.enforce(())
         self._routed.clear()
+        self._routed_by_reqid.clear()
         self._inner_mtu.clear()
         count = self._ask("remove_all")
         assert isinstance(count, int)
@@ -233,7 +234,7 @@ class UserspaceDatapath:
         dump = self.dump()
         for sa in dump.sad:
             with contextlib.suppress(DatapathError):  # No way to the peer at the moment.
-                self._inner_mtu[sa.reqid] = self._mtu_of(sa)
+                self._set_inner_mtu(sa.reqid, self._mtu_of(sa))
         self._guard.enforce(e for e in dump.spd if e.direction is not PolicyDirection.OUT)
         for policy in dump.spd:
             if policy.direction is PolicyDirection.OUT and policy.action is not Action.BYPASS:
@@ -241,32 +242,39 @@ class UserspaceDatapath:
 
     def _add_route(self, entry: SpdEntry) -> None:
         """Lead packets to the device; also those to DISCARD, which end there."""
-        reqid = None if entry.template is None else entry.template.reqid
+        reqid = _reqid_of(entry)
         mtu = None if reqid is None else self._inner_mtu.get(reqid)
         destination = entry.selector.destination
         if mtu is not None and destination.version == 6:
             mtu = max(mtu, IPV6_MINIMUM_MTU)
         self._routes.add(destination, local=entry.selector.source, via=DEVICE, mtu=mtu)
-        if entry.selector in self._routed:
-            self._routes.remove(destination)  # It counts how often it was added.
+        self._remove_route(entry)  # It counts how often it was added.
         self._routed[entry.selector] = entry
+        self._routed_by_reqid.setdefault(reqid, set()).add(entry.selector)
 
     def _remove_route(self, entry: SpdEntry) -> None:
-        if self._routed.pop(entry.selector, None) is not None:
-            self._routes.remove(entry.selector.destination)
+        old = self._routed.pop(entry.selector, None)
+        if old is None:
+            return
+        selectors = self._routed_by_reqid[_reqid_of(old)]
+        selectors.remove(entry.selector)
+        if not selectors:
+            del self._routed_by_reqid[_reqid_of(old)]
+        self._routes.remove(entry.selector.destination)
 
-    def _set_inner_mtu(self, reqid: int, mtu: int) -> None:
+    def _set_inner_mtu(self, reqid: int, mtu: int | None) -> None:
         """Routes that are there follow a rekey to another suite, and a move of the peer."""
-        if self._inner_mtu.get(reqid) == mtu:
+        if mtu is None or self._inner_mtu.get(reqid) == mtu:
             return
         self._inner_mtu[reqid] = mtu
-        for entry in tuple(self._routed.values()):
-            if entry.template is not None and entry.template.reqid == reqid:
-                self._add_route(entry)
+        for selector in tuple(self._routed_by_reqid.get(reqid, ())):
+            self._add_route(self._routed[selector])
 
-    def _mtu_of(self, entry: SadEntry) -> int:
-        """What fits through this SA, by the path that its outer packets take."""
-        path = self._routes.outer_path(*_ends(entry))
+    def _mtu_of(self, entry: SadEntry) -> int | None:
+        """What fits through this SA, by the path that its outer packets take; not of an inbound."""
+        if entry.direction is Direction.IN:
+            return None
+        path = self._routes.outer_path(entry.source, entry.destination)
         return inner_mtu(
             min(path.mtu, MAX_MTU),
             entry.suite,
@@ -310,10 +318,8 @@ def _exchange(connection: socket.socket, what: str, value: Plain) -> list[Any]:
             return results
 
 
-def _ends(entry: SadEntry) -> tuple[IpAddress, IpAddress]:
-    """Our address and the peer's."""
-    ends = (entry.source, entry.destination)
-    return ends if entry.direction is Direction.OUT else ends[::-1]
+def _reqid_of(entry: SpdEntry) -> int | None:
+    return None if entry.template is None else entry.template.reqid
 
 
 def _connect(path: Path) -> socket.socket:

@@ -8,11 +8,14 @@ then the policy that must have asked for it.
 from __future__ import annotations
 
 import errno
+from bisect import bisect_left, insort
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
+from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
+from itertools import count
 
 from xfrmpy.datapath.interface import (
     Acquire,
@@ -90,8 +93,10 @@ class Forwarder:
         self._inbound: dict[bytes, tuple[InboundSa, Held]] = {}
         self._outbound: dict[int, list[tuple[OutboundSa, Held]]] = {}
         self._spd: dict[tuple[PolicyDirection, Selector], SpdEntry] = {}
-        self._by_priority: dict[PolicyDirection, list[SpdEntry]] = {}
+        self._by_priority: dict[PolicyDirection, list[SpdEntry]] = {d: [] for d in PolicyDirection}
         self._acquired_at: dict[int, float] = {}
+        self._limits: list[tuple[float, int, SaId]] = []
+        self._serial = count()
 
     # Packets.
 
@@ -138,7 +143,7 @@ class Forwarder:
         return packet[: header.length]
 
     def _policy_for(self, direction: PolicyDirection, header: InnerHeader) -> SpdEntry | None:
-        entries = self._by_priority.get(direction, ())
+        entries = self._by_priority[direction]
         return next((entry for entry in entries if header.matches(entry.selector)), None)
 
     def _is_allowed(self, sa: SadEntry, header: InnerHeader) -> bool:
@@ -177,8 +182,23 @@ class Forwarder:
 
     def expire(self, now: float) -> None:
         """Report soft limits, and take out what is past a hard one, by time."""
-        for held in list(self._sad.values()):
+        due: list[Held] = []
+        while self._limits and self._limits[0][0] <= now:
+            held = self._sad.get(heappop(self._limits)[2])
+            if held is not None:
+                due.append(held)
+        for held in due:
             self._check_limits(held, now)
+            self._expect_limit(held)
+
+    def _expect_limit(self, held: Held) -> None:
+        """Be there when its next limit is reached; a moment that is out of date does no harm."""
+        life = held.sa.entry.lifetime
+        seconds = (None if held.is_soft_reported else life.soft_seconds, life.hard_seconds)
+        next_seconds = min((s for s in seconds if s), default=None)
+        if next_seconds is not None:
+            due_at = held.installed_at + next_seconds
+            heappush(self._limits, (due_at, next(self._serial), held.sa.entry.id))
 
     def _note_use(self, held: Held, now: float) -> None:
         held.used_at = now
@@ -214,6 +234,7 @@ class Forwarder:
             outbound = OutboundSa(entry, self._random)
             self._sad[entry.id] = Held(outbound, now)
             self._outbound.setdefault(entry.reqid, []).append((outbound, self._sad[entry.id]))
+        self._expect_limit(self._sad[entry.id])
         self._acquired_at.pop(entry.reqid, None)
 
     def _add_inbound(self, entry: SadEntry, now: float) -> None:
@@ -252,6 +273,7 @@ class Forwarder:
             held.is_soft_reported = False
         held.sa.entry = entry
         self._sad[entry.id] = self._sad.pop(sa)
+        self._expect_limit(held)
 
     def remove_sa(self, sa: SaId) -> None:
         held = self._sad.pop(sa, None)
@@ -270,12 +292,19 @@ class Forwarder:
         """Raises `DatapathError` for a policy that could not be kept."""
         if entry.template is not None:
             _check_mode(entry.template.mode)
+        self.remove_policy(entry)
         self._spd[entry.direction, entry.selector] = entry
-        self._sort()
+        insort(self._by_priority[entry.direction], entry, key=_priority)
 
     def remove_policy(self, entry: SpdEntry) -> None:
-        self._spd.pop((entry.direction, entry.selector), None)
-        self._sort()
+        """That of the same direction and selector, if there is one."""
+        old = self._spd.pop((entry.direction, entry.selector), None)
+        if old is not None:
+            entries = self._by_priority[old.direction]
+            place = bisect_left(entries, old.priority, key=_priority)
+            while entries[place] is not old:
+                place += 1
+            del entries[place]
 
     def usage(self, sa: SaId, now: float) -> Usage:
         held = self._find(sa)
@@ -289,8 +318,10 @@ class Forwarder:
     def remove_all(self) -> int:
         """Empty both databases; returns how many entries there were."""
         count = len(self._sad) + len(self._spd)
-        for table in (self._sad, self._inbound, self._outbound, self._spd, self._by_priority):
+        for table in (self._sad, self._inbound, self._outbound, self._spd, self._limits):
             table.clear()
+        for entries in self._by_priority.values():
+            entries.clear()
         self._acquired_at.clear()
         return count
 
@@ -299,14 +330,9 @@ class Forwarder:
             raise DatapathError(f"{sa} is not in force", errno.ESRCH)
         return self._sad[sa]
 
-    def _sort(self) -> None:
-        self._by_priority = {
-            direction: sorted(
-                (e for e in self._spd.values() if e.direction is direction),
-                key=lambda e: e.priority,
-            )
-            for direction in PolicyDirection
-        }
+
+def _priority(entry: SpdEntry) -> int:
+    return entry.priority
 
 
 def _check_mode(mode: Mode) -> None:

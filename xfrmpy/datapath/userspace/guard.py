@@ -2,298 +2,322 @@
 
 A packet that does not come out of our device is judged by the IN and FORWARD policies before the
 host takes or forwards it: the first that matches must say BYPASS. A kernel with ESP does this
-itself; here it is a table of our own in nf_tables, replaced as a whole at each change and left
-standing when the worker dies. Layouts: nf_tables.h and nfnetlink.h of <linux/netfilter/>.
+itself; here it is a table of our own in nf_tables, left standing when the worker dies. Policies
+of one shape (priority, prefix lengths, which of protocol and ports matter) share a rule: it cuts
+the packet's fields to that shape and looks them up in a map, so that one more policy is one more
+element, whatever their number.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from struct import Struct
+from ipaddress import ip_network
+from typing import TypeAlias
 
 from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.userspace import nftables
+from xfrmpy.datapath.userspace.nftables import Field, NfTables, Request
 from xfrmpy.datapath.userspace.tun import DEVICE
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT, IpNetwork
-from xfrmpy.ipsec.selectors import ANY_PROTOCOL, MaskedPort, Selector
+from xfrmpy.ipsec.selectors import ANY_PROTOCOL, ICMP_PROTOCOLS, Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 
-TABLE = "xfrmpy-userspace"
-
-PRIORITY = -300
-"""That of `raw`: before connection tracking, which should not know of what is dropped."""
-
 _UDP, _ICMPV6 = 17, 58
-
-_NETLINK_NETFILTER = 12
-_SO_SNDBUFFORCE = 32
-_HEADER = Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
-_ERROR = Struct("=i")  # the start of struct nlmsgerr
-_NLMSG_ERROR = 2
-_GENERAL = Struct(">BBH")  # struct nfgenmsg: family, version, resource
-_ATTRIBUTE = Struct("=HH")  # struct nlattr: length, type
-_NESTED = 0x8000
-_NUMBER = Struct(">I")
-_SIGNED = Struct(">i")
-
-_REQUEST, _CREATE, _APPEND = 0x001, 0x400, 0x800  # NLM_F_*
-_SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
-_NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE = (_SUBSYSTEM << 8 | n for n in (0, 2, 3, 6))
-_INET = 1  # NFPROTO_INET: IPv4 and IPv6
 _NFPROTO = {4: 2, 6: 10}
-_BEGIN = (0x10, 0, _GENERAL.pack(0, 0, _SUBSYSTEM))
-_END = (0x11, 0, _GENERAL.pack(0, 0, _SUBSYSTEM))
-
-_META_IIFNAME, _META_NFPROTO, _META_L4PROTO = 6, 15, 16
-_NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _ADDRESS_OFFSETS = {4: (12, 16), 6: (8, 24)}
-_CMP_EQ, _CMP_NEQ, _CMP_LTE, _CMP_GTE = 0, 1, 3, 5
-_DROP, _ACCEPT = 0, 1
-_REGISTER = 1
-_PREROUTING = 0
+_ADDRESS_TYPES = {4: 7, 6: 8}  # nft's numbers of its datatypes
+_PROTOCOL_TYPE, _PORT_TYPE = 12, 13
+_ICMP_TYPES = {4: (14, 32), 6: (29, 33)}  # of a type, and a code
+
+_Key: TypeAlias = tuple[PolicyDirection, Selector]
+_Claims: TypeAlias = dict[_Key, int]
+"""The policies that speak of one key of one shape, and their verdicts: IN and FORWARD mostly."""
 
 
 class Guard:
     """The table of the network namespace of the thread that makes this. Raises `DatapathError`."""
 
     def __init__(self) -> None:
-        try:
-            self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-        except OSError as error:
-            raise _refused(error.errno) from error
-        self._netlink.setblocking(False)
-        self._rules: dict[_Key, _Rule] = {}
-        self._in_force: tuple[bytes, ...] | None = None
+        self._nf_tables = NfTables()
+        self._entries: dict[_Key, SpdEntry] = {}
+        self._shapes: dict[_Shape, dict[bytes, _Claims]] = {}
+        self._is_known = False
 
     def enforce(self, entries: Iterable[SpdEntry]) -> None:
         """Judge by these IN and FORWARD policies and no others; by none, let everything in."""
-        self._put_in_force({_key(entry): _rule_of(entry) for entry in entries})
+        self._entries.clear()
+        self._shapes.clear()
+        for entry in entries:
+            self._enter(_key(entry), entry)
+        self._is_known = False
+        self._nf_tables.send(self._everything())
+        self._is_known = True
 
     def add(self, entry: SpdEntry) -> None:
         """Judge by this one too, in place of any of the same direction and selector."""
-        self._put_in_force({**self._rules, _key(entry): _rule_of(entry)})
+        self._change(_key(entry), entry)
 
     def remove(self, entry: SpdEntry) -> None:
-        rest = dict(self._rules)
-        rest.pop(_key(entry), None)
-        self._put_in_force(rest)
+        self._change(_key(entry), None)
 
     def close(self) -> None:
         """What is enforced stays enforced."""
-        self._netlink.close()
+        self._nf_tables.close()
 
-    def _put_in_force(self, rules: dict[_Key, _Rule]) -> None:
-        """Nothing is sent if that changes nothing: IN and FORWARD mostly say the same."""
-        in_order = sorted(rules.values(), key=_priority)
-        bodies = tuple(dict.fromkeys(rule.body for rule in in_order))
-        if bodies != self._in_force:
-            self._send(_replacement(bodies))
-            self._in_force = bodies
-        self._rules = rules
-
-    def _send(self, requests: list[tuple[int, int, bytes]]) -> None:
-        batch = b"".join(
-            _message(kind, flags, body, number)
-            for number, (kind, flags, body) in enumerate([_BEGIN, *requests, _END])
-        )
+    def _change(self, key: _Key, entry: SpdEntry | None) -> None:
+        old = self._entries.get(key)
+        places = {_place(each) for each in (old, entry) if each is not None}
+        shapes = self._shapes.keys() & {shape for shape, _ in places}
+        had_table = bool(self._shapes)
+        before = {place: self._verdict(*place) for place in places}
+        self._enter(key, entry)
+        after = {place: self._verdict(*place) for place in places}
         try:
-            self._make_room(2 * len(batch) + 65536)
-            self._netlink.send(batch)
-            failures = list(self._failures())
-        except OSError as error:
-            raise _refused(error.errno) from error
-        if failures:
-            raise _refused(failures[0])
+            if not self._is_known or not had_table:
+                self._nf_tables.send(self._everything())
+            elif before != after:
+                self._send_difference(before, after, shapes)
+        except DatapathError:
+            self._enter(key, old)
+            raise
+        self._is_known = True
 
-    def _make_room(self, octets: int) -> None:
-        """A batch goes in one piece: replacing the table is all or nothing."""
+    def _enter(self, key: _Key, entry: SpdEntry | None) -> None:
+        """Keep an entry in mind in place of what is there under its key, if anything."""
+        if (old := self._entries.pop(key, None)) is not None:
+            shape, value = _place(old)
+            del self._shapes[shape][value][key]
+            if not self._shapes[shape][value]:
+                del self._shapes[shape][value]
+            if not self._shapes[shape]:
+                del self._shapes[shape]
+        if entry is not None:
+            self._entries[key] = entry
+            shape, value = _place(entry)
+            self._shapes.setdefault(shape, {}).setdefault(value, {})[key] = _verdict_of(entry)
+
+    def _verdict(self, shape: _Shape, value: bytes) -> int | None:
+        claims = self._shapes.get(shape, {}).get(value)
+        return None if claims is None else _strictest(claims)
+
+    # What the kernel is told.
+
+    def _send_difference(self, before: _Verdicts, after: _Verdicts, shapes: set[_Shape]) -> None:
+        """One that fails, because others have had their hands in our table, makes it anew."""
         try:
-            self._netlink.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, octets)
-        except PermissionError:  # Root of a user namespace only: as much as the host allows.
-            self._netlink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, octets)
+            self._nf_tables.send(self._difference(before, after, shapes))
+        except DatapathError:
+            self._nf_tables.send(self._everything())
 
-    def _failures(self) -> Iterator[int]:
-        """The error numbers that wait; the kernel has answered before `send` returns."""
-        while True:
-            try:
-                answer = self._netlink.recv(65536)
-            except BlockingIOError:
-                return
-            number = _ERROR.unpack_from(answer, _HEADER.size)[0]
-            if _HEADER.unpack_from(answer)[1] == _NLMSG_ERROR and number:
-                yield -number
+    def _everything(self) -> list[Request]:
+        requests = nftables.delete_table()
+        if not self._shapes:
+            return requests
+        requests += nftables.add_table()
+        requests += [nftables.add_map(s.name, s.fields()) for s in self._shapes]
+        requests += self._rules()
+        requests += [
+            nftables.add_element(shape.name, value, _strictest(claims))
+            for shape, values in self._shapes.items()
+            for value, claims in values.items()
+        ]
+        return requests
+
+    def _difference(
+        self, before: _Verdicts, after: _Verdicts, shapes: set[_Shape]
+    ) -> list[Request]:
+        """What leads from the verdicts `before` to those `after`; there were these `shapes`."""
+        if not self._shapes:
+            return nftables.delete_table()
+        changed = [place for place in before if before[place] != after[place]]
+        requests = [
+            nftables.delete_element(shape.name, value)
+            for shape, value in changed
+            if before[shape, value] is not None
+        ]
+        left = self._shapes.keys() & {shape for shape, _ in before}
+        if left != shapes:
+            requests.append(nftables.delete_rules())
+            requests += [nftables.delete_map(s.name) for s in shapes - left]
+            requests += [nftables.add_map(s.name, s.fields()) for s in left - shapes]
+            requests += self._rules()
+        requests += [
+            nftables.add_element(shape.name, value, verdict)
+            for shape, value in changed
+            if (verdict := after[shape, value]) is not None
+        ]
+        return requests
+
+    def _rules(self) -> list[Request]:
+        in_order = sorted(self._shapes, key=lambda shape: shape.priority)
+        rules = [*_EXEMPT, *(shape.rule() for shape in in_order)]
+        return [nftables.add_rule(rule) for rule in rules]
 
 
-_Key = tuple[PolicyDirection, Selector]
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """`body` is the message that makes it, made once: a table may be replaced ever so often."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shape:
+    """What the policies of one map have in common. From `own_side` nothing is judged."""
 
     priority: int
-    body: bytes
+    version: int
+    source_length: int
+    destination_length: int
+    own_side: IpNetwork | None
+    has_protocol: bool
+    is_icmp: bool
+    source_port_mask: int
+    destination_port_mask: int
+
+    @property
+    def name(self) -> str:
+        parts = [
+            f"p{self.priority}",
+            f"ip{self.version}",
+            f"from-{self.source_length}",
+            f"to-{self.destination_length}",
+        ]
+        if self.own_side is not None:
+            parts.append(f"but-{self.own_side.network_address.packed.hex()}")
+        if self.has_protocol:
+            parts.append("icmp" if self.is_icmp else "protocol")
+        which = ("type", "code") if self.is_icmp else ("sport", "dport")
+        parts += [f"{w}-{bits:x}" for w, bits in zip(which, self._port_masks, strict=True) if bits]
+        return "-".join(parts)
+
+    def rule(self) -> bytes:
+        """The expressions of its rule."""
+        parts = [
+            nftables.load_meta(nftables.META_NFPROTO),
+            nftables.compare(bytes([_NFPROTO[self.version]])),
+        ]
+        if self.own_side is not None:
+            parts += self._is_not_from(self.own_side)
+        parts += [field.load for field in self.fields()]
+        return b"".join([*parts, nftables.look_up(self.name)])
+
+    def fields(self) -> list[Field]:
+        """Those of its map's key, in the order of `_value`."""
+        fields: list[Field] = []
+        register = nftables.FIRST_REGISTER
+        for size, datatype, base, offset, cut in self._wanted():
+            if base is None:
+                octets = nftables.load_meta(nftables.META_L4PROTO, register)
+            else:
+                octets = nftables.load(base, offset, size, register)
+            if not set(cut) <= {0xFF}:
+                octets += nftables.mask(cut, register)
+            fields.append(Field(size, datatype, octets))
+            register += -(-size // 4)
+        return fields
+
+    def _wanted(self) -> Iterator[tuple[int, int, int | None, int, bytes]]:
+        """Size, datatype, header, offset and mask of each field; the protocol is in no header."""
+        lengths = (self.source_length, self.destination_length)
+        for offset, length in zip(_ADDRESS_OFFSETS[self.version], lengths, strict=True):
+            cut = _netmask(self.version, length)
+            yield len(cut), _ADDRESS_TYPES[self.version], nftables.NETWORK_HEADER, offset, cut
+        if self.has_protocol:
+            yield 1, _PROTOCOL_TYPE, None, 0, b"\xff"
+        size = _port_size(self.is_icmp)
+        datatypes = _ICMP_TYPES[self.version] if self.is_icmp else (_PORT_TYPE, _PORT_TYPE)
+        for position, bits in enumerate(self._port_masks):
+            if bits:
+                where = (nftables.TRANSPORT_HEADER, position * size)
+                yield size, datatypes[position], *where, bits.to_bytes(size, "big")
+
+    @property
+    def _port_masks(self) -> tuple[int, int]:
+        return self.source_port_mask, self.destination_port_mask
+
+    def _is_not_from(self, network: IpNetwork) -> Iterator[bytes]:
+        cut = network.netmask.packed
+        yield nftables.load(nftables.NETWORK_HEADER, _ADDRESS_OFFSETS[self.version][0], len(cut))
+        yield nftables.mask(cut)
+        yield nftables.compare(network.network_address.packed, nftables.UNEQUAL)
+
+
+_Place: TypeAlias = tuple[_Shape, bytes]
+_Verdicts: TypeAlias = dict[_Place, int | None]
 
 
 def _key(entry: SpdEntry) -> _Key:
     return entry.direction, entry.selector
 
 
-def _priority(rule: _Rule) -> int:
-    return rule.priority
-
-
-def _replacement(bodies: Sequence[bytes]) -> list[tuple[int, int, bytes]]:
-    """Adding what may be there and then deleting it is how an absent table is no error."""
-    requests = [_table(_NEWTABLE, _CREATE), _table(_DELTABLE)]
-    if bodies:
-        requests += [_table(_NEWTABLE, _CREATE), _chain()]
-        requests += [(_NEWRULE, _CREATE | _APPEND, body) for body in (*_EXEMPT, *bodies)]
-    return requests
-
-
-def _refused(number: int | None) -> DatapathError:
-    reason = os.strerror(number or errno.EIO)
-    return DatapathError(f"nf_tables, which keeps unprotected packets out: {reason}", number)
-
-
-# Rules: each expression leaves the rule if it is not met, the last says what to do.
-
-
-def _rule_of(entry: SpdEntry) -> _Rule:
-    verdict = _ACCEPT if entry.action is Action.BYPASS else _DROP
-    expressions = b"".join([*_matches(entry.selector), _verdict(verdict)])
-    return _Rule(entry.priority, _rule_body(expressions))
-
-
-def _matches(selector: Selector) -> Iterator[bytes]:
+def _place(entry: SpdEntry) -> _Place:
+    selector = entry.selector
     source, destination = selector.source, selector.destination
-    version = source.version
-    yield _load_meta(_META_NFPROTO) + _compare(bytes([_NFPROTO[version]]))
-    source_offset, destination_offset = _ADDRESS_OFFSETS[version]
-    yield from _is_within(source_offset, source)
-    yield from _is_within(destination_offset, destination)
-    if _contains(source, destination):
+    shape = _Shape(
+        priority=entry.priority,
+        version=source.version,
+        source_length=source.prefixlen,
+        destination_length=destination.prefixlen,
         # As with our routes: what comes from our own side is not the peer's to protect.
-        yield from _is_within(source_offset, destination, _CMP_NEQ)
+        own_side=destination if _contains(source, destination) else None,
+        has_protocol=selector.protocol != ANY_PROTOCOL,
+        is_icmp=selector.protocol in ICMP_PROTOCOLS,
+        source_port_mask=selector.source_port.mask,
+        destination_port_mask=selector.destination_port.mask,
+    )
+    return shape, nftables.padded_key(_values(selector))
+
+
+def _values(selector: Selector) -> Iterator[bytes]:
+    yield selector.source.network_address.packed
+    yield selector.destination.network_address.packed
     if selector.protocol != ANY_PROTOCOL:
-        yield _load_meta(_META_L4PROTO) + _compare(bytes([selector.protocol]))
-    yield from _has_port(0, selector.source_port)
-    yield from _has_port(2, selector.destination_port)
+        yield bytes([selector.protocol])
+    for port in (selector.source_port, selector.destination_port):
+        if port.mask:
+            yield port.value.to_bytes(_port_size(selector.protocol in ICMP_PROTOCOLS), "big")
 
 
-def _is_within(offset: int, network: IpNetwork, operator: int = _CMP_EQ) -> Iterator[bytes]:
-    if network.prefixlen:
-        address = network.network_address.packed
-        yield _load(_NETWORK_HEADER, offset, len(address))
-        yield _mask(network.netmask.packed)
-        yield _compare(address, operator)
+def _port_size(is_icmp: bool) -> int:
+    """Octets of a port, or of the ICMP type and the code that stand in the place of ports."""
+    return 1 if is_icmp else 2
 
 
-def _has_port(offset: int, port: MaskedPort) -> Iterator[bytes]:
-    if port.mask:
-        yield _load(_TRANSPORT_HEADER, offset, 2)
-        yield _mask(port.mask.to_bytes(2, "big"))
-        yield _compare(port.value.to_bytes(2, "big"))
+def _verdict_of(entry: SpdEntry) -> int:
+    return nftables.ACCEPT if entry.action is Action.BYPASS else nftables.DROP
+
+
+def _strictest(claims: _Claims) -> int:
+    return nftables.DROP if nftables.DROP in claims.values() else nftables.ACCEPT
+
+
+def _netmask(version: int, length: int) -> bytes:
+    return ip_network(("0.0.0.0" if version == 4 else "::", length)).netmask.packed
 
 
 def _contains(outer: IpNetwork, inner: IpNetwork) -> bool:
     return outer != inner and outer.version == inner.version and inner.subnet_of(outer)  # type: ignore[arg-type]
 
 
-# Messages.
-
-
-def _message(kind: int, flags: int, body: bytes, number: int) -> bytes:
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags | _REQUEST, number, 0) + body
-
-
-def _table(kind: int, flags: int = 0) -> tuple[int, int, bytes]:
-    return kind, flags, _GENERAL.pack(_INET, 0, 0) + _text(1, TABLE)
-
-
-def _chain() -> tuple[int, int, bytes]:
-    hook = _attribute(1, _NUMBER.pack(_PREROUTING)) + _attribute(2, _SIGNED.pack(PRIORITY))
-    names = _text(1, TABLE) + _text(3, _CHAIN)
-    body = _GENERAL.pack(_INET, 0, 0) + names + _nested(4, hook) + _text(7, "filter")
-    return _NEWCHAIN, _CREATE, body
-
-
-def _rule_body(expressions: bytes) -> bytes:
-    names = _text(1, TABLE) + _text(2, _CHAIN)
-    return _GENERAL.pack(_INET, 0, 0) + names + _nested(4, expressions)
-
-
-_CHAIN = "in"
-
-
-def _load_meta(key: int) -> bytes:
-    return _expression("meta", _number(2, key) + _number(1, _REGISTER))
-
-
-def _load(base: int, offset: int, size: int) -> bytes:
-    fields = _number(1, _REGISTER) + _number(2, base) + _number(3, offset) + _number(4, size)
-    return _expression("payload", fields)
-
-
-def _mask(mask: bytes) -> bytes:
-    registers = _number(1, _REGISTER) + _number(2, _REGISTER) + _number(3, len(mask))
-    return _expression("bitwise", registers + _data(4, mask) + _data(5, bytes(len(mask))))
-
-
-def _compare(value: bytes, operator: int = _CMP_EQ) -> bytes:
-    return _expression("cmp", _number(1, _REGISTER) + _number(2, operator) + _data(3, value))
-
-
-def _verdict(code: int) -> bytes:
-    return _expression("immediate", _number(1, 0) + _nested(2, _nested(2, _number(1, code))))
-
-
-def _expression(name: str, fields: bytes) -> bytes:
-    return _nested(1, _text(1, name) + _nested(2, fields))
-
-
-def _data(kind: int, value: bytes) -> bytes:
-    return _nested(kind, _attribute(1, value))
-
-
-def _number(kind: int, value: int) -> bytes:
-    return _attribute(kind, _NUMBER.pack(value))
-
-
-def _text(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode() + b"\0")
-
-
-def _nested(kind: int, payload: bytes) -> bytes:
-    return _attribute(kind | _NESTED, payload)
-
-
-def _attribute(kind: int, payload: bytes) -> bytes:
-    size = _ATTRIBUTE.size + len(payload)
-    return _ATTRIBUTE.pack(size, kind) + payload + bytes(-size % 4)
-
-
 def _from_device(name: str) -> bytes:
-    return _load_meta(_META_IIFNAME) + _compare(name.encode().ljust(16, b"\0"))
+    device = name.encode().ljust(16, b"\0")
+    return nftables.load_meta(nftables.META_IIFNAME) + nftables.compare(device)
+
+
+def _has_protocol(number: int) -> bytes:
+    return nftables.load_meta(nftables.META_L4PROTO) + nftables.compare(bytes([number]))
 
 
 def _to_udp_port(port: int) -> bytes:
-    to_port = _load(_TRANSPORT_HEADER, 2, 2) + _compare(port.to_bytes(2, "big"))
-    return _load_meta(_META_L4PROTO) + _compare(bytes([_UDP])) + to_port
+    to_port = nftables.load(nftables.TRANSPORT_HEADER, 2, 2)
+    return _has_protocol(_UDP) + to_port + nftables.compare(port.to_bytes(2, "big"))
 
 
 def _neighbour_discovery() -> bytes:
-    a_type = _load(_TRANSPORT_HEADER, 0, 1)
-    is_between = _compare(bytes([133]), _CMP_GTE) + _compare(bytes([137]), _CMP_LTE)
-    return _load_meta(_META_L4PROTO) + _compare(bytes([_ICMPV6])) + a_type + is_between
+    first, last = (bytes([kind]) for kind in (133, 137))
+    is_between = nftables.compare(first, nftables.AT_LEAST) + nftables.compare(
+        last, nftables.AT_MOST
+    )
+    return _has_protocol(_ICMPV6) + nftables.load(nftables.TRANSPORT_HEADER, 0, 1) + is_between
 
 
 _EXEMPT = tuple(
-    _rule_body(matches + _verdict(_ACCEPT))
+    matches + nftables.conclude(nftables.ACCEPT)
     for matches in (
         _from_device(DEVICE),
         _from_device("lo"),

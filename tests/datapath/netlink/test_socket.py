@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import struct
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xfrmpy.datapath.interface import DatapathError
-from xfrmpy.datapath.kernel import netlink
-from xfrmpy.datapath.kernel.messages import Message, MessageType
-from xfrmpy.datapath.kernel.netlink import Reply, Request
-from xfrmpy.datapath.kernel.structs import UnreadableMessage
+from xfrmpy.datapath.kernel.messages import XFRM, MessageType
+from xfrmpy.datapath.netlink import socket as netlink
+from xfrmpy.datapath.netlink.layout import UnreadableMessage
+from xfrmpy.datapath.netlink.messages import Message
+from xfrmpy.datapath.netlink.socket import NetlinkSocket, Reply, Request
 
 REQUEST = Request(Message(type=MessageType.GETSA), "add the SA")
 SENTENCE = b"Requested type not found\0"
@@ -29,7 +31,7 @@ EXTENDED = (
 
 def _answer(kind: int, flags: int, payload: bytes) -> Reply:
     reply = Reply(REQUEST)
-    netlink._add_answer(reply, kind, flags, payload)
+    netlink._add_answer(XFRM, reply, kind, flags, payload)
     return reply
 
 
@@ -92,8 +94,8 @@ def test_no_octets_raise_anything_but_unreadable(data: bytes, flags: int) -> Non
         _answer(2, flags, data)
 
 
-def test_a_kernel_without_xfrm_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(netlink, "NETLINK_XFRM", 22)  # NETLINK_SMC's once, never used
+def test_a_kernel_without_xfrm_is_recognised() -> None:
+    absent = replace(XFRM, number=22)  # NETLINK_SMC's once, never used
     with pytest.raises(DatapathError, match=r"the kernel has no IPsec \(XFRM\)") as refused:
-        netlink.NetlinkSocket()
+        NetlinkSocket(absent)
     assert refused.value.errno == errno.EPROTONOSUPPORT

@@ -3,7 +3,7 @@
 The kernel works while we send: when `sendto` returns, every acknowledgement waits in the socket,
 and a dump goes on each time we read. So requests are synchronous without ever waiting. Every error
 has the kernel's own sentence if it gives one (extended acknowledgements). RFC 3549 is the idea of
-the header; <linux/netlink.h> the numbers. Which messages there are is not known here.
+the header; <linux/netlink.h> the numbers. Which messages there are, a `Family` says.
 """
 
 from __future__ import annotations
@@ -12,28 +12,23 @@ import errno
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from socket import AF_NETLINK, SO_RCVBUF, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW, SOL_SOCKET, socket
 
 from xfrmpy.datapath.interface import DatapathError
-from xfrmpy.datapath.kernel.messages import (
-    Message,
-    decode_message,
-    encode_message,
-    split_attributes,
-)
-from xfrmpy.datapath.kernel.structs import UnreadableMessage
+from xfrmpy.datapath.netlink.layout import UnreadableMessage
+from xfrmpy.datapath.netlink.messages import Family, Message, split_attributes
 
-NETLINK_XFRM = 6
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _ERROR = struct.Struct("=i")
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _REQUEST, _ACK, _ACK_TLVS = 0x1, 0x4, 0x200
-_DUMP, _EXCLUSIVE, _CREATE = 0x300, 0x200, 0x400
+_DUMP, _REPLACE, _EXCLUSIVE, _CREATE = 0x300, 0x100, 0x200, 0x400
 _ACK_MESSAGE = 1  # NLMSGERR_ATTR_MSG
 _SOL_NETLINK = 270
-_ADD_MEMBERSHIP, _DROP_MEMBERSHIP, _CAP_ACK, _EXT_ACK = 1, 2, 10, 11
+_ADD_MEMBERSHIP, _DROP_MEMBERSHIP = 1, 2
+_CAP_ACK, _EXT_ACK, _STRICT_CHECK = 10, 11, 12
 _RECEIVE_BUFFER_FORCE = 33  # SO_RCVBUFFORCE
 
 _BUFFER = 4 << 20
@@ -48,13 +43,18 @@ _BATCH = 100
 class Request:
     """One message to the kernel; `what` completes "cannot ..." in an error.
 
-    A dump has no body, whatever the same type has for a single object.
+    A dump that says nothing has no body, whatever the same type has for a single object.
     """
 
     message: Message
     what: str
     create: bool = False
+    replace: bool = False
     dump: bool = False
+
+    @property
+    def is_bare(self) -> bool:
+        return self.dump and not self.message.body
 
 
 @dataclass(slots=True)
@@ -74,18 +74,20 @@ class Reply:
 
 
 class NetlinkSocket:
-    """A NETLINK_XFRM socket of the caller's network namespace. Raises `DatapathError`."""
+    """A socket of one family, of the caller's network namespace. Raises `DatapathError`."""
 
-    def __init__(self, groups: Sequence[int] = ()) -> None:
+    def __init__(self, family: Family, groups: Sequence[int] = ()) -> None:
+        self._family = family
+        kind = SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC
         try:
-            self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_XFRM)
+            self._socket = socket(AF_NETLINK, kind, family.number)
         except OSError as error:
-            raise DatapathError(f"the kernel has no IPsec (XFRM): {error}", error.errno) from error
+            raise DatapathError(f"the kernel has no {family.name}: {error}", error.errno) from error
         try:
             self._prepare(groups)
         except OSError as error:
             self._socket.close()
-            raise _refused("listen to the kernel's IPsec (XFRM)", error.errno or 0) from error
+            raise _refused(f"listen to the kernel's {family.name}", error.errno or 0) from error
         self._sequence = 0
 
     def fileno(self) -> int:
@@ -115,7 +117,7 @@ class NetlinkSocket:
         """
         while (data := self._receive()) is not None:
             for kind, _, _, payload in _split_messages(data):
-                yield decode_message(kind, payload)
+                yield self._family.decode(kind, payload)
 
     @contextmanager
     def joined(self, group: int) -> Iterator[None]:
@@ -131,6 +133,8 @@ class NetlinkSocket:
     def _prepare(self, groups: Sequence[int]) -> None:
         self._socket.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
         self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
+        with suppress(OSError):  # Before Linux 4.20 a dump is of everything: who asks must look.
+            self._socket.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)
         try:
             self._socket.setsockopt(SOL_SOCKET, _RECEIVE_BUFFER_FORCE, _BUFFER)
         except PermissionError:  # in a user namespace: what the system allows to all
@@ -144,9 +148,10 @@ class NetlinkSocket:
         parts: list[bytes] = []
         for request in requests:
             self._sequence = self._sequence % 0xFFFFFFFF + 1  # 0 is the notifications'
-            payload = b"" if request.dump else encode_message(request.message)
+            payload = b"" if request.is_bare else self._family.encode(request.message)
             flags = _REQUEST | (_DUMP if request.dump else _ACK)
             flags |= _CREATE | _EXCLUSIVE if request.create else 0
+            flags |= _CREATE | _REPLACE if request.replace else 0
             size = _HEADER.size + len(payload)
             kind = request.message.type
             parts += (_HEADER.pack(size, kind, flags, self._sequence, 0), payload)
@@ -166,7 +171,7 @@ class NetlinkSocket:
                 raise DatapathError(f"cannot {unanswered.request.what}: the kernel did not answer")
             for kind, flags, sequence, payload in _split_messages(data):
                 if sequence in replies:
-                    _add_answer(replies[sequence], kind, flags, payload)
+                    _add_answer(self._family, replies[sequence], kind, flags, payload)
 
     def _receive(self) -> bytes | None:
         """One datagram of the kernel's own; None if there is none."""
@@ -179,7 +184,7 @@ class NetlinkSocket:
                 return data
 
 
-def _add_answer(reply: Reply, kind: int, flags: int, payload: bytes) -> None:
+def _add_answer(family: Family, reply: Reply, kind: int, flags: int, payload: bytes) -> None:
     if kind == _NLMSG_ERROR:
         reply.error = _decode_error(reply.request.what, flags, payload)
         reply.done = True
@@ -187,7 +192,7 @@ def _add_answer(reply: Reply, kind: int, flags: int, payload: bytes) -> None:
         reply.error = _decode_error(reply.request.what, 0, payload)
         reply.done = True
     else:
-        reply.messages.append(decode_message(kind, payload))
+        reply.messages.append(family.decode(kind, payload))
 
 
 def _decode_error(what: str, flags: int, payload: bytes) -> DatapathError | None:

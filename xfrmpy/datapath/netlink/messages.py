@@ -1,0 +1,136 @@
+"""Netlink messages, octets and back, by the tables of a family.
+
+A family says which structure a type carries and which attributes follow; a message or attribute
+without a row survives as octets. What fails to decode raises `UnreadableMessage`; nothing here
+knows what a message means. <linux/netlink.h> has the layout of an attribute.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from xfrmpy.datapath.netlink.layout import Layout, UnreadableMessage
+
+Values: TypeAlias = dict[str, Any]
+"""One structure's fields by their C names; nested ones prefixed (`id_spi`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Octets behind a structure: their name, and how many there are by the structure's values."""
+
+    name: str
+    size: Callable[[Values], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What an attribute holds: a structure, perhaps with a tail, or as many of it as fit."""
+
+    layout: Layout
+    tail: Tail | None = None
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message decoded.
+
+    `attributes` has the values of a structure, a tuple of them for a repeated one, or octets for
+    an attribute without a row. A message without a row has its octets in `unknown` and no more.
+    Keys are among the values, so that none of it is shown.
+    """
+
+    type: int
+    body: Values = field(default_factory=dict, repr=False)
+    attributes: dict[int, Any] = field(default_factory=dict, repr=False)
+    unknown: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A netlink family: its number, what the kernel does by it, and what its types carry."""
+
+    number: int
+    name: str
+    bodies: Mapping[int, Layout]
+    attributes: Mapping[int, Shape] = field(default_factory=dict)
+
+    def encode(self, message: Message) -> bytes:
+        """The octets behind the netlink header."""
+        layout = self.bodies.get(message.type)
+        body = message.unknown if layout is None else layout.pack(message.body)
+        return body + encode_attributes(
+            {number: self._encode(number, value) for number, value in message.attributes.items()}
+        )
+
+    def decode(self, kind: int, data: bytes) -> Message:
+        """Read the octets behind the netlink header. Raises `UnreadableMessage`."""
+        layout = self.bodies.get(kind)
+        if layout is None:
+            return Message(type=kind, unknown=data)
+        attributes = split_attributes(data[layout.size :])
+        shaped = attributes.keys() & self.attributes.keys()
+        return Message(
+            type=kind,
+            body=layout.unpack(data),
+            attributes={**attributes, **{n: self._decode(n, attributes[n]) for n in shaped}},
+        )
+
+    def _encode(self, number: int, value: Any) -> bytes:
+        shape = self.attributes.get(number)
+        if shape is None:
+            return bytes(value)
+        if shape.repeated:
+            return b"".join(shape.layout.pack(one) for one in value)
+        if shape.tail is None:
+            return shape.layout.pack(value)
+        head = {name: item for name, item in value.items() if name != shape.tail.name}
+        return shape.layout.pack(head) + bytes(value[shape.tail.name])
+
+    def _decode(self, number: int, data: bytes) -> Any:
+        shape = self.attributes[number]
+        size = shape.layout.size
+        if shape.repeated:
+            if len(data) % size:
+                raise UnreadableMessage(f"the kernel sent attribute {number} cut short")
+            return tuple(shape.layout.unpack(data, start) for start in range(0, len(data), size))
+        values = shape.layout.unpack(data)
+        if shape.tail is not None:
+            end = size + shape.tail.size(values)
+            if len(data) < end:
+                raise UnreadableMessage(f"the kernel sent attribute {number} cut short")
+            values[shape.tail.name] = data[size:end]
+        return values
+
+
+def encode_attributes(attributes: Mapping[int, bytes]) -> bytes:
+    """Attributes one after another, each begun at a multiple of four octets."""
+    parts: list[bytes] = []
+    for number, data in attributes.items():
+        parts.append(_ATTRIBUTE_HEADER.pack(_ATTRIBUTE_HEADER.size + len(data), number))
+        parts.append(data + bytes(-len(data) % _ALIGNMENT))
+    return b"".join(parts)
+
+
+def split_attributes(data: bytes) -> Mapping[int, bytes]:
+    """Netlink attributes by number, the last of each. Raises `UnreadableMessage`."""
+    found: dict[int, bytes] = {}
+    offset = 0
+    while offset < len(data):
+        if len(data) - offset < _ATTRIBUTE_HEADER.size:
+            raise UnreadableMessage("the kernel sent an attribute that is cut in its header")
+        size, number = _ATTRIBUTE_HEADER.unpack_from(data, offset)
+        if not _ATTRIBUTE_HEADER.size <= size <= len(data) - offset:
+            raise UnreadableMessage(f"the kernel sent attribute {number} with a length of {size}")
+        found[number & _TYPE_MASK] = data[offset + _ATTRIBUTE_HEADER.size : offset + size]
+        offset += size + -size % _ALIGNMENT
+    return found
+
+
+_ATTRIBUTE_HEADER = struct.Struct("=HH")  # struct nlattr: length with the header, type
+_ALIGNMENT = 4
+_TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: without "nested" and "network order"

@@ -1,0 +1,113 @@
+"""NETLINK_ROUTE messages: links, addresses, routes and rules, as far as we ask for them.
+
+Tables only; the numbers are those of <linux/rtnetlink.h>, <linux/if_link.h>, <linux/if_addr.h> and
+<linux/fib_rules.h>. Attributes stay octets: each kind of message has numbers of its own for them.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from xfrmpy.datapath.netlink.layout import Layout
+from xfrmpy.datapath.netlink.messages import Family
+
+
+class MessageType(IntEnum):
+    """RTM_*, those that we send or read."""
+
+    NEWLINK = 16
+    GETLINK = 18
+    NEWADDR = 20
+    GETADDR = 22
+    NEWROUTE = 24
+    DELROUTE = 25
+    GETROUTE = 26
+    NEWRULE = 32
+    DELRULE = 33
+
+
+class Link(IntEnum):
+    """IFLA_*."""
+
+    IFNAME = 3
+    MTU = 4
+    EXT_MASK = 29
+
+
+class Address(IntEnum):
+    """IFA_*."""
+
+    ADDRESS = 1
+    LOCAL = 2
+
+
+class Route(IntEnum):
+    """RTA_*."""
+
+    DST = 1
+    SRC = 2
+    OIF = 4
+    GATEWAY = 5
+    PREFSRC = 7
+    METRICS = 8
+    TABLE = 15
+    MARK = 16
+
+
+class Metric(IntEnum):
+    """RTAX_*, within `Route.METRICS`."""
+
+    MTU = 2
+
+
+class Rule(IntEnum):
+    """FRA_*."""
+
+    PRIORITY = 6
+    FWMARK = 10
+    TABLE = 15
+
+
+LINK = Layout(family="B", pad="x", type="H", index="i", flags="I", change="I")
+
+ADDRESS = Layout(family="B", prefixlen="B", flags="B", scope="B", index="I")
+
+ROUTE = Layout(
+    family="B",
+    dst_len="B",
+    src_len="B",
+    tos="B",
+    table="B",
+    protocol="B",
+    scope="B",
+    type="B",
+    flags="I",
+)
+
+RULE = Layout(
+    family="B",
+    dst_len="B",
+    src_len="B",
+    tos="B",
+    table="B",
+    pad="2x",
+    action="B",
+    flags="I",
+)
+
+RTNETLINK = Family(
+    number=0,
+    name="routing (rtnetlink)",
+    bodies={
+        MessageType.NEWLINK: LINK,
+        MessageType.GETLINK: LINK,
+        MessageType.NEWADDR: ADDRESS,
+        MessageType.GETADDR: ADDRESS,
+        MessageType.NEWROUTE: ROUTE,
+        MessageType.DELROUTE: ROUTE,
+        MessageType.GETROUTE: ROUTE,
+        MessageType.NEWRULE: RULE,
+        MessageType.DELRULE: RULE,
+    },
+)
+"""NETLINK_ROUTE."""

@@ -1,0 +1,112 @@
+"""Which tunnels a peer may begin on, by where its first message comes from and goes to.
+
+Whoever calls is not known yet, and may be anybody: of thousands of tunnels not each can be asked
+for one datagram. So they are grouped by the peer's address, those that accept any address apart,
+and what IKE_SA_INIT and IKE_AUTH want to know of a group is found out once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from xfrmpy.ipsec.addresses import IpAddress, Path
+from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.proposals import Proposal
+from xfrmpy.policy.model import TunnelPolicy
+
+
+@dataclass(slots=True, kw_only=True)
+class Tunnel:
+    """A policy with the addresses that its peer has now; none if it accepts any address."""
+
+    policy: TunnelPolicy
+    peer_addresses: tuple[IpAddress, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    policies: tuple[TunnelPolicy, ...]
+    proposals: tuple[Proposal, ...]
+    by_identity: dict[Identity | None, tuple[TunnelPolicy, ...]]
+    forces_encapsulation: bool
+    fragmentation: bool
+    redirects: bool
+
+
+class Candidates:
+    """The policies that a peer may be meant by, those that name its address first."""
+
+    def __init__(self, groups: Iterable[_Group]) -> None:
+        self._groups = tuple(group for group in groups if group.policies)
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
+    @property
+    def policies(self) -> tuple[TunnelPolicy, ...]:
+        return tuple(policy for group in self._groups for policy in group.policies)
+
+    def of_peer(self, identity: Identity) -> tuple[TunnelPolicy, ...]:
+        """Those whose peer must have this identity."""
+        found = (group.by_identity.get(identity, ()) for group in self._groups)
+        return tuple(policy for policies in found for policy in policies)
+
+    @property
+    def proposals(self) -> tuple[Proposal, ...]:
+        """Each once, in the order of preference."""
+        return tuple(dict.fromkeys(p for group in self._groups for p in group.proposals))
+
+    @property
+    def forces_encapsulation(self) -> bool:
+        return any(group.forces_encapsulation for group in self._groups)
+
+    @property
+    def fragmentation(self) -> bool:
+        return any(group.fragmentation for group in self._groups)
+
+    @property
+    def redirects(self) -> bool:
+        return any(group.redirects for group in self._groups)
+
+
+class TunnelIndex:
+    """The tunnels as they are at the moment; made anew when one changes."""
+
+    def __init__(self, tunnels: Iterable[Tunnel]) -> None:
+        self._by_address: dict[IpAddress, list[TunnelPolicy]] = {}
+        self._listening: list[TunnelPolicy] = []
+        self._groups: dict[tuple[IpAddress, IpAddress | None], _Group] = {}
+        for tunnel in tunnels:
+            if not tunnel.policy.peers:
+                self._listening.append(tunnel.policy)
+            for address in tunnel.peer_addresses if tunnel.policy.peers else ():
+                self._by_address.setdefault(address, []).append(tunnel.policy)
+
+    def candidates(self, path: Path) -> Candidates:
+        remote = path.remote.address
+        named = [remote] if remote in self._by_address else []
+        return Candidates(self._group(path.local.address, peer) for peer in (*named, None))
+
+    def _group(self, local: IpAddress, peer: IpAddress | None) -> _Group:
+        """Those for one address of ours and one of a peer's, or any; found out once."""
+        if (local, peer) not in self._groups:
+            everyone = self._listening if peer is None else self._by_address[peer]
+            here = [p for p in everyone if p.local_address in (None, local)]
+            self._groups[local, peer] = _group_of(here)
+        return self._groups[local, peer]
+
+
+def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
+    policies = tuple(policies)
+    by_identity: dict[Identity | None, list[TunnelPolicy]] = {}
+    for policy in policies:
+        by_identity.setdefault(policy.remote_id, []).append(policy)
+    return _Group(
+        policies=policies,
+        proposals=tuple(dict.fromkeys(p for policy in policies for p in policy.proposals)),
+        by_identity={identity: tuple(found) for identity, found in by_identity.items()},
+        forces_encapsulation=any(policy.forces_encapsulation for policy in policies),
+        fragmentation=any(policy.fragmentation for policy in policies),
+        redirects=any(policy.redirect_to is not None for policy in policies),
+    )
