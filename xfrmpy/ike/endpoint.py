@@ -55,6 +55,7 @@ from xfrmpy.ike.outputs import (
     RequestRefused,
     SendDatagram,
 )
+from xfrmpy.ike.reception import receive
 from xfrmpy.ike.redirect import parse_gateway, redirect_established
 from xfrmpy.ike.resumption import usable_ticket
 from xfrmpy.ike.session_resume import SessionResume, answer_session_resume
@@ -319,7 +320,7 @@ class IkeEndpoint:
         if is_hint_for(sa, message, path):
             sa.suspect(now)
             raise Drop(DropReason.HINT)
-        sa.receive(message, data, path, now)
+        receive(sa, message, data, path, now)
         sa.attend(now)
 
     def _notify(

@@ -1,9 +1,9 @@
-"""One IKE SA: its state, its keys, and the way of a message through it.
+"""One IKE SA: its state, its keys, its life and its end.
 
-Read RFC 7296 sections 1.4, 2.1 to 2.4 and 2.21 first. What an exchange means stands in the modules
-of the exchanges (`init`, `auth`, `informational`); sealing, Message IDs and retransmission in
-`channel`; the Child SAs in `child_sa`. Here they meet: a message is checked, opened, and given to
-its exchange.
+Read RFC 7296 sections 1.4, 2.4 and 2.21 first. The way of a message to it stands in `reception`;
+what an exchange means, in the modules of the exchanges; sealing, Message IDs and retransmission, in
+`channel`; the Child SAs, in `child_sa`; how one takes the place of another, in `succession`; what
+it does of itself, in `duties`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,11 @@ from xfrmpy.ike.child_sa import ChildSa, Scope
 from xfrmpy.ike.childless import CHILDLESS_SECONDS
 from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import Core
-from xfrmpy.ike.crash import TheirTokens, take_proof
+from xfrmpy.ike.crash import TheirTokens
 from xfrmpy.ike.duties import next_duty
-from xfrmpy.ike.errors import CriticalPayload, Drop, DropReason, PeerMisbehaved
 from xfrmpy.ike.exchange import (
-    FIRST_EXCHANGES,
     Exchange,
-    check_critical,
-    notifications,
-    payloads_in_clear,
 )
-from xfrmpy.ike.fragments import Whole
 from xfrmpy.ike.informational import Farewell, LivenessCheck
 from xfrmpy.ike.lifetimes import replacement_seconds
 from xfrmpy.ike.nat import NatSituation
@@ -41,22 +35,16 @@ from xfrmpy.ike.outputs import (
     RequestRefused,
     TunnelClosed,
 )
-from xfrmpy.ike.protection import Inner
-from xfrmpy.ike.requests import REQUESTS
 from xfrmpy.ike.resumption import HeldTicket, Resumed
 from xfrmpy.ike.states import IKE_SA_TRANSITIONS, IkeSaState, IllegalTransition
 from xfrmpy.ike.succession import report_unreplaced
-from xfrmpy.ike.synchronization import find_sync, is_sync_candidate
 from xfrmpy.ike.uniqueness import expect_one
 from xfrmpy.ike.window import OUR_WINDOW_SIZE, Outstanding, PeerSilent
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite
 from xfrmpy.policy.model import Retransmission, TunnelPolicy
-from xfrmpy.registry import NotifyType
-from xfrmpy.wire.cursor import Malformed
-from xfrmpy.wire.message import Message, decode_payloads_untrusted
-from xfrmpy.wire.payloads import NotifyPayload, OpenPayload
+from xfrmpy.wire.payloads import OpenPayload
 
 HALF_OPEN_SECONDS = 30.0
 """How long a responder waits for IKE_AUTH. strongSwan's half_open_timeout is the same."""
@@ -83,9 +71,6 @@ RESPONDERS_PART = 0.95
 
 LINGER_SECONDS = 30.0
 """How long a deleted IKE SA still repeats its last response to a peer that missed it."""
-
-WINDOW_SIZE_OCTETS = 4
-"""RFC 7296 section 2.3."""
 
 Payloads: TypeAlias = tuple[OpenPayload, ...]
 
@@ -178,142 +163,6 @@ class IkeSa:
     def tunnel_name(self) -> str:
         return "" if self.tunnel is None else self.tunnel.name
 
-    # A message of the peer.
-
-    def receive(self, message: Message, data: bytes, path: Path, now: float) -> None:
-        """Take a message whose SPI is ours. Raises `Drop` if it changes nothing."""
-        if message.is_initiator == self.is_initiator:
-            raise Drop(DropReason.WRONG_ROLE)
-        if not self.channel.is_protected:
-            self._receive_in_clear(message, data, now)
-            return
-        if message.exchange in FIRST_EXCHANGES:
-            raise Drop(DropReason.WRONG_STATE)
-        if message.sealed is None:
-            take_proof(self, message, now)
-            return
-        inner = self.channel.open(message, data)
-        self.core.handling = self
-        if self._synchronizes(message, inner, path, now):
-            return
-        try:
-            whole = self.channel.collect(message, inner, len(data), path, now)
-        except PeerMisbehaved as error:
-            self._refuse_fragments(error, now)
-            return
-        if whole is None:
-            return
-        if message.is_response:
-            self._receive_response(whole, path, now)
-        else:
-            self._receive_request(whole, path, now)
-
-    def _receive_in_clear(self, message: Message, data: bytes, now: float) -> None:
-        if message.exchange not in FIRST_EXCHANGES or not message.is_response:
-            raise Drop(DropReason.WRONG_STATE)
-        channel = self.channel
-        request = channel.window.outstanding_for(message.message_id)
-        if request.exchange.type is not message.exchange:
-            raise Drop(DropReason.WRONG_EXCHANGE)
-        self.core.handling = self
-        channel.their_spi = message.spi_r
-        channel.init_response = data
-        try:
-            payloads = payloads_in_clear(message)
-            check_critical(payloads)
-            request.exchange.handle_response(payloads, now)
-        except (PeerMisbehaved, CriticalPayload) as error:
-            # Anybody can send this: go on waiting for the real one (RFC 7296 section 2.21.1).
-            raise Drop(DropReason.MALFORMED) from error
-        finally:
-            if not channel.is_protected:
-                channel.their_spi = bytes(8)
-
-    def _synchronizes(self, message: Message, inner: Inner, path: Path, now: float) -> bool:
-        """Whether the message is a peer's that has failed over, which is then answered.
-
-        Raises `Drop` for a replay, `PeerMisbehaved` for one that is not as it must be.
-        """
-        if not self.channel.may_sync or not is_sync_candidate(message):
-            return False
-        if self.state not in REQUESTS[message.exchange].states:
-            return False
-        try:
-            asked = find_sync(decode_payloads_untrusted(*inner))
-        except Malformed:
-            return False  # Like any other request that is.
-        if asked is None:
-            return False
-        self.channel.answer_sync(asked, message, path)
-        self.heard_at = now
-        self._start_waiting(now)
-        return True
-
-    def _refuse_fragments(self, error: PeerMisbehaved, now: float) -> None:
-        """RFC 7383 section 5: "the receiver SHOULD drop the connection and discard all the received
-        fragments"."""
-        failure = Failure(code="XF2008", summary=str(error))
-        if self.state is IkeSaState.ESTABLISHED:
-            self.channel.discard_fragments()
-            self.terminate(failure, now)
-        else:
-            self.close(failure, now)
-
-    def _receive_response(self, whole: Whole, path: Path, now: float) -> None:
-        message = whole.message
-        request = self.channel.window.outstanding_for(message.message_id)
-        if request.exchange.type is not message.exchange:
-            raise Drop(DropReason.WRONG_EXCHANGE)
-        self.heard_at = now
-        self.follow_peer(path)
-        self.channel.window.complete(message.message_id)
-        try:
-            payloads = decode_payloads_untrusted(whole.first_inner, whole.octets)
-            check_critical((*message.payloads, *payloads))
-            if self.state is not IkeSaState.DELETING or isinstance(request.exchange, Farewell):
-                request.exchange.handle_response(payloads, now)
-            self._note_window(payloads)
-        except (Malformed, PeerMisbehaved, CriticalPayload) as error:
-            failure = Failure(code="XF2008", summary=str(error))
-            if isinstance(request.exchange, Farewell):
-                self.close(failure, now)
-            else:
-                self.terminate(failure, now)
-        self._start_waiting(now)
-
-    def _receive_request(self, whole: Whole, path: Path, now: float) -> None:
-        message = whole.message
-        row = REQUESTS.get(message.exchange)
-        if row is None:
-            raise Drop(DropReason.WRONG_EXCHANGE)
-        if self.state not in row.states:
-            raise Drop(DropReason.WRONG_STATE)
-        self.heard_at = self.sent_at = now
-        self.follow_peer(path)
-        if self.state is IkeSaState.AUTHENTICATING:
-            # The initiator moves to port 4500 here (RFC 7296 section 2.23).
-            self.channel.path = path
-        self.channel.begin_answer(message, path, whole.fragment_size)
-        try:
-            payloads = decode_payloads_untrusted(whole.first_inner, whole.octets)
-            check_critical((*message.payloads, *payloads))
-            row.handler(self, payloads, now)
-            self._note_window(payloads)
-        except CriticalPayload as error:
-            self.respond((error.notify,))
-            if self.state is IkeSaState.AUTHENTICATING:  # Section 2.21.2: it is not created.
-                self.close(Failure(code="XF2008", summary=str(error)), now)
-        except (Malformed, PeerMisbehaved) as error:
-            self.respond((NotifyPayload(type=NotifyType.INVALID_SYNTAX),))
-            self.close(Failure(code="XF2008", summary=str(error)), now)
-
-    def _note_window(self, payloads: Payloads) -> None:
-        """The peer may say at any time that it keeps state for more (RFC 7296 section 2.3)."""
-        if self.state is IkeSaState.ESTABLISHED:
-            for announced in notifications(payloads, NotifyType.SET_WINDOW_SIZE):
-                if len(announced.data) == WINDOW_SIZE_OCTETS:
-                    self.channel.window.widen_theirs(int.from_bytes(announced.data, "big"))
-
     # Messages of ours.
 
     @property
@@ -325,13 +174,13 @@ class IkeSa:
     def start(self, exchange: Exchange, now: float) -> None:
         """Send a request, or let it wait for those that are on their way."""
         self.channel.window.waiting.append(exchange)
-        self._start_waiting(now)
+        self.start_waiting(now)
 
     def respond(self, payloads: Payloads) -> None:
         """Answer the request that is being handled, once."""
         self.channel.respond(payloads)
 
-    def _start_waiting(self, now: float) -> None:
+    def start_waiting(self, now: float) -> None:
         window = self.channel.window
         while window.waiting and self.can_ask:
             if window.is_exhausted:
