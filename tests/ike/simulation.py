@@ -364,6 +364,12 @@ class Simulation:
         for name in core.tunnels:
             found = {sa for sa in core.ike_sas.values() if sa.tunnel_name == name}
             assert set(core.ike_sas_of(name)) == found
+            peer = core.tunnels[name].policy.remote_id
+            filed = {
+                sa: sa.tunnel.remote_id for sa in core.ike_sas.values() if sa.tunnel is not None
+            }
+            found = {sa for sa, known in filed.items() if known == peer}
+            assert set(core.ike_sas_with(peer)) == found
         for child in core.children.values():
             kin = {c for c in core.children.values() if c.policy.reqid == child.policy.reqid}
             assert {child, *core.kin_of(child)} == kin

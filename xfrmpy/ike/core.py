@@ -13,6 +13,7 @@ from xfrmpy.ike.outputs import AddPolicy, AddSa, Output
 from xfrmpy.ike.policies import PolicyBook
 from xfrmpy.ike.tickets import TicketKeys
 from xfrmpy.ipsec.addresses import Path
+from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.sad import OUR_REQIDS, USERSPACE_SPI_BIT, SaId
 from xfrmpy.policy.model import DatapathChoice, TunnelPolicy
 
@@ -66,6 +67,7 @@ class Core:
         self._queue: deque[Output | Deferred] = deque()
         self._index: TunnelIndex | None = None
         self._of_tunnel: dict[str, dict[bytes, IkeSa]] = {}
+        self._of_peer: dict[Identity | None, dict[bytes, IkeSa]] = {}
         self._of_policy: dict[int, dict[int, ChildSa]] = {}
 
     def emit(self, output: Output) -> None:
@@ -104,16 +106,27 @@ class Core:
         """Every IKE SA of a tunnel, the oldest first, those that are ending included."""
         return tuple(self._of_tunnel.get(tunnel, {}).values())
 
-    def file(self, sa: IkeSa, tunnel: str) -> None:
+    def ike_sas_with(self, peer: Identity | None) -> tuple[IkeSa, ...]:
+        """Every IKE SA whose tunnel is with this identity, or with any."""
+        known = (self._of_peer.get(identity, {}) for identity in {peer, None})
+        return tuple(sa for found in known for sa in found.values())
+
+    def file(self, sa: IkeSa, tunnel: TunnelPolicy) -> None:
         """It is known which tunnel an IKE SA belongs to."""
-        if sa.tunnel_name != tunnel:
-            _take_out(self._of_tunnel, sa.tunnel_name, sa.our_spi)
-        self._of_tunnel.setdefault(tunnel, {})[sa.our_spi] = sa
+        if sa.tunnel_name != tunnel.name:
+            self._unfile(sa)
+        self._of_tunnel.setdefault(tunnel.name, {})[sa.our_spi] = sa
+        self._of_peer.setdefault(tunnel.remote_id, {})[sa.our_spi] = sa
 
     def forget(self, sa: IkeSa) -> None:
         """An IKE SA that is deleted, and need not repeat itself any more."""
         self.ike_sas.pop(sa.our_spi, None)
-        _take_out(self._of_tunnel, sa.tunnel_name, sa.our_spi)
+        self._unfile(sa)
+
+    def _unfile(self, sa: IkeSa) -> None:
+        if sa.tunnel is not None:
+            _take_out(self._of_tunnel, sa.tunnel.name, sa.our_spi)
+            _take_out(self._of_peer, sa.tunnel.remote_id, sa.our_spi)
 
     def add_child(self, child: ChildSa) -> None:
         self.children[child.spi_in] = child

@@ -69,7 +69,7 @@ _NOT_YET_GONE = frozenset(IkeSaState) - {IkeSaState.DELETED}
 def _others(
     sa: IkeSa, ends: tuple[Identity | None, Identity | None], states: frozenset[IkeSaState]
 ) -> list[IkeSa]:
-    living = (other for other in sa.core.ike_sas.values() if other.state in states)
+    living = (other for other in sa.core.ike_sas_with(ends[1]) if other.state in states)
     return [other for other in living if other is not sa and _ends(other) == ends]
 
 

@@ -195,7 +195,7 @@ class IkeSa:
 
     def belong_to(self, tunnel: TunnelPolicy) -> None:
         """It is known whose policy holds."""
-        self.core.file(self, tunnel.name)
+        self.core.file(self, tunnel)
         self.tunnel = tunnel
         self.channel.tunnel = tunnel.name
 
