@@ -205,6 +205,18 @@ def test_a_hint_about_an_spi_that_is_not_ours_is_none(pair: Any) -> None:
     assert pair.moon.drops == [DropReason.WRONG_EXCHANGE]
 
 
+def test_a_hint_while_a_child_sa_is_being_made_finds_none(pair: Any) -> None:
+    """Found by fuzzing: it has no outbound SPI yet."""
+    pair.up()
+    data, path = _invalid_spi(pair.moon), pair.moon.ike_sa.path
+    pair.moon.endpoint.rekey_child_sas("tunnel-a", pair.now)
+    other = data[:-4] + bytes([data[-4] ^ 1]) + data[-3:]
+    for hint in (other, data):
+        pair.moon.endpoint.receive_datagram(hint, path, pair.now)
+    pair.deliver()
+    assert pair.moon.drops == [DropReason.WRONG_EXCHANGE, DropReason.HINT]
+
+
 def test_a_peer_that_lost_its_state_is_found_out_after_a_hint(pair: Any) -> None:
     pair.up()
     pair.sun.endpoint._core.ike_sas.clear()

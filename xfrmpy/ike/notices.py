@@ -95,7 +95,7 @@ class Notices:
             sa
             for sa in ike_sas
             if sa.path.remote.address == path.remote.address
-            and any(child.spi_out in spis for child in sa.children)
+            and any(child.entries and child.spi_out in spis for child in sa.children)
             and not shows_token(sa, message)
         )
 
