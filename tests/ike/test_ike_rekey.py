@@ -103,6 +103,15 @@ def test_the_initiator_of_the_rekeying_is_the_original_initiator_from_then_on(up
     assert (up.sun.ike_sa.is_initiator, up.moon.ike_sa.is_initiator) == (False, True)
 
 
+def test_a_tunnel_is_up_since_its_first_ike_sa(up: Any) -> None:
+    for command in ("rekey_ike_sas", "reauthenticate", "rekey_ike_sas"):
+        up.run(100)
+        getattr(up.moon.endpoint, command)("tunnel-a", up.now)
+        up.run(20)
+    (view,) = up.moon.views
+    assert (view.up_since, view.established_at > 300) == (0.0, True)
+
+
 def test_message_ids_begin_again_and_the_old_ike_sa_keeps_its_own(up: Any) -> None:
     old = up.moon.ike_sa
     _rekey(up, up.moon)

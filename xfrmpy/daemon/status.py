@@ -38,7 +38,7 @@ def tunnel_status(
         nat="" if sa is None else _nat(sa.nat),
         datapath="" if tunnel.placement.failure else policy.datapath.value,
         datapath_reason=tunnel.placement.reason,
-        seconds_up=now - sa.established_at if sa is not None and state == "up" else 0.0,
+        seconds_up=now - sa.up_since if sa is not None and state == "up" else 0.0,
         spi_i="" if sa is None else sa.spi_i.hex(),
         spi_r="" if sa is None else sa.spi_r.hex(),
         children=[_child_status(c, datapath, now) for c in children if datapath is not None],

@@ -91,7 +91,10 @@ class ChildSaView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IkeSaView:
-    """An IKE SA, for who asks. Suite and identities are empty before they are known."""
+    """An IKE SA, for who asks. Suite and identities are empty before they are known.
+
+    `up_since` is when the first of those that it has replaced was established.
+    """
 
     state: IkeSaState
     path: Path
@@ -103,6 +106,7 @@ class IkeSaView:
     remote_id: Identity | None
     nat: NatSituation
     established_at: float
+    up_since: float
     children: tuple[ChildSaView, ...]
 
 
@@ -496,6 +500,7 @@ def _view(sa: IkeSa) -> IkeSaView:
         remote_id=sa.remote_id,
         nat=sa.nat,
         established_at=sa.established_at,
+        up_since=sa.up_since,
         children=tuple(
             ChildSaView(
                 child=child.policy.name,

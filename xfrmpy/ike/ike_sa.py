@@ -126,6 +126,7 @@ class IkeSa:
         self.is_asking_usage = False
         self.is_asking_sent = False
         self.established_at = 0.0
+        self.up_since = 0.0
         self.heard_at = 0.0
         self.sent_at = 0.0
         self.rekey_at: float | None = None
@@ -367,7 +368,7 @@ class IkeSa:
     def _begin_life(self, now: float) -> None:
         assert self.tunnel is not None
         self._was_established = True
-        self.established_at = self.heard_at = self.sent_at = now
+        self.established_at = self.up_since = self.heard_at = self.sent_at = now
         lifetime = self.tunnel.lifetime_seconds
         ends = [self._must_reauth_by, None if lifetime is None else now + lifetime]
         self._expires_at = min((end for end in ends if end is not None), default=None)

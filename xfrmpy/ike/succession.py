@@ -32,6 +32,7 @@ step with us, and the IKE SA SHOULD be closed."""
 
 def inherit(new: IkeSa, old: IkeSa) -> None:
     """The Child SAs of a rekeyed IKE SA move to its successor."""
+    new.up_since = old.up_since
     new.children += old.children
     new.retired += old.retired
     old.children.clear()
@@ -50,6 +51,7 @@ def living_heir(sa: IkeSa) -> IkeSa | None:
 
 def supersede(new: IkeSa, old: IkeSa, now: float) -> None:
     """A reauthenticated IKE SA is complete: the old one is not needed any more."""
+    new.up_since = old.up_since
     new.replaces = None
     _report(new, reauthenticated=True)
     leave(old, now)
