@@ -108,6 +108,14 @@ def local_address_for(remote: IpAddress) -> IpAddress:
         return _without_zone(probe.getsockname()[0])
 
 
+def _enlarge_buffer(opened: socket.socket) -> None:
+    """Beyond the host's limit where we may, which the root of a user namespace may not."""
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    except PermissionError:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+
+
 def _open(version: int, port: int) -> socket.socket:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     try:
@@ -119,7 +127,7 @@ def _open(version: int, port: int) -> socket.socket:
         raise _explain(error, port) from error
     opened.setblocking(False)
     _mark(opened)
-    opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    _enlarge_buffer(opened)
     if version == 4:
         opened.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         opened.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
