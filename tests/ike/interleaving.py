@@ -320,7 +320,7 @@ def _create(run: Interleaving, host: Any) -> None:
 
 
 def _acquire(run: Interleaving, host: Any) -> None:
-    child = host.ike_sa.tunnel.children[-1]
+    child = host.policy.children[-1]
     source, destination = child.local[0], child.remote[0]
     host.endpoint.handle_acquire("tunnel-a", child.name, source, destination, run.pair.now)
 

@@ -307,6 +307,49 @@ def test_what_is_deleted_is_gone_at_both_ends_and_nothing_else(
     assert tuple(run.errors) == case.errors
 
 
+HARD_LIMITS = (
+    Case(
+        name="of what was just replaced, at the responder, before the answer arrives",
+        steps=("a: rekey", "a rekey?", "b: hard limit", "b rekey!", "a delete?", "b delete?"),
+        kept="a",
+    ),
+    Case(
+        name="of what was just replaced, at the responder, whose deletion comes first",
+        steps=("a: rekey", "a rekey?", "b: hard limit", "b delete?", "b rekey!", "rest"),
+        kept="a",
+    ),
+    Case(
+        name="of what is being deleted, at the initiator",
+        steps=("a: rekey", "a rekey?", "b rekey!", "a: hard limit", "a delete?", "b delete!"),
+        kept="a",
+    ),
+    Case(
+        name="of what lost a collision",
+        steps=(
+            *("a: rekey", "b: rekey", "a rekey?", "b rekey?", "a rekey!", "b rekey!"),
+            *("a: hard limit", "b: hard limit"),
+        ),
+        kept="winner",
+    ),
+)
+
+
+@pytest.mark.parametrize("lowest", LOWEST)
+@pytest.mark.parametrize("first", ["moon", "sun"])
+@pytest.mark.parametrize("case", _named(HARD_LIMITS))
+def test_a_hard_limit_ends_no_tunnel_that_has_a_newer_child_sa(
+    interleave: Callable[..., Any], case: Case, first: str, lowest: str
+) -> None:
+    run = interleave(first, lowest)
+    run.play(*case.steps)
+    run.settle()
+    run.assert_up("net")
+    run.assert_not_closed()
+    wanted = KEPT[lowest] if case.kept == "winner" else case.kept
+    (child,) = run.hosts["a"].ike_sa.children
+    assert run.kept_by(child.nonces) == wanted
+
+
 GUESSES = {"a": "aes128gcm16-x25519-ecp256", "b": "aes128gcm16-ecp384-ecp256"}
 """What the ends propose for a Child SA: each begins with what only it has."""
 

@@ -312,6 +312,12 @@ def take_over(old: ChildSa) -> None:
         heir.start_sending()
 
 
+def stop_waiting(old: ChildSa, now: float) -> None:
+    """What was replaced can carry nothing any more, and the peer has not deleted it yet."""
+    take_over(old)
+    old.wait_until = now
+
+
 def take_back(heir: ChildSa) -> None:
     """The peer deletes what it has made in the place of another, which so is in use again."""
     old = heir.replaces

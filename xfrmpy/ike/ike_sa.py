@@ -43,7 +43,7 @@ from xfrmpy.ike.window import OUR_WINDOW_SIZE, Outstanding, PeerSilent
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite
-from xfrmpy.policy.model import Retransmission, TunnelPolicy
+from xfrmpy.policy.model import ChildPolicy, Retransmission, TunnelPolicy
 from xfrmpy.wire.payloads import OpenPayload
 
 HALF_OPEN_SECONDS = 30.0
@@ -81,7 +81,8 @@ class IkeSa:
     `is_client` tells who began the first IKE SA of a line of rekeyed ones. `nonces` are those of
     the exchange that made it. `replaces` is the IKE SA whose place it takes once its peer is
     authenticated; `heir` is what the peer has made to take the place of this one, while we were at
-    the same. `retired` Child SAs only receive, each until its moment.
+    the same. `retired` Child SAs only receive, each until its moment. `wanted` are the children for
+    which there is a packet, with its selectors.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class IkeSa:
         self.retired: list[tuple[float, ChildSa]] = []
         self.replaces: IkeSa | None = None
         self.heir: IkeSa | None = None
+        self.wanted: list[tuple[ChildPolicy, Scope]] = []
         self.refused_scopes: set[Scope] = set()
         self.asks_pairs = False
         self.is_rekeying = False

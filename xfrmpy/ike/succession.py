@@ -34,8 +34,10 @@ def inherit(new: IkeSa, old: IkeSa) -> None:
     """The Child SAs of a rekeyed IKE SA move to its successor."""
     new.children += old.children
     new.retired += old.retired
+    new.wanted += old.wanted
     old.children.clear()
     old.retired.clear()
+    old.wanted.clear()
     for other in new.core.ike_sas_of(new.tunnel_name):
         if other.replaces is old:
             other.replaces = new
