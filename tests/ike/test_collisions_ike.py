@@ -157,7 +157,7 @@ REKEYINGS = (
         kept="a",
     ),
     Case(
-        name="the other end makes the third generation before it knows of the deletion of the first",
+        name="the other end makes the third generation before the first is deleted",
         steps=("a: rekey ike", "a rekey-ike?", "b: rekey ike", "b rekey-ike!", "b rekey-ike?"),
         kept="b",
     ),
@@ -209,7 +209,7 @@ def test_a_rekeying_leaves_one_ike_sa_with_the_same_child_sas(
 
 
 GUESSES = {"a": "ecp384-ecp256", "b": "x25519-ecp256"}
-"""What the ends have for the next IKE SA, the first choice of each being a stranger to the other."""
+"""What the ends have for the next IKE SA: each begins with what only it has."""
 
 WRONG_GUESSES = (
     Case(

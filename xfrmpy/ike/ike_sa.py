@@ -82,7 +82,8 @@ class IkeSa:
     the exchange that made it. `replaces` is the IKE SA whose place it takes once its peer is
     authenticated; `heir` is what the peer has made to take the place of this one, while we were at
     the same. `retired` Child SAs only receive, each until its moment. `wanted` are the children for
-    which there is a packet, with its selectors.
+    which there is a packet, with its selectors. `authenticated_as` is its number among
+    all whose peer was authenticated, `begun_after` the last one's when it began.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class IkeSa:
         self.is_rekeying = False
         self.is_asking_usage = False
         self.is_asking_sent = False
+        self.begun_after = self.authenticated_as = core.authentications
         self.established_at = 0.0
         self.heard_at = 0.0
         self.sent_at = 0.0
@@ -278,6 +280,8 @@ class IkeSa:
     ) -> None:
         """The peer has proved who it is. There is no other way to a first ESTABLISHED."""
         self.move_to(IkeSaState.ESTABLISHED)
+        self.core.authentications += 1
+        self.authenticated_as = self.core.authentications
         self.belong_to(tunnel)
         self.local_id, self.remote_id = local, remote
         self.channel.window.schedule = tunnel.retransmission
@@ -358,6 +362,7 @@ class IkeSa:
         new.state = IkeSaState.ESTABLISHED
         new.channel.inherit(self.channel)
         new.nat, new.local_id, new.remote_id = self.nat, self.local_id, self.remote_id
+        new.authenticated_as = self.authenticated_as
         new.alone_at, new.create_at = self.alone_at, self.create_at
         new.is_client, new.peer_follows = self.is_client, self.peer_follows
         # Section 6.2 of RFC 5723: "When the IKE SA is rekeyed, the ticket is invalidated".
