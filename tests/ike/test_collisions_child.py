@@ -350,6 +350,14 @@ def test_a_hard_limit_ends_no_tunnel_that_has_a_newer_child_sa(
     assert run.kept_by(child.nonces) == wanted
 
 
+def test_who_cannot_send_on_what_was_replaced_sends_on_what_replaces_it_at_once(
+    interleave: Callable[..., Any],
+) -> None:
+    run = interleave()
+    run.play("a: rekey", "a rekey?", "b rekey!", "b: hard limit")
+    assert run.hosts["b"].ike_sa.children[-1].sends
+
+
 GUESSES = {"a": "aes128gcm16-x25519-ecp256", "b": "aes128gcm16-ecp384-ecp256"}
 """What the ends propose for a Child SA: each begins with what only it has."""
 
