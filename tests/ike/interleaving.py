@@ -20,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.outputs import ChildSaClosed, SendDatagram, TunnelClosed
 from xfrmpy.ike.protection import Protection
 from xfrmpy.ike.states import ChildSaState, IkeSaState
@@ -379,10 +378,9 @@ def _check(run: Interleaving, host: Any) -> None:
 
 
 def _restart(_run: Interleaving, host: Any) -> None:
-    peers = host.endpoint._core.tunnels["tunnel-a"].peer_addresses
     random = host.endpoint._core.random
-    host.endpoint = IkeEndpoint([host.policy], random, host.limits)
-    host.endpoint.set_peer_addresses("tunnel-a", peers)
+    host.start()
+    host.endpoint._core.random = random
     host.datapath.remove_ours()
 
 

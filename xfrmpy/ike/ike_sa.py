@@ -129,9 +129,7 @@ class IkeSa:
         self.is_asking_usage = False
         self.is_asking_sent = False
         self.begun_after = self.authenticated_as = core.authentications
-        self.established_at = 0.0
-        self.heard_at = 0.0
-        self.sent_at = 0.0
+        self.established_at = self.heard_at = self.sent_at = 0.0
         self.rekey_at: float | None = None
         self.reauth_at: float | None = None
         self.wait_until: float | None = None
