@@ -10,6 +10,7 @@ from typing import TypeVar, cast
 
 import pytest
 
+from tests.ike.interleaving import Interleaving, further_child
 from xfrmpy.datapath.interface import DatapathError, Dump
 from xfrmpy.datapath.recording import RecordingDatapath
 from xfrmpy.ike.admission import AdmissionLimits
@@ -492,5 +493,40 @@ def make_seeded() -> Callable[[int], Pair]:
             host.endpoint._core.random = seeded_random(f"{host.name}{seed}")
         pair.up()
         return pair
+
+    return make
+
+
+@pytest.fixture
+def interleave(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Interleaving]:
+    """A pair whose messages arrive when the test says so; `first` is the end called `a`.
+
+    With `further`, policy wants another Child SA, `voice`, which is not there until asked for.
+    """
+
+    def make(
+        first: str = "moon",
+        lowest: str = "b asks",
+        *,
+        is_up: bool = True,
+        further: bool = False,
+        window: int = 8,
+        esp: str = "aes128gcm16",
+    ) -> Interleaving:
+        pair = Pair(tunnel_policy(esp=esp))
+        run = Interleaving(pair, monkeypatch, first=first, lowest=lowest)
+        if is_up:
+            run.up()
+            for host in run.hosts.values():
+                host.ike_sa.channel.window._their_size = window
+        for host in run.hosts.values() if further else ():
+            subnets = ("10.7.0.0/16", "10.8.0.0/16")
+            (net,) = host.policy.children
+            voice = further_child(net, *(subnets if host is pair.moon else subnets[::-1]))
+            host.policy = replace(host.policy, children=(net, voice))
+            host.endpoint.replace_tunnel(host.policy)
+            if is_up:
+                host.ike_sa.tunnel = host.policy
+        return run
 
     return make

@@ -53,10 +53,12 @@ Scope: TypeAlias = tuple[tuple[TrafficSelector, ...], tuple[TrafficSelector, ...
 class ChildSa:
     """See the module. `local` and `remote` are what was agreed, within what was offered.
 
-    `nonces` are those of the exchange that made it. `replaces` is the Child SA whose place it
-    takes; `heir` is what the peer has made to take its place, perhaps while we were at the same.
-    `scope` is a part of what policy allows; `packet` is what has just been met and needs it, and is
-    offered first (RFC 7296 section 2.9).
+    `nonces` are those of the exchange that made it, of which we may be the initiator. `replaces` is
+    the Child SA whose place it takes; `heir` is what the peer has made to take its place, perhaps
+    while we were at the same. `scope` is a part of what policy allows; `packet` is what has just
+    been met and needs it, and is offered first (RFC 7296 section 2.9). `gone_spis` are what the
+    peer has deleted before we could know whether one of them is ours: a Delete may overtake the
+    answer that makes the Child SA.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class ChildSa:
         self.peer_address: IpAddress | None = None
         self._packet = packet or ((), ())
         self.nonces: Nonces = (b"", b"")
+        self.is_initiator = False
         self.replaces = replaces
         self.heir: ChildSa | None = None
         self.entries: tuple[SadEntry, ...] = ()
@@ -89,6 +92,7 @@ class ChildSa:
         self.rekey_at: float | None = None
         self.wait_until: float | None = None
         self.is_told = False
+        self.gone_spis: set[bytes] = set()
         self.is_asking_usage = False
         self.last_received_at = 0.0
         self.last_sent_at = 0.0
@@ -197,6 +201,7 @@ class ChildSa:
         A responder that replaces an SA goes on sending on the old one until it knows that the
         initiator can receive on the new one (RFC 7296 section 2.8).
         """
+        self.is_initiator = is_initiator
         if self.replaces is None:
             self.reqid = self._free_reqid()
         self._name(self._entries(keys, path, is_initiator=is_initiator, encapsulated=encapsulated))
@@ -324,6 +329,12 @@ class ChildSa:
     def spi_out(self) -> int:
         assert self.proposal is not None
         return int.from_bytes(self.proposal.spi, "big")
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the peer has deleted it before it told us of it."""
+        assert self.proposal is not None
+        return self.proposal.spi in self.gone_spis
 
     def move_to(self, state: ChildSaState) -> None:
         if state not in CHILD_SA_TRANSITIONS[self.state]:

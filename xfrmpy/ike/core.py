@@ -44,6 +44,7 @@ class Deferred:
 class Core:
     """See the module. Owned by the endpoint; the IKE SAs hold a reference.
 
+    `authentications` counts the IKE SAs whose peer has proved who it is, ever.
     `touched` are the IKE SAs whose next timeout may have changed; `handling` is the one whose keys
     (or, before there are keys, whose open request) the datagram at hand has matched. The endpoint
     sets `reauthenticate`: it begins an IKE SA that is to take the place of another.
@@ -53,6 +54,7 @@ class Core:
         self.random = random
         self.tunnels: dict[str, Tunnel] = {}
         self.ike_sas: dict[bytes, IkeSa] = {}
+        self.authentications = 0
         self.touched: set[IkeSa] = set()
         self.handling: IkeSa | None = None
         self.children: dict[int, ChildSa] = {}

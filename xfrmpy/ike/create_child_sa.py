@@ -116,6 +116,9 @@ class CreateChildSa:
             self._sa.terminate(unacceptable, now)
             return
         child.accept(only(payloads, SaPayload), traffic)
+        if child.is_gone:
+            self._gone_before(now)
+            return
         nonce_r = only(payloads, NoncePayload).data
         child.nonces = (self._nonce, nonce_r)
         shared_secret = self._shared_secret(payloads)
@@ -165,6 +168,7 @@ class CreateChildSa:
             if old is not None:
                 _take_place(old, now)
             else:
+                _give_way_to_twin(self._sa, child)
                 self._sa.create_at = now
 
     def _stay_with_old(self, now: float) -> None:
@@ -178,6 +182,18 @@ class CreateChildSa:
         else:
             old.move_to(ChildSaState.INSTALLED)
             old.rekey_at = retry_at(self._sa, now)
+
+    def _gone_before(self, now: float) -> None:
+        """The peer has undone what it answers, and waits for us to delete what that replaced."""
+        give_up_child(self._sa, self._child)
+        old = self._replaces
+        if old is None:
+            self._sa.create_at = now + RECREATE_SECONDS
+        elif old.heir is None:
+            _take_place(old, now)
+        else:
+            self._stay_with_old(now)
+        end_if_childless(self._sa, now)
 
     def _refused(self, error: NotifyPayload, now: float) -> None:
         if error.type == NotifyType.INVALID_SYNTAX:
@@ -296,6 +312,12 @@ def take_over(old: ChildSa) -> None:
         heir.start_sending()
 
 
+def stop_waiting(old: ChildSa, now: float) -> None:
+    """What was replaced can carry nothing any more, and the peer has not deleted it yet."""
+    take_over(old)
+    old.wait_until = now
+
+
 def take_back(heir: ChildSa) -> None:
     """The peer deletes what it has made in the place of another, which so is in use again."""
     old = heir.replaces
@@ -370,6 +392,8 @@ def _finish_answer(sa: IkeSa, child: ChildSa, key_exchange: KeyExchange | None, 
         if old.state is ChildSaState.INSTALLED:
             old.move_to(ChildSaState.REKEYED)
             old.wait_until = now + 2 * DELETE_PATIENCE_SECONDS
+    else:
+        _give_way_to_twin(sa, child)
 
 
 def _take_place(old: ChildSa, now: float) -> None:
@@ -382,6 +406,31 @@ def _take_place(old: ChildSa, now: float) -> None:
         rival.move_to(ChildSaState.REKEYED)
         rival.stop_sending()
         rival.wait_until = now + DELETE_PATIENCE_SECONDS
+
+
+def _give_way_to_twin(sa: IkeSa, new: ChildSa) -> None:
+    """Both ends have begun a Child SA for the same traffic, and one is enough.
+
+    RFC 7296 section 2.8 allows both, and has no rule for it. Ours is that of section 2.8.1.
+    """
+    for other in sa.children:
+        if not _are_twins(new, other):
+            continue
+        ours, theirs = (new, other) if new.is_initiator else (other, new)
+        if survives(ours.nonces, theirs.nonces):
+            theirs.heir = ours
+        else:
+            ours.heir = theirs
+            ours.give_way()
+
+
+def _are_twins(one: ChildSa, other: ChildSa) -> bool:
+    return (
+        one.is_initiator != other.is_initiator
+        and one.state is other.state is ChildSaState.INSTALLED
+        and one.policy.name == other.policy.name
+        and scope_of(one) == scope_of(other)
+    )
 
 
 def _install(

@@ -65,6 +65,8 @@ def _of_ike_sa(sa: IkeSa) -> Iterator[Duty]:
         yield Duty(at=AT_ONCE, do=lambda now: sa.start(DeleteChildSas(sa), now), asks=True)
     if sa.alone_at is not None:
         yield Duty(at=sa.alone_at, do=lambda now: close_surplus(sa, now))
+    if sa.wanted:
+        yield Duty(at=AT_ONCE, do=lambda now: _create_wanted(sa, now), asks=True)
     if sa.create_at is not None:
         yield Duty(at=sa.create_at, do=lambda now: _create_next(sa, now), asks=True)
     old = sa.replaces
@@ -109,6 +111,13 @@ def _of_retired(sa: IkeSa, until: float, child: ChildSa) -> Duty:
         child.close()
 
     return Duty(at=until, do=bury)
+
+
+def _create_wanted(sa: IkeSa, now: float) -> None:
+    """Begin a Child SA for a packet, unless it has come to be meanwhile."""
+    policy, packet = sa.wanted.pop(0)
+    if all(child.policy.name != policy.name for child in sa.children):
+        sa.start(CreateChildSa(sa, policy, packet=packet), now)
 
 
 def _create_next(sa: IkeSa, now: float) -> None:

@@ -30,7 +30,7 @@ from xfrmpy.ike.channel import NON_ESP_MARKER, with_marker
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.core import Core, Deferred
 from xfrmpy.ike.crash import TokenMaker, show_token
-from xfrmpy.ike.create_child_sa import CreateChildSa
+from xfrmpy.ike.create_child_sa import stop_waiting
 from xfrmpy.ike.errors import (
     CriticalPayload,
     Drop,
@@ -170,7 +170,10 @@ class IkeEndpoint:
     def handle_expire(self, sa_id: SaId, now: float, *, hard: bool) -> None:
         """An SA reached its soft limit, or its hard one and is gone from the datapath."""
         for sa, child in self._holders(sa_id):
-            if hard:
+            if hard and child.state in (ChildSaState.REKEYED, ChildSaState.DELETING):
+                stop_waiting(child, now)
+                self._run(sa, sa.attend, now)
+            elif hard:
                 summary = f"{sa_id} reached its hard limit"
                 sa.terminate(Failure(code="XF2014", summary=summary), now)
             elif child.state is ChildSaState.INSTALLED:
@@ -186,12 +189,14 @@ class IkeEndpoint:
         now: float,
     ) -> None:
         """A packet has met a policy of ours that has no SA: get one that carries the packet."""
-        for sa in self._established(tunnel):
+        established = self._established(tunnel)
+        if any(c.policy.name == child for sa in established for c in sa.children):
+            return
+        for sa in established[:1]:
             assert sa.tunnel is not None
-            policy = next((c for c in sa.tunnel.children if c.name == child), None)
-            if policy is not None and all(c.policy.name != child for c in sa.children):
-                packet = ((source,), (destination,))
-                sa.start(CreateChildSa(sa, policy, packet=packet), now)
+            packet = ((source,), (destination,))
+            sa.wanted += [(c, packet) for c in sa.tunnel.children if c.name == child]
+            self._run(sa, sa.attend, now)
 
     def handle_usage(self, sa_id: SaId, usage: Usage, now: float) -> None:
         """The answer to `AskUsage`."""

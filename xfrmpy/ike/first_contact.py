@@ -48,9 +48,9 @@ def check_unique(
 def close_replaced(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> None:
     """A new IKE SA is established, with this IKE_AUTH: close those whose place it takes.
 
-    INITIAL_CONTACT speaks of the moment at which the peer sent its message. An IKE SA that is
-    being made may cross that message and live, so it stays; and one that has just been made is
-    told to the peer.
+    INITIAL_CONTACT speaks of the moment at which the peer sent its message, and the peer has lived
+    since its attempt began. What was made meanwhile, or is being made, may have crossed that
+    message and live.
     """
     assert sa.tunnel is not None
     unique = sa.tunnel.unique
@@ -59,7 +59,8 @@ def close_replaced(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> 
     if _is_first(payloads) or unique is Uniqueness.REPLACE:
         reason = "the peer began anew" if _is_first(payloads) else "a new IKE SA takes its place"
         for other in _others(sa, (sa.local_id, sa.remote_id), _ESTABLISHED):
-            other.terminate(Failure(code="XF2011", summary=reason), now)
+            if unique is Uniqueness.REPLACE or other.authenticated_as <= sa.begun_after:
+                other.terminate(Failure(code="XF2011", summary=reason), now)
 
 
 _ESTABLISHED = frozenset({IkeSaState.ESTABLISHED})

@@ -43,7 +43,7 @@ from xfrmpy.ike.window import OUR_WINDOW_SIZE, Outstanding, PeerSilent
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite
-from xfrmpy.policy.model import Retransmission, TunnelPolicy
+from xfrmpy.policy.model import ChildPolicy, Retransmission, TunnelPolicy
 from xfrmpy.wire.payloads import OpenPayload
 
 HALF_OPEN_SECONDS = 30.0
@@ -81,7 +81,9 @@ class IkeSa:
     `is_client` tells who began the first IKE SA of a line of rekeyed ones. `nonces` are those of
     the exchange that made it. `replaces` is the IKE SA whose place it takes once its peer is
     authenticated; `heir` is what the peer has made to take the place of this one, while we were at
-    the same. `retired` Child SAs only receive, each until its moment.
+    the same. `retired` Child SAs only receive, each until its moment. `wanted` are the children for
+    which there is a packet, with its selectors. `authenticated_as` is its number among
+    all whose peer was authenticated, `begun_after` the last one's when it began.
     """
 
     def __init__(
@@ -120,15 +122,14 @@ class IkeSa:
         self.retired: list[tuple[float, ChildSa]] = []
         self.replaces: IkeSa | None = None
         self.heir: IkeSa | None = None
+        self.wanted: list[tuple[ChildPolicy, Scope]] = []
         self.refused_scopes: set[Scope] = set()
         self.asks_pairs = False
         self.is_rekeying = False
         self.is_asking_usage = False
         self.is_asking_sent = False
-        self.established_at = 0.0
-        self.up_since = 0.0
-        self.heard_at = 0.0
-        self.sent_at = 0.0
+        self.begun_after = self.authenticated_as = core.authentications
+        self.established_at = self.up_since = self.heard_at = self.sent_at = 0.0
         self.rekey_at: float | None = None
         self.reauth_at: float | None = None
         self.wait_until: float | None = None
@@ -277,6 +278,8 @@ class IkeSa:
     ) -> None:
         """The peer has proved who it is. There is no other way to a first ESTABLISHED."""
         self.move_to(IkeSaState.ESTABLISHED)
+        self.core.authentications += 1
+        self.authenticated_as = self.core.authentications
         self.belong_to(tunnel)
         self.local_id, self.remote_id = local, remote
         self.channel.window.schedule = tunnel.retransmission
@@ -357,6 +360,7 @@ class IkeSa:
         new.state = IkeSaState.ESTABLISHED
         new.channel.inherit(self.channel)
         new.nat, new.local_id, new.remote_id = self.nat, self.local_id, self.remote_id
+        new.authenticated_as = self.authenticated_as
         new.alone_at, new.create_at = self.alone_at, self.create_at
         new.is_client, new.peer_follows = self.is_client, self.peer_follows
         # Section 6.2 of RFC 5723: "When the IKE SA is rekeyed, the ticket is invalidated".

@@ -108,12 +108,16 @@ def _answer_child_deletes(
     """The peer names its inbound SPIs; we answer with ours of the same pairs (section 1.4.1)."""
     spis = {spi for p in deletes if p.protocol == ProtocolId.ESP for spi in p.spis}
     named = [c for c in sa.children if c.entries and c.spi_out.to_bytes(SPI_SIZE, "big") in spis]
+    for child in sa.children:
+        if child.state is ChildSaState.CREATING:
+            child.gone_spis |= spis
     # Of what we are deleting too, "the responses MUST NOT include Delete payloads": each end
     # closes its outbound SA now, and its inbound one when its own request is answered.
     crossing = [child for child in named if child.state is ChildSaState.DELETING]
     gone = [child for child in named if child.state is not ChildSaState.DELETING]
-    for child in gone:
+    for child in named:
         take_over(child)
+    for child in gone:
         take_back(child)
     sa.respond((*_deleted(gone), *news))
     for child in crossing:

@@ -35,8 +35,10 @@ def inherit(new: IkeSa, old: IkeSa) -> None:
     new.up_since = old.up_since
     new.children += old.children
     new.retired += old.retired
+    new.wanted += old.wanted
     old.children.clear()
     old.retired.clear()
+    old.wanted.clear()
     for other in new.core.ike_sas_of(new.tunnel_name):
         if other.replaces is old:
             other.replaces = new

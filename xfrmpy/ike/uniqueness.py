@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xfrmpy.ike.collisions import survives
+from xfrmpy.ike.informational import LivenessCheck
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ike.succession import leave
 from xfrmpy.policy.model import Uniqueness
@@ -36,8 +37,12 @@ def close_surplus(sa: IkeSa, now: float) -> None:
     """Of this IKE SA and each other of its tunnel, end the one that is not to stay."""
     sa.alone_at = None
     for other in _others(sa):
-        loser = other if _stays(sa, other) else sa
-        if loser.is_initiator or now >= _latest(sa, other) + THEIRS_SECONDS:
+        winner, loser = (sa, other) if _stays(sa, other) else (other, sa)
+        if not _is_known_to_peer(winner):
+            if winner.channel.window.is_idle:
+                winner.start(LivenessCheck(winner), now)
+            sa.alone_at = now + OURS_SECONDS
+        elif loser.is_initiator or now >= _latest(sa, other) + THEIRS_SECONDS:
             leave(loser, now)
         else:
             sa.alone_at = _latest(sa, other) + THEIRS_SECONDS
@@ -47,6 +52,14 @@ def close_surplus(sa: IkeSa, now: float) -> None:
 
 def _is_enforced(sa: IkeSa) -> bool:
     return sa.tunnel is not None and sa.tunnel.unique is not Uniqueness.NEVER
+
+
+def _is_known_to_peer(sa: IkeSa) -> bool:
+    """Whether the initiator of an IKE SA has got our last answer: until then it has only the other.
+
+    Nothing tells but that it goes on.
+    """
+    return sa.is_initiator or sa.heard_at > sa.established_at
 
 
 def _others(sa: IkeSa) -> list[IkeSa]:
