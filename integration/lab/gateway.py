@@ -232,8 +232,8 @@ def _kernel_objects(host: Host) -> dict[str, str]:
 
 def _settled(listing: str) -> str:
     """Without link-local addresses and their routes, which the kernel adds when it finds time."""
-    lines = (re.sub(r" fe80:\S+", "", line).rstrip() for line in listing.splitlines())
-    return "\n".join(line for line in lines if "fe80:" not in line)
+    lines = (line for line in listing.splitlines() if not re.match(r"(\w+ )?fe80:", line))
+    return "\n".join(re.sub(r" fe80:\S+", "", line).rstrip() for line in lines)
 
 
 def kernel_has_esp(host: Host) -> bool:

@@ -72,6 +72,10 @@ class Host:
         """Where a host is among the addresses that tunnel `number` carries."""
         return _inside(self.site, number, family, 10)
 
+    @property
+    def has_idle_links(self) -> bool:
+        return " DOWN " in self.run("ip", "-brief", "link")
+
     def command(self, *argv: str) -> tuple[str, ...]:
         return ("nsenter", f"--net=/run/netns/{self.namespace}", *argv)
 
@@ -202,6 +206,10 @@ class Network:
         _build_gateway(self.sun, () if "sun" in self.nats else range(1, TUNNELS))
         _build_host(self.alice)
         _build_host(self.bob)
+        # The kernel calls a device up a while after it was set up, and adds its routes then.
+        eventually(
+            "every link to be up", lambda: not any(host.has_idle_links for host in self.hosts)
+        )
 
     def _build_internet(self) -> None:
         self.internet.run("sh", "-ec", _SETTINGS)
