@@ -91,6 +91,7 @@ class Service:
             self._datapaths = Datapaths(self._runtime_dir)
             try:
                 self._place_tunnels()
+                self._datapaths.clear()
                 await self._serve(sockets)
             finally:
                 self._datapaths.close()
