@@ -25,6 +25,7 @@ from xfrmpy.daemon.control_server import ControlServer, reply_of
 from xfrmpy.daemon.crash_secret import crash_secret
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.engine import Engine
+from xfrmpy.daemon.keeper import SocketKeeper
 from xfrmpy.daemon.narration import narrate, summarize
 from xfrmpy.daemon.notify import notify_service_manager
 from xfrmpy.daemon.rekeying import has_forward_secrecy, replace_child_sas, replace_sas
@@ -87,7 +88,10 @@ class Service:
             self._loop.add_signal_handler(number, self._stopped.set)
         # The sockets first: they show that the ports are ours, and the userspace worker opens its
         # own on the shared port behind them.
-        with contextlib.closing(IkeSockets()) as sockets:
+        with contextlib.ExitStack() as stack:
+            keeper = SocketKeeper(self._runtime_dir)
+            stack.callback(keeper.end)
+            sockets = stack.enter_context(contextlib.closing(keeper.open_sockets()))
             self._datapaths = Datapaths(self._runtime_dir)
             try:
                 self._place_tunnels()

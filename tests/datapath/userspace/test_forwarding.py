@@ -17,11 +17,11 @@ from xfrmpy.datapath.interface import Acquire, DatapathError, Event, Expired, Ma
 from xfrmpy.datapath.userspace.forwarding import (
     ACQUIRE_SECONDS,
     MAPPING_SECONDS,
-    MAX_EVENTS,
     Forwarder,
     Refusal,
     Refused,
 )
+from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.packet import (
     IPV4_IN_ESP,
     IPV6_IN_ESP,
