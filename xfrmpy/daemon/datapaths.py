@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,6 +74,7 @@ class Datapaths:
 
         Raises `OperatorError` XF3002.
         """
+        self.retire_unused()
         for datapath in self.opened():
             try:
                 left_over = datapath.remove_ours()
@@ -81,6 +83,16 @@ class Datapaths:
                 raise OperatorError("XF3002", summary) from error
             if left_over:
                 log.info("removed %d objects that an earlier run left", left_over)
+
+    def retire_unused(self) -> None:
+        """Empty the datapaths that no tunnel has any more, though an earlier run's may have had."""
+        if self._kernel is None:
+            # Where it cannot be opened there is nothing of ours, either.
+            with suppress(DatapathError), closing(KernelDatapath.open()) as kernel:
+                kernel.remove_ours()
+        if self._userspace is None:
+            with suppress(DatapathError):
+                UserspaceDatapath.retire(self._runtime_dir)
 
     def of(self, policy: TunnelPolicy) -> Datapath:
         """The open datapath of a placed policy."""

@@ -63,6 +63,21 @@ class UserspaceDatapath:
             undo.pop_all()
         return started
 
+    @classmethod
+    def retire(cls, runtime_dir: Path) -> None:
+        """Take out of force what is so since an earlier daemon, where this one needs none of it.
+
+        The worker goes on with what it keeps. Raises `DatapathError`.
+        """
+        with contextlib.closing(Routes(RouteOwner.USERSPACE)) as routes:
+            routes.remove_all()
+        with contextlib.closing(Guard()) as guard:
+            guard.enforce(())
+        worker = WorkerProcess.find(runtime_dir)
+        if worker is not None:
+            with contextlib.closing(worker):
+                worker.ask("shut")
+
     def probe(self) -> Capabilities:
         """The ciphers are the library's, tried by the daemon's self-test; the rest is ours."""
         combined = {
@@ -199,6 +214,7 @@ class UserspaceDatapath:
         for policy in dump.spd:
             if policy.direction is PolicyDirection.OUT and policy.action is not Action.BYPASS:
                 self._add_route(policy)
+        self._routes.remove_unclaimed()
 
     def _add_route(self, entry: SpdEntry) -> None:
         """Lead packets to the device; also those to DISCARD, which end there."""

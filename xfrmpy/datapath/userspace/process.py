@@ -52,7 +52,7 @@ class WorkerProcess:
     @classmethod
     def attach(cls, runtime_dir: Path) -> WorkerProcess:
         """The worker of a runtime directory, made if need be."""
-        found = cls._find(runtime_dir)
+        found = cls.find(runtime_dir)
         replaced = "" if found is None else found.shortcoming()
         if found is not None and not replaced:
             return found
@@ -63,8 +63,8 @@ class WorkerProcess:
         return made
 
     @classmethod
-    def _find(cls, runtime_dir: Path) -> WorkerProcess | None:
-        """A process that listens where a worker does."""
+    def find(cls, runtime_dir: Path) -> WorkerProcess | None:
+        """A process that listens where a worker does, whatever it is good for."""
         try:
             connection = _connect(runtime_dir / SOCKET_NAME)
         except DatapathError:
