@@ -30,6 +30,7 @@ REPLY_SECONDS = 0.5
 """A connection that does not take its replies is closed: packets are waiting."""
 
 UCRED = Struct("=iII")
+_DESCRIPTOR = Struct("=i")
 
 
 class ControlSocket:
@@ -94,9 +95,7 @@ class ControlSocket:
 
     def _read_request(self, connection: socket.socket) -> None:
         try:
-            packet, descriptors, _, _ = socket.recv_fds(
-                connection, requests.MAX_PACKET, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-            )
+            packet, descriptors = receive(connection)
         except OSError:
             packet, descriptors = b"", []
         try:
@@ -147,9 +146,9 @@ class ControlSocket:
         self._waiting.clear()
 
     def _keep(self, descriptors: list[int]) -> None:
-        kept = tuple(socket.socket(fileno=os.dup(each)) for each in descriptors)
+        kept = [_duplicate(each) for each in descriptors]
         self._let_go()
-        self.kept = kept
+        self.kept = tuple(kept)
         self._resettle()
 
     def _hand_back(self, connection: socket.socket) -> None:
@@ -160,6 +159,32 @@ class ControlSocket:
         for each in self.kept:
             each.close()
         self.kept = ()
+
+
+def _duplicate(descriptor: int) -> socket.socket:
+    """Raises `OSError` for what is no socket."""
+    sent = socket.socket(fileno=descriptor)
+    try:
+        return sent.dup()
+    finally:
+        sent.detach()
+
+
+def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """A packet, and the descriptors that came with it, which no child will have.
+
+    Raises `OSError`. (`socket.recv_fds` of Python 3.11 forgets its flags.)
+    """
+    room = socket.CMSG_SPACE(MAX_DESCRIPTORS * _DESCRIPTOR.size)
+    flags = socket.MSG_CMSG_CLOEXEC
+    packet, ancillary, _, _ = connection.recvmsg(requests.MAX_PACKET, room, flags)
+    descriptors = [
+        number
+        for level, kind, octets in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for (number,) in _DESCRIPTOR.iter_unpack(octets)
+    ]
+    return packet, descriptors
 
 
 def _listen(path: Path) -> socket.socket:

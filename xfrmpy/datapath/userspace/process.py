@@ -19,7 +19,7 @@ from typing import Any
 
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.userspace import requests
-from xfrmpy.datapath.userspace.control import MAX_DESCRIPTORS, UCRED
+from xfrmpy.datapath.userspace.control import UCRED, receive
 from xfrmpy.datapath.userspace.worker import READY, REQUESTS, network_namespace
 from xfrmpy.ipsec.plain import Plain
 
@@ -36,7 +36,8 @@ SOCKET_NAME, LOG_NAME = "worker-0.sock", "worker-0.log"
 class WorkerProcess:
     """See the module. Asking may raise `DatapathError`.
 
-    `is_new` tells whether this daemon made it; `replaced` why an earlier one was ended, if so.
+    `process` is its number; `is_new` tells whether this daemon made it, and `replaced` why an
+    earlier one was ended, if so.
     """
 
     def __init__(self, runtime_dir: Path, process: int, *, is_new: bool) -> None:
@@ -44,7 +45,7 @@ class WorkerProcess:
         self.replaced = ""
         self._path = runtime_dir / SOCKET_NAME
         self._log = runtime_dir / LOG_NAME
-        self._process = process
+        self.process = process
         # Its number may become another's; this stays its own.
         self._handle = os.pidfd_open(process)
         self._requests: socket.socket | None = None
@@ -105,9 +106,7 @@ class WorkerProcess:
         """The sockets that an earlier daemon left, to go on with."""
         with self._connected() as connection:
             connection.send(requests.encode({"do": "kept"}))
-            packet, descriptors, _, _ = socket.recv_fds(
-                connection, requests.MAX_PACKET, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-            )
+            packet, descriptors = receive(connection)
             kept = tuple(socket.socket(fileno=each) for each in descriptors)
             _result(packet)
         return kept
@@ -162,7 +161,7 @@ class WorkerProcess:
     def _bury(self) -> None:
         if self.is_new:
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._process, os.WNOHANG)
+                os.waitpid(self.process, os.WNOHANG)
         self.close()
 
     def close(self) -> None:

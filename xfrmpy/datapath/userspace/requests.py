@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from xfrmpy.datapath.interface import Acquire, Event, Expired, MappingChanged
+from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Cipher, Integrity
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.proposals import EspSuite
@@ -50,16 +51,17 @@ EVENT_KINDS: dict[str, type[Event]] = {
 _MEANING = 1
 """Counted up when a request or a value comes to mean something else without changing its shape."""
 
-_VALUES = (
+VALUES = (
     *(SadEntry, SpdEntry, SaId, Usage, EspSuite, Cipher, Integrity, UdpEncapsulation, Lifetime),
-    *(Selector, MaskedPort, Template, TrafficSelector, Acquire, Expired, MappingChanged),
+    *(Selector, MaskedPort, Template, TrafficSelector, SocketAddress),
+    *(Acquire, Expired, MappingChanged),
 )
 
 
 def _format() -> str:
     """What a daemon and a worker must agree about, whatever version each is of."""
     shapes = {
-        kind.__name__: [(f.name, str(f.type)) for f in dataclasses.fields(kind)] for kind in _VALUES
+        kind.__name__: [(f.name, str(f.type)) for f in dataclasses.fields(kind)] for kind in VALUES
     }
     words = [
         [str(member) for member in each] for each in (Mode, Direction, Action, PolicyDirection)
