@@ -28,6 +28,7 @@ from xfrmpy.daemon.keeper import Keeper, error_of
 from xfrmpy.daemon.narration import narrate, summarize
 from xfrmpy.daemon.notify import notify_service_manager
 from xfrmpy.daemon.rekeying import has_forward_secrecy, replace_child_sas, replace_sas
+from xfrmpy.daemon.socket_keeper import SocketKeeper
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.daemon.status import tunnel_status
 from xfrmpy.daemon.tunnel import Tunnel
@@ -77,10 +78,14 @@ class Service:
             self._loop.add_signal_handler(number, self._stopped.set)
         # The sockets first: they show that the ports are ours, and the userspace worker opens its
         # own on the shared port behind them.
-        with contextlib.closing(IkeSockets()) as sockets:
+        with contextlib.ExitStack() as stack:
+            kept = SocketKeeper(self._runtime_dir)
+            stack.callback(kept.end)
+            sockets = stack.enter_context(contextlib.closing(kept.open_sockets()))
             self._datapaths = Datapaths(self._runtime_dir)
             try:
                 self._place_tunnels()
+                self._datapaths.clear()
                 await self._serve(sockets)
             finally:
                 self._datapaths.close()
