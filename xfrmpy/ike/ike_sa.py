@@ -83,7 +83,8 @@ class IkeSa:
     authenticated; `heir` is what the peer has made to take the place of this one, while we were at
     the same. `retired` Child SAs only receive, each until its moment. `wanted` are the children for
     which there is a packet, with its selectors. `authenticated_as` is its number among
-    all whose peer was authenticated, `begun_after` the last one's when it began.
+    all whose peer was authenticated, `begun_after` the last one's when it began. `doubted_until`
+    is when it ends, if the peer does not show before that it has it.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class IkeSa:
         self.reauth_at: float | None = None
         self.wait_until: float | None = None
         self.alone_at: float | None = None
+        self.doubted_until: float | None = None
         self.create_at: float | None = None
         self.busy_since: float | None = None
         self._must_reauth_by: float | None = None
