@@ -364,6 +364,7 @@ class IkeSa:
         new.nat, new.local_id, new.remote_id = self.nat, self.local_id, self.remote_id
         new.authenticated_as = self.authenticated_as
         new.alone_at, new.create_at = self.alone_at, self.create_at
+        new.childless_until = self.childless_until
         new.is_client, new.peer_follows = self.is_client, self.peer_follows
         # Section 6.2 of RFC 5723: "When the IKE SA is rekeyed, the ticket is invalidated".
         new.ticket_at = None if self.ticket is None else now
