@@ -36,6 +36,9 @@ class Case:
 
 CROSSING = ("a: rekey ike", "b: rekey ike")
 
+ANNOUNCED = ("a check?", "b check!")
+"""Who has made an IKE SA tells its window on it first."""
+
 REKEYINGS = (
     Case(
         name="one rekeying by itself",
@@ -153,7 +156,10 @@ REKEYINGS = (
     ),
     Case(
         name="a third generation is made before the first is deleted",
-        steps=("a: rekey ike", "a rekey-ike?", "b rekey-ike!", "a: rekey ike", "a rekey-ike?"),
+        steps=(
+            *("a: rekey ike", "a rekey-ike?", "b rekey-ike!", *ANNOUNCED, "a: rekey ike"),
+            "a rekey-ike?",
+        ),
         kept="a",
     ),
     Case(
@@ -168,8 +174,8 @@ REKEYINGS = (
     Case(
         name="two rekeyings of the second generation cross the deletion of the first",
         steps=(
-            *("a: rekey ike", "a rekey-ike?", "b rekey-ike!", *CROSSING, "a rekey-ike?"),
-            *("b rekey-ike?", "a end?", "a rekey-ike!", "b rekey-ike!"),
+            *("a: rekey ike", "a rekey-ike?", "b rekey-ike!", *ANNOUNCED, *CROSSING),
+            *("a rekey-ike?", "b rekey-ike?", "a end?", "a rekey-ike!", "b rekey-ike!"),
         ),
         kept="winner",
     ),

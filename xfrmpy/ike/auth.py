@@ -36,7 +36,7 @@ from xfrmpy.ike.refusals import failure_of
 from xfrmpy.ike.resumption import settle_resumption, tunnel_of_resumed
 from xfrmpy.ike.succession import supersede
 from xfrmpy.ike.synchronization import SYNC_SUPPORTED, supports_sync
-from xfrmpy.ike.window import OUR_WINDOW_SIZE
+from xfrmpy.ike.window_size import WINDOW_SIZE
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal, choose_proposal, esp_suite
 from xfrmpy.policy.model import TunnelPolicy
@@ -53,11 +53,6 @@ from xfrmpy.wire.payloads import (
 if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
     from xfrmpy.wire.redirect import Gateway
-
-WINDOW_SIZE = NotifyPayload(
-    type=NotifyType.SET_WINDOW_SIZE, data=OUR_WINDOW_SIZE.to_bytes(4, "big")
-)
-"""RFC 7296 section 2.3. It holds once this exchange is done."""
 
 
 class IkeAuth:
