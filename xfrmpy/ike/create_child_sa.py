@@ -165,6 +165,8 @@ class CreateChildSa:
             self._report(Failure(code="XF3002", summary=child.failure))
             child.give_way()
             self._stay_with_old(now)
+            if old is None:
+                self._sa.create_at = now + RECREATE_SECONDS
         elif self._is_redundant():
             child.give_way()
             self._stay_with_old(now)
