@@ -142,10 +142,10 @@ class Keeper:
         while True:
             for tunnel in tuple(self._tunnels.values()):
                 if tunnel.policy.peers and tunnel.placement.failure is None:
-                    await self._resolve(tunnel)
+                    await self.resolve(tunnel)
             await asyncio.sleep(RESOLVE_SECONDS)
 
-    async def _resolve(self, tunnel: Tunnel) -> None:
+    async def resolve(self, tunnel: Tunnel) -> None:
         try:
             addresses = await resolve_peer(tunnel.policy)
             self._engine.set_peer_addresses(tunnel.policy.name, addresses)

@@ -20,6 +20,7 @@ from typing import Any
 from xfrmpy import __version__
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import Progress, StatusReply, TunnelReply, TunnelStatus
+from xfrmpy.daemon.applying import Applier
 from xfrmpy.daemon.callers import Doorkeeper
 from xfrmpy.daemon.control_server import ControlServer, reply_of
 from xfrmpy.daemon.crash_secret import crash_secret
@@ -28,6 +29,7 @@ from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.keeper import Keeper, error_of
 from xfrmpy.daemon.narration import narrate, summarize
 from xfrmpy.daemon.notify import notify_service_manager
+from xfrmpy.daemon.policy_calls import PolicyCalls
 from xfrmpy.daemon.rekeying import has_forward_secrecy, replace_child_sas, replace_sas
 from xfrmpy.daemon.socket_keeper import SocketKeeper
 from xfrmpy.daemon.sockets import IkeSockets
@@ -37,7 +39,7 @@ from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.outputs import ChildSaEstablished, Output, Redirected, RequestRefused, TunnelClosed
-from xfrmpy.policy.load import LoadedPolicy
+from xfrmpy.policy.load import LoadedPolicy, config_path
 from xfrmpy.policy.model import StartMode
 
 log = logging.getLogger(__name__)
@@ -118,6 +120,8 @@ class Service:
             endpoint, usable, sockets, self._datapaths, self._runtime_dir, self._hear, self._lose
         )
         self._keeper = Keeper(self._tunnels, self._engine)
+        applier = Applier(self._tunnels, self._keeper, self._engine, self._datapaths)
+        self._policy = PolicyCalls(self._loaded, config_path(self._environ), applier)
         control = ControlServer(
             self._runtime_dir / protocol.SOCKET_NAME,
             {
@@ -125,6 +129,10 @@ class Service:
                 protocol.UP: self._up,
                 protocol.DOWN: self._down,
                 protocol.REKEY: self._rekey,
+                protocol.PLAN: self._policy.plan,
+                protocol.APPLY: self._policy.apply,
+                protocol.CONFIRM: self._policy.confirm,
+                protocol.ROLLBACK: self._policy.rollback,
             },
             self._doorkeeper,
         )
@@ -141,6 +149,7 @@ class Service:
             notify_service_manager(self._environ, "STOPPING=1")
         finally:
             await control.stop()
+            self._policy.stop()
             await self._say_farewell()
             self._engine.stop()
 
@@ -301,7 +310,7 @@ class Service:
         evidence = [("the daemon knows", known)]
         if near:
             evidence.append(("did you mean", near[0]))
-        evidence += [("left out", str(error)) for error in self._loaded.errors]
+        evidence += [("left out", str(error)) for error in self._policy.loaded.errors]
         raise OperatorError("XF1013", f"there is no tunnel {name!r}", tuple(evidence))
 
     def _status_of(self, tunnel: Tunnel) -> TunnelStatus:
