@@ -20,6 +20,8 @@ from xfrmpy.failures import CATALOGUE
 
 STATUS = "org.xfrmpy.Status"
 UP = "org.xfrmpy.Up"
+MONITOR = "org.xfrmpy.Monitor"
+WAIT = "org.xfrmpy.Wait"
 DOWN = "org.xfrmpy.Down"
 REKEY = "org.xfrmpy.Rekey"
 FAILED = "org.xfrmpy.Failed"
@@ -51,6 +53,23 @@ class ChangeCall:
     """The tunnel to bring up, take down or rekey, and how long that may take."""
 
     tunnel: str
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorCall:
+    """The `last` events that there have been (10), of all tunnels or of one, and then new ones."""
+
+    tunnel: str | None = None
+    last: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitCall:
+    """The tunnel, the state that it shall have (`up` or `down`), and how long to wait for it."""
+
+    tunnel: str
+    state: str
     timeout_seconds: float
 
 
@@ -143,6 +162,45 @@ class TunnelReply:
     changed: bool
     tunnel: TunnelStatus
     warning: FailureReply | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened; docs/events.md has the names of events, and their meaning.
+
+    `number` goes up by one from event to event, as long as the daemon lives. `time` is RFC 3339 in
+    UTC, `monotonic` seconds of a clock that nobody sets. `code` is that of the `failure`, empty if
+    nothing failed. What belongs to no tunnel has an empty one.
+    """
+
+    api: str = "xfrmpy/v1"
+    kind: str = "Event"
+    number: int
+    time: str
+    monotonic: float
+    tunnel: str
+    child: str
+    event: str
+    severity: str
+    text: str
+    code: str
+    failure: FailureReply | None
+    details: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventsReply:
+    """Events, the oldest first, after `missed` others that the caller was too slow for."""
+
+    events: list[Event]
+    missed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitReply:
+    """The tunnel, in the state that was waited for."""
+
+    tunnel: TunnelStatus
 
 
 def encode_message(message: dict[str, Any]) -> bytes:
