@@ -34,6 +34,7 @@ from xfrmpy.daemon.observation import Observation
 from xfrmpy.daemon.occurrences import placed, started
 from xfrmpy.daemon.rekeying import has_forward_secrecy, replace_child_sas, replace_sas
 from xfrmpy.daemon.replies import reply_of
+from xfrmpy.daemon.socket_keeper import SocketKeeper
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.daemon.status import tunnel_status
 from xfrmpy.daemon.tunnel import Tunnel
@@ -82,10 +83,14 @@ class Service:
             self._loop.add_signal_handler(number, self._stopped.set)
         # The sockets first: they show that the ports are ours, and the userspace worker opens its
         # own on the shared port behind them.
-        with contextlib.closing(IkeSockets()) as sockets:
+        with contextlib.ExitStack() as stack:
+            kept = SocketKeeper(self._runtime_dir)
+            stack.callback(kept.end)
+            sockets = stack.enter_context(contextlib.closing(kept.open_sockets()))
             self._datapaths = Datapaths(self._runtime_dir)
             try:
                 self._place_tunnels()
+                self._datapaths.clear()
                 await self._serve(sockets)
             finally:
                 self._datapaths.close()
