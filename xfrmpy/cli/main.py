@@ -80,6 +80,24 @@ def _refuse_nan(seconds: float) -> float:
     return seconds
 
 
+OneOfAll = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[TUNNEL]",
+        help="Only this one.",
+        autocompletion=_complete_tunnel,
+        show_default=False,
+    ),
+]
+One = Annotated[
+    str,
+    typer.Argument(
+        metavar="TUNNEL",
+        help="The tunnel, by its name in the policy.",
+        autocompletion=_complete_tunnel,
+        show_default=False,
+    ),
+]
 Format = Annotated[Output, typer.Option("--output", "-o", help="How to answer.")]
 Timeout = Annotated[
     float,
@@ -165,6 +183,59 @@ def status(
 
     client = Client(runtime_dir(os.environ))
     return _told(output, lambda: show_status(client, tunnel, as_json=output is Output.JSON))
+
+
+@app.command()
+def log(
+    tunnel: OneOfAll = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what happens, until Ctrl-C.")
+    ] = False,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, max=1000, help="How many past events to show.")
+    ] = 20,
+    output: Format = Output.HUMAN,
+) -> int:
+    """Show what has happened to the tunnels, or to one; `-o json` is one document a line."""
+    from xfrmpy.cli.log import show_log
+
+    client = Client(runtime_dir(os.environ))
+    as_json = output is Output.JSON
+    return _told(output, lambda: show_log(client, tunnel, lines, follow=follow, as_json=as_json))
+
+
+class State(StrEnum):
+    """What a tunnel can come to."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+def _parse_span(text: str) -> float:
+    from xfrmpy.cli.wait import parse_span
+
+    try:
+        return parse_span(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
+def wait(
+    tunnel: One,
+    state: Annotated[State, typer.Option("--for", help="What to wait for.")] = State.UP,
+    timeout: Annotated[
+        float,
+        typer.Option(metavar="SPAN", parser=_parse_span, help="How long: 90, 60s, 2m, 1h."),
+    ] = "60s",  # type: ignore[assignment]
+    output: Format = Output.HUMAN,
+) -> int:
+    """Wait until a tunnel is up (or down), without bringing it there; exit with 4 if it is not."""
+    from xfrmpy.cli.wait import wait_for_tunnel
+
+    client = Client(runtime_dir(os.environ))
+    as_json = output is Output.JSON
+    return _told(output, lambda: wait_for_tunnel(client, tunnel, state, timeout, as_json=as_json))
 
 
 @app.command()

@@ -7,6 +7,7 @@ and no asyncio: this is what the hot commands wait for. The wire format is in `p
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import (
     ApplyCall,
+    EventsReply,
     FailureReply,
     KeepReply,
     PlanCall,
@@ -24,6 +26,7 @@ from xfrmpy.control.protocol import (
     Progress,
     StatusReply,
     TunnelReply,
+    WaitReply,
 )
 from xfrmpy.control.values import Unfit, decode, parse_object
 from xfrmpy.failures import OperatorError
@@ -60,10 +63,25 @@ class Client:
 
     def status(self, tunnel: str | None = None) -> StatusReply:
         """The daemon and all its tunnels, or the one named."""
-        parameters = {} if tunnel is None else {"tunnel": tunnel}
-        for reply, _ in self._call(protocol.STATUS, parameters, STATUS_SECONDS):
-            return _decode(StatusReply, reply)
-        raise _gone(self._socket_path)
+        parameters = _without_none({"tunnel": tunnel})
+        return _decode(StatusReply, self._ask(protocol.STATUS, parameters, STATUS_SECONDS))
+
+    def events(self, tunnel: str | None, last: int) -> EventsReply:
+        """The last events, of all or of one tunnel."""
+        parameters = _without_none({"tunnel": tunnel, "last": last})
+        return _decode(EventsReply, self._ask(protocol.MONITOR, parameters, STATUS_SECONDS))
+
+    def follow(self, tunnel: str | None, last: int) -> Iterator[EventsReply]:
+        """The same, and then what happens, for ever."""
+        parameters = _without_none({"tunnel": tunnel, "last": last})
+        for reply, _ in self._call(protocol.MONITOR, parameters, math.inf, more=True):
+            yield _decode(EventsReply, reply)
+
+    def wait(self, tunnel: str, state: str, timeout_seconds: float) -> WaitReply:
+        """Wait until a tunnel is `up` or `down`; XF4007 if it is not in time."""
+        parameters = {"tunnel": tunnel, "state": state, "timeout_seconds": timeout_seconds}
+        seconds = timeout_seconds + GRACE_SECONDS
+        return _decode(WaitReply, self._ask(protocol.WAIT, parameters, seconds))
 
     def up(self, tunnel: str, timeout_seconds: float) -> Iterator[Progress | TunnelReply]:
         """Bring a tunnel up: what happens on the way, and at last a `TunnelReply`."""
@@ -79,9 +97,7 @@ class Client:
 
     def plan(self, call: PlanCall) -> PlanReply:
         """What it takes to get from what is in force to what policy says."""
-        for reply, _ in self._call(protocol.PLAN, asdict(call), APPLY_SECONDS):
-            return _decode(PlanReply, reply)
-        raise _gone(self._socket_path)
+        return _decode(PlanReply, self._ask(protocol.PLAN, asdict(call), APPLY_SECONDS))
 
     def apply(self, call: ApplyCall) -> Iterator[Progress | PlanReply]:
         """Put a policy in force: what happens on the way, and at last what was done."""
@@ -89,9 +105,7 @@ class Client:
 
     def confirm(self) -> KeepReply:
         """Keep what was applied to be confirmed."""
-        for reply, _ in self._call(protocol.CONFIRM, {}, STATUS_SECONDS):
-            return _decode(KeepReply, reply)
-        raise _gone(self._socket_path)
+        return _decode(KeepReply, self._ask(protocol.CONFIRM, {}, STATUS_SECONDS))
 
     def rollback(self, timeout_seconds: float) -> Iterator[Progress | PlanReply]:
         """Put the policy before the last one in force again, likewise."""
@@ -107,23 +121,25 @@ class Client:
     def _steps(
         self, method: str, parameters: dict[str, Any], seconds: float, last: type[_Reply]
     ) -> Iterator[Progress | _Reply]:
-        for reply, continues in self._call(method, parameters, seconds):
+        for reply, continues in self._call(method, parameters, seconds, more=True):
             if continues:
                 yield _decode(Progress, reply.get("progress"))
             else:
                 yield _decode(last, reply)
 
+    def _ask(self, method: str, parameters: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """The one reply."""
+        for reply, _ in self._call(method, parameters, seconds, more=False):
+            return reply
+        raise _gone(self._socket_path)
+
     def _call(
-        self, method: str, parameters: dict[str, Any], seconds: float
+        self, method: str, parameters: dict[str, Any], seconds: float, *, more: bool
     ) -> Iterator[tuple[dict[str, Any], bool]]:
         """The parameters of each reply, and whether more replies follow it."""
         deadline_at = time.monotonic() + seconds
         with self._connect(deadline_at) as connection:
-            call = {
-                "method": method,
-                "parameters": parameters,
-                "more": METHODS[method].replies is Replies.STEPS,
-            }
+            call = {"method": method, "parameters": parameters, "more": more}
             try:
                 connection.sendall(protocol.encode_message(call))
             except OSError as error:
@@ -175,7 +191,14 @@ def _receive(connection: socket.socket, deadline_at: float, socket_path: Path) -
     return octets
 
 
-def _left(deadline_at: float) -> float:
+def _without_none(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _left(deadline_at: float) -> float | None:
+    """None is for ever, to a socket."""
+    if math.isinf(deadline_at):
+        return None
     left = deadline_at - time.monotonic()
     if left <= 0:
         raise TimeoutError

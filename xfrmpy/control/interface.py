@@ -22,8 +22,10 @@ from xfrmpy.control.protocol import (
     ApplyCall,
     ChangeCall,
     ConfirmCall,
+    EventsReply,
     FailureReply,
     KeepReply,
+    MonitorCall,
     PlanCall,
     PlanReply,
     Progress,
@@ -31,6 +33,8 @@ from xfrmpy.control.protocol import (
     StatusCall,
     StatusReply,
     TunnelReply,
+    WaitCall,
+    WaitReply,
 )
 from xfrmpy.control.values import field_types
 
@@ -38,10 +42,14 @@ INTERFACE = "org.xfrmpy"
 
 
 class Replies(Enum):
-    """How often a method replies: `STEPS` are told on the way, to callers that ask for `more`."""
+    """How often a method replies to a caller that asks for `more`.
+
+    `STEPS` are told on the way to the one reply; a `STREAM` goes on until the caller hangs up.
+    """
 
     ONCE = auto()
     STEPS = auto()
+    STREAM = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +68,19 @@ METHODS: dict[str, Method] = {
         takes=StatusCall,
         gives=StatusReply,
         help="The daemon and its tunnels.",
+        for_readers=True,
+    ),
+    protocol.MONITOR: Method(
+        takes=MonitorCall,
+        gives=EventsReply,
+        help="What has happened. With `more` it goes on with what happens then.",
+        replies=Replies.STREAM,
+        for_readers=True,
+    ),
+    protocol.WAIT: Method(
+        takes=WaitCall,
+        gives=WaitReply,
+        help="Wait until a tunnel is up or down, without bringing it there.",
         for_readers=True,
     ),
     protocol.UP: Method(

@@ -20,6 +20,8 @@ from xfrmpy.failures import CATALOGUE
 
 STATUS = "org.xfrmpy.Status"
 UP = "org.xfrmpy.Up"
+MONITOR = "org.xfrmpy.Monitor"
+WAIT = "org.xfrmpy.Wait"
 DOWN = "org.xfrmpy.Down"
 REKEY = "org.xfrmpy.Rekey"
 PLAN = "org.xfrmpy.Plan"
@@ -112,6 +114,23 @@ class ConfirmCall:
 class RollbackCall:
     """The policy before the last one is to be in force again."""
 
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorCall:
+    """The `last` events that there have been (10), of all tunnels or of one, and then new ones."""
+
+    tunnel: str | None = None
+    last: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitCall:
+    """The tunnel, the state that it shall have (`up` or `down`), and how long to wait for it."""
+
+    tunnel: str
+    state: str
     timeout_seconds: float
 
 
@@ -235,19 +254,66 @@ class ChangeReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanReply:
-    """What would be done, or was, in this order; `failure` is why it cannot be done here."""
+    """What would be done, or was, in this order; `failure` is why it cannot be done here.
+
+    `directory` is where the operator's policy files are.
+    """
 
     changes: list[ChangeReply]
     warnings: list[str]
+    directory: str
     failure: FailureReply | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepReply:
-    """What was confirmed: files to be kept, None if none were sent, and whether others are to go."""
+    """What was confirmed: files to keep in `directory`, and whether others in it are to go.
+
+    `files` is None if none were sent with the policy: they are there already.
+    """
 
     files: list[PolicyText] | None
     prune: bool
+    directory: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened; docs/events.md has the names of events, and their meaning.
+
+    `number` goes up by one from event to event, as long as the daemon lives. `time` is RFC 3339 in
+    UTC, `monotonic` seconds of a clock that nobody sets. `code` is that of the `failure`, empty if
+    nothing failed. What belongs to no tunnel has an empty one.
+    """
+
+    api: str = "xfrmpy/v1"
+    kind: str = "Event"
+    number: int
+    time: str
+    monotonic: float
+    tunnel: str
+    child: str
+    event: str
+    severity: str
+    text: str
+    code: str
+    failure: FailureReply | None
+    details: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventsReply:
+    """Events, the oldest first, after `missed` others that the caller was too slow for."""
+
+    events: list[Event]
+    missed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitReply:
+    """The tunnel, in the state that was waited for."""
+
+    tunnel: TunnelStatus
 
 
 def encode_message(message: dict[str, Any]) -> bytes:

@@ -244,6 +244,7 @@ class Engine:
             file.write_bytes(output.datagram)
         except OSError as error:
             log.error("cannot keep it: %s", error)
+        self._report(output)
 
     def _arm_timer(self) -> None:
         due_at = self._endpoint.next_timeout()

@@ -26,11 +26,11 @@ from xfrmpy.control.protocol import (
 )
 from xfrmpy.control.values import decode
 from xfrmpy.daemon.applying import Applier, Plan, PlannedChange
-from xfrmpy.daemon.control_server import reply_of
 from xfrmpy.daemon.narration import summarize
+from xfrmpy.daemon.replies import reply_of
 from xfrmpy.failures import OperatorError
 from xfrmpy.ipsec.addresses import IpAddress
-from xfrmpy.policy.load import LoadedPolicy, Overlay, load_policy
+from xfrmpy.policy.load import LoadedPolicy, Overlay, load_policy, operator_layer
 from xfrmpy.policy.model import TunnelPolicy
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class PolicyCalls:
     def __init__(self, loaded: LoadedPolicy, layers: Sequence[Path], applier: Applier) -> None:
         self.loaded = loaded
         self._layers = layers
+        self._directory = str(operator_layer(layers))
         self._applier = applier
         self._lock = asyncio.Lock()
         self._applied: _Applied | None = None
@@ -68,14 +69,14 @@ class PolicyCalls:
     async def plan(self, parameters: dict[str, Any]) -> AsyncIterator[PlanReply]:
         call = decode(PlanCall, parameters)
         plan, loaded = await self._plan(call)
-        yield _reply(plan, loaded, _session(call.session))
+        yield self._reply(plan, loaded, _session(call.session))
 
     async def apply(self, parameters: dict[str, Any]) -> AsyncIterator[Progress | PlanReply]:
         call = decode(ApplyCall, parameters)
         self._require_leisure()
         async with self._lock:
             plan, loaded = await self._plan(call)
-            reply = _reply(plan, loaded, _session(call.session))
+            reply = self._reply(plan, loaded, _session(call.session))
             cut = [change.tunnel for change in reply.changes if change.cuts]
             if cut and not (call.accept_cut or call.confirm_seconds):
                 raise OperatorError("XF4022", f"this session would be cut by: {', '.join(cut)}")
@@ -99,7 +100,7 @@ class PolicyCalls:
         applied.pending.cancel()
         self._applied = _Applied(before=applied.before, files=None, prune=False)
         log.info("the policy was confirmed")
-        yield KeepReply(files=applied.files, prune=applied.prune)
+        yield KeepReply(files=applied.files, prune=applied.prune, directory=self._directory)
 
     async def rollback(self, parameters: dict[str, Any]) -> AsyncIterator[Progress | PlanReply]:
         seconds = float(parameters["timeout_seconds"])
@@ -113,7 +114,7 @@ class PolicyCalls:
                 applied.pending.cancel()
             self._applied = None
             plan = self._applier.plan(applied.before)
-            reply = _reply(plan, self.loaded, None)
+            reply = self._reply(plan, self.loaded, None)
             async for progress in self._start(plan, seconds):
                 yield progress
         yield reply
@@ -156,6 +157,14 @@ class PolicyCalls:
                 await asyncio.shield(work)
         await work
 
+    def _reply(self, plan: Plan, loaded: LoadedPolicy, session: Session | None) -> PlanReply:
+        return PlanReply(
+            changes=[_change_reply(planned, session) for planned in plan.changes],
+            warnings=[str(warning) for warning in loaded.warnings],
+            directory=self._directory,
+            failure=None if plan.failure is None else reply_of(plan.failure),
+        )
+
     def _require_leisure(self) -> None:
         pending = self._applied is not None and self._applied.pending is not None
         if self._lock.locked() or pending:
@@ -190,14 +199,6 @@ def _session(addresses: list[str] | None) -> Session | None:
     except ValueError:
         return None
     return ours, theirs
-
-
-def _reply(plan: Plan, loaded: LoadedPolicy, session: Session | None) -> PlanReply:
-    return PlanReply(
-        changes=[_change_reply(planned, session) for planned in plan.changes],
-        warnings=[str(warning) for warning in loaded.warnings],
-        failure=None if plan.failure is None else reply_of(plan.failure),
-    )
 
 
 def _change_reply(planned: PlannedChange, session: Session | None) -> ChangeReply:
