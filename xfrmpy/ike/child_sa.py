@@ -58,7 +58,8 @@ class ChildSa:
     while we were at the same. `scope` is a part of what policy allows; `packet` is what has just
     been met and needs it, and is offered first (RFC 7296 section 2.9). `gone_spis` are what the
     peer has deleted before we could know whether one of them is ours: a Delete may overtake the
-    answer that makes the Child SA.
+    answer that makes the Child SA. `is_outdated`: the policy of its tunnel has changed since, and
+    what that means to it is still to be seen.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class ChildSa:
         self.rekey_at: float | None = None
         self.wait_until: float | None = None
         self.is_told = False
+        self.is_outdated: bool = replaces is not None and replaces.is_outdated
         self.gone_spis: set[bytes] = set()
         self.is_asking_usage = False
         self.last_received_at = 0.0
@@ -330,9 +332,14 @@ class ChildSa:
         assert self.proposal is not None
         return int.from_bytes(self.proposal.spi, "big")
 
+    def note_gone(self) -> None:
+        """The peer has deleted it, and may have told us too early."""
+        assert self.proposal is not None
+        self.gone_spis.add(self.proposal.spi)
+
     @property
     def is_gone(self) -> bool:
-        """Whether the peer has deleted it before it told us of it."""
+        """Whether the peer has deleted it before it told us of it, or of what replaces it."""
         assert self.proposal is not None
         return self.proposal.spi in self.gone_spis
 
