@@ -20,6 +20,7 @@ from xfrmpy.ike.child_sa import ChildSa, proposals_of_first_child
 from xfrmpy.ike.childless import begins_childless, child_offer
 from xfrmpy.ike.create_child_sa import give_up_child
 from xfrmpy.ike.errors import AuthenticationFailed, PeerIncompatible
+from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import first_error, only, optional
 from xfrmpy.ike.extensions import offer_in_auth, take_notifications
 from xfrmpy.ike.first_contact import check_unique, close_replaced, initial_contact
@@ -274,7 +275,6 @@ def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> Tunne
             continue
         if _accepts_suite(sa, tunnel):
             return tunnel
-    known = candidates.policies
     raise AuthenticationFailed(
         Failure(
             code="XF2007",
@@ -282,8 +282,8 @@ def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> Tunne
             evidence=(
                 ("they are", str(initiator)),
                 ("they want", "anybody" if wanted is None else str(wanted)),
-                ("we expect", ", ".join(str(t.remote_id) for t in known)),
-                ("we are", ", ".join(str(_our_identity(sa, t)) for t in known)),
+                ("we expect", listed(t.remote_id for t in candidates.policies)),
+                ("we are", listed(_our_identity(sa, t) for t in candidates.policies)),
             ),
         )
     )

@@ -340,7 +340,7 @@ class IkeEndpoint:
             self._core.emit(SendDatagram(path=path, data=with_marker(path, answer)))
 
     def _take_hint(self, message: Message, path: Path, now: float) -> None:
-        suspects = self._notices.suspects(message, path, self._core.ike_sas.values(), now)
+        suspects = self._notices.suspects(self._core, message, path, now)
         for sa in suspects:
             self._core.touched.add(sa)
             sa.suspect(now)

@@ -24,6 +24,7 @@ from xfrmpy.ike.candidates import Candidates
 from xfrmpy.ike.childless import childless_supported
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
+from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import check_critical, first_error, notifications, only, payloads_in_clear
 from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.nat import detect_nat, detection_payloads
@@ -52,8 +53,6 @@ from xfrmpy.wire.payloads import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from xfrmpy.wire.redirect import Gateway
 MAX_COOKIE = 64
 """Octets, RFC 7296 section 2.6."""
@@ -180,7 +179,7 @@ class IkeSaInit:
         method = demanded_method(error)
         if method not in key_exchange_methods(self._offered):
             summary = f"the peer asks for the key exchange method {method.name}"
-            evidence = (("we offered", _names(self._offered)), ("they want", method.name))
+            evidence = (("we offered", listed(self._offered)), ("they want", method.name))
             self._sa.refused(Failure(code="XF2010", summary=summary, evidence=evidence), now)
             return
         if method == self._key_exchange.method:
@@ -231,7 +230,7 @@ class IkeSaInit:
         sa.start(IkeAuth(sa, self._tunnel), now)
 
     def _refusal(self, error: NotifyPayload) -> Failure:
-        evidence = (("we offered", _names(self._offered)), ("they answered", error.type.name))
+        evidence = (("we offered", listed(self._offered)), ("they answered", error.type.name))
         if error.type == NotifyType.NO_PROPOSAL_CHOSEN:
             summary = "the peer accepts none of our IKE proposals, or knows no tunnel to us"
             return Failure(code="XF2002", summary=summary, evidence=evidence)
@@ -300,7 +299,7 @@ def _candidates_for(core: Core, path: Path) -> Candidates:
                 ("they came from", str(path.remote)),
                 (
                     "our tunnels have",
-                    _names(p for t in core.tunnels.values() for p in t.policy.peers),
+                    listed(p for t in core.tunnels.values() for p in t.policy.peers),
                 ),
             ),
         )
@@ -315,7 +314,7 @@ def _choose(offered: tuple[Proposal, ...], ours: tuple[Proposal, ...], ke: KePay
             "XF2002",
             "no IKE proposal of the peer is one of ours",
             NotifyType.NO_PROPOSAL_CHOSEN,
-            evidence=(("we accept", _names(ours)), ("they offered", _names(offered))),
+            evidence=(("we accept", listed(ours)), ("they offered", listed(offered))),
         )
     return chosen
 
@@ -329,7 +328,3 @@ def natt_path(path: Path) -> Path:
         remote=SocketAddress(path.remote.address, IKE_NATT_PORT),
         natt=True,
     )
-
-
-def _names(values: Iterable[object]) -> str:
-    return ", ".join(map(str, values))

@@ -138,9 +138,9 @@ def check_redirect_in_init(
 
     If only some do, IKE_AUTH will tell which it is.
     """
-    if not candidates.redirects or not follows_redirects(payloads):
+    if not follows_redirects(payloads):
         return
-    gateways = {_gateway_of(policy, path) for policy in candidates.policies}
+    gateways = {_gateway_of(redirect_to, path) for redirect_to in candidates.redirects_to}
     if len(gateways) > 1:
         return
     gateway = gateways.pop()
@@ -152,7 +152,7 @@ def check_redirect_in_init(
 
 def redirect_in_auth(sa: IkeSa, tunnel: TunnelPolicy) -> NotifyPayload | None:
     """REDIRECT in place of a Child SA, for an initiator that has proved who it is (section 6)."""
-    gateway = _gateway_of(tunnel, sa.path)
+    gateway = _gateway_of(tunnel.redirect_to, sa.path)
     return _redirect_payload(gateway) if gateway is not None and sa.peer_follows else None
 
 
@@ -176,9 +176,9 @@ def parse_gateway(text: str) -> Gateway:
         return text
 
 
-def _gateway_of(tunnel: TunnelPolicy, path: Path) -> Gateway | None:
+def _gateway_of(redirect_to: str | None, path: Path) -> Gateway | None:
     """Where policy sends the clients of a tunnel; nowhere if that is where they have come to."""
-    gateway = None if tunnel.redirect_to is None else parse_gateway(tunnel.redirect_to)
+    gateway = None if redirect_to is None else parse_gateway(redirect_to)
     return None if gateway == path.local.address else gateway
 
 
