@@ -48,6 +48,7 @@ from xfrmpy.wire.payloads import (
     IdrPayload,
     NotifyPayload,
     OpenPayload,
+    PuzzleSolutionPayload,
     SaPayload,
 )
 
@@ -57,13 +58,16 @@ if TYPE_CHECKING:
 
 
 class IkeAuth:
-    """The initiator's side."""
+    """The initiator's side; `solution` is of the puzzle that came with IKE_SA_INIT, if one did."""
 
     type: ClassVar[ExchangeType] = ExchangeType.IKE_AUTH
 
-    def __init__(self, sa: IkeSa, tunnel: TunnelPolicy) -> None:
+    def __init__(
+        self, sa: IkeSa, tunnel: TunnelPolicy, solution: PuzzleSolutionPayload | None = None
+    ) -> None:
         self._sa = sa
         self._tunnel = tunnel
+        self._solution = () if solution is None else (solution,)
         self._identity = IdiPayload(identity=_our_identity(sa, tunnel))
         self._child: ChildSa | None = None
         if not begins_childless(sa, tunnel):
@@ -79,7 +83,8 @@ class IkeAuth:
         payloads.append(_our_auth(self._sa, self._tunnel, self._identity))
         child = () if self._child is None else self._child.offer()
         extensions = offer_in_auth(self._sa)
-        return (*payloads, *extensions, *child, WINDOW_SIZE, SYNC_SUPPORTED)
+        abilities = (WINDOW_SIZE, SYNC_SUPPORTED)
+        return (*self._solution, *payloads, *extensions, *child, *abilities)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
         error = first_error(payloads)
