@@ -118,6 +118,7 @@ class IkeSa:
         self.ticket: HeldTicket | None = None
         self.resumed: Resumed | None = None
         self.auth_puzzle: AuthPuzzle | None = None
+        self.redirected_from: IpAddress | None = None
         self.peer_follows = self.peer_takes_childless = False
         self.on_silence: Callable[[float], None] | None = None
         self.childless_until: float | None = None
@@ -144,8 +145,7 @@ class IkeSa:
         self._suspect_again_at = 0.0
         self._expires_at: float | None = None
         self._refusal: Failure | None = None
-        self._was_established = False
-        self.is_reported = False
+        self._was_established = self.is_reported = False
         self._step: Callable[[float], bool] | None = None
         self._step_at: float | None = None
         if tunnel is not None:
@@ -306,6 +306,7 @@ class IkeSa:
                 suite=str(self.suite),
                 remote_id=str(remote),
                 is_initiator=self.is_initiator,
+                redirected_from=self.redirected_from,
             )
         )
 

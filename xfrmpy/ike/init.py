@@ -38,6 +38,7 @@ from xfrmpy.ike.redirect import (
     check_redirect_in_init,
     follows_redirects,
     redirect_of_init,
+    redirected_from,
     refusal_to_follow,
 )
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IpAddress, Path, SocketAddress
@@ -297,6 +298,7 @@ def answer_ike_sa_init(
     sa = IkeSa(core, path=path, is_initiator=False, schedule=Retransmission())
     sa.channel.their_spi = message.spi_i
     sa.peer_follows = follows_redirects(payloads)
+    sa.redirected_from = redirected_from(payloads)
     nat = detect_nat(payloads, message.spi_i, bytes(8), path, forced=forced)
     sa.channel.begin_answer(message, path)
     sa.channel.init_request = data
