@@ -165,6 +165,8 @@ class CreateChildSa:
             self._report(Failure(code="XF3002", summary=child.failure))
             child.give_way()
             self._stay_with_old(now)
+            if old is None:
+                self._sa.create_at = now + RECREATE_SECONDS
         elif self._is_redundant():
             child.give_way()
             self._stay_with_old(now)
@@ -440,6 +442,7 @@ def _are_twins(one: ChildSa, other: ChildSa) -> bool:
         and one.state is other.state is ChildSaState.INSTALLED
         and one.policy.name == other.policy.name
         and scope_of(one) == scope_of(other)
+        and not (one.is_outdated or other.is_outdated)
     )
 
 
