@@ -170,11 +170,16 @@ class Host:
                 case RemovePolicy():
                     self.datapath.remove_policy(output.entry)
                 case AskUsage():
-                    usage = self.datapath.usage(output.sa)
-                    self.endpoint.handle_usage(output.sa, usage, self.clock())
+                    self._tell_usage(output)
                 case DefectFound() if not self.expects_defects:
                     pytest.fail(output.traceback)
         return sent
+
+    def _tell_usage(self, output: AskUsage) -> None:
+        sas = [sa for _, sa in output.sas]
+        for sa, seconds_idle in zip(sas, self.datapath.seconds_idle(sas), strict=True):
+            if seconds_idle is not None:
+                self.endpoint.handle_usage(sa, seconds_idle, self.clock())
 
     def _add(self, output: AddSa | AddPolicy) -> None:
         try:
@@ -315,7 +320,6 @@ class Pair:
             kept = (endpoint._core.ike_sas, admission._strangers, admission._answered)
             assert not any(kept), kept
             assert not admission._proven
-            assert not endpoint._scheduled
             assert not endpoint._timers
 
     def run(self, seconds: float) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path as FilePath
 
@@ -34,6 +34,7 @@ from xfrmpy.ike.outputs import (
     SendDatagram,
 )
 from xfrmpy.ipsec.addresses import IpAddress, Path
+from xfrmpy.ipsec.sad import SaId
 from xfrmpy.policy.model import TunnelPolicy
 
 log = logging.getLogger(__name__)
@@ -196,13 +197,18 @@ class Engine:
                 self._endpoint.handle_move_failure(output, reason, self._loop.time())
 
     def _tell_usage(self, output: AskUsage) -> None:
-        datapath = self._datapaths.of(self._tunnels[output.tunnel])
-        try:
-            usage = datapath.usage(output.sa)
-        except DatapathError as error:
-            log.warning("%s: no counters for %s: %s", output.tunnel, output.sa, error)
-            return
-        self._endpoint.handle_usage(output.sa, usage, self._loop.time())
+        asked: defaultdict[Datapath, list[SaId]] = defaultdict(list)
+        for tunnel, sa in output.sas:
+            asked[self._datapaths.of(self._tunnels[tunnel])].append(sa)
+        for datapath, sas in asked.items():
+            try:
+                answers = datapath.seconds_idle(sas)
+            except DatapathError as error:
+                log.warning("the %s datapath has no counters: %s", datapath.name, error)
+                continue
+            for sa, seconds_idle in zip(sas, answers, strict=True):
+                if seconds_idle is not None:
+                    self._endpoint.handle_usage(sa, seconds_idle, self._loop.time())
 
     def _keep_defect(self, output: DefectFound) -> None:
         self._defects += 1

@@ -21,6 +21,7 @@ from xfrmpy.ike.outputs import (
     SaNotCreated,
     TunnelClosed,
 )
+from xfrmpy.registry import ExchangeType
 
 
 def narrate(report: Output) -> str:
@@ -45,6 +46,14 @@ def narrate(report: Output) -> str:
             return _narrate_end(report)
         case _:
             return ""
+
+
+def is_routine(report: Output) -> bool:
+    """Whether it is what goes on all the time while all is well, and fills a log for nothing.
+
+    What an INFORMATIONAL exchange changes, if it is no liveness check, is reported by itself.
+    """
+    return isinstance(report, ExchangeStarted) and report.exchange is ExchangeType.INFORMATIONAL
 
 
 def _narrate_exchange(

@@ -25,7 +25,7 @@ from xfrmpy.daemon.control_server import ControlServer, reply_of
 from xfrmpy.daemon.crash_secret import crash_secret
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.engine import Engine
-from xfrmpy.daemon.narration import narrate, summarize
+from xfrmpy.daemon.narration import is_routine, narrate, summarize
 from xfrmpy.daemon.notify import notify_service_manager
 from xfrmpy.daemon.rekeying import has_forward_secrecy, replace_child_sas, replace_sas
 from xfrmpy.daemon.resolver import paths_to, resolve_names, resolve_peer
@@ -174,7 +174,9 @@ class Service:
 
     def _hear(self, report: Output) -> None:
         name: str = getattr(report, "tunnel", "")
-        log.log(self._level(report, name), "%s: %s", name or "no tunnel", narrate(report))
+        level = self._level(report, name)
+        if log.isEnabledFor(level):
+            log.log(level, "%s: %s", name or "no tunnel", narrate(report))
         tunnel = self._tunnels.get(name)
         if tunnel is None:
             return
@@ -191,6 +193,8 @@ class Service:
     def _level(self, report: Output, tunnel: str) -> int:
         """Anybody can be refused, as often as he likes; the log is not for him to fill."""
         is_refusal = isinstance(report, RequestRefused)
+        if is_routine(report):
+            return logging.DEBUG
         if tunnel:
             return logging.WARNING if is_refusal else logging.INFO
         if not is_refusal:

@@ -8,6 +8,7 @@ the recording one of the tests. A datapath knows nothing of IKE. Calls are synch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -122,6 +123,9 @@ class Datapath(Protocol):
 
     def usage(self, sa: SaId) -> Usage:
         """What an SA has carried so far."""
+
+    def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
+        """`Usage.seconds_idle` of many SAs in one question; None for one that is not in force."""
 
     def dump(self) -> Dump:
         """Every SA and policy in force that is ours."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event
@@ -111,6 +112,9 @@ class RecordingDatapath:
     def usage(self, sa: SaId) -> Usage:
         self._entry(sa, "read the usage of")
         return self.used.get(sa, Usage(octets=0, packets=0))
+
+    def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
+        return tuple(self.usage(sa).seconds_idle if sa in self.sad else None for sa in sas)
 
     def dump(self) -> Dump:
         return Dump(sad=tuple(self.sad.values()), spd=tuple(self.spd.values()))

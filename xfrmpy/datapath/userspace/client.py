@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,14 @@ class UserspaceDatapath:
 
     def usage(self, sa: SaId) -> Usage:
         return from_plain(Usage, self._ask("usage", to_plain(sa)))
+
+    def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
+        answers: list[float | None] = []
+        for start in range(0, len(sas), requests.IDS_PER_PACKET):
+            piece = tuple(sas[start : start + requests.IDS_PER_PACKET])
+            plain = self._ask("seconds_idle", to_plain(piece))
+            answers += from_plain(tuple[float | None, ...], plain)
+        return tuple(answers)
 
     def drops(self) -> dict[str, int]:
         counts = self._ask("drops")

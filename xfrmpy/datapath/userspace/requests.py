@@ -23,6 +23,9 @@ MAX_PACKET = 64 * 1024
 ENTRIES_PER_PACKET = 50
 """An entry of the SAD takes about 700 octets, one of the SPD 500."""
 
+IDS_PER_PACKET = 500
+"""An `SaId` takes up to 90 octets, what is said of it fewer."""
+
 EVENT_KINDS: dict[str, type[Event]] = {
     kind.__name__: kind for kind in (Acquire, Expired, MappingChanged)
 }

@@ -270,6 +270,10 @@ class Worker:
     def usage(self, plain: Plain) -> Plain:
         return to_plain(self._forwarder.usage(from_plain(SaId, plain), time.monotonic()))
 
+    def seconds_idle(self, plain: Plain) -> Plain:
+        sas, now = from_plain(tuple[SaId, ...], plain), time.monotonic()
+        return [self._forwarder.seconds_idle(sa, now) for sa in sas]
+
     def drops(self, _: Plain) -> Plain:
         return dict(self._forwarder.refused)
 
@@ -314,6 +318,7 @@ _HANDLERS: dict[str, _Handler] = {
     "add_policy": _single(Worker.add_policy),
     "remove_policy": _single(Worker.remove_policy),
     "usage": _single(Worker.usage),
+    "seconds_idle": _single(Worker.seconds_idle),
     "drops": _single(Worker.drops),
     "remove_all": _single(Worker.remove_all),
     "stop": _single(Worker.stop),
