@@ -76,6 +76,7 @@ class Engine:
         """Listen to the peers and to the datapaths."""
         for datapath in self._datapaths.opened():
             self._loop.add_reader(datapath.fileno(), self._read_events, datapath)
+            self._loop.call_soon(self._read_events, datapath)
             if isinstance(datapath, KernelDatapath):
                 self._prepare_sockets()
         for each in self._sockets.all():

@@ -11,10 +11,9 @@ import contextlib
 import difflib
 import logging
 import os
-import random
 import secrets
 import signal
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -25,18 +24,18 @@ from xfrmpy.daemon.control_server import ControlServer, reply_of
 from xfrmpy.daemon.crash_secret import crash_secret
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.engine import Engine
+from xfrmpy.daemon.keeper import Keeper, error_of
 from xfrmpy.daemon.narration import is_routine, narrate, summarize
 from xfrmpy.daemon.notify import notify_service_manager
 from xfrmpy.daemon.rekeying import has_forward_secrecy, replace_child_sas, replace_sas
-from xfrmpy.daemon.resolver import paths_to, resolve_names, resolve_peer
+from xfrmpy.daemon.socket_keeper import SocketKeeper
 from xfrmpy.daemon.sockets import IkeSockets
-from xfrmpy.daemon.status import tunnel_state, tunnel_status
+from xfrmpy.daemon.status import tunnel_status
 from xfrmpy.daemon.tunnel import Tunnel
 from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.outputs import ChildSaEstablished, Output, Redirected, RequestRefused, TunnelClosed
-from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.policy.load import LoadedPolicy
 from xfrmpy.policy.model import StartMode
 
@@ -45,15 +44,8 @@ log = logging.getLogger(__name__)
 FAREWELL_SECONDS = 2.0
 """How long a stopping daemon waits for its peers to acknowledge that it goes."""
 
-FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 60.0
-"""A tunnel of `start: auto` that fails is tried again, for ever, ever less often."""
-
 REFUSAL_LOG_SECONDS = 5.0
 """How often a refusal of somebody unknown is a warning; the others are logged when asked for."""
-
-RESOLVE_SECONDS = 300.0
-"""How often the peers' names are looked up, for the sake of those who call us."""
-
 
 REHEARSAL_SECONDS = 5.0
 """How long `up` waits for the rehearsal of a rekeying; a peer that is slower is none the worse."""
@@ -74,7 +66,6 @@ class Service:
         self._environ = environ
         self._limits = limits
         self._tunnels: dict[str, Tunnel] = {}
-        self._background: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Raises `OperatorError` if the daemon cannot start."""
@@ -87,10 +78,14 @@ class Service:
             self._loop.add_signal_handler(number, self._stopped.set)
         # The sockets first: they show that the ports are ours, and the userspace worker opens its
         # own on the shared port behind them.
-        with contextlib.closing(IkeSockets()) as sockets:
+        with contextlib.ExitStack() as stack:
+            kept = SocketKeeper(self._runtime_dir)
+            stack.callback(kept.end)
+            sockets = stack.enter_context(contextlib.closing(kept.open_sockets()))
             self._datapaths = Datapaths(self._runtime_dir)
             try:
                 self._place_tunnels()
+                self._datapaths.clear()
                 await self._serve(sockets)
             finally:
                 self._datapaths.close()
@@ -119,6 +114,7 @@ class Service:
         self._engine = Engine(
             endpoint, usable, sockets, self._datapaths, self._runtime_dir, self._hear, self._lose
         )
+        self._keeper = Keeper(self._tunnels, self._engine)
         control = ControlServer(
             self._runtime_dir / protocol.SOCKET_NAME,
             {
@@ -131,10 +127,10 @@ class Service:
         try:
             self._engine.start()
             await control.start()
-            self._spawn(self._keep_resolving())
+            self._keeper.spawn(self._keeper.keep_resolving())
             for tunnel in self._tunnels.values():
                 if tunnel.policy.start is StartMode.AUTO and tunnel.placement.failure is None:
-                    self._want(tunnel)
+                    self._keeper.want(tunnel)
             notify_service_manager(self._environ, "READY=1")
             log.info("ready, process %d, tunnels: %d", os.getpid(), len(self._tunnels))
             await self._stopped.wait()
@@ -145,25 +141,15 @@ class Service:
             self._engine.stop()
 
     async def _say_farewell(self) -> None:
-        for task in tuple(self._background):
-            task.cancel()
+        self._keeper.stop()
         for tunnel in self._tunnels.values():
-            tunnel.wanted = False
-            if tunnel.attempt is not None:
-                tunnel.attempt.cancel()
             self._engine.terminate(tunnel.policy.name)
         try:
             async with asyncio.timeout(FAREWELL_SECONDS):
                 for tunnel in self._tunnels.values():
-                    await self._until_gone(tunnel)
+                    await self._keeper.until_gone(tunnel)
         except TimeoutError:
             log.info("not every peer acknowledged that we go")
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return task
 
     def _lose(self, error: OperatorError) -> None:
         """Without its datapath a daemon would only pretend: a service manager starts it anew."""
@@ -187,7 +173,7 @@ class Service:
         elif isinstance(report, Redirected):
             tunnel.redirect = report
             if not tunnel.is_connecting:
-                self._spawn(self._follow_redirect(tunnel))
+                self._keeper.spawn(self._keeper.follow_redirect(tunnel))
         tunnel.tell(report)
 
     def _level(self, report: Output, tunnel: str) -> int:
@@ -205,108 +191,6 @@ class Service:
             return logging.WARNING
         return logging.DEBUG
 
-    # Bringing a tunnel up, and keeping it.
-
-    def _attempt(self, tunnel: Tunnel) -> asyncio.Task[None]:
-        """The task that brings a tunnel up: the one that is at it, or a new one."""
-        if tunnel.attempt is None or tunnel.attempt.done():
-            tunnel.attempt = self._loop.create_task(self._connect(tunnel))
-        return tunnel.attempt
-
-    async def _connect(self, tunnel: Tunnel) -> None:
-        """Try each path to the peer until a Child SA is in force, and go where it sends us.
-
-        Raises `OperatorError`.
-        """
-        try:
-            while (redirect := await self._connect_once(tunnel)) is not None:
-                log.debug("%s: redirected to %s", tunnel.policy.name, redirect.gateway)
-        except OperatorError as error:
-            tunnel.last_failure = error.failure
-            raise
-
-    async def _connect_once(self, tunnel: Tunnel) -> Redirected | None:
-        """An attempt at the peer, or at where it has sent us; gives where it sends us then."""
-        redirect, tunnel.redirect = tunnel.redirect, None
-        if redirect is not None:
-            addresses = await resolve_names((str(redirect.gateway),))
-        else:
-            addresses = await resolve_peer(tunnel.policy)
-            self._engine.set_peer_addresses(tunnel.policy.name, addresses)
-        original = None if redirect is None else redirect.original
-        paths = paths_to(tunnel.policy, addresses)
-        for path in paths[:-1]:
-            try:
-                return await self._connect_on(tunnel, path, original)
-            except OperatorError as error:
-                if error.failure.code != "XF2001":
-                    raise
-        return await self._connect_on(tunnel, paths[-1], original)
-
-    async def _connect_on(
-        self, tunnel: Tunnel, path: Path, original: IpAddress | None
-    ) -> Redirected | None:
-        with tunnel.listen() as reports:
-            self._engine.initiate(tunnel.policy.name, path, original)
-            while True:
-                match await reports.get():
-                    case ChildSaEstablished():
-                        return None
-                    case Redirected() as redirect:
-                        return redirect
-                    case TunnelClosed(failure=failure):
-                        raise _error_of(failure)
-
-    async def _follow_redirect(self, tunnel: Tunnel) -> None:
-        """A tunnel that was up is sent elsewhere: bring it up there."""
-        try:
-            await asyncio.shield(self._attempt(tunnel))
-        except OperatorError as error:
-            log.warning("%s: %s", tunnel.policy.name, summarize(error.failure))
-
-    def _want(self, tunnel: Tunnel) -> None:
-        if not tunnel.wanted:
-            tunnel.wanted = True
-            self._spawn(self._keep_up(tunnel))
-
-    async def _keep_up(self, tunnel: Tunnel) -> None:
-        delay = FIRST_RETRY_SECONDS
-        while tunnel.wanted:
-            try:
-                if self._state(tunnel) != "up":
-                    await asyncio.shield(self._attempt(tunnel))
-                delay = FIRST_RETRY_SECONDS
-                await self._until_down(tunnel)
-            except OperatorError as error:
-                log.warning("%s: %s", tunnel.policy.name, summarize(error.failure))
-            await asyncio.sleep(delay * random.uniform(0.75, 1.25))
-            delay = min(delay * 2, LAST_RETRY_SECONDS)
-
-    async def _keep_resolving(self) -> None:
-        """Responders know their peers by address, so these must be known before they call."""
-        while True:
-            for tunnel in self._tunnels.values():
-                if tunnel.policy.peers and tunnel.placement.failure is None:
-                    await self._resolve(tunnel)
-            await asyncio.sleep(RESOLVE_SECONDS)
-
-    async def _resolve(self, tunnel: Tunnel) -> None:
-        try:
-            addresses = await resolve_peer(tunnel.policy)
-            self._engine.set_peer_addresses(tunnel.policy.name, addresses)
-        except OperatorError as error:
-            log.warning("%s: %s", tunnel.policy.name, summarize(error.failure))
-
-    async def _until_down(self, tunnel: Tunnel) -> None:
-        with tunnel.listen() as reports:
-            while self._state(tunnel) == "up":
-                await reports.get()
-
-    async def _until_gone(self, tunnel: Tunnel) -> None:
-        with tunnel.listen() as reports:
-            while self._engine.has_ike_sas(tunnel.policy.name):
-                await reports.get()
-
     # What callers ask.
 
     async def _status(self, parameters: dict[str, Any]) -> AsyncIterator[StatusReply]:
@@ -322,20 +206,20 @@ class Service:
 
     async def _up(self, parameters: dict[str, Any]) -> AsyncIterator[Progress | TunnelReply]:
         tunnel, seconds = self._find(parameters["tunnel"]), float(parameters["timeout_seconds"])
-        if self._state(tunnel) == "up":
+        if self._keeper.state(tunnel) == "up":
             yield TunnelReply(changed=False, tunnel=self._status_of(tunnel))
             return
         if tunnel.placement.failure is not None:
-            raise _error_of(tunnel.placement.failure)
+            raise error_of(tunnel.placement.failure)
         _require_peer(tunnel)
-        attempt = self._attempt(tunnel)
+        attempt = self._keeper.attempt(tunnel)
         async for progress in self._follow(tunnel, attempt, seconds):
             yield progress
         if not attempt.done():
             await self._abandon(tunnel, attempt, seconds)
         await attempt
         if tunnel.policy.start is StartMode.AUTO:
-            self._want(tunnel)
+            self._keeper.want(tunnel)
         rehearsal = self._loop.create_task(self._rehearse(tunnel))
         async for progress in self._follow(tunnel, rehearsal, REHEARSAL_SECONDS):
             yield progress
@@ -350,7 +234,7 @@ class Service:
     async def _rekey(self, parameters: dict[str, Any]) -> AsyncIterator[Progress | TunnelReply]:
         tunnel, seconds = self._find(parameters["tunnel"]), float(parameters["timeout_seconds"])
         name = tunnel.policy.name
-        if self._state(tunnel) != "up":
+        if self._keeper.state(tunnel) != "up":
             raise OperatorError("XF4010", f"{name} is not up: there is nothing to rekey")
         work = self._loop.create_task(replace_sas(tunnel, self._engine))
         async for progress in self._follow(tunnel, work, seconds):
@@ -360,7 +244,7 @@ class Service:
             raise OperatorError("XF4007", f"{name} was not rekeyed within {seconds:g} seconds")
         failure = work.result()
         if failure is not None:
-            raise _error_of(failure)
+            raise error_of(failure)
         yield TunnelReply(changed=True, tunnel=self._status_of(tunnel))
 
     async def _rehearse(self, tunnel: Tunnel) -> Failure | None:
@@ -374,7 +258,7 @@ class Service:
         tunnel.wanted = False
         tunnel.redirect = None
         changed = self._engine.has_ike_sas(tunnel.policy.name)
-        gone = self._loop.create_task(self._until_gone(tunnel))
+        gone = self._loop.create_task(self._keeper.until_gone(tunnel))
         self._engine.terminate(tunnel.policy.name)
         async for progress in self._follow(tunnel, gone, seconds):
             yield progress
@@ -420,9 +304,6 @@ class Service:
         evidence += [("left out", str(error)) for error in self._loaded.errors]
         raise OperatorError("XF1013", f"there is no tunnel {name!r}", tuple(evidence))
 
-    def _state(self, tunnel: Tunnel) -> str:
-        return tunnel_state(tunnel, self._engine.ike_sas(tunnel.policy.name))
-
     def _status_of(self, tunnel: Tunnel) -> TunnelStatus:
         placed = tunnel.placement.failure is None
         return tunnel_status(
@@ -437,9 +318,3 @@ def _require_peer(tunnel: Tunnel) -> None:
     if not tunnel.policy.peers:
         name = tunnel.policy.name
         raise OperatorError("XF1014", f"{name} names no peer: it only waits to be called")
-
-
-def _error_of(failure: Failure | None) -> OperatorError:
-    if failure is None:
-        return OperatorError("XF4009", "it was taken down while it was coming up")
-    return OperatorError(failure.code, failure.summary, failure.evidence)

@@ -58,7 +58,8 @@ class ChildSa:
     while we were at the same. `scope` is a part of what policy allows; `packet` is what has just
     been met and needs it, and is offered first (RFC 7296 section 2.9). `gone_spis` are what the
     peer has deleted before we could know whether one of them is ours: a Delete may overtake the
-    answer that makes the Child SA.
+    answer that makes the Child SA. `is_outdated`: the policy of its tunnel has changed since, and
+    what that means to it is still to be seen.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class ChildSa:
         self.rekey_at: float | None = None
         self.wait_until: float | None = None
         self.is_told = False
+        self.is_outdated: bool = replaces is not None and replaces.is_outdated
         self.gone_spis: set[bytes] = set()
         self.is_asking_usage = False
         self.last_received_at = 0.0

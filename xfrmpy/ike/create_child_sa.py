@@ -430,6 +430,7 @@ def _are_twins(one: ChildSa, other: ChildSa) -> bool:
         and one.state is other.state is ChildSaState.INSTALLED
         and one.policy.name == other.policy.name
         and scope_of(one) == scope_of(other)
+        and not (one.is_outdated or other.is_outdated)
     )
 
 

@@ -18,6 +18,7 @@ from xfrmpy.ike.informational import DeleteChildSas
 from xfrmpy.ike.keepalive import check_keepalive, keepalive_at
 from xfrmpy.ike.liveness import check_idleness, check_liveness, idle_at, liveness_at
 from xfrmpy.ike.missing import next_missing
+from xfrmpy.ike.reconfigure import can_conform, conform
 from xfrmpy.ike.rekey_ike_sa import RekeyIkeSa
 from xfrmpy.ike.resumption import renew_ticket
 from xfrmpy.ike.states import ChildSaState, IkeSaState
@@ -91,6 +92,8 @@ def _of_ike_sa(sa: IkeSa) -> Iterator[Duty]:
 
 
 def _of_child(sa: IkeSa, child: ChildSa) -> Iterator[Duty]:
+    if child.is_outdated and can_conform(sa, child):
+        yield Duty(at=AT_ONCE, do=lambda now: conform(sa, child, now))
     if child.state is ChildSaState.INSTALLED:
         if child.rekey_at is not None and child.sends:
             yield Duty(at=child.rekey_at, do=lambda now: _rekey_child(sa, child, now), asks=True)

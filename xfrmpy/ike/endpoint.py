@@ -54,6 +54,7 @@ from xfrmpy.ike.outputs import (
     SendDatagram,
 )
 from xfrmpy.ike.reception import receive
+from xfrmpy.ike.reconfigure import reconfigure
 from xfrmpy.ike.redirect import parse_gateway, redirect_established
 from xfrmpy.ike.resumption import usable_ticket
 from xfrmpy.ike.session_resume import SessionResume, answer_session_resume
@@ -226,6 +227,23 @@ class IkeEndpoint:
         """New IKE SAs of the tunnel follow this policy; those there are stay as they are."""
         self._core.tunnels[policy.name].policy = policy
         self._core.tunnels_changed()
+
+    def add_tunnel(self, policy: TunnelPolicy) -> None:
+        """One more; its peer's addresses are to follow."""
+        self._core.tunnels[policy.name] = Tunnel(policy=policy)
+        self._core.tunnels_changed()
+
+    def remove_tunnel(self, tunnel: str, now: float) -> None:
+        """Its IKE SAs end, and nobody can begin another."""
+        self.terminate(tunnel, now)
+        del self._core.tunnels[tunnel]
+        self._core.tunnels_changed()
+
+    def reconfigure(self, policy: TunnelPolicy, now: float) -> None:
+        """A tunnel follows another policy, and so do its IKE SAs, short of being taken down."""
+        reconfigure(self._core, policy, now)
+        for sa in self._core.ike_sas_of(policy.name):
+            self._run(sa, sa.attend, now)
 
     def initiate(
         self, tunnel: str, path: Path, now: float, redirected_from: IpAddress | None = None

@@ -69,6 +69,9 @@ FAREWELL_TRIES = 2
 RESPONDERS_PART = 0.95
 """The part of the time until a reauthentication after which a responder begins it itself."""
 
+LAST_RESPITE_SECONDS = 60.0
+"""What an IKE SA gets that has lived longer already than a new policy allows, to be replaced."""
+
 LINGER_SECONDS = 30.0
 """How long a deleted IKE SA still repeats its last response to a peer that missed it."""
 
@@ -313,6 +316,13 @@ class IkeSa:
             self.reauth_at = min(now + wait, self.reauth_at or now + wait)
         self.core.touched.add(self)
 
+    def limit_life(self, seconds: float, now: float) -> None:
+        """It may live so long in all, unless it was to end earlier already."""
+        end = max(self.established_at + seconds, now + LAST_RESPITE_SECONDS)
+        self._expires_at = min(end, self._expires_at or end)
+        due_at = self.established_at + replacement_seconds(seconds, self.core.random)
+        self.rekey_at = min(due_at, self.rekey_at or due_at)
+
     @property
     def can_begin_anew(self) -> bool:
         """Whether the peer can be reached by a new IKE_SA_INIT.
@@ -361,7 +371,7 @@ class IkeSa:
         new.channel.inherit(self.channel)
         new.nat, new.local_id, new.remote_id = self.nat, self.local_id, self.remote_id
         new.authenticated_as = self.authenticated_as
-        new.alone_at, new.create_at = self.alone_at, self.create_at
+        new.alone_at = self.alone_at
         new.is_client, new.peer_follows = self.is_client, self.peer_follows
         # Section 6.2 of RFC 5723: "When the IKE SA is rekeyed, the ticket is invalidated".
         new.ticket_at = None if self.ticket is None else now

@@ -33,6 +33,7 @@ step with us, and the IKE SA SHOULD be closed."""
 def inherit(new: IkeSa, old: IkeSa) -> None:
     """The Child SAs of a rekeyed IKE SA move to its successor."""
     new.up_since = old.up_since
+    new.create_at, old.create_at = old.create_at, None
     new.children += old.children
     new.retired += old.retired
     new.wanted += old.wanted
