@@ -382,5 +382,11 @@ CATALOGUE: dict[str, FailureKind] = {
         exit_code=ExitCode.NOT_UP,
         fixes=("`xfrmpy up TUNNEL` brings it up", "`xfrmpy status TUNNEL` says how it failed"),
     ),
+    "XF4011": FailureKind(
+        title="too many callers of the daemon",
+        exit_code=ExitCode.DAEMON_UNREACHABLE,
+        causes=("programs that keep many connections to the control socket open",),
+        fixes=("`ss -xp` shows who they are", "try again"),
+    ),
     "XF5001": FailureKind(title="the command was not understood", exit_code=ExitCode.USAGE),
 }

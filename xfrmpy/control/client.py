@@ -7,26 +7,18 @@ and no asyncio: this is what the hot commands wait for. The wire format is in `p
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from xfrmpy.control import protocol
-from xfrmpy.control.protocol import (
-    ChildSaStatus,
-    FailureReply,
-    Progress,
-    StatusReply,
-    TunnelReply,
-    TunnelStatus,
-)
-from xfrmpy.failures import CATALOGUE, OperatorError
+from xfrmpy.control.protocol import FailureReply, Progress, StatusReply, TunnelReply
+from xfrmpy.control.values import Unfit, decode, parse_object
+from xfrmpy.failures import OperatorError
 
-_Reply = TypeVar("_Reply", StatusReply, TunnelReply, Progress, FailureReply)
+_Reply = TypeVar("_Reply")
 
 DEFAULT_RUNTIME_DIR = Path("/run/xfrmpy")
 
@@ -57,7 +49,7 @@ class Client:
         """The daemon and all its tunnels, or the one named."""
         parameters = {} if tunnel is None else {"tunnel": tunnel}
         for reply, _ in self._call(protocol.STATUS, parameters, STATUS_SECONDS):
-            return _decode_status(reply)
+            return _decode(StatusReply, reply)
         raise _gone(self._socket_path)
 
     def up(self, tunnel: str, timeout_seconds: float) -> Iterator[Progress | TunnelReply]:
@@ -77,7 +69,10 @@ class Client:
     ) -> Iterator[Progress | TunnelReply]:
         parameters = {"tunnel": tunnel, "timeout_seconds": timeout_seconds}
         for reply, continues in self._call(method, parameters, timeout_seconds + GRACE_SECONDS):
-            yield _decode_progress(reply) if continues else _decode_tunnel_reply(reply)
+            if continues:
+                yield _decode(Progress, reply.get("progress"))
+            else:
+                yield _decode(TunnelReply, reply)
 
     def _call(
         self, method: str, parameters: dict[str, Any], seconds: float
@@ -95,7 +90,7 @@ class Client:
             while continues:
                 message = _decode_message(next(messages))
                 if "error" in message:
-                    raise _decode_failure(message)
+                    raise _decode_failure(message, method)
                 continues = message.get("continues") is True
                 yield message.get("parameters", {}), continues
 
@@ -146,106 +141,38 @@ def _left(deadline_at: float) -> float:
 
 def _decode_message(octets: bytes) -> dict[str, Any]:
     try:
-        message = json.loads(octets, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise _malformed("a reply that is not JSON") from error
-    if not isinstance(message, dict) or not isinstance(message.get("parameters", {}), dict):
-        raise _malformed("a reply that is not an object")
+        message = parse_object(octets)
+    except Unfit as error:
+        raise _malformed(f"a reply that {error}") from error
+    if not isinstance(message.get("parameters", {}), dict):
+        raise _malformed("a reply whose parameters are no object")
     return message
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    """Python's JSON knows NaN and Infinity, which JSON does not."""
-    raise ValueError(name)
-
-
-def _decode_failure(message: dict[str, Any]) -> OperatorError:
-    if message["error"] != protocol.FAILED:
-        return _malformed(f"the error {message['error']!r}")
-    reply = _checked(FailureReply, message.get("parameters", {}))
-    _check_failure(reply)
+def _decode_failure(message: dict[str, Any], method: str) -> OperatorError:
+    name, parameters = message["error"], message.get("parameters", {})
+    if name == protocol.PERMISSION_DENIED:
+        return _denied(method)
+    if name != protocol.FAILED:
+        told = "".join(f", {key} {value!r}" for key, value in parameters.items())
+        return _malformed(f"the error {name!r}{told}")
+    reply = _decode(FailureReply, parameters)
     return OperatorError(
         reply.code, reply.summary, tuple((label, seen) for label, seen in reply.evidence)
     )
 
 
-def _decode_status(parameters: dict[str, Any]) -> StatusReply:
-    tunnels = parameters.get("tunnels")
-    if not isinstance(tunnels, list):
-        raise _malformed("a status without tunnels")
-    decoded = [_decode_tunnel(tunnel) for tunnel in tunnels]
-    return _checked(StatusReply, {**parameters, "tunnels": decoded})
-
-
-def _decode_progress(parameters: dict[str, Any]) -> Progress:
-    return _checked(Progress, parameters)
-
-
-def _decode_tunnel_reply(parameters: dict[str, Any]) -> TunnelReply:
-    tunnel = _decode_tunnel(parameters.get("tunnel"))
-    warning = parameters.get("warning")
-    if isinstance(warning, dict):
-        warning = _checked(FailureReply, warning)
-        _check_failure(warning)
-    return _checked(TunnelReply, {**parameters, "tunnel": tunnel, "warning": warning})
-
-
-def _decode_tunnel(parameters: object) -> TunnelStatus:
-    if not isinstance(parameters, dict):
-        raise _malformed("a tunnel that is not an object")
+def _decode(kind: type[_Reply], value: object) -> _Reply:
     try:
-        tunnel = protocol.decode_tunnel(parameters)
-    except (TypeError, KeyError) as error:
-        raise _malformed(f"a tunnel with other fields: {error}") from error
-    for child in tunnel.children:
-        _check_fields(child)
-    if tunnel.failure is not None:
-        _check_fields(tunnel.failure)
-        _check_failure(tunnel.failure)
-    _check_fields(tunnel)
-    return tunnel
+        return decode(kind, value)
+    except Unfit as error:
+        raise _malformed(f"a {kind.__name__}: {error}") from error
 
 
-def _checked(kind: type[_Reply], parameters: dict[str, Any]) -> _Reply:
-    try:
-        reply = kind(**parameters)
-    except TypeError as error:
-        raise _malformed(f"a {kind.__name__} with other fields: {error}") from error
-    _check_fields(reply)
-    return reply
-
-
-def _check_failure(reply: FailureReply) -> None:
-    if reply.code not in CATALOGUE or not all(len(pair) == 2 for pair in reply.evidence):
-        raise _malformed(f"the failure {reply.code!r}: {reply.summary}")
-
-
-def _check_fields(reply: Any) -> None:
-    """Every field has the type that its annotation says, so that no reader needs to look."""
-    for field in dataclasses.fields(reply):
-        if not _is_a(getattr(reply, field.name), str(field.type)):
-            raise _malformed(f"a {type(reply).__name__} whose `{field.name}` is no {field.type}")
-
-
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "str": str,
-    "int": int,
-    "float": (int, float),
-    "bool": bool,
-    "ChildSaStatus": ChildSaStatus,
-    "TunnelStatus": TunnelStatus,
-    "FailureReply | None": (FailureReply, type(None)),
-}
-
-
-def _is_a(value: object, annotation: str) -> bool:
-    if annotation.startswith("list["):
-        inner = annotation.removeprefix("list[").removesuffix("]")
-        return isinstance(value, list) and all(_is_a(item, inner) for item in value)
-    if annotation.startswith("dict[str, "):
-        inner = annotation.removeprefix("dict[str, ").removesuffix("]")
-        return isinstance(value, dict) and all(_is_a(item, inner) for item in value.values())
-    return isinstance(value, _TYPES[annotation])
+def _denied(method: str) -> OperatorError:
+    verb = method.rpartition(".")[2].lower()
+    evidence = (("asked for", verb), ("may ask for it", "root, and the user of the daemon"))
+    return OperatorError("XF4003", "the daemon does not do this for this user", evidence)
 
 
 def _unreachable(socket_path: Path, error: OSError) -> OperatorError:

@@ -1,17 +1,13 @@
-"""The messages of the control socket, in the Varlink wire format.
+"""The messages of the control socket, in the Varlink wire format (https://varlink.org).
 
-A call is `{"method": ..., "parameters": {...}, "more": bool}`, a reply `{"parameters": {...},
-"continues": bool}`, an error `{"error": ..., "parameters": {...}}`, each ended by a NUL octet.
-Standard library only, and nothing that can carry a secret.
+A call is `{"method": ..., "parameters": {...}, "more": bool, "oneway": bool}`, a reply
+`{"parameters": {...}, "continues": bool}`, an error `{"error": ..., "parameters": {...}}`, each
+ended by a NUL octet. The dataclasses here are what is said; `interface` has the methods and draws
+the interface description from both. Standard library only, and nothing that can carry a secret.
 
-| method | parameters | replies |
-|---|---|---|
-| `org.xfrmpy.Status` | `tunnel` (optional) | one `StatusReply` |
-| `org.xfrmpy.Up` | `tunnel`, `timeout_seconds` | `Progress` and `continues`, then a `TunnelReply` |
-| `org.xfrmpy.Down` | `tunnel`, `timeout_seconds` | the same |
-| `org.xfrmpy.Rekey` | `tunnel`, `timeout_seconds` | the same |
-
-The one error is `org.xfrmpy.Failed` with a `FailureReply`.
+A method that takes its time replies with `Progress` while the caller asked for `more`, and then
+with its result. Errors are those of `org.varlink.service`, and `org.xfrmpy.Failed` with a
+`FailureReply`.
 """
 
 from __future__ import annotations
@@ -20,16 +16,42 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from xfrmpy.failures import CATALOGUE
+
 STATUS = "org.xfrmpy.Status"
 UP = "org.xfrmpy.Up"
 DOWN = "org.xfrmpy.Down"
 REKEY = "org.xfrmpy.Rekey"
 FAILED = "org.xfrmpy.Failed"
 
+GET_INFO = "org.varlink.service.GetInfo"
+GET_INTERFACE_DESCRIPTION = "org.varlink.service.GetInterfaceDescription"
+INTERFACE_NOT_FOUND = "org.varlink.service.InterfaceNotFound"
+METHOD_NOT_FOUND = "org.varlink.service.MethodNotFound"
+METHOD_NOT_IMPLEMENTED = "org.varlink.service.MethodNotImplemented"
+INVALID_PARAMETER = "org.varlink.service.InvalidParameter"
+PERMISSION_DENIED = "org.varlink.service.PermissionDenied"
+EXPECTED_MORE = "org.varlink.service.ExpectedMore"
+
 MAX_CALL = 64 * 1024
 """Octets. Every call of ours is below 1 KiB; the daemon hangs up on a longer one."""
 
 SOCKET_NAME = "control.sock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusCall:
+    """All tunnels, or the one named."""
+
+    tunnel: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeCall:
+    """The tunnel to bring up, take down or rekey, and how long that may take."""
+
+    tunnel: str
+    timeout_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +61,10 @@ class FailureReply:
     code: str
     summary: str
     evidence: list[list[str]]
+
+    def __post_init__(self) -> None:
+        if self.code not in CATALOGUE or not all(len(pair) == 2 for pair in self.evidence):
+            raise ValueError(f"is no failure that we know: {self.code}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,19 +151,18 @@ def encode_message(message: dict[str, Any]) -> bytes:
 
 def encode_reply(reply: Any, *, continues: bool = False) -> bytes:
     """A reply of one of the dataclasses above."""
-    message: dict[str, Any] = {"parameters": asdict(reply)}
+    value = asdict(reply)
+    message: dict[str, Any] = {
+        "parameters": {"progress": value} if isinstance(reply, Progress) else value
+    }
     if continues:
         message["continues"] = True
     return encode_message(message)
 
 
 def encode_failure(failure: FailureReply) -> bytes:
-    return encode_message({"error": FAILED, "parameters": asdict(failure)})
+    return encode_error(FAILED, **asdict(failure))
 
 
-def decode_tunnel(parameters: dict[str, Any]) -> TunnelStatus:
-    """A `TunnelStatus` from its JSON form; raises `TypeError` or `KeyError` if it is none."""
-    children = [ChildSaStatus(**child) for child in parameters["children"]]
-    failure = parameters["failure"]
-    reply = None if failure is None else FailureReply(**failure)
-    return TunnelStatus(**{**parameters, "children": children, "failure": reply})
+def encode_error(error: str, **parameters: Any) -> bytes:
+    return encode_message({"error": error, "parameters": parameters})

@@ -20,6 +20,7 @@ from typing import Any
 from xfrmpy import __version__
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import Progress, StatusReply, TunnelReply, TunnelStatus
+from xfrmpy.daemon.callers import Doorkeeper
 from xfrmpy.daemon.control_server import ControlServer, reply_of
 from xfrmpy.daemon.crash_secret import crash_secret
 from xfrmpy.daemon.datapaths import Datapaths
@@ -60,11 +61,13 @@ class Service:
         runtime_dir: FilePath,
         environ: Mapping[str, str],
         limits: AdmissionLimits,
+        doorkeeper: Doorkeeper,
     ) -> None:
         self._loaded = loaded
         self._runtime_dir = runtime_dir
         self._environ = environ
         self._limits = limits
+        self._doorkeeper = doorkeeper
         self._tunnels: dict[str, Tunnel] = {}
 
     async def run(self) -> None:
@@ -123,6 +126,7 @@ class Service:
                 protocol.DOWN: self._down,
                 protocol.REKEY: self._rekey,
             },
+            self._doorkeeper,
         )
         try:
             self._engine.start()

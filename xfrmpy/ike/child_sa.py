@@ -332,9 +332,14 @@ class ChildSa:
         assert self.proposal is not None
         return int.from_bytes(self.proposal.spi, "big")
 
+    def note_gone(self) -> None:
+        """The peer has deleted it, and may have told us too early."""
+        assert self.proposal is not None
+        self.gone_spis.add(self.proposal.spi)
+
     @property
     def is_gone(self) -> bool:
-        """Whether the peer has deleted it before it told us of it."""
+        """Whether the peer has deleted it before it told us of it, or of what replaces it."""
         assert self.proposal is not None
         return self.proposal.spi in self.gone_spis
 

@@ -86,7 +86,8 @@ class IkeSa:
     authenticated; `heir` is what the peer has made to take the place of this one, while we were at
     the same. `retired` Child SAs only receive, each until its moment. `wanted` are the children for
     which there is a packet, with its selectors. `authenticated_as` is its number among
-    all whose peer was authenticated, `begun_after` the last one's when it began.
+    all whose peer was authenticated, `begun_after` the last one's when it began. `doubted_until`
+    is when it ends, if the peer does not show before that it has it.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class IkeSa:
         self.reauth_at: float | None = None
         self.wait_until: float | None = None
         self.alone_at: float | None = None
+        self.doubted_until: float | None = None
         self.create_at: float | None = None
         self.busy_since: float | None = None
         self._must_reauth_by: float | None = None
@@ -371,7 +373,7 @@ class IkeSa:
         new.channel.inherit(self.channel)
         new.nat, new.local_id, new.remote_id = self.nat, self.local_id, self.remote_id
         new.authenticated_as = self.authenticated_as
-        new.alone_at = self.alone_at
+        new.alone_at, new.childless_until = self.alone_at, self.childless_until
         new.is_client, new.peer_follows = self.is_client, self.peer_follows
         # Section 6.2 of RFC 5723: "When the IKE SA is rekeyed, the ticket is invalidated".
         new.ticket_at = None if self.ticket is None else now
