@@ -162,12 +162,16 @@ class ControlSocket:
 
 
 def _duplicate(descriptor: int) -> socket.socket:
-    """Raises `OSError` for what is no socket."""
-    sent = socket.socket(fileno=descriptor)
+    """Raises `OSError` for what is no socket.
+
+    Not by `socket.dup`, which sets the blocking mode: that is the daemon's too.
+    """
+    copy = os.dup(descriptor)
     try:
-        return sent.dup()
-    finally:
-        sent.detach()
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
 
 
 def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
