@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 import pytest
 
 from tests.ike.interleaving import Interleaving, further_children
-from xfrmpy.datapath.interface import DatapathError, Dump
+from xfrmpy.datapath.interface import DatapathError, Dump, NotAdded
 from xfrmpy.datapath.recording import RecordingDatapath
 from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint, IkeSaView
@@ -182,13 +182,15 @@ class Host:
                 self.endpoint.handle_usage(sa, seconds_idle, self.clock())
 
     def _add(self, output: AddSa | AddPolicy) -> None:
+        """As the daemon does it: with all that may be done in one go."""
+        further = self.endpoint.next_additions(output)
+        self.outputs += further
+        wanted = [output, *further]
         try:
-            if isinstance(output, AddSa):
-                self.datapath.add_sa(output.entry)
-            else:
-                self.datapath.add_policy(output.entry)
-        except DatapathError as error:
-            self.endpoint.handle_failure(output, str(error))
+            self.datapath.add([each.entry for each in wanted])
+        except NotAdded as error:
+            refused, *not_done = wanted[error.done :]
+            self.endpoint.handle_failure(refused, str(error), not_done)
 
     def _move(self, output: MoveSa) -> None:
         try:

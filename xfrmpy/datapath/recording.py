@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event
+from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event, add_one_by_one
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
 from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
@@ -79,6 +79,9 @@ class RecordingDatapath:
         if entry.id in self.sad:
             raise DatapathError(f"cannot add {entry.id}: File exists", errno.EEXIST)
         self.sad[entry.id] = entry
+
+    def add(self, entries: Sequence[SadEntry | SpdEntry]) -> None:
+        add_one_by_one(self, entries)
 
     def update_sa(self, entry: SadEntry) -> None:
         self._record("update_sa", entry, entry.direction)

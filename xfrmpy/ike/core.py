@@ -104,6 +104,17 @@ class Core:
         self._questions.clear()
         self._conclusions.clear()
 
+    def next_additions(self, owner: int) -> list[AddSa | AddPolicy]:
+        """What a Child SA asks for before there is anything else to do."""
+        found: list[AddSa | AddPolicy] = []
+        while self._queue:
+            item = self._queue[0]
+            if not isinstance(item, AddSa | AddPolicy) or item.owner != owner:
+                break
+            found.append(item)
+            self._queue.popleft()
+        return found
+
     def withdraw_additions(self, owner: int) -> list[AddSa | AddPolicy]:
         """Take back what a Child SA has asked for and nobody has done yet."""
         withdrawn: list[AddSa | AddPolicy] = []

@@ -157,11 +157,16 @@ class IkeEndpoint:
             if sa is not None:
                 self._run(sa, sa.handle_timeout, now)
 
-    def handle_failure(self, output: AddSa | AddPolicy, reason: str) -> None:
-        """The datapath could not do an output; `reason` is a sentence for the operator."""
+    def handle_failure(
+        self, output: AddSa | AddPolicy, reason: str, not_done: Iterable[AddSa | AddPolicy] = ()
+    ) -> None:
+        """The datapath could not do an output; `reason` is a sentence for the operator.
+
+        `not_done` are those of `next_additions` that were to come after it.
+        """
         child = self._core.children.get(output.owner)
         if child is not None:
-            child.refused(output, reason)
+            child.refused(output, reason, not_done)
 
     def handle_expire(self, sa_id: SaId, now: float, *, hard: bool) -> None:
         """An SA reached its soft limit, or its hard one and is gone from the datapath."""
@@ -294,6 +299,10 @@ class IkeEndpoint:
         while isinstance(item := self._core.next_item(), Deferred):
             self._run(item.sa, item.step, item.now)
         return item
+
+    def next_additions(self, output: AddSa | AddPolicy) -> list[AddSa | AddPolicy]:
+        """The outputs that come next and may be done in one go with this one."""
+        return self._core.next_additions(output.owner)
 
     def next_timeout(self) -> float | None:
         """When `handle_timeout` should be called, if ever."""

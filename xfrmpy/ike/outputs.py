@@ -282,4 +282,3 @@ Output: TypeAlias = (
     | DatagramDropped
     | DefectFound
 )
-DatapathOutput: TypeAlias = AddSa | MoveSa | RemoveSa | AddPolicy | RemovePolicy

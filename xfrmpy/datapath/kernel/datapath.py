@@ -15,7 +15,14 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
 
-from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event, Expired
+from xfrmpy.datapath.interface import (
+    Capabilities,
+    DatapathError,
+    Dump,
+    Event,
+    Expired,
+    add_one_by_one,
+)
 from xfrmpy.datapath.kernel import entries
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, Group, MessageType
 from xfrmpy.datapath.kernel.probe import probe
@@ -72,6 +79,9 @@ class KernelDatapath:
     def add_sa(self, entry: SadEntry) -> None:
         self._requests.ask(Request(entries.encode_sa(entry), f"add {entry.id}", create=True))
         self._sas[entry.id] = entry.reqid
+
+    def add(self, entries: Sequence[SadEntry | SpdEntry]) -> None:
+        add_one_by_one(self, entries)
 
     def update_sa(self, entry: SadEntry) -> None:
         self._change(entry.id, entry, f"update {entry.id}")
