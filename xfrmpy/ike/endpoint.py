@@ -331,7 +331,7 @@ class IkeEndpoint:
             if header.major > 2:  # Section 2.5: tell the version that we speak.
                 self._notify(header, NotifyType.INVALID_MAJOR_VERSION, path, now)
             raise Drop(DropReason.WRONG_VERSION)
-        message = decode_message_untrusted(data)
+        message = decode_message_untrusted(data, header)
         self._take_hint(message, path, now)
         if not any(header.spi_r) and not header.is_response:
             self._receive_first(message, data, path, now)
