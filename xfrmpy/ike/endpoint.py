@@ -53,8 +53,9 @@ from xfrmpy.ike.outputs import (
     RequestRefused,
     SendDatagram,
 )
+from xfrmpy.ike.puzzles import Puzzle
 from xfrmpy.ike.reception import receive
-from xfrmpy.ike.reconfigure import reconfigure
+from xfrmpy.ike.reconfigure import is_unsettled, reconfigure
 from xfrmpy.ike.redirect import parse_gateway, redirect_established
 from xfrmpy.ike.resumption import usable_ticket
 from xfrmpy.ike.session_resume import SessionResume, answer_session_resume
@@ -314,6 +315,11 @@ class IkeEndpoint:
         found = self._core.ike_sas_of(tunnel)
         return any(sa.state is not IkeSaState.DELETED for sa in found)
 
+    def is_unsettled(self, tunnel: str, now: float) -> bool:
+        """Whether something is being done about a tunnel, or is to be: it is on its way."""
+        found = [s for s in self._core.ike_sas_of(tunnel) if s.state is not IkeSaState.DELETED]
+        return any(is_unsettled(sa, now) for sa in found)
+
     def ike_sas(self, tunnel: str) -> tuple[IkeSaView, ...]:
         """The living IKE SAs of a tunnel, the oldest first."""
         return tuple(
@@ -348,7 +354,12 @@ class IkeEndpoint:
         if is_hint_for(sa, message, path):
             sa.suspect(now)
             raise Drop(DropReason.HINT)
-        receive(sa, message, data, path, now)
+        try:
+            receive(sa, message, data, path, now)
+        except Drop as drop:
+            if drop.reason is DropReason.NOT_AUTHENTIC:
+                self._admission.forged(sa.our_spi)
+            raise
         sa.attend(now)
 
     def _notify(
@@ -359,7 +370,7 @@ class IkeEndpoint:
             self._core.emit(SendDatagram(path=path, data=with_marker(path, answer)))
 
     def _take_hint(self, message: Message, path: Path, now: float) -> None:
-        suspects = self._notices.suspects(message, path, self._core.ike_sas.values(), now)
+        suspects = self._notices.suspects(self._core, message, path, now)
         for sa in suspects:
             self._core.touched.add(sa)
             sa.suspect(now)
@@ -392,7 +403,7 @@ class IkeEndpoint:
         self, message: Message, data: bytes, path: Path, admitted: Admitted, now: float
     ) -> None:
         try:
-            sa = self._answer_first(message, data, path, now)
+            sa = self._answer_first(message, data, path, admitted.puzzle, now)
         except PeerIncompatible as incompatible:
             self._answer_in_clear(message, path, incompatible.notify)
             if incompatible.notify.type is not NotifyType.INVALID_KE_PAYLOAD:
@@ -404,10 +415,12 @@ class IkeEndpoint:
             seconds = HURRIED_SECONDS if admitted.is_hurried else HALF_OPEN_SECONDS
             sa.expect_authentication(now + seconds)
 
-    def _answer_first(self, message: Message, data: bytes, path: Path, now: float) -> IkeSa:
+    def _answer_first(
+        self, message: Message, data: bytes, path: Path, puzzle: Puzzle | None, now: float
+    ) -> IkeSa:
         if message.exchange is ExchangeType.IKE_SESSION_RESUME:
             return answer_session_resume(self._core, message, data, path, now)
-        return answer_ike_sa_init(self._core, message, data, path)
+        return answer_ike_sa_init(self._core, message, data, path, puzzle)
 
     def _answer_in_clear(self, request: Message, path: Path, *notifies: NotifyPayload) -> None:
         """Answer a first request without serving it: no state, so the responder's SPI is zero."""

@@ -164,14 +164,13 @@ class ControlSocket:
 def _duplicate(descriptor: int) -> socket.socket:
     """Raises `OSError` for what is no socket.
 
-    Not by `socket.dup`, which sets the blocking mode: that is the daemon's too.
+    Not by `socket.dup`, which makes it blocking: the one that the daemon reads, too.
     """
-    copy = os.dup(descriptor)
+    sent = socket.socket(fileno=descriptor)
     try:
-        return socket.socket(fileno=copy)
-    except OSError:
-        os.close(copy)
-        raise
+        return socket.socket(sent.family, sent.type, sent.proto, fileno=os.dup(descriptor))
+    finally:
+        sent.detach()
 
 
 def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
