@@ -74,6 +74,8 @@ class XfrmpyGateway:
         self._stopped = False
         self._runtime = directory / "run"
         self._before = _kernel_objects(host)
+        # It reads all policies first, a millisecond or two each on an idle machine.
+        self._start_seconds = 20 * PATIENCE + len(tunnels) / 50
         for number, tunnel in enumerate(tunnels):
             _write_policy(directory, f"net{number}", tunnel, keys)
         self.environment = {
@@ -173,7 +175,7 @@ class XfrmpyGateway:
             command = self.host.command(XFRMPY, "daemon", *self._options)
             daemon = Background(command, self._directory / "daemon.log", environment)
             notify.settimeout(0.1)
-            deadline_at = time.monotonic() + 20 * PATIENCE
+            deadline_at = time.monotonic() + self._start_seconds
             while not _is_ready(notify):
                 ended = daemon.process.poll()
                 if ended is not None or time.monotonic() > deadline_at:
