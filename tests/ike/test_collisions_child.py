@@ -377,6 +377,11 @@ HARD_LIMITS = (
         kept="a",
     ),
     Case(
+        name="of what the responder has deleted, at the initiator, before the answer arrives",
+        steps=("a: rekey", "a rekey?", "b: delete", "b delete?", "a: hard limit", "b rekey!"),
+        kept="a",
+    ),
+    Case(
         name="of what is being deleted, at the initiator",
         steps=("a: rekey", "a rekey?", "b rekey!", "a: hard limit", "a delete?", "b delete!"),
         kept="a",
