@@ -175,7 +175,7 @@ class IkeEndpoint:
             if hard and child.state in (ChildSaState.REKEYED, ChildSaState.DELETING):
                 stop_waiting(child, now)
                 self._run(sa, sa.attend, now)
-            elif hard:
+            elif hard and not child.is_gone:
                 summary = f"{sa_id} reached its hard limit"
                 sa.terminate(Failure(code="XF2014", summary=summary), now)
             elif child.state is ChildSaState.INSTALLED:
