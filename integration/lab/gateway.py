@@ -21,6 +21,7 @@ import yaml
 from integration.lab.network import Host
 from integration.lab.process import IN_VM, PATIENCE, Background, eventually, run
 from integration.lab.tunnel import Tunnel
+from integration.userspace.place import WORKER_SOCKET, end_workers
 from xfrmpy.cli.change import Verb, change_tunnels
 from xfrmpy.control.client import Client
 from xfrmpy.control.protocol import StatusReply, TunnelStatus
@@ -123,6 +124,11 @@ class XfrmpyGateway:
         return self._daemon.process.poll() is None
 
     @property
+    def policies(self) -> Path:
+        """The directory of its policy files."""
+        return self._directory / "conf.d"
+
+    @property
     def pid(self) -> int:
         return self._daemon.process.pid
 
@@ -138,6 +144,7 @@ class XfrmpyGateway:
         """Let it vanish without a word to its peers; what is left goes with the namespace."""
         self._stopped = True
         self._daemon.stop(signal.SIGKILL)
+        end_workers(self._directory)
 
     def stop(self) -> None:
         """SIGTERM; `AssertionError` unless the daemon ends well and leaves nothing behind."""
@@ -148,6 +155,7 @@ class XfrmpyGateway:
         status = self._daemon.stop(signal.SIGTERM, seconds=20)
         assert status == 0, f"SIGTERM: the daemon ended with {status}"
         self._assert_nothing_left()
+        assert not list(self._runtime.glob(WORKER_SOCKET)), "a worker is left"
 
     def ended(self) -> int:
         """The exit status of a daemon that ends by itself, and leaves nothing behind."""

@@ -20,7 +20,7 @@ from integration.lab.process import eventually
 from integration.userspace.laboratory import fill, udp_packet
 from integration.userspace.place import WORKER_SOCKET, connected, is_clean, open_here, worker_of
 from xfrmpy.datapath.interface import DatapathError, Dump
-from xfrmpy.datapath.userspace import client, requests
+from xfrmpy.datapath.userspace import process, requests
 from xfrmpy.datapath.userspace.tun import DEVICE
 from xfrmpy.esp.packet import IPV4_IN_ESP, OutboundSa
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT
@@ -79,7 +79,7 @@ def test_a_stuck_worker_costs_its_daemon_seconds_and_no_more(
     network: Network, moon: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del moon
-    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(process, "ANSWER_SECONDS", 0.3)
     datapath = open_here(tmp_path)
     pair = fill(network, datapath)
     (path,) = tmp_path.glob(f"*/{WORKER_SOCKET}")
@@ -136,13 +136,18 @@ def test_junk_requests_are_answered_and_end_nothing(moon: str, tmp_path: Path) -
         b"{}",
         b'{"do": []}',
         b'{"do": "close"}',
-        b'{"do": "add_sa"}',
-        b'{"do": "add_sa", "with": 5}',
+        b'{"do": "add"}',
+        b'{"do": "add", "with": 5}',
+        b'{"do": "add", "with": [5]}',
+        b'{"do": "add", "with": [["SadEntry", 5]]}',
+        b'{"do": "add", "with": [["SaId", {"spi": 256}]]}',
         b'{"do": "remove_sa", "with": {"spi": -1, "protocol": 3, "destination": "10.0.0.1"}}',
         requests.encode(
             {
-                "do": "add_sa",
-                "with": to_plain(replace(sad_entry(USERSPACE_SPI_BIT), replay_window=-1)),
+                "do": "add",
+                "with": [
+                    ["SadEntry", to_plain(replace(sad_entry(USERSPACE_SPI_BIT), replay_window=-1))]
+                ],
             }
         ),
     )
@@ -150,7 +155,7 @@ def test_junk_requests_are_answered_and_end_nothing(moon: str, tmp_path: Path) -
         for request in junk:
             connection.send(request)
             reply = requests.decode(connection.recv(requests.MAX_PACKET))
-            assert "error" in reply or request == junk[-2]
+            assert "error" in (reply.get("result") or reply) or request == junk[-2]
     assert datapath.dump() == Dump(sad=(), spd=())
     datapath.stop()
 

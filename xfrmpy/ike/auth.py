@@ -20,6 +20,7 @@ from xfrmpy.ike.child_sa import ChildSa, proposals_of_first_child
 from xfrmpy.ike.childless import begins_childless, child_offer
 from xfrmpy.ike.create_child_sa import give_up_child
 from xfrmpy.ike.errors import AuthenticationFailed, PeerIncompatible
+from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import first_error, only, optional
 from xfrmpy.ike.extensions import offer_in_auth, take_notifications
 from xfrmpy.ike.first_contact import check_unique, close_replaced, initial_contact
@@ -36,7 +37,7 @@ from xfrmpy.ike.refusals import failure_of
 from xfrmpy.ike.resumption import settle_resumption, tunnel_of_resumed
 from xfrmpy.ike.succession import supersede
 from xfrmpy.ike.synchronization import SYNC_SUPPORTED, supports_sync
-from xfrmpy.ike.window import OUR_WINDOW_SIZE
+from xfrmpy.ike.window_size import WINDOW_SIZE
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal, choose_proposal, esp_suite
 from xfrmpy.policy.model import TunnelPolicy
@@ -47,6 +48,7 @@ from xfrmpy.wire.payloads import (
     IdrPayload,
     NotifyPayload,
     OpenPayload,
+    PuzzleSolutionPayload,
     SaPayload,
 )
 
@@ -54,20 +56,18 @@ if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
     from xfrmpy.wire.redirect import Gateway
 
-WINDOW_SIZE = NotifyPayload(
-    type=NotifyType.SET_WINDOW_SIZE, data=OUR_WINDOW_SIZE.to_bytes(4, "big")
-)
-"""RFC 7296 section 2.3. It holds once this exchange is done."""
-
 
 class IkeAuth:
-    """The initiator's side."""
+    """The initiator's side; `solution` is of the puzzle that came with IKE_SA_INIT, if one did."""
 
     type: ClassVar[ExchangeType] = ExchangeType.IKE_AUTH
 
-    def __init__(self, sa: IkeSa, tunnel: TunnelPolicy) -> None:
+    def __init__(
+        self, sa: IkeSa, tunnel: TunnelPolicy, solution: PuzzleSolutionPayload | None = None
+    ) -> None:
         self._sa = sa
         self._tunnel = tunnel
+        self._solution = () if solution is None else (solution,)
         self._identity = IdiPayload(identity=_our_identity(sa, tunnel))
         self._child: ChildSa | None = None
         if not begins_childless(sa, tunnel):
@@ -83,7 +83,8 @@ class IkeAuth:
         payloads.append(_our_auth(self._sa, self._tunnel, self._identity))
         child = () if self._child is None else self._child.offer()
         extensions = offer_in_auth(self._sa)
-        return (*payloads, *extensions, *child, WINDOW_SIZE, SYNC_SUPPORTED)
+        abilities = (WINDOW_SIZE, SYNC_SUPPORTED)
+        return (*self._solution, *payloads, *extensions, *child, *abilities)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
         error = first_error(payloads)
@@ -200,9 +201,7 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
         check_mode_asked(policy, traffic)
         child.choose(_without_key_exchange(wanted), traffic)
     except PeerIncompatible as incompatible:
-        give_up_child(sa, child)
-        sa.respond((*proof, incompatible.notify))
-        sa.core.emit(RequestRefused(tunnel=tunnel.name, path=sa.path, failure=incompatible.failure))
+        _refuse_child(sa, child, (*proof, incompatible.notify), incompatible.failure, now)
         return
     install_first_child(sa, child)
     sa.core.defer(sa, lambda moment: _finish_answer(sa, child, proof, moment), now)
@@ -227,13 +226,21 @@ def install_first_child(sa: IkeSa, child: ChildSa) -> None:
 def _finish_answer(sa: IkeSa, child: ChildSa, proof: tuple[OpenPayload, ...], now: float) -> None:
     """The datapath has done its part, or refused."""
     if child.failure:
-        failure = _refused_by_datapath(child)
-        give_up_child(sa, child)
-        sa.respond((*proof, NotifyPayload(type=NotifyType.TEMPORARY_FAILURE)))
-        sa.core.emit(RequestRefused(tunnel=sa.tunnel_name, path=sa.path, failure=failure))
+        notify = NotifyPayload(type=NotifyType.TEMPORARY_FAILURE)
+        _refuse_child(sa, child, (*proof, notify), _refused_by_datapath(child), now)
         return
     sa.respond((*proof, *child.answer(), *_abilities(sa)))
     child.established(now)
+
+
+def _refuse_child(
+    sa: IkeSa, child: ChildSa, answer: tuple[OpenPayload, ...], failure: Failure, now: float
+) -> None:
+    """The IKE SA stands all the same (section 1.2), and waits for a Child SA that fits better."""
+    give_up_child(sa, child)
+    sa.respond(answer)
+    sa.expect_child(now)
+    sa.core.emit(RequestRefused(tunnel=sa.tunnel_name, path=sa.path, failure=failure))
 
 
 def _abilities(sa: IkeSa) -> tuple[NotifyPayload, ...]:
@@ -273,7 +280,6 @@ def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> Tunne
             continue
         if _accepts_suite(sa, tunnel):
             return tunnel
-    known = candidates.policies
     raise AuthenticationFailed(
         Failure(
             code="XF2007",
@@ -281,8 +287,8 @@ def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> Tunne
             evidence=(
                 ("they are", str(initiator)),
                 ("they want", "anybody" if wanted is None else str(wanted)),
-                ("we expect", ", ".join(str(t.remote_id) for t in known)),
-                ("we are", ", ".join(str(_our_identity(sa, t)) for t in known)),
+                ("we expect", listed(t.remote_id for t in candidates.policies)),
+                ("we are", listed(_our_identity(sa, t) for t in candidates.policies)),
             ),
         )
     )

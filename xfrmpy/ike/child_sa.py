@@ -14,6 +14,7 @@ from xfrmpy.ike.agreement import choose_for_method, method_of
 from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import FIRST_CHILD_SPI, Core
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
+from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.lifetimes import datapath_lifetime, replacement_seconds
 from xfrmpy.ike.modes import Traffic, mode_payloads
 from xfrmpy.ike.outputs import (
@@ -58,7 +59,8 @@ class ChildSa:
     while we were at the same. `scope` is a part of what policy allows; `packet` is what has just
     been met and needs it, and is offered first (RFC 7296 section 2.9). `gone_spis` are what the
     peer has deleted before we could know whether one of them is ours: a Delete may overtake the
-    answer that makes the Child SA.
+    answer that makes the Child SA. `is_outdated`: the policy of its tunnel has changed since, and
+    what that means to it is still to be seen.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class ChildSa:
         self.rekey_at: float | None = None
         self.wait_until: float | None = None
         self.is_told = False
+        self.is_outdated: bool = replaces is not None and replaces.is_outdated
         self.gone_spis: set[bytes] = set()
         self.is_asking_usage = False
         self.last_received_at = 0.0
@@ -139,12 +142,12 @@ class ChildSa:
         """
         chosen = choose_for_method(offered, self._proposals, method)
         if chosen is None:
-            ours = _listed(self._proposals)
+            ours = listed(self._proposals)
             raise PeerIncompatible.of(
                 "XF2003",
                 "no ESP proposal of the peer is one of ours",
                 NotifyType.NO_PROPOSAL_CHOSEN,
-                evidence=(("we accept", ours), ("they offered", _listed(offered))),
+                evidence=(("we accept", ours), ("they offered", listed(offered))),
             )
         remote = narrow_selectors(traffic.remote, self.policy.remote)
         local = narrow_selectors(traffic.local, self.policy.local)
@@ -154,10 +157,10 @@ class ChildSa:
                 "the peer's traffic selectors have nothing in common with ours",
                 NotifyType.TS_UNACCEPTABLE,
                 evidence=(
-                    ("our local", _listed(self.policy.local)),
-                    ("their TSr", _listed(traffic.local)),
-                    ("our remote", _listed(self.policy.remote)),
-                    ("their TSi", _listed(traffic.remote)),
+                    ("our local", listed(self.policy.local)),
+                    ("their TSr", listed(traffic.local)),
+                    ("our remote", listed(self.policy.remote)),
+                    ("their TSi", listed(traffic.remote)),
                 ),
             )
         if not _is_affordable(local, remote):
@@ -267,14 +270,16 @@ class ChildSa:
         else:
             self.last_sent_at = max(self.last_sent_at, moment)
 
-    def refused(self, output: AddSa | AddPolicy, reason: str) -> None:
+    def refused(
+        self, output: AddSa | AddPolicy, reason: str, not_done: Iterable[AddSa | AddPolicy] = ()
+    ) -> None:
         """The datapath refused a part of it: ask for no more, and remember why.
 
         What was refused may be somebody else's, so `close` leaves it alone.
         """
         self.failure = reason
         withdrawn = self._core.withdraw_additions(self.spi_in)
-        absent = [addition.entry for addition in (output, *withdrawn)]
+        absent = [addition.entry for addition in (output, *not_done, *withdrawn)]
         self.in_force = [entry for entry in self.in_force if entry not in absent]
         self._absent = tuple(entry for entry in absent if isinstance(entry, SpdEntry))
 
@@ -330,9 +335,14 @@ class ChildSa:
         assert self.proposal is not None
         return int.from_bytes(self.proposal.spi, "big")
 
+    def note_gone(self) -> None:
+        """The peer has deleted it, and may have told us too early."""
+        assert self.proposal is not None
+        self.gone_spis.add(self.proposal.spi)
+
     @property
     def is_gone(self) -> bool:
-        """Whether the peer has deleted it before it told us of it."""
+        """Whether the peer has deleted it before it told us of it, or of what replaces it."""
         assert self.proposal is not None
         return self.proposal.spi in self.gone_spis
 
@@ -481,7 +491,3 @@ def _checked_spi(proposal: Proposal) -> Proposal:
     if len(proposal.spi) != SPI_SIZE or int.from_bytes(proposal.spi, "big") < FIRST_CHILD_SPI:
         raise PeerMisbehaved(f"0x{proposal.spi.hex()} is no SPI of ESP")
     return proposal
-
-
-def _listed(values: Iterable[object]) -> str:
-    return ", ".join(map(str, values))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import is_dataclass
 from ipaddress import ip_address, ip_network
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -14,6 +17,7 @@ from xfrmpy.datapath.interface import Acquire, Event, Expired, MappingChanged
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
+from xfrmpy.ipsec.plain import to_plain
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import Direction, Lifetime, SadEntry, SaId, UdpEncapsulation
 from xfrmpy.ipsec.selectors import MaskedPort, Selector, TrafficSelector
@@ -89,6 +93,13 @@ def test_the_largest_entries_fit_their_packets(entry: object) -> None:
     assert len(requests.encode(reply)) <= requests.MAX_PACKET
 
 
+def test_the_longest_question_and_answer_fit_their_packets() -> None:
+    asked = to_plain((SA,) * requests.IDS_PER_PACKET)
+    assert len(requests.encode({"do": "seconds_idle", "with": asked})) <= requests.MAX_PACKET
+    told = {"result": [123456789.12345679] * requests.IDS_PER_PACKET}
+    assert len(requests.encode(told)) <= requests.MAX_PACKET
+
+
 def test_no_entries_are_one_piece() -> None:
     assert list(requests.in_pieces([])) == [[]]
 
@@ -118,3 +129,19 @@ def test_keys_are_in_the_packet_and_not_in_the_words() -> None:
     assert LARGEST_SA.integrity_key.hex() in json.dumps(piece)
     assert "integrity_key" not in repr(LARGEST_SA)
     assert "encryption_key" not in repr(LARGEST_SA)
+
+
+def test_the_format_is_that_of_everything_that_passes() -> None:
+    """A dataclass that it does not know could change, and an old worker would not be found out."""
+    known = set(requests.VALUES)
+    within = {
+        part for kind in known for hint in get_type_hints(kind).values() for part in _of(hint)
+    }
+    assert {kind for kind in within if is_dataclass(kind)} <= known
+    assert known >= {SadEntry, SpdEntry, *requests.EVENT_KINDS.values()}
+
+
+def _of(hint: Any) -> Iterator[Any]:
+    yield hint
+    for argument in get_args(hint):
+        yield from _of(argument)

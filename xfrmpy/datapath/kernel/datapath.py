@@ -10,12 +10,19 @@ from __future__ import annotations
 import errno
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
 
-from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event, Expired
+from xfrmpy.datapath.interface import (
+    Capabilities,
+    DatapathError,
+    Dump,
+    Event,
+    Expired,
+    add_one_by_one,
+)
 from xfrmpy.datapath.kernel import entries
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, Group, MessageType
 from xfrmpy.datapath.kernel.probe import probe
@@ -48,6 +55,7 @@ class KernelDatapath:
         self._seen: dict[SaId, tuple[int, float]] = {}  # packets, and when there were first so many
         self._routed: set[Selector] = set()  # of the OUT policies that have a route
         self._taken: set[int] = set()  # the indices of our policies
+        self._untold: list[Event] = []  # what happened before this process
 
     @classmethod
     def open(cls) -> KernelDatapath:
@@ -71,6 +79,9 @@ class KernelDatapath:
     def add_sa(self, entry: SadEntry) -> None:
         self._requests.ask(Request(entries.encode_sa(entry), f"add {entry.id}", create=True))
         self._sas[entry.id] = entry.reqid
+
+    def add(self, entries: Sequence[SadEntry | SpdEntry]) -> None:
+        add_one_by_one(self, entries)
 
     def update_sa(self, entry: SadEntry) -> None:
         self._change(entry.id, entry, f"update {entry.id}")
@@ -111,14 +122,18 @@ class KernelDatapath:
     def usage(self, sa: SaId) -> Usage:
         """Linux 6.1 does not tell the last use: then `seconds_idle` counts from when a packet was
         first seen here to have passed, and is as exact as `usage` is frequent."""
-        message = self._our_sa(sa, f"read the usage of {sa}")
-        usage = entries.decode_usage(message, time.time())
-        if usage.seconds_idle is not None or not usage.packets:
-            return usage
-        now = time.monotonic()
-        if self._seen.get(sa, (0, now))[0] != usage.packets:
-            self._seen[sa] = (usage.packets, now)
-        return replace(usage, seconds_idle=now - self._seen[sa][1])
+        return self._usage_of(sa, self._our_sa(sa, f"read the usage of {sa}"))
+
+    def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
+        what = "read the usage of SAs"
+        gets = [Request(entries.encode_sa_id(sa, MessageType.GETSA), what) for sa in sas]
+        replies = [reply.unless(*_GONE).messages for reply in self._requests.exchange(gets)]
+        return tuple(
+            self._usage_of(sa, found[0]).seconds_idle
+            if found and entries.is_our_sa(found[0])
+            else None
+            for sa, found in zip(sas, replies, strict=True)
+        )
 
     def dump(self) -> Dump:
         return Dump(
@@ -132,7 +147,7 @@ class KernelDatapath:
         deletions = [entries.encode_policy_index(policy) for policy in self._dump_policies()]
         deletions += [_deletion(sa) for sa in sas]
         replies = self._requests.exchange([Request(d, "remove what is ours") for d in deletions])
-        for known in (self._sas, self._seen, self._routed, self._taken):
+        for known in (self._sas, self._seen, self._routed, self._taken, self._untold):
             known.clear()
         return sum(reply.unless(*_GONE).error is None for reply in replies)
 
@@ -140,7 +155,7 @@ class KernelDatapath:
         return self._events.fileno()
 
     def read_events(self) -> tuple[Event, ...]:
-        events: list[Event] = []
+        events, self._untold = self._untold, []
         while not self._drain(events):
             events += self._missed_events()
         for event in events:
@@ -159,12 +174,29 @@ class KernelDatapath:
         policies = self._dump_policies()
         self._taken.update(policy.body["index"] for policy in policies)
         for entry in _readable(entries.decode_policy, policies):
-            with suppress(DatapathError):  # the way to the peer may be down just now
-                self._set_route(entry)
+            self._adopt_route(entry)
+        self._routes.remove_unclaimed()
+        self._untold = self._missed_events()
+
+    def _adopt_route(self, entry: SpdEntry) -> None:
+        try:
+            self._set_route(entry)
+        except DatapathError:  # The way to the peer may be down just now.
+            self._routes.claim(entry.selector.destination, local=entry.selector.source)
+            self._routed.add(entry.selector)
 
     def _forget(self, sa: SaId) -> None:
         self._sas.pop(sa, None)
         self._seen.pop(sa, None)
+
+    def _usage_of(self, sa: SaId, message: Message) -> Usage:
+        usage = entries.decode_usage(message, time.time())
+        if usage.seconds_idle is not None or not usage.packets:
+            return usage
+        now = time.monotonic()
+        if self._seen.get(sa, (0, now))[0] != usage.packets:
+            self._seen[sa] = (usage.packets, now)
+        return replace(usage, seconds_idle=now - self._seen[sa][1])
 
     def _our_sa(self, sa: SaId, what: str) -> Message:
         found = self._requests.ask(Request(entries.encode_sa_id(sa, MessageType.GETSA), what))
