@@ -7,14 +7,27 @@ and no asyncio: this is what the hot commands wait for. The wire format is in `p
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from xfrmpy.control import protocol
-from xfrmpy.control.protocol import FailureReply, Progress, StatusReply, TunnelReply
+from xfrmpy.control.protocol import (
+    ApplyCall,
+    EventsReply,
+    FailureReply,
+    KeepReply,
+    PlanCall,
+    PlanReply,
+    Progress,
+    StatusReply,
+    TunnelReply,
+    WaitReply,
+)
 from xfrmpy.control.values import Unfit, decode, parse_object
 from xfrmpy.failures import OperatorError
 
@@ -26,6 +39,9 @@ MAX_REPLY = 32 * 1024 * 1024
 """Octets. A tunnel takes about 1.5 KiB in a status, so this is some twenty thousand of them."""
 
 STATUS_SECONDS = 10.0
+APPLY_SECONDS = 3600.0
+"""A thousand tunnels may be replaced, one after the other."""
+
 GRACE_SECONDS = 5.0
 """How much longer than the daemon we wait: its own time-out says more than ours can."""
 
@@ -47,10 +63,25 @@ class Client:
 
     def status(self, tunnel: str | None = None) -> StatusReply:
         """The daemon and all its tunnels, or the one named."""
-        parameters = {} if tunnel is None else {"tunnel": tunnel}
-        for reply, _ in self._call(protocol.STATUS, parameters, STATUS_SECONDS):
-            return _decode(StatusReply, reply)
-        raise _gone(self._socket_path)
+        parameters = _without_none({"tunnel": tunnel})
+        return _decode(StatusReply, self._ask(protocol.STATUS, parameters, STATUS_SECONDS))
+
+    def events(self, tunnel: str | None, last: int) -> EventsReply:
+        """The last events, of all or of one tunnel."""
+        parameters = _without_none({"tunnel": tunnel, "last": last})
+        return _decode(EventsReply, self._ask(protocol.MONITOR, parameters, STATUS_SECONDS))
+
+    def follow(self, tunnel: str | None, last: int) -> Iterator[EventsReply]:
+        """The same, and then what happens, for ever."""
+        parameters = _without_none({"tunnel": tunnel, "last": last})
+        for reply, _ in self._call(protocol.MONITOR, parameters, math.inf, more=True):
+            yield _decode(EventsReply, reply)
+
+    def wait(self, tunnel: str, state: str, timeout_seconds: float) -> WaitReply:
+        """Wait until a tunnel is `up` or `down`; XF4007 if it is not in time."""
+        parameters = {"tunnel": tunnel, "state": state, "timeout_seconds": timeout_seconds}
+        seconds = timeout_seconds + GRACE_SECONDS
+        return _decode(WaitReply, self._ask(protocol.WAIT, parameters, seconds))
 
     def up(self, tunnel: str, timeout_seconds: float) -> Iterator[Progress | TunnelReply]:
         """Bring a tunnel up: what happens on the way, and at last a `TunnelReply`."""
@@ -64,23 +95,51 @@ class Client:
         """Replace the Child SAs and the IKE SA of a tunnel, likewise."""
         return self._change(protocol.REKEY, tunnel, timeout_seconds)
 
+    def plan(self, call: PlanCall) -> PlanReply:
+        """What it takes to get from what is in force to what policy says."""
+        return _decode(PlanReply, self._ask(protocol.PLAN, asdict(call), APPLY_SECONDS))
+
+    def apply(self, call: ApplyCall) -> Iterator[Progress | PlanReply]:
+        """Put a policy in force: what happens on the way, and at last what was done."""
+        return self._steps(protocol.APPLY, asdict(call), APPLY_SECONDS, PlanReply)
+
+    def confirm(self) -> KeepReply:
+        """Keep what was applied to be confirmed."""
+        return _decode(KeepReply, self._ask(protocol.CONFIRM, {}, STATUS_SECONDS))
+
+    def rollback(self, timeout_seconds: float) -> Iterator[Progress | PlanReply]:
+        """Put the policy before the last one in force again, likewise."""
+        parameters = {"timeout_seconds": timeout_seconds}
+        return self._steps(protocol.ROLLBACK, parameters, APPLY_SECONDS, PlanReply)
+
     def _change(
         self, method: str, tunnel: str, timeout_seconds: float
     ) -> Iterator[Progress | TunnelReply]:
         parameters = {"tunnel": tunnel, "timeout_seconds": timeout_seconds}
-        for reply, continues in self._call(method, parameters, timeout_seconds + GRACE_SECONDS):
+        return self._steps(method, parameters, timeout_seconds + GRACE_SECONDS, TunnelReply)
+
+    def _steps(
+        self, method: str, parameters: dict[str, Any], seconds: float, last: type[_Reply]
+    ) -> Iterator[Progress | _Reply]:
+        for reply, continues in self._call(method, parameters, seconds, more=True):
             if continues:
                 yield _decode(Progress, reply.get("progress"))
             else:
-                yield _decode(TunnelReply, reply)
+                yield _decode(last, reply)
+
+    def _ask(self, method: str, parameters: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """The one reply."""
+        for reply, _ in self._call(method, parameters, seconds, more=False):
+            return reply
+        raise _gone(self._socket_path)
 
     def _call(
-        self, method: str, parameters: dict[str, Any], seconds: float
+        self, method: str, parameters: dict[str, Any], seconds: float, *, more: bool
     ) -> Iterator[tuple[dict[str, Any], bool]]:
         """The parameters of each reply, and whether more replies follow it."""
         deadline_at = time.monotonic() + seconds
         with self._connect(deadline_at) as connection:
-            call = {"method": method, "parameters": parameters, "more": method != protocol.STATUS}
+            call = {"method": method, "parameters": parameters, "more": more}
             try:
                 connection.sendall(protocol.encode_message(call))
             except OSError as error:
@@ -132,7 +191,14 @@ def _receive(connection: socket.socket, deadline_at: float, socket_path: Path) -
     return octets
 
 
-def _left(deadline_at: float) -> float:
+def _without_none(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _left(deadline_at: float) -> float | None:
+    """None is for ever, to a socket."""
+    if math.isinf(deadline_at):
+        return None
     left = deadline_at - time.monotonic()
     if left <= 0:
         raise TimeoutError

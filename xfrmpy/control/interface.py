@@ -19,12 +19,22 @@ from typing import Any
 
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import (
+    ApplyCall,
     ChangeCall,
+    ConfirmCall,
+    EventsReply,
     FailureReply,
+    KeepReply,
+    MonitorCall,
+    PlanCall,
+    PlanReply,
     Progress,
+    RollbackCall,
     StatusCall,
     StatusReply,
     TunnelReply,
+    WaitCall,
+    WaitReply,
 )
 from xfrmpy.control.values import field_types
 
@@ -32,10 +42,14 @@ INTERFACE = "org.xfrmpy"
 
 
 class Replies(Enum):
-    """How often a method replies: `STEPS` are told on the way, to callers that ask for `more`."""
+    """How often a method replies to a caller that asks for `more`.
+
+    `STEPS` are told on the way to the one reply; a `STREAM` goes on until the caller hangs up.
+    """
 
     ONCE = auto()
     STEPS = auto()
+    STREAM = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +70,19 @@ METHODS: dict[str, Method] = {
         help="The daemon and its tunnels.",
         for_readers=True,
     ),
+    protocol.MONITOR: Method(
+        takes=MonitorCall,
+        gives=EventsReply,
+        help="What has happened. With `more` it goes on with what happens then.",
+        replies=Replies.STREAM,
+        for_readers=True,
+    ),
+    protocol.WAIT: Method(
+        takes=WaitCall,
+        gives=WaitReply,
+        help="Wait until a tunnel is up or down, without bringing it there.",
+        for_readers=True,
+    ),
     protocol.UP: Method(
         takes=ChangeCall,
         gives=TunnelReply,
@@ -72,6 +99,28 @@ METHODS: dict[str, Method] = {
         takes=ChangeCall,
         gives=TunnelReply,
         help="Replace the keys of a tunnel.",
+        replies=Replies.STEPS,
+    ),
+    protocol.PLAN: Method(
+        takes=PlanCall,
+        gives=PlanReply,
+        help="What it takes to get from what is in force to what policy says.",
+    ),
+    protocol.APPLY: Method(
+        takes=ApplyCall,
+        gives=PlanReply,
+        help="Put the policy in force, all of it or nothing.",
+        replies=Replies.STEPS,
+    ),
+    protocol.CONFIRM: Method(
+        takes=ConfirmCall,
+        gives=KeepReply,
+        help="Keep what was applied to be confirmed.",
+    ),
+    protocol.ROLLBACK: Method(
+        takes=RollbackCall,
+        gives=PlanReply,
+        help="Put the policy before the last one in force again.",
         replies=Replies.STEPS,
     ),
 }

@@ -13,10 +13,10 @@ import logging
 import os
 import select
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from xfrmpy import __version__
 from xfrmpy.control import protocol
@@ -24,11 +24,11 @@ from xfrmpy.control.interface import (
     INTERFACE,
     METHODS,
     SERVICE_DESCRIPTION,
+    Replies,
     describe_interface,
 )
 from xfrmpy.control.protocol import (
     MAX_CALL,
-    FailureReply,
     Progress,
     encode_error,
     encode_failure,
@@ -37,10 +37,11 @@ from xfrmpy.control.protocol import (
 )
 from xfrmpy.control.values import Unfit, decode, parse_object
 from xfrmpy.daemon.callers import Caller, Doorkeeper
+from xfrmpy.daemon.replies import reply_of
 from xfrmpy.failures import Failure, OperatorError
 
 Answer = Callable[[dict[str, Any]], AsyncIterator[Any]]
-"""A method: its parameters in, any number of `Progress` and then one reply out."""
+"""A method: its parameters in, any number of `Progress` and then one reply out; or a stream."""
 
 Send = Callable[[bytes], Awaitable[None]]
 
@@ -168,10 +169,16 @@ class ControlServer:
         if interface != INTERFACE:
             raise _VarlinkError(protocol.INTERFACE_NOT_FOUND, interface=interface)
         self._check(call, caller)
-        async for reply in self._methods[call.method](call.parameters):
-            continues = isinstance(reply, Progress)
-            if call.more or not continues:
-                yield encode_reply(reply, continues=continues)
+        is_stream = METHODS[call.method].replies is Replies.STREAM
+        replies = self._methods[call.method](call.parameters)
+        # Closed at once, and not when its memory is collected: it may listen to something.
+        async with contextlib.aclosing(cast("AsyncGenerator[Any, None]", replies)):
+            async for reply in replies:
+                continues = is_stream or isinstance(reply, Progress)
+                if call.more or not continues or is_stream:
+                    yield encode_reply(reply, continues=continues and call.more)
+                if is_stream and not call.more:
+                    return
 
     def _check(self, call: _Call, caller: Caller) -> None:
         method = METHODS.get(call.method)
@@ -187,15 +194,6 @@ class ControlServer:
             raise _VarlinkError(protocol.INVALID_PARAMETER, parameter=error.where) from error
 
 
-def reply_of(failure: Failure) -> FailureReply:
-    """A failure as it goes over the socket."""
-    return FailureReply(
-        code=failure.code,
-        summary=failure.summary,
-        evidence=[list(pair) for pair in failure.evidence],
-    )
-
-
 class _Reader(asyncio.StreamReader):
     """Knows that nothing more will come, also while nobody reads."""
 
@@ -207,6 +205,10 @@ class _Reader(asyncio.StreamReader):
         super().feed_eof()
         self.ended.set()
 
+    def set_exception(self, exc: Exception) -> None:
+        super().set_exception(exc)
+        self.ended.set()
+
 
 async def _unless_hung_up(
     answer: Coroutine[Any, Any, None], reader: _Reader, writer: asyncio.StreamWriter
@@ -216,7 +218,7 @@ async def _unless_hung_up(
     ended = asyncio.ensure_future(reader.ended.wait())
     try:
         await asyncio.wait({work, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done() and _has_hung_up(writer.get_extra_info("socket")):
+        if not work.done() and _has_hung_up(writer.transport):
             raise ConnectionResetError
         await work
     finally:
@@ -224,16 +226,20 @@ async def _unless_hung_up(
         ended.cancel()
 
 
-def _has_hung_up(connection: socket.socket) -> bool:
+def _has_hung_up(transport: asyncio.WriteTransport) -> bool:
     """Whether the other end is closed both ways; one way means only that no more calls come."""
+    if transport.is_closing():
+        return True
     poll = select.poll()
-    poll.register(connection.fileno(), 0)
+    poll.register(transport.get_extra_info("socket").fileno(), 0)
     return bool(poll.poll(0))
 
 
 async def _send(writer: asyncio.StreamWriter, octets: bytes) -> None:
     writer.write(octets)
-    await asyncio.wait_for(writer.drain(), SEND_SECONDS)
+    # Not `wait_for`, which may swallow a cancellation that comes when it is about to return.
+    async with asyncio.timeout(SEND_SECONDS):
+        await writer.drain()
 
 
 async def _discard(_octets: bytes) -> None:

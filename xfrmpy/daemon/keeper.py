@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from xfrmpy.daemon.engine import Engine
+from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.narration import summarize
+from xfrmpy.daemon.occurrences import retrying, unresolved
 from xfrmpy.daemon.resolver import paths_to, resolve_names, resolve_peer
 from xfrmpy.daemon.status import tunnel_state
 from xfrmpy.daemon.tunnel import Tunnel
@@ -33,9 +35,12 @@ RESOLVE_SECONDS = 300.0
 class Keeper:
     """See the module. `tunnels` are the daemon's, by name; they come and go."""
 
-    def __init__(self, tunnels: Mapping[str, Tunnel], engine: Engine) -> None:
+    def __init__(
+        self, tunnels: Mapping[str, Tunnel], engine: Engine, hear: Callable[[Occurrence], None]
+    ) -> None:
         self._tunnels = tunnels
         self._engine = engine
+        self._hear = hear
         self._loop = asyncio.get_running_loop()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -49,8 +54,9 @@ class Keeper:
     def let_go(self, tunnel: Tunnel) -> None:
         """It does not come back by itself from now on."""
         tunnel.wanted = False
-        if tunnel.attempt is not None:
-            tunnel.attempt.cancel()
+        for task in (tunnel.keeping, tunnel.attempt):
+            if task is not None:
+                task.cancel()
 
     def state(self, tunnel: Tunnel) -> str:
         return tunnel_state(tunnel, self._engine.ike_sas(tunnel.policy.name))
@@ -122,19 +128,26 @@ class Keeper:
     def want(self, tunnel: Tunnel) -> None:
         if not tunnel.wanted:
             tunnel.wanted = True
-            self.spawn(self._keep_up(tunnel))
+            text = "wanted: it is brought up, and kept up"
+            self._hear(Occurrence(event="tunnel-wanted", tunnel=tunnel.policy.name, text=text))
+            if tunnel.keeping is None or tunnel.keeping.done():
+                tunnel.keeping = self.spawn(self._keep_up(tunnel))
 
     async def _keep_up(self, tunnel: Tunnel) -> None:
         delay = FIRST_RETRY_SECONDS
         while tunnel.wanted:
+            failure = None
             try:
                 if self.state(tunnel) != "up":
                     await asyncio.shield(self.attempt(tunnel))
                 delay = FIRST_RETRY_SECONDS
                 await self._until_down(tunnel)
             except OperatorError as error:
-                log.warning("%s: %s", tunnel.policy.name, summarize(error.failure))
-            await asyncio.sleep(delay * random.uniform(0.75, 1.25))
+                failure = error.failure
+            pause = delay * random.uniform(0.75, 1.25)
+            if tunnel.wanted:
+                self._hear(retrying(tunnel.policy.name, pause, failure))
+            await asyncio.sleep(pause)
             delay = min(delay * 2, LAST_RETRY_SECONDS)
 
     async def keep_resolving(self) -> None:
@@ -142,15 +155,15 @@ class Keeper:
         while True:
             for tunnel in tuple(self._tunnels.values()):
                 if tunnel.policy.peers and tunnel.placement.failure is None:
-                    await self._resolve(tunnel)
+                    await self.resolve(tunnel)
             await asyncio.sleep(RESOLVE_SECONDS)
 
-    async def _resolve(self, tunnel: Tunnel) -> None:
+    async def resolve(self, tunnel: Tunnel) -> None:
         try:
             addresses = await resolve_peer(tunnel.policy)
             self._engine.set_peer_addresses(tunnel.policy.name, addresses)
         except OperatorError as error:
-            log.warning("%s: %s", tunnel.policy.name, summarize(error.failure))
+            self._hear(unresolved(tunnel.policy.name, error.failure))
 
     async def _until_down(self, tunnel: Tunnel) -> None:
         with tunnel.listen() as reports:

@@ -20,15 +20,22 @@ from typing import Any
 from xfrmpy import __version__
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import Progress, StatusReply, TunnelReply, TunnelStatus
+from xfrmpy.daemon.applying import Applier
 from xfrmpy.daemon.callers import Doorkeeper
-from xfrmpy.daemon.control_server import ControlServer, reply_of
+from xfrmpy.daemon.control_server import ControlServer
 from xfrmpy.daemon.crash_secret import crash_secret
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.engine import Engine
+from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.keeper import Keeper, error_of
-from xfrmpy.daemon.narration import narrate, summarize
+from xfrmpy.daemon.narration import narrate
+from xfrmpy.daemon.news import News
 from xfrmpy.daemon.notify import notify_service_manager
+from xfrmpy.daemon.observation import Observation
+from xfrmpy.daemon.occurrences import placed, started
+from xfrmpy.daemon.policy_calls import PolicyCalls
 from xfrmpy.daemon.rekeying import has_forward_secrecy, replace_child_sas, replace_sas
+from xfrmpy.daemon.replies import reply_of
 from xfrmpy.daemon.socket_keeper import SocketKeeper
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.daemon.status import tunnel_status
@@ -37,16 +44,13 @@ from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.outputs import ChildSaEstablished, Output, Redirected, RequestRefused, TunnelClosed
-from xfrmpy.policy.load import LoadedPolicy
+from xfrmpy.policy.load import LoadedPolicy, config_path
 from xfrmpy.policy.model import StartMode
 
 log = logging.getLogger(__name__)
 
 FAREWELL_SECONDS = 2.0
 """How long a stopping daemon waits for its peers to acknowledge that it goes."""
-
-REFUSAL_LOG_SECONDS = 5.0
-"""How often a refusal of somebody unknown is a warning; the others are logged when asked for."""
 
 REHEARSAL_SECONDS = 5.0
 """How long `up` waits for the rehearsal of a rekeying; a peer that is slower is none the worse."""
@@ -76,7 +80,7 @@ class Service:
         self._started_at = self._loop.time()
         self._stopped = asyncio.Event()
         self._lost: OperatorError | None = None
-        self._next_refusal_at = 0.0
+        self._news = News()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopped.set)
         # The sockets first: they show that the ports are ours, and the userspace worker opens its
@@ -99,11 +103,7 @@ class Service:
         for policy in self._loaded.tunnels:
             placement = self._datapaths.place(policy)
             self._tunnels[policy.name] = Tunnel(placement)
-            if placement.failure is not None:
-                log.error("%s: %s", policy.name, summarize(placement.failure))
-            else:
-                because = f", because {placement.reason}" if placement.reason else ""
-                log.info("%s: %s datapath%s", policy.name, placement.policy.datapath, because)
+            self._news.hear(placed(placement))
 
     async def _serve(self, sockets: IkeSockets) -> None:
         # A tunnel that cannot be had here is no tunnel to a peer that calls, either.
@@ -117,14 +117,23 @@ class Service:
         self._engine = Engine(
             endpoint, usable, sockets, self._datapaths, self._runtime_dir, self._hear, self._lose
         )
-        self._keeper = Keeper(self._tunnels, self._engine)
+        self._keeper = Keeper(self._tunnels, self._engine, self._news.hear)
+        observation = Observation(self._news.history, self._find, self._status_of)
+        applier = Applier(self._tunnels, self._keeper, self._engine, self._datapaths)
+        self._policy = PolicyCalls(self._loaded, config_path(self._environ), applier)
         control = ControlServer(
             self._runtime_dir / protocol.SOCKET_NAME,
             {
                 protocol.STATUS: self._status,
+                protocol.MONITOR: observation.monitor,
+                protocol.WAIT: observation.wait,
                 protocol.UP: self._up,
                 protocol.DOWN: self._down,
                 protocol.REKEY: self._rekey,
+                protocol.PLAN: self._policy.plan,
+                protocol.APPLY: self._policy.apply,
+                protocol.CONFIRM: self._policy.confirm,
+                protocol.ROLLBACK: self._policy.rollback,
             },
             self._doorkeeper,
         )
@@ -136,11 +145,13 @@ class Service:
                 if tunnel.policy.start is StartMode.AUTO and tunnel.placement.failure is None:
                     self._keeper.want(tunnel)
             notify_service_manager(self._environ, "READY=1")
-            log.info("ready, process %d, tunnels: %d", os.getpid(), len(self._tunnels))
+            self._news.hear(started(os.getpid(), len(self._tunnels)))
             await self._stopped.wait()
+            self._news.hear(Occurrence(event="daemon-stopping", text="stopping"))
             notify_service_manager(self._environ, "STOPPING=1")
         finally:
             await control.stop()
+            self._policy.stop()
             await self._say_farewell()
             self._engine.stop()
 
@@ -157,15 +168,17 @@ class Service:
 
     def _lose(self, error: OperatorError) -> None:
         """Without its datapath a daemon would only pretend: a service manager starts it anew."""
+        self._news.hear(
+            Occurrence(event="datapath-lost", text=error.failure.summary, failure=error.failure)
+        )
         self._lost = error
         self._stopped.set()
 
     # News from the core.
 
     def _hear(self, report: Output) -> None:
-        name: str = getattr(report, "tunnel", "")
-        log.log(self._level(report, name), "%s: %s", name or "no tunnel", narrate(report))
-        tunnel = self._tunnels.get(name)
+        self._news.hear(report)
+        tunnel = self._tunnels.get(getattr(report, "tunnel", ""))
         if tunnel is None:
             return
         if isinstance(report, ChildSaEstablished):
@@ -177,19 +190,6 @@ class Service:
             if not tunnel.is_connecting:
                 self._keeper.spawn(self._keeper.follow_redirect(tunnel))
         tunnel.tell(report)
-
-    def _level(self, report: Output, tunnel: str) -> int:
-        """Anybody can be refused, as often as he likes; the log is not for him to fill."""
-        is_refusal = isinstance(report, RequestRefused)
-        if tunnel:
-            return logging.WARNING if is_refusal else logging.INFO
-        if not is_refusal:
-            return logging.DEBUG
-        now = self._loop.time()
-        if now >= self._next_refusal_at:
-            self._next_refusal_at = now + REFUSAL_LOG_SECONDS
-            return logging.WARNING
-        return logging.DEBUG
 
     # What callers ask.
 
@@ -301,7 +301,7 @@ class Service:
         evidence = [("the daemon knows", known)]
         if near:
             evidence.append(("did you mean", near[0]))
-        evidence += [("left out", str(error)) for error in self._loaded.errors]
+        evidence += [("left out", str(error)) for error in self._policy.loaded.errors]
         raise OperatorError("XF1013", f"there is no tunnel {name!r}", tuple(evidence))
 
     def _status_of(self, tunnel: Tunnel) -> TunnelStatus:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from xfrmpy.crypto.key_schedule import IkeKeys, derive_ike_keys, derive_rekeyed_ike_keys
 from xfrmpy.failures import Failure
+from xfrmpy.ike.auth_puzzle import AuthPuzzle
 from xfrmpy.ike.channel import Channel
 from xfrmpy.ike.child_sa import ChildSa, Scope
 from xfrmpy.ike.childless import CHILDLESS_SECONDS
@@ -79,7 +80,8 @@ Payloads: TypeAlias = tuple[OpenPayload, ...]
 
 
 class IkeSa:
-    """See the module. `tunnel` is None on a responder until it knows who the peer is.
+    """See the module. `tunnel` is None on a responder until it knows who the peer is; `proved` is
+    the policy by which the ends have proved who they are, which may be an older one.
 
     `is_client` tells who began the first IKE SA of a line of rekeyed ones. `nonces` are those of
     the exchange that made it. `replaces` is the IKE SA whose place it takes once its peer is
@@ -87,7 +89,8 @@ class IkeSa:
     the same. `retired` Child SAs only receive, each until its moment. `wanted` are the children for
     which there is a packet, with its selectors. `authenticated_as` is its number among
     all whose peer was authenticated, `begun_after` the last one's when it began. `doubted_until`
-    is when it ends, if the peer does not show before that it has it.
+    is when it ends, if the peer does not show before that it has it. With an `auth_puzzle` there
+    are no keys before its solution.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class IkeSa:
         )
         self.is_initiator = self.is_client = is_initiator
         self.tunnel: TunnelPolicy | None = None
+        self.proved: TunnelPolicy | None = None
         self.state = IkeSaState.INITIATING
         self.nat = NatSituation()
         self.proposal: Proposal | None = None
@@ -118,8 +122,9 @@ class IkeSa:
         self.their_tokens: TheirTokens | None = None
         self.ticket: HeldTicket | None = None
         self.resumed: Resumed | None = None
-        self.peer_follows = False
-        self.peer_takes_childless = False
+        self.auth_puzzle: AuthPuzzle | None = None
+        self.redirected_from: IpAddress | None = None
+        self.peer_follows = self.peer_takes_childless = False
         self.on_silence: Callable[[float], None] | None = None
         self.childless_until: float | None = None
         self.ticket_at: float | None = None
@@ -145,8 +150,7 @@ class IkeSa:
         self._suspect_again_at = 0.0
         self._expires_at: float | None = None
         self._refusal: Failure | None = None
-        self._was_established = False
-        self.is_reported = False
+        self._was_established = self.is_reported = False
         self._step: Callable[[float], bool] | None = None
         self._step_at: float | None = None
         if tunnel is not None:
@@ -224,7 +228,13 @@ class IkeSa:
         self.proposal, self.nonces = proposal, nonces
         self.suite, self.keys = ike_suite(proposal), keys
         self.channel.protect(self.suite, self.keys)
-        self._expires_at = self._refusal = None
+        if self.state is IkeSaState.INITIATING:
+            self._expires_at = self._refusal = None
+            self.move_to(IkeSaState.AUTHENTICATING)
+
+    def expect_solution(self, auth_puzzle: AuthPuzzle) -> None:
+        """A responder computes the keys when it is worth the work."""
+        self.auth_puzzle = auth_puzzle
         self.move_to(IkeSaState.AUTHENTICATING)
 
     def refused(self, failure: Failure, now: float) -> None:
@@ -286,7 +296,7 @@ class IkeSa:
         self.core.authentications += 1
         self.authenticated_as = self.core.authentications
         self.belong_to(tunnel)
-        self.local_id, self.remote_id = local, remote
+        self.local_id, self.remote_id, self.proved = local, remote, tunnel
         self.channel.window.schedule = tunnel.retransmission
         self.channel.window.widen_ours(OUR_WINDOW_SIZE)
         self.channel.init_request = self.channel.init_response = b""
@@ -301,6 +311,7 @@ class IkeSa:
                 suite=str(self.suite),
                 remote_id=str(remote),
                 is_initiator=self.is_initiator,
+                redirected_from=self.redirected_from,
             )
         )
 
@@ -324,6 +335,12 @@ class IkeSa:
         self._expires_at = min(end, self._expires_at or end)
         due_at = self.established_at + replacement_seconds(seconds, self.core.random)
         self.rekey_at = min(due_at, self.rekey_at or due_at)
+
+    def need_not_reauthenticate(self) -> None:
+        """Who the ends are is as it was proved, so only time asks for it."""
+        end = self._must_reauth_by
+        begun = self.established_at
+        self.reauth_at = None if end is None else begun + RESPONDERS_PART * (end - begun)
 
     @property
     def can_begin_anew(self) -> bool:
@@ -372,7 +389,7 @@ class IkeSa:
         new.state = IkeSaState.ESTABLISHED
         new.channel.inherit(self.channel)
         new.nat, new.local_id, new.remote_id = self.nat, self.local_id, self.remote_id
-        new.authenticated_as = self.authenticated_as
+        new.authenticated_as, new.proved = self.authenticated_as, self.proved
         new.alone_at, new.childless_until = self.alone_at, self.childless_until
         new.is_client, new.peer_follows = self.is_client, self.peer_follows
         # Section 6.2 of RFC 5723: "When the IKE SA is rekeyed, the ticket is invalidated".
