@@ -231,6 +231,16 @@ class ChildSa:
         return any(entry.direction is Direction.OUT for entry in self.in_force)
 
     @property
+    def directions(self) -> tuple[Direction, ...]:
+        """Which of its SAs are in force, in the order in which they came to be."""
+        return tuple(entry.direction for entry in self.in_force)
+
+    @directions.setter
+    def directions(self, directions: tuple[Direction, ...]) -> None:
+        by_direction = {entry.direction: entry for entry in self.entries}
+        self.in_force = [by_direction[direction] for direction in directions]
+
+    @property
     def is_in_use(self) -> bool:
         """Whether it carries the traffic: no other has replaced it, or is to."""
         return self.sends and self.state in (ChildSaState.INSTALLED, ChildSaState.REKEYING)
@@ -299,9 +309,10 @@ class ChildSa:
         self._release_policies()
         self.stop_sending()
 
-    def adopt(self, entry: SadEntry) -> None:
-        """An SA of it is in force, of which an earlier daemon did not live to record it."""
-        self.in_force.append(entry)
+    def adopt_outbound(self) -> None:
+        """It is in force, of which an earlier daemon did not live to record it."""
+        self.in_force.append(self.entries[1])
+        self._core.changed_children.add(self)
 
     def lose(self, missing: Iterable[SadEntry], now: float) -> None:
         """SAs of it are in force no more, and never can be again: their sequence numbers are gone.

@@ -135,7 +135,8 @@ def _compare(
             # It waited to send, and a step that is in no record may have begun to.
             there = found.pop(_name_of(child.entries[1]), None)
             if there is not None:
-                child.adopt(there)
+                child.adopt_outbound()
+                moving.append(there.id)
     _keep_leftovers(core, children, tuple(found.values()))
     return lost, moving
 

@@ -39,7 +39,7 @@ from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.proposals import Proposal, ike_suite
-from xfrmpy.ipsec.sad import SadEntry
+from xfrmpy.ipsec.sad import Direction, SadEntry
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy.model import ChildPolicy, DatapathChoice, Retransmission
 from xfrmpy.registry import ExchangeType, KeyExchangeMethod, PayloadType
@@ -346,6 +346,11 @@ def _value(kind: Any) -> Codec:
     return Codec(lambda value, _: to_plain(value), lambda plain, _: from_plain(kind, plain))
 
 
+def _bare(kind: Any) -> Codec:
+    """A value that JSON has, or None: written as it is, for these are most of a record."""
+    return Codec(lambda value, _: value, lambda plain, _: from_plain(kind, plain))
+
+
 def _collection(make: Callable[[Any], Any], kind: Any) -> Codec:
     """A list, set or the like of such values."""
     return Codec(
@@ -554,11 +559,11 @@ def _read_waiting(plain: Any, reader: Reader) -> Any:
     )
 
 
-_MOMENT = _value(float | None)
-_FLAG = _value(bool)
-_TIME = _value(float)
-_NUMBER = _value(int)
-_OCTETS = _value(bytes)
+_MOMENT = _bare(float | None)
+_FLAG = _bare(bool)
+_TIME = _bare(float)
+_NUMBER = _bare(int)
+_OCTETS = Codec(lambda value, _: value.hex(), lambda plain, _: from_plain(bytes, plain))
 
 IKE_SA: Table = {
     "is_client": _FLAG,
@@ -642,8 +647,8 @@ CHILD_SA: Table = {
     "replaces": _optional(_CHILD),
     "heir": _optional(_CHILD),
     "entries": _value(tuple[SadEntry, ...]),
-    "in_force": _collection(list, SadEntry),
-    "failure": _value(str),
+    "directions": _collection(tuple, Direction),
+    "failure": _bare(str),
     "established_at": _TIME,
     "rekey_at": _MOMENT,
     "wait_until": _MOMENT,
@@ -653,7 +658,7 @@ CHILD_SA: Table = {
     "last_received_at": _TIME,
     "last_sent_at": _TIME,
     "last_used_at": _TIME,
-    "claimed_as": _value(int | None),
+    "claimed_as": _bare(int | None),
     "_packet": _value(Scope),
     "_proposals": _PROPOSALS,
 }
@@ -725,6 +730,6 @@ LEFT_OUT: dict[type[Any], frozenset[str]] = {
         }
     ),
     Window: frozenset({"_random", "_in_hand"}),
-    ChildSa: frozenset({"policy", "tunnel", "_core", "_absent", "is_asking_usage"}),
+    ChildSa: frozenset({"policy", "tunnel", "in_force", "_core", "_absent", "is_asking_usage"}),
 }
 """Attributes that are not kept, and why."""
