@@ -20,6 +20,7 @@ import pytest
 from integration.contract.entries import GCM, INNER, OUTER, REQID, SUITES, sad_entry, spd_entry
 from integration.contract.entries_in_force import DatapathContract
 from integration.contract.sites import Site, gateway_namespace, inside, install_pair, run, two_sites
+from integration.contract.succession import SuccessionContract
 from integration.contract.traffic import TrafficContract
 from xfrmpy.datapath.interface import Acquire, DatapathError, Expired, MappingChanged
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
@@ -154,6 +155,12 @@ class TestTraffic(TrafficContract):
 
 @pytest.mark.vm
 @pytest.mark.usefixtures("esp")
+class TestSuccession(SuccessionContract):
+    pass
+
+
+@pytest.mark.vm
+@pytest.mark.usefixtures("esp")
 def test_the_kernel_of_the_laboratory_does_it_all(sites: tuple[Site, Site]) -> None:
     capabilities = sites[0].datapath.probe()
     assert capabilities.suites == {name for name in SUITES if not name.endswith("-esn")}
@@ -223,6 +230,35 @@ class TestWithoutEsp:
             assert later.remove_ours() == 3
         assert _routes(gateway, version) == ""
         assert str(OUR_TABLE) not in run("ip", "-n", gateway, f"-{version}", "rule")
+
+    def test_a_route_is_known_while_the_way_to_the_peer_is_not(
+        self, gateway: str, datapath: KernelDatapath
+    ) -> None:
+        datapath.add_policy(spd_entry())
+        link = f"{ip_network((OUTER[4][0], 24), strict=False)} dev wan"
+        run("ip", "-n", gateway, "route", "del", *link.split())
+        try:
+            with closing(KernelDatapath.open()) as later:
+                assert str(INNER[4][1]) in _routes(gateway, 4)
+                later.remove_policy(spd_entry())
+                assert _routes(gateway, 4) == ""
+        finally:
+            source = ("proto", "kernel", "scope", "link", "src", str(OUTER[4][0]))
+            run("ip", "-n", gateway, "route", "add", *link.split(), *source)
+
+    def test_a_route_whose_policy_is_gone_goes_too(
+        self, gateway: str, datapath: KernelDatapath
+    ) -> None:
+        """As when a daemon was killed between the one and the other."""
+        datapath.add_policy(spd_entry())
+        stray = f"10.77.0.0/16 dev wan table {OUR_TABLE} proto"
+        for protocol in ("88", "77"):
+            run("ip", "-n", gateway, "route", "add", *stray.split(), protocol, "metric", protocol)
+        with closing(KernelDatapath.open()):
+            assert "proto 77" in _routes(gateway, 4), "another's is not ours to remove"
+            run("ip", "-n", gateway, "route", "del", *stray.split(), "77")
+            assert "10.77" not in _routes(gateway, 4)
+            assert str(INNER[4][1]) in _routes(gateway, 4)
 
     def test_a_shared_route_goes_with_its_last_policy(
         self, gateway: str, datapath: KernelDatapath

@@ -46,6 +46,11 @@ class Site:
     end: int
     waiting: list[Event] = field(default_factory=list)
 
+    def empty(self) -> None:
+        """Of the datapath that it has by now; a test may have opened another."""
+        with closing(self.datapath):
+            self.datapath.remove_ours()
+
     def run(self, *command: str) -> str:
         return run("ip", "netns", "exec", self.namespace, *command)
 
@@ -194,9 +199,9 @@ def two_sites(open_datapath: OpenDatapath) -> Iterator[tuple[Site, Site]]:
         for end, name in enumerate((one, two)):
             _ip(name, *_addresses(end))
             with inside(name):
-                datapath = stack.enter_context(closing(open_datapath()))
-            stack.callback(datapath.remove_ours)
-            sites.append(Site(name, datapath, end))
+                site = Site(name, open_datapath(), end)
+            stack.callback(site.empty)
+            sites.append(site)
         yield sites[0], sites[1]
 
 

@@ -19,6 +19,7 @@ import yaml
 from integration.lab.network import Host
 from integration.lab.process import IN_VM, PATIENCE, Background, eventually, run
 from integration.lab.tunnel import Tunnel
+from integration.userspace.place import WORKER_SOCKET, end_workers
 from xfrmpy.control.client import Client
 from xfrmpy.control.protocol import StatusReply, TunnelStatus
 
@@ -128,6 +129,7 @@ class XfrmpyGateway:
         """Let it vanish without a word to its peers; what is left goes with the namespace."""
         self._stopped = True
         self._daemon.stop(signal.SIGKILL)
+        end_workers(self._directory)
 
     def stop(self) -> None:
         """SIGTERM; `AssertionError` unless the daemon ends well and leaves nothing behind."""
@@ -138,6 +140,7 @@ class XfrmpyGateway:
         status = self._daemon.stop(signal.SIGTERM, seconds=20)
         assert status == 0, f"SIGTERM: the daemon ended with {status}"
         assert _kernel_objects(self.host) == self._before
+        assert not list(self._runtime.glob(WORKER_SOCKET)), "a worker is left"
 
     def ended(self) -> int:
         """The exit status of a daemon that ends by itself, and leaves nothing behind."""

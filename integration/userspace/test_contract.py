@@ -20,6 +20,7 @@ from integration.contract.sites import (
     run,
     two_sites,
 )
+from integration.contract.succession import SuccessionContract
 from integration.contract.traffic import TrafficContract
 from integration.userspace.laboratory import CBC
 from integration.userspace.place import (
@@ -113,6 +114,10 @@ class TestContract(DatapathContract):
             datapath.add_sa(entry)
         assert set(datapath.dump().sad) == entries
         assert datapath.remove_ours() == len(entries)
+
+
+class TestSuccession(SuccessionContract):
+    pass
 
 
 class TestTraffic(TrafficContract):

@@ -20,7 +20,7 @@ from integration.lab.process import eventually
 from integration.userspace.laboratory import fill, udp_packet
 from integration.userspace.place import WORKER_SOCKET, connected, is_clean, open_here, worker_of
 from xfrmpy.datapath.interface import DatapathError, Dump
-from xfrmpy.datapath.userspace import client, requests
+from xfrmpy.datapath.userspace import process, requests
 from xfrmpy.datapath.userspace.tun import DEVICE
 from xfrmpy.esp.packet import IPV4_IN_ESP, OutboundSa
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT
@@ -79,7 +79,7 @@ def test_a_stuck_worker_costs_its_daemon_seconds_and_no_more(
     network: Network, moon: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del moon
-    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(process, "ANSWER_SECONDS", 0.3)
     datapath = open_here(tmp_path)
     pair = fill(network, datapath)
     (path,) = tmp_path.glob(f"*/{WORKER_SOCKET}")

@@ -17,16 +17,21 @@ import pytest
 
 from xfrmpy.control.protocol import (
     DOWN,
+    MONITOR,
     REKEY,
     SOCKET_NAME,
     STATUS,
     UP,
+    WAIT,
     ChildSaStatus,
+    Event,
+    EventsReply,
     FailureReply,
     Progress,
     StatusReply,
     TunnelReply,
     TunnelStatus,
+    WaitReply,
     encode_failure,
     encode_reply,
 )
@@ -107,6 +112,34 @@ STEPS = (
     Progress(tunnel="office", seconds=0.0, text="IKE_SA_INIT to 198.51.100.1:500"),
     Progress(tunnel="office", seconds=0.012, text="IKE_AUTH to 198.51.100.1:4500"),
 )
+EVENTS = [
+    Event(
+        number=41,
+        time="2025-11-25T17:00:00.125Z",
+        monotonic=100.5,
+        tunnel="office",
+        child="",
+        event="peer-moved",
+        severity="info",
+        text="the peer is now at 198.51.100.1:4500, it was at 198.51.100.1:1024",
+        code="",
+        failure=None,
+        details={"old": "198.51.100.1:1024", "new": "198.51.100.1:4500"},
+    ),
+    Event(
+        number=42,
+        time="2025-11-25T17:00:01.500Z",
+        monotonic=101.875,
+        tunnel="branch",
+        child="",
+        event="tunnel-failed",
+        severity="warning",
+        text="closed: XF2005 203.0.113.7 answered AUTHENTICATION_FAILED to IKE_AUTH\x1b[2J",
+        code="XF2005",
+        failure=BRANCH.failure,
+        details={"was_established": "no", "is_initiator": "yes"},
+    ),
+]
 UNKNOWN = FailureReply(
     code="XF1013", summary="no tunnel is called nowhere", evidence=[["known", "branch, office"]]
 )
@@ -121,6 +154,7 @@ class CannedDaemon:
         self.changed = True
         self.warning: FailureReply | None = None
         self.holds = False
+        self.missed = 0
         self.called = threading.Event()
         self.calls: list[tuple[str, str | None]] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -163,6 +197,12 @@ class CannedDaemon:
         elif method == STATUS:
             chosen = self.status.tunnels if tunnel is None else [known[tunnel]]
             yield encode_reply(replace(self.status, tunnels=chosen))
+        elif method == MONITOR:
+            chosen_events = [e for e in EVENTS if tunnel in (None, e.tunnel)]
+            reply = EventsReply(events=chosen_events, missed=self.missed)
+            yield encode_reply(reply, continues=self.holds)
+        elif method == WAIT and tunnel is not None:
+            yield encode_reply(WaitReply(tunnel=known[tunnel]))
         elif method in (UP, DOWN, REKEY) and tunnel is not None:
             yield from self._change(method, known[tunnel])
 

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
 from xfrmpy.cli.main import run
+from xfrmpy.cli.wait import parse_span
 from xfrmpy.control.protocol import FailureReply, StatusReply
+
+
+@pytest.fixture(autouse=True)
+def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Events are told in the time of the host."""
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
 
 Golden = Callable[[str, str], None]
 Captured = pytest.CaptureFixture[str]
@@ -22,6 +35,7 @@ class Daemon(Protocol):
     status: StatusReply
     changed: bool
     warning: FailureReply | None
+    missed: int
     calls: list[tuple[str, str | None]]
 
 
@@ -45,6 +59,11 @@ def document(capsys: Captured) -> dict[str, Any]:
         (["up", "branch", "-o", "json"], "up-refused.json", 5),
         (["down", "office", "-o", "json"], "down.json", 0),
         (["rekey", "office", "-o", "json"], "rekey.json", 0),
+        (["log"], "log.txt", 0),
+        (["log", "branch"], "log-branch.txt", 0),
+        (["log", "-o", "json"], "log.json", 0),
+        (["wait", "office"], "wait.txt", 0),
+        (["wait", "office", "--timeout", "2m", "-o", "json"], "wait.json", 0),
     ],
 )
 def test_the_answer_is_the_golden_one(
@@ -209,3 +228,24 @@ def test_colour_is_for_terminals_unless_it_is_asked_for(
     monkeypatch.setenv("NO_COLOR", "1")
     run(["status"])
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_what_was_missed_is_said_where_it_is_missing(daemon: Daemon, capsys: Captured) -> None:
+    daemon.missed = 1234
+    assert run(["log"]) == 0
+    assert capsys.readouterr().err.startswith("1,234 events are missing here")
+
+
+@pytest.mark.usefixtures("daemon")
+@pytest.mark.parametrize(
+    ("span", "seconds"), [("90", 90.0), ("60s", 60.0), ("2m", 120.0), ("1.5h", 5400.0)]
+)
+def test_a_span_of_time_has_a_unit_or_is_seconds(span: str, seconds: float) -> None:
+    assert parse_span(span) == seconds
+
+
+@pytest.mark.usefixtures("daemon")
+@pytest.mark.parametrize("span", ["", "soon", "-1", "1d", "nan", "1e9", "1 s"])
+def test_what_is_no_span_of_time_is_a_mistake_of_the_caller(span: str, capsys: Captured) -> None:
+    assert run(["wait", "office", f"--timeout={span}"]) == 64
+    assert "no span of time" in capsys.readouterr().err

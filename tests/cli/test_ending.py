@@ -91,6 +91,19 @@ def test_ctrl_c_is_quiet(daemon: Daemon) -> None:
     assert (process.returncode, out, err) == (130, b"", b"")
 
 
+def test_ctrl_c_is_how_one_ends_what_goes_on_for_ever(daemon: Daemon) -> None:
+    daemon.holds = True
+    process = subprocess.Popen(
+        [*XFRMPY, "log", "-f"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, b"", b"")
+
+
 @pytest.mark.usefixtures("daemon")
 @pytest.mark.parametrize("command", [["status"], ["status", "-o", "json"], ["--help"]])
 def test_a_reader_that_has_gone_is_no_news(command: list[str]) -> None:

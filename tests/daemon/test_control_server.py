@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from xfrmpy.control.client import Client
 from xfrmpy.control.protocol import MAX_CALL, SOCKET_NAME, STATUS, UP, Progress, StatusReply
+from xfrmpy.daemon.callers import Doorkeeper
 from xfrmpy.daemon.control_server import ControlServer
 from xfrmpy.failures import OperatorError
 
@@ -33,7 +34,7 @@ def serve(directory: Path, talk: Callable[[], Any]) -> Any:
     """Run `talk`, which blocks, beside a server."""
 
     async def both() -> Any:
-        server = ControlServer(directory / SOCKET_NAME, {STATUS: status, UP: up})
+        server = ControlServer(directory / SOCKET_NAME, {STATUS: status, UP: up}, Doorkeeper(None))
         await server.start()
         try:
             return await asyncio.to_thread(talk)
@@ -97,11 +98,12 @@ def test_a_stale_socket_is_replaced_and_a_stopped_server_leaves_none(tmp_path: P
         b"[]",
         b"nonsense",
         b'{"method": 5}',
-        b'{"method": "org.xfrmpy.Nothing"}',
-        b'{"method": "org.xfrmpy.Up"}',
         b'{"method": "org.xfrmpy.Up", "parameters": []}',
+        b'{"method": "org.xfrmpy.Up", "parameters": {"timeout_seconds": NaN}}',
+        b'{"method": "org.xfrmpy.Up", "parameters": {"timeout_seconds": ' + b"9" * 5000 + b"}}",
         b"\xff\xfe",
-        b"[" * 5000,
+        b"[" * 60_000,
+        b'{"a":' * 10_000,
     ],
 )
 def test_a_call_that_makes_no_sense_gets_a_failure_and_the_next_one_an_answer(

@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 
 import pytest
 
-from tests.ike.interleaving import Interleaving, further_child
+from tests.ike.interleaving import Interleaving, further_children
 from xfrmpy.datapath.interface import DatapathError, Dump
 from xfrmpy.datapath.recording import RecordingDatapath
 from xfrmpy.ike.admission import AdmissionLimits
@@ -544,7 +544,7 @@ def make_seeded() -> Callable[[int], Pair]:
 def interleave(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Interleaving]:
     """A pair whose messages arrive when the test says so; `first` is the end called `a`.
 
-    With `further`, policy wants another Child SA, `voice`, which is not there until asked for.
+    With `further`, policy wants so many other Child SAs, which are not there until asked for.
     """
 
     def make(
@@ -552,7 +552,7 @@ def interleave(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Interleaving]:
         lowest: str = "b asks",
         *,
         is_up: bool = True,
-        further: bool = False,
+        further: int = 0,
         window: int = 8,
         esp: str = "aes128gcm16",
     ) -> Interleaving:
@@ -563,10 +563,9 @@ def interleave(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Interleaving]:
             for host in run.hosts.values():
                 host.ike_sa.channel.window._their_size = window
         for host in run.hosts.values() if further else ():
-            subnets = ("10.7.0.0/16", "10.8.0.0/16")
             (net,) = host.policy.children
-            voice = further_child(net, *(subnets if host is pair.moon else subnets[::-1]))
-            host.policy = replace(host.policy, children=(net, voice))
+            more = further_children(net, further, is_moon=host is pair.moon)
+            host.policy = replace(host.policy, children=(net, *more))
             host.endpoint.replace_tunnel(host.policy)
             if is_up:
                 host.ike_sa.tunnel = host.policy

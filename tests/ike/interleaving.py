@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from xfrmpy.ike.outputs import ChildSaClosed, SendDatagram, TunnelClosed
@@ -56,6 +57,12 @@ LOWEST = ("a asks", "a answers", "b asks", "b answers")
 KEPT = {"a asks": "b", "a answers": "a", "b asks": "a", "b answers": "b"}
 """Whose exchange prevails then: the one in which the lowest nonce is not (section 2.8.1)."""
 
+FURTHER = {
+    "voice": ("10.7.0.0/16", "10.8.0.0/16"),
+    "video": ("10.9.0.0/16", "10.10.0.0/16"),
+}
+"""What policy may want besides `net`, and between what: at moon, and at sun."""
+
 EXCHANGES = {ExchangeType.IKE_SA_INIT: "init", ExchangeType.IKE_AUTH: "auth"}
 
 
@@ -79,7 +86,7 @@ class Interleaving:
         self.mail: list[Letter] = []
         self.errors: list[str] = []
         self.asked: dict[str, list[bytes]] = {"a": [], "b": []}
-        self.is_watched = False
+        self.watched: tuple[str, ...] = ()
         self._lowest = lowest
         self._acting = ""
         self._is_answering = False
@@ -97,8 +104,8 @@ class Interleaving:
         """Do one step after the other."""
         for step in steps:
             self._do(step)
-            if self.is_watched:
-                self._check_path(step)
+            for end in self.watched:
+                self._check_path(step, end)
 
     def up(self) -> None:
         """The tunnel stands, and what is asked from now on is of the test."""
@@ -211,13 +218,14 @@ class Interleaving:
 
     # What must hold.
 
-    def _check_path(self, step: str) -> None:
-        """Each end can send at every moment, and nothing that the other could not receive."""
-        for host, other in ((self.pair.moon, self.pair.sun), (self.pair.sun, self.pair.moon)):
-            out = {e.spi for e in host.datapath.dump().sad if e.direction is Direction.OUT}
-            into = {e.spi for e in other.datapath.dump().sad if e.direction is Direction.IN}
-            assert out, f"{self._end_of(host)} cannot send after: {step}"
-            assert out <= into, f"{self._end_of(host)} sends in vain after: {step}"
+    def _check_path(self, step: str, end: str) -> None:
+        """An end can send at any moment, never in clear, and nothing that the other cannot take."""
+        host, other = self.hosts[end], self.hosts["b" if end == "a" else "a"]
+        out = {e.spi for e in host.datapath.dump().sad if e.direction is Direction.OUT}
+        into = {e.spi for e in other.datapath.dump().sad if e.direction is Direction.IN}
+        assert out, f"{end} cannot send after: {step}"
+        assert host.datapath.dump().spd, f"{end} sends in clear after: {step}"
+        assert out <= into, f"{end} sends in vain after: {step}"
 
     def settle(self, seconds: float = ROOM_SECONDS) -> None:
         """Nothing is held back any more, for a while."""
@@ -296,6 +304,11 @@ def _rekey_newest(run: Interleaving, host: Any) -> None:
     _rekey_first(run, host, -1)
 
 
+def _rekey_named(run: Interleaving, host: Any, *, name: str) -> None:
+    names = [child.policy.name for child in host.ike_sa.children]
+    _rekey_first(run, host, names.index(name))
+
+
 def _rekey_ike(run: Interleaving, host: Any) -> None:
     host.endpoint.rekey_ike_sas("tunnel-a", run.pair.now)
 
@@ -324,8 +337,9 @@ def _acquire(run: Interleaving, host: Any, index: int = -1) -> None:
     host.endpoint.handle_acquire("tunnel-a", child.name, source, destination, run.pair.now)
 
 
-def _acquire_first(run: Interleaving, host: Any) -> None:
-    _acquire(run, host, 0)
+def _acquire_named(run: Interleaving, host: Any, *, name: str) -> None:
+    names = [child.name for child in host.policy.children]
+    _acquire(run, host, names.index(name))
 
 
 def _end_oldest(run: Interleaving, host: Any) -> None:
@@ -341,9 +355,9 @@ def _delete_newest(run: Interleaving, host: Any) -> None:
     _delete_children(run, host, host.ike_sa.children[-1:])
 
 
-def _delete_all(run: Interleaving, host: Any) -> None:
-    net = [child for child in host.ike_sa.children if child.policy.name == "net"]
-    _delete_children(run, host, net)
+def _delete_named(run: Interleaving, host: Any, *, name: str) -> None:
+    named = [child for child in host.ike_sa.children if child.policy.name == name]
+    _delete_children(run, host, named)
 
 
 def _delete_children(run: Interleaving, host: Any, children: list[Any]) -> None:
@@ -394,27 +408,30 @@ COMMANDS: dict[str, Callable[[Interleaving, Any], None]] = {
     "down": _down,
     "create": _create,
     "acquire": _acquire,
-    "acquire net": _acquire_first,
     "end oldest": _end_oldest,
     "delete": _delete,
     "delete newest": _delete_newest,
-    "delete all": _delete_all,
+    "delete all": partial(_delete_named, name="net"),
     "lose child": _lose_child,
     "soft limit": _soft_limit,
     "hard limit": _hard_limit,
     "check": _check,
     "restart": _restart,
+    **{f"acquire {name}": partial(_acquire_named, name=name) for name in ("net", *FURTHER)},
+    **{f"rekey {name}": partial(_rekey_named, name=name) for name in FURTHER},
+    **{f"delete {name}": partial(_delete_named, name=name) for name in FURTHER},
 }
 """`delete` and the limits are of the oldest Child SA; `create` is of what policy wants and is not
 there; `acquire` is a packet for the last child of the policy."""
 
 
-def further_child(like: ChildPolicy, local: str, remote: str) -> ChildPolicy:
-    """The policy of one Child SA more."""
-    return replace(
-        like,
-        name="voice",
-        reqid=like.reqid + 1,
-        local=(TrafficSelector.parse(local),),
-        remote=(TrafficSelector.parse(remote),),
-    )
+def further_children(net: ChildPolicy, count: int, *, is_moon: bool) -> tuple[ChildPolicy, ...]:
+    """The policies of so many Child SAs more."""
+
+    def child(number: int, name: str, ends: tuple[str, str]) -> ChildPolicy:
+        local, remote = (TrafficSelector.parse(end) for end in (ends if is_moon else ends[::-1]))
+        reqid = net.reqid + number
+        return replace(net, name=name, reqid=reqid, local=(local,), remote=(remote,))
+
+    named = list(FURTHER.items())[:count]
+    return tuple(child(number, *further) for number, further in enumerate(named, 1))

@@ -38,7 +38,7 @@ from xfrmpy.ike.states import ChildSaState, IkeSaState
 from xfrmpy.ipsec.addresses import IKE_PORT, Path, SocketAddress
 from xfrmpy.ipsec.sad import Direction, UdpEncapsulation
 from xfrmpy.ipsec.selectors import TrafficSelector
-from xfrmpy.policy.model import ChildPolicy, Encapsulation, TunnelPolicy
+from xfrmpy.policy.model import ChildPolicy, Encapsulation, SharedKey, TunnelPolicy
 
 COMMANDS = (
     *("up", "up", "up", "up", "both", "down", "restart", "rebind"),
@@ -96,6 +96,8 @@ class Simulation:
             self.pair.sun.endpoint.set_peer_addresses("tunnel-a", (NAT_ADDRESS,))
         self.commands = sorted(self._command() for _ in range(self.chance.randint(2, 12)))
         self.accidents = {what for _, what, _ in self.commands} & {"restart", "rebind", "part"}
+        self.policies = {"moon": policy, "sun": sun}
+        self._plan_changes()
         self.spis: set[tuple[str, int]] = set()
         self.keys: set[bytes] = set()
         self.sent_with: set[bytes] = set()
@@ -147,6 +149,17 @@ class Simulation:
         calls = what in {"up", "both"}
         who = "moon" if self.has_nat and calls else self.chance.choice(("moon", "sun"))
         return self.chance.uniform(0, STORM_SECONDS * self.chance.random()), what, who
+
+    def _plan_changes(self) -> None:
+        """In some runs the operators change the policy, the one earlier than the other."""
+        for _ in range(self.extras.choice((0, 0, 0, 1, 2, 3))):
+            begins_at = self.extras.uniform(5.0, STORM_SECONDS - 30.0)
+            lag = self.extras.choice((0.0, 0.5, 20.0))
+            first, second = self.extras.sample(("moon", "sun"), 2)
+            self.commands.append((begins_at, "change", first))
+            self.commands.append((begins_at + lag + TICK_SECONDS, "follow", second))
+            self.accidents |= {"change"}
+        self.commands.sort()
 
     def run(self) -> None:
         self._until(STORM_SECONDS)
@@ -223,6 +236,11 @@ class Simulation:
             self._replace(what, host, other)
         elif what == "restart":
             self._restart(host)
+        elif what in {"change", "follow"}:
+            if what == "change":
+                self._change_policies()
+            host.policy = self.policies[host.name]
+            host.endpoint.reconfigure(host.policy, self._time_at(host))
         else:
             self.mappings.clear()
         self._settle(host)
@@ -239,6 +257,26 @@ class Simulation:
                 end.endpoint.reauthenticate("tunnel-a", now)
         for end in ends:
             self._settle(end)
+
+    def _change_policies(self) -> None:
+        """What both operators have agreed on, each of whom does it in his own time."""
+        moon, sun = self.policies["moon"], self.policies["sun"]
+        net, *more = moon.children
+        terms: dict[str, Any] = self.extras.choice(
+            (
+                {"dpd_seconds": self.extras.choice((5.0, 60.0))},
+                {"shared_key": SharedKey(octets=self.extras.randbytes(32), origin="changed")},
+                {"proposals": moon.proposals[::-1]},
+                {"lifetime_seconds": self.extras.choice((60.0, None))},
+                {"children": (net,) if more else (net, _another(net))},
+                {"children": (replace(net, replay_window=2 * net.replay_window), *more)},
+                {"children": (replace(net, local=(*net.local, _LATER)), *more)},
+                {"children": (replace(net, remote=net.remote[:1], local=net.local[:1]), *more)},
+            )
+        )
+        moon = replace(moon, **terms)
+        others = {key: getattr(mirrored(moon), key) for key in terms}
+        self.policies = {"moon": moon, "sun": replace(sun, **others)}
 
     def _part(self, sender: Host) -> None:
         """Nothing of one end passes for a while, or nothing at all."""
@@ -382,7 +420,9 @@ class Simulation:
             "the SAD is not what the Child SAs have"
         )
         in_use = [e for c in owned for e in c.in_force if c.state is not ChildSaState.DELETING]
-        assert bool(in_use) == bool(host.datapath.spd), "policies without SAs, or SAs without"
+        spd = host.datapath.spd
+        assert spd or not in_use, "SAs without policies"
+        assert any(c.in_force for c in owned) or not spd, "policies without SAs"
         assert all(e.direction is Direction.IN for c in retired for e in c.in_force)
         next_timeout = host.endpoint.next_timeout()
         for sa in host.ike_sas:
@@ -441,9 +481,14 @@ class Simulation:
             assert not host.endpoint._admission._answered
             for sa in living:
                 assert {c.state for c in sa.children} == {ChildSaState.INSTALLED}
-                names = [c.policy.name for c in sa.children]
+                names = [
+                    (c.policy.name, *((c.local, c.remote) if "change" in self.accidents else ()))
+                    for c in sa.children
+                ]
                 assert len(names) == len(set(names)), "a child is there twice"
                 assert not sa.is_rekeying
+                assert sa.tunnel == host.policy, "an IKE SA of another policy"
+                assert not any(c.is_outdated for c in sa.children)
         self.pair.assert_mirrored()
         if not spis[0]:
             self.pair.assert_forgotten()
@@ -459,6 +504,9 @@ class Simulation:
         if not self.has_nat:
             encapsulations = {e.encapsulation for h in (moon, sun) for e in h.datapath.dump().sad}
             assert encapsulations <= {None, UdpEncapsulation(4500, 4500)}
+
+
+_LATER = TrafficSelector.parse("10.9.0.0/16")
 
 
 def _another(child: ChildPolicy) -> ChildPolicy:

@@ -121,6 +121,35 @@ def test_an_ike_sa_that_stays_without_a_child_sa_is_closed_and_the_peer_told(
     assert childless.sun.ike_sas == []
 
 
+@pytest.mark.parametrize("by", ["policy", "datapath"])
+def test_an_ike_sa_whose_first_child_sa_we_refused_waits_as_long_for_another(
+    make_pair: Any, make_policy: Any, make_mirror: Any, by: str
+) -> None:
+    esp = "aes128gcm16" if by == "datapath" else "aes256-sha256"
+    pair = make_pair(make_policy(), make_mirror(make_policy(esp=esp)))
+    pair.initiate()
+    if by == "datapath":
+        pair.sun.datapath.refuse("add_sa in", reason="no memory")
+    for sender, receiver in ((pair.moon, pair.sun), (pair.sun, pair.moon), (pair.moon, pair.sun)):
+        pair._carry(sender, receiver)
+    pair.impair = lambda _output, _sender: []
+    pair.run(CHILDLESS_SECONDS - 1)
+    assert pair.sun.ike_sa.state is IkeSaState.ESTABLISHED
+    pair.run(1.5)
+    (closed,) = pair.sun.reports(TunnelClosed)
+    assert closed.failure.code == "XF2023"
+    pair.run(200)
+    assert pair.sun.ike_sas == []
+
+
+def test_an_ike_sa_without_a_child_sa_wins_no_time_by_a_rekeying(childless: Any) -> None:
+    sun = childless.sun.ike_sa
+    new = sun.successor(
+        sun.proposal, bytes(32), sun.nonces, spis=(b"s" * 8, b"m" * 8), is_initiator=True, now=9.0
+    )
+    assert new.childless_until == sun.childless_until == CHILDLESS_SECONDS
+
+
 def test_an_ike_sa_that_got_a_child_sa_in_time_stays(pair: Any) -> None:
     """As when CREATE_CHILD_SA makes it: the IKE SA only looks whether it has one."""
     pair.up()

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from tests.ike.interleaving import EXPIRY_SECONDS, KEPT, LOWEST
+from xfrmpy.datapath.interface import Dump
+from xfrmpy.ike.outputs import ChildSaClosed, TunnelClosed
 from xfrmpy.ike.succession import OVERLAP_SECONDS
 from xfrmpy.ipsec.proposals import parse_proposal
 from xfrmpy.registry import ProtocolId
@@ -150,6 +152,19 @@ REKEYINGS = (
         kept="a",
     ),
     Case(
+        name="the responder deletes what the initiator should before its answer comes",
+        steps=("a: rekey", "a rekey?", "b: delete", "b delete?", "b rekey!", "a delete!"),
+        kept="a",
+    ),
+    Case(
+        name="the deletions of both cross and the answer to one is lost for a while",
+        steps=(
+            *("a: rekey", "a rekey?", "b rekey!", "lost a delete?", "wait 21", "a delete?"),
+            *("b delete!", "lost b delete?", "wait 6"),
+        ),
+        kept="a",
+    ),
+    Case(
         name="who lost deletes the old one all the same",
         steps=(*CROSSING, "a rekey?", "b rekey?", "a rekey!", "b rekey!", "rest"),
         kept="winner",
@@ -281,7 +296,7 @@ def test_a_rekeying_leaves_one_child_sa_and_no_gap(
 ) -> None:
     esp, window = ESP[kind]
     run = interleave(first, lowest, esp=esp, window=window)
-    run.is_watched = True
+    run.watched = ("a", "b")
     run.play(*case.steps)
     run.settle()
     run.assert_up("net")
@@ -299,12 +314,72 @@ def test_what_is_deleted_is_gone_at_both_ends_and_nothing_else(
     interleave: Callable[..., Any], case: Case, first: str, lowest: str, kind: str
 ) -> None:
     esp, window = ESP[kind]
-    run = interleave(first, lowest, esp=esp, window=window, further=True)
+    run = interleave(first, lowest, esp=esp, window=window, further=1)
     run.play("a: create", "rest", *case.steps)
     run.settle()
     run.assert_up("voice")
     run.assert_not_closed()
     assert tuple(run.errors) == case.errors
+
+
+TOO_EARLY = (
+    Case(
+        name="and knows that it was heard before its answer comes",
+        steps=("a: rekey", "a rekey?", "b: delete", "b delete?", "a delete!", "b rekey!"),
+    ),
+    Case(
+        name="and its answer is lost",
+        steps=(
+            *("a: rekey", "a rekey?", "b: delete", "b delete?", "a delete!", "lost b rekey!"),
+            "wait 4",
+        ),
+    ),
+    Case(
+        name="and its deletion is lost until its answer has come",
+        steps=("a: rekey", "a rekey?", "b: delete", "lost b delete?", "b rekey!", "wait 4"),
+    ),
+    Case(
+        name="though it lost a collision",
+        steps=(
+            *(*CROSSING, "a rekey?", "b rekey?", "a rekey!", "b delete?", "a delete!"),
+            *("b: delete", "b delete?", "a delete!", "b rekey!"),
+        ),
+    ),
+)
+
+
+@pytest.mark.parametrize("lowest", ["a answers", "b asks"])
+@pytest.mark.parametrize("first", ["moon", "sun"])
+@pytest.mark.parametrize("case", _named(TOO_EARLY))
+def test_the_responder_deletes_what_the_initiator_should(
+    interleave: Callable[..., Any], case: Case, first: str, lowest: str
+) -> None:
+    """Some do. The initiator has a Child SA to send on at every moment all the same."""
+    run = interleave(first, lowest)
+    run.watched = ("a",)
+    run.play(*case.steps)
+    run.settle()
+    run.assert_up("net")
+    run.assert_undisturbed()
+    assert run.errors == []
+    (child,) = run.hosts["a"].ike_sa.children
+    assert run.kept_by(child.nonces) == "a"
+
+
+@pytest.mark.parametrize("first", ["moon", "sun"])
+def test_a_deletion_that_nobody_answers_reports_the_end_of_what_was_made_and_only_that(
+    interleave: Callable[..., Any], first: str
+) -> None:
+    run = interleave(first)
+    run.play("a: rekey", "a rekey?", "b rekey!")
+    a = run.hosts["a"]
+    (new,) = (c for c in a.ike_sa.children if c.is_in_use)
+    while a.views:
+        run.mail.clear()
+        run.play("wait 10")
+    assert [report.spi_in for report in a.reports(ChildSaClosed)] == [new.spi_in]
+    assert [report.failure.code for report in a.reports(TunnelClosed)] == ["XF2001"]
+    assert a.datapath.dump() == Dump(sad=(), spd=())
 
 
 HARD_LIMITS = (
@@ -422,7 +497,7 @@ def test_wrong_guesses_of_the_method_may_cross_too(
     (net,) = run.hosts["b"].policy.children
     theirs = tuple(parse_proposal(GUESSES["b"], ProtocolId.ESP) for _ in net.proposals)
     run.hosts["b"].ike_sa.children[0].policy = replace(net, proposals=theirs)
-    run.is_watched = True
+    run.watched = ("a", "b")
     run.play(*case.steps)
     run.settle()
     run.assert_up("net")
@@ -509,7 +584,7 @@ def test_a_child_is_made_once(
     interleave: Callable[..., Any], case: Case, first: str, lowest: str, kind: str
 ) -> None:
     esp, window = ESP[kind]
-    run = interleave(first, lowest, esp=esp, window=window, further=True)
+    run = interleave(first, lowest, esp=esp, window=window, further=1)
     run.play(*case.steps)
     run.settle()
     run.assert_up("net", "voice")
@@ -524,7 +599,7 @@ def test_a_child_is_made_once(
 def test_what_is_deleted_before_its_initiator_knows_of_it_is_not_there(
     interleave: Callable[..., Any], first: str
 ) -> None:
-    run = interleave(first, further=True)
+    run = interleave(first, further=1)
     run.play("a: create", "a create?", "b: delete newest", "b delete?", "b create!")
     run.settle(OVERLAP_SECONDS + 1)
     run.assert_up("net")

@@ -220,6 +220,22 @@ BEGINNINGS = (
         ),
     ),
     Case(
+        name="a peer begins anew after a restart and its last answer from before comes then",
+        steps=(
+            *("a: up", "a init?", "b init!", "a auth?", "b: restart", "b: up", "b init?"),
+            *("b auth!", "a init!", "b auth?", "a auth!", "rest"),
+        ),
+        is_news=True,
+    ),
+    Case(
+        name="a peer begins anew after a restart amid its first attempt which then succeeds",
+        steps=(
+            *("b: up", "b init?", "a init!", "b: restart", "b: up", "b init?"),
+            *("b auth?", "a init!", "b auth?", "a auth!", "rest"),
+        ),
+        is_news=True,
+    ),
+    Case(
         name="a peer that restarted begins while we rekey",
         steps=(
             "a: up",

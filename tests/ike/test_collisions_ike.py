@@ -36,6 +36,9 @@ class Case:
 
 CROSSING = ("a: rekey ike", "b: rekey ike")
 
+ANNOUNCED = ("a check?", "b check!")
+"""Who has made an IKE SA tells its window on it first."""
+
 REKEYINGS = (
     Case(
         name="one rekeying by itself",
@@ -153,7 +156,10 @@ REKEYINGS = (
     ),
     Case(
         name="a third generation is made before the first is deleted",
-        steps=("a: rekey ike", "a rekey-ike?", "b rekey-ike!", "a: rekey ike", "a rekey-ike?"),
+        steps=(
+            *("a: rekey ike", "a rekey-ike?", "b rekey-ike!", *ANNOUNCED, "a: rekey ike"),
+            "a rekey-ike?",
+        ),
         kept="a",
     ),
     Case(
@@ -168,8 +174,8 @@ REKEYINGS = (
     Case(
         name="two rekeyings of the second generation cross the deletion of the first",
         steps=(
-            *("a: rekey ike", "a rekey-ike?", "b rekey-ike!", *CROSSING, "a rekey-ike?"),
-            *("b rekey-ike?", "a end?", "a rekey-ike!", "b rekey-ike!"),
+            *("a: rekey ike", "a rekey-ike?", "b rekey-ike!", *ANNOUNCED, *CROSSING),
+            *("a rekey-ike?", "b rekey-ike?", "a end?", "a rekey-ike!", "b rekey-ike!"),
         ),
         kept="winner",
     ),
@@ -198,7 +204,7 @@ def test_a_rekeying_leaves_one_ike_sa_with_the_same_child_sas(
 ) -> None:
     run = interleave(first, lowest)
     before = [host.datapath.dump() for host in run.hosts.values()]
-    run.is_watched = True
+    run.watched = ("a", "b")
     run.play(*case.steps)
     run.settle()
     run.assert_up("net")
@@ -267,7 +273,7 @@ def test_wrong_guesses_of_the_method_may_cross_too(
         text = f"aes128gcm16-prfsha256-{GUESSES[end]}"
         theirs = (parse_proposal(text, ProtocolId.IKE),)
         host.ike_sa.tunnel = replace(host.policy, proposals=theirs)
-    run.is_watched = True
+    run.watched = ("a", "b")
     run.play(*case.steps)
     run.settle()
     run.assert_up("net")
@@ -331,6 +337,17 @@ WITH_CHILDREN = (
         errors=("a TEMPORARY_FAILURE",),
     ),
     Case(
+        name="a creation by the other end after it has answered",
+        steps=("a: rekey ike", "a rekey-ike?", "b: acquire", "b create?", "b rekey-ike!"),
+    ),
+    Case(
+        name="a creation by the other end that is told of the deletion first",
+        steps=(
+            *("a: rekey ike", "a rekey-ike?", "b: acquire", "b rekey-ike!", "a end?"),
+            *("b create?", "b end!"),
+        ),
+    ),
+    Case(
         name="a packet that wants a Child SA while we rekey",
         steps=("a: rekey ike", "a: acquire", "a rekey-ike?", "b rekey-ike!", "rest", "a: acquire"),
     ),
@@ -352,7 +369,7 @@ def test_the_rekeying_of_an_ike_sa_crosses(
 ) -> None:
     further = any("create" in step or "acquire" in step for step in case.steps)
     run = interleave(first, lowest, further=further)
-    run.is_watched = not further
+    run.watched = () if further else ("a", "b")
     run.play(*case.steps, "rest")
     assert tuple(run.errors)[: len(case.errors)] == case.errors
     run.settle()
@@ -461,6 +478,70 @@ def test_a_deletion_of_the_ike_sa_leaves_nothing_when_it_crosses(
     assert tuple(run.errors) == case.errors
 
 
+ENDS_WITH_CREATIONS = (
+    Case(
+        name="by the other end",
+        steps=("a: create", "b: down", "a create?", "b end?", "a end!", "b create!"),
+        errors=("b TEMPORARY_FAILURE",),
+    ),
+    Case(
+        name="by the other end and the refusal comes first",
+        steps=("a: create", "b: down", "a create?", "b create!", "b end?", "a end!"),
+        errors=("b TEMPORARY_FAILURE",),
+    ),
+    Case(
+        name="by the other end and the request comes last",
+        steps=("a: create", "b: down", "b end?", "a end!", "a create?"),
+    ),
+    Case(
+        name="by the other end that has answered",
+        steps=("a: create", "a create?", "b: down", "b end?", "b create!", "a end!"),
+    ),
+    Case(
+        name="by the other end whose answer comes first",
+        steps=("a: create", "a create?", "b: down", "b create!", "b end?", "a end!"),
+    ),
+    Case(
+        name="by the same end before the other has answered",
+        steps=("a: create", "a: down", "a create?", "b create!", "a end?", "b end!"),
+    ),
+    Case(
+        name="by the same end and the deletion comes first",
+        steps=("a: create", "a: down", "a end?", "a create?", "b end!"),
+    ),
+    Case(
+        name="by the same end and the request is lost",
+        steps=("a: create", "a: down", "lost a create?", "a end?", "b end!"),
+    ),
+    Case(
+        name="by both ends",
+        steps=("a: create", "a: down", "b: down", "b end?", "a create?", "a end?"),
+        errors=("b TEMPORARY_FAILURE",),
+    ),
+    Case(
+        name="by the end that a packet meets just then",
+        steps=("a: down", "a: acquire", "a end?", "b: acquire", "b end!"),
+    ),
+    Case(
+        name="by the end that the other end has a packet for",
+        steps=("a: down", "b: acquire", "b create?", "a end?", "a create!", "b end!"),
+        errors=("a TEMPORARY_FAILURE",),
+    ),
+)
+
+
+@pytest.mark.parametrize("first", ["moon", "sun"])
+@pytest.mark.parametrize("case", _named(ENDS_WITH_CREATIONS))
+def test_a_child_sa_that_is_being_made_goes_with_its_ike_sa_that_is_deleted(
+    interleave: Callable[..., Any], case: Case, first: str
+) -> None:
+    run = interleave(first, further=1)
+    run.play(*case.steps)
+    run.settle(EXPIRY_SECONDS)
+    run.pair.assert_forgotten()
+    assert tuple(run.errors) == case.errors
+
+
 CREATIONS_AND_DELETIONS = (
     Case(
         name="the deletion of a Child SA crosses the rekeying of the IKE SA",
@@ -489,7 +570,7 @@ CREATIONS_AND_DELETIONS = (
 def test_what_is_deleted_does_not_move_to_the_new_ike_sa(
     interleave: Callable[..., Any], case: Case, first: str, lowest: str
 ) -> None:
-    run = interleave(first, lowest, further=True)
+    run = interleave(first, lowest, further=1)
     run.play("a: create", "rest", *case.steps, "rest", f"wait {RETRY_LATEST_SECONDS}")
     run.settle(30)
     run.assert_up("voice")

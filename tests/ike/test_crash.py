@@ -15,7 +15,6 @@ from xfrmpy.ike.crash import (
     PROOFS_PER_SECOND,
     TOKEN_SIZE,
     TokenMaker,
-    announce_token,
     offer_token,
 )
 from xfrmpy.ike.errors import DropReason
@@ -571,20 +570,6 @@ def test_a_token_in_a_protected_message_replaces_the_one_before(up: Any, make_as
     assert up.sun.drops == [DropReason.WRONG_TOKEN]
     show(up, up.sun, LOST, new)
     assert up.sun.views == ()
-
-
-def test_a_token_is_announced_to_the_peer(up: Any) -> None:
-    up.sun.ike_sa.their_tokens = None
-    announce_token(up.moon.ike_sa, up.now)
-    up.deliver()
-    assert (their_token(up.sun),) == offer_token(up.moon.ike_sa)
-    up.assert_up()
-
-
-def test_nothing_is_announced_without_a_secret(pair: Any) -> None:
-    pair.up()
-    announce_token(pair.moon.ike_sa, pair.now)
-    assert pair.moon.take_outputs() == []
 
 
 @pytest.mark.parametrize("end", ["moon", "sun"])

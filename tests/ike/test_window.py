@@ -123,24 +123,56 @@ def test_a_window_may_grow_later_and_does_not_shrink(
     assert len(up.moon.take_outputs()) == expected
 
 
-def _successors(pair: Any) -> list[Any]:
+def _successors(pair: Any, by: str = "moon") -> list[Any]:
     """The IKE SAs of both ends after a rekeying."""
-    pair.moon.endpoint.rekey_ike_sas("tunnel-a", pair.now)
+    getattr(pair, by).endpoint.rekey_ike_sas("tunnel-a", pair.now)
     pair.deliver()
     return [host.ike_sa for host in (pair.moon, pair.sun)]
 
 
-def test_an_ike_sa_that_was_rekeyed_starts_with_a_window_of_one(up: Any, make_ask: Any) -> None:
+@pytest.mark.parametrize("end", ["moon", "sun"])
+@pytest.mark.parametrize("by", ["moon", "sun"])
+def test_after_a_rekeying_both_ends_announce_their_window_anew(
+    up: Any, make_ask: Any, by: str, end: str
+) -> None:
     """Section 2.3: "until it is explicitly increased by sending a new SET_WINDOW_SIZE"."""
-    moon, _ = _successors(up)
-    _asks(make_ask, up.moon, 3)
-    assert len(up.moon.take_outputs()) == 1
-    assert moon.channel.window._next_id == 1
-    up.run(5)
-    make_ask(INFORMATIONAL, announcement(3)).on(up.sun, up.now)
+    _successors(up, by)
+    host = getattr(up, end)
+    asks = _asks(make_ask, host, OUR_WINDOW_SIZE + 3)
+    assert len(host.take_outputs()) == OUR_WINDOW_SIZE
+    up.run(10)
+    assert all(_answered(asks))
+    assert not up.moon.drops
+    assert not up.sun.drops
+
+
+def test_a_window_is_announced_once_on_each_ike_sa(up: Any, make_ask: Any, sealing: Any) -> None:
+    _successors(up)
+    make_ask(INFORMATIONAL, announcement(9)).on(up.moon)
     up.deliver()
-    _asks(make_ask, up.moon, 5, up.now)
-    assert len(up.moon.take_outputs()) == 3
+    said = [message for message, payloads in sealing.sent if announcement(8) in payloads]
+    assert [message.is_response for message in said] == [False, True]
+
+
+def test_who_never_announced_a_window_gets_no_announcement_after_a_rekeying(
+    pair: Any, make_ask: Any, sealing: Any
+) -> None:
+    sealing.change = lambda _message, payloads: tuple(
+        p for p in payloads if getattr(p, "type", None) != NotifyType.SET_WINDOW_SIZE
+    )
+    pair.up()
+    sealing.change = lambda _message, payloads: payloads
+    sealing.sent.clear()
+    moon, _ = _successors(pair)
+    assert not any(announcement(OUR_WINDOW_SIZE) in payloads for _, payloads in sealing.sent)
+    assert moon.channel.window._next_id == 0
+    _asks(make_ask, pair.moon, 3)
+    assert len(pair.moon.take_outputs()) == 1
+    pair.run(5)
+    make_ask(INFORMATIONAL, announcement(3)).on(pair.sun, pair.now)
+    pair.deliver()
+    _asks(make_ask, pair.moon, 5, pair.now)
+    assert len(pair.moon.take_outputs()) == 3
 
 
 def test_an_ike_sa_that_was_rekeyed_keeps_what_was_agreed(up: Any) -> None:

@@ -7,26 +7,31 @@ and no asyncio: this is what the hot commands wait for. The wire format is in `p
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import math
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import (
-    ChildSaStatus,
+    ApplyCall,
+    EventsReply,
     FailureReply,
+    KeepReply,
+    PlanCall,
+    PlanReply,
     Progress,
     StatusReply,
     TunnelReply,
-    TunnelStatus,
+    WaitReply,
 )
-from xfrmpy.failures import CATALOGUE, OperatorError
+from xfrmpy.control.values import Unfit, decode, parse_object
+from xfrmpy.failures import OperatorError
 
-_Reply = TypeVar("_Reply", StatusReply, TunnelReply, Progress, FailureReply)
+_Reply = TypeVar("_Reply")
 
 DEFAULT_RUNTIME_DIR = Path("/run/xfrmpy")
 
@@ -34,6 +39,9 @@ MAX_REPLY = 32 * 1024 * 1024
 """Octets. A tunnel takes about 1.5 KiB in a status, so this is some twenty thousand of them."""
 
 STATUS_SECONDS = 10.0
+APPLY_SECONDS = 3600.0
+"""A thousand tunnels may be replaced, one after the other."""
+
 GRACE_SECONDS = 5.0
 """How much longer than the daemon we wait: its own time-out says more than ours can."""
 
@@ -55,10 +63,25 @@ class Client:
 
     def status(self, tunnel: str | None = None) -> StatusReply:
         """The daemon and all its tunnels, or the one named."""
-        parameters = {} if tunnel is None else {"tunnel": tunnel}
-        for reply, _ in self._call(protocol.STATUS, parameters, STATUS_SECONDS):
-            return _decode_status(reply)
-        raise _gone(self._socket_path)
+        parameters = _without_none({"tunnel": tunnel})
+        return _decode(StatusReply, self._ask(protocol.STATUS, parameters, STATUS_SECONDS))
+
+    def events(self, tunnel: str | None, last: int) -> EventsReply:
+        """The last events, of all or of one tunnel."""
+        parameters = _without_none({"tunnel": tunnel, "last": last})
+        return _decode(EventsReply, self._ask(protocol.MONITOR, parameters, STATUS_SECONDS))
+
+    def follow(self, tunnel: str | None, last: int) -> Iterator[EventsReply]:
+        """The same, and then what happens, for ever."""
+        parameters = _without_none({"tunnel": tunnel, "last": last})
+        for reply, _ in self._call(protocol.MONITOR, parameters, math.inf, more=True):
+            yield _decode(EventsReply, reply)
+
+    def wait(self, tunnel: str, state: str, timeout_seconds: float) -> WaitReply:
+        """Wait until a tunnel is `up` or `down`; XF4007 if it is not in time."""
+        parameters = {"tunnel": tunnel, "state": state, "timeout_seconds": timeout_seconds}
+        seconds = timeout_seconds + GRACE_SECONDS
+        return _decode(WaitReply, self._ask(protocol.WAIT, parameters, seconds))
 
     def up(self, tunnel: str, timeout_seconds: float) -> Iterator[Progress | TunnelReply]:
         """Bring a tunnel up: what happens on the way, and at last a `TunnelReply`."""
@@ -72,20 +95,51 @@ class Client:
         """Replace the Child SAs and the IKE SA of a tunnel, likewise."""
         return self._change(protocol.REKEY, tunnel, timeout_seconds)
 
+    def plan(self, call: PlanCall) -> PlanReply:
+        """What it takes to get from what is in force to what policy says."""
+        return _decode(PlanReply, self._ask(protocol.PLAN, asdict(call), APPLY_SECONDS))
+
+    def apply(self, call: ApplyCall) -> Iterator[Progress | PlanReply]:
+        """Put a policy in force: what happens on the way, and at last what was done."""
+        return self._steps(protocol.APPLY, asdict(call), APPLY_SECONDS, PlanReply)
+
+    def confirm(self) -> KeepReply:
+        """Keep what was applied to be confirmed."""
+        return _decode(KeepReply, self._ask(protocol.CONFIRM, {}, STATUS_SECONDS))
+
+    def rollback(self, timeout_seconds: float) -> Iterator[Progress | PlanReply]:
+        """Put the policy before the last one in force again, likewise."""
+        parameters = {"timeout_seconds": timeout_seconds}
+        return self._steps(protocol.ROLLBACK, parameters, APPLY_SECONDS, PlanReply)
+
     def _change(
         self, method: str, tunnel: str, timeout_seconds: float
     ) -> Iterator[Progress | TunnelReply]:
         parameters = {"tunnel": tunnel, "timeout_seconds": timeout_seconds}
-        for reply, continues in self._call(method, parameters, timeout_seconds + GRACE_SECONDS):
-            yield _decode_progress(reply) if continues else _decode_tunnel_reply(reply)
+        return self._steps(method, parameters, timeout_seconds + GRACE_SECONDS, TunnelReply)
+
+    def _steps(
+        self, method: str, parameters: dict[str, Any], seconds: float, last: type[_Reply]
+    ) -> Iterator[Progress | _Reply]:
+        for reply, continues in self._call(method, parameters, seconds, more=True):
+            if continues:
+                yield _decode(Progress, reply.get("progress"))
+            else:
+                yield _decode(last, reply)
+
+    def _ask(self, method: str, parameters: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """The one reply."""
+        for reply, _ in self._call(method, parameters, seconds, more=False):
+            return reply
+        raise _gone(self._socket_path)
 
     def _call(
-        self, method: str, parameters: dict[str, Any], seconds: float
+        self, method: str, parameters: dict[str, Any], seconds: float, *, more: bool
     ) -> Iterator[tuple[dict[str, Any], bool]]:
         """The parameters of each reply, and whether more replies follow it."""
         deadline_at = time.monotonic() + seconds
         with self._connect(deadline_at) as connection:
-            call = {"method": method, "parameters": parameters, "more": method != protocol.STATUS}
+            call = {"method": method, "parameters": parameters, "more": more}
             try:
                 connection.sendall(protocol.encode_message(call))
             except OSError as error:
@@ -95,7 +149,7 @@ class Client:
             while continues:
                 message = _decode_message(next(messages))
                 if "error" in message:
-                    raise _decode_failure(message)
+                    raise _decode_failure(message, method)
                 continues = message.get("continues") is True
                 yield message.get("parameters", {}), continues
 
@@ -137,7 +191,14 @@ def _receive(connection: socket.socket, deadline_at: float, socket_path: Path) -
     return octets
 
 
-def _left(deadline_at: float) -> float:
+def _without_none(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _left(deadline_at: float) -> float | None:
+    """None is for ever, to a socket."""
+    if math.isinf(deadline_at):
+        return None
     left = deadline_at - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -146,106 +207,38 @@ def _left(deadline_at: float) -> float:
 
 def _decode_message(octets: bytes) -> dict[str, Any]:
     try:
-        message = json.loads(octets, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise _malformed("a reply that is not JSON") from error
-    if not isinstance(message, dict) or not isinstance(message.get("parameters", {}), dict):
-        raise _malformed("a reply that is not an object")
+        message = parse_object(octets)
+    except Unfit as error:
+        raise _malformed(f"a reply that {error}") from error
+    if not isinstance(message.get("parameters", {}), dict):
+        raise _malformed("a reply whose parameters are no object")
     return message
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    """Python's JSON knows NaN and Infinity, which JSON does not."""
-    raise ValueError(name)
-
-
-def _decode_failure(message: dict[str, Any]) -> OperatorError:
-    if message["error"] != protocol.FAILED:
-        return _malformed(f"the error {message['error']!r}")
-    reply = _checked(FailureReply, message.get("parameters", {}))
-    _check_failure(reply)
+def _decode_failure(message: dict[str, Any], method: str) -> OperatorError:
+    name, parameters = message["error"], message.get("parameters", {})
+    if name == protocol.PERMISSION_DENIED:
+        return _denied(method)
+    if name != protocol.FAILED:
+        told = "".join(f", {key} {value!r}" for key, value in parameters.items())
+        return _malformed(f"the error {name!r}{told}")
+    reply = _decode(FailureReply, parameters)
     return OperatorError(
         reply.code, reply.summary, tuple((label, seen) for label, seen in reply.evidence)
     )
 
 
-def _decode_status(parameters: dict[str, Any]) -> StatusReply:
-    tunnels = parameters.get("tunnels")
-    if not isinstance(tunnels, list):
-        raise _malformed("a status without tunnels")
-    decoded = [_decode_tunnel(tunnel) for tunnel in tunnels]
-    return _checked(StatusReply, {**parameters, "tunnels": decoded})
-
-
-def _decode_progress(parameters: dict[str, Any]) -> Progress:
-    return _checked(Progress, parameters)
-
-
-def _decode_tunnel_reply(parameters: dict[str, Any]) -> TunnelReply:
-    tunnel = _decode_tunnel(parameters.get("tunnel"))
-    warning = parameters.get("warning")
-    if isinstance(warning, dict):
-        warning = _checked(FailureReply, warning)
-        _check_failure(warning)
-    return _checked(TunnelReply, {**parameters, "tunnel": tunnel, "warning": warning})
-
-
-def _decode_tunnel(parameters: object) -> TunnelStatus:
-    if not isinstance(parameters, dict):
-        raise _malformed("a tunnel that is not an object")
+def _decode(kind: type[_Reply], value: object) -> _Reply:
     try:
-        tunnel = protocol.decode_tunnel(parameters)
-    except (TypeError, KeyError) as error:
-        raise _malformed(f"a tunnel with other fields: {error}") from error
-    for child in tunnel.children:
-        _check_fields(child)
-    if tunnel.failure is not None:
-        _check_fields(tunnel.failure)
-        _check_failure(tunnel.failure)
-    _check_fields(tunnel)
-    return tunnel
+        return decode(kind, value)
+    except Unfit as error:
+        raise _malformed(f"a {kind.__name__}: {error}") from error
 
 
-def _checked(kind: type[_Reply], parameters: dict[str, Any]) -> _Reply:
-    try:
-        reply = kind(**parameters)
-    except TypeError as error:
-        raise _malformed(f"a {kind.__name__} with other fields: {error}") from error
-    _check_fields(reply)
-    return reply
-
-
-def _check_failure(reply: FailureReply) -> None:
-    if reply.code not in CATALOGUE or not all(len(pair) == 2 for pair in reply.evidence):
-        raise _malformed(f"the failure {reply.code!r}: {reply.summary}")
-
-
-def _check_fields(reply: Any) -> None:
-    """Every field has the type that its annotation says, so that no reader needs to look."""
-    for field in dataclasses.fields(reply):
-        if not _is_a(getattr(reply, field.name), str(field.type)):
-            raise _malformed(f"a {type(reply).__name__} whose `{field.name}` is no {field.type}")
-
-
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "str": str,
-    "int": int,
-    "float": (int, float),
-    "bool": bool,
-    "ChildSaStatus": ChildSaStatus,
-    "TunnelStatus": TunnelStatus,
-    "FailureReply | None": (FailureReply, type(None)),
-}
-
-
-def _is_a(value: object, annotation: str) -> bool:
-    if annotation.startswith("list["):
-        inner = annotation.removeprefix("list[").removesuffix("]")
-        return isinstance(value, list) and all(_is_a(item, inner) for item in value)
-    if annotation.startswith("dict[str, "):
-        inner = annotation.removeprefix("dict[str, ").removesuffix("]")
-        return isinstance(value, dict) and all(_is_a(item, inner) for item in value.values())
-    return isinstance(value, _TYPES[annotation])
+def _denied(method: str) -> OperatorError:
+    verb = method.rpartition(".")[2].lower()
+    evidence = (("asked for", verb), ("may ask for it", "root, and the user of the daemon"))
+    return OperatorError("XF4003", "the daemon does not do this for this user", evidence)
 
 
 def _unreachable(socket_path: Path, error: OSError) -> OperatorError:

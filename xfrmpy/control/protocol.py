@@ -1,17 +1,13 @@
-"""The messages of the control socket, in the Varlink wire format.
+"""The messages of the control socket, in the Varlink wire format (https://varlink.org).
 
-A call is `{"method": ..., "parameters": {...}, "more": bool}`, a reply `{"parameters": {...},
-"continues": bool}`, an error `{"error": ..., "parameters": {...}}`, each ended by a NUL octet.
-Standard library only, and nothing that can carry a secret.
+A call is `{"method": ..., "parameters": {...}, "more": bool, "oneway": bool}`, a reply
+`{"parameters": {...}, "continues": bool}`, an error `{"error": ..., "parameters": {...}}`, each
+ended by a NUL octet. The dataclasses here are what is said; `interface` has the methods and draws
+the interface description from both. Standard library only, and nothing that can carry a secret.
 
-| method | parameters | replies |
-|---|---|---|
-| `org.xfrmpy.Status` | `tunnel` (optional) | one `StatusReply` |
-| `org.xfrmpy.Up` | `tunnel`, `timeout_seconds` | `Progress` and `continues`, then a `TunnelReply` |
-| `org.xfrmpy.Down` | `tunnel`, `timeout_seconds` | the same |
-| `org.xfrmpy.Rekey` | `tunnel`, `timeout_seconds` | the same |
-
-The one error is `org.xfrmpy.Failed` with a `FailureReply`.
+A method that takes its time replies with `Progress` while the caller asked for `more`, and then
+with its result. Errors are those of `org.varlink.service`, and `org.xfrmpy.Failed` with a
+`FailureReply`.
 """
 
 from __future__ import annotations
@@ -20,16 +16,122 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from xfrmpy.failures import CATALOGUE
+
 STATUS = "org.xfrmpy.Status"
 UP = "org.xfrmpy.Up"
+MONITOR = "org.xfrmpy.Monitor"
+WAIT = "org.xfrmpy.Wait"
 DOWN = "org.xfrmpy.Down"
 REKEY = "org.xfrmpy.Rekey"
+PLAN = "org.xfrmpy.Plan"
+APPLY = "org.xfrmpy.Apply"
+CONFIRM = "org.xfrmpy.Confirm"
+ROLLBACK = "org.xfrmpy.Rollback"
 FAILED = "org.xfrmpy.Failed"
 
-MAX_CALL = 64 * 1024
-"""Octets. Every call of ours is below 1 KiB; the daemon hangs up on a longer one."""
+GET_INFO = "org.varlink.service.GetInfo"
+GET_INTERFACE_DESCRIPTION = "org.varlink.service.GetInterfaceDescription"
+INTERFACE_NOT_FOUND = "org.varlink.service.InterfaceNotFound"
+METHOD_NOT_FOUND = "org.varlink.service.MethodNotFound"
+METHOD_NOT_IMPLEMENTED = "org.varlink.service.MethodNotImplemented"
+INVALID_PARAMETER = "org.varlink.service.InvalidParameter"
+PERMISSION_DENIED = "org.varlink.service.PermissionDenied"
+EXPECTED_MORE = "org.varlink.service.ExpectedMore"
+
+MAX_CALL = 1024 * 1024
+"""Octets: the files that `apply` sends, of some thousands of tunnels. All other calls of ours are
+below 1 KiB. The daemon hangs up on a longer one."""
 
 SOCKET_NAME = "control.sock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusCall:
+    """All tunnels, or the one named."""
+
+    tunnel: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeCall:
+    """The tunnel to bring up, take down or rekey, and how long that may take."""
+
+    tunnel: str
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyText:
+    """A policy file: its name, without a directory, and what it holds.
+
+    Octets that are no UTF-8 are escaped as surrogates, as Python does it (PEP 383).
+    """
+
+    name: str
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self.name.endswith(".yaml") or "/" in self.name or self.name.startswith("."):
+            raise ValueError(f"is no name of a policy file: {self.name!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanCall:
+    """Files to put beside those that are there, or with `prune` in their place.
+
+    Without files, what is there is what is wanted. `session` are two addresses, ours and the one
+    from which the caller works: whatever would cut them off from each other is told.
+    """
+
+    files: list[PolicyText] | None = None
+    prune: bool = False
+    session: list[str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyCall:
+    """The same, to be done; each change may take `timeout_seconds`.
+
+    With `confirm_seconds` it is taken back after that time unless it is confirmed. `accept_cut`
+    allows a change that cuts the caller off.
+    """
+
+    timeout_seconds: float
+    files: list[PolicyText] | None = None
+    prune: bool = False
+    session: list[str] | None = None
+    confirm_seconds: float = 0.0
+    accept_cut: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmCall:
+    """What was applied is to stay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackCall:
+    """The policy before the last one is to be in force again."""
+
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorCall:
+    """The `last` events that there have been (10), of all tunnels or of one, and then new ones."""
+
+    tunnel: str | None = None
+    last: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitCall:
+    """The tunnel, the state that it shall have (`up` or `down`), and how long to wait for it."""
+
+    tunnel: str
+    state: str
+    timeout_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +141,10 @@ class FailureReply:
     code: str
     summary: str
     evidence: list[list[str]]
+
+    def __post_init__(self) -> None:
+        if self.code not in CATALOGUE or not all(len(pair) == 2 for pair in self.evidence):
+            raise ValueError(f"is no failure that we know: {self.code}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,25 +225,115 @@ class TunnelReply:
     warning: FailureReply | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DifferenceReply:
+    """A key of the policy with another value; `impact` is `hot`, `rekey`, `reauth` or `replace`."""
+
+    key: str
+    child: str
+    before: str
+    after: str
+    impact: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeReply:
+    """What happens to a tunnel: `action` is `create`, `update` or `delete`.
+
+    `impact` is what it does to what is up; `live` says whether anything is. `cuts` is whether the
+    session that it is asked from would be cut.
+    """
+
+    tunnel: str
+    action: str
+    impact: str
+    live: bool
+    cuts: bool
+    differences: list[DifferenceReply]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanReply:
+    """What would be done, or was, in this order; `failure` is why it cannot be done here.
+
+    `directory` is where the operator's policy files are.
+    """
+
+    changes: list[ChangeReply]
+    warnings: list[str]
+    directory: str
+    failure: FailureReply | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepReply:
+    """What was confirmed: files to keep in `directory`, and whether others in it are to go.
+
+    `files` is None if none were sent with the policy: they are there already.
+    """
+
+    files: list[PolicyText] | None
+    prune: bool
+    directory: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened; docs/events.md has the names of events, and their meaning.
+
+    `number` goes up by one from event to event, as long as the daemon lives. `time` is RFC 3339 in
+    UTC, `monotonic` seconds of a clock that nobody sets. `code` is that of the `failure`, empty if
+    nothing failed. What belongs to no tunnel has an empty one.
+    """
+
+    api: str = "xfrmpy/v1"
+    kind: str = "Event"
+    number: int
+    time: str
+    monotonic: float
+    tunnel: str
+    child: str
+    event: str
+    severity: str
+    text: str
+    code: str
+    failure: FailureReply | None
+    details: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventsReply:
+    """Events, the oldest first, after `missed` others that the caller was too slow for."""
+
+    events: list[Event]
+    missed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitReply:
+    """The tunnel, in the state that was waited for."""
+
+    tunnel: TunnelStatus
+
+
 def encode_message(message: dict[str, Any]) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode() + b"\0"
 
 
 def encode_reply(reply: Any, *, continues: bool = False) -> bytes:
     """A reply of one of the dataclasses above."""
-    message: dict[str, Any] = {"parameters": asdict(reply)}
+    value = asdict(reply)
+    message: dict[str, Any] = {
+        "parameters": {"progress": value} if isinstance(reply, Progress) else value
+    }
     if continues:
         message["continues"] = True
     return encode_message(message)
 
 
 def encode_failure(failure: FailureReply) -> bytes:
-    return encode_message({"error": FAILED, "parameters": asdict(failure)})
+    return encode_error(FAILED, **asdict(failure))
 
 
-def decode_tunnel(parameters: dict[str, Any]) -> TunnelStatus:
-    """A `TunnelStatus` from its JSON form; raises `TypeError` or `KeyError` if it is none."""
-    children = [ChildSaStatus(**child) for child in parameters["children"]]
-    failure = parameters["failure"]
-    reply = None if failure is None else FailureReply(**failure)
-    return TunnelStatus(**{**parameters, "children": children, "failure": reply})
+def encode_error(error: str, **parameters: Any) -> bytes:
+    return encode_message({"error": error, "parameters": parameters})

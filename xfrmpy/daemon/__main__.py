@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
         directory = runtime_dir(os.environ)
         lock = _take(directory)
         try:
-            _run(directory, _limits(options))
+            _run(directory, _limits(options), options.group)
         finally:
             os.close(lock)
     except OperatorError as error:
@@ -38,6 +38,8 @@ def main(arguments: list[str]) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="xfrmpy daemon", description="Run the xfrmpy daemon.")
     parser.add_argument("-v", "--verbose", action="store_true", help="log every datagram")
+    who = "whose members may look at tunnels; xfrmpy if there is such a group, '' for none"
+    parser.add_argument("--group", metavar="NAME", help=who)
     for option, (_, what) in _LIMITS.items():
         parser.add_argument(option, type=_count, metavar="N", help=f"half-open IKE SAs {what}")
     return parser.parse_args(arguments)
@@ -65,8 +67,9 @@ def _limits(options: argparse.Namespace) -> dict[str, int]:
     return {key: count for key, count in wanted.items() if count is not None}
 
 
-def _run(directory: Path, limits: dict[str, int]) -> None:
+def _run(directory: Path, limits: dict[str, int], group: str | None) -> None:
     # A second daemon need not pay for these.
+    from xfrmpy.daemon.callers import Doorkeeper, reading_group  # noqa: PLC0415
     from xfrmpy.daemon.service import Service  # noqa: PLC0415
     from xfrmpy.ike.admission import AdmissionLimits  # noqa: PLC0415
 
@@ -75,7 +78,8 @@ def _run(directory: Path, limits: dict[str, int]) -> None:
         logging.getLogger("xfrmpy.daemon").error("%s", error)
     for warning in loaded.warnings:
         logging.getLogger("xfrmpy.daemon").warning("%s", warning)
-    service = Service(loaded, directory, os.environ, AdmissionLimits(**limits))
+    doorkeeper = Doorkeeper(reading_group(group))
+    service = Service(loaded, directory, os.environ, AdmissionLimits(**limits), doorkeeper)
     asyncio.run(service.run())
 
 

@@ -1,12 +1,14 @@
 """Which datapath moves a tunnel's packets: the kernel if it really can, else user space.
 
-Opened when the first tunnel needs it, probed once, and emptied of what an earlier run left behind.
+Opened when the first tunnel needs it, and probed once. What an earlier run left in force stays so
+until `clear`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from xfrmpy.crypto.self_test import failed_algorithms
 from xfrmpy.datapath.interface import Capabilities, Datapath, DatapathError
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.userspace.client import UserspaceDatapath
-from xfrmpy.failures import Failure
+from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ipsec.proposals import Proposal, supported_part, without_algorithms
 from xfrmpy.policy.model import ChildPolicy, DatapathChoice, TunnelPolicy
 
@@ -67,6 +69,31 @@ class Datapaths:
         )
         return Placement(policy=policy, failure=failure)
 
+    def clear(self) -> None:
+        """Take out of force what an earlier run left, so that this one begins with nothing.
+
+        Raises `OperatorError` XF3002.
+        """
+        self.retire_unused()
+        for datapath in self.opened():
+            try:
+                left_over = datapath.remove_ours()
+            except DatapathError as error:
+                summary = f"the {datapath.name} datapath keeps what an earlier run left: {error}"
+                raise OperatorError("XF3002", summary) from error
+            if left_over:
+                log.info("removed %d objects that an earlier run left", left_over)
+
+    def retire_unused(self) -> None:
+        """Empty the datapaths that no tunnel has any more, though an earlier run's may have had."""
+        if self._kernel is None:
+            # Where it cannot be opened there is nothing of ours, either.
+            with suppress(DatapathError), closing(KernelDatapath.open()) as kernel:
+                kernel.remove_ours()
+        if self._userspace is None:
+            with suppress(DatapathError):
+                UserspaceDatapath.retire(self._runtime_dir)
+
     def of(self, policy: TunnelPolicy) -> Datapath:
         """The open datapath of a placed policy."""
         found = self._kernel if policy.datapath is DatapathChoice.KERNEL else self._userspace
@@ -102,11 +129,7 @@ class Datapaths:
         """What a datapath can do, or the sentence why there is none."""
         if choice not in self._capabilities:
             try:
-                datapath = self._open(choice)
-                left_over = datapath.remove_ours()
-                if left_over:
-                    log.info("removed %d objects that an earlier run left", left_over)
-                self._capabilities[choice] = datapath.probe()
+                self._capabilities[choice] = self._open(choice).probe()
             except DatapathError as error:
                 self._capabilities[choice] = str(error)
             self._leave_useless_kernel()

@@ -7,6 +7,7 @@ from xfrmpy.ike.outputs import (
     ChildSaClosed,
     ChildSaEstablished,
     ChildSaRekeyed,
+    DefectFound,
     ExchangeRepeated,
     ExchangeStarted,
     FragmentSizeReduced,
@@ -43,6 +44,8 @@ def narrate(report: Output) -> str:
             return f"Child SA {report.child} closed (SPI in 0x{report.spi_in:08x})"
         case TunnelClosed() | Redirected() | RequestRefused():
             return _narrate_end(report)
+        case DefectFound():
+            return f"a datagram from {report.path.remote} met a defect of ours"
         case _:
             return ""
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path as FilePath
 
@@ -43,14 +44,21 @@ _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
 
 
 class IkeSockets:
-    """See the module. Opening raises `OperatorError` XF4002 or XF4003."""
+    """See the module. Opening raises `OperatorError` XF4002 or XF4003.
 
-    def __init__(self) -> None:
-        self._sockets: dict[tuple[int, int], socket.socket] = {}
+    `kept` are those that an earlier daemon has left. `are_new` unless they were all there.
+    """
+
+    def __init__(self, kept: Iterable[socket.socket] = ()) -> None:
+        self._sockets = {_place(each): each for each in kept}
+        self.are_new = False
         try:
-            for port in (IKE_PORT, IKE_NATT_PORT):
-                for version in _versions():
-                    self._sockets[version, port] = _open(version, port)
+            for (version, _), each in self._sockets.items():
+                _prepare(each, version)
+            for place in itertools.product(_versions(), (IKE_PORT, IKE_NATT_PORT)):
+                if place not in self._sockets:
+                    self._sockets[place] = _open(*place)
+                    self.are_new = True
         except BaseException:
             self.close()
             raise
@@ -125,6 +133,15 @@ def _open(version: int, port: int) -> socket.socket:
             opened = _open_own(family, port)
     except OSError as error:
         raise _explain(error, port) from error
+    try:
+        _prepare(opened, version)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def _prepare(opened: socket.socket, version: int) -> None:
     opened.setblocking(False)
     _mark(opened)
     _enlarge_buffer(opened)
@@ -134,7 +151,11 @@ def _open(version: int, port: int) -> socket.socket:
     else:
         opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
-    return opened
+
+
+def _place(opened: socket.socket) -> tuple[int, int]:
+    """Its version of IP, and its port."""
+    return 4 if opened.family == socket.AF_INET else 6, opened.getsockname()[1]
 
 
 def _open_own(family: socket.AddressFamily, port: int) -> socket.socket:

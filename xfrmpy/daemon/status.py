@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from xfrmpy.control.protocol import ChildSaStatus, TunnelStatus
-from xfrmpy.daemon.control_server import reply_of
+from xfrmpy.daemon.replies import reply_of
 from xfrmpy.daemon.tunnel import Tunnel
 from xfrmpy.datapath.interface import Datapath, DatapathError
 from xfrmpy.ike.endpoint import ChildSaView, IkeSaView

@@ -133,7 +133,10 @@ class Datapath(Protocol):
         """A descriptor that is readable when `read_events` has something to say."""
 
     def read_events(self) -> tuple[Event, ...]:
-        """The events that are waiting; never blocks."""
+        """The events that are waiting; never blocks.
+
+        The first time also what of earlier events an SA still shows, whatever `fileno()` says.
+        """
 
     def close(self) -> None:
         """Free what this process holds. What is in force stays in force."""

@@ -107,10 +107,15 @@ class Routes:
         for another policy, the newest way counts, and as many `remove` are needed.
         """
         self._add(destination, local, via, mtu)
+        if self._is_exception(local, destination):
+            self._add_exception(local, destination)
+        self.claim(destination, local=local)
+
+    def claim(self, destination: IpNetwork, *, local: IpNetwork) -> None:
+        """Know of an `add` of an earlier process, whose route may be there."""
         held = self._held.setdefault(destination, _Held())
         held.users += 1
-        if local != destination and _contains(destination, local) and local not in held.exceptions:
-            self._add_exception(local, destination)
+        if self._is_exception(local, destination):
             held.exceptions.add(local)
             self._exceptions[local] += 1
 
@@ -131,11 +136,17 @@ class Routes:
         """Remove every route of this owner's, whoever added it, and the rules; returns how many."""
         self._held.clear()
         self._exceptions.clear()
+        return self.remove_unclaimed()
+
+    def remove_unclaimed(self) -> int:
+        """Remove every route of this owner's that nobody has added or claimed here."""
+        claimed = {*self._held, *+self._exceptions}
         count = 0
         for version in _FAMILY:
             for route in self._table(version):
-                if route.body["protocol"] == self._owner:
-                    self._delete(_destination(route, version))
+                destination = _destination(route, version)
+                if route.body["protocol"] == self._owner and destination not in claimed:
+                    self._delete(destination)
                     count += 1
             self._remove_rule_if_idle(version)
         return count
@@ -188,6 +199,13 @@ class Routes:
         self._replace(destination, what, body, attributes)
         rule = _rule(MessageType.NEWRULE, destination.version)
         self._exchange(Request(rule, what, create=True), errno.EEXIST)
+
+    def _is_exception(self, local: IpNetwork, destination: IpNetwork) -> bool:
+        """Whether it is one, and not there yet."""
+        held = self._held.get(destination, _Held())
+        return (
+            local != destination and _contains(destination, local) and local not in held.exceptions
+        )
 
     def _add_exception(self, network: IpNetwork, destination: IpNetwork) -> None:
         self._replace(network, f"except {network} from {destination}", {"type": _THROW}, {})

@@ -36,7 +36,7 @@ from xfrmpy.ike.refusals import failure_of
 from xfrmpy.ike.resumption import settle_resumption, tunnel_of_resumed
 from xfrmpy.ike.succession import supersede
 from xfrmpy.ike.synchronization import SYNC_SUPPORTED, supports_sync
-from xfrmpy.ike.window import OUR_WINDOW_SIZE
+from xfrmpy.ike.window_size import WINDOW_SIZE
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal, choose_proposal, esp_suite
 from xfrmpy.policy.model import TunnelPolicy
@@ -53,11 +53,6 @@ from xfrmpy.wire.payloads import (
 if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
     from xfrmpy.wire.redirect import Gateway
-
-WINDOW_SIZE = NotifyPayload(
-    type=NotifyType.SET_WINDOW_SIZE, data=OUR_WINDOW_SIZE.to_bytes(4, "big")
-)
-"""RFC 7296 section 2.3. It holds once this exchange is done."""
 
 
 class IkeAuth:
@@ -200,9 +195,7 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
         check_mode_asked(policy, traffic)
         child.choose(_without_key_exchange(wanted), traffic)
     except PeerIncompatible as incompatible:
-        give_up_child(sa, child)
-        sa.respond((*proof, incompatible.notify))
-        sa.core.emit(RequestRefused(tunnel=tunnel.name, path=sa.path, failure=incompatible.failure))
+        _refuse_child(sa, child, (*proof, incompatible.notify), incompatible.failure, now)
         return
     install_first_child(sa, child)
     sa.core.defer(sa, lambda moment: _finish_answer(sa, child, proof, moment), now)
@@ -227,13 +220,21 @@ def install_first_child(sa: IkeSa, child: ChildSa) -> None:
 def _finish_answer(sa: IkeSa, child: ChildSa, proof: tuple[OpenPayload, ...], now: float) -> None:
     """The datapath has done its part, or refused."""
     if child.failure:
-        failure = _refused_by_datapath(child)
-        give_up_child(sa, child)
-        sa.respond((*proof, NotifyPayload(type=NotifyType.TEMPORARY_FAILURE)))
-        sa.core.emit(RequestRefused(tunnel=sa.tunnel_name, path=sa.path, failure=failure))
+        notify = NotifyPayload(type=NotifyType.TEMPORARY_FAILURE)
+        _refuse_child(sa, child, (*proof, notify), _refused_by_datapath(child), now)
         return
     sa.respond((*proof, *child.answer(), *_abilities(sa)))
     child.established(now)
+
+
+def _refuse_child(
+    sa: IkeSa, child: ChildSa, answer: tuple[OpenPayload, ...], failure: Failure, now: float
+) -> None:
+    """The IKE SA stands all the same (section 1.2), and waits for a Child SA that fits better."""
+    give_up_child(sa, child)
+    sa.respond(answer)
+    sa.expect_child(now)
+    sa.core.emit(RequestRefused(tunnel=sa.tunnel_name, path=sa.path, failure=failure))
 
 
 def _abilities(sa: IkeSa) -> tuple[NotifyPayload, ...]:

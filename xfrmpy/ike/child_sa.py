@@ -59,6 +59,8 @@ class ChildSa:
     been met and needs it, and is offered first (RFC 7296 section 2.9). `gone_spis` are what the
     peer has deleted before we could know whether one of them is ours: a Delete may overtake the
     answer that makes the Child SA. `claimed_as` tells whose claim to its policies is older.
+    `is_outdated`: the policy of its tunnel has changed since, and what that means to it is still to
+    be seen. `is_lost`: SAs of it were found to be in force no more.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class ChildSa:
         self.rekey_at: float | None = None
         self.wait_until: float | None = None
         self.is_told = self.is_lost = False
+        self.is_outdated: bool = replaces is not None and replaces.is_outdated
         self.claimed_as: int | None = None
         self.gone_spis: set[bytes] = set()
         self.is_asking_usage = False
@@ -363,9 +366,14 @@ class ChildSa:
         assert self.proposal is not None
         return int.from_bytes(self.proposal.spi, "big")
 
+    def note_gone(self) -> None:
+        """The peer has deleted it, and may have told us too early."""
+        assert self.proposal is not None
+        self.gone_spis.add(self.proposal.spi)
+
     @property
     def is_gone(self) -> bool:
-        """Whether the peer has deleted it before it told us of it."""
+        """Whether the peer has deleted it before it told us of it, or of what replaces it."""
         assert self.proposal is not None
         return self.proposal.spi in self.gone_spis
 

@@ -3,7 +3,8 @@
 A responder says that it knows of them, and then takes an IKE_AUTH request that has neither SA nor
 traffic selectors. An initiator sends one only to such a responder, and if policy says so: then the
 first Child SA too has a key exchange of its own. A tunnel is not up by that: it is up when
-CREATE_CHILD_SA has made its Child SA, and an IKE SA that stays without one is closed.
+CREATE_CHILD_SA has made its Child SA, and an IKE SA that stays without one is closed. So is one
+whose first Child SA we have refused.
 """
 
 from __future__ import annotations

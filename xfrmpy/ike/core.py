@@ -126,7 +126,7 @@ class Core:
     def file(self, sa: IkeSa, tunnel: TunnelPolicy) -> None:
         """It is known which tunnel an IKE SA belongs to."""
         if sa.tunnel_name != tunnel.name:
-            self._unfile(sa)
+            self.unfile(sa)
         self._of_tunnel.setdefault(tunnel.name, {})[sa.our_spi] = sa
         self._of_peer.setdefault(tunnel.remote_id, {})[sa.our_spi] = sa
 
@@ -134,9 +134,10 @@ class Core:
         """An IKE SA that is deleted, and need not repeat itself any more."""
         self.ike_sas.pop(sa.our_spi, None)
         self.changed.add(sa.our_spi)
-        self._unfile(sa)
+        self.unfile(sa)
 
-    def _unfile(self, sa: IkeSa) -> None:
+    def unfile(self, sa: IkeSa) -> None:
+        """It is not to be found by its tunnel or peer any more."""
         if sa.tunnel is not None:
             _take_out(self._of_tunnel, sa.tunnel.name, sa.our_spi)
             _take_out(self._of_peer, sa.tunnel.remote_id, sa.our_spi)

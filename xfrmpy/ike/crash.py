@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from xfrmpy.failures import Failure
-from xfrmpy.ike.announcement import Announcement
 from xfrmpy.ike.budget import Budget
 from xfrmpy.ike.errors import Drop, DropReason
 from xfrmpy.ike.exchange import notifications, payloads_in_clear
@@ -66,18 +65,15 @@ class TheirTokens:
 
 
 def offer_token(sa: IkeSa) -> tuple[NotifyPayload, ...]:
-    """Our token for an IKE SA, for IKE_AUTH, and for our answer to the request that rekeys it."""
+    """Our token for an IKE SA.
+
+    For IKE_AUTH, for our answer to the request that rekeys an IKE SA, and for the first request on
+    one that we have rekeyed (section 4.3).
+    """
     maker = sa.core.crash_tokens
     if maker is None or sa.tunnel is None or not sa.tunnel.crash_detection:
         return ()
     return (_token_payload(maker.token(sa.channel.spi_i, sa.channel.spi_r)),)
-
-
-def announce_token(sa: IkeSa, now: float) -> None:
-    """Tell the peer our token of an IKE SA that our own rekeying has made (section 4.3)."""
-    payloads = offer_token(sa)
-    if payloads:
-        sa.start(Announcement(payloads), now)
 
 
 def take_token(sa: IkeSa, token: NotifyPayload, _now: float) -> tuple[OpenPayload, ...]:

@@ -36,7 +36,13 @@ from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import RequestRefused, SaNotCreated
 from xfrmpy.ike.refusals import failure_of, rekey_failure_of
 from xfrmpy.ike.states import ChildSaState, IkeSaState
-from xfrmpy.ike.succession import cannot_rekey, end_if_childless, put_off, retry_at
+from xfrmpy.ike.succession import (
+    cannot_rekey,
+    end_if_childless,
+    put_off,
+    remove_child,
+    retry_at,
+)
 from xfrmpy.ipsec.proposals import esp_suite
 from xfrmpy.policy.model import ChildPolicy
 from xfrmpy.registry import ExchangeType, KeyExchangeMethod, NotifyType, ProtocolId
@@ -159,6 +165,8 @@ class CreateChildSa:
             self._report(Failure(code="XF3002", summary=child.failure))
             child.give_way()
             self._stay_with_old(now)
+            if old is None:
+                self._sa.create_at = now + RECREATE_SECONDS
         elif self._is_redundant():
             child.give_way()
             self._stay_with_old(now)
@@ -166,7 +174,7 @@ class CreateChildSa:
             child.established(now)
             self._sa.busy_since = None
             if old is not None:
-                _take_place(old, now)
+                _take_place(self._sa, old, now)
             else:
                 _give_way_to_twin(self._sa, child)
                 self._sa.create_at = now
@@ -179,6 +187,8 @@ class CreateChildSa:
         if old.heir is not None:
             old.move_to(ChildSaState.REKEYED)
             old.wait_until = now + DELETE_PATIENCE_SECONDS
+        elif old.is_gone:
+            remove_child(self._sa, old, now)
         else:
             old.move_to(ChildSaState.INSTALLED)
             old.rekey_at = retry_at(self._sa, now)
@@ -190,7 +200,7 @@ class CreateChildSa:
         if old is None:
             self._sa.create_at = now + RECREATE_SECONDS
         elif old.heir is None:
-            _take_place(old, now)
+            _take_place(self._sa, old, now)
         else:
             self._stay_with_old(now)
         end_if_childless(self._sa, now)
@@ -396,11 +406,13 @@ def _finish_answer(sa: IkeSa, child: ChildSa, key_exchange: KeyExchange | None, 
         _give_way_to_twin(sa, child)
 
 
-def _take_place(old: ChildSa, now: float) -> None:
+def _take_place(sa: IkeSa, old: ChildSa, now: float) -> None:
     """Ours is in force, so we delete the old one, and the peer what it made in the same place."""
     if old.state is ChildSaState.REKEYING:
         old.move_to(ChildSaState.DELETING)
         old.stop_sending()
+        if old.is_gone:
+            remove_child(sa, old, now)
     rival = old.heir
     if rival is not None and rival.state is ChildSaState.INSTALLED:
         rival.move_to(ChildSaState.REKEYED)
@@ -430,6 +442,7 @@ def _are_twins(one: ChildSa, other: ChildSa) -> bool:
         and one.state is other.state is ChildSaState.INSTALLED
         and one.policy.name == other.policy.name
         and scope_of(one) == scope_of(other)
+        and not (one.is_outdated or other.is_outdated)
     )
 
 
@@ -458,7 +471,8 @@ def _named_by(sa: IkeSa, rekey: NotifyPayload) -> ChildSa | None:
     spi = int.from_bytes(rekey.spi, "big")
     if rekey.protocol != ProtocolId.ESP or len(rekey.spi) != SPI_SIZE:
         return None
-    return next((c for c in sa.children if c.entries and c.spi_out == spi), None)
+    there = (c for c in sa.children if c.entries and not c.is_gone)
+    return next((c for c in there if c.spi_out == spi), None)
 
 
 def _rekey_sa(spi: int) -> NotifyPayload:

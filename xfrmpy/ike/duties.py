@@ -14,10 +14,12 @@ from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.childless import close_if_childless
 from xfrmpy.ike.collisions import UNSETTLED
 from xfrmpy.ike.create_child_sa import CreateChildSa
+from xfrmpy.ike.first_contact import end_doubted
 from xfrmpy.ike.informational import DeleteChildSas
 from xfrmpy.ike.keepalive import check_keepalive, keepalive_at
 from xfrmpy.ike.liveness import check_idleness, check_liveness, idle_at, liveness_at
 from xfrmpy.ike.missing import next_missing
+from xfrmpy.ike.reconfigure import can_conform, conform
 from xfrmpy.ike.rekey_ike_sa import RekeyIkeSa
 from xfrmpy.ike.resumption import renew_ticket
 from xfrmpy.ike.states import ChildSaState, IkeSaState
@@ -63,15 +65,11 @@ def _duties(sa: IkeSa) -> Iterator[Duty]:
 def _of_ike_sa(sa: IkeSa) -> Iterator[Duty]:
     if any(child.state is ChildSaState.DELETING and not child.is_told for child in sa.children):
         yield Duty(at=AT_ONCE, do=lambda now: sa.start(DeleteChildSas(sa), now), asks=True)
-    if sa.alone_at is not None:
-        yield Duty(at=sa.alone_at, do=lambda now: close_surplus(sa, now))
+    yield from _of_rivals(sa)
     if sa.wanted:
         yield Duty(at=AT_ONCE, do=lambda now: _create_wanted(sa, now), asks=True)
     if sa.create_at is not None:
         yield Duty(at=sa.create_at, do=lambda now: _create_next(sa, now), asks=True)
-    old = sa.replaces
-    if old is not None and any(child.is_in_use for child in sa.children):
-        yield Duty(at=AT_ONCE, do=lambda now: supersede(sa, old, now))
     if sa.childless_until is not None:
         yield Duty(at=sa.childless_until, do=lambda now: close_if_childless(sa, now))
     if sa.ticket_at is not None:
@@ -90,7 +88,20 @@ def _of_ike_sa(sa: IkeSa) -> Iterator[Duty]:
         yield Duty(at=moment, do=lambda now: check_keepalive(sa, now))
 
 
+def _of_rivals(sa: IkeSa) -> Iterator[Duty]:
+    """Of one tunnel there may be several IKE SAs, for a while."""
+    if sa.alone_at is not None:
+        yield Duty(at=sa.alone_at, do=lambda now: close_surplus(sa, now))
+    if sa.doubted_until is not None:
+        yield Duty(at=sa.doubted_until, do=lambda now: end_doubted(sa, now))
+    old = sa.replaces
+    if old is not None and any(child.is_in_use for child in sa.children):
+        yield Duty(at=AT_ONCE, do=lambda now: supersede(sa, old, now))
+
+
 def _of_child(sa: IkeSa, child: ChildSa) -> Iterator[Duty]:
+    if child.is_outdated and can_conform(sa, child):
+        yield Duty(at=AT_ONCE, do=lambda now: conform(sa, child, now))
     if child.state is ChildSaState.INSTALLED:
         if child.rekey_at is not None and (child.sends or child.is_lost):
             yield Duty(at=child.rekey_at, do=lambda now: _rekey_child(sa, child, now), asks=True)

@@ -57,6 +57,7 @@ from xfrmpy.ike.outputs import (
     SendDatagram,
 )
 from xfrmpy.ike.reception import receive
+from xfrmpy.ike.reconfigure import is_unsettled, reconfigure
 from xfrmpy.ike.redirect import parse_gateway, redirect_established
 from xfrmpy.ike.restoration import Restored, restore
 from xfrmpy.ike.resumption import usable_ticket
@@ -254,6 +255,23 @@ class IkeEndpoint:
         self._core.tunnels[policy.name].policy = policy
         self._core.tunnels_changed()
 
+    def add_tunnel(self, policy: TunnelPolicy) -> None:
+        """One more; its peer's addresses are to follow."""
+        self._core.tunnels[policy.name] = Tunnel(policy=policy)
+        self._core.tunnels_changed()
+
+    def remove_tunnel(self, tunnel: str, now: float) -> None:
+        """Its IKE SAs end, and nobody can begin another."""
+        self.terminate(tunnel, now)
+        del self._core.tunnels[tunnel]
+        self._core.tunnels_changed()
+
+    def reconfigure(self, policy: TunnelPolicy, now: float) -> None:
+        """A tunnel follows another policy, and so do its IKE SAs, short of being taken down."""
+        reconfigure(self._core, policy, now)
+        for sa in self._core.ike_sas_of(policy.name):
+            self._run(sa, sa.attend, now)
+
     def initiate(
         self, tunnel: str, path: Path, now: float, redirected_from: IpAddress | None = None
     ) -> None:
@@ -318,6 +336,11 @@ class IkeEndpoint:
         """Whether a tunnel has a living IKE SA."""
         found = self._core.ike_sas_of(tunnel)
         return any(sa.state is not IkeSaState.DELETED for sa in found)
+
+    def is_unsettled(self, tunnel: str, now: float) -> bool:
+        """Whether something is being done about a tunnel, or is to be: it is on its way."""
+        found = [s for s in self._core.ike_sas_of(tunnel) if s.state is not IkeSaState.DELETED]
+        return any(is_unsettled(sa, now) for sa in found)
 
     def ike_sas(self, tunnel: str) -> tuple[IkeSaView, ...]:
         """The living IKE SAs of a tunnel, the oldest first."""

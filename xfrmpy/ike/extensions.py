@@ -14,6 +14,7 @@ from xfrmpy.ike.auth_lifetime import offer_lifetime, take_lifetime
 from xfrmpy.ike.crash import offer_token, take_token
 from xfrmpy.ike.redirect import take_redirect
 from xfrmpy.ike.resumption import give_ticket, request_ticket, take_ticket
+from xfrmpy.ike.window_size import answer_window
 from xfrmpy.registry import NotifyType
 from xfrmpy.wire.payloads import NotifyPayload, OpenPayload
 
@@ -34,6 +35,7 @@ HANDLERS: dict[NotifyType, Handler] = {
     NotifyType.AUTH_LIFETIME: take_lifetime,
     NotifyType.QUICK_CRASH_DETECTION: take_token,
     NotifyType.REDIRECT: take_redirect,
+    NotifyType.SET_WINDOW_SIZE: answer_window,
     NotifyType.TICKET_REQUEST: give_ticket,
     NotifyType.TICKET_LT_OPAQUE: take_ticket,
 }

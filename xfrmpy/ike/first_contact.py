@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from xfrmpy.failures import Failure
 from xfrmpy.ike.errors import AuthenticationFailed
 from xfrmpy.ike.exchange import notifications
+from xfrmpy.ike.informational import LivenessCheck
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.policy.model import TunnelPolicy, Uniqueness
 from xfrmpy.registry import NotifyType
@@ -21,6 +22,9 @@ from xfrmpy.wire.payloads import NotifyPayload, OpenPayload
 if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
     from xfrmpy.ipsec.identity import Identity
+
+DOUBT_SECONDS = 10.0
+"""How long an IKE SA has to show that it lives, of which INITIAL_CONTACT may have spoken or not."""
 
 
 def initial_contact(sa: IkeSa, tunnel: TunnelPolicy) -> tuple[NotifyPayload, ...]:
@@ -49,8 +53,8 @@ def close_replaced(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> 
     """A new IKE SA is established, with this IKE_AUTH: close those whose place it takes.
 
     INITIAL_CONTACT speaks of the moment at which the peer sent its message, and the peer has lived
-    since its attempt began. What was made meanwhile, or is being made, may have crossed that
-    message and live.
+    since its attempt began. What is being made may have crossed that message and live; what was
+    made meanwhile too, or it was made by an answer from before, which was late: the peer is asked.
     """
     assert sa.tunnel is not None
     unique = sa.tunnel.unique
@@ -61,6 +65,24 @@ def close_replaced(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> 
         for other in _others(sa, (sa.local_id, sa.remote_id), _ESTABLISHED):
             if unique is Uniqueness.REPLACE or other.authenticated_as <= sa.begun_after:
                 other.terminate(Failure(code="XF2011", summary=reason), now)
+            else:
+                other.doubted_until = now + DOUBT_SECONDS
+                other.start(ProofOfLife(other), now)
+
+
+class ProofOfLife(LivenessCheck):
+    """Asks a peer on an IKE SA that it may have lost."""
+
+    def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
+        """It has not lost it."""
+        self._sa.doubted_until = None
+        super().handle_response(payloads, now)
+
+
+def end_doubted(sa: IkeSa, now: float) -> None:
+    """The peer has not answered on an IKE SA, and has another."""
+    sa.doubted_until = None
+    sa.terminate(Failure(code="XF2011", summary="the peer began anew"), now)
 
 
 _ESTABLISHED = frozenset({IkeSaState.ESTABLISHED})

@@ -69,6 +69,9 @@ FAREWELL_TRIES = 2
 RESPONDERS_PART = 0.95
 """The part of the time until a reauthentication after which a responder begins it itself."""
 
+LAST_RESPITE_SECONDS = 60.0
+"""What an IKE SA gets that has lived longer already than a new policy allows, to be replaced."""
+
 LINGER_SECONDS = 30.0
 """How long a deleted IKE SA still repeats its last response to a peer that missed it."""
 
@@ -83,7 +86,8 @@ class IkeSa:
     authenticated; `heir` is what the peer has made to take the place of this one, while we were at
     the same. `retired` Child SAs only receive, each until its moment. `wanted` are the children for
     which there is a packet, with its selectors. `authenticated_as` is its number among
-    all whose peer was authenticated, `begun_after` the last one's when it began.
+    all whose peer was authenticated, `begun_after` the last one's when it began. `doubted_until`
+    is when it ends, if the peer does not show before that it has it.
     """
 
     def __init__(
@@ -134,6 +138,7 @@ class IkeSa:
         self.reauth_at: float | None = None
         self.wait_until: float | None = None
         self.alone_at: float | None = None
+        self.doubted_until: float | None = None
         self.create_at: float | None = None
         self.busy_since: float | None = None
         self._must_reauth_by: float | None = None
@@ -314,6 +319,13 @@ class IkeSa:
             self.reauth_at = min(now + wait, self.reauth_at or now + wait)
         self.core.touched.add(self)
 
+    def limit_life(self, seconds: float, now: float) -> None:
+        """It may live so long in all, unless it was to end earlier already."""
+        end = max(self.established_at + seconds, now + LAST_RESPITE_SECONDS)
+        self._expires_at = min(end, self._expires_at or end)
+        due_at = self.established_at + replacement_seconds(seconds, self.core.random)
+        self.rekey_at = min(due_at, self.rekey_at or due_at)
+
     @property
     def can_begin_anew(self) -> bool:
         """Whether the peer can be reached by a new IKE_SA_INIT.
@@ -363,7 +375,7 @@ class IkeSa:
         new.channel.inherit(self.channel)
         new.nat, new.local_id, new.remote_id = self.nat, self.local_id, self.remote_id
         new.authenticated_as = self.authenticated_as
-        new.alone_at, new.create_at = self.alone_at, self.create_at
+        new.alone_at, new.childless_until = self.alone_at, self.childless_until
         new.is_client, new.peer_follows = self.is_client, self.peer_follows
         # Section 6.2 of RFC 5723: "When the IKE SA is rekeyed, the ticket is invalidated".
         new.ticket_at = None if self.ticket is None else now

@@ -68,6 +68,7 @@ class DeleteChildSas:
             return
         for child in self._children:
             if child in self._sa.children:
+                take_over(child)
                 remove_child(self._sa, child, now)
         end_if_childless(self._sa, now)
 
@@ -107,7 +108,8 @@ def _answer_child_deletes(
 ) -> None:
     """The peer names its inbound SPIs; we answer with ours of the same pairs (section 1.4.1)."""
     spis = {spi for p in deletes if p.protocol == ProtocolId.ESP for spi in p.spis}
-    named = [c for c in sa.children if c.entries and c.spi_out.to_bytes(SPI_SIZE, "big") in spis]
+    there = [child for child in sa.children if child.entries and not child.is_gone]
+    named = [child for child in there if child.spi_out.to_bytes(SPI_SIZE, "big") in spis]
     for child in sa.children:
         if child.state is ChildSaState.CREATING:
             child.gone_spis |= spis

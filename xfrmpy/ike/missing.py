@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from xfrmpy.ike.child_sa import ChildSa, Scope
+from xfrmpy.ike.reconfigure import is_displaced
 from xfrmpy.ipsec.selectors import meet, narrow_selectors
 from xfrmpy.policy.model import ChildPolicy
 
@@ -22,7 +23,8 @@ def next_missing(sa: IkeSa) -> tuple[ChildPolicy, Scope | None] | None:
     """The first child of the policy to ask for; with a scope, only so much of it."""
     assert sa.tunnel is not None
     for policy in sa.tunnel.children:
-        there = [child for child in sa.children if child.policy.name == policy.name]
+        named = (child for child in sa.children if child.policy.name == policy.name)
+        there = [child for child in named if not is_displaced(child, policy)]
         if not there and not sa.asks_pairs:
             return policy, None
         for scope in _pairs(policy):

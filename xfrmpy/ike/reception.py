@@ -14,7 +14,6 @@ from xfrmpy.ike.errors import CriticalPayload, Drop, DropReason, PeerMisbehaved
 from xfrmpy.ike.exchange import (
     FIRST_EXCHANGES,
     check_critical,
-    notifications,
     payloads_in_clear,
 )
 from xfrmpy.ike.fragments import Whole
@@ -23,17 +22,15 @@ from xfrmpy.ike.protection import Inner
 from xfrmpy.ike.requests import REQUESTS
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ike.synchronization import find_sync, is_sync_candidate
+from xfrmpy.ike.window_size import note_window
 from xfrmpy.ipsec.addresses import Path
 from xfrmpy.registry import NotifyType
 from xfrmpy.wire.cursor import Malformed
 from xfrmpy.wire.message import Message, decode_payloads_untrusted
-from xfrmpy.wire.payloads import NotifyPayload, OpenPayload
+from xfrmpy.wire.payloads import NotifyPayload
 
 if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
-
-WINDOW_SIZE_OCTETS = 4
-"""RFC 7296 section 2.3."""
 
 
 def receive(sa: IkeSa, message: Message, data: bytes, path: Path, now: float) -> None:
@@ -133,7 +130,7 @@ def _receive_response(sa: IkeSa, whole: Whole, path: Path, now: float) -> None:
         check_critical((*message.payloads, *payloads))
         if sa.state is not IkeSaState.DELETING or isinstance(request.exchange, Farewell):
             request.exchange.handle_response(payloads, now)
-        _note_window(sa, payloads)
+        note_window(sa, payloads)
     except (Malformed, PeerMisbehaved, CriticalPayload) as error:
         failure = Failure(code="XF2008", summary=str(error))
         if isinstance(request.exchange, Farewell):
@@ -160,7 +157,7 @@ def _receive_request(sa: IkeSa, whole: Whole, path: Path, now: float) -> None:
         payloads = decode_payloads_untrusted(whole.first_inner, whole.octets)
         check_critical((*message.payloads, *payloads))
         row.handler(sa, payloads, now)
-        _note_window(sa, payloads)
+        note_window(sa, payloads)
     except CriticalPayload as error:
         sa.respond((error.notify,))
         if sa.state is IkeSaState.AUTHENTICATING:  # Section 2.21.2: it is not created.
@@ -168,11 +165,3 @@ def _receive_request(sa: IkeSa, whole: Whole, path: Path, now: float) -> None:
     except (Malformed, PeerMisbehaved) as error:
         sa.respond((NotifyPayload(type=NotifyType.INVALID_SYNTAX),))
         sa.close(Failure(code="XF2008", summary=str(error)), now)
-
-
-def _note_window(sa: IkeSa, payloads: tuple[OpenPayload, ...]) -> None:
-    """The peer may say at any time that it keeps state for more (RFC 7296 section 2.3)."""
-    if sa.state is IkeSaState.ESTABLISHED:
-        for announced in notifications(payloads, NotifyType.SET_WINDOW_SIZE):
-            if len(announced.data) == WINDOW_SIZE_OCTETS:
-                sa.channel.window.widen_theirs(int.from_bytes(announced.data, "big"))

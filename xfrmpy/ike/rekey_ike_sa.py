@@ -18,9 +18,10 @@ from xfrmpy.ike.agreement import (
     key_exchange_methods,
     method_of,
 )
+from xfrmpy.ike.announcement import Announcement
 from xfrmpy.ike.collisions import Nonces, objection_to_ike_rekey, survives
 from xfrmpy.ike.core import IKE_SPI_SIZE
-from xfrmpy.ike.crash import announce_token, offer_token
+from xfrmpy.ike.crash import offer_token
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import first_error, only
 from xfrmpy.ike.extensions import take_notifications
@@ -37,6 +38,7 @@ from xfrmpy.ike.succession import (
     retry_at,
     wait_for_deletion,
 )
+from xfrmpy.ike.window_size import offer_window
 from xfrmpy.ipsec.proposals import Proposal, answers
 from xfrmpy.registry import ExchangeType, KeyExchangeMethod, NotifyType
 from xfrmpy.wire.payloads import KePayload, NoncePayload, NotifyPayload, OpenPayload, SaPayload
@@ -104,7 +106,7 @@ class RekeyIkeSa:
         old.busy_since = None
         if rival is None or survives(new.nonces, rival.nonces):
             inherit(new, old)
-            announce_token(new, now)
+            _introduce(new, old, now)
             if rival is not None:
                 wait_for_deletion(rival, now)
             leave(old, now)
@@ -136,6 +138,13 @@ class RekeyIkeSa:
         return self._demanded is None and demanded_method(error) in key_exchange_methods(
             self._offered
         )
+
+
+def _introduce(new: IkeSa, old: IkeSa, now: float) -> None:
+    """Tell the peer on the new IKE SA what its SPIs or its keys must be known for."""
+    payloads = (*offer_token(new), *offer_window(new, old))
+    if payloads:
+        new.start(Announcement(payloads), now)
 
 
 def answer_ike_rekey(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> None:

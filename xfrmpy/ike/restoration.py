@@ -163,6 +163,8 @@ def _take_stock(sa: IkeSa, lost: Mapping[int, list[SadEntry]], now: float) -> No
     for child in (*sa.children, *(child for _, child in sa.retired)):
         if child.spi_in in lost:
             child.lose(lost[child.spi_in], now)
+        elif child.is_outdated:  # By what difference is not known any more.
+            child.is_outdated, child.rekey_at = False, now
 
 
 def _say_goodbye(sa: IkeSa, now: float) -> None:

@@ -26,6 +26,7 @@ from xfrmpy.ike.core import Core
 from xfrmpy.ike.crash import TheirTokens
 from xfrmpy.ike.create_child_sa import CreateChildSa
 from xfrmpy.ike.exchange import Exchange
+from xfrmpy.ike.first_contact import ProofOfLife
 from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.informational import DeleteChildSas, Farewell, LivenessCheck
 from xfrmpy.ike.modes import policy_between
@@ -602,6 +603,7 @@ IKE_SA: Table = {
     "reauth_at": _MOMENT,
     "wait_until": _MOMENT,
     "alone_at": _MOMENT,
+    "doubted_until": _MOMENT,
     "create_at": _MOMENT,
     "busy_since": _MOMENT,
     "_must_reauth_by": _MOMENT,
@@ -654,6 +656,7 @@ CHILD_SA: Table = {
     "wait_until": _MOMENT,
     "is_told": _FLAG,
     "is_lost": _FLAG,
+    "is_outdated": _FLAG,
     "gone_spis": _collection(set, bytes),
     "last_received_at": _TIME,
     "last_sent_at": _TIME,
@@ -702,6 +705,7 @@ EXCHANGES: dict[str, ExchangeRow] = {
         },
     ),
     "liveness-check": ExchangeRow(LivenessCheck, {}),
+    "proof-of-life": ExchangeRow(ProofOfLife, {}),
     "delete-child-sas": ExchangeRow(DeleteChildSas, {"_children": _CHILDREN}),
     "farewell": ExchangeRow(Farewell, {"_payloads": _PAYLOADS}),
     "announcement": ExchangeRow(Announcement, {"_payloads": _PAYLOADS}, of_sa=()),

@@ -34,6 +34,7 @@ def inherit(new: IkeSa, old: IkeSa) -> None:
     """The Child SAs of a rekeyed IKE SA move to its successor."""
     new.core.changed |= {new.our_spi, old.our_spi}
     new.up_since = old.up_since
+    new.create_at, old.create_at = old.create_at, None
     new.children += old.children
     new.retired += old.retired
     new.wanted += old.wanted
@@ -94,7 +95,14 @@ def deleted_by_peer(sa: IkeSa, now: float) -> None:
 
 
 def remove_child(sa: IkeSa, child: ChildSa, now: float) -> None:
-    """Both ends know that a Child SA is deleted."""
+    """Both ends know that a Child SA is deleted.
+
+    One that we are rekeying stays as it is until we know whether the peer has put another in its
+    place: some responders delete what the initiator should, and that may overtake their answer.
+    """
+    if child.state is ChildSaState.REKEYING and child.heir is None and not child.is_gone:
+        child.note_gone()
+        return
     sa.children.remove(child)
     if child.is_in_use and child.heir is None:
         child.close()

@@ -55,10 +55,13 @@ def _is_enforced(sa: IkeSa) -> bool:
 
 
 def _is_known_to_peer(sa: IkeSa) -> bool:
-    """Whether the initiator of an IKE SA has got our last answer: until then it has only the other.
+    """Whether the peer has an IKE SA too.
 
-    Nothing tells but that it goes on.
+    That an initiator has got our last answer, nothing tells but that it goes on; until then it has
+    only the other. And one that has begun anew may have lost what was made before.
     """
+    if sa.doubted_until is not None:
+        return False
     return sa.is_initiator or sa.heard_at > sa.established_at
 
 

@@ -82,6 +82,16 @@ class Window:
         self._their_size = max(self._their_size, size)
 
     @property
+    def takes_several(self) -> bool:
+        """Whether the peer has said that it keeps state for more than one request."""
+        return self._their_size > 1
+
+    @property
+    def keeps_several(self) -> bool:
+        """Whether we have."""
+        return self._our_size > 1
+
+    @property
     def is_idle(self) -> bool:
         """Whether no request of ours is on its way."""
         return not self.outstanding

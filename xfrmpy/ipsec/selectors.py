@@ -102,6 +102,12 @@ class TrafficSelector:
             end_address=end,
         )
 
+    def has(self, address: IpAddress) -> bool:
+        """Whether some packet of this address is allowed."""
+        if address.version != self.start_address.version:
+            return False
+        return int(self.start_address) <= int(address) <= int(self.end_address)
+
     def covers(self, other: TrafficSelector) -> bool:
         """Whether every packet that `other` allows is allowed here too."""
         return self.intersect(other) == other

@@ -17,11 +17,11 @@ from xfrmpy.datapath.interface import Acquire, DatapathError, Event, Expired, Ma
 from xfrmpy.datapath.userspace.forwarding import (
     ACQUIRE_SECONDS,
     MAPPING_SECONDS,
-    MAX_EVENTS,
     Forwarder,
     Refusal,
     Refused,
 )
+from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.packet import (
     IPV4_IN_ESP,
     IPV6_IN_ESP,
@@ -331,6 +331,19 @@ def test_a_policy_without_an_sa_asks_for_one_once_until_it_is_answered() -> None
     with refused(Refusal.NO_SA):
         ours.protect(packet(), ACQUIRE_SECONDS + 1.1)
     assert len(ours.events) == 3, "an SA was the answer, so its loss is a new question"
+
+
+def test_a_soft_limit_is_told_again_to_another_daemon_while_the_sa_is_there() -> None:
+    ours = gateway(0, lifetime=Lifetime(soft_packets=2))
+    ours.remind()
+    assert list(ours.events) == []
+    for _ in range(2):
+        ours.protect(packet(), 0.0)
+    ours.remind()
+    assert list(ours.events) == [Expired(sa=sa(0).id, reqid=REQID, hard=False)] * 2
+    ours.remove_sa(sa(0).id)
+    ours.remind()
+    assert len(ours.events) == 2
 
 
 def test_limits_are_reported_once_each_and_the_hard_one_is_kept() -> None:

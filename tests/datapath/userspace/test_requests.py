@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import is_dataclass
 from ipaddress import ip_address, ip_network
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -118,3 +121,19 @@ def test_keys_are_in_the_packet_and_not_in_the_words() -> None:
     assert LARGEST_SA.integrity_key.hex() in json.dumps(piece)
     assert "integrity_key" not in repr(LARGEST_SA)
     assert "encryption_key" not in repr(LARGEST_SA)
+
+
+def test_the_format_is_that_of_everything_that_passes() -> None:
+    """A dataclass that it does not know could change, and an old worker would not be found out."""
+    known = set(requests.VALUES)
+    within = {
+        part for kind in known for hint in get_type_hints(kind).values() for part in _of(hint)
+    }
+    assert {kind for kind in within if is_dataclass(kind)} <= known
+    assert known >= {SadEntry, SpdEntry, *requests.EVENT_KINDS.values()}
+
+
+def _of(hint: Any) -> Iterator[Any]:
+    yield hint
+    for argument in get_args(hint):
+        yield from _of(argument)

@@ -48,6 +48,7 @@ class KernelDatapath:
         self._seen: dict[SaId, tuple[int, float]] = {}  # packets, and when there were first so many
         self._routed: set[Selector] = set()  # of the OUT policies that have a route
         self._taken: set[int] = set()  # the indices of our policies
+        self._untold: list[Event] = []  # what happened before this process
 
     @classmethod
     def open(cls) -> KernelDatapath:
@@ -132,7 +133,7 @@ class KernelDatapath:
         deletions = [entries.encode_policy_index(policy) for policy in self._dump_policies()]
         deletions += [_deletion(sa) for sa in sas]
         replies = self._requests.exchange([Request(d, "remove what is ours") for d in deletions])
-        for known in (self._sas, self._seen, self._routed, self._taken):
+        for known in (self._sas, self._seen, self._routed, self._taken, self._untold):
             known.clear()
         return sum(reply.unless(*_GONE).error is None for reply in replies)
 
@@ -140,7 +141,7 @@ class KernelDatapath:
         return self._events.fileno()
 
     def read_events(self) -> tuple[Event, ...]:
-        events: list[Event] = []
+        events, self._untold = self._untold, []
         while not self._drain(events):
             events += self._missed_events()
         for event in events:
@@ -159,8 +160,16 @@ class KernelDatapath:
         policies = self._dump_policies()
         self._taken.update(policy.body["index"] for policy in policies)
         for entry in _readable(entries.decode_policy, policies):
-            with suppress(DatapathError):  # the way to the peer may be down just now
-                self._set_route(entry)
+            self._adopt_route(entry)
+        self._routes.remove_unclaimed()
+        self._untold = self._missed_events()
+
+    def _adopt_route(self, entry: SpdEntry) -> None:
+        try:
+            self._set_route(entry)
+        except DatapathError:  # The way to the peer may be down just now.
+            self._routes.claim(entry.selector.destination, local=entry.selector.source)
+            self._routed.add(entry.selector)
 
     def _forget(self, sa: SaId) -> None:
         self._sas.pop(sa, None)

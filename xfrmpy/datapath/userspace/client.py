@@ -1,26 +1,21 @@
 """The userspace datapath as the daemon sees it: requests to the worker, routes into its device.
 
-The worker is a process of its own with a session of its own; starting is joining the one that is
-there, or making one. `close` leaves it forwarding, `stop` ends it.
+Starting is to take over what a worker of the runtime directory has in force since an earlier
+daemon, or to have one made (`process`). `close` leaves it forwarding, `stop` ends it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
-import signal
-import socket
-import sys
 from pathlib import Path
-from typing import Any
 
 from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event
 from xfrmpy.datapath.routes import RouteOwner, Routes
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.guard import Guard
+from xfrmpy.datapath.userspace.process import WorkerProcess
 from xfrmpy.datapath.userspace.tun import DEVICE, MAX_MTU
-from xfrmpy.datapath.userspace.worker import READY, UCRED
 from xfrmpy.ipsec import algorithms
 from xfrmpy.ipsec.overhead import inner_mtu
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
@@ -28,13 +23,6 @@ from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
-
-ANSWER_SECONDS = 5.0
-"""A worker answers within a batch of packets, microseconds to milliseconds; after so long it is
-stuck, and the daemon must not be."""
-
-START_SECONDS = 20.0
-"""An interpreter starts in a tenth of a second, on an idle machine."""
 
 IPV6_MINIMUM_MTU = 1280
 """RFC 8200 section 5. Where a tunnel has less, its outer packets are fragmented (RFC 4301 8.1)."""
@@ -45,25 +33,16 @@ class UserspaceDatapath:
 
     name = "userspace"
 
-    def __init__(self, path: Path, routes: Routes, guard: Guard, process: int | None) -> None:
-        self._path = path
-        self._process = process
-        self._has_ended = False
+    def __init__(self, worker: WorkerProcess, routes: Routes, guard: Guard) -> None:
+        self._worker = worker
         self._routes = routes
         self._guard = guard
         self._inner_mtu: dict[int, int] = {}
         self._routed: dict[Selector, SpdEntry] = {}
         self._routed_by_reqid: dict[int | None, set[Selector]] = {}
-        self._requests: socket.socket | None = None
-        self._events = _connect(path)
-        try:
-            self._ask("join")
-            self._take_over()
-            _exchange(self._events, "events", None)
-        except (OSError, ValueError, DatapathError) as error:
-            self._close_sockets()
-            raise DatapathError(f"the userspace worker cannot be joined: {error}") from error
-        self._events.setblocking(False)
+        self._worker.ask("open")
+        self._take_over()
+        self._events = worker.listen()
 
     @classmethod
     def start(cls, runtime_dir: Path) -> UserspaceDatapath:
@@ -71,17 +50,33 @@ class UserspaceDatapath:
 
         The daemon's own sockets on the shared port must be open: the worker opens its behind them.
         """
-        path = runtime_dir / "worker-0.sock"
         with contextlib.ExitStack() as undo:
             routes = undo.enter_context(contextlib.closing(Routes(RouteOwner.USERSPACE)))
             guard = undo.enter_context(contextlib.closing(Guard()))
-            process = None if _is_listening(path) else _spawn_worker(path)
-            if process is not None:
-                undo.callback(os.waitpid, process, 0)
-                undo.callback(os.kill, process, signal.SIGTERM)
-            started = cls(path, routes, guard, process)
+            worker = WorkerProcess.attach(runtime_dir)
+            undo.callback(worker.stop if worker.is_new else worker.close)
+            try:
+                started = cls(worker, routes, guard)
+            except DatapathError as error:
+                reason = f"the userspace worker cannot be joined: {error}"
+                raise DatapathError(reason, error.errno) from error
             undo.pop_all()
         return started
+
+    @classmethod
+    def retire(cls, runtime_dir: Path) -> None:
+        """Take out of force what is so since an earlier daemon, where this one needs none of it.
+
+        The worker goes on with what it keeps. Raises `DatapathError`.
+        """
+        with contextlib.closing(Routes(RouteOwner.USERSPACE)) as routes:
+            routes.remove_all()
+        with contextlib.closing(Guard()) as guard:
+            guard.enforce(())
+        worker = WorkerProcess.find(runtime_dir)
+        if worker is not None:
+            with contextlib.closing(worker):
+                worker.ask("shut")
 
     def probe(self) -> Capabilities:
         """The ciphers are the library's, tried by the daemon's self-test; the rest is ours."""
@@ -104,26 +99,26 @@ class UserspaceDatapath:
 
     def add_sa(self, entry: SadEntry) -> None:
         mtu = self._mtu_of(entry)
-        self._ask("add_sa", to_plain(entry))
+        self._worker.ask("add_sa", to_plain(entry))
         self._set_inner_mtu(entry.reqid, mtu)
 
     def update_sa(self, entry: SadEntry) -> None:
         mtu = self._mtu_of(entry)
-        self._ask("update_sa", to_plain(entry))
+        self._worker.ask("update_sa", to_plain(entry))
         self._set_inner_mtu(entry.reqid, mtu)
 
     def move_sa(self, sa: SaId, entry: SadEntry) -> None:
         mtu = self._mtu_of(entry)
-        self._ask("move_sa", [to_plain(sa), to_plain(entry)])
+        self._worker.ask("move_sa", [to_plain(sa), to_plain(entry)])
         self._set_inner_mtu(entry.reqid, mtu)
 
     def remove_sa(self, sa: SaId) -> None:
-        self._ask("remove_sa", to_plain(sa))
+        self._worker.ask("remove_sa", to_plain(sa))
 
     def add_policy(self, entry: SpdEntry) -> None:
         """A BYPASS entry has no route, so one that is narrower than a PROTECT entry bypasses
         nothing: its packets are led into the device, and dropped there."""
-        self._ask("add_policy", to_plain(entry))
+        self._worker.ask("add_policy", to_plain(entry))
         try:
             if entry.direction is not PolicyDirection.OUT:
                 self._guard.add(entry)
@@ -132,7 +127,7 @@ class UserspaceDatapath:
             else:
                 self._add_route(entry)
         except DatapathError:
-            self._ask("remove_policy", to_plain(entry))
+            self._worker.ask("remove_policy", to_plain(entry))
             raise
 
     def remove_policy(self, entry: SpdEntry) -> None:
@@ -140,19 +135,19 @@ class UserspaceDatapath:
             self._remove_route(entry)
         else:
             self._guard.remove(entry)
-        self._ask("remove_policy", to_plain(entry))
+        self._worker.ask("remove_policy", to_plain(entry))
 
     def usage(self, sa: SaId) -> Usage:
-        return from_plain(Usage, self._ask("usage", to_plain(sa)))
+        return from_plain(Usage, self._worker.ask("usage", to_plain(sa)))
 
     def drops(self) -> dict[str, int]:
-        counts = self._ask("drops")
+        counts = self._worker.ask("drops")
         assert isinstance(counts, dict)
         return counts
 
     def dump(self) -> Dump:
         tables: dict[str, list[Plain]] = {"sad": [], "spd": []}
-        for piece in self._ask_all("dump"):
+        for piece in self._worker.ask_all("dump"):
             tables[piece["table"]] += piece["entries"]
         return Dump(
             sad=tuple(from_plain(SadEntry, plain) for plain in tables["sad"]),
@@ -165,7 +160,7 @@ class UserspaceDatapath:
         self._routed.clear()
         self._routed_by_reqid.clear()
         self._inner_mtu.clear()
-        count = self._ask("remove_all")
+        count = self._worker.ask("remove_all")
         assert isinstance(count, int)
         return count
 
@@ -182,10 +177,13 @@ class UserspaceDatapath:
         except OSError:
             pass
         self._mute()
-        raise DatapathError("the userspace worker has ended, and its SAs with it")
+        words = self._worker.last_words()
+        said = f"; its last words: {words}" if words else ""
+        raise DatapathError(f"the userspace worker has ended, and its SAs with it{said}")
 
     def close(self) -> None:
-        self._close_sockets()
+        self._events.close()
+        self._worker.close()
         self._routes.close()
         self._guard.close()
 
@@ -195,37 +193,14 @@ class UserspaceDatapath:
             self._routes.remove_all()
         with contextlib.suppress(DatapathError):
             self._guard.enforce(())
-        with contextlib.suppress(DatapathError):
-            self._ask("stop")
-        self._await_end()
+        self._worker.stop()
         self.close()
-
-    def _await_end(self) -> None:
-        """Until the worker's end of a connection is closed: by the worker, or with it."""
-        self._events.settimeout(0 if self._has_ended else ANSWER_SECONDS)
-        try:
-            while self._events.recv(requests.MAX_PACKET):
-                pass
-        except TimeoutError:
-            os.kill(_peer_process(self._events), signal.SIGKILL)
-        except OSError:
-            pass
-        if self._process is not None:
-            os.waitpid(self._process, 0)
-            self._process = None
 
     def _mute(self) -> None:
         """The end of a connection is readable for ever; whoever polls `fileno` need not be."""
-        self._has_ended = True
         silence = os.eventfd(0)
         os.dup2(silence, self._events.fileno(), inheritable=False)
         os.close(silence)
-
-    def _close_sockets(self) -> None:
-        self._events.close()
-        if self._requests is not None:
-            self._requests.close()
-            self._requests = None
 
     # Routes.
 
@@ -239,6 +214,7 @@ class UserspaceDatapath:
         for policy in dump.spd:
             if policy.direction is PolicyDirection.OUT and policy.action is not Action.BYPASS:
                 self._add_route(policy)
+        self._routes.remove_unclaimed()
 
     def _add_route(self, entry: SpdEntry) -> None:
         """Lead packets to the device; also those to DISCARD, which end there."""
@@ -283,90 +259,6 @@ class UserspaceDatapath:
             mode=entry.mode,
         )
 
-    # Talking to the worker.
-
-    def _ask(self, what: str, value: Plain = None) -> Plain:
-        (result,) = self._ask_all(what, value)
-        plain: Plain = result
-        return plain
-
-    def _ask_all(self, what: str, value: Plain = None) -> list[Any]:
-        if self._requests is None:
-            self._requests = _connect(self._path)
-        try:
-            return _exchange(self._requests, what, value)
-        except (OSError, ValueError) as error:
-            # A late answer must not be taken for that of the next request.
-            self._requests.close()
-            self._requests = None
-            raise DatapathError(f"the userspace worker does not answer: {error}") from error
-
-
-def _exchange(connection: socket.socket, what: str, value: Plain) -> list[Any]:
-    """The results of a request. Raises `DatapathError`, `OSError` or `ValueError`."""
-    results: list[Any] = []
-    connection.send(requests.encode({"do": what, "with": value}))
-    while True:
-        packet = connection.recv(requests.MAX_PACKET)
-        if not packet:
-            raise ConnectionResetError("it has closed the connection")
-        reply = requests.decode(packet)
-        if "error" in reply:
-            raise DatapathError(reply["error"], reply["errno"])
-        results.append(reply["result"])
-        if not reply.get("more"):
-            return results
-
 
 def _reqid_of(entry: SpdEntry) -> int | None:
     return None if entry.template is None else entry.template.reqid
-
-
-def _connect(path: Path) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    connection.settimeout(ANSWER_SECONDS)
-    try:
-        connection.connect(str(path))
-    except OSError as error:
-        connection.close()
-        raise DatapathError(f"no userspace worker at {path}: {error}", error.errno) from error
-    return connection
-
-
-def _peer_process(connection: socket.socket) -> int:
-    octets = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
-    process: int = UCRED.unpack(octets)[0]
-    return process
-
-
-def _is_listening(path: Path) -> bool:
-    try:
-        _connect(path).close()
-    except DatapathError:
-        return False
-    return True
-
-
-def _spawn_worker(path: Path) -> int:
-    """Its process id. Raises `DatapathError` with the worker's own words if it cannot start."""
-    reading, writing = os.pipe()
-    os.set_inheritable(writing, True)
-    module = "xfrmpy.datapath.userspace.worker"
-    with open(reading, "rb") as ready:
-        process = os.posix_spawn(
-            sys.executable,
-            # -P: no modules from the current directory, which may be anybody's.
-            [sys.executable, "-P", "-m", module, str(path), str(writing)],
-            os.environ,
-            file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
-            setsid=True,
-        )
-        os.close(writing)
-        if not select.select([ready], [], [], START_SECONDS)[0]:
-            os.kill(process, signal.SIGKILL)
-        words = ready.read()
-    if words == READY:
-        return process
-    os.waitpid(process, 0)
-    reason = words.decode(errors="replace") or "it ended without a word"
-    raise DatapathError(f"the userspace worker cannot start: {reason}")

@@ -25,6 +25,7 @@ from xfrmpy.datapath.interface import (
     Expired,
     MappingChanged,
 )
+from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.ip import InnerHeader, NotIp, parse_inner_header
 from xfrmpy.esp.packet import (
     IPV4_IN_ESP,
@@ -44,9 +45,6 @@ ACQUIRE_SECONDS = 5.0
 
 MAPPING_SECONDS = 5.0
 """How often the same new address of a peer is told, as long as the SA is not updated to it."""
-
-MAX_EVENTS = 1000
-"""Kept for a daemon that is away; then the oldest is forgotten."""
 
 _NEXT_HEADER = {4: IPV4_IN_ESP, 6: IPV6_IN_ESP}
 _ADDRESS: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
@@ -190,6 +188,12 @@ class Forwarder:
         for held in due:
             self._check_limits(held, now)
             self._expect_limit(held)
+
+    def remind(self) -> None:
+        """Tell again of the SAs past a soft limit: whoever was told may have died of it since."""
+        for held in self._sad.values():
+            if held.is_soft_reported:
+                self._expired(held, hard=False)
 
     def _expect_limit(self, held: Held) -> None:
         """Be there when its next limit is reached; a moment that is out of date does no harm."""

@@ -3,17 +3,34 @@
 A request is `{"do": NAME, "with": VALUE}`; a reply `{"result": VALUE}`, with `"more": true` if
 another packet follows, or `{"error": SENTENCE, "errno": NUMBER or null}`. On a connection that has
 asked for `events`, the worker sends `{"event": KIND, "of": VALUE}` as they happen. Values are as in
-`xfrmpy.ipsec.plain`. Keys pass here: the socket is of mode 0600 and the peer's uid is checked.
+`xfrmpy.ipsec.plain`. Sockets pass as SCM_RIGHTS beside the request `keep` and the reply to `kept`.
+Keys pass here: the socket is of mode 0600 and the peer's uid is checked.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from xfrmpy.datapath.interface import Acquire, Event, Expired, MappingChanged
+from xfrmpy.ipsec.addresses import SocketAddress
+from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Cipher, Integrity
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
+from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.sad import (
+    Direction,
+    Lifetime,
+    Mode,
+    SadEntry,
+    SaId,
+    UdpEncapsulation,
+    Usage,
+)
+from xfrmpy.ipsec.selectors import MaskedPort, Selector, TrafficSelector
+from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template
 
 T = TypeVar("T")
 
@@ -23,9 +40,38 @@ MAX_PACKET = 64 * 1024
 ENTRIES_PER_PACKET = 50
 """An entry of the SAD takes about 700 octets, one of the SPD 500."""
 
+MAX_EVENTS = 1000
+"""Kept for a daemon that is away, or does not read; then the oldest is forgotten."""
+
 EVENT_KINDS: dict[str, type[Event]] = {
     kind.__name__: kind for kind in (Acquire, Expired, MappingChanged)
 }
+
+
+_MEANING = 1
+"""Counted up when a request or a value comes to mean something else without changing its shape."""
+
+VALUES = (
+    *(SadEntry, SpdEntry, SaId, Usage, EspSuite, Cipher, Integrity, UdpEncapsulation, Lifetime),
+    *(Selector, MaskedPort, Template, TrafficSelector, SocketAddress),
+    *(Acquire, Expired, MappingChanged),
+)
+
+
+def _format() -> str:
+    """What a daemon and a worker must agree about, whatever version each is of."""
+    shapes = {
+        kind.__name__: [(f.name, str(f.type)) for f in dataclasses.fields(kind)] for kind in VALUES
+    }
+    words = [
+        [str(member) for member in each] for each in (Mode, Direction, Action, PolicyDirection)
+    ]
+    algorithms = [[c.name for c in CIPHERS], [i.name for i in INTEGRITY]]
+    everything = json.dumps([_MEANING, shapes, words, algorithms])
+    return hashlib.sha256(everything.encode()).hexdigest()[:16]
+
+
+FORMAT = _format()
 
 
 def encode(message: dict[str, Any]) -> bytes:

@@ -1,9 +1,9 @@
-"""The worker process: its loop, its sockets, and the daemon's requests.
+"""The worker process: its loop, its device and sockets, and the daemon's requests.
 
-`python -m xfrmpy.datapath.userspace.worker SOCKET READY` makes the TUN device, listens on SOCKET
-and writes an octet to the descriptor READY (or the reason why it cannot). It goes on forwarding
-while the daemon is away, as a kernel would, and ends on request or SIGTERM. What happens to a
-packet is decided in `forwarding`.
+`python -m xfrmpy.datapath.userspace.worker SOCKET READY` listens on SOCKET and writes an octet to
+the descriptor READY (or the reason why it cannot). It keeps the daemon's sockets (`control`) and,
+when asked to `open`, carries packets. It goes on with both while the daemon is away, as a kernel
+would, and ends on request or SIGTERM. What happens to a packet is decided in `forwarding`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from struct import Struct
 from typing import Any
 
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.datapath.userspace import requests
-from xfrmpy.datapath.userspace.forwarding import MAX_EVENTS, Forwarder, Refused
+from xfrmpy.datapath.userspace.control import ControlSocket
+from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
@@ -59,13 +58,9 @@ TICK_SECONDS = 1.0
 RETRY_SECONDS = 0.05
 """How late a listener that did not keep up hears the rest."""
 
-REPLY_SECONDS = 0.5
-"""A connection that does not take its replies is closed: packets are waiting."""
-
 _SO_RCVBUFFORCE = 33
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
 _PR_SET_DUMPABLE = 4
-UCRED = Struct("=iII")
 
 
 class Worker:
@@ -75,28 +70,24 @@ class Worker:
         self._forwarder = Forwarder(secrets.token_bytes)
         self._selector = selectors.DefaultSelector()
         self._udp: dict[int, socket.socket] = {}
-        self._listeners: dict[socket.socket, deque[bytes]] = {}
+        self._tun: Tun | None = None
         self._running = True
         self._next_check_at = 0.0
-        self._tun = Tun(DEVICE_MTU)
-        self._selector.register(self._tun, selectors.EVENT_READ, self._read_tun)
-        self._control_path = control_path
-        self._control = _listen(control_path)
-        self._selector.register(self._control, selectors.EVENT_READ, self._accept)
+        self._control = ControlSocket(control_path, self._selector, self._answer, self._settle)
 
     def run(self) -> None:
-        """Forward until told to stop."""
+        """Keep and carry until told to stop."""
         while self._running:
-            is_behind = any(self._listeners.values())
-            for key, _ in self._selector.select(RETRY_SECONDS if is_behind else TICK_SECONDS):
+            seconds = RETRY_SECONDS if self._control.is_behind else TICK_SECONDS
+            for key, _ in self._selector.select(seconds):
                 key.data()
             self._expire()
-            self._send_events()
+            self._control.tell(self._forwarder.events)
+            self._forwarder.events.clear()
 
     def close(self) -> None:
-        self._control_path.unlink(missing_ok=True)
-        self._tun.close()
-        self._close_udp()
+        self._control.close()
+        self._shut()
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -106,10 +97,10 @@ class Worker:
 
     # Packets.
 
-    def _read_tun(self) -> None:
+    def _read_tun(self, tun: Tun) -> None:
         for _ in range(BATCH):
             try:
-                packet = self._tun.read()
+                packet = tun.read()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -147,6 +138,7 @@ class Worker:
     def _unprotect(self, datagram: bytes, address: tuple[Any, ...]) -> None:
         source = SocketAddress(ip_address(address[0].partition("%")[0]), address[1])
         packet = self._forwarder.unprotect(datagram, source, time.monotonic())
+        assert self._tun is not None, "without a device there are no UDP sockets"
         try:
             self._tun.write(packet)
         except OSError as error:
@@ -166,65 +158,14 @@ class Worker:
     def _count(self, reason: str) -> None:
         self._forwarder.refused[reason] += 1
 
-    # The daemon.
+    # What packets come by.
 
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._control.accept()
-        except OSError:
-            return  # It has gone again, or we have no descriptors left.
-        octets = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
-        if UCRED.unpack(octets)[1] not in (0, os.geteuid()):
-            connection.close()
-            return
-        connection.settimeout(REPLY_SECONDS)
-        self._selector.register(
-            connection, selectors.EVENT_READ, partial(self._read_request, connection)
-        )
+    def _settle(self) -> None:
+        """Take a place behind the daemon's sockets, if there are others than before."""
+        if self._tun is not None:
+            self._join()
 
-    def _read_request(self, connection: socket.socket) -> None:
-        try:
-            packet = connection.recv(requests.MAX_PACKET)
-            if packet:
-                for reply in self._answer(connection, packet):
-                    connection.send(requests.encode(reply))
-                return
-        except OSError:
-            pass  # The daemon is gone, or does not read: it comes back if it wants something.
-        self._listeners.pop(connection, None)
-        self._selector.unregister(connection)
-        connection.close()
-
-    def _answer(self, connection: socket.socket, packet: bytes) -> list[dict[str, Any]]:
-        """The replies to a request. No request ends the worker."""
-        try:
-            request = requests.decode(packet)
-            if request["do"] == "events":
-                connection.setblocking(False)
-                self._listeners[connection] = deque(maxlen=MAX_EVENTS)
-                return [{"result": None}]
-            return _HANDLERS[request["do"]](self, request.get("with"))
-        except DatapathError as error:
-            return [{"error": str(error), "errno": error.errno}]
-        except Exception as error:
-            return [{"error": f"a request that makes no sense: {error!r}", "errno": None}]
-
-    def _send_events(self) -> None:
-        """To whom listens, as far as they read; while nobody listens, events wait."""
-        if not self._listeners:
-            return
-        events = [requests.encode_event(event) for event in self._forwarder.events]
-        self._forwarder.events.clear()
-        for listener, waiting in self._listeners.items():
-            waiting.extend(events)
-            with contextlib.suppress(OSError):  # It is full; or gone, which shows when it is read.
-                while waiting:
-                    listener.send(waiting[0])
-                    waiting.popleft()
-
-    # Requests, by their names.
-
-    def join(self, _: Plain) -> None:
+    def _join(self) -> None:
         """Open the UDP sockets behind the daemon's, so that it is the first of each group."""
         self._close_udp()
         try:
@@ -240,11 +181,53 @@ class Worker:
             reason = f"UDP port {IKE_NATT_PORT} cannot be shared: {error.strerror}"
             raise DatapathError(reason, error.errno) from error
 
+    def _shut(self) -> None:
+        self._close_udp()
+        if self._tun is not None:
+            self._selector.unregister(self._tun)
+            self._tun.close()
+            self._tun = None
+
     def _close_udp(self) -> None:
         for each in self._udp.values():
             self._selector.unregister(each)
             each.close()
         self._udp.clear()
+
+    # Requests, by their names.
+
+    def _answer(self, name: str, plain: Plain) -> list[dict[str, Any]]:
+        return _HANDLERS[name](self, plain)
+
+    def hello(self, _: Plain) -> Plain:
+        """What a daemon must know before it asks for anything else."""
+        return {
+            "format": requests.FORMAT,
+            "requests": [*_HANDLERS],
+            "network": network_namespace(),
+            "is_open": self._tun is not None,
+        }
+
+    def open(self, _: Plain) -> None:
+        """Begin to carry packets, or go on."""
+        self._forwarder.remind()
+        if self._tun is not None and self._control.kept:
+            return
+        try:
+            if self._tun is None:
+                self._tun = Tun(DEVICE_MTU)
+                read = partial(self._read_tun, self._tun)
+                self._selector.register(self._tun, selectors.EVENT_READ, read)
+            # Whoever did not leave us its sockets may have opened others since.
+            self._join()
+        except DatapathError:
+            self._shut()
+            raise
+
+    def shut(self, _: Plain) -> None:
+        """Carry no packets any more."""
+        self._forwarder.remove_all()
+        self._shut()
 
     def add_sa(self, plain: Plain) -> None:
         self._forwarder.add_sa(from_plain(SadEntry, plain), time.monotonic())
@@ -306,7 +289,9 @@ def _single(method: Callable[[Worker, Plain], Plain | None]) -> _Handler:
 
 
 _HANDLERS: dict[str, _Handler] = {
-    "join": _single(Worker.join),
+    "hello": _single(Worker.hello),
+    "open": _single(Worker.open),
+    "shut": _single(Worker.shut),
     "add_sa": _single(Worker.add_sa),
     "update_sa": _single(Worker.update_sa),
     "move_sa": _single(Worker.move_sa),
@@ -321,16 +306,12 @@ _HANDLERS: dict[str, _Handler] = {
 }
 
 
-def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    path.unlink(missing_ok=True)
-    old_mask = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(old_mask)
-    listener.listen()
-    return listener
+REQUESTS = frozenset(_HANDLERS)
+
+
+def network_namespace() -> int:
+    """Which one this thread is in: a worker of another is of no use."""
+    return os.stat("/proc/thread-self/ns/net").st_ino
 
 
 def _open_udp(family: socket.AddressFamily) -> socket.socket:

@@ -1,0 +1,182 @@
+"""Bringing tunnels up, and keeping up those that are to be.
+
+A tunnel that is wanted comes back by itself, for ever, with back-off and jitter. Peers that have
+names are looked up ahead, for a responder knows who calls by the address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from xfrmpy.daemon.engine import Engine
+from xfrmpy.daemon.events import Occurrence
+from xfrmpy.daemon.narration import summarize
+from xfrmpy.daemon.occurrences import retrying, unresolved
+from xfrmpy.daemon.resolver import paths_to, resolve_names, resolve_peer
+from xfrmpy.daemon.status import tunnel_state
+from xfrmpy.daemon.tunnel import Tunnel
+from xfrmpy.failures import Failure, OperatorError
+from xfrmpy.ike.outputs import ChildSaEstablished, Redirected, TunnelClosed
+from xfrmpy.ipsec.addresses import IpAddress, Path
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 60.0
+"""A tunnel of `start: auto` that fails is tried again, for ever, ever less often."""
+
+RESOLVE_SECONDS = 300.0
+"""How often the peers' names are looked up, for the sake of those who call us."""
+
+
+class Keeper:
+    """See the module. `tunnels` are the daemon's, by name; they come and go."""
+
+    def __init__(
+        self, tunnels: Mapping[str, Tunnel], engine: Engine, hear: Callable[[Occurrence], None]
+    ) -> None:
+        self._tunnels = tunnels
+        self._engine = engine
+        self._hear = hear
+        self._loop = asyncio.get_running_loop()
+        self._background: set[asyncio.Task[None]] = set()
+
+    def stop(self) -> None:
+        """Let go of every tunnel; what is up stays up."""
+        for task in tuple(self._background):
+            task.cancel()
+        for tunnel in self._tunnels.values():
+            self.let_go(tunnel)
+
+    def let_go(self, tunnel: Tunnel) -> None:
+        """It does not come back by itself from now on."""
+        tunnel.wanted = False
+        for task in (tunnel.keeping, tunnel.attempt):
+            if task is not None:
+                task.cancel()
+
+    def state(self, tunnel: Tunnel) -> str:
+        return tunnel_state(tunnel, self._engine.ike_sas(tunnel.policy.name))
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run it as long as tunnels are kept."""
+        task = self._loop.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    def attempt(self, tunnel: Tunnel) -> asyncio.Task[None]:
+        """The task that brings a tunnel up: the one that is at it, or a new one."""
+        if tunnel.attempt is None or tunnel.attempt.done():
+            tunnel.attempt = self._loop.create_task(self._connect(tunnel))
+        return tunnel.attempt
+
+    async def _connect(self, tunnel: Tunnel) -> None:
+        """Try each path to the peer until a Child SA is in force, and go where it sends us.
+
+        Raises `OperatorError`.
+        """
+        try:
+            while (redirect := await self._connect_once(tunnel)) is not None:
+                log.debug("%s: redirected to %s", tunnel.policy.name, redirect.gateway)
+        except OperatorError as error:
+            tunnel.last_failure = error.failure
+            raise
+
+    async def _connect_once(self, tunnel: Tunnel) -> Redirected | None:
+        """An attempt at the peer, or at where it has sent us; gives where it sends us then."""
+        redirect, tunnel.redirect = tunnel.redirect, None
+        if redirect is not None:
+            addresses = await resolve_names((str(redirect.gateway),))
+        else:
+            addresses = await resolve_peer(tunnel.policy)
+            self._engine.set_peer_addresses(tunnel.policy.name, addresses)
+        original = None if redirect is None else redirect.original
+        paths = paths_to(tunnel.policy, addresses)
+        for path in paths[:-1]:
+            try:
+                return await self._connect_on(tunnel, path, original)
+            except OperatorError as error:
+                if error.failure.code != "XF2001":
+                    raise
+        return await self._connect_on(tunnel, paths[-1], original)
+
+    async def _connect_on(
+        self, tunnel: Tunnel, path: Path, original: IpAddress | None
+    ) -> Redirected | None:
+        with tunnel.listen() as reports:
+            self._engine.initiate(tunnel.policy.name, path, original)
+            while True:
+                match await reports.get():
+                    case ChildSaEstablished():
+                        return None
+                    case Redirected() as redirect:
+                        return redirect
+                    case TunnelClosed(failure=failure):
+                        raise error_of(failure)
+
+    async def follow_redirect(self, tunnel: Tunnel) -> None:
+        """A tunnel that was up is sent elsewhere: bring it up there."""
+        try:
+            await asyncio.shield(self.attempt(tunnel))
+        except OperatorError as error:
+            log.warning("%s: %s", tunnel.policy.name, summarize(error.failure))
+
+    def want(self, tunnel: Tunnel) -> None:
+        if not tunnel.wanted:
+            tunnel.wanted = True
+            text = "wanted: it is brought up, and kept up"
+            self._hear(Occurrence(event="tunnel-wanted", tunnel=tunnel.policy.name, text=text))
+            if tunnel.keeping is None or tunnel.keeping.done():
+                tunnel.keeping = self.spawn(self._keep_up(tunnel))
+
+    async def _keep_up(self, tunnel: Tunnel) -> None:
+        delay = FIRST_RETRY_SECONDS
+        while tunnel.wanted:
+            failure = None
+            try:
+                if self.state(tunnel) != "up":
+                    await asyncio.shield(self.attempt(tunnel))
+                delay = FIRST_RETRY_SECONDS
+                await self._until_down(tunnel)
+            except OperatorError as error:
+                failure = error.failure
+            pause = delay * random.uniform(0.75, 1.25)
+            if tunnel.wanted:
+                self._hear(retrying(tunnel.policy.name, pause, failure))
+            await asyncio.sleep(pause)
+            delay = min(delay * 2, LAST_RETRY_SECONDS)
+
+    async def keep_resolving(self) -> None:
+        """Responders know their peers by address, so these must be known before they call."""
+        while True:
+            for tunnel in tuple(self._tunnels.values()):
+                if tunnel.policy.peers and tunnel.placement.failure is None:
+                    await self.resolve(tunnel)
+            await asyncio.sleep(RESOLVE_SECONDS)
+
+    async def resolve(self, tunnel: Tunnel) -> None:
+        try:
+            addresses = await resolve_peer(tunnel.policy)
+            self._engine.set_peer_addresses(tunnel.policy.name, addresses)
+        except OperatorError as error:
+            self._hear(unresolved(tunnel.policy.name, error.failure))
+
+    async def _until_down(self, tunnel: Tunnel) -> None:
+        with tunnel.listen() as reports:
+            while self.state(tunnel) == "up":
+                await reports.get()
+
+    async def until_gone(self, tunnel: Tunnel) -> None:
+        with tunnel.listen() as reports:
+            while self._engine.has_ike_sas(tunnel.policy.name):
+                await reports.get()
+
+
+def error_of(failure: Failure | None) -> OperatorError:
+    if failure is None:
+        return OperatorError("XF4009", "it was taken down while it was coming up")
+    return OperatorError(failure.code, failure.summary, failure.evidence)

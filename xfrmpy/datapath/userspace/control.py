@@ -1,0 +1,199 @@
+"""A worker's socket in the runtime directory: who may speak, and what waits for whom.
+
+Requests are answered one after the other, whoever asks. Here are those that have to do with the
+daemon and not with packets: events, and the daemon's own sockets, which the worker keeps open while
+there is no daemon: what arrives waits in them, and no place in the group of the shared port changes
+(see `udp`). Nothing here knows of SAs or policies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from struct import Struct
+from typing import Any
+
+from xfrmpy.datapath.interface import DatapathError, Event
+from xfrmpy.datapath.userspace import requests
+from xfrmpy.ipsec.plain import Plain
+
+MAX_DESCRIPTORS = 16
+"""The daemon has four sockets: two ports, two families."""
+
+REPLY_SECONDS = 0.5
+"""A connection that does not take its replies is closed: packets are waiting."""
+
+UCRED = Struct("=iII")
+_DESCRIPTOR = Struct("=i")
+
+
+class ControlSocket:
+    """See the module.
+
+    `answer` gives the replies to every other request, by its name; `resettle` is called when other
+    sockets of the daemon's are kept than before. Either may raise `DatapathError`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        selector: selectors.BaseSelector,
+        answer: Callable[[str, Plain], Iterable[dict[str, Any]]],
+        resettle: Callable[[], None],
+    ) -> None:
+        self.kept: tuple[socket.socket, ...] = ()
+        self._path = path
+        self._selector = selector
+        self._answer_other = answer
+        self._resettle = resettle
+        self._listeners: dict[socket.socket, deque[bytes]] = {}
+        self._waiting: deque[bytes] = deque(maxlen=requests.MAX_EVENTS)
+        self._listener = _listen(path)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether somebody who listens has not read everything."""
+        return any(self._listeners.values())
+
+    def tell(self, events: Iterable[Event]) -> None:
+        """To whom listens, as far as they read; while nobody listens, events wait."""
+        packets = [requests.encode_event(event) for event in events]
+        if not self._listeners:
+            self._waiting.extend(packets)
+            return
+        for listener, waiting in self._listeners.items():
+            waiting.extend(packets)
+            with contextlib.suppress(OSError):  # It is full; or gone, which shows when it is read.
+                while waiting:
+                    listener.send(waiting[0])
+                    waiting.popleft()
+
+    def close(self) -> None:
+        self._path.unlink(missing_ok=True)
+        self._let_go()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return  # It has gone again, or we have no descriptors left.
+        octets = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+        if UCRED.unpack(octets)[1] not in (0, os.geteuid()):
+            connection.close()
+            return
+        connection.settimeout(REPLY_SECONDS)
+        self._selector.register(
+            connection, selectors.EVENT_READ, partial(self._read_request, connection)
+        )
+
+    def _read_request(self, connection: socket.socket) -> None:
+        try:
+            packet, descriptors = receive(connection)
+        except OSError:
+            packet, descriptors = b"", []
+        try:
+            if packet:
+                for reply in self._answer(connection, packet, descriptors):
+                    connection.send(requests.encode(reply))
+                return
+        except OSError:
+            pass  # The daemon is gone, or does not read: it comes back if it wants something.
+        finally:
+            for each in descriptors:
+                os.close(each)
+        self._drop(connection)
+
+    def _drop(self, connection: socket.socket) -> None:
+        unread = self._listeners.pop(connection, ())
+        if not self._listeners:
+            self._waiting.extend(unread)
+        self._selector.unregister(connection)
+        connection.close()
+
+    def _answer(
+        self, connection: socket.socket, packet: bytes, descriptors: list[int]
+    ) -> Iterable[dict[str, Any]]:
+        """The replies to a request. No request ends the worker."""
+        try:
+            request = requests.decode(packet)
+            match request["do"]:
+                case "events":
+                    self._listen_to(connection)
+                    return [{"result": None}]
+                case "keep":
+                    self._keep(descriptors)
+                    return [{"result": None}]
+                case "kept":
+                    self._hand_back(connection)
+                    return []
+                case name:
+                    return self._answer_other(name, request.get("with"))
+        except DatapathError as error:
+            return [{"error": str(error), "errno": error.errno}]
+        except Exception as error:
+            return [{"error": f"a request that makes no sense: {error!r}", "errno": None}]
+
+    def _listen_to(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._listeners[connection] = deque(self._waiting, requests.MAX_EVENTS)
+        self._waiting.clear()
+
+    def _keep(self, descriptors: list[int]) -> None:
+        kept = [_duplicate(each) for each in descriptors]
+        self._let_go()
+        self.kept = tuple(kept)
+        self._resettle()
+
+    def _hand_back(self, connection: socket.socket) -> None:
+        reply = requests.encode({"result": None})
+        socket.send_fds(connection, [reply], [each.fileno() for each in self.kept])
+
+    def _let_go(self) -> None:
+        for each in self.kept:
+            each.close()
+        self.kept = ()
+
+
+def _duplicate(descriptor: int) -> socket.socket:
+    """Raises `OSError` for what is no socket."""
+    sent = socket.socket(fileno=descriptor)
+    try:
+        return sent.dup()
+    finally:
+        sent.detach()
+
+
+def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """A packet, and the descriptors that came with it, which no child will have.
+
+    Raises `OSError`. (`socket.recv_fds` of Python 3.11 forgets its flags.)
+    """
+    room = socket.CMSG_SPACE(MAX_DESCRIPTORS * _DESCRIPTOR.size)
+    flags = socket.MSG_CMSG_CLOEXEC
+    packet, ancillary, _, _ = connection.recvmsg(requests.MAX_PACKET, room, flags)
+    descriptors = [
+        number
+        for level, kind, octets in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for (number,) in _DESCRIPTOR.iter_unpack(octets)
+    ]
+    return packet, descriptors
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    path.unlink(missing_ok=True)
+    old_mask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(old_mask)
+    listener.listen()
+    return listener

@@ -1,0 +1,139 @@
+"""A tunnel's policy changes while it is up: what becomes of the IKE SAs and Child SAs there are.
+
+What a change takes is told by `policy.changes`. A Child SA is marked, and made to follow as soon as
+nothing else is being done with it (`duties`). Where other traffic is to be carried, the new Child
+SA is made before the old one is deleted, so that nothing goes in clear in between.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xfrmpy.ike.child_sa import ChildSa
+from xfrmpy.ike.core import Core
+from xfrmpy.ike.lifetimes import replacement_seconds
+from xfrmpy.ike.modes import policy_between
+from xfrmpy.ike.states import ChildSaState, IkeSaState
+from xfrmpy.ipsec.selectors import covered_by
+from xfrmpy.policy.changes import Impact, child_impact, compare_tunnels
+from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
+
+if TYPE_CHECKING:
+    from xfrmpy.ike.ike_sa import IkeSa
+
+PATIENCE_SECONDS = 5.0
+"""How long an original responder leaves it to the peer, which may have been told the same, to make
+a further Child SA: both at once would make two."""
+
+_STEADY = ChildSaState.INSTALLED
+_HALF_OPEN = (IkeSaState.INITIATING, IkeSaState.AUTHENTICATING)
+
+
+def reconfigure(core: Core, policy: TunnelPolicy, now: float) -> None:
+    """Have a tunnel follow a policy, and what is up of it too, short of taking it down.
+
+    Impacts up to REAUTH. What is half-open began under the old policy, and ends.
+    """
+    before = core.tunnels[policy.name].policy
+    impact = max(
+        (d.impact for d in compare_tunnels(before, policy).differences if not d.child),
+        default=Impact.HOT,
+    )
+    core.tunnels[policy.name].policy = policy
+    core.tunnels_changed()
+    for sa in core.ike_sas_of(policy.name):
+        core.touched.add(sa)
+        core.changed.add(sa.our_spi)
+        if sa.state in _HALF_OPEN:
+            sa.terminate(None, now)
+        elif sa.state is IkeSaState.ESTABLISHED:
+            _adopt(sa, before, policy, impact, now)
+
+
+def is_unsettled(sa: IkeSa, now: float) -> bool:
+    """Whether an IKE SA is on its way to what its policy says, or to its end."""
+    waits = (sa.rekey_at, sa.reauth_at, sa.create_at, *(c.rekey_at for c in sa.children))
+    return (
+        sa.state is not IkeSaState.ESTABLISHED
+        or sa.replaces is not None
+        or not sa.channel.window.is_idle
+        or any(child.is_outdated or child.state is not _STEADY for child in sa.children)
+        or any(moment is not None and moment <= now + PATIENCE_SECONDS for moment in waits)
+    )
+
+
+def can_conform(sa: IkeSa, child: ChildSa) -> bool:
+    """Whether a Child SA of an older policy can follow the present one, or go."""
+    if child.state is not ChildSaState.INSTALLED:
+        return False
+    policy = _present_policy(sa, child)
+    return policy is None or not is_displaced(child, policy) or _has_replacement(sa, child, policy)
+
+
+def conform(sa: IkeSa, child: ChildSa, now: float) -> None:
+    """Have it follow, or go."""
+    policy = _present_policy(sa, child)
+    goes = policy is None or is_displaced(child, policy)
+    child.is_outdated = False
+    if policy is None or goes:
+        child.move_to(ChildSaState.DELETING)
+        return
+    seconds = policy.lifetime_seconds
+    if child_impact(child.policy, policy) is Impact.REKEY:
+        child.rekey_at = now
+    elif seconds is not None and seconds != child.policy.lifetime_seconds:
+        due_at = child.established_at + replacement_seconds(seconds, sa.core.random)
+        child.rekey_at = min(due_at, child.rekey_at or due_at)
+    child.policy = policy
+
+
+def is_displaced(child: ChildSa, policy: ChildPolicy) -> bool:
+    """Whether it carries other traffic than its policy now says, so that another must be made."""
+    return (
+        child.is_outdated
+        and child_impact(child.policy, policy) is Impact.REPLACE
+        and not (child.policy.mode is policy.mode and _is_just(child, policy))
+    )
+
+
+def _is_just(child: ChildSa, policy: ChildPolicy) -> bool:
+    """Whether it carries what the policy says, all of it and nothing else."""
+    return all(
+        covered_by(there, wanted) and covered_by(wanted, there)
+        for there, wanted in ((child.local, policy.local), (child.remote, policy.remote))
+    )
+
+
+def _present_policy(sa: IkeSa, child: ChildSa) -> ChildPolicy | None:
+    """What the tunnel's policy now says of a Child SA, if anything."""
+    assert sa.tunnel is not None
+    named = (p for p in sa.tunnel.children if p.name == child.policy.name)
+    return next((policy_between(policy, sa.path) for policy in named), None)
+
+
+def _adopt(
+    sa: IkeSa, before: TunnelPolicy, policy: TunnelPolicy, impact: Impact, now: float
+) -> None:
+    sa.core.unfile(sa)
+    sa.belong_to(policy)
+    sa.channel.window.schedule = policy.retransmission
+    for child in sa.children:
+        child.tunnel = policy
+    if impact is Impact.REAUTH and sa.can_begin_anew:
+        sa.reauth_at = now
+        return  # The new IKE SA has Child SAs of the new policy.
+    if policy.lifetime_seconds not in (None, before.lifetime_seconds):
+        sa.limit_life(policy.lifetime_seconds, now)
+    if policy.reauth_seconds not in (None, before.reauth_seconds):
+        sa.limit_authentication(policy.reauth_seconds, now)
+    if policy.proposals != before.proposals:
+        sa.rekey_at = now
+    for child in sa.children:
+        child.is_outdated = True
+    sa.refused_scopes.clear()
+    sa.asks_pairs = False
+    sa.create_at = now if sa.is_client else now + PATIENCE_SECONDS
+
+
+def _has_replacement(sa: IkeSa, child: ChildSa, policy: ChildPolicy) -> bool:
+    return any(c is not child and c.policy == policy and c.is_in_use for c in sa.children)

@@ -1,0 +1,245 @@
+"""What distinguishes two policies, and what it takes to get from the one to the other.
+
+Every field of `model.py` stands in one of the two tables below, with the key that an operator knows
+it by, what becomes of a living tunnel when it changes, and how its value is shown. A secret is
+never shown: only where it comes from, and that it is another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from enum import IntEnum, StrEnum
+from typing import Any
+
+from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.sad import OUR_REQIDS
+from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
+
+
+class Impact(IntEnum):
+    """What a change does to a tunnel that is up, from nothing to the worst.
+
+    HOT: it is in force at once, and no SA is touched. REKEY: SAs are replaced without losing a
+    packet. REAUTH: the IKE SA and its Child SAs are made anew, before the old ones go. REPLACE: the
+    tunnel, or one Child SA of it, goes and comes again.
+    """
+
+    HOT = 0
+    REKEY = 1
+    REAUTH = 2
+    REPLACE = 3
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+class Action(StrEnum):
+    """What happens to a tunnel as a whole."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A key whose value is another; `child` is empty where it is the tunnel's.
+
+    `before` and `after` are empty where there was or is no such thing.
+    """
+
+    key: str
+    child: str
+    before: str
+    after: str
+    impact: Impact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What happens to one tunnel; `before` is None if it is new, `after` if it goes."""
+
+    before: TunnelPolicy | None
+    after: TunnelPolicy | None
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def tunnel(self) -> str:
+        policy = self.after or self.before
+        assert policy is not None
+        return policy.name
+
+    @property
+    def action(self) -> Action:
+        if self.before is None:
+            return Action.CREATE
+        return Action.DELETE if self.after is None else Action.UPDATE
+
+    @property
+    def impact(self) -> Impact:
+        if self.action is Action.DELETE:
+            return Impact.REPLACE
+        return max((difference.impact for difference in self.differences), default=Impact.HOT)
+
+
+def compare_policies(
+    before: Iterable[TunnelPolicy], after: Iterable[TunnelPolicy]
+) -> tuple[Change, ...]:
+    """What changes, by the names of the tunnels: those that go first, and new ones last.
+
+    So a tunnel may take over what another one gives up. Equal tunnels are not in it.
+    """
+    old, new = ({policy.name: policy for policy in policies} for policies in (before, after))
+    deleted = [Change(before=old[name], after=None) for name in sorted(old.keys() - new.keys())]
+    created = [Change(before=None, after=new[name]) for name in sorted(new.keys() - old.keys())]
+    kept = (compare_tunnels(old[name], new[name]) for name in sorted(old.keys() & new.keys()))
+    return (*deleted, *(change for change in kept if change.differences), *created)
+
+
+def compare_tunnels(before: TunnelPolicy, after: TunnelPolicy) -> Change:
+    """What distinguishes two policies of one tunnel, as the operator wrote them."""
+    differences = [*_differences(before, after, _OF_TUNNEL), *_of_children(before, after)]
+    return Change(before=before, after=after, differences=tuple(differences))
+
+
+def child_impact(before: ChildPolicy, after: ChildPolicy) -> Impact:
+    """What it takes to have a Child SA follow another policy."""
+    found = (difference.impact for difference in _differences(before, after, _OF_CHILD))
+    return max(found, default=Impact.HOT)
+
+
+def keep_reqids(
+    policies: Iterable[TunnelPolicy], in_force: Iterable[TunnelPolicy]
+) -> tuple[TunnelPolicy, ...]:
+    """The policies with the reqids that their children have already, and free ones for the others.
+
+    Loading gives a reqid by a hash of the name, which may move on when another tunnel comes or
+    goes; a Child SA that is in force must not be disturbed by that.
+    """
+    known = {(t.name, c.name): c.reqid for t in in_force for c in t.children}
+    wanted = tuple(policies)
+    keys = [(t.name, c.name) for t in wanted for c in t.children]
+    taken = {known[key] for key in keys if key in known}
+
+    def reqid(tunnel: TunnelPolicy, child: ChildPolicy) -> int:
+        if (tunnel.name, child.name) in known:
+            return known[tunnel.name, child.name]
+        free = child.reqid
+        while free in taken:
+            free = OUR_REQIDS[(free - OUR_REQIDS.start + 1) % len(OUR_REQIDS)]
+        taken.add(free)
+        return free
+
+    return tuple(
+        replace(t, children=tuple(replace(c, reqid=reqid(t, c)) for c in t.children))
+        for t in wanted
+    )
+
+
+def carries(policy: TunnelPolicy, local: IpAddress, remote: IpAddress) -> bool:
+    """Whether packets between an address of this host's side and a remote one are the tunnel's."""
+    return any(
+        any(s.has(local) for s in child.local) and any(s.has(remote) for s in child.remote)
+        for child in policy.children
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """How a field is told of. `impact` None: it is no difference to anybody."""
+
+    name: str
+    impact: Impact | None
+    show: Callable[[Any], str] = str
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _or_off(value: object) -> str:
+    return "off" if value is None or value == 0 else f"{value:g} s"
+
+
+def _or_none(value: object) -> str:
+    return "none" if value is None else str(value)
+
+
+def _onoff(value: bool) -> str:
+    return "on" if value else "off"
+
+
+_OF_TUNNEL: dict[str, _Key] = {
+    "name": _Key("name", None),
+    "origin": _Key("origin", None),
+    "children": _Key("children", None),
+    "peers": _Key("peer", Impact.REPLACE, _listed),
+    "local_address": _Key("local_address", Impact.REPLACE, _or_none),
+    "local_id": _Key("id", Impact.REAUTH, _or_none),
+    "remote_id": _Key("peer_id", Impact.REAUTH, _or_none),
+    "shared_key": _Key("psk", Impact.REAUTH, lambda key: key.origin),
+    "proposals": _Key("ike.proposals", Impact.REKEY, _listed),
+    "start": _Key("start", Impact.HOT),
+    "datapath": _Key("datapath", Impact.REPLACE),
+    "encapsulation": _Key("encapsulation", Impact.REAUTH),
+    "fragmentation": _Key("fragmentation", Impact.REAUTH, _onoff),
+    "dpd_seconds": _Key("dpd", Impact.HOT, _or_off),
+    "nat_keepalive_seconds": _Key("nat_keepalive", Impact.HOT, _or_off),
+    "lifetime_seconds": _Key("ike.lifetime", Impact.HOT, _or_off),
+    "reauth_seconds": _Key("ike.reauth", Impact.HOT, _or_off),
+    "retransmission": _Key("retransmission", Impact.HOT),
+    "crash_detection": _Key("crash_detection", Impact.HOT, _onoff),
+    "unique": _Key("unique", Impact.HOT),
+    "resumption": _Key("resumption", Impact.HOT, _onoff),
+    "childless": _Key("childless", Impact.HOT, _onoff),
+    "redirect": _Key("redirect", Impact.HOT, _onoff),
+    "redirect_to": _Key("redirect_to", Impact.HOT, _or_none),
+}
+
+_OF_CHILD: dict[str, _Key] = {
+    "name": _Key("name", None),
+    "reqid": _Key("reqid", None),
+    "local": _Key("local", Impact.REPLACE, _listed),
+    "remote": _Key("remote", Impact.REPLACE, _listed),
+    "mode": _Key("mode", Impact.REPLACE),
+    "proposals": _Key("esp.proposals", Impact.REKEY, _listed),
+    "replay_window": _Key("esp.replay_window", Impact.REKEY),
+    "lifetime_seconds": _Key("lifetime", Impact.HOT, _or_off),
+    "lifetime_octets": _Key("esp.max_bytes", Impact.REKEY, _or_none),
+    "lifetime_packets": _Key("esp.max_packets", Impact.REKEY, _or_none),
+    "inactivity_seconds": _Key("inactivity", Impact.HOT, _or_off),
+}
+
+
+def _differences(
+    before: Any, after: Any, keys: dict[str, _Key], child: str = ""
+) -> Iterator[Difference]:
+    for field, key in keys.items():
+        old, new = getattr(before, field), getattr(after, field)
+        if key.impact is not None and old != new:
+            shown = key.show(old), key.show(new)
+            if shown[0] == shown[1]:
+                shown = shown[0], f"{shown[1]}, with another value"
+            yield Difference(
+                key=key.name, child=child, before=shown[0], after=shown[1], impact=key.impact
+            )
+
+
+def _of_children(before: TunnelPolicy, after: TunnelPolicy) -> Iterator[Difference]:
+    old, new = ({child.name: child for child in policy.children} for policy in (before, after))
+    for name in sorted(old.keys() | new.keys()):
+        if name in old and name in new:
+            yield from _differences(old[name], new[name], _OF_CHILD, child=name)
+        else:
+            yield Difference(
+                key="children",
+                child=name,
+                before=_traffic(old.get(name)),
+                after=_traffic(new.get(name)),
+                impact=Impact.HOT if name in new else Impact.REPLACE,
+            )
+
+
+def _traffic(child: ChildPolicy | None) -> str:
+    return "" if child is None else f"{_listed(child.local)} to {_listed(child.remote)}"
