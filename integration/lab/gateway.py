@@ -72,13 +72,13 @@ class XfrmpyGateway:
         self._options = options
         self._directory = directory
         self._stopped = False
-        self._runtime = directory / "run"
+        self.runtime = directory / "run"
         self._before = _kernel_objects(host)
         for number, tunnel in enumerate(tunnels):
             _write_policy(directory, f"net{number}", tunnel, keys)
         self.environment = {
             "XFRMPY_CONFIG_PATH": str(directory / "conf.d"),
-            "XFRMPY_RUNTIME_DIR": str(self._runtime),
+            "XFRMPY_RUNTIME_DIR": str(self.runtime),
             # No name server is reached from a namespace of ours: it need not be waited for.
             "RES_OPTIONS": "timeout:1 attempts:1",
         }
@@ -101,7 +101,7 @@ class XfrmpyGateway:
 
     def status(self) -> StatusReply:
         """What `status` shows, without the second that the command takes in the machine."""
-        return Client(self._runtime).status()
+        return Client(self.runtime).status()
 
     def tunnel(self, number: int = 0) -> TunnelStatus:
         name = f"net{number}"
@@ -140,7 +140,7 @@ class XfrmpyGateway:
         status = self._daemon.stop(signal.SIGTERM, seconds=20)
         assert status == 0, f"SIGTERM: the daemon ended with {status}"
         assert _kernel_objects(self.host) == self._before
-        assert not list(self._runtime.glob(WORKER_SOCKET)), "a worker is left"
+        assert not list(self.runtime.glob(WORKER_SOCKET)), "a worker is left"
 
     def ended(self) -> int:
         """The exit status of a daemon that ends by itself, and leaves nothing behind."""
