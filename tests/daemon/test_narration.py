@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from xfrmpy.daemon.narration import narrate, summarize
+from xfrmpy.daemon.narration import is_routine, narrate, summarize
 from xfrmpy.failures import Failure
 from xfrmpy.ike import outputs
 from xfrmpy.ike.errors import DropReason
@@ -63,6 +63,17 @@ NEWS: list[tuple[outputs.Output, str]] = [
             tunnel="a", path=PATH, suite="aes", remote_id="sun", is_initiator=True
         ),
         "IKE SA with sun at [2001:db8::2]:500, aes",
+    ),
+    (
+        outputs.IkeSaEstablished(
+            tunnel="a",
+            path=PATH,
+            suite="aes",
+            remote_id="moon",
+            is_initiator=False,
+            redirected_from=PATH.local.address,
+        ),
+        "IKE SA with moon at [2001:db8::2]:500, sent on by 192.0.2.1, aes",
     ),
     (
         outputs.PeerMoved(tunnel="a", old=PATH.remote, new=replace(PATH.remote, port=4500)),
@@ -145,6 +156,13 @@ def test_a_report_has_its_sentence(report: outputs.Output, sentence: str) -> Non
 def test_every_output_is_news_or_known_to_be_none() -> None:
     every = set(typing.get_args(outputs.Output))
     assert {type(report) for report, _ in NEWS} | NO_NEWS == every
+
+
+def test_only_that_an_informational_exchange_begins_is_routine() -> None:
+    """Every peer that is silent is asked, twice a minute."""
+    began = outputs.ExchangeStarted(tunnel="a", exchange=ExchangeType.INFORMATIONAL, path=PATH)
+    assert is_routine(began)
+    assert not any(is_routine(report) for report, _ in NEWS)
 
 
 def test_what_is_no_news_has_no_sentence() -> None:

@@ -22,6 +22,7 @@ from xfrmpy.ike.outputs import (
     SaNotCreated,
     TunnelClosed,
 )
+from xfrmpy.registry import ExchangeType
 
 
 def narrate(report: Output) -> str:
@@ -34,7 +35,8 @@ def narrate(report: Output) -> str:
         case NatDetected() | PeerMoved():
             return _narrate_nat(report)
         case IkeSaEstablished():
-            return f"IKE SA with {report.remote_id} at {report.path.remote}, {report.suite}"
+            origin = f", sent on by {report.redirected_from}" if report.redirected_from else ""
+            return f"IKE SA with {report.remote_id} at {report.path.remote}{origin}, {report.suite}"
         case ChildSaEstablished():
             spis = f"in 0x{report.spi_in:08x}, out 0x{report.spi_out:08x}"
             return f"Child SA {report.child}: {report.suite}, SPI {spis}"
@@ -48,6 +50,14 @@ def narrate(report: Output) -> str:
             return f"a datagram from {report.path.remote} met a defect of ours"
         case _:
             return ""
+
+
+def is_routine(report: object) -> bool:
+    """Whether it is what goes on all the time while all is well, and fills a log for nothing.
+
+    What an INFORMATIONAL exchange changes, if it is no liveness check, is reported by itself.
+    """
+    return isinstance(report, ExchangeStarted) and report.exchange is ExchangeType.INFORMATIONAL
 
 
 def _narrate_exchange(

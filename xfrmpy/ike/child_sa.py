@@ -14,6 +14,7 @@ from xfrmpy.ike.agreement import choose_for_method, method_of
 from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import FIRST_CHILD_SPI, Core
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
+from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.lifetimes import datapath_lifetime, replacement_seconds
 from xfrmpy.ike.modes import Traffic, mode_payloads
 from xfrmpy.ike.outputs import (
@@ -143,12 +144,12 @@ class ChildSa:
         """
         chosen = choose_for_method(offered, self._proposals, method)
         if chosen is None:
-            ours = _listed(self._proposals)
+            ours = listed(self._proposals)
             raise PeerIncompatible.of(
                 "XF2003",
                 "no ESP proposal of the peer is one of ours",
                 NotifyType.NO_PROPOSAL_CHOSEN,
-                evidence=(("we accept", ours), ("they offered", _listed(offered))),
+                evidence=(("we accept", ours), ("they offered", listed(offered))),
             )
         remote = narrow_selectors(traffic.remote, self.policy.remote)
         local = narrow_selectors(traffic.local, self.policy.local)
@@ -158,10 +159,10 @@ class ChildSa:
                 "the peer's traffic selectors have nothing in common with ours",
                 NotifyType.TS_UNACCEPTABLE,
                 evidence=(
-                    ("our local", _listed(self.policy.local)),
-                    ("their TSr", _listed(traffic.local)),
-                    ("our remote", _listed(self.policy.remote)),
-                    ("their TSi", _listed(traffic.remote)),
+                    ("our local", listed(self.policy.local)),
+                    ("their TSr", listed(traffic.local)),
+                    ("our remote", listed(self.policy.remote)),
+                    ("their TSi", listed(traffic.remote)),
                 ),
             )
         if not _is_affordable(local, remote):
@@ -287,14 +288,16 @@ class ChildSa:
         else:
             self.last_sent_at = max(self.last_sent_at, moment)
 
-    def refused(self, output: AddSa | AddPolicy, reason: str) -> None:
+    def refused(
+        self, output: AddSa | AddPolicy, reason: str, not_done: Iterable[AddSa | AddPolicy] = ()
+    ) -> None:
         """The datapath refused a part of it: ask for no more, and remember why.
 
         What was refused may be somebody else's, so `close` leaves it alone.
         """
         self.failure = reason
         withdrawn = self._core.withdraw_additions(self.spi_in)
-        absent = [addition.entry for addition in (output, *withdrawn)]
+        absent = [addition.entry for addition in (output, *not_done, *withdrawn)]
         self.in_force = [entry for entry in self.in_force if entry not in absent]
         self._absent = tuple(entry for entry in absent if isinstance(entry, SpdEntry))
 
@@ -532,7 +535,3 @@ def _checked_spi(proposal: Proposal) -> Proposal:
     if len(proposal.spi) != SPI_SIZE or int.from_bytes(proposal.spi, "big") < FIRST_CHILD_SPI:
         raise PeerMisbehaved(f"0x{proposal.spi.hex()} is no SPI of ESP")
     return proposal
-
-
-def _listed(values: Iterable[object]) -> str:
-    return ", ".join(map(str, values))

@@ -140,13 +140,14 @@ class PeerMoved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IkeSaEstablished:
-    """Both ends have proved who they are."""
+    """Both ends have proved who they are; perhaps another gateway has sent the peer to us."""
 
     tunnel: str
     path: Path
     suite: str
     remote_id: str
     is_initiator: bool
+    redirected_from: IpAddress | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,10 +201,12 @@ class SaNotCreated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskUsage:
-    """How much an SA has carried is wanted: `IkeEndpoint.handle_usage` takes the answer."""
+    """When SAs have carried their last packet is wanted, each with its tunnel.
 
-    tunnel: str
-    sa: SaId
+    `IkeEndpoint.handle_usage` takes the answers.
+    """
+
+    sas: tuple[tuple[str, SaId], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,4 +295,3 @@ Output: TypeAlias = (
     | DatagramDropped
     | DefectFound
 )
-DatapathOutput: TypeAlias = AddSa | MoveSa | RemoveSa | AddPolicy | RemovePolicy

@@ -79,6 +79,8 @@ def _is_allowed(sa: IkeSa, recorded: Recorded, children: list[ChildSa]) -> bool:
     tunnel = sa.tunnel
     if tunnel is None or sa.keys is None or sa.proposal is None:
         return False
+    if sa.state in _ENDING:
+        return True
     binding = bind_to_key(tunnel.shared_key.octets, sa.keys.sk_d)
     return (
         tunnel.datapath is recorded.datapath
@@ -86,8 +88,11 @@ def _is_allowed(sa: IkeSa, recorded: Recorded, children: list[ChildSa]) -> bool:
         and sa.remote_id in (None, tunnel.remote_id)
         and (sa.local_id is None or tunnel.local_id in (None, sa.local_id))
         and choose_proposal((sa.proposal,), tunnel.proposals) is not None
-        and all(_is_within_policy(child) for child in children)
+        and all(child.is_outdated or _is_within_policy(child) for child in children)
     )
+
+
+_ENDING = frozenset({IkeSaState.REKEYED, IkeSaState.DELETING, IkeSaState.DELETED})
 
 
 def _is_within_policy(child: ChildSa) -> bool:
@@ -160,11 +165,23 @@ def _keep_leftovers(core: Core, children: tuple[ChildSa, ...], rest: tuple[SadEn
 
 def _take_stock(sa: IkeSa, lost: Mapping[int, list[SadEntry]], now: float) -> None:
     """Put another in the place of what is lost: a rekeying, as the peer would see it any day."""
+    if sa.state in _ENDING:  # Its policy may be another now.
+        sa.core.changed.add(sa.our_spi)
     for child in (*sa.children, *(child for _, child in sa.retired)):
         if child.spi_in in lost:
             child.lose(lost[child.spi_in], now)
-        elif child.is_outdated:  # By what difference is not known any more.
-            child.is_outdated, child.rekey_at = False, now
+        elif child.is_outdated:
+            _follow_policy(sa, child, now)
+
+
+def _follow_policy(sa: IkeSa, child: ChildSa, now: float) -> None:
+    """Its policy has changed, and by what difference is not known any more."""
+    child.is_outdated = False
+    if _is_within_policy(child):
+        child.rekey_at = now
+    elif child.state is ChildSaState.INSTALLED:
+        child.move_to(ChildSaState.DELETING)
+        sa.create_at = now
 
 
 def _say_goodbye(sa: IkeSa, now: float) -> None:

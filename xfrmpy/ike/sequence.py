@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from itertools import takewhile
 
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.outputs import (
@@ -42,12 +43,23 @@ class Sequence:
         if is_last or (self._held and not is_first):
             self._held.append(output)
             return None
-        in_the_way = next((held for held in self._held if _is_in_place(held, output)), None)
+        in_the_way = self._in_the_way_of(output)
         if in_the_way is None:
             return output
         self._held.remove(in_the_way)
         self._core.put_back(output)
         return in_the_way
+
+    def next_additions(self, owner: int) -> list[AddSa | AddPolicy]:
+        """What can be added right behind an addition for the same Child SA."""
+        additions = self._core.next_additions(owner)
+        free = list(takewhile(lambda each: self._in_the_way_of(each) is None, additions))
+        for each in reversed(additions[len(free) :]):
+            self._core.put_back(each)
+        return free
+
+    def _in_the_way_of(self, output: Output) -> Output | None:
+        return next((held for held in self._held if _is_in_place(held, output)), None)
 
     def next_held(self) -> Output | None:
         """What comes when nothing more is to be added: the record, and then the rest."""

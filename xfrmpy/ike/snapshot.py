@@ -679,7 +679,7 @@ class ExchangeRow:
 EXCHANGES: dict[str, ExchangeRow] = {
     "ike-auth": ExchangeRow(
         IkeAuth,
-        {"_identity": _IDENTITY_PAYLOAD, "_child": _optional(_CHILD)},
+        {"_solution": _PAYLOADS, "_identity": _IDENTITY_PAYLOAD, "_child": _optional(_CHILD)},
         of_sa=("_sa", "_tunnel"),
     ),
     "create-child-sa": ExchangeRow(
@@ -721,6 +721,7 @@ LEFT_OUT: dict[type[Any], frozenset[str]] = {
             *("core", "channel", "is_initiator", "tunnel", "suite", "children", "retired"),
             # Of a moment within one step, or before there are keys.
             *("is_asking_usage", "is_asking_sent", "on_silence", "_refusal", "_step", "_step_at"),
+            *("auth_puzzle", "redirected_from"),
             # Bounds what strangers may cost us, and begins anew.
             "_suspect_again_at",
         }
