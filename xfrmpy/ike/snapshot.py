@@ -722,6 +722,8 @@ LEFT_OUT: dict[type[Any], frozenset[str]] = {
             # Of a moment within one step, or before there are keys.
             *("is_asking_usage", "is_asking_sent", "on_silence", "_refusal", "_step", "_step_at"),
             *("auth_puzzle", "redirected_from"),
+            # Without it a policy that comes back asks for an authentication more than it need.
+            "proved",
             # Bounds what strangers may cost us, and begins anew.
             "_suspect_again_at",
         }
