@@ -80,7 +80,7 @@ class XfrmpyGateway:
         self._options = options
         self._directory = directory
         self._stopped = False
-        self._runtime = directory / "run"
+        self.runtime = directory / "run"
         self._before = _kernel_objects(host)
         # It reads all policies first, a millisecond or two each on an idle machine.
         self._start_seconds = 20 * PATIENCE + len(tunnels) / 50
@@ -88,7 +88,7 @@ class XfrmpyGateway:
             _write_policy(directory, f"net{number}", tunnel, keys)
         self.environment = {
             "XFRMPY_CONFIG_PATH": str(directory / "conf.d"),
-            "XFRMPY_RUNTIME_DIR": str(self._runtime),
+            "XFRMPY_RUNTIME_DIR": str(self.runtime),
             # No name server is reached from a namespace of ours: it need not be waited for.
             "RES_OPTIONS": "timeout:1 attempts:1",
             # There are none, but looking for them in every package is a sixth of a daemon's start.
@@ -113,7 +113,7 @@ class XfrmpyGateway:
 
     def status(self) -> StatusReply:
         """What `status` shows, without the second that the command takes in the machine."""
-        return Client(self._runtime).status()
+        return Client(self.runtime).status()
 
     def tunnel(self, number: int = 0) -> TunnelStatus:
         name = f"net{number}"
@@ -157,7 +157,7 @@ class XfrmpyGateway:
         status = self._daemon.stop(signal.SIGTERM, seconds=20)
         assert status == 0, f"SIGTERM: the daemon ended with {status}"
         self._assert_nothing_left()
-        assert not list(self._runtime.glob(WORKER_SOCKET)), "a worker is left"
+        assert not list(self.runtime.glob(WORKER_SOCKET)), "a worker is left"
 
     def ended(self) -> int:
         """The exit status of a daemon that ends by itself, and leaves nothing behind."""
@@ -209,7 +209,7 @@ class XfrmpyGateway:
         if IN_VM:
             with redirect_stdout(StringIO()) as said, redirect_stderr(said):
                 seconds = _COMMAND_SECONDS * PATIENCE
-                code = change_tunnels(Client(self._runtime), verb, [name], seconds, as_json=False)
+                code = change_tunnels(Client(self.runtime), verb, [name], seconds, as_json=False)
             answer = Answer(code=code, output=said.getvalue(), errors="")
         else:
             answer = self.command(verb, name)
