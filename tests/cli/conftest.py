@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from xfrmpy.control.protocol import (
+    DESCRIBE,
     DOWN,
     MONITOR,
     REKEY,
@@ -23,10 +24,15 @@ from xfrmpy.control.protocol import (
     STATUS,
     UP,
     WAIT,
+    ChildPolicyStatus,
+    ChildSaDetails,
     ChildSaStatus,
+    DescribeReply,
     Event,
     EventsReply,
     FailureReply,
+    IkeSaDetails,
+    PolicyStatus,
     Progress,
     StatusReply,
     TunnelReply,
@@ -140,6 +146,40 @@ EVENTS = [
         details={"was_established": "no", "is_initiator": "yes"},
     ),
 ]
+POLICY = PolicyStatus(
+    origin="/etc/xfrmpy/conf.d/office.yaml:1",
+    start="auto",
+    key_from="/etc/xfrmpy/secrets/office",
+    proposals=["aes256gcm16-prfsha384-x25519", "aes128gcm16-prfsha256-x25519"],
+    lifetime_seconds=14_400.0,
+    reauth_seconds=None,
+    dpd_seconds=30.0,
+    children=[
+        ChildPolicyStatus(
+            child="office",
+            mode="tunnel",
+            local=["10.1.0.0/16"],
+            remote=["10.2.0.0/16", "10.3.0.0/24"],
+            proposals=["aes256gcm16-x25519-esn", "aes256gcm16-esn"],
+            lifetime_seconds=3600.0,
+        )
+    ],
+)
+IKE_SA = IkeSaDetails(
+    state="established",
+    role="initiator",
+    suite=OFFICE.suite,
+    spi_i=OFFICE.spi_i,
+    spi_r=OFFICE.spi_r,
+    local_address=OFFICE.local_address,
+    remote_address=OFFICE.remote_address,
+    seconds_established=11_520.5,
+    rekey_in_seconds=1_000.0,
+    reauth_in_seconds=None,
+)
+CHILD_SA = ChildSaDetails(
+    child="office", spi_in="0xc0ffee01", rekey_in_seconds=2_700.25, expires_in_seconds=3_299.0
+)
 UNKNOWN = FailureReply(
     code="XF1013", summary="no tunnel is called nowhere", evidence=[["known", "branch, office"]]
 )
@@ -197,6 +237,8 @@ class CannedDaemon:
         elif method == STATUS:
             chosen = self.status.tunnels if tunnel is None else [known[tunnel]]
             yield encode_reply(replace(self.status, tunnels=chosen))
+        elif method == DESCRIBE and tunnel is not None:
+            yield encode_reply(_description(known[tunnel]))
         elif method == MONITOR:
             chosen_events = [e for e in EVENTS if tunnel in (None, e.tunnel)]
             reply = EventsReply(events=chosen_events, missed=self.missed)
@@ -217,6 +259,20 @@ class CannedDaemon:
             after = replace(tunnel, state="down" if method == DOWN else "up")
             reply = TunnelReply(changed=self.changed, tunnel=after, warning=self.warning)
             yield encode_reply(reply)
+
+
+def _description(tunnel: TunnelStatus) -> DescribeReply:
+    events = [event for event in EVENTS if event.tunnel == tunnel.name]
+    is_up = tunnel.state == "up"
+    return DescribeReply(
+        tunnel=tunnel,
+        wanted=is_up,
+        policy=POLICY,
+        ike_sas=[IKE_SA] if is_up else [],
+        child_sas=[CHILD_SA] if is_up else [],
+        last_failure=None if is_up else events[-1],
+        events=events,
+    )
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ class Daemon:
     def serve(self, talk: Callable[[], Any]) -> Any:
         async def both() -> Any:
             self.loop = asyncio.get_running_loop()
-            observation = Observation(self.history, self._find, self._status)
+            observation = Observation(self.history, self._find, self._status, lambda _: ())
             server = ControlServer(
                 self.directory / SOCKET_NAME,
                 {MONITOR: observation.monitor, WAIT: observation.wait},

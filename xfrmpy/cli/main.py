@@ -186,6 +186,19 @@ def status(
 
 
 @app.command()
+def describe(tunnel: One, output: Format = Output.HUMAN) -> int:
+    """Show everything about one tunnel; exit with 3 if it is not up.
+
+    Its policy, its SAs and when they are replaced, why it failed last, and what has happened.
+    """
+    from xfrmpy.cli.describe import describe_tunnel
+
+    client = Client(runtime_dir(os.environ))
+    as_json = output is Output.JSON
+    return _told(output, lambda: describe_tunnel(client, tunnel, as_json=as_json))
+
+
+@app.command()
 def log(
     tunnel: OneOfAll = None,
     follow: Annotated[

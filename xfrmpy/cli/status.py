@@ -111,7 +111,7 @@ def tunnel_lines(tunnel: TunnelStatus, paint: Painter) -> Iterator[str]:
         ("NAT", (_nat(tunnel),)),
         ("datapath", (tunnel.datapath, tunnel.datapath_reason)),
     ):
-        yield from _labelled(label, parts, paint)
+        yield from labelled(label, parts, paint)
     for child in tunnel.children:
         yield ""
         yield from _child(child, paint)
@@ -128,7 +128,7 @@ def _headline(tunnel: TunnelStatus, paint: Painter) -> str:
     return f"{head} for {duration(tunnel.seconds_up)}, as {printable(tunnel.role)}"
 
 
-def _labelled(label: str, parts: tuple[str, ...], paint: Painter, indent: str = "  ") -> list[str]:
+def labelled(label: str, parts: tuple[str, ...], paint: Painter, indent: str = "  ") -> list[str]:
     """`  label     part   part`; nothing at all if there is nothing to tell."""
     first = indent + label.ljust(_LABEL_COLUMNS)
     told = [printable(part) for part in dict.fromkeys(parts) if part]
@@ -160,7 +160,7 @@ def _child(child: ChildSaStatus, paint: Painter) -> Iterator[str]:
         ("out", out),
         ("refused", (_refused(child),)),
     ):
-        yield from _labelled(label, parts, paint, indent="    ")
+        yield from labelled(label, parts, paint, indent="    ")
 
 
 def _carried(count: int, packets: int) -> str:

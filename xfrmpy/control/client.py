@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import (
+    DescribeReply,
     EventsReply,
     FailureReply,
     Progress,
@@ -57,6 +58,11 @@ class Client:
         """The daemon and all its tunnels, or the one named."""
         parameters = _without_none({"tunnel": tunnel})
         return _decode(StatusReply, self._ask(protocol.STATUS, parameters, STATUS_SECONDS))
+
+    def describe(self, tunnel: str) -> DescribeReply:
+        """Everything about one tunnel."""
+        parameters = {"tunnel": tunnel}
+        return _decode(DescribeReply, self._ask(protocol.DESCRIBE, parameters, STATUS_SECONDS))
 
     def events(self, tunnel: str | None, last: int) -> EventsReply:
         """The last events, of all or of one tunnel."""

@@ -20,6 +20,8 @@ from typing import Any
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import (
     ChangeCall,
+    DescribeCall,
+    DescribeReply,
     EventsReply,
     FailureReply,
     MonitorCall,
@@ -62,6 +64,12 @@ METHODS: dict[str, Method] = {
         takes=StatusCall,
         gives=StatusReply,
         help="The daemon and its tunnels.",
+        for_readers=True,
+    ),
+    protocol.DESCRIBE: Method(
+        takes=DescribeCall,
+        gives=DescribeReply,
+        help="Everything about one tunnel.",
         for_readers=True,
     ),
     protocol.MONITOR: Method(

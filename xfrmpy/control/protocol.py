@@ -20,6 +20,7 @@ from xfrmpy.failures import CATALOGUE
 
 STATUS = "org.xfrmpy.Status"
 UP = "org.xfrmpy.Up"
+DESCRIBE = "org.xfrmpy.Describe"
 MONITOR = "org.xfrmpy.Monitor"
 WAIT = "org.xfrmpy.Wait"
 DOWN = "org.xfrmpy.Down"
@@ -54,6 +55,13 @@ class ChangeCall:
 
     tunnel: str
     timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescribeCall:
+    """The tunnel to describe."""
+
+    tunnel: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +202,80 @@ class EventsReply:
 
     events: list[Event]
     missed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildPolicyStatus:
+    """What a Child SA is to carry, and how; without a lifetime it has no end."""
+
+    child: str
+    mode: str
+    local: list[str]
+    remote: list[str]
+    proposals: list[str]
+    lifetime_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyStatus:
+    """The policy in force: `origin` is its file and line, `key_from` where its secret is from.
+
+    What the datapath cannot do is left out of the proposals.
+    """
+
+    origin: str
+    start: str
+    key_from: str
+    proposals: list[str]
+    lifetime_seconds: float | None
+    reauth_seconds: float | None
+    dpd_seconds: float
+    children: list[ChildPolicyStatus]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IkeSaDetails:
+    """One of the IKE SAs of a tunnel: while one replaces another there are two.
+
+    What will be done by time is in so many seconds; null if it will not.
+    """
+
+    state: str
+    role: str
+    suite: str
+    spi_i: str
+    spi_r: str
+    local_address: str
+    remote_address: str
+    seconds_established: float
+    rekey_in_seconds: float | None
+    reauth_in_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildSaDetails:
+    """When a Child SA in force is replaced, and when it ends at the latest."""
+
+    child: str
+    spi_in: str
+    rekey_in_seconds: float | None
+    expires_in_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescribeReply:
+    """Everything about one tunnel; `wanted` says that it comes back by itself.
+
+    `last_failure` is the newest of the events that are kept and failed, if there is one.
+    """
+
+    tunnel: TunnelStatus
+    wanted: bool
+    policy: PolicyStatus
+    ike_sas: list[IkeSaDetails]
+    child_sas: list[ChildSaDetails]
+    last_failure: Event | None
+    events: list[Event]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,11 +116,14 @@ class Service:
             endpoint, usable, sockets, self._datapaths, self._runtime_dir, self._hear, self._lose
         )
         self._keeper = Keeper(self._tunnels, self._engine, self._news.hear)
-        observation = Observation(self._news.history, self._find, self._status_of)
+        observation = Observation(
+            self._news.history, self._find, self._status_of, self._engine.ike_sas
+        )
         control = ControlServer(
             self._runtime_dir / protocol.SOCKET_NAME,
             {
                 protocol.STATUS: self._status,
+                protocol.DESCRIBE: observation.describe,
                 protocol.MONITOR: observation.monitor,
                 protocol.WAIT: observation.wait,
                 protocol.UP: self._up,
