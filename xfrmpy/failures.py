@@ -388,5 +388,32 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("programs that keep many connections to the control socket open",),
         fixes=("`ss -xp` shows who they are", "try again"),
     ),
+    "XF4021": FailureKind(
+        title="another change of policy is being made",
+        exit_code=ExitCode.FAILED,
+        causes=("somebody else applies a policy", "one that was applied waits to be confirmed"),
+        fixes=("`xfrmpy confirm` or `xfrmpy rollback`, then try again",),
+    ),
+    "XF4022": FailureKind(
+        title="the change would cut the session that it is made from",
+        exit_code=ExitCode.FAILED,
+        causes=("the traffic of this session is, or is to be, a tunnel's that goes down first",),
+        fixes=(
+            "`xfrmpy apply --confirm 120s`: it is taken back unless confirmed",
+            "`xfrmpy apply --accept-cut`, if there is another way to this host",
+        ),
+    ),
+    "XF4023": FailureKind(
+        title="there is nothing to confirm or to take back",
+        exit_code=ExitCode.FAILED,
+        causes=("it was not confirmed in time, and was taken back", "nothing was applied"),
+        fixes=("`xfrmpy plan` shows how what is in force differs from the files",),
+    ),
+    "XF4024": FailureKind(
+        title="the policy is in force, and its files could not be kept",
+        exit_code=ExitCode.FAILED,
+        causes=("the directory cannot be written",),
+        fixes=("put the files named into their directory; the next start reads them there",),
+    ),
     "XF5001": FailureKind(title="the command was not understood", exit_code=ExitCode.USAGE),
 }

@@ -64,7 +64,7 @@ def _change(client: Client, verb: Verb, tunnel: str, timeout_seconds: float) -> 
 
 def _follow(replies: Iterable[Progress | TunnelReply], started_at: float) -> TunnelReply:
     """Show each step; the last reply is the result."""
-    with _steps_shown(started_at) as shown:
+    with steps_shown(started_at) as shown:
         for reply in replies:
             if isinstance(reply, TunnelReply):
                 return reply
@@ -119,7 +119,7 @@ class _Shown(Protocol):
 
 
 @contextmanager
-def _steps_shown(started_at: float) -> Iterator[_Shown]:
+def steps_shown(started_at: float) -> Iterator[_Shown]:
     if not sys.stderr.isatty():
         yield _PlainSteps()
         return

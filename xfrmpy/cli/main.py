@@ -272,6 +272,120 @@ def check(
     return check_policy(paths or [], as_json=output is Output.JSON)
 
 
+PolicyPath = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[FILE|DIRECTORY|-]",
+        help="Policy files to put beside those that are there; `-` reads one.",
+        show_default="the files that are there",
+    ),
+]
+PolicyName = Annotated[
+    str | None,
+    typer.Option("--name", metavar="NAME", help="What a file from `-` is called, less `.yaml`."),
+]
+Prune = Annotated[
+    bool,
+    typer.Option("--prune", help="The files given are all there shall be: others go."),
+]
+Detailed = Annotated[
+    bool,
+    typer.Option("--detailed-exitcode", help="Exit with 2 if there is something to change."),
+]
+
+
+@app.command()
+def plan(
+    path: PolicyPath = None,
+    name: PolicyName = None,
+    prune: Prune = False,
+    detailed: Detailed = False,
+    output: Format = Output.HUMAN,
+) -> int:
+    """Show what `apply` would change, and what that does to tunnels that are up."""
+    from xfrmpy.cli.apply import read_policy, show_plan
+
+    as_json = output is Output.JSON
+    client = Client(runtime_dir(os.environ))
+    return _told(
+        output,
+        lambda: show_plan(client, read_policy(path, name), prune, as_json, detailed=detailed),
+    )
+
+
+@app.command()
+def diff(
+    path: PolicyPath = None,
+    name: PolicyName = None,
+    prune: Prune = False,
+    detailed: Detailed = False,
+) -> int:
+    """Show the policy in force and the one that is wanted, where they differ, key by key."""
+    from xfrmpy.cli.apply import read_policy, show_diff
+
+    client = Client(runtime_dir(os.environ))
+    return show_diff(client, read_policy(path, name), prune, detailed=detailed)
+
+
+@app.command()
+def apply(
+    path: PolicyPath = None,
+    name: PolicyName = None,
+    prune: Prune = False,
+    confirm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="Take it back unless `xfrmpy confirm` comes within so long, such as 120s.",
+        ),
+    ] = None,
+    accept_cut: Annotated[
+        bool, typer.Option("--accept-cut", help="Even if it cuts the session typed in.")
+    ] = False,
+    timeout: Timeout = 60.0,
+    output: Format = Output.HUMAN,
+) -> int:
+    """Put the policy in force: all of it, or nothing.
+
+    Only what differs is touched. If a change fails, those before it are taken back.
+    """
+    from xfrmpy.cli.apply import apply_policy, read_policy, seconds_of
+
+    as_json = output is Output.JSON
+    client = Client(runtime_dir(os.environ))
+    return _told(
+        output,
+        lambda: apply_policy(
+            client,
+            read_policy(path, name),
+            prune=prune,
+            confirm_seconds=seconds_of(confirm),
+            accept_cut=accept_cut,
+            timeout_seconds=timeout,
+            as_json=as_json,
+        ),
+    )
+
+
+@app.command()
+def confirm(output: Format = Output.HUMAN) -> int:
+    """Keep what `apply --confirm` has put in force."""
+    from xfrmpy.cli.apply import confirm_policy
+
+    client = Client(runtime_dir(os.environ))
+    return _told(output, lambda: confirm_policy(client, as_json=output is Output.JSON))
+
+
+@app.command()
+def rollback(timeout: Timeout = 60.0, output: Format = Output.HUMAN) -> int:
+    """Put the policy before the last `apply` in force again."""
+    from xfrmpy.cli.apply import roll_back
+
+    client = Client(runtime_dir(os.environ))
+    as_json = output is Output.JSON
+    return _told(output, lambda: roll_back(client, timeout, as_json=as_json))
+
+
 @app.command()
 def demo(
     keep: Annotated[

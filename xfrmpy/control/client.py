@@ -11,14 +11,19 @@ import math
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import (
+    ApplyCall,
     DescribeReply,
     EventsReply,
     FailureReply,
+    KeepReply,
+    PlanCall,
+    PlanReply,
     Progress,
     StatusReply,
     TunnelReply,
@@ -35,6 +40,9 @@ MAX_REPLY = 32 * 1024 * 1024
 """Octets. A tunnel takes about 1.5 KiB in a status, so this is some twenty thousand of them."""
 
 STATUS_SECONDS = 10.0
+APPLY_SECONDS = 3600.0
+"""A thousand tunnels may be replaced, one after the other."""
+
 GRACE_SECONDS = 5.0
 """How much longer than the daemon we wait: its own time-out says more than ours can."""
 
@@ -93,16 +101,37 @@ class Client:
         """Replace the Child SAs and the IKE SA of a tunnel, likewise."""
         return self._change(protocol.REKEY, tunnel, timeout_seconds)
 
+    def plan(self, call: PlanCall) -> PlanReply:
+        """What it takes to get from what is in force to what policy says."""
+        return _decode(PlanReply, self._ask(protocol.PLAN, asdict(call), APPLY_SECONDS))
+
+    def apply(self, call: ApplyCall) -> Iterator[Progress | PlanReply]:
+        """Put a policy in force: what happens on the way, and at last what was done."""
+        return self._steps(protocol.APPLY, asdict(call), APPLY_SECONDS, PlanReply)
+
+    def confirm(self) -> KeepReply:
+        """Keep what was applied to be confirmed."""
+        return _decode(KeepReply, self._ask(protocol.CONFIRM, {}, STATUS_SECONDS))
+
+    def rollback(self, timeout_seconds: float) -> Iterator[Progress | PlanReply]:
+        """Put the policy before the last one in force again, likewise."""
+        parameters = {"timeout_seconds": timeout_seconds}
+        return self._steps(protocol.ROLLBACK, parameters, APPLY_SECONDS, PlanReply)
+
     def _change(
         self, method: str, tunnel: str, timeout_seconds: float
     ) -> Iterator[Progress | TunnelReply]:
         parameters = {"tunnel": tunnel, "timeout_seconds": timeout_seconds}
-        seconds = timeout_seconds + GRACE_SECONDS
+        return self._steps(method, parameters, timeout_seconds + GRACE_SECONDS, TunnelReply)
+
+    def _steps(
+        self, method: str, parameters: dict[str, Any], seconds: float, last: type[_Reply]
+    ) -> Iterator[Progress | _Reply]:
         for reply, continues in self._call(method, parameters, seconds, more=True):
             if continues:
                 yield _decode(Progress, reply.get("progress"))
             else:
-                yield _decode(TunnelReply, reply)
+                yield _decode(last, reply)
 
     def _ask(self, method: str, parameters: dict[str, Any], seconds: float) -> dict[str, Any]:
         """The one reply."""

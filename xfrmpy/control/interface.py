@@ -19,13 +19,19 @@ from typing import Any
 
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import (
+    ApplyCall,
     ChangeCall,
+    ConfirmCall,
     DescribeCall,
     DescribeReply,
     EventsReply,
     FailureReply,
+    KeepReply,
     MonitorCall,
+    PlanCall,
+    PlanReply,
     Progress,
+    RollbackCall,
     StatusCall,
     StatusReply,
     TunnelReply,
@@ -101,6 +107,28 @@ METHODS: dict[str, Method] = {
         takes=ChangeCall,
         gives=TunnelReply,
         help="Replace the keys of a tunnel.",
+        replies=Replies.STEPS,
+    ),
+    protocol.PLAN: Method(
+        takes=PlanCall,
+        gives=PlanReply,
+        help="What it takes to get from what is in force to what policy says.",
+    ),
+    protocol.APPLY: Method(
+        takes=ApplyCall,
+        gives=PlanReply,
+        help="Put the policy in force, all of it or nothing.",
+        replies=Replies.STEPS,
+    ),
+    protocol.CONFIRM: Method(
+        takes=ConfirmCall,
+        gives=KeepReply,
+        help="Keep what was applied to be confirmed.",
+    ),
+    protocol.ROLLBACK: Method(
+        takes=RollbackCall,
+        gives=PlanReply,
+        help="Put the policy before the last one in force again.",
         replies=Replies.STEPS,
     ),
 }

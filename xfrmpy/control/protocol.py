@@ -25,6 +25,10 @@ MONITOR = "org.xfrmpy.Monitor"
 WAIT = "org.xfrmpy.Wait"
 DOWN = "org.xfrmpy.Down"
 REKEY = "org.xfrmpy.Rekey"
+PLAN = "org.xfrmpy.Plan"
+APPLY = "org.xfrmpy.Apply"
+CONFIRM = "org.xfrmpy.Confirm"
+ROLLBACK = "org.xfrmpy.Rollback"
 FAILED = "org.xfrmpy.Failed"
 
 GET_INFO = "org.varlink.service.GetInfo"
@@ -36,8 +40,9 @@ INVALID_PARAMETER = "org.varlink.service.InvalidParameter"
 PERMISSION_DENIED = "org.varlink.service.PermissionDenied"
 EXPECTED_MORE = "org.varlink.service.ExpectedMore"
 
-MAX_CALL = 64 * 1024
-"""Octets. Every call of ours is below 1 KiB; the daemon hangs up on a longer one."""
+MAX_CALL = 1024 * 1024
+"""Octets: the files that `apply` sends, of some thousands of tunnels. All other calls of ours are
+below 1 KiB. The daemon hangs up on a longer one."""
 
 SOCKET_NAME = "control.sock"
 
@@ -62,6 +67,62 @@ class DescribeCall:
     """The tunnel to describe."""
 
     tunnel: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyText:
+    """A policy file: its name, without a directory, and what it holds.
+
+    Octets that are no UTF-8 are escaped as surrogates, as Python does it (PEP 383).
+    """
+
+    name: str
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self.name.endswith(".yaml") or "/" in self.name or self.name.startswith("."):
+            raise ValueError(f"is no name of a policy file: {self.name!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanCall:
+    """Files to put beside those that are there, or with `prune` in their place.
+
+    Without files, what is there is what is wanted. `session` are two addresses, ours and the one
+    from which the caller works: whatever would cut them off from each other is told.
+    """
+
+    files: list[PolicyText] | None = None
+    prune: bool = False
+    session: list[str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyCall:
+    """The same, to be done; each change may take `timeout_seconds`.
+
+    With `confirm_seconds` it is taken back after that time unless it is confirmed. `accept_cut`
+    allows a change that cuts the caller off.
+    """
+
+    timeout_seconds: float
+    files: list[PolicyText] | None = None
+    prune: bool = False
+    session: list[str] | None = None
+    confirm_seconds: float = 0.0
+    accept_cut: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmCall:
+    """What was applied is to stay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackCall:
+    """The policy before the last one is to be in force again."""
+
+    timeout_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +231,58 @@ class TunnelReply:
     changed: bool
     tunnel: TunnelStatus
     warning: FailureReply | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DifferenceReply:
+    """A key of the policy with another value; `impact` is `hot`, `rekey`, `reauth` or `replace`."""
+
+    key: str
+    child: str
+    before: str
+    after: str
+    impact: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeReply:
+    """What happens to a tunnel: `action` is `create`, `update` or `delete`.
+
+    `impact` is what it does to what is up; `live` says whether anything is. `cuts` is whether the
+    session that it is asked from would be cut.
+    """
+
+    tunnel: str
+    action: str
+    impact: str
+    live: bool
+    cuts: bool
+    differences: list[DifferenceReply]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanReply:
+    """What would be done, or was, in this order; `failure` is why it cannot be done here.
+
+    `directory` is where the operator's policy files are.
+    """
+
+    changes: list[ChangeReply]
+    warnings: list[str]
+    directory: str
+    failure: FailureReply | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepReply:
+    """What was confirmed: files to keep in `directory`, and whether others in it are to go.
+
+    `files` is None if none were sent with the policy: they are there already.
+    """
+
+    files: list[PolicyText] | None
+    prune: bool
+    directory: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,17 +69,24 @@ class Engine:
         self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._heard: list[Datapath] = []
         self._defects = 0
 
     def start(self) -> None:
         """Listen to the peers and to the datapaths."""
+        self._listen_to_datapaths()
+        for each in self._sockets.all():
+            self._loop.add_reader(each, self._receive, each)
+
+    def _listen_to_datapaths(self) -> None:
         for datapath in self._datapaths.opened():
+            if datapath in self._heard:
+                continue
+            self._heard.append(datapath)
             self._loop.add_reader(datapath.fileno(), self._read_events, datapath)
             self._loop.call_soon(self._read_events, datapath)
             if isinstance(datapath, KernelDatapath):
                 self._prepare_sockets()
-        for each in self._sockets.all():
-            self._loop.add_reader(each, self._receive, each)
 
     def stop(self) -> None:
         if self._timer is not None:
@@ -115,6 +122,29 @@ class Engine:
 
     def ike_sas(self, tunnel: str) -> tuple[IkeSaView, ...]:
         return self._endpoint.ike_sas(tunnel)
+
+    # Changes of policy.
+
+    def add_tunnel(self, policy: TunnelPolicy) -> None:
+        """One more; its datapath may be one that none had until now."""
+        self._tunnels[policy.name] = policy
+        self._endpoint.add_tunnel(policy)
+        self._listen_to_datapaths()
+
+    def remove_tunnel(self, tunnel: str) -> None:
+        """It has no IKE SA any more, and gets none."""
+        self._endpoint.remove_tunnel(tunnel, self._loop.time())
+        self._settle()
+        del self._tunnels[tunnel]
+
+    def reconfigure(self, policy: TunnelPolicy) -> None:
+        """What is up of a tunnel follows another policy, on the same datapath."""
+        self._tunnels[policy.name] = policy
+        self._endpoint.reconfigure(policy, self._loop.time())
+        self._settle()
+
+    def is_unsettled(self, tunnel: str) -> bool:
+        return self._endpoint.is_unsettled(tunnel, self._loop.time())
 
     # Inputs of the core.
 

@@ -54,8 +54,9 @@ class Keeper:
     def let_go(self, tunnel: Tunnel) -> None:
         """It does not come back by itself from now on."""
         tunnel.wanted = False
-        if tunnel.attempt is not None:
-            tunnel.attempt.cancel()
+        for task in (tunnel.keeping, tunnel.attempt):
+            if task is not None:
+                task.cancel()
 
     def state(self, tunnel: Tunnel) -> str:
         return tunnel_state(tunnel, self._engine.ike_sas(tunnel.policy.name))
@@ -129,7 +130,8 @@ class Keeper:
             tunnel.wanted = True
             text = "wanted: it is brought up, and kept up"
             self._hear(Occurrence(event="tunnel-wanted", tunnel=tunnel.policy.name, text=text))
-            self.spawn(self._keep_up(tunnel))
+            if tunnel.keeping is None or tunnel.keeping.done():
+                tunnel.keeping = self.spawn(self._keep_up(tunnel))
 
     async def _keep_up(self, tunnel: Tunnel) -> None:
         delay = FIRST_RETRY_SECONDS
@@ -153,10 +155,10 @@ class Keeper:
         while True:
             for tunnel in tuple(self._tunnels.values()):
                 if tunnel.policy.peers and tunnel.placement.failure is None:
-                    await self._resolve(tunnel)
+                    await self.resolve(tunnel)
             await asyncio.sleep(RESOLVE_SECONDS)
 
-    async def _resolve(self, tunnel: Tunnel) -> None:
+    async def resolve(self, tunnel: Tunnel) -> None:
         try:
             addresses = await resolve_peer(tunnel.policy)
             self._engine.set_peer_addresses(tunnel.policy.name, addresses)

@@ -20,6 +20,7 @@ from typing import Any
 from xfrmpy import __version__
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import Progress, StatusReply, TunnelReply, TunnelStatus
+from xfrmpy.daemon.applying import Applier
 from xfrmpy.daemon.callers import Doorkeeper
 from xfrmpy.daemon.control_server import ControlServer
 from xfrmpy.daemon.crash_secret import crash_secret
@@ -32,6 +33,7 @@ from xfrmpy.daemon.news import News
 from xfrmpy.daemon.notify import notify_service_manager
 from xfrmpy.daemon.observation import Observation
 from xfrmpy.daemon.occurrences import placed, started
+from xfrmpy.daemon.policy_calls import PolicyCalls
 from xfrmpy.daemon.rekeying import has_forward_secrecy, replace_child_sas, replace_sas
 from xfrmpy.daemon.replies import reply_of
 from xfrmpy.daemon.socket_keeper import SocketKeeper
@@ -42,7 +44,7 @@ from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.outputs import ChildSaEstablished, Output, Redirected, RequestRefused, TunnelClosed
-from xfrmpy.policy.load import LoadedPolicy
+from xfrmpy.policy.load import LoadedPolicy, config_path
 from xfrmpy.policy.model import StartMode
 
 log = logging.getLogger(__name__)
@@ -119,6 +121,8 @@ class Service:
         observation = Observation(
             self._news.history, self._find, self._status_of, self._engine.ike_sas
         )
+        applier = Applier(self._tunnels, self._keeper, self._engine, self._datapaths)
+        self._policy = PolicyCalls(self._loaded, config_path(self._environ), applier)
         control = ControlServer(
             self._runtime_dir / protocol.SOCKET_NAME,
             {
@@ -129,6 +133,10 @@ class Service:
                 protocol.UP: self._up,
                 protocol.DOWN: self._down,
                 protocol.REKEY: self._rekey,
+                protocol.PLAN: self._policy.plan,
+                protocol.APPLY: self._policy.apply,
+                protocol.CONFIRM: self._policy.confirm,
+                protocol.ROLLBACK: self._policy.rollback,
             },
             self._doorkeeper,
         )
@@ -146,6 +154,7 @@ class Service:
             notify_service_manager(self._environ, "STOPPING=1")
         finally:
             await control.stop()
+            self._policy.stop()
             await self._say_farewell()
             self._engine.stop()
 
@@ -295,7 +304,7 @@ class Service:
         evidence = [("the daemon knows", known)]
         if near:
             evidence.append(("did you mean", near[0]))
-        evidence += [("left out", str(error)) for error in self._loaded.errors]
+        evidence += [("left out", str(error)) for error in self._policy.loaded.errors]
         raise OperatorError("XF1013", f"there is no tunnel {name!r}", tuple(evidence))
 
     def _status_of(self, tunnel: Tunnel) -> TunnelStatus:

@@ -13,7 +13,8 @@ from xfrmpy.policy.model import TunnelPolicy
 
 
 class Tunnel:
-    """`wanted` says that it is to come back by itself; `attempt` brings it up at this moment.
+    """`wanted` says that it is to come back by itself, which `keeping` sees to; `attempt` brings it
+    up at this moment.
 
     `redirect` is where the peer has sent us, for the next attempt.
     """
@@ -21,6 +22,7 @@ class Tunnel:
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
         self.wanted = False
+        self.keeping: asyncio.Task[None] | None = None
         self.attempt: asyncio.Task[None] | None = None
         self.redirect: Redirected | None = None
         self.last_failure: Failure | None = placement.failure

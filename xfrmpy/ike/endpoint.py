@@ -56,7 +56,7 @@ from xfrmpy.ike.outputs import (
     SendDatagram,
 )
 from xfrmpy.ike.reception import receive
-from xfrmpy.ike.reconfigure import reconfigure
+from xfrmpy.ike.reconfigure import is_unsettled, reconfigure
 from xfrmpy.ike.redirect import parse_gateway, redirect_established
 from xfrmpy.ike.resumption import usable_ticket
 from xfrmpy.ike.session_resume import SessionResume, answer_session_resume
@@ -318,6 +318,11 @@ class IkeEndpoint:
         """Whether a tunnel has a living IKE SA."""
         found = self._core.ike_sas_of(tunnel)
         return any(sa.state is not IkeSaState.DELETED for sa in found)
+
+    def is_unsettled(self, tunnel: str, now: float) -> bool:
+        """Whether something is being done about a tunnel, or is to be: it is on its way."""
+        found = [s for s in self._core.ike_sas_of(tunnel) if s.state is not IkeSaState.DELETED]
+        return any(is_unsettled(sa, now) for sa in found)
 
     def ike_sas(self, tunnel: str) -> tuple[IkeSaView, ...]:
         """The living IKE SAs of a tunnel, the oldest first."""

@@ -25,6 +25,7 @@ PATIENCE_SECONDS = 5.0
 """How long an original responder leaves it to the peer, which may have been told the same, to make
 a further Child SA: both at once would make two."""
 
+_STEADY = ChildSaState.INSTALLED
 _HALF_OPEN = (IkeSaState.INITIATING, IkeSaState.AUTHENTICATING)
 
 
@@ -46,6 +47,18 @@ def reconfigure(core: Core, policy: TunnelPolicy, now: float) -> None:
             sa.terminate(None, now)
         elif sa.state is IkeSaState.ESTABLISHED:
             _adopt(sa, before, policy, impact, now)
+
+
+def is_unsettled(sa: IkeSa, now: float) -> bool:
+    """Whether an IKE SA is on its way to what its policy says, or to its end."""
+    waits = (sa.rekey_at, sa.reauth_at, sa.create_at, *(c.rekey_at for c in sa.children))
+    return (
+        sa.state is not IkeSaState.ESTABLISHED
+        or sa.replaces is not None
+        or not sa.channel.window.is_idle
+        or any(child.is_outdated or child.state is not _STEADY for child in sa.children)
+        or any(moment is not None and moment <= now + PATIENCE_SECONDS for moment in waits)
+    )
 
 
 def can_conform(sa: IkeSa, child: ChildSa) -> bool:

@@ -34,10 +34,12 @@ from xfrmpy.policy.values import NAME, NAME_RULE, SecretReference
 __all__ = [
     "DEFAULT_LAYERS",
     "LoadedPolicy",
+    "Overlay",
     "PolicyError",
     "config_path",
     "load_files",
     "load_policy",
+    "operator_layer",
 ]
 
 DEFAULT_LAYERS = tuple(Path(root, "xfrmpy/conf.d") for root in ("/usr/lib", "/etc", "/run"))
@@ -67,18 +69,37 @@ def config_path(environ: Mapping[str, str]) -> tuple[Path, ...]:
     return given or DEFAULT_LAYERS
 
 
-def load_policy(layers: Sequence[Path]) -> LoadedPolicy:
+def operator_layer(layers: Sequence[Path]) -> Path:
+    """The layer that the operator's files are in: of the defaults, the one in `/etc`."""
+    return layers[min(1, len(layers) - 1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlay:
+    """Files that are to be in the operator's layer, by their names; `alone` if no others are."""
+
+    files: Mapping[str, bytes]
+    alone: bool = False
+
+
+def load_policy(layers: Sequence[Path], overlay: Overlay | None = None) -> LoadedPolicy:
     """Load directories, lowest first; a file hides those of the same name in lower ones.
 
     A directory that is not there is an empty one. Secrets are looked for in the directory
-    `secrets` beside each layer, the highest first.
+    `secrets` beside each layer, the highest first. With an `overlay`, as if it were there already.
     """
-    chosen: dict[str, Path] = {}
+    chosen: dict[str, _Source] = {}
     faults: list[Findings] = []
     for layer in layers:
-        chosen.update((path.name, path) for path in _list_directory(layer, faults))
-    paths = [chosen[name] for name in sorted(chosen)]
-    return _load(paths, faults, secrets=[layer.parent / "secrets" for layer in layers])
+        is_overlaid = overlay is not None and layer == operator_layer(layers)
+        if overlay is None or not (is_overlaid and overlay.alone):
+            listed = _list_directory(layer, faults)
+            chosen.update((path.name, _Source(path=path)) for path in listed)
+        if overlay is not None and is_overlaid:
+            for name, data in overlay.files.items():
+                chosen[name] = _Source(path=layer / name, data=data)
+    sources = [chosen[name] for name in sorted(chosen)]
+    return _load(sources, faults, secrets=[layer.parent / "secrets" for layer in layers])
 
 
 def load_files(files: Sequence[Path], *, secrets: Sequence[Path]) -> LoadedPolicy:
@@ -90,7 +111,16 @@ def load_files(files: Sequence[Path], *, secrets: Sequence[Path]) -> LoadedPolic
             paths += _list_directory(path, faults)
         else:
             paths.append(path)
-    return _load(list(dict.fromkeys(paths)), faults, secrets=secrets)
+    sources = [_Source(path=path) for path in dict.fromkeys(paths)]
+    return _load(sources, faults, secrets=secrets)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """A policy file; `data` is what it holds, None if it is to be read."""
+
+    path: Path
+    data: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +141,10 @@ class _File:
     tunnels: tuple[_Written, ...] = ()
 
 
-def _load(paths: Iterable[Path], faults: list[Findings], secrets: Sequence[Path]) -> LoadedPolicy:
-    files = [_read_file(path) for path in paths]
+def _load(
+    sources: Iterable[_Source], faults: list[Findings], secrets: Sequence[Path]
+) -> LoadedPolicy:
+    files = [_read_file(source) for source in sources]
     _report_duplicates(files)
     reqids = assign_reqids(_labels_within_limit(files))
     read_key = partial(_read_key, secrets)
@@ -202,10 +234,12 @@ def _list_directory(directory: Path, faults: list[Findings]) -> list[Path]:
     return [directory / name for name in visible if name.endswith(".yaml")]
 
 
-def _read_file(path: Path) -> _File:
+def _read_file(source: _Source) -> _File:
+    path, data = source.path, source.data
     findings = Findings(file=_printable(path))
     try:
-        data, _ = _read_regular(path, MAX_FILE)
+        if data is None:
+            data, _ = _read_regular(path, MAX_FILE)
     except (OSError, ValueError) as error:
         findings.error("XF1012", START, f"the file cannot be read: {_reason(error)}")
         return _File(findings=findings)

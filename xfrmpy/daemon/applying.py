@@ -1,0 +1,251 @@
+"""Bringing the tunnels from the policy in force to another, and back again if that fails.
+
+A plan is made first and shows all that would be done; whatever it cannot promise is refused before
+anything is touched. Tunnels that are equal in both policies are not looked at again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from xfrmpy.daemon.datapaths import Datapaths, Placement
+from xfrmpy.daemon.engine import Engine
+from xfrmpy.daemon.keeper import Keeper, error_of
+from xfrmpy.daemon.narration import summarize
+from xfrmpy.daemon.tunnel import Tunnel
+from xfrmpy.failures import Failure, OperatorError
+from xfrmpy.ike.outputs import Output, SaNotCreated, TunnelClosed
+from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.policy.changes import (
+    Action,
+    Change,
+    Impact,
+    carries,
+    compare_policies,
+    keep_reqids,
+)
+from xfrmpy.policy.model import StartMode, TunnelPolicy
+
+log = logging.getLogger(__name__)
+
+GONE_SECONDS = 5.0
+"""How long a tunnel that is taken down waits for the peer to say that it knows."""
+
+LOOK_SECONDS = 0.2
+"""How often a tunnel that changes is looked at when it reports nothing."""
+
+Tell = Callable[[str, str], None]
+"""Takes a tunnel and a sentence of what is being done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedChange:
+    """A change, how the new policy can be kept here, and whether something of it is up now."""
+
+    change: Change
+    placement: Placement | None
+    is_live: bool
+
+    @property
+    def impact(self) -> Impact:
+        """What is not up cannot be hurt."""
+        return self.change.impact if self.is_live else Impact.HOT
+
+    def cuts(self, local: IpAddress, remote: IpAddress) -> bool:
+        """Whether packets between two addresses would stop, for a while or for good.
+
+        Those of a tunnel that goes, if only to come again; and those that went in clear until now
+        and are to be a tunnel's, which must come up first.
+        """
+        before = self.change.before is not None and carries(self.change.before, local, remote)
+        after = self.change.after is not None and carries(self.change.after, local, remote)
+        if before and self.is_live:
+            return not after or self.impact is Impact.REPLACE
+        return after and not before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What would be done, in this order."""
+
+    changes: tuple[PlannedChange, ...]
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why it cannot be done here, if it cannot."""
+        placements = (planned.placement for planned in self.changes)
+        return next((p.failure for p in placements if p is not None and p.failure), None)
+
+
+class Applier:
+    """See the module. `tunnels` are the daemon's, by name, and change here only."""
+
+    def __init__(
+        self, tunnels: dict[str, Tunnel], keeper: Keeper, engine: Engine, datapaths: Datapaths
+    ) -> None:
+        self._tunnels = tunnels
+        self._keeper = keeper
+        self._engine = engine
+        self._datapaths = datapaths
+
+    def policies(self) -> tuple[TunnelPolicy, ...]:
+        """Those in force, as this host can keep them."""
+        return tuple(tunnel.policy for tunnel in self._tunnels.values())
+
+    def plan(self, wanted: Iterable[TunnelPolicy]) -> Plan:
+        """What it takes to get from the tunnels as they are to these."""
+        in_force = self.policies()
+        placements = {p.name: self._datapaths.place(p) for p in keep_reqids(wanted, in_force)}
+        changes = compare_policies(in_force, (p.policy for p in placements.values()))
+        return Plan(
+            changes=tuple(
+                PlannedChange(
+                    change=change,
+                    placement=placements.get(change.tunnel),
+                    is_live=self._engine.has_ike_sas(change.tunnel),
+                )
+                for change in changes
+            )
+        )
+
+    async def apply(self, plan: Plan, seconds: float, tell: Tell) -> None:
+        """Do it, each change within `seconds`; if one fails, take back those done before.
+
+        Raises `OperatorError` with what failed, and what became of the rest.
+        """
+        if plan.failure is not None:
+            raise error_of(plan.failure)
+        undo: list[PlannedChange] = []
+        for planned in plan.changes:
+            undo.append(self._reverse(planned))
+            try:
+                await self._do(planned, seconds, tell)
+            except OperatorError as error:
+                await self._take_back(undo, seconds, tell, error)
+        self._datapaths.retire_unused()
+
+    def _reverse(self, planned: PlannedChange) -> PlannedChange:
+        change = planned.change
+        tunnel = self._tunnels.get(change.tunnel)
+        return replace(
+            planned,
+            change=compare_policies(
+                [] if change.after is None else [change.after],
+                [] if change.before is None else [change.before],
+            )[0],
+            placement=None if tunnel is None else tunnel.placement,
+        )
+
+    async def _take_back(
+        self, undo: list[PlannedChange], seconds: float, tell: Tell, cause: OperatorError
+    ) -> None:
+        told = [*cause.failure.evidence]
+        for planned in reversed(undo):
+            name = planned.change.tunnel
+            tell(name, "taking the change back")
+            try:
+                await self._do(planned, seconds, tell)
+                told.append(("taken back", name))
+            except OperatorError as error:
+                told.append(("NOT taken back", f"{name}: {summarize(error.failure)}"))
+        raise OperatorError(cause.failure.code, cause.failure.summary, tuple(told)) from cause
+
+    async def _do(self, planned: PlannedChange, seconds: float, tell: Tell) -> None:
+        change = planned.change
+        name = change.tunnel
+        tell(name, f"{change.action}, {planned.impact}")
+        if change.action is Action.DELETE:
+            await self._delete(name)
+        elif change.action is Action.CREATE:
+            assert planned.placement is not None
+            await self._create(planned.placement)
+        else:
+            assert planned.placement is not None
+            tunnel = self._tunnels[name]
+            if change.impact is Impact.REPLACE or _is_unusable(tunnel, planned.placement):
+                await self._replace(tunnel, planned.placement, seconds)
+            else:
+                await self._follow(tunnel, planned.placement, seconds)
+
+    async def _create(self, placement: Placement) -> Tunnel:
+        tunnel = Tunnel(placement)
+        self._tunnels[placement.policy.name] = tunnel
+        if placement.failure is None:
+            self._engine.add_tunnel(placement.policy)
+            self._keeper.spawn(self._keeper.resolve(tunnel))
+            if placement.policy.start is StartMode.AUTO:
+                self._keeper.want(tunnel)
+        return tunnel
+
+    async def _delete(self, name: str) -> None:
+        tunnel = self._tunnels[name]
+        self._keeper.let_go(tunnel)
+        if tunnel.placement.failure is None:
+            self._engine.terminate(name)
+            try:
+                async with asyncio.timeout(GONE_SECONDS):
+                    await self._keeper.until_gone(tunnel)
+            except TimeoutError:
+                log.info("%s: the peer did not acknowledge that it goes", name)
+            self._engine.remove_tunnel(name)
+        del self._tunnels[name]
+
+    async def _replace(self, old: Tunnel, placement: Placement, seconds: float) -> None:
+        """Take it down, and up again if it was up."""
+        was_up = self._keeper.state(old) == "up"
+        await self._delete(old.policy.name)
+        tunnel = await self._create(placement)
+        if was_up and placement.failure is None and placement.policy.peers:
+            try:
+                async with asyncio.timeout(seconds):
+                    await asyncio.shield(self._keeper.attempt(tunnel))
+            except TimeoutError as error:
+                raise _not_in_time(tunnel, seconds) from error
+
+    async def _follow(self, tunnel: Tunnel, placement: Placement, seconds: float) -> None:
+        """What is up of it goes over to the new policy."""
+        policy = placement.policy
+        was_auto = tunnel.policy.start is StartMode.AUTO
+        was_up = self._keeper.state(tunnel) == "up"
+        tunnel.placement = placement
+        with tunnel.listen() as reports:
+            self._engine.reconfigure(policy)
+            self._keeper.spawn(self._keeper.resolve(tunnel))
+            if policy.start is StartMode.AUTO:
+                self._keeper.want(tunnel)
+            elif was_auto:
+                tunnel.wanted = False
+            if not was_up:
+                return
+            try:
+                async with asyncio.timeout(seconds):
+                    while self._engine.is_unsettled(policy.name):
+                        await self._hear(reports)
+            except TimeoutError as error:
+                raise _not_in_time(tunnel, seconds) from error
+
+    @staticmethod
+    async def _hear(reports: asyncio.Queue[Output]) -> None:
+        """Wait for the next report; raises `OperatorError` if it is that the change failed."""
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                report = await reports.get()
+        except TimeoutError:
+            return
+        if isinstance(report, SaNotCreated):
+            raise error_of(report.failure)
+        if isinstance(report, TunnelClosed) and report.failure is not None:
+            raise error_of(report.failure)
+
+
+def _is_unusable(tunnel: Tunnel, placement: Placement) -> bool:
+    """Whether the core does not know the tunnel, before or afterwards."""
+    return tunnel.placement.failure is not None or placement.failure is not None
+
+
+def _not_in_time(tunnel: Tunnel, seconds: float) -> OperatorError:
+    name = tunnel.policy.name
+    return OperatorError("XF4007", f"{name} did not follow the new policy in {seconds:g} seconds")

@@ -1,0 +1,218 @@
+"""What callers ask about the policy as a whole: plan, apply, confirm, roll back.
+
+One change at a time. What is applied to be confirmed is taken back by itself when nobody does: the
+caller may have cut himself off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from xfrmpy.control.protocol import (
+    ApplyCall,
+    ChangeReply,
+    DifferenceReply,
+    KeepReply,
+    PlanCall,
+    PlanReply,
+    PolicyText,
+    Progress,
+)
+from xfrmpy.control.values import decode
+from xfrmpy.daemon.applying import Applier, Plan, PlannedChange
+from xfrmpy.daemon.narration import summarize
+from xfrmpy.daemon.replies import reply_of
+from xfrmpy.failures import OperatorError
+from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.policy.load import LoadedPolicy, Overlay, load_policy, operator_layer
+from xfrmpy.policy.model import TunnelPolicy
+
+log = logging.getLogger(__name__)
+
+UNCONFIRMED_SECONDS = 30.0
+"""How long each change may take when what was not confirmed is taken back."""
+
+Session = tuple[IpAddress, IpAddress]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Applied:
+    """What was in force before the last change, and what belongs to it."""
+
+    before: tuple[TunnelPolicy, ...]
+    files: list[PolicyText] | None
+    prune: bool
+    pending: asyncio.Task[None] | None = None
+
+
+class PolicyCalls:
+    """See the module. `loaded` is the policy as its files were last read."""
+
+    def __init__(self, loaded: LoadedPolicy, layers: Sequence[Path], applier: Applier) -> None:
+        self.loaded = loaded
+        self._layers = layers
+        self._directory = str(operator_layer(layers))
+        self._applier = applier
+        self._lock = asyncio.Lock()
+        self._applied: _Applied | None = None
+
+    def stop(self) -> None:
+        if self._applied is not None and self._applied.pending is not None:
+            self._applied.pending.cancel()
+
+    async def plan(self, parameters: dict[str, Any]) -> AsyncIterator[PlanReply]:
+        call = decode(PlanCall, parameters)
+        plan, loaded = await self._plan(call)
+        yield self._reply(plan, loaded, _session(call.session))
+
+    async def apply(self, parameters: dict[str, Any]) -> AsyncIterator[Progress | PlanReply]:
+        call = decode(ApplyCall, parameters)
+        self._require_leisure()
+        async with self._lock:
+            plan, loaded = await self._plan(call)
+            reply = self._reply(plan, loaded, _session(call.session))
+            cut = [change.tunnel for change in reply.changes if change.cuts]
+            if cut and not (call.accept_cut or call.confirm_seconds):
+                raise OperatorError("XF4022", f"this session would be cut by: {', '.join(cut)}")
+            before = self._applier.policies()
+            work = self._start(plan, call.timeout_seconds)
+            async for progress in work:
+                yield progress
+            self.loaded = loaded
+            self._applied = _Applied(
+                before=before,
+                files=call.files,
+                prune=call.prune,
+                pending=self._expect_confirmation(call.confirm_seconds) if plan.changes else None,
+            )
+        yield reply
+
+    async def confirm(self, _parameters: dict[str, Any]) -> AsyncIterator[KeepReply]:
+        applied = self._applied
+        if applied is None or applied.pending is None:
+            raise OperatorError("XF4023", "nothing that was applied waits to be confirmed")
+        applied.pending.cancel()
+        self._applied = _Applied(before=applied.before, files=None, prune=False)
+        log.info("the policy was confirmed")
+        yield KeepReply(files=applied.files, prune=applied.prune, directory=self._directory)
+
+    async def rollback(self, parameters: dict[str, Any]) -> AsyncIterator[Progress | PlanReply]:
+        seconds = float(parameters["timeout_seconds"])
+        if self._lock.locked():
+            raise OperatorError("XF4021", "a policy is being applied")
+        async with self._lock:
+            applied = self._applied
+            if applied is None:
+                raise OperatorError("XF4023", "no policy was applied since the daemon started")
+            if applied.pending is not None:
+                applied.pending.cancel()
+            self._applied = None
+            plan = self._applier.plan(applied.before)
+            reply = self._reply(plan, self.loaded, None)
+            async for progress in self._start(plan, seconds):
+                yield progress
+        yield reply
+
+    async def _plan(self, call: PlanCall | ApplyCall) -> tuple[Plan, LoadedPolicy]:
+        overlay = None
+        if call.files is not None:
+            files = {f.name: f.text.encode(errors="surrogateescape") for f in call.files}
+            overlay = Overlay(files=files, alone=call.prune)
+        loaded = await asyncio.to_thread(load_policy, self._layers, overlay)
+        if loaded.errors:
+            first = loaded.errors[0]
+            count = len(loaded.errors)
+            raise OperatorError(
+                first.code,
+                f"the policy has {count} error{'s' * (count > 1)}, and was not looked at further",
+                tuple(("error", str(error)) for error in loaded.errors),
+            )
+        return self._applier.plan(loaded.tunnels), loaded
+
+    async def _start(self, plan: Plan, seconds: float) -> AsyncIterator[Progress]:
+        """Do it, and tell of each step."""
+        loop = asyncio.get_running_loop()
+        begun_at = loop.time()
+        steps: asyncio.Queue[Progress | None] = asyncio.Queue()
+
+        def tell(tunnel: str, text: str) -> None:
+            log.info("%s: %s", tunnel, text)
+            passed = loop.time() - begun_at
+            steps.put_nowait(Progress(tunnel=tunnel, seconds=passed, text=text))
+
+        # A caller that goes away must not leave it half done.
+        work = loop.create_task(self._applier.apply(plan, seconds, tell))
+        work.add_done_callback(lambda _: steps.put_nowait(None))
+        try:
+            while (step := await steps.get()) is not None:
+                yield step
+        finally:
+            if not work.done():
+                await asyncio.shield(work)
+        await work
+
+    def _reply(self, plan: Plan, loaded: LoadedPolicy, session: Session | None) -> PlanReply:
+        return PlanReply(
+            changes=[_change_reply(planned, session) for planned in plan.changes],
+            warnings=[str(warning) for warning in loaded.warnings],
+            directory=self._directory,
+            failure=None if plan.failure is None else reply_of(plan.failure),
+        )
+
+    def _require_leisure(self) -> None:
+        pending = self._applied is not None and self._applied.pending is not None
+        if self._lock.locked() or pending:
+            why = "what was applied waits to be confirmed" if pending else "a policy is applied"
+            raise OperatorError("XF4021", f"{why} at this moment")
+
+    def _expect_confirmation(self, seconds: float) -> asyncio.Task[None] | None:
+        if not seconds:
+            return None
+        return asyncio.get_running_loop().create_task(self._take_back_after(seconds))
+
+    async def _take_back_after(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        applied, self._applied = self._applied, None
+        assert applied is not None
+        log.warning("nobody has confirmed the policy within %g seconds: taking it back", seconds)
+        async with self._lock:
+            try:
+                plan = self._applier.plan(applied.before)
+                await self._applier.apply(plan, UNCONFIRMED_SECONDS, _tell_the_log)
+            except OperatorError as error:
+                log.error("it could not be taken back: %s", summarize(error.failure))
+
+
+def _tell_the_log(tunnel: str, text: str) -> None:
+    log.info("%s: %s", tunnel, text)
+
+
+def _session(addresses: list[str] | None) -> Session | None:
+    try:
+        ours, theirs = (ip_address(a.partition("%")[0]) for a in addresses or ())
+    except ValueError:
+        return None
+    return ours, theirs
+
+
+def _change_reply(planned: PlannedChange, session: Session | None) -> ChangeReply:
+    change = planned.change
+    return ChangeReply(
+        tunnel=change.tunnel,
+        action=change.action.value,
+        impact=str(planned.impact),
+        live=planned.is_live,
+        cuts=session is not None and planned.cuts(*session),
+        differences=[
+            DifferenceReply(
+                key=d.key, child=d.child, before=d.before, after=d.after, impact=str(d.impact)
+            )
+            for d in change.differences
+        ],
+    )
