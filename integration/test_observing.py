@@ -99,3 +99,40 @@ def test_wait_comes_back_when_the_tunnel_does(site: Site) -> None:
     waiting.join()
     assert [answer.code for answer in answers] == [4, 0, 0]
     assert [answer.output for answer in answers] == ["", "net0 is up\n", "net0 is down\n"]
+
+
+def test_metrics_go_through_rekeying_and_tell_of_what_is_down(site: Site) -> None:
+    tunnel = site.network.tunnel()
+    file = site.log.with_name("xfrmpy.prom")
+    ours = site.xfrmpy(
+        site.network.moon,
+        tunnel,
+        options=("--metrics", "127.0.0.1:9788", "--metrics-file", str(file)),
+    )
+    theirs = site.xfrmpy(site.network.sun, tunnel.mirrored())
+    series = '{tunnel="net0",child="net0"}'
+
+    def metric(name: str) -> float:
+        answer = ours.command("metrics")
+        assert answer.code == 0
+        return float(next(x for x in answer.output.splitlines() if x.startswith(name)).split()[-1])
+
+    assert metric(f"xfrmpy_child_up{series}") == 0
+    site.connect(ours, theirs)
+    assert metric(f"xfrmpy_child_up{series}") == 1
+    bob = site.network.bob.inside_address()
+    received = f"xfrmpy_child_received_packets_total{series}"
+    before = metric(received)
+    site.network.alice.run("ping", "-n", "-c", "5", "-i", "0.2", bob)
+    ours.rekey()
+    site.network.alice.run("ping", "-n", "-c", "5", "-i", "0.2", bob)
+    assert metric(received) == before + 10
+    ours.terminate()
+    assert metric(received) == before + 10
+    assert metric(f"xfrmpy_child_up{series}") == 0
+    assert metric('xfrmpy_rekeyings_total{tunnel="net0",sa="ike"}') == 1
+    fetch = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9788/metrics').read())"
+    assert "xfrmpy_child_up" in site.network.moon.run("python3", "-c", fetch)
+    assert "xfrmpy_child_up" in file.read_text()
+    ours.stop()
+    assert not file.exists()

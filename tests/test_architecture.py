@@ -24,6 +24,7 @@ from xfrmpy.control.protocol import (
     ChildSaStatus,
     DescribeReply,
     EventsReply,
+    MetricsReply,
     PolicyStatus,
     StatusReply,
     TunnelReply,
@@ -131,7 +132,7 @@ def test_an_import_that_the_table_allows_is_none(file: str, line: str) -> None:
     "arguments",
     [
         *(["status"], ["status", "-o", "json"], ["up", "net"], ["down", "net"]),
-        *(["log"], ["wait", "net"], ["describe", "net"]),
+        *(["log"], ["wait", "net"], ["describe", "net"], ["metrics"]),
     ],
 )
 @pytest.mark.parametrize("daemon", ["absent", "present"])
@@ -233,6 +234,7 @@ def _serve_once(runtime: Path, verb: str) -> None:
     replies: dict[str, object] = {
         "status": StatusReply(version="1", pid=1, seconds_up=1.0, drops={}, tunnels=[TUNNEL]),
         "log": EventsReply(events=[]),
+        "metrics": MetricsReply(text=""),
         "describe": DescribeReply(
             tunnel=TUNNEL,
             wanted=False,

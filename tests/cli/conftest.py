@@ -18,6 +18,7 @@ import pytest
 from xfrmpy.control.protocol import (
     DESCRIBE,
     DOWN,
+    METRICS,
     MONITOR,
     REKEY,
     SOCKET_NAME,
@@ -32,6 +33,7 @@ from xfrmpy.control.protocol import (
     EventsReply,
     FailureReply,
     IkeSaDetails,
+    MetricsReply,
     PolicyStatus,
     Progress,
     StatusReply,
@@ -239,6 +241,8 @@ class CannedDaemon:
             yield encode_reply(replace(self.status, tunnels=chosen))
         elif method == DESCRIBE and tunnel is not None:
             yield encode_reply(_description(known[tunnel]))
+        elif method == METRICS:
+            yield encode_reply(MetricsReply(text='xfrmpy_child_up{tunnel="a",child="b"} 1\n'))
         elif method == MONITOR:
             chosen_events = [e for e in EVENTS if tunnel in (None, e.tunnel)]
             reply = EventsReply(events=chosen_events, missed=self.missed)

@@ -66,6 +66,8 @@ def document(capsys: Captured) -> dict[str, Any]:
         (["log"], "log.txt", 0),
         (["log", "branch"], "log-branch.txt", 0),
         (["log", "-o", "json"], "log.json", 0),
+        (["metrics"], "metrics.txt", 0),
+        (["metrics", "-o", "json"], "metrics.json", 0),
         (["wait", "office"], "wait.txt", 0),
         (["wait", "office", "--timeout", "2m", "-o", "json"], "wait.json", 0),
     ],

@@ -217,6 +217,20 @@ def log(
     return _told(output, lambda: show_log(client, tunnel, lines, follow=follow, as_json=as_json))
 
 
+@app.command()
+def metrics(output: Format = Output.HUMAN) -> int:
+    """Print the daemon's metrics in Prometheus' text format."""
+    from xfrmpy.cli.documents import document
+
+    def show() -> int:
+        text = Client(runtime_dir(os.environ)).metrics().text
+        as_json = output is Output.JSON
+        say(document("Metrics", text=text) if as_json else text.removesuffix("\n"))
+        return ExitCode.DONE
+
+    return _told(output, show)
+
+
 class State(StrEnum):
     """What a tunnel can come to."""
 

@@ -22,6 +22,7 @@ from xfrmpy.control.protocol import (
     EventsReply,
     FailureReply,
     KeepReply,
+    MetricsReply,
     PlanCall,
     PlanReply,
     Progress,
@@ -76,6 +77,10 @@ class Client:
         """The last events, of all or of one tunnel."""
         parameters = _without_none({"tunnel": tunnel, "last": last})
         return _decode(EventsReply, self._ask(protocol.MONITOR, parameters, STATUS_SECONDS))
+
+    def metrics(self) -> MetricsReply:
+        """The metrics in Prometheus' text format."""
+        return _decode(MetricsReply, self._ask(protocol.METRICS, {}, STATUS_SECONDS))
 
     def follow(self, tunnel: str | None, last: int) -> Iterator[EventsReply]:
         """The same, and then what happens, for ever."""

@@ -27,6 +27,8 @@ from xfrmpy.control.protocol import (
     EventsReply,
     FailureReply,
     KeepReply,
+    MetricsCall,
+    MetricsReply,
     MonitorCall,
     PlanCall,
     PlanReply,
@@ -89,6 +91,12 @@ METHODS: dict[str, Method] = {
         takes=WaitCall,
         gives=WaitReply,
         help="Wait until a tunnel is up or down, without bringing it there.",
+        for_readers=True,
+    ),
+    protocol.METRICS: Method(
+        takes=MetricsCall,
+        gives=MetricsReply,
+        help="The metrics.",
         for_readers=True,
     ),
     protocol.UP: Method(

@@ -21,6 +21,7 @@ from xfrmpy.failures import CATALOGUE
 STATUS = "org.xfrmpy.Status"
 UP = "org.xfrmpy.Up"
 DESCRIBE = "org.xfrmpy.Describe"
+METRICS = "org.xfrmpy.Metrics"
 MONITOR = "org.xfrmpy.Monitor"
 WAIT = "org.xfrmpy.Wait"
 DOWN = "org.xfrmpy.Down"
@@ -123,6 +124,11 @@ class RollbackCall:
     """The policy before the last one is to be in force again."""
 
     timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsCall:
+    """All of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -389,6 +395,13 @@ class DescribeReply:
     child_sas: list[ChildSaDetails]
     last_failure: Event | None
     events: list[Event]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsReply:
+    """The metrics in Prometheus' text format."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from pathlib import Path as FilePath
 
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.sockets import IkeSockets
+from xfrmpy.daemon.totals import Totals
 from xfrmpy.datapath.interface import Datapath, DatapathError, Expired, MappingChanged
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation, exempt_from_policies
@@ -60,6 +61,7 @@ class Engine:
         lose: Callable[[OperatorError], None],
     ) -> None:
         self.drops: Counter[str] = Counter()
+        self.totals = Totals()
         self._tunnels = tunnels
         self._sockets = sockets
         self._datapaths = datapaths
@@ -185,6 +187,7 @@ class Engine:
             case SendDatagram():
                 self._send(output)
             case AddSa() | MoveSa() | RemoveSa() | AddPolicy() | RemovePolicy():
+                self.totals.note(output, self._datapaths.of(self._tunnels[output.tunnel]))
                 self._put_in_force(output)
             case AskUsage():
                 self._tell_usage(output)
