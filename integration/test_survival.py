@@ -19,6 +19,7 @@ from integration.lab.gateway import XFRMPY, XfrmpyGateway
 from integration.lab.process import PATIENCE, eventually
 from integration.lab.site import Site
 from integration.userspace.place import WORKER_SOCKET, worker_of
+from xfrmpy.datapath.userspace.tun import DEVICE
 
 DEAD_SECONDS = 2.0
 
@@ -75,6 +76,20 @@ def test_a_tunnel_comes_up_anew_beside_a_worker_that_was_there(site: Site) -> No
         site.assert_protected()
     assert worker_of(path) == worker
     assert ours.status().drops.get("esp-unknown-spi", 0) == 0
+
+
+@pytest.mark.native
+def test_a_tunnel_that_is_no_longer_wanted_does_not_outlive_the_next_start(site: Site) -> None:
+    """Also where no other tunnel needs its datapath."""
+    ours = connected(site)
+    ours.crash()
+    assert DEVICE in site.network.moon.run("ip", "link")
+    for policy in (site.directory / "moon1" / "conf.d").iterdir():
+        policy.unlink()
+    ours.start_again()
+    assert DEVICE not in site.network.moon.run("ip", "link")
+    assert site.network.moon.run("nft", "list", "tables") == ""
+    ours.stop()
 
 
 @pytest.mark.native

@@ -65,6 +65,17 @@ NEWS: list[tuple[outputs.Output, str]] = [
         "IKE SA with sun at [2001:db8::2]:500, aes",
     ),
     (
+        outputs.IkeSaEstablished(
+            tunnel="a",
+            path=PATH,
+            suite="aes",
+            remote_id="moon",
+            is_initiator=False,
+            redirected_from=PATH.local.address,
+        ),
+        "IKE SA with moon at [2001:db8::2]:500, sent on by 192.0.2.1, aes",
+    ),
+    (
         outputs.PeerMoved(tunnel="a", old=PATH.remote, new=replace(PATH.remote, port=4500)),
         "the peer is now at [2001:db8::2]:4500, it was at [2001:db8::2]:500",
     ),

@@ -498,6 +498,22 @@ def make_seeded() -> Callable[[int], Pair]:
 
 
 @pytest.fixture
+def add_tunnels() -> Callable[[Host, int], None]:
+    """Give a host so many tunnels more, each with a peer of its own at the address of the first."""
+
+    def add(host: Host, count: int) -> None:
+        core = host.endpoint._core
+        first = core.tunnels["tunnel-a"]
+        for number in range(count):
+            identity = Identity.parse(f"peer-{number}.example")
+            policy = replace(first.policy, name=f"tunnel-{number}", remote_id=identity)
+            core.tunnels[policy.name] = replace(first, policy=policy)
+        core.tunnels_changed()
+
+    return add
+
+
+@pytest.fixture
 def interleave(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Interleaving]:
     """A pair whose messages arrive when the test says so; `first` is the end called `a`.
 

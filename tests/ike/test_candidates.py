@@ -68,6 +68,9 @@ def test_the_index_finds_what_a_search_finds(
     assert list(candidates.policies) == found
     assert bool(candidates) == bool(found)
     assert list(candidates.of_peer(identity)) == [p for p in found if p.remote_id == identity]
+    assert candidates.redirects_to == {policy.redirect_to for policy in found}
+    assert candidates.named("tunnel-a") in found or not found
+    assert candidates.named("tunnel-b") is None
     assert candidates.fragmentation == any(policy.fragmentation for policy in found)
 
 
@@ -80,6 +83,7 @@ def test_a_caller_at_a_new_address_of_the_peer_is_known_at_once(
     for address in THERE:
         assert not core.candidates_for(_path(HERE[0], address))
         endpoint.set_peer_addresses(policy.name, (address,))
-        assert core.candidates_for(_path(HERE[0], address)).policies == (policy,)
+        assert list(core.candidates_for(_path(HERE[0], address)).policies) == [policy]
     endpoint.replace_tunnel(replace(policy, peers=()))
-    assert core.candidates_for(_path(HERE[0], THERE[0])).policies[0].peers == ()
+    (listening,) = core.candidates_for(_path(HERE[0], THERE[0])).policies
+    assert listening.peers == ()

@@ -11,7 +11,12 @@ import pytest
 
 from xfrmpy.ike.errors import DropReason
 from xfrmpy.ike.ike_sa import SUSPICION_SECONDS
-from xfrmpy.ike.notices import MOST_NOTICES, NOTICES_PER_SECOND
+from xfrmpy.ike.notices import (
+    ANSWERS_PER_SECOND,
+    MOST_ANSWERS,
+    MOST_NOTICES,
+    NOTICES_PER_SECOND,
+)
 from xfrmpy.ike.outputs import ExchangeStarted, SendDatagram
 from xfrmpy.ipsec.addresses import Path, SocketAddress
 from xfrmpy.registry import ExchangeType, NotifyType
@@ -109,6 +114,19 @@ def test_strangers_are_told_only_so_often(
     kinds = {p.type for a in answers for p in decode_message_untrusted(a.data).payloads}  # type: ignore[union-attr]
     assert kinds == {what}
     assert len(pair.sun.drops) == 1000
+
+
+def test_all_the_world_together_is_told_only_so_often(
+    pair: Any, wayward: tuple[SendDatagram, Path]
+) -> None:
+    request, path = wayward
+    for number in range(3000):
+        remote = SocketAddress(ip_address(0xCB007100 + number), 500)
+        pair.sun.endpoint.receive_datagram(
+            request.data, replace(path, remote=remote), pair.now + number / 1500
+        )
+    answers = pair.sun.take_outputs()
+    assert MOST_ANSWERS <= len(answers) <= MOST_ANSWERS + 2 * ANSWERS_PER_SECOND
 
 
 # Being told.

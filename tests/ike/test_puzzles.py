@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
 from xfrmpy.ike import init as init_module
-from xfrmpy.ike.admission import EASIEST_DEMAND, HARDEST_DEMAND, AdmissionLimits
+from xfrmpy.ike.admission import (
+    AUTH_DIFFICULTY,
+    EASIEST_DEMAND,
+    HARDEST_DEMAND,
+    Admission,
+    AdmissionLimits,
+    Admitted,
+    Demand,
+    Effort,
+    Request,
+    Shown,
+    _chance,
+)
+from xfrmpy.ike.auth import IkeAuth
+from xfrmpy.ike.cookies import Caller
 from xfrmpy.ike.errors import DropReason, PeerMisbehaved
 from xfrmpy.ike.ike_sa import HURRIED_SECONDS
 from xfrmpy.ike.init import MAX_REPETITIONS
-from xfrmpy.ike.outputs import ExchangeRepeated, SendDatagram
+from xfrmpy.ike.outputs import ExchangeRepeated, IkeSaEstablished, SendDatagram, TunnelClosed
 from xfrmpy.ike.puzzles import HARDEST, OUR_CHOICE, Puzzle, Solver, check_solution, zero_bits
 from xfrmpy.ike.states import IkeSaState
-from xfrmpy.registry import NotifyType, PseudorandomFunction
+from xfrmpy.registry import ExchangeType, NotifyType, PseudorandomFunction
 from xfrmpy.wire.message import Message, decode_message_untrusted, encode_message
 from xfrmpy.wire.payloads import NoncePayload, NotifyPayload, PuzzleSolutionPayload, SaPayload
 
@@ -114,7 +129,7 @@ def test_a_puzzle_is_demanded_solved_and_brings_the_tunnel_up(puzzled: Any) -> N
     demand, again = decoded(puzzled.sent[1][1]), decoded(puzzled.sent[2][1])
     cookie, asked = demand.payloads
     assert isinstance(asked, NotifyPayload)
-    assert Puzzle.of(asked) == puzzle(EASIEST_DEMAND)
+    assert Puzzle.of(asked) == puzzle(0)
     assert again.payloads[0] == cookie
     assert isinstance(again.payloads[1], PuzzleSolutionPayload)
     assert again.payloads[2:] == decoded(puzzled.sent[0][1]).payloads
@@ -232,7 +247,7 @@ def test_solving_has_an_end(puzzled: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_puzzles_without_end_end(puzzled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xfrmpy.ike.admission.check_solution", lambda *_: False)
+    monkeypatch.setattr("xfrmpy.ike.admission.solved_bits", lambda *_: 0)
     monkeypatch.setattr("xfrmpy.ike.admission.Admission._is_drawn", lambda *_: False)
     puzzled.initiate()
     puzzled.run(300)
@@ -321,7 +336,300 @@ def test_puzzles_grow_harder_with_the_load(make_pair: MakePair, make_policy: Mak
         ]
         pair.sun.endpoint._admission._strangers[bytes([number])] = None
     assert asked == sorted(asked)
-    assert (asked[0], asked[-1]) == (EASIEST_DEMAND, HARDEST_DEMAND)
+    half = (EASIEST_DEMAND + HARDEST_DEMAND) // 2
+    assert set(asked) == {0, *range(half, HARDEST_DEMAND + 1)}
+
+
+# A puzzle whose difficulty is left to the caller.
+
+
+def _demand(admission: Admission, **changes: Any) -> tuple[Request, Demand]:
+    demand = admission.examine(_request(**changes), 0.0)
+    assert isinstance(demand, Demand)
+    return _request(cookie=demand.payloads[0].data, **changes), demand
+
+
+def _request(**changes: Any) -> Request:
+    caller = Caller(address=ip_address("192.0.2.1"), spi_i=b"i" * 8, nonce_i=b"n" * 32)
+    request = Request(
+        digest=b"",
+        source=b"",
+        caller=caller,
+        cookie=None,
+        solution=None,
+        prfs=(SHA_256,),
+        work=0.3,
+        resumes=False,
+    )
+    return replace(request, **changes)
+
+
+def _with_bits(request: Request, bits: int) -> Request:
+    """A solution of this difficulty, and no better."""
+    solver = Solver(puzzle(bits), request.cookie or b"")
+    while (solution := solver.work()) is None:
+        pass
+    return replace(request, solution=solution)
+
+
+def _caller(number: int) -> Caller:
+    return Caller(address=ip_address("192.0.2.1"), spi_i=b"i" * 8, nonce_i=b"%032d" % number)
+
+
+@pytest.fixture
+def half_full(make_random: Callable[[str], Callable[[int], bytes]]) -> Admission:
+    """So full that 15 bits would be enough, and little is left to the lot."""
+    limits = replace(PUZZLES, strangers=100, strangers_per_address=500, work_per_second=1e6)
+    admission = Admission(limits, make_random("admission"))
+    admission._strangers.update({bytes([n]): None for n in range(49)})  # type: ignore[misc]
+    return admission
+
+
+def test_enough_bits_of_ones_own_choice_are_served(half_full: Admission) -> None:
+    request, demand = _demand(half_full)
+    assert Puzzle.of(demand.payloads[1]).difficulty == 0
+    admitted = half_full.examine(_with_bits(request, 15), 0.0)
+    assert isinstance(admitted, Admitted)
+    assert admitted.effort is Effort.PUZZLE
+
+
+def test_the_more_bits_the_better_the_chance() -> None:
+    """RFC 8019 section 7.1.4."""
+    for room in (0.3, 0.5, 0.9):
+        chances = [_chance(Shown(bits=bits), room) for bits in range(13)]
+        assert chances[0] == room
+        assert chances == sorted(set(chances))
+        assert chances[-1] <= 1
+
+
+def test_who_made_it_too_easy_gets_a_definite_puzzle(
+    half_full: Admission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 8019 section 7.1.5: "then the Responder SHOULD give it another puzzle"."""
+    monkeypatch.setattr(Admission, "_is_drawn", lambda *_: False)
+    request, _ = _demand(half_full)
+    again = half_full.examine(_with_bits(request, 3), 0.0)
+    assert isinstance(again, Demand)
+    assert Puzzle.of(again.payloads[1]).difficulty == 15
+
+
+def test_a_cookie_has_one_lot(half_full: Admission) -> None:
+    """Else its holder would send it until it wins."""
+    verdicts: set[frozenset[type]] = set()
+    for number in range(40):
+        request, _ = _demand(half_full, caller=_caller(number))
+        easy = _with_bits(request, 1)
+        verdicts.add(frozenset(type(half_full.examine(easy, 0.0)) for _ in range(5)))
+    assert verdicts == {frozenset({Admitted}), frozenset({Demand})}
+
+
+def test_who_won_by_lot_with_a_solution_has_spent_it(half_full: Admission) -> None:
+    for number in range(40):
+        request, _ = _demand(half_full, caller=_caller(number))
+        easy = _with_bits(request, 1)
+        admitted = half_full.examine(easy, 0.0)
+        if isinstance(admitted, Admitted):
+            break
+    assert isinstance(admitted, Admitted)
+    half_full.opened(b"an SPI", admitted, 0.0)
+    half_full.closed(b"an SPI", is_authenticated=False)
+    again = half_full.examine(easy, 0.0)
+    assert isinstance(again, Demand)
+    assert again.payloads[0].data != easy.cookie
+
+
+# In IKE_AUTH.
+
+AUTH_PUZZLES = replace(PUZZLES, auth_puzzles_at=0)
+
+
+@pytest.fixture
+def twice_puzzled(make_pair: MakePair, make_policy: MakePolicy) -> Any:
+    """A pair whose ends demand a puzzle in IKE_AUTH too."""
+    return make_pair(make_policy(), limits=AUTH_PUZZLES)
+
+
+def _auth_requests(pair: Any) -> list[Message]:
+    requests = [decoded(output) for name, output in pair.sent if name == "moon"]
+    return [message for message in requests if message.exchange is ExchangeType.IKE_AUTH]
+
+
+def _until_sun_has_answered(pair: Any) -> None:
+    """Moon has solved the first puzzle; what it sends from now on waits for the test."""
+    pair.initiate()
+    while not pair.sun.ike_sas:
+        pair.run(0.001)
+
+
+def test_a_puzzle_in_ike_auth_is_solved_and_brings_the_tunnel_up(twice_puzzled: Any) -> None:
+    _until_sun_has_answered(twice_puzzled)
+    (waiting,) = twice_puzzled.sun.ike_sas
+    assert waiting.state is IkeSaState.AUTHENTICATING
+    assert waiting.keys is None
+    twice_puzzled.run(3)
+    twice_puzzled.assert_up()
+    (request,) = _auth_requests(twice_puzzled)
+    solution, _sealed = request.payloads
+    assert isinstance(solution, PuzzleSolutionPayload)
+    text = waiting.nonces[1] + waiting.channel.spi_r
+    assert check_solution(puzzle(AUTH_DIFFICULTY), text, solution)
+    assert not twice_puzzled.moon.drops
+    twice_puzzled.moon.endpoint.rekey_ike_sas("tunnel-a", twice_puzzled.now)
+    twice_puzzled.run(5)
+    twice_puzzled.assert_up()
+
+
+def test_it_is_in_the_first_fragment_only(make_pair: MakePair, make_policy: MakePolicy) -> None:
+    """RFC 8019 section 7.2.2, and RFC 7383 section 2.5.3."""
+    pair = make_pair(make_policy(" ".join(f"10.{n}.0.0/16" for n in range(70))), None, AUTH_PUZZLES)
+    pair.initiate()
+    pair.run(3)
+    pair.assert_up()
+    requests = _auth_requests(pair)
+    assert len(requests) > 1
+    outer = [[type(p) for p in message.payloads[:-1]] for message in requests]
+    assert outer == [[PuzzleSolutionPayload], *[[]] * (len(requests) - 1)]
+    assert all(len(output.data) <= 1200 for _, output in pair.sent)
+
+
+def test_fragments_before_the_first_wait_to_be_sent_again(
+    make_pair: MakePair, make_policy: MakePolicy
+) -> None:
+    pair = make_pair(make_policy(" ".join(f"10.{n}.0.0/16" for n in range(70))), None, AUTH_PUZZLES)
+    _until_sun_has_answered(pair)
+    held: list[SendDatagram] = []
+    pair.impair = lambda output, _sender: held.append(output) or []  # type: ignore[func-returns-value]
+    pair.run(1.5)
+    first, second = held[:2]
+    path = replace(first.path, local=first.path.remote, remote=first.path.local)
+    for output in (second, first):
+        pair.sun.receive(output.data, path, pair.now)
+    assert pair.sun.drops[-1] is DropReason.PUZZLE_UNSOLVED
+    assert pair.sun.ike_sas[0].state is IkeSaState.AUTHENTICATING
+    pair.impair = lambda output, _sender: [output.data]
+    pair.run(5)
+    pair.assert_up()
+
+
+@pytest.mark.parametrize("kind", ["none", "wrong", "two"])
+def test_without_the_solution_no_key_is_computed(
+    twice_puzzled: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """RFC 8019 section 7.2.4."""
+    wrong = solution_of("00", "01", "02", "03")
+    solutions = {"none": (), "wrong": (wrong,), "two": (wrong, wrong)}[kind]
+    request = IkeAuth.request
+    monkeypatch.setattr(
+        IkeAuth,
+        "request",
+        lambda self: (
+            *solutions,
+            *(p for p in request(self) if not isinstance(p, PuzzleSolutionPayload)),
+        ),
+    )
+    _until_sun_has_answered(twice_puzzled)
+    (waiting,) = twice_puzzled.sun.ike_sas
+    twice_puzzled.run(4)
+    assert DropReason.PUZZLE_UNSOLVED in twice_puzzled.sun.drops
+    assert waiting.keys is None
+    twice_puzzled.run(300)
+    assert twice_puzzled.sun.ike_sas == []
+    assert twice_puzzled.moon.ike_sas == []
+
+
+def test_keys_are_kept_when_what_solved_the_puzzle_does_not_open(twice_puzzled: Any) -> None:
+    """RFC 8019 section 7.2.4: "it SHOULD save the calculated keys in the IKE SA state"."""
+    twice_puzzled.initiate()
+    spoiled: list[bytes] = []
+
+    def spoil(output: SendDatagram, _sender: Any) -> list[bytes]:
+        if decoded(output).exchange is not ExchangeType.IKE_AUTH or spoiled:
+            return [output.data]
+        spoiled.append(output.data)
+        return [output.data[:-1] + bytes([output.data[-1] ^ 1])]
+
+    twice_puzzled.impair = spoil
+    while not spoiled:
+        twice_puzzled.run(0.001)
+    assert twice_puzzled.sun.drops[-1] is DropReason.NOT_AUTHENTIC
+    (waiting,) = twice_puzzled.sun.ike_sas
+    keys = waiting.keys
+    assert keys is not None
+    twice_puzzled.run(4)
+    twice_puzzled.assert_up()
+    assert twice_puzzled.sun.ike_sa.keys is keys
+
+
+def test_no_puzzle_is_in_ike_auth_while_what_comes_there_opens(puzzled: Any) -> None:
+    puzzled.up()
+    puzzled.run(0.9)
+    (request,) = _auth_requests(puzzled)
+    assert len(request.payloads) == 1
+
+
+def test_what_does_not_open_brings_puzzles_into_ike_auth(
+    make_pair: MakePair, make_policy: MakePolicy
+) -> None:
+    pair = make_pair(make_policy(), None, replace(PUZZLES, auth_puzzles_at=1))
+
+    def spoil(output: SendDatagram, sender: Any) -> list[bytes]:
+        is_auth = decoded(output).exchange is ExchangeType.IKE_AUTH and sender is pair.moon
+        return [output.data[:-1] + bytes([output.data[-1] ^ 1])] if is_auth else [output.data]
+
+    pair.impair = spoil
+    pair.initiate()
+    while DropReason.NOT_AUTHENTIC not in pair.sun.drops:
+        pair.run(0.01)
+    pair.impair = lambda output, _sender: [output.data]
+    pair.initiate()
+    pair.run(60)
+    assert [len(message.payloads) for message in _auth_requests(pair)].count(2) == 1
+    pair.assert_up()
+    assert not pair.sun.endpoint._admission._forged
+
+
+def test_no_puzzle_is_in_ike_auth_for_who_solved_none_before(
+    twice_puzzled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 8019 section 7.2.1: it MUST NOT be."""
+    monkeypatch.setattr("xfrmpy.ike.puzzles.Puzzle.is_solvable", False)
+    twice_puzzled.up()
+    twice_puzzled.assert_up()
+    (request,) = _auth_requests(twice_puzzled)
+    assert len(request.payloads) == 1
+
+
+@pytest.mark.parametrize("difficulty", [HARDEST + 1, 255])
+def test_a_puzzle_in_ike_auth_that_is_too_hard_ends_the_attempt(
+    twice_puzzled: Any, monkeypatch: pytest.MonkeyPatch, difficulty: int
+) -> None:
+    monkeypatch.setattr("xfrmpy.ike.admission.AUTH_DIFFICULTY", difficulty)
+    twice_puzzled.initiate()
+    twice_puzzled.run(1)
+    (closed,) = twice_puzzled.moon.reports(TunnelClosed)
+    assert closed.failure.code == "XF2009"
+    assert f"{difficulty} bits" in closed.failure.summary
+
+
+def test_solving_for_ike_auth_has_an_end(
+    twice_puzzled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _until_sun_has_answered(twice_puzzled)
+    monkeypatch.setattr(Solver, "work", lambda _self: None)
+    twice_puzzled.run(40)
+    (closed,) = twice_puzzled.moon.reports(TunnelClosed)
+    assert closed.failure.code == "XF2009"
+    twice_puzzled.run(100)
+    twice_puzzled.assert_forgotten()
+
+
+def test_down_while_a_puzzle_of_ike_auth_is_solved_ends_it(twice_puzzled: Any) -> None:
+    _until_sun_has_answered(twice_puzzled)
+    twice_puzzled.run(0.002)
+    twice_puzzled.moon.endpoint.terminate("tunnel-a", twice_puzzled.now)
+    twice_puzzled.run(300)
+    twice_puzzled.assert_forgotten()
+    assert not any(o.remote_id for h in (twice_puzzled.moon,) for o in h.reports(IkeSaEstablished))
 
 
 def test_who_solved_a_puzzle_has_to_go_on_soon(puzzled: Any) -> None:

@@ -21,7 +21,7 @@ from xfrmpy.ike.outputs import (
 )
 from xfrmpy.ike.redirect import MAX_REDIRECTS, REDIRECT_LOOP_DETECT_PERIOD
 from xfrmpy.ike.states import IkeSaState
-from xfrmpy.ipsec.addresses import IKE_PORT, Path, SocketAddress
+from xfrmpy.ipsec.addresses import IKE_PORT, IpAddress, Path, SocketAddress
 from xfrmpy.registry import ExchangeType, NotifyType
 from xfrmpy.wire.message import Message, decode_message_untrusted, encode_message
 from xfrmpy.wire.payloads import (
@@ -112,6 +112,46 @@ def test_support_is_announced_at_first_and_the_first_gateway_named_then(pair: An
     assert not notified(first.payloads, NotifyType.REDIRECTED_FROM)
     (named,) = notified(second.payloads, NotifyType.REDIRECTED_FROM)
     assert decode_redirected_from_untrusted(named.data) == FIRST
+
+
+def come_from(pair: Any, origin: IpAddress) -> None:
+    """Another gateway has sent moon to the first address of sun."""
+    path = Path(local=SocketAddress(HERE, IKE_PORT), remote=SocketAddress(FIRST, IKE_PORT))
+    pair.moon.endpoint.initiate("tunnel-a", path, pair.now, origin)
+    pair.deliver()
+
+
+def test_a_gateway_reports_which_one_has_sent_its_client(pair: Any) -> None:
+    pair.up()
+    follow(pair)
+    (established,) = pair.sun.reports(IkeSaEstablished)
+    assert established.redirected_from == FIRST
+    (ours,) = pair.moon.reports(IkeSaEstablished)
+    assert ours.redirected_from is None
+
+
+def test_nobody_is_sent_back_to_the_gateway_that_has_sent_him(pair: Any) -> None:
+    """RFC 5685 section 7: "two or more gateways redirecting the client to each other"."""
+    come_from(pair, OTHER)
+    pair.assert_up()
+    assert not pair.moon.reports(Redirected)
+
+
+def test_who_was_sent_by_a_third_gateway_may_be_sent_on(pair: Any) -> None:
+    """Section 3: "The client MAY get redirected again"."""
+    come_from(pair, ip_address("192.0.2.33"))
+    assert [report.gateway for report in pair.moon.reports(Redirected)] == [OTHER]
+
+
+@pytest.mark.parametrize("octets", ["", "0104c00002", "0304737562", "0104c000020201"])
+def test_a_request_from_no_address_at_all_is_none(
+    pair: Any, monkeypatch: pytest.MonkeyPatch, octets: str
+) -> None:
+    data = bytes.fromhex(octets)
+    monkeypatch.setattr("xfrmpy.ike.redirect.encode_redirected_from", lambda _origin: data)
+    come_from(pair, OTHER)
+    assert pair.sun.drops == [DropReason.MALFORMED]
+    assert pair.sun.ike_sas == []
 
 
 def test_a_client_that_cannot_be_redirected_is_served(pair: Any, make_policy: Any) -> None:
@@ -245,6 +285,12 @@ def test_a_client_is_redirected_when_it_has_proved_who_it_is(
     pair.assert_down()
     follow(pair)
     pair.assert_up()
+
+
+def test_nobody_is_sent_back_in_ike_auth_either(told_in_auth: Any) -> None:
+    come_from(told_in_auth, OTHER)
+    told_in_auth.assert_up()
+    assert not told_in_auth.moon.reports(Redirected)
 
 
 def test_who_has_not_proved_himself_is_not_redirected(

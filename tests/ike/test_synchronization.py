@@ -113,6 +113,21 @@ def test_replay_counters_are_not_offered(pair: Any, sealing: Any) -> None:
     assert NotifyType.IPSEC_REPLAY_COUNTER_SYNC_SUPPORTED not in said
 
 
+def test_a_cluster_that_offers_replay_counters_is_not_joined_in_that(
+    pair: Any, sealing: Any
+) -> None:
+    """Section 5: "Only a capability whose support was asserted by both parties can be used"."""
+    offer = NotifyPayload(type=NotifyType.IPSEC_REPLAY_COUNTER_SYNC_SUPPORTED)
+    sealing.change = lambda message, payloads: (
+        payloads if message.is_response else (*payloads, offer)
+    )
+    pair.up()
+    pair.assert_up()
+    (answer,) = sealing.answers(ExchangeType.IKE_AUTH)
+    assert offer not in answer
+    assert SYNC_SUPPORTED in answer
+
+
 # The rules for M1, P1, M2 and P2 (section 5.1).
 
 
@@ -261,8 +276,30 @@ def test_a_synchronization_with_anything_else_is_dropped(cluster: Cluster, paylo
 
 def test_replay_counters_beside_it_are_passed_over(cluster: Cluster) -> None:
     """What was not agreed "can[not] be used"; the Message IDs are synchronized all the same."""
-    delta = NotifyPayload(type=NotifyType.IPSEC_REPLAY_COUNTER_SYNC, data=bytes(3) + b"\x01")
-    assert _synced(cluster.sync(40, 0, delta)).next_expected == 40
+    assert _synced(cluster.sync(40, 0, COUNTERS)).next_expected == 40
+
+
+COUNTERS = NotifyPayload(type=NotifyType.IPSEC_REPLAY_COUNTER_SYNC, data=bytes(3) + b"\x01")
+
+
+def test_replay_counters_alone_are_acknowledged_and_change_nothing(cluster: Cluster) -> None:
+    """Who asks did not hear that we could, so it must not count on it."""
+    before = cluster.peer.snapshot()
+    _, payloads = cluster.say(COUNTERS, message_id=cluster.sa.channel.window._next_id)
+    assert payloads == ()
+    assert cluster.peer.snapshot() == before
+    assert cluster.peer.drops == []
+
+
+def test_replay_counters_alone_with_message_id_zero_are_no_synchronization(
+    cluster: Cluster,
+) -> None:
+    window = cluster.peer.ike_sa.channel.window
+    window._expected_id = window._highest_id = 7
+    window._answers.clear()
+    assert cluster.say(COUNTERS) is None
+    assert cluster.peer.drops == [DropReason.WRONG_MESSAGE_ID]
+    assert window._expected_id == 7
 
 
 def test_another_message_id_than_zero_synchronizes_nothing(cluster: Cluster) -> None:

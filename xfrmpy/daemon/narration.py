@@ -34,7 +34,8 @@ def narrate(report: Output) -> str:
         case NatDetected() | PeerMoved():
             return _narrate_nat(report)
         case IkeSaEstablished():
-            return f"IKE SA with {report.remote_id} at {report.path.remote}, {report.suite}"
+            origin = f", sent on by {report.redirected_from}" if report.redirected_from else ""
+            return f"IKE SA with {report.remote_id} at {report.path.remote}{origin}, {report.suite}"
         case ChildSaEstablished():
             spis = f"in 0x{report.spi_in:08x}, out 0x{report.spi_out:08x}"
             return f"Child SA {report.child}: {report.suite}, SPI {spis}"

@@ -28,6 +28,9 @@ class SocketKeeper:
         except DatapathError as error:
             log.warning("a kill of this daemon will cost packets: %s", error)
             return
+        if not self._worker.is_new:
+            number, version = self._worker.process, self._worker.version
+            log.info("goes on with worker %d, of version %s", number, version)
         if self._worker.replaced:
             reason = self._worker.replaced
             log.warning("ended the worker of an earlier run, and the SAs that it had: %s", reason)

@@ -6,7 +6,9 @@ kept for a request before it is admitted here. While little goes on, all are. Ab
 caller must show by a cookie that it is where it says: a flood from addresses that are not the
 sender's then gets nothing but cookies, and takes nothing from those who bring theirs back. Above a
 second one it must solve a puzzle too; who does not is served by lot, the more rarely the less room
-is left (RFC 8019 section 7.1). A ticket (RFC 5723) takes the place of the puzzle, but not that of
+is left (RFC 8019 section 7.1). While there is much room, how hard the puzzle is, is left to the
+caller, and who has solved one gets another for IKE_AUTH while requests come there that do not open
+(section 7.2). A ticket (RFC 5723) takes the place of the puzzle, but not that of
 the cookie (RFC 8019 section 4.5).
 
 What strangers may cost is bounded twice: by their number, in all and from one address, and by the
@@ -17,6 +19,7 @@ cost is not counted any more.
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +30,7 @@ from xfrmpy.ike.budget import Budget
 from xfrmpy.ike.cookies import INFO_SIZE, SECRET_SECONDS, Caller, CookieJar
 from xfrmpy.ike.errors import Drop, DropReason
 from xfrmpy.ike.exchange import notifications, only, optional, payloads_in_clear
-from xfrmpy.ike.puzzles import Puzzle, check_solution
+from xfrmpy.ike.puzzles import Puzzle, solved_bits
 from xfrmpy.ike.resumption import presented_ticket
 from xfrmpy.ipsec import algorithms
 from xfrmpy.ipsec.addresses import IpAddress, Path
@@ -56,11 +59,13 @@ class AdmissionLimits:
     Strangers are half-open IKE SAs, and those whose peer failed to prove who it is until they are
     forgotten. RFC 8019 section 6 takes 100 of them for an attack on a gateway of 10,000 peers;
     strongSwan demands cookies from 30 on. `work_per_second` is in milliseconds of computing, so
-    that 250 is a quarter of a core.
+    that 250 is a quarter of a core. Puzzles in IKE_AUTH begin when so many strangers have sent what
+    does not open there: a tenth of those for whom puzzles begin at all.
     """
 
     cookies_at: int = 30
     puzzles_at: int = 300
+    auth_puzzles_at: int = 30
     strangers: int = 1000
     strangers_per_address: int = 100
     work_per_second: float = 250.0
@@ -99,12 +104,25 @@ PUZZLE_RESERVE = 0.25
 """The share of the budget that is kept for those who solve puzzles."""
 
 EASIEST_DEMAND, HARDEST_DEMAND = 12, 18
-"""Zero bits, from where puzzles begin to where nothing is left. RFC 8019 section 4.4: "18 bits is
-believed to be a reasonable choice", 3.4 seconds in 2016 in C; the same in Python now."""
+"""Zero bits that are enough, from where puzzles begin to where nothing is left. RFC 8019 section
+4.4: "18 bits is believed to be a reasonable choice", 3.4 seconds in 2016 in C; the same in Python
+now."""
+
+AS_MUCH_AS_YOU_CAN = 0
+"""Zero bits of a puzzle whose difficulty is left to the caller, which is RECOMMENDED "unless the
+attack volume is very high" (section 7.1.1.1)."""
+
+ROOM_TO_CHOOSE = 0.5
+"""While so much room is left, it is."""
+
+AUTH_DIFFICULTY = 14
+"""Zero bits in IKE_AUTH: a tenth of a second in Python, ten times what the keys cost us at most. It
+must not be 0 there (section 7.2.1.1)."""
 
 IPV6_SITE_BITS = 64
 """RFC 8019 section 4.2: ISPs assign between a /48 and a /64, so single addresses mean nothing."""
 
+LOTTERY_SECRET_SIZE = 16
 _NO_INFO = bytes(INFO_SIZE)
 
 
@@ -162,12 +180,25 @@ class Request:
 class Admitted:
     """A request that is to be served, and may become an IKE SA.
 
-    `is_hurried`: its IKE_AUTH should come soon (RFC 8019 section 4.1).
+    `is_hurried`: its IKE_AUTH should come soon (RFC 8019 section 4.1). `puzzle` is to be solved
+    there.
     """
 
     request: Request
     effort: Effort
+    has_solution: bool
     is_hurried: bool
+    puzzle: Puzzle | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What a cookie and a solution show: the puzzle that the caller was given, if any, and how many
+    zero bits all its keys have, if it sent a solution."""
+
+    effort: Effort = Effort.NOTHING
+    puzzle: Puzzle | None = None
+    bits: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,18 +223,30 @@ class Admission:
         self._strangers: dict[bytes, Admitted] = {}
         self._proven: Counter[bytes] = Counter()
         self._spent: dict[bytes, float] = {}
+        self._forged: set[bytes] = set()
+        self._lottery = b""
 
     def examine(self, request: Request, now: float) -> Admitted | Demand:
         """Serve a request, or demand something first. Raises `Drop` if it can be neither."""
-        puzzle, shown = self._read_cookie(request, now)
+        shown = self._read_cookie(request, now)
         room = self._room(request, now)
         wanted = self._wanted(request, room, now)
-        if shown < wanted and (shown is Effort.NOTHING or puzzle is None):
-            return self._demand(request, wanted, room, now)
-        if shown < wanted and not self._is_drawn(room):
-            raise Drop(DropReason.PUZZLE_UNSOLVED)
+        effort = _effort(shown, room)
+        if effort < wanted and shown.puzzle is None:
+            bits = AS_MUCH_AS_YOU_CAN if room > ROOM_TO_CHOOSE else _enough_bits(room)
+            return self._demand(request, wanted, bits, now)
+        if effort < wanted and not self._is_drawn(request, _chance(shown, room)):
+            if not shown.bits:
+                raise Drop(DropReason.PUZZLE_UNSOLVED)
+            return self._demand(request, wanted, _enough_bits(room), now)
         self._check_limits(request, now)
-        return Admitted(request=request, effort=shown, is_hurried=room < 1)
+        return Admitted(
+            request=request,
+            effort=effort,
+            has_solution=shown.bits > 0,
+            is_hurried=room < 1,
+            puzzle=self._auth_puzzle(request, effort),
+        )
 
     def _check_limits(self, request: Request, now: float) -> None:
         if len(self._strangers) >= self._limits.strangers:
@@ -223,7 +266,7 @@ class Admission:
 
     def opened(self, spi: bytes, admitted: Admitted, now: float) -> None:
         """A request has become a half-open IKE SA."""
-        if admitted.effort is Effort.PUZZLE:
+        if admitted.has_solution:
             self._spend(admitted.request.cookie or b"", now)
         self._answered[admitted.request.digest] = spi
         self._strangers[spi] = admitted
@@ -236,9 +279,15 @@ class Admission:
         if admitted is not None and self._answered.get(admitted.request.digest) == spi:
             del self._answered[admitted.request.digest]
 
+    def forged(self, spi: bytes) -> None:
+        """What came for an IKE SA does not open; it counts while that is a stranger's."""
+        if spi in self._strangers:
+            self._forged.add(spi)
+
     def closed(self, spi: bytes, *, is_authenticated: bool) -> None:
         """A stranger has proved who it is, or has been forgotten."""
         self.went_on(spi)
+        self._forged.discard(spi)
         admitted = self._strangers.pop(spi, None)
         if admitted is None:
             return
@@ -254,19 +303,20 @@ class Admission:
 
     # The decision.
 
-    def _read_cookie(self, request: Request, now: float) -> tuple[Puzzle | None, Effort]:
-        """The puzzle that the caller was given, if any, and what it has done."""
+    def _read_cookie(self, request: Request, now: float) -> Shown:
         cookie = request.cookie
         if cookie is None or cookie in self._spent:
-            return None, Effort.NOTHING
+            return Shown()
         info = self._cookies.recognise(cookie, request.caller, now)
         if info is None:
-            return None, Effort.NOTHING
+            return Shown()
         if info == _NO_INFO:
-            return None, Effort.COOKIE
+            return Shown(effort=Effort.COOKIE)
         puzzle, solution = Puzzle.decode(info), request.solution
-        is_solved = solution is not None and check_solution(puzzle, cookie, solution)
-        return puzzle, Effort.PUZZLE if is_solved else Effort.COOKIE
+        bits = 0 if solution is None else solved_bits(puzzle.prf, cookie, solution)
+        if bits < puzzle.difficulty:  # "marked with the lowest priority" (section 7.1.4)
+            return Shown(effort=Effort.COOKIE, puzzle=puzzle)
+        return Shown(effort=Effort.PUZZLE, puzzle=puzzle, bits=bits)
 
     def _spend(self, cookie: bytes, now: float) -> None:
         """RFC 8019 section 10: nobody may profit from one solution twice."""
@@ -299,18 +349,28 @@ class Admission:
     def _share_left(self, now: float) -> float:
         return self._budget.left(now) / self._budget.most
 
-    def _is_drawn(self, room: float) -> bool:
-        """The lot, for those who do not know puzzles or would not solve one (section 7.1.4)."""
-        return int.from_bytes(self._random(2), "big") < room * 0x10000
+    def _is_drawn(self, request: Request, chance: float) -> bool:
+        """The lot, for those who have not done enough (section 7.1.4).
 
-    def _demand(self, request: Request, effort: Effort, room: float, now: float) -> Demand:
+        A cookie has one lot, and the caller cannot know it before it has done its work.
+        """
+        self._lottery = self._lottery or self._random(LOTTERY_SECRET_SIZE)
+        lot = hmac.digest(self._lottery, request.cookie or b"", "sha256")
+        return int.from_bytes(lot[:2], "big") < chance * 0x10000
+
+    def _auth_puzzle(self, request: Request, effort: Effort) -> Puzzle | None:
+        """Section 7.2.1: not "unless a puzzle has been previously presented and solved"."""
+        if effort < Effort.PUZZLE or len(self._forged) < self._limits.auth_puzzles_at:
+            return None
+        return Puzzle(prf=request.prfs[0], difficulty=AUTH_DIFFICULTY)
+
+    def _demand(self, request: Request, effort: Effort, bits: int, now: float) -> Demand:
         if effort is Effort.COOKIE:
             return self._demand_of(request, effort, None, now)
         if not request.prfs:  # Then there is no IKE SA anyway (section 7.1.1.2).
             refusal = NotifyPayload(type=NotifyType.NO_PROPOSAL_CHOSEN)
             return Demand(effort=effort, payloads=(refusal,))
-        hardness = (1 - max(0.0, room)) * (HARDEST_DEMAND - EASIEST_DEMAND)
-        puzzle = Puzzle(prf=request.prfs[0], difficulty=EASIEST_DEMAND + round(hardness))
+        puzzle = Puzzle(prf=request.prfs[0], difficulty=bits)
         return self._demand_of(request, effort, puzzle, now)
 
     def _demand_of(
@@ -321,6 +381,26 @@ class Admission:
         notify = NotifyPayload(type=NotifyType.COOKIE, data=cookie)
         more = () if puzzle is None else (puzzle.notify(),)
         return Demand(effort=effort, payloads=(notify, *more))
+
+
+def _effort(shown: Shown, room: float) -> Effort:
+    """What a caller has done; a puzzle that it made too easy for itself does not count."""
+    if shown.puzzle is None or shown.puzzle.difficulty:
+        return shown.effort
+    return Effort.PUZZLE if shown.bits >= _enough_bits(room) else Effort.COOKIE
+
+
+def _chance(shown: Shown, room: float) -> float:
+    """Section 7.1.4: "The higher number of zero bits the Initiator provides, the higher priority
+    its request should receive". Each doubles the work, and the part of what the lot alone refuses
+    that is served all the same."""
+    work = 2.0 ** (shown.bits - _enough_bits(room)) if shown.bits else 0.0
+    return room + (1 - room) * work
+
+
+def _enough_bits(room: float) -> int:
+    hardness = (1 - max(0.0, room)) * (HARDEST_DEMAND - EASIEST_DEMAND)
+    return EASIEST_DEMAND + round(hardness)
 
 
 def _room_between(start: int, count: int, end: int) -> float:

@@ -20,6 +20,7 @@ from xfrmpy.ike.child_sa import ChildSa, proposals_of_first_child
 from xfrmpy.ike.childless import begins_childless, child_offer
 from xfrmpy.ike.create_child_sa import give_up_child
 from xfrmpy.ike.errors import AuthenticationFailed, PeerIncompatible
+from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import first_error, only, optional
 from xfrmpy.ike.extensions import offer_in_auth, take_notifications
 from xfrmpy.ike.first_contact import check_unique, close_replaced, initial_contact
@@ -47,6 +48,7 @@ from xfrmpy.wire.payloads import (
     IdrPayload,
     NotifyPayload,
     OpenPayload,
+    PuzzleSolutionPayload,
     SaPayload,
 )
 
@@ -56,13 +58,16 @@ if TYPE_CHECKING:
 
 
 class IkeAuth:
-    """The initiator's side."""
+    """The initiator's side; `solution` is of the puzzle that came with IKE_SA_INIT, if one did."""
 
     type: ClassVar[ExchangeType] = ExchangeType.IKE_AUTH
 
-    def __init__(self, sa: IkeSa, tunnel: TunnelPolicy) -> None:
+    def __init__(
+        self, sa: IkeSa, tunnel: TunnelPolicy, solution: PuzzleSolutionPayload | None = None
+    ) -> None:
         self._sa = sa
         self._tunnel = tunnel
+        self._solution = () if solution is None else (solution,)
         self._identity = IdiPayload(identity=_our_identity(sa, tunnel))
         self._child: ChildSa | None = None
         if not begins_childless(sa, tunnel):
@@ -78,7 +83,8 @@ class IkeAuth:
         payloads.append(_our_auth(self._sa, self._tunnel, self._identity))
         child = () if self._child is None else self._child.offer()
         extensions = offer_in_auth(self._sa)
-        return (*payloads, *extensions, *child, WINDOW_SIZE, SYNC_SUPPORTED)
+        abilities = (WINDOW_SIZE, SYNC_SUPPORTED)
+        return (*self._solution, *payloads, *extensions, *child, *abilities)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
         error = first_error(payloads)
@@ -274,7 +280,6 @@ def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> Tunne
             continue
         if _accepts_suite(sa, tunnel):
             return tunnel
-    known = candidates.policies
     raise AuthenticationFailed(
         Failure(
             code="XF2007",
@@ -282,8 +287,8 @@ def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> Tunne
             evidence=(
                 ("they are", str(initiator)),
                 ("they want", "anybody" if wanted is None else str(wanted)),
-                ("we expect", ", ".join(str(t.remote_id) for t in known)),
-                ("we are", ", ".join(str(_our_identity(sa, t)) for t in known)),
+                ("we expect", listed(t.remote_id for t in candidates.policies)),
+                ("we are", listed(_our_identity(sa, t) for t in candidates.policies)),
             ),
         )
     )

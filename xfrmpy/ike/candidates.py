@@ -7,7 +7,7 @@ and what IKE_SA_INIT and IKE_AUTH want to know of a group is found out once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from xfrmpy.ipsec.addresses import IpAddress, Path
@@ -29,9 +29,10 @@ class _Group:
     policies: tuple[TunnelPolicy, ...]
     proposals: tuple[Proposal, ...]
     by_identity: dict[Identity | None, tuple[TunnelPolicy, ...]]
+    by_name: dict[str, TunnelPolicy]
     forces_encapsulation: bool
     fragmentation: bool
-    redirects: bool
+    redirects_to: frozenset[str | None]
 
 
 class Candidates:
@@ -44,8 +45,13 @@ class Candidates:
         return bool(self._groups)
 
     @property
-    def policies(self) -> tuple[TunnelPolicy, ...]:
-        return tuple(policy for group in self._groups for policy in group.policies)
+    def policies(self) -> Iterator[TunnelPolicy]:
+        """There may be thousands."""
+        return (policy for group in self._groups for policy in group.policies)
+
+    def named(self, name: str) -> TunnelPolicy | None:
+        """The policy of one tunnel, if it may be meant."""
+        return next((g.by_name[name] for g in self._groups if name in g.by_name), None)
 
     def of_peer(self, identity: Identity) -> tuple[TunnelPolicy, ...]:
         """Those whose peer must have this identity."""
@@ -66,8 +72,9 @@ class Candidates:
         return any(group.fragmentation for group in self._groups)
 
     @property
-    def redirects(self) -> bool:
-        return any(group.redirects for group in self._groups)
+    def redirects_to(self) -> frozenset[str | None]:
+        """To where they redirect; None if one of them does not."""
+        return frozenset(to for group in self._groups for to in group.redirects_to)
 
 
 class TunnelIndex:
@@ -106,7 +113,8 @@ def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
         policies=policies,
         proposals=tuple(dict.fromkeys(p for policy in policies for p in policy.proposals)),
         by_identity={identity: tuple(found) for identity, found in by_identity.items()},
+        by_name={policy.name: policy for policy in policies},
         forces_encapsulation=any(policy.forces_encapsulation for policy in policies),
         fragmentation=any(policy.fragmentation for policy in policies),
-        redirects=any(policy.redirect_to is not None for policy in policies),
+        redirects_to=frozenset(policy.redirect_to for policy in policies),
     )

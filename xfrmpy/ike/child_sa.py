@@ -5,7 +5,6 @@ Read RFC 7296 sections 1.2, 2.8, 2.9 and 2.17 first. Nothing here sends a messag
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeAlias, TypedDict
 
@@ -14,6 +13,7 @@ from xfrmpy.ike.agreement import choose_for_method, method_of
 from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import FIRST_CHILD_SPI, Core
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
+from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.lifetimes import datapath_lifetime, replacement_seconds
 from xfrmpy.ike.modes import Traffic, mode_payloads
 from xfrmpy.ike.outputs import (
@@ -141,12 +141,12 @@ class ChildSa:
         """
         chosen = choose_for_method(offered, self._proposals, method)
         if chosen is None:
-            ours = _listed(self._proposals)
+            ours = listed(self._proposals)
             raise PeerIncompatible.of(
                 "XF2003",
                 "no ESP proposal of the peer is one of ours",
                 NotifyType.NO_PROPOSAL_CHOSEN,
-                evidence=(("we accept", ours), ("they offered", _listed(offered))),
+                evidence=(("we accept", ours), ("they offered", listed(offered))),
             )
         remote = narrow_selectors(traffic.remote, self.policy.remote)
         local = narrow_selectors(traffic.local, self.policy.local)
@@ -156,10 +156,10 @@ class ChildSa:
                 "the peer's traffic selectors have nothing in common with ours",
                 NotifyType.TS_UNACCEPTABLE,
                 evidence=(
-                    ("our local", _listed(self.policy.local)),
-                    ("their TSr", _listed(traffic.local)),
-                    ("our remote", _listed(self.policy.remote)),
-                    ("their TSi", _listed(traffic.remote)),
+                    ("our local", listed(self.policy.local)),
+                    ("their TSr", listed(traffic.local)),
+                    ("our remote", listed(self.policy.remote)),
+                    ("their TSi", listed(traffic.remote)),
                 ),
             )
         if not _is_affordable(local, remote):
@@ -488,7 +488,3 @@ def _checked_spi(proposal: Proposal) -> Proposal:
     if len(proposal.spi) != SPI_SIZE or int.from_bytes(proposal.spi, "big") < FIRST_CHILD_SPI:
         raise PeerMisbehaved(f"0x{proposal.spi.hex()} is no SPI of ESP")
     return proposal
-
-
-def _listed(values: Iterable[object]) -> str:
-    return ", ".join(map(str, values))

@@ -55,6 +55,7 @@ from xfrmpy.ike.outputs import (
     RequestRefused,
     SendDatagram,
 )
+from xfrmpy.ike.puzzles import Puzzle
 from xfrmpy.ike.reception import receive
 from xfrmpy.ike.reconfigure import is_unsettled, reconfigure
 from xfrmpy.ike.redirect import parse_gateway, redirect_established
@@ -358,7 +359,12 @@ class IkeEndpoint:
         if is_hint_for(sa, message, path):
             sa.suspect(now)
             raise Drop(DropReason.HINT)
-        receive(sa, message, data, path, now)
+        try:
+            receive(sa, message, data, path, now)
+        except Drop as drop:
+            if drop.reason is DropReason.NOT_AUTHENTIC:
+                self._admission.forged(sa.our_spi)
+            raise
         sa.attend(now)
 
     def _notify(
@@ -369,7 +375,7 @@ class IkeEndpoint:
             self._core.emit(SendDatagram(path=path, data=with_marker(path, answer)))
 
     def _take_hint(self, message: Message, path: Path, now: float) -> None:
-        suspects = self._notices.suspects(message, path, self._core.ike_sas.values(), now)
+        suspects = self._notices.suspects(self._core, message, path, now)
         for sa in suspects:
             self._core.touched.add(sa)
             sa.suspect(now)
@@ -402,7 +408,7 @@ class IkeEndpoint:
         self, message: Message, data: bytes, path: Path, admitted: Admitted, now: float
     ) -> None:
         try:
-            sa = self._answer_first(message, data, path, now)
+            sa = self._answer_first(message, data, path, admitted.puzzle, now)
         except PeerIncompatible as incompatible:
             self._answer_in_clear(message, path, incompatible.notify)
             if incompatible.notify.type is not NotifyType.INVALID_KE_PAYLOAD:
@@ -414,10 +420,12 @@ class IkeEndpoint:
             seconds = HURRIED_SECONDS if admitted.is_hurried else HALF_OPEN_SECONDS
             sa.expect_authentication(now + seconds)
 
-    def _answer_first(self, message: Message, data: bytes, path: Path, now: float) -> IkeSa:
+    def _answer_first(
+        self, message: Message, data: bytes, path: Path, puzzle: Puzzle | None, now: float
+    ) -> IkeSa:
         if message.exchange is ExchangeType.IKE_SESSION_RESUME:
             return answer_session_resume(self._core, message, data, path, now)
-        return answer_ike_sa_init(self._core, message, data, path)
+        return answer_ike_sa_init(self._core, message, data, path, puzzle)
 
     def _answer_in_clear(self, request: Message, path: Path, *notifies: NotifyPayload) -> None:
         """Answer a first request without serving it: no state, so the responder's SPI is zero."""

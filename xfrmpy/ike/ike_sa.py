@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from xfrmpy.crypto.key_schedule import IkeKeys, derive_ike_keys, derive_rekeyed_ike_keys
 from xfrmpy.failures import Failure
+from xfrmpy.ike.auth_puzzle import AuthPuzzle
 from xfrmpy.ike.channel import Channel
 from xfrmpy.ike.child_sa import ChildSa, Scope
 from xfrmpy.ike.childless import CHILDLESS_SECONDS
@@ -87,7 +88,8 @@ class IkeSa:
     the same. `retired` Child SAs only receive, each until its moment. `wanted` are the children for
     which there is a packet, with its selectors. `authenticated_as` is its number among
     all whose peer was authenticated, `begun_after` the last one's when it began. `doubted_until`
-    is when it ends, if the peer does not show before that it has it.
+    is when it ends, if the peer does not show before that it has it. With an `auth_puzzle` there
+    are no keys before its solution.
     """
 
     def __init__(
@@ -118,8 +120,9 @@ class IkeSa:
         self.their_tokens: TheirTokens | None = None
         self.ticket: HeldTicket | None = None
         self.resumed: Resumed | None = None
-        self.peer_follows = False
-        self.peer_takes_childless = False
+        self.auth_puzzle: AuthPuzzle | None = None
+        self.redirected_from: IpAddress | None = None
+        self.peer_follows = self.peer_takes_childless = False
         self.on_silence: Callable[[float], None] | None = None
         self.childless_until: float | None = None
         self.ticket_at: float | None = None
@@ -145,8 +148,7 @@ class IkeSa:
         self._suspect_again_at = 0.0
         self._expires_at: float | None = None
         self._refusal: Failure | None = None
-        self._was_established = False
-        self.is_reported = False
+        self._was_established = self.is_reported = False
         self._step: Callable[[float], bool] | None = None
         self._step_at: float | None = None
         if tunnel is not None:
@@ -224,7 +226,13 @@ class IkeSa:
         self.proposal, self.nonces = proposal, nonces
         self.suite, self.keys = ike_suite(proposal), keys
         self.channel.protect(self.suite, self.keys)
-        self._expires_at = self._refusal = None
+        if self.state is IkeSaState.INITIATING:
+            self._expires_at = self._refusal = None
+            self.move_to(IkeSaState.AUTHENTICATING)
+
+    def expect_solution(self, auth_puzzle: AuthPuzzle) -> None:
+        """A responder computes the keys when it is worth the work."""
+        self.auth_puzzle = auth_puzzle
         self.move_to(IkeSaState.AUTHENTICATING)
 
     def refused(self, failure: Failure, now: float) -> None:
@@ -301,6 +309,7 @@ class IkeSa:
                 suite=str(self.suite),
                 remote_id=str(remote),
                 is_initiator=self.is_initiator,
+                redirected_from=self.redirected_from,
             )
         )
 

@@ -8,7 +8,8 @@ what it refuses.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from xfrmpy.crypto.key_exchange import KeyExchange, start_key_exchange
 from xfrmpy.failures import Failure
@@ -20,10 +21,12 @@ from xfrmpy.ike.agreement import (
     key_exchange_methods,
 )
 from xfrmpy.ike.auth import IkeAuth
+from xfrmpy.ike.auth_puzzle import AuthPuzzle, puzzle_text
 from xfrmpy.ike.candidates import Candidates
 from xfrmpy.ike.childless import childless_supported
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
+from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import check_critical, first_error, notifications, only, payloads_in_clear
 from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.nat import detect_nat, detection_payloads
@@ -35,6 +38,7 @@ from xfrmpy.ike.redirect import (
     check_redirect_in_init,
     follows_redirects,
     redirect_of_init,
+    redirected_from,
     refusal_to_follow,
 )
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IpAddress, Path, SocketAddress
@@ -52,8 +56,6 @@ from xfrmpy.wire.payloads import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from xfrmpy.wire.redirect import Gateway
 MAX_COOKIE = 64
 """Octets, RFC 7296 section 2.6."""
@@ -66,6 +68,12 @@ SOLVING_SECONDS = 30.0
 MAX_REPETITIONS = 5
 """How often a peer may send us back to the start with cookies or another group. One of each is
 usual, two cookies happen when the peer changes its secret; more is a loop."""
+
+
+class Finish(Protocol):
+    """What happens with the solution of a puzzle; None if there is none in time."""
+
+    def __call__(self, solution: PuzzleSolutionPayload | None, *, now: float) -> None: ...
 
 
 class IkeSaInit:
@@ -141,7 +149,8 @@ class IkeSaInit:
             raise PeerMisbehaved("a cookie has 1 to 64 octets")
         puzzles = notifications(payloads, NotifyType.PUZZLE)
         if not puzzles:
-            self._repeat_with_cookie(cookie, None, "the peer is busy and asks for a cookie", now)
+            reason = "the peer is busy and asks for a cookie"
+            self._repeat_with_cookie(cookie, None, reason=reason, now=now)
             return
         puzzle = Puzzle.of(puzzles[0])
         if not puzzle.is_solvable:
@@ -149,29 +158,31 @@ class IkeSaInit:
             reason = (
                 f"the peer asks for a puzzle that we do not solve: {puzzle}; it gets its cookie"
             )
-            self._repeat_with_cookie(cookie, None, reason, now)
+            self._repeat_with_cookie(cookie, None, reason=reason, now=now)
         elif self._solver is None:
-            self._solve(Solver(puzzle, cookie), cookie, now)
+            # Meanwhile the request is sent again: the peer may have become less busy.
+            reason = f"the peer is busy and asks for a puzzle: {puzzle}"
+            repeat = partial(self._repeat_with_cookie, cookie, reason=reason)
+            self._solve(Solver(puzzle, cookie), repeat, now)
 
-    def _solve(self, solver: Solver, cookie: bytes, now: float) -> None:
-        """Meanwhile the request is sent again: the peer may have become less busy."""
-        self._solver = solver
+    def _solve(self, solver: Solver, finish: Finish, now: float) -> None:
+        """Call `finish` with the solution or after a while without, if it still matters then."""
+        self._solver, state = solver, self._sa.state
         give_up_at = now + SOLVING_SECONDS
 
         def step(moment: float) -> bool:
-            if self._solver is not solver or self._sa.channel.is_protected:
+            if self._solver is not solver or self._sa.state is not state:
                 return False
             solution = solver.work()
             if solution is None and moment < give_up_at:
                 return True
-            reason = f"the peer is busy and asks for a puzzle: {solver.puzzle}"
-            self._repeat_with_cookie(cookie, solution, reason, moment)
+            finish(solution, now=moment)
             return False
 
         self._sa.compute(step, now)
 
     def _repeat_with_cookie(
-        self, cookie: bytes, solution: PuzzleSolutionPayload | None, reason: str, now: float
+        self, cookie: bytes, solution: PuzzleSolutionPayload | None, *, reason: str, now: float
     ) -> None:
         self._cookie, self._solution, self._solver = cookie, solution, None
         self._repeat(reason, now)
@@ -180,7 +191,7 @@ class IkeSaInit:
         method = demanded_method(error)
         if method not in key_exchange_methods(self._offered):
             summary = f"the peer asks for the key exchange method {method.name}"
-            evidence = (("we offered", _names(self._offered)), ("they want", method.name))
+            evidence = (("we offered", listed(self._offered)), ("they want", method.name))
             self._sa.refused(Failure(code="XF2010", summary=summary, evidence=evidence), now)
             return
         if method == self._key_exchange.method:
@@ -213,6 +224,7 @@ class IkeSaInit:
         if not any(sa.channel.their_spi):
             raise PeerMisbehaved("the peer gave no SPI")
         nonce = only(payloads, NoncePayload).data
+        puzzles = [Puzzle.of(p) for p in notifications(payloads, NotifyType.PUZZLE)]
         shared_secret = agreed_secret(self._key_exchange, ke)
         forced = self._tunnel.forces_encapsulation
         nat = detect_nat(payloads, sa.channel.spi_i, sa.channel.spi_r, sa.path, forced=forced)
@@ -228,10 +240,31 @@ class IkeSaInit:
             return
         if nat.encapsulated:
             sa.channel.path = natt_path(sa.path)
-        sa.start(IkeAuth(sa, self._tunnel), now)
+        if puzzles:
+            self._solve_for_auth(puzzles[0], puzzle_text(nonce, sa.channel.spi_r), now)
+        else:
+            sa.start(IkeAuth(sa, self._tunnel), now)
+
+    def _solve_for_auth(self, puzzle: Puzzle, text: bytes, now: float) -> None:
+        """RFC 8019 section 7.2.2: who supports puzzles "MUST solve the puzzle"."""
+        if puzzle.is_solvable:
+            self._solve(Solver(puzzle, text), self._authenticate, now)
+        else:
+            self._give_up(puzzle, now)
+
+    def _authenticate(self, solution: PuzzleSolutionPayload | None, *, now: float) -> None:
+        if solution is None:
+            assert self._solver is not None
+            self._give_up(self._solver.puzzle, now)
+        else:
+            self._sa.start(IkeAuth(self._sa, self._tunnel, solution), now)
+
+    def _give_up(self, puzzle: Puzzle, now: float) -> None:
+        summary = f"the peer asks for a puzzle that we do not solve: {puzzle}"
+        self._sa.close(Failure(code="XF2009", summary=summary), now)
 
     def _refusal(self, error: NotifyPayload) -> Failure:
-        evidence = (("we offered", _names(self._offered)), ("they answered", error.type.name))
+        evidence = (("we offered", listed(self._offered)), ("they answered", error.type.name))
         if error.type == NotifyType.NO_PROPOSAL_CHOSEN:
             summary = "the peer accepts none of our IKE proposals, or knows no tunnel to us"
             return Failure(code="XF2002", summary=summary, evidence=evidence)
@@ -241,11 +274,13 @@ class IkeSaInit:
         return start_key_exchange(method, self._random)
 
 
-def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path) -> IkeSa:
+def answer_ike_sa_init(
+    core: Core, message: Message, data: bytes, path: Path, puzzle: Puzzle | None = None
+) -> IkeSa:
     """Answer a new IKE_SA_INIT request with an IKE SA that waits for IKE_AUTH.
 
-    Raises `PeerIncompatible` or `CriticalPayload` with the notification to answer instead, or
-    `PeerMisbehaved`.
+    With a `puzzle`, which IKE_AUTH must solve, it has no keys before. Raises `PeerIncompatible` or
+    `CriticalPayload` with the notification to answer instead, or `PeerMisbehaved`.
     """
     payloads = payloads_in_clear(message)
     check_critical(payloads)
@@ -257,12 +292,13 @@ def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path) ->
     chosen = _choose(offered, candidates.proposals, ke)
     suite = ike_suite(chosen)
     key_exchange = start_key_exchange(suite.group.id, core.random)
-    shared_secret = agreed_secret(key_exchange, ke)
+    shared_secret = agreed_secret(key_exchange, ke) if puzzle is None else b""
     nonce_r = core.random(NONCE_SIZE)
     forced = candidates.forces_encapsulation
     sa = IkeSa(core, path=path, is_initiator=False, schedule=Retransmission())
     sa.channel.their_spi = message.spi_i
     sa.peer_follows = follows_redirects(payloads)
+    sa.redirected_from = redirected_from(payloads)
     nat = detect_nat(payloads, message.spi_i, bytes(8), path, forced=forced)
     sa.channel.begin_answer(message, path)
     sa.channel.init_request = data
@@ -277,9 +313,21 @@ def answer_ike_sa_init(core: Core, message: Message, data: bytes, path: Path) ->
                 sa.channel.spi_i, sa.channel.spi_r, path, force=forced, random=core.random
             ),
             *([FRAGMENTATION_SUPPORTED] if sa.channel.fragments else []),
+            *([] if puzzle is None else [puzzle.notify()]),
         )
     )
-    sa.agree_keys(chosen, shared_secret, (nonce_i, nonce_r))
+
+    nonces = (nonce_i, nonce_r)
+    if puzzle is None:
+        sa.agree_keys(chosen, shared_secret, nonces)
+    else:
+        sa.expect_solution(
+            AuthPuzzle(
+                puzzle=puzzle,
+                text=puzzle_text(nonce_r, sa.channel.spi_r),
+                agree=lambda: sa.agree_keys(chosen, agreed_secret(key_exchange, ke), nonces),
+            )
+        )
     sa.found_nat(nat)
     return sa
 
@@ -300,7 +348,7 @@ def _candidates_for(core: Core, path: Path) -> Candidates:
                 ("they came from", str(path.remote)),
                 (
                     "our tunnels have",
-                    _names(p for t in core.tunnels.values() for p in t.policy.peers),
+                    listed(p for t in core.tunnels.values() for p in t.policy.peers),
                 ),
             ),
         )
@@ -315,7 +363,7 @@ def _choose(offered: tuple[Proposal, ...], ours: tuple[Proposal, ...], ke: KePay
             "XF2002",
             "no IKE proposal of the peer is one of ours",
             NotifyType.NO_PROPOSAL_CHOSEN,
-            evidence=(("we accept", _names(ours)), ("they offered", _names(offered))),
+            evidence=(("we accept", listed(ours)), ("they offered", listed(offered))),
         )
     return chosen
 
@@ -329,7 +377,3 @@ def natt_path(path: Path) -> Path:
         remote=SocketAddress(path.remote.address, IKE_NATT_PORT),
         natt=True,
     )
-
-
-def _names(values: Iterable[object]) -> str:
-    return ", ".join(map(str, values))

@@ -10,7 +10,7 @@ see `crash`.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from xfrmpy.ike.budget import Budget
 from xfrmpy.ike.core import Core
@@ -18,7 +18,8 @@ from xfrmpy.ike.crash import shows_token
 from xfrmpy.ike.exchange import FIRST_EXCHANGES, notifications, payloads_in_clear
 from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ipsec.addresses import Path
-from xfrmpy.registry import ExchangeType, NotifyType
+from xfrmpy.ipsec.sad import SaId
+from xfrmpy.registry import ExchangeType, NotifyType, ProtocolId
 from xfrmpy.wire.header import IkeHeader
 from xfrmpy.wire.message import Message, encode_message
 from xfrmpy.wire.payloads import NotifyPayload
@@ -27,9 +28,11 @@ NOTICES_PER_SECOND, MOST_NOTICES = 10.0, 20.0
 """Answers to one address, and as many hints are looked at from all the world together. A peer
 retransmits less often."""
 
+ANSWERS_PER_SECOND, MOST_ANSWERS = 100.0, 200.0
+"""To all the world together."""
+
 ROOMS = 64
-"""In which the addresses that we answer are counted: the memory that a flood can take. So there are
-640 answers a second at most to all the world; for ICMP, Linux allows 1,000."""
+"""In which the addresses that we answer are counted: the memory that a flood can take."""
 
 PROOF_EXCESS = 3
 """Octets by which an answer with a token may be larger than what it answers. The smallest request
@@ -45,7 +48,8 @@ class Notices:
     def __init__(self, random: Callable[[int], bytes]) -> None:
         self._random = random
         self._salt = b""
-        self._answers = [_budget() for _ in range(ROOMS)]
+        self._rooms = [_budget() for _ in range(ROOMS)]
+        self._answers = Budget(per_second=ANSWERS_PER_SECOND, most=MOST_ANSWERS)
         self._hints = _budget()
 
     def answer(
@@ -72,16 +76,14 @@ class Notices:
         largest = request.length + (PROOF_EXCESS if proof else 0)
         if len(answer) > largest or not self._room(path).spend(1, now):
             return None
-        return answer
+        return answer if self._answers.spend(1, now) else None
 
     def _room(self, path: Path) -> Budget:
         self._salt = self._salt or self._random(16)
         digest = hmac.digest(self._salt, path.remote.address.packed, "sha256")
-        return self._answers[digest[0] % ROOMS]
+        return self._rooms[digest[0] % ROOMS]
 
-    def suspects(
-        self, message: Message, path: Path, ike_sas: Iterable[IkeSa], now: float
-    ) -> tuple[IkeSa, ...]:
+    def suspects(self, core: Core, message: Message, path: Path, now: float) -> tuple[IkeSa, ...]:
         """The IKE SAs about whose Child SAs an INVALID_SPI in clear speaks: our outbound SPIs.
 
         Its IKE SPIs mean nothing, and it must not be answered (section 1.5).
@@ -91,13 +93,15 @@ class Notices:
         spis = _invalid_spis(message)
         if not spis or not self._hints.spend(1, now):
             return ()
-        return tuple(
+        remote = path.remote.address
+        named = [SaId(spi=spi, protocol=ProtocolId.ESP, destination=remote) for spi in spis]
+        found = (
             sa
-            for sa in ike_sas
-            if sa.path.remote.address == path.remote.address
-            and any(child.entries and child.spi_out in spis for child in sa.children)
-            and not shows_token(sa, message)
+            for child in (core.holders[sa_id] for sa_id in named if sa_id in core.holders)
+            for sa in core.ike_sas_of(child.tunnel.name)
+            if child in sa.children and not shows_token(sa, message)
         )
+        return tuple(dict.fromkeys(found))
 
 
 def may_be_lost(core: Core, message: Message) -> bool:

@@ -129,13 +129,14 @@ class PeerMoved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IkeSaEstablished:
-    """Both ends have proved who they are."""
+    """Both ends have proved who they are; perhaps another gateway has sent the peer to us."""
 
     tunnel: str
     path: Path
     suite: str
     remote_id: str
     is_initiator: bool
+    redirected_from: IpAddress | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from xfrmpy.wire.message import (
     encode_payloads,
     encrypted_prefix,
 )
-from xfrmpy.wire.payloads import OpenPayload
+from xfrmpy.wire.payloads import OpenPayload, PuzzleSolutionPayload
 
 Inner: TypeAlias = tuple[PayloadType, bytes]
 """The type of the first inner payload, and the octets of all."""
@@ -51,13 +51,14 @@ class Protection:
 
     def seal(self, message: Message, payloads: tuple[OpenPayload, ...]) -> bytes:
         """The datagram of `message` with these payloads, protected, in place of its own."""
-        return self._seal(message, encode_payloads(payloads), None)
+        outer, inner = _apart(payloads)
+        return self._seal(message, encode_payloads(inner), None, outer)
 
     def sealed_size(self, payloads: tuple[OpenPayload, ...]) -> int:
         """How many octets `seal` makes of these payloads."""
-        octets = len(encode_payloads(payloads)[1])
-        padded = octets + 1 + self._padding(octets)
-        return ENCRYPTED_PREFIX_SIZE + self._ours.iv_size + padded + self._ours.icv_size
+        outer, inner = (len(encode_payloads(part)[1]) for part in _apart(payloads))
+        padded = inner + 1 + self._padding(inner)
+        return ENCRYPTED_PREFIX_SIZE + outer + self._ours.iv_size + padded + self._ours.icv_size
 
     def seal_in_parts(
         self, message: Message, payloads: tuple[OpenPayload, ...], limit: int
@@ -67,11 +68,12 @@ class Protection:
         "The cryptographic processing of the Encrypted Fragment payload is identical", so each has
         an IV of its own.
         """
-        first, octets = encode_payloads(payloads)
-        parts = split(octets, self._room(limit))
+        outer, inner = _apart(payloads)
+        first, octets = encode_payloads(inner)
+        parts = split(octets, self._room(limit - len(encode_payloads(outer)[1])))
         kinds = [first] + [PayloadType.NO_NEXT_PAYLOAD] * (len(parts) - 1)
         return tuple(
-            self._seal(message, (kind, part), (number, len(parts)))
+            self._seal(message, (kind, part), (number, len(parts)), outer if number == 1 else ())
             for number, (kind, part) in enumerate(zip(kinds, parts, strict=True), 1)
         )
 
@@ -92,7 +94,13 @@ class Protection:
             raise Drop(DropReason.MALFORMED)
         return payload.first_inner, plaintext[:-padding]
 
-    def _seal(self, message: Message, inner: Inner, fragment: tuple[int, int] | None) -> bytes:
+    def _seal(
+        self,
+        message: Message,
+        inner: Inner,
+        fragment: tuple[int, int] | None,
+        outer: tuple[OpenPayload, ...] = (),
+    ) -> bytes:
         cipher = self._ours
         first, plaintext = inner
         padding = self._padding(len(plaintext))
@@ -107,6 +115,7 @@ class Protection:
             first_inner=first,
             sealed_size=cipher.iv_size + len(plaintext) + cipher.icv_size,
             fragment=fragment,
+            outer=outer,
         )
         iv = self._next_iv()
         return prefix + iv + cipher.seal(iv, plaintext, prefix)
@@ -125,3 +134,15 @@ class Protection:
             return self._random(self._ours.iv_size)
         self._sealed += 1
         return self._sealed.to_bytes(self._ours.iv_size, "big")
+
+
+def _apart(
+    payloads: tuple[OpenPayload, ...],
+) -> tuple[tuple[OpenPayload, ...], tuple[OpenPayload, ...]]:
+    """What stands in clear, and what is sealed.
+
+    RFC 8019 section 7.2.2: "The PS payload MUST be placed outside the Encrypted payload", and "be
+    present only in the first IKE Fragment message".
+    """
+    outer = tuple(p for p in payloads if isinstance(p, PuzzleSolutionPayload))
+    return outer, tuple(p for p in payloads if p not in outer) if outer else payloads

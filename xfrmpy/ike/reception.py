@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xfrmpy.failures import Failure
+from xfrmpy.ike.auth_puzzle import take_solution
 from xfrmpy.ike.crash import take_proof
 from xfrmpy.ike.errors import CriticalPayload, Drop, DropReason, PeerMisbehaved
 from xfrmpy.ike.exchange import (
@@ -37,6 +38,7 @@ def receive(sa: IkeSa, message: Message, data: bytes, path: Path, now: float) ->
     """Take a message whose SPI is ours. Raises `Drop` if it changes nothing."""
     if message.is_initiator == sa.is_initiator:
         raise Drop(DropReason.WRONG_ROLE)
+    take_solution(sa, message, now)
     if not sa.channel.is_protected:
         _receive_in_clear(sa, message, data, now)
         return

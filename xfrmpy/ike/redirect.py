@@ -25,6 +25,7 @@ from xfrmpy.wire.redirect import (
     Gateway,
     Redirect,
     decode_redirect_untrusted,
+    decode_redirected_from_untrusted,
     encode_redirected_from,
 )
 
@@ -131,6 +132,12 @@ def follows_redirects(payloads: tuple[OpenPayload, ...]) -> bool:
     return any(notifications(payloads, kind) for kind in kinds)
 
 
+def redirected_from(payloads: tuple[OpenPayload, ...]) -> IpAddress | None:
+    """Which gateway has sent the initiator to us, as it says. Raises `Malformed`."""
+    named = notifications(payloads, NotifyType.REDIRECTED_FROM)
+    return decode_redirected_from_untrusted(named[0].data) if named else None
+
+
 def check_redirect_in_init(
     candidates: Candidates, payloads: tuple[OpenPayload, ...], nonce_i: bytes, path: Path
 ) -> None:
@@ -138,9 +145,10 @@ def check_redirect_in_init(
 
     If only some do, IKE_AUTH will tell which it is.
     """
-    if not candidates.redirects or not follows_redirects(payloads):
+    if not follows_redirects(payloads):
         return
-    gateways = {_gateway_of(policy, path) for policy in candidates.policies}
+    origin = redirected_from(payloads)
+    gateways = {_gateway_of(to, path, origin) for to in candidates.redirects_to}
     if len(gateways) > 1:
         return
     gateway = gateways.pop()
@@ -152,7 +160,7 @@ def check_redirect_in_init(
 
 def redirect_in_auth(sa: IkeSa, tunnel: TunnelPolicy) -> NotifyPayload | None:
     """REDIRECT in place of a Child SA, for an initiator that has proved who it is (section 6)."""
-    gateway = _gateway_of(tunnel, sa.path)
+    gateway = _gateway_of(tunnel.redirect_to, sa.path, sa.redirected_from)
     return _redirect_payload(gateway) if gateway is not None and sa.peer_follows else None
 
 
@@ -176,10 +184,13 @@ def parse_gateway(text: str) -> Gateway:
         return text
 
 
-def _gateway_of(tunnel: TunnelPolicy, path: Path) -> Gateway | None:
-    """Where policy sends the clients of a tunnel; nowhere if that is where they have come to."""
-    gateway = None if tunnel.redirect_to is None else parse_gateway(tunnel.redirect_to)
-    return None if gateway == path.local.address else gateway
+def _gateway_of(redirect_to: str | None, path: Path, origin: IpAddress | None) -> Gateway | None:
+    """Where policy sends the clients of a tunnel; nowhere if that is where they have come to.
+
+    Nor to where they were sent from: two gateways would send them back and forth (section 7).
+    """
+    gateway = None if redirect_to is None else parse_gateway(redirect_to)
+    return None if gateway in (path.local.address, origin) else gateway
 
 
 def _redirect_payload(gateway: Gateway) -> NotifyPayload:

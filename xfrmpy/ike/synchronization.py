@@ -3,7 +3,8 @@
 Read RFC 6311 sections 5 and 9 first. The member that takes over may not know the last Message IDs;
 it asks, with Message ID zero, and both ends go on with the higher numbers. Only `window` knows
 these. We are no cluster, so we never ask. Replay counters are not synchronized: no datapath of
-ours can be told to skip sequence numbers, so we do not announce that we could.
+ours can be told to skip sequence numbers, so we do not announce that we could, and pass over what
+asks for it all the same: beside Message IDs, or alone, where it is acknowledged like any news.
 """
 
 from __future__ import annotations

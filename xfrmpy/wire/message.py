@@ -125,29 +125,33 @@ def encrypted_prefix(
     first_inner: PayloadType,
     sealed_size: int,
     fragment: tuple[int, int] | None = None,
+    outer: Sequence[OpenPayload] = (),
 ) -> bytes:
-    """The octets in front of the `sealed_size` octets of a message that is one SK payload.
+    """The octets in front of the `sealed_size` octets of a message whose last payload is an SK.
 
-    They are the IKE header and the SK payload's generic header, with final lengths: the associated
-    data to seal with (RFC 5282 section 5.1), to which the sealed octets are then appended. With a
-    `fragment`, its number and the total of fragments, the payload is an SKF, and both stand behind
-    its generic header (RFC 7383 section 2.5). Raises `ValueError` where something does not fit its
-    field.
+    They are the IKE header, the `outer` payloads in clear, and the SK payload's generic header,
+    with final lengths: the associated data to seal with (RFC 5282 section 5.1), to which the sealed
+    octets are then appended. With a `fragment`, its number and the total of fragments, the payload
+    is an SKF, and both stand behind its generic header (RFC 7383 section 2.5). Raises `ValueError`
+    where something does not fit its field.
     """
     if fragment is not None:
         sealed_size += FRAGMENT_HEADER.size
+    kind = PayloadType.SK if fragment is None else PayloadType.SKF
+    first_outer, chain = _encode_chain(outer, kind)
     header = IkeHeader(
         spi_i=spi_i,
         spi_r=spi_r,
-        next_payload=PayloadType.SK if fragment is None else PayloadType.SKF,
+        next_payload=first_outer,
         exchange=exchange,
         is_response=is_response,
         is_initiator=is_initiator,
         message_id=message_id,
-        length=ENCRYPTED_PREFIX_SIZE + sealed_size,
+        length=ENCRYPTED_PREFIX_SIZE + len(chain) + sealed_size,
     )
     generic = pack(_GENERIC_HEADER, first_inner, 0, _GENERIC_HEADER.size + sealed_size)
-    return header.encode() + generic + (pack(FRAGMENT_HEADER, *fragment) if fragment else b"")
+    numbers = pack(FRAGMENT_HEADER, *fragment) if fragment else b""
+    return header.encode() + chain + generic + numbers
 
 
 def decode_payloads_untrusted(first: PayloadType, data: bytes) -> tuple[OpenPayload, ...]:
@@ -197,9 +201,11 @@ def _decode_open(cursor: Cursor, kind: PayloadType, *, is_critical: bool) -> Ope
     return decode(cursor)
 
 
-def _encode_chain(payloads: Sequence[Payload]) -> tuple[PayloadType, bytes]:
+def _encode_chain(
+    payloads: Sequence[Payload], behind: PayloadType = PayloadType.NO_NEXT_PAYLOAD
+) -> tuple[PayloadType, bytes]:
     types = [payload.payload_type for payload in payloads]
-    types.append(PayloadType.NO_NEXT_PAYLOAD)
+    types.append(behind)
     parts: list[bytes] = []
     for payload, following in zip(payloads, types[1:], strict=True):
         if isinstance(payload, SealedPayload):

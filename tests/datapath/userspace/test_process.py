@@ -88,6 +88,17 @@ def test_the_order_on_the_shared_port_outlives_the_daemon(worker: WorkerProcess)
         assert first.recv(100) == ike
 
 
+def test_a_kept_socket_blocks_neither_daemon(worker: WorkerProcess) -> None:
+    """Whether it blocks is one fact for all who have it open."""
+    with _loopback() as ours:
+        ours.setblocking(False)
+        worker.keep([ours])
+        assert not os.get_blocking(ours.fileno())
+        (theirs,) = worker.kept()
+        with theirs:
+            assert not os.get_blocking(theirs.fileno())
+
+
 def test_sockets_that_are_replaced_are_closed(worker: WorkerProcess) -> None:
     with _loopback() as one, _loopback() as other:
         before = _open_files(worker)

@@ -162,10 +162,13 @@ class ControlSocket:
 
 
 def _duplicate(descriptor: int) -> socket.socket:
-    """Raises `OSError` for what is no socket."""
+    """Raises `OSError` for what is no socket.
+
+    Not by `socket.dup`, which makes it blocking: the one that the daemon reads, too.
+    """
     sent = socket.socket(fileno=descriptor)
     try:
-        return sent.dup()
+        return socket.socket(sent.family, sent.type, sent.proto, fileno=os.dup(descriptor))
     finally:
         sent.detach()
 

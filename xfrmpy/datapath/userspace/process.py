@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from xfrmpy import __version__
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.control import UCRED, receive
@@ -36,11 +37,12 @@ SOCKET_NAME, LOG_NAME = "worker-0.sock", "worker-0.log"
 class WorkerProcess:
     """See the module. Asking may raise `DatapathError`.
 
-    `process` is its number; `is_new` tells whether this daemon made it, and `replaced` why an
-    earlier one was ended, if so.
+    `process` is its number, `version` what it was made by; `is_new` tells whether this daemon made
+    it, and `replaced` why an earlier one was ended, if so.
     """
 
     def __init__(self, runtime_dir: Path, process: int, *, is_new: bool) -> None:
+        self.version = __version__
         self.is_new = is_new
         self.replaced = ""
         self._path = runtime_dir / SOCKET_NAME
@@ -141,6 +143,7 @@ class WorkerProcess:
             return "it knows fewer requests"
         if told["network"] != network_namespace():
             return "it is in another network namespace"
+        self.version = told["version"]
         return ""
 
     def stop(self) -> None:

@@ -24,6 +24,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from xfrmpy import __version__
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.datapath.userspace import requests
@@ -78,8 +79,7 @@ class Worker:
     def run(self) -> None:
         """Keep and carry until told to stop."""
         while self._running:
-            seconds = RETRY_SECONDS if self._control.is_behind else TICK_SECONDS
-            for key, _ in self._selector.select(seconds):
+            for key, _ in self._selector.select(self._patience()):
                 key.data()
             self._expire()
             self._control.tell(self._forwarder.events)
@@ -88,6 +88,12 @@ class Worker:
     def close(self) -> None:
         self._control.close()
         self._shut()
+
+    def _patience(self) -> float | None:
+        """How long to wait for something to come; for ever if it is only to keep sockets."""
+        if self._control.is_behind:
+            return RETRY_SECONDS
+        return None if self._tun is None else TICK_SECONDS
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -202,6 +208,7 @@ class Worker:
     def hello(self, _: Plain) -> Plain:
         """What a daemon must know before it asks for anything else."""
         return {
+            "version": __version__,
             "format": requests.FORMAT,
             "requests": [*_HANDLERS],
             "network": network_namespace(),
