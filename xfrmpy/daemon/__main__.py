@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from xfrmpy.control.client import runtime_dir
+from xfrmpy.daemon.journal import log_handler
 from xfrmpy.failures import ExitCode, Failure, OperatorError
 from xfrmpy.policy.load import config_path, load_policy
 
@@ -20,7 +21,7 @@ LOCK_NAME = "daemon.lock"
 def main(arguments: list[str]) -> int:
     """The exit code, after whatever the daemon had to say on standard error."""
     options = _parse(arguments)
-    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(message)s")
+    logging.basicConfig(handlers=[log_handler(os.environ)])
     logging.getLogger("xfrmpy").setLevel(logging.DEBUG if options.verbose else logging.INFO)
     try:
         directory = runtime_dir(os.environ)
