@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
 import threading
 
 import pytest
 
-from integration.lab.gateway import Answer, XfrmpyGateway
+from integration.lab.gateway import XFRMPY, Answer, XfrmpyGateway
 from integration.lab.process import eventually
 from integration.lab.site import Site
 from xfrmpy.control.protocol import Event
@@ -136,3 +139,28 @@ def test_metrics_go_through_rekeying_and_tell_of_what_is_down(site: Site) -> Non
     assert "xfrmpy_child_up" in file.read_text()
     ours.stop()
     assert not file.exists()
+
+
+def test_who_watches_sees_each_change_as_it_comes(site: Site) -> None:
+    ours, theirs = pair(site)
+    watcher = subprocess.Popen(
+        ours.host.command(XFRMPY, "status", "--watch", "-o", "json"),
+        env={**os.environ, **ours.environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert watcher.stdout is not None
+    lines = iter(watcher.stdout)
+    try:
+        assert json.loads(next(lines))["state"] == "down"
+        site.connect(ours, theirs)
+        states: list[str] = []
+        while states[-1:] != ["up"]:
+            states.append(json.loads(next(lines))["state"])
+        ours.terminate()
+        while states[-1] != "down":
+            states.append(json.loads(next(lines))["state"])
+    finally:
+        watcher.send_signal(signal.SIGINT)
+        watcher.communicate(timeout=20)
+    assert watcher.returncode == 0

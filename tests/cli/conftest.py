@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -216,8 +217,12 @@ class CannedDaemon:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            with connection:
-                self._answer(connection)
+            # A watcher has two connections at a time.
+            threading.Thread(target=self._serve_one, args=(connection,), daemon=True).start()
+
+    def _serve_one(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(ConnectionError):
+            self._answer(connection)
 
     def _answer(self, connection: socket.socket) -> None:
         octets = b""

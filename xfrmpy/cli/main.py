@@ -176,13 +176,21 @@ def status(
             show_default=False,
         ),
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show it again on each change, until Ctrl-C.")
+    ] = False,
     output: Format = Output.HUMAN,
 ) -> int:
     """Show the tunnels, or one of them in full."""
     from xfrmpy.cli.status import show_status
 
     client = Client(runtime_dir(os.environ))
-    return _told(output, lambda: show_status(client, tunnel, as_json=output is Output.JSON))
+    as_json = output is Output.JSON
+    if watch:
+        from xfrmpy.cli.watch import watch_status
+
+        return _told(output, lambda: watch_status(client, tunnel, as_json=as_json))
+    return _told(output, lambda: show_status(client, tunnel, as_json=as_json))
 
 
 @app.command()

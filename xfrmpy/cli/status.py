@@ -36,12 +36,15 @@ def show_status(client: Client, tunnel: str | None, *, as_json: bool) -> int:
     if as_json:
         say(status_document(status))
     else:
-        paint = Painter(sys.stdout)
-        lines = overview_lines(status, paint) if tunnel is None else _each(status, paint)
-        for line in lines:
+        for line in status_lines(status, Painter(sys.stdout), named=tunnel is not None):
             say(line)
     named_is_down = tunnel is not None and any(t.state != "up" for t in status.tunnels)
     return ExitCode.NOT_UP if named_is_down else ExitCode.DONE
+
+
+def status_lines(status: StatusReply, paint: Painter, *, named: bool) -> list[str]:
+    """All tunnels as a table, or the one that was asked for, in full."""
+    return _each(status, paint) if named else overview_lines(status, paint)
 
 
 def _each(status: StatusReply, paint: Painter) -> list[str]:

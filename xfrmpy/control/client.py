@@ -82,9 +82,12 @@ class Client:
         """The metrics in Prometheus' text format."""
         return _decode(MetricsReply, self._ask(protocol.METRICS, {}, STATUS_SECONDS))
 
-    def follow(self, tunnel: str | None, last: int) -> Iterator[EventsReply]:
-        """The same, and then what happens, for ever."""
-        parameters = _without_none({"tunnel": tunnel, "last": last})
+    def follow(
+        self, tunnel: str | None, last: int, *, heartbeat_seconds: float | None = None
+    ) -> Iterator[EventsReply]:
+        """The same, and then what happens, for ever; or nothing, as often as is said."""
+        call = {"tunnel": tunnel, "last": last, "heartbeat_seconds": heartbeat_seconds}
+        parameters = _without_none(call)
         for reply, _ in self._call(protocol.MONITOR, parameters, math.inf, more=True):
             yield _decode(EventsReply, reply)
 

@@ -45,6 +45,8 @@ MAX_CALL = 1024 * 1024
 """Octets: the files that `apply` sends, of some thousands of tunnels. All other calls of ours are
 below 1 KiB. The daemon hangs up on a longer one."""
 
+MIN_HEARTBEAT_SECONDS = 0.1
+
 SOCKET_NAME = "control.sock"
 
 
@@ -133,10 +135,18 @@ class MetricsCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorCall:
-    """The `last` events that there have been (10), of all tunnels or of one, and then new ones."""
+    """The `last` events that there have been (10), of all tunnels or of one, and then new ones.
+
+    With `heartbeat_seconds` there is a reply without events whenever there were none for so long.
+    """
 
     tunnel: str | None = None
     last: int | None = None
+    heartbeat_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.heartbeat_seconds is not None and self.heartbeat_seconds < MIN_HEARTBEAT_SECONDS:
+            raise ValueError(f"asks for a reply more often than each {MIN_HEARTBEAT_SECONDS} s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

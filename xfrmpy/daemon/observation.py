@@ -9,7 +9,7 @@ from typing import Any
 
 from xfrmpy.control.protocol import DescribeReply, EventsReply, TunnelStatus, WaitReply
 from xfrmpy.daemon.description import child_sa_details, ike_sa_details, policy_status
-from xfrmpy.daemon.history import MAX_EVENTS_OF_A_TUNNEL, History
+from xfrmpy.daemon.history import MAX_EVENTS_OF_A_TUNNEL, History, Listener
 from xfrmpy.daemon.tunnel import Tunnel
 from xfrmpy.failures import OperatorError
 from xfrmpy.ike.endpoint import IkeSaView
@@ -58,8 +58,7 @@ class Observation:
         with self._history.listen(name) as listener:
             yield EventsReply(events=self._history.recent(name, 10 if last is None else last))
             while True:
-                events, missed = await listener.take()
-                yield EventsReply(events=events, missed=missed)
+                yield await _next_events(listener, parameters.get("heartbeat_seconds"))
 
     async def wait(self, parameters: dict[str, Any]) -> AsyncIterator[WaitReply]:
         name, state = parameters["tunnel"], parameters["state"]
@@ -82,3 +81,12 @@ class Observation:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_SECONDS):
                         await reports.get()
+
+
+async def _next_events(listener: Listener, heartbeat_seconds: float | None) -> EventsReply:
+    try:
+        async with asyncio.timeout(heartbeat_seconds):
+            events, missed = await listener.take()
+    except TimeoutError:
+        return EventsReply(events=[])
+    return EventsReply(events=events, missed=missed)
