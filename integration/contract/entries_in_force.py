@@ -13,7 +13,7 @@ import pytest
 
 from integration.contract.entries import OUTER, SUITES, sad_entry, spd_entry
 from integration.contract.sites import OpenDatapath
-from xfrmpy.datapath.interface import Datapath, DatapathError
+from xfrmpy.datapath.interface import Datapath, DatapathError, Dump, NotAdded
 from xfrmpy.ipsec.sad import Direction, Lifetime, Mode, UdpEncapsulation
 from xfrmpy.ipsec.selectors import MaskedPort
 from xfrmpy.ipsec.spd import Action, PolicyDirection
@@ -79,6 +79,45 @@ class DatapathContract:
         with pytest.raises(DatapathError) as refused:
             datapath.add_sa(sad_entry(spi_bits))
         assert refused.value.errno == errno.EEXIST
+
+    def test_several_entries_go_in_at_once(self, datapath: Datapath, spi_bits: int) -> None:
+        sas = (sad_entry(spi_bits), sad_entry(spi_bits, spi=0x1234561 | spi_bits))
+        policies = tuple(spd_entry(direction) for direction in PolicyDirection)
+        datapath.add([*sas, *policies])
+        assert set(datapath.dump().sad) == set(sas)
+        assert set(datapath.dump().spd) == set(policies)
+
+    def test_what_comes_behind_a_refused_entry_does_not_go_in(
+        self, datapath: Datapath, spi_bits: int
+    ) -> None:
+        first, second = sad_entry(spi_bits), sad_entry(spi_bits, spi=0x1234561 | spi_bits)
+        with pytest.raises(NotAdded) as refused:
+            datapath.add([first, first, second, spd_entry()])
+        assert (refused.value.done, refused.value.errno) == (1, errno.EEXIST)
+        assert datapath.dump() == Dump(sad=(first,), spd=())
+
+    def test_where_there_is_no_way_to_the_peer_no_policy_goes_in(
+        self, datapath: Datapath, spi_bits: int
+    ) -> None:
+        """Not what comes behind it either, though a worker had both before it was found out."""
+        entry = sad_entry(spi_bits)
+        nowhere = ip_address("2001:db8:dead::1")
+        lost = sad_entry(
+            spi_bits,
+            direction=Direction.OUT,
+            spi=0x1234561,
+            source=OUTER[6][0],
+            destination=nowhere,
+        )
+        template = spd_entry().template
+        assert template is not None
+        template = replace(template, source=OUTER[6][0], destination=nowhere)
+        policy = replace(spd_entry(), template=template)
+        with pytest.raises(NotAdded) as refused:
+            datapath.add([entry, lost, policy, spd_entry(PolicyDirection.IN)])
+        left = datapath.dump()
+        assert left.sad == (entry, lost)[: refused.value.done]
+        assert left.spd == ()
 
     def test_a_removed_sa_is_gone_and_may_be_removed_again(
         self, datapath: Datapath, spi_bits: int

@@ -155,8 +155,22 @@ class TrafficContract:
                 idle = _idle(site, pair.forth)
                 assert idle <= time.monotonic() - begun_at + _COUNTED_SECONDS, site
                 assert site.datapath.usage(pair.back.id).seconds_idle is None
+                assert site.datapath.seconds_idle([pair.back.id]) == (None,)
             _until(lambda: _idle(sites[0], pair.forth) > 3, "the SA to seem idle")
             assert _idle(sites[1], pair.forth) > 3 - _COUNTED_SECONDS
+
+    def test_many_are_asked_about_at_once(
+        self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
+    ) -> None:
+        pair = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=not capabilities.raw_esp)
+        gone = replace(pair.back.id, spi=pair.back.spi + 1)
+        assert _datagram_arrives(sites)
+        for site in sites:
+            asked = [gone, pair.back.id, pair.forth.id] * 400
+            idle = site.datapath.seconds_idle(asked)
+            assert idle[0::3] == idle[1::3] == (None,) * 400
+            assert all(seconds is not None and seconds < 60 for seconds in idle[2::3])
+            assert site.datapath.seconds_idle([]) == ()
 
     def test_an_update_keeps_the_counters(
         self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int

@@ -114,6 +114,11 @@ class XfrmpyGateway:
         return self._daemon.process.poll() is None
 
     @property
+    def policies(self) -> Path:
+        """The directory of its policy files."""
+        return self._directory / "conf.d"
+
+    @property
     def pid(self) -> int:
         return self._daemon.process.pid
 

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from xfrmpy.daemon.narration import narrate, summarize
+from xfrmpy.daemon.narration import is_routine, narrate, summarize
 from xfrmpy.failures import Failure
 from xfrmpy.ike import outputs
 from xfrmpy.ike.errors import DropReason
@@ -156,6 +156,13 @@ def test_a_report_has_its_sentence(report: outputs.Output, sentence: str) -> Non
 def test_every_output_is_news_or_known_to_be_none() -> None:
     every = set(typing.get_args(outputs.Output))
     assert {type(report) for report, _ in NEWS} | NO_NEWS == every
+
+
+def test_only_that_an_informational_exchange_begins_is_routine() -> None:
+    """Every peer that is silent is asked, twice a minute."""
+    began = outputs.ExchangeStarted(tunnel="a", exchange=ExchangeType.INFORMATIONAL, path=PATH)
+    assert is_routine(began)
+    assert not any(is_routine(report) for report, _ in NEWS)
 
 
 def test_what_is_no_news_has_no_sentence() -> None:

@@ -96,6 +96,15 @@ def test_a_moved_sa_has_a_new_id_and_its_old_usage(recording: RecordingDatapath)
         recording.move_sa(SA.id, moved)
 
 
+def test_many_sas_are_asked_about_at_once(recording: RecordingDatapath) -> None:
+    other = replace(SA, spi=SA.spi + 1)
+    gone = replace(SA, spi=SA.spi + 2)
+    recording.add_sa(SA)
+    recording.add_sa(other)
+    recording.used[SA.id] = Usage(octets=5, packets=1, seconds_idle=2.0)
+    assert recording.seconds_idle([other.id, SA.id, gone.id]) == (None, 2.0, None)
+
+
 def test_what_is_gone_may_be_removed_again(recording: RecordingDatapath) -> None:
     recording.remove_sa(SA.id)
     recording.remove_policy(POLICY)

@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 import pytest
 
 from tests.ike.interleaving import Interleaving, further_children
-from xfrmpy.datapath.interface import DatapathError, Dump
+from xfrmpy.datapath.interface import DatapathError, Dump, NotAdded
 from xfrmpy.datapath.recording import RecordingDatapath
 from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint, IkeSaView
@@ -170,20 +170,27 @@ class Host:
                 case RemovePolicy():
                     self.datapath.remove_policy(output.entry)
                 case AskUsage():
-                    usage = self.datapath.usage(output.sa)
-                    self.endpoint.handle_usage(output.sa, usage, self.clock())
+                    self._tell_usage(output)
                 case DefectFound() if not self.expects_defects:
                     pytest.fail(output.traceback)
         return sent
 
+    def _tell_usage(self, output: AskUsage) -> None:
+        sas = [sa for _, sa in output.sas]
+        for sa, seconds_idle in zip(sas, self.datapath.seconds_idle(sas), strict=True):
+            if seconds_idle is not None:
+                self.endpoint.handle_usage(sa, seconds_idle, self.clock())
+
     def _add(self, output: AddSa | AddPolicy) -> None:
+        """As the daemon does it: with all that may be done in one go."""
+        further = self.endpoint.next_additions(output)
+        self.outputs += further
+        wanted = [output, *further]
         try:
-            if isinstance(output, AddSa):
-                self.datapath.add_sa(output.entry)
-            else:
-                self.datapath.add_policy(output.entry)
-        except DatapathError as error:
-            self.endpoint.handle_failure(output, str(error))
+            self.datapath.add([each.entry for each in wanted])
+        except NotAdded as error:
+            refused, *not_done = wanted[error.done :]
+            self.endpoint.handle_failure(refused, str(error), not_done)
 
     def _move(self, output: MoveSa) -> None:
         try:
@@ -315,7 +322,6 @@ class Pair:
             kept = (endpoint._core.ike_sas, admission._strangers, admission._answered)
             assert not any(kept), kept
             assert not admission._proven
-            assert not endpoint._scheduled
             assert not endpoint._timers
 
     def run(self, seconds: float) -> None:

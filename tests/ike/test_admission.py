@@ -380,7 +380,7 @@ def test_strangers_are_limited_in_all_and_make_room_again(
     pair.impair = lambda _output, _sender: []
     pair.run(HALF_OPEN_SECONDS)
     assert pair.sun.ike_sas == []
-    assert not pair.sun.endpoint._scheduled
+    assert not pair.sun.endpoint._timers
     pair.impair = lambda output, _sender: [output.data]
     pair.initiate()
     pair.deliver()

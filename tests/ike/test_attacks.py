@@ -672,7 +672,7 @@ def test_ten_thousand_junk_datagrams_leave_a_tunnel_and_the_memory_as_they_were(
     pair.run(500)
     pair.assert_up()
     assert len(pair.moon.ike_sas) == len(pair.sun.ike_sas) == 1
-    assert len(pair.sun.endpoint._scheduled) == 1
+    assert len(pair.sun.endpoint._timers) == 1
 
 
 def _drain(pair: Any) -> None:

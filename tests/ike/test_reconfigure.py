@@ -130,6 +130,7 @@ def test_a_key_that_the_peer_does_not_know_leaves_the_tunnel_up_until_it_is_take
     assert _spis(pair) == spis
     _reconfigure(pair, pair.moon, shared_key=old)
     pair.run(60)
+    assert _spis(pair) == spis
     assert not pair.moon.reports(TunnelClosed)
     pair.assert_mirrored()
 

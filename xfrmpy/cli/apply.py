@@ -108,6 +108,7 @@ def apply_policy(
     prune: bool,
     confirm_seconds: float,
     accept_cut: bool,
+    allow_pending: bool,
     timeout_seconds: float,
     as_json: bool,
 ) -> int:
@@ -119,6 +120,7 @@ def apply_policy(
         timeout_seconds=timeout_seconds,
         confirm_seconds=confirm_seconds,
         accept_cut=accept_cut,
+        allow_pending=allow_pending,
     )
     reply = _follow(client.apply(call))
     waits = bool(confirm_seconds and reply.changes)
@@ -256,8 +258,14 @@ def _remark(change: ChangeReply) -> str:
         "hot": ", nothing that is up is touched",
         "rekey": ", no packet is lost",
         "reauth": ", the new IKE SA comes before the old one goes",
-        "replace": ", takes down what is up",
+        "replace": ", takes down what is up" if _takes_down(change) else ", other traffic",
     }[change.impact]
+
+
+def _takes_down(change: ChangeReply) -> bool:
+    return change.action == "delete" or any(
+        d.impact == "replace" and not d.child for d in change.differences
+    )
 
 
 def _summary(changes: list[ChangeReply], verb: str, paint: Painter) -> str:

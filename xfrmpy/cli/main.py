@@ -364,6 +364,12 @@ def apply(
     accept_cut: Annotated[
         bool, typer.Option("--accept-cut", help="Even if it cuts the session typed in.")
     ] = False,
+    allow_pending: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pending", help="Even if a peer does not follow yet, which stays up as it was."
+        ),
+    ] = False,
     timeout: Timeout = 60.0,
     output: Format = Output.HUMAN,
 ) -> int:
@@ -383,6 +389,7 @@ def apply(
             prune=prune,
             confirm_seconds=seconds_of(confirm),
             accept_cut=accept_cut,
+            allow_pending=allow_pending,
             timeout_seconds=timeout,
             as_json=as_json,
         ),

@@ -105,7 +105,8 @@ class ApplyCall:
     """The same, to be done; each change may take `timeout_seconds`.
 
     With `confirm_seconds` it is taken back after that time unless it is confirmed. `accept_cut`
-    allows a change that cuts the caller off.
+    allows a change that cuts the caller off. With `allow_pending` it is no failure that a peer does
+    not follow yet, as long as what was up stays up.
     """
 
     timeout_seconds: float
@@ -114,6 +115,7 @@ class ApplyCall:
     session: list[str] | None = None
     confirm_seconds: float = 0.0
     accept_cut: bool = False
+    allow_pending: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

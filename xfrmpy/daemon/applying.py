@@ -63,7 +63,7 @@ class PlannedChange:
         before = self.change.before is not None and carries(self.change.before, local, remote)
         after = self.change.after is not None and carries(self.change.after, local, remote)
         if before and self.is_live:
-            return not after or self.impact is Impact.REPLACE
+            return not after or self.change.takes_down
         return after and not before
 
 
@@ -111,10 +111,13 @@ class Applier:
             )
         )
 
-    async def apply(self, plan: Plan, seconds: float, tell: Tell) -> None:
+    async def apply(
+        self, plan: Plan, seconds: float, tell: Tell, *, allow_pending: bool = False
+    ) -> None:
         """Do it, each change within `seconds`; if one fails, take back those done before.
 
-        Raises `OperatorError` with what failed, and what became of the rest.
+        Raises `OperatorError` with what failed, and what became of the rest. With `allow_pending` a
+        tunnel that is still up may be behind: the peer is asked again and again.
         """
         if plan.failure is not None:
             raise error_of(plan.failure)
@@ -124,8 +127,14 @@ class Applier:
             try:
                 await self._do(planned, seconds, tell)
             except OperatorError as error:
-                await self._take_back(undo, seconds, tell, error)
+                if allow_pending and self._is_up(planned.change.tunnel):
+                    tell(planned.change.tunnel, f"pending: {summarize(error.failure)}")
+                else:
+                    await self._take_back(undo, seconds, tell, error)
         self._datapaths.retire_unused()
+
+    def _is_up(self, name: str) -> bool:
+        return name in self._tunnels and self._keeper.state(self._tunnels[name]) == "up"
 
     def _reverse(self, planned: PlannedChange) -> PlannedChange:
         change = planned.change
@@ -165,7 +174,7 @@ class Applier:
         else:
             assert planned.placement is not None
             tunnel = self._tunnels[name]
-            if change.impact is Impact.REPLACE or _is_unusable(tunnel, planned.placement):
+            if change.takes_down or _is_unusable(tunnel, planned.placement):
                 await self._replace(tunnel, planned.placement, seconds)
             else:
                 await self._follow(tunnel, planned.placement, seconds)

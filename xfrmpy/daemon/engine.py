@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path as FilePath
 
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.daemon.totals import Totals
-from xfrmpy.datapath.interface import Datapath, DatapathError, Expired, MappingChanged
+from xfrmpy.datapath.interface import Datapath, DatapathError, Expired, MappingChanged, NotAdded
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation, exempt_from_policies
 from xfrmpy.failures import OperatorError
@@ -26,7 +26,6 @@ from xfrmpy.ike.outputs import (
     AddSa,
     AskUsage,
     DatagramDropped,
-    DatapathOutput,
     DefectFound,
     MoveSa,
     Output,
@@ -35,6 +34,7 @@ from xfrmpy.ike.outputs import (
     SendDatagram,
 )
 from xfrmpy.ipsec.addresses import IpAddress, Path
+from xfrmpy.ipsec.sad import SaId
 from xfrmpy.policy.model import TunnelPolicy
 
 log = logging.getLogger(__name__)
@@ -186,9 +186,10 @@ class Engine:
         match output:
             case SendDatagram():
                 self._send(output)
-            case AddSa() | MoveSa() | RemoveSa() | AddPolicy() | RemovePolicy():
-                self.totals.note(output, self._datapaths.of(self._tunnels[output.tunnel]))
-                self._put_in_force(output)
+            case AddSa() | AddPolicy():
+                self._add(output)
+            case MoveSa() | RemoveSa() | RemovePolicy():
+                self._change(output)
             case AskUsage():
                 self._tell_usage(output)
             case DatagramDropped():
@@ -207,36 +208,49 @@ class Engine:
             self.drops["send-failed"] += 1
             log.warning("cannot send on %s: %s", output.path, error)
 
-    def _put_in_force(self, output: DatapathOutput) -> None:
+    def _add(self, first: AddSa | AddPolicy) -> None:
+        """With all that comes right behind it and is the same Child SA's."""
+        datapath = self._datapaths.of(self._tunnels[first.tunnel])
+        wanted = [first, *self._endpoint.next_additions(first)]
+        for output in wanted:
+            self.totals.note(output, datapath)
+        try:
+            datapath.add([output.entry for output in wanted])
+        except NotAdded as error:
+            log.error("%s: the %s datapath: %s", first.tunnel, datapath.name, error)
+            refused, *not_done = wanted[error.done :]
+            self._endpoint.handle_failure(refused, f"{datapath.name}: {error}", not_done)
+
+    def _change(self, output: MoveSa | RemoveSa | RemovePolicy) -> None:
         datapath = self._datapaths.of(self._tunnels[output.tunnel])
+        self.totals.note(output, datapath)
         try:
             match output:
-                case AddSa():
-                    datapath.add_sa(output.entry)
                 case MoveSa():
                     datapath.move_sa(output.sa, output.entry)
                 case RemoveSa():
                     datapath.remove_sa(output.sa)
-                case AddPolicy():
-                    datapath.add_policy(output.entry)
                 case RemovePolicy():
                     datapath.remove_policy(output.entry)
         except DatapathError as error:
             log.error("%s: the %s datapath: %s", output.tunnel, datapath.name, error)
-            if isinstance(output, AddSa | AddPolicy):
-                self._endpoint.handle_failure(output, f"{datapath.name}: {error}")
-            elif isinstance(output, MoveSa):
+            if isinstance(output, MoveSa):
                 reason = f"{datapath.name}: {error}"
                 self._endpoint.handle_move_failure(output, reason, self._loop.time())
 
     def _tell_usage(self, output: AskUsage) -> None:
-        datapath = self._datapaths.of(self._tunnels[output.tunnel])
-        try:
-            usage = datapath.usage(output.sa)
-        except DatapathError as error:
-            log.warning("%s: no counters for %s: %s", output.tunnel, output.sa, error)
-            return
-        self._endpoint.handle_usage(output.sa, usage, self._loop.time())
+        asked: defaultdict[Datapath, list[SaId]] = defaultdict(list)
+        for tunnel, sa in output.sas:
+            asked[self._datapaths.of(self._tunnels[tunnel])].append(sa)
+        for datapath, sas in asked.items():
+            try:
+                answers = datapath.seconds_idle(sas)
+            except DatapathError as error:
+                log.warning("the %s datapath has no counters: %s", datapath.name, error)
+                continue
+            for sa, seconds_idle in zip(sas, answers, strict=True):
+                if seconds_idle is not None:
+                    self._endpoint.handle_usage(sa, seconds_idle, self._loop.time())
 
     def _keep_defect(self, output: DefectFound) -> None:
         self._defects += 1

@@ -22,6 +22,7 @@ from xfrmpy.ike.outputs import (
     SaNotCreated,
     TunnelClosed,
 )
+from xfrmpy.registry import ExchangeType
 
 
 def narrate(report: Output) -> str:
@@ -49,6 +50,14 @@ def narrate(report: Output) -> str:
             return f"a datagram from {report.path.remote} met a defect of ours"
         case _:
             return ""
+
+
+def is_routine(report: object) -> bool:
+    """Whether it is what goes on all the time while all is well, and fills a log for nothing.
+
+    What an INFORMATIONAL exchange changes, if it is no liveness check, is reported by itself.
+    """
+    return isinstance(report, ExchangeStarted) and report.exchange is ExchangeType.INFORMATIONAL
 
 
 def _narrate_exchange(

@@ -9,6 +9,7 @@ import time
 from xfrmpy.control.protocol import Event
 from xfrmpy.daemon.events import Report, Severity, event_of, is_of_stranger
 from xfrmpy.daemon.history import History
+from xfrmpy.daemon.narration import is_routine
 from xfrmpy.daemon.tally import Tally
 
 log = logging.getLogger("xfrmpy.events")
@@ -36,6 +37,8 @@ class News:
         self._next_stranger_at = 0.0
 
     def hear(self, report: Report) -> None:
+        if is_routine(report) and not log.isEnabledFor(logging.DEBUG):
+            return
         event = event_of(report, self._number + 1, time.time(), self._loop.time())
         if event is None:
             return

@@ -81,7 +81,7 @@ class PolicyCalls:
             if cut and not (call.accept_cut or call.confirm_seconds):
                 raise OperatorError("XF4022", f"this session would be cut by: {', '.join(cut)}")
             before = self._applier.policies()
-            work = self._start(plan, call.timeout_seconds)
+            work = self._start(plan, call.timeout_seconds, allow_pending=call.allow_pending)
             async for progress in work:
                 yield progress
             self.loaded = loaded
@@ -135,7 +135,9 @@ class PolicyCalls:
             )
         return self._applier.plan(loaded.tunnels), loaded
 
-    async def _start(self, plan: Plan, seconds: float) -> AsyncIterator[Progress]:
+    async def _start(
+        self, plan: Plan, seconds: float, *, allow_pending: bool = False
+    ) -> AsyncIterator[Progress]:
         """Do it, and tell of each step."""
         loop = asyncio.get_running_loop()
         begun_at = loop.time()
@@ -147,7 +149,9 @@ class PolicyCalls:
             steps.put_nowait(Progress(tunnel=tunnel, seconds=passed, text=text))
 
         # A caller that goes away must not leave it half done.
-        work = loop.create_task(self._applier.apply(plan, seconds, tell))
+        work = loop.create_task(
+            self._applier.apply(plan, seconds, tell, allow_pending=allow_pending)
+        )
         work.add_done_callback(lambda _: steps.put_nowait(None))
         try:
             while (step := await steps.get()) is not None:

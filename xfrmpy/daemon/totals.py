@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 
 from xfrmpy.datapath.interface import Datapath, DatapathError
-from xfrmpy.ike.outputs import AddSa, DatapathOutput, MoveSa, RemoveSa
+from xfrmpy.ike.outputs import AddSa, MoveSa, Output, RemoveSa
 from xfrmpy.ipsec.sad import Direction, SadEntry, SaId, Usage
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Totals:
         self._open: dict[SaId, _Open] = {}
         self._closed: dict[Carrier, Usage] = {}
 
-    def note(self, output: DatapathOutput, datapath: Datapath) -> None:
+    def note(self, output: Output, datapath: Datapath) -> None:
         """What is about to be done to a datapath."""
         match output:
             case AddSa():

@@ -8,6 +8,7 @@ the recording one of the tests. A datapath knows nothing of IKE. Calls are synch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -27,6 +28,14 @@ class DatapathError(Exception):
     def __init__(self, message: str, errno: int | None = None) -> None:
         super().__init__(message)
         self.errno = errno
+
+
+class NotAdded(DatapathError):
+    """One of several entries was refused: the first `done` are in force, and no others."""
+
+    def __init__(self, done: int, reason: DatapathError) -> None:
+        super().__init__(str(reason), reason.errno)
+        self.done = done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +106,12 @@ class Datapath(Protocol):
     def add_sa(self, entry: SadEntry) -> None:
         """Put an SA in force. An entry with the same id in force already is an error (EEXIST)."""
 
+    def add(self, entries: Sequence[SadEntry | SpdEntry]) -> None:
+        """`add_sa` and `add_policy` of several, in their order, up to one that is refused.
+
+        Raises `NotAdded`.
+        """
+
     def update_sa(self, entry: SadEntry) -> None:
         """Replace addresses, ports and lifetimes of the SA of the same id, keeping its counters."""
 
@@ -123,6 +138,9 @@ class Datapath(Protocol):
     def usage(self, sa: SaId) -> Usage:
         """What an SA has carried so far."""
 
+    def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
+        """`Usage.seconds_idle` of many SAs in one question; None for one that is not in force."""
+
     def dump(self) -> Dump:
         """Every SA and policy in force that is ours."""
 
@@ -140,3 +158,15 @@ class Datapath(Protocol):
 
     def close(self) -> None:
         """Free what this process holds. What is in force stays in force."""
+
+
+def add_one_by_one(datapath: Datapath, entries: Sequence[SadEntry | SpdEntry]) -> None:
+    """`Datapath.add` of one that has nothing to gain by doing more at a time."""
+    for done, entry in enumerate(entries):
+        try:
+            if isinstance(entry, SadEntry):
+                datapath.add_sa(entry)
+            else:
+                datapath.add_policy(entry)
+        except DatapathError as error:
+            raise NotAdded(done, error) from error

@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import socket
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event
+from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event, add_one_by_one
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
 from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
@@ -79,6 +80,9 @@ class RecordingDatapath:
             raise DatapathError(f"cannot add {entry.id}: File exists", errno.EEXIST)
         self.sad[entry.id] = entry
 
+    def add(self, entries: Sequence[SadEntry | SpdEntry]) -> None:
+        add_one_by_one(self, entries)
+
     def update_sa(self, entry: SadEntry) -> None:
         self._record("update_sa", entry, entry.direction)
         self._entry(entry.id, "update")
@@ -111,6 +115,9 @@ class RecordingDatapath:
     def usage(self, sa: SaId) -> Usage:
         self._entry(sa, "read the usage of")
         return self.used.get(sa, Usage(octets=0, packets=0))
+
+    def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
+        return tuple(self.usage(sa).seconds_idle if sa in self.sad else None for sa in sas)
 
     def dump(self) -> Dump:
         return Dump(sad=tuple(self.sad.values()), spd=tuple(self.spd.values()))

@@ -5,6 +5,7 @@ Read RFC 7296 sections 1.2, 2.8, 2.9 and 2.17 first. Nothing here sends a messag
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeAlias, TypedDict
 
@@ -269,14 +270,16 @@ class ChildSa:
         else:
             self.last_sent_at = max(self.last_sent_at, moment)
 
-    def refused(self, output: AddSa | AddPolicy, reason: str) -> None:
+    def refused(
+        self, output: AddSa | AddPolicy, reason: str, not_done: Iterable[AddSa | AddPolicy] = ()
+    ) -> None:
         """The datapath refused a part of it: ask for no more, and remember why.
 
         What was refused may be somebody else's, so `close` leaves it alone.
         """
         self.failure = reason
         withdrawn = self._core.withdraw_additions(self.spi_in)
-        absent = [addition.entry for addition in (output, *withdrawn)]
+        absent = [addition.entry for addition in (output, *not_done, *withdrawn)]
         self.in_force = [entry for entry in self.in_force if entry not in absent]
         self._absent = tuple(entry for entry in absent if isinstance(entry, SpdEntry))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from xfrmpy.ike.candidates import Candidates, Tunnel, TunnelIndex
 from xfrmpy.ike.fragments import FragmentStore
-from xfrmpy.ike.outputs import AddPolicy, AddSa, Output
+from xfrmpy.ike.outputs import AddPolicy, AddSa, AskUsage, Output
 from xfrmpy.ike.policies import PolicyBook
 from xfrmpy.ike.tickets import TicketKeys
 from xfrmpy.ipsec.addresses import Path
@@ -67,6 +67,8 @@ class Core:
         self.redirects: dict[str, deque[float]] = {}
         self.reauthenticate: Callable[[IkeSa, float], None]
         self._queue: deque[Output | Deferred] = deque()
+        self._questions: list[tuple[str, SaId]] = []
+        self._conclusions: list[Deferred] = []
         self._index: TunnelIndex | None = None
         self._of_tunnel: dict[str, dict[bytes, IkeSa]] = {}
         self._of_peer: dict[Identity | None, dict[bytes, IkeSa]] = {}
@@ -79,8 +81,39 @@ class Core:
         """Run `step` when every output before it has been taken, and so has succeeded or failed."""
         self._queue.append(Deferred(sa=sa, step=step, now=now))
 
+    def ask_usage(
+        self, sa: IkeSa, asked: Iterable[SaId], then: Callable[[float], None], now: float
+    ) -> None:
+        """Have the datapath asked, and run `then` when its answers are in.
+
+        It is asked when there is nothing else left to do, about all at once: a question costs a
+        datapath more than an answer.
+        """
+        self._questions += [(sa.tunnel_name, sa_id) for sa_id in asked]
+        self._conclusions.append(Deferred(sa=sa, step=then, now=now))
+
     def next_item(self) -> Output | Deferred | None:
+        if not self._queue:
+            self._queue_questions()
         return self._queue.popleft() if self._queue else None
+
+    def _queue_questions(self) -> None:
+        if self._questions:
+            self._queue.append(AskUsage(sas=tuple(self._questions)))
+        self._queue.extend(self._conclusions)
+        self._questions.clear()
+        self._conclusions.clear()
+
+    def next_additions(self, owner: int) -> list[AddSa | AddPolicy]:
+        """What a Child SA asks for before there is anything else to do."""
+        found: list[AddSa | AddPolicy] = []
+        while self._queue:
+            item = self._queue[0]
+            if not isinstance(item, AddSa | AddPolicy) or item.owner != owner:
+                break
+            found.append(item)
+            self._queue.popleft()
+        return found
 
     def withdraw_additions(self, owner: int) -> list[AddSa | AddPolicy]:
         """Take back what a Child SA has asked for and nobody has done yet."""

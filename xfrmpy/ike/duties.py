@@ -7,8 +7,7 @@ Child SAs hold. So nothing that waits can be forgotten, and nothing is done with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.childless import close_if_childless
@@ -32,9 +31,11 @@ if TYPE_CHECKING:
 AT_ONCE = float("-inf")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Duty:
-    """Something to do `at` a moment; if it `asks`, it waits for room in the window."""
+class Duty(NamedTuple):
+    """Something to do `at` a moment; if it `asks`, it waits for room in the window.
+
+    A tuple, for a handful is made for every IKE SA after everything that happens.
+    """
 
     at: float
     do: Callable[[float], None]
@@ -44,11 +45,11 @@ class Duty:
 def next_duty(sa: IkeSa) -> Duty | None:
     """The earliest of what an IKE SA has to do and can do, if there is anything."""
     can_ask = sa.can_ask
-    return min(
-        (duty for duty in _duties(sa) if can_ask or not duty.asks),
-        key=lambda duty: duty.at,
-        default=None,
-    )
+    earliest: Duty | None = None
+    for duty in _duties(sa):
+        if (can_ask or not duty.asks) and (earliest is None or duty.at < earliest.at):
+            earliest = duty
+    return earliest
 
 
 def _duties(sa: IkeSa) -> Iterator[Duty]:

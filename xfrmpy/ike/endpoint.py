@@ -9,8 +9,6 @@ With a `qcd_secret`, the same after a restart, we can prove that we lost our sta
 
 from __future__ import annotations
 
-import heapq
-import math
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -62,9 +60,10 @@ from xfrmpy.ike.redirect import parse_gateway, redirect_established
 from xfrmpy.ike.resumption import usable_ticket
 from xfrmpy.ike.session_resume import SessionResume, answer_session_resume
 from xfrmpy.ike.states import ChildSaState, IkeSaState
+from xfrmpy.ike.timers import Timers
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT, IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.ipsec.sad import SadEntry, SaId, Usage
+from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.registry import ExchangeType, NotifyType
@@ -78,6 +77,10 @@ DEMANDS = {
     Effort.PUZZLE: DropReason.PUZZLE_DEMANDED,
 }
 """How a request is counted that was answered by a demand only."""
+
+MAX_DUE = 250
+"""IKE SAs whose time has come that are attended to before what has arrived gets its turn: some 50
+ms of work, and fewer answers than a socket has room for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +139,7 @@ class IkeEndpoint:
         self._core.tunnels = {t.name: Tunnel(policy=t) for t in tunnels}
         self._admission = Admission(limits or AdmissionLimits(), random)
         self._notices = Notices(random)
-        self._timers: list[tuple[float, bytes]] = []
-        self._scheduled: dict[bytes, float] = {}
+        self._timers = Timers()
 
     # Inputs.
 
@@ -155,25 +157,23 @@ class IkeEndpoint:
             self._contain_defect(self._core.handling, data, path, now)
 
     def handle_timeout(self, now: float) -> None:
-        """Do whatever is due."""
+        """Do whatever is due, of so many IKE SAs at a time."""
         self._schedule_touched()
-        while self._timers and self._timers[0][0] <= now:
-            due_at, spi = heapq.heappop(self._timers)
+        for spi in self._timers.take_due(now, MAX_DUE):
             sa = self._core.ike_sas.get(spi)
-            if sa is None or self._scheduled.get(spi) != due_at:
-                continue
-            del self._scheduled[spi]
-            is_due_at = sa.next_timeout
-            if is_due_at is not None and is_due_at <= now:
+            if sa is not None:
                 self._run(sa, sa.handle_timeout, now)
-            self._core.touched.add(sa)
-            self._schedule_touched()
 
-    def handle_failure(self, output: AddSa | AddPolicy, reason: str) -> None:
-        """The datapath could not do an output; `reason` is a sentence for the operator."""
+    def handle_failure(
+        self, output: AddSa | AddPolicy, reason: str, not_done: Iterable[AddSa | AddPolicy] = ()
+    ) -> None:
+        """The datapath could not do an output; `reason` is a sentence for the operator.
+
+        `not_done` are those of `next_additions` that were to come after it.
+        """
         child = self._core.children.get(output.owner)
         if child is not None:
-            child.refused(output, reason)
+            child.refused(output, reason, not_done)
 
     def handle_expire(self, sa_id: SaId, now: float, *, hard: bool) -> None:
         """An SA reached its soft limit, or its hard one and is gone from the datapath."""
@@ -206,13 +206,12 @@ class IkeEndpoint:
             sa.wanted += [(c, packet) for c in sa.tunnel.children if c.name == child]
             self._run(sa, sa.attend, now)
 
-    def handle_usage(self, sa_id: SaId, usage: Usage, now: float) -> None:
-        """The answer to `AskUsage`."""
-        if usage.seconds_idle is None:
-            return
-        for _, child in self._holders(sa_id):
+    def handle_usage(self, sa_id: SaId, seconds_idle: float, now: float) -> None:
+        """An answer to `AskUsage`: the last packet was so long ago."""
+        child = self._core.holders.get(sa_id)
+        if child is not None:
             direction = next(e.direction for e in child.entries if e.id == sa_id)
-            child.handle_usage(direction, usage.seconds_idle, now)
+            child.handle_usage(direction, seconds_idle, now)
 
     def handle_mapping(self, sa_id: SaId, new: SocketAddress, now: float) -> None:
         """Authentic packets of an inbound SA, the newest of it, come from elsewhere."""
@@ -308,12 +307,14 @@ class IkeEndpoint:
             self._run(item.sa, item.step, item.now)
         return item
 
+    def next_additions(self, output: AddSa | AddPolicy) -> list[AddSa | AddPolicy]:
+        """The outputs that come next and may be done in one go with this one."""
+        return self._core.next_additions(output.owner)
+
     def next_timeout(self) -> float | None:
         """When `handle_timeout` should be called, if ever."""
         self._schedule_touched()
-        while self._timers and self._scheduled.get(self._timers[0][1]) != self._timers[0][0]:
-            heapq.heappop(self._timers)
-        return self._timers[0][0] if self._timers else None
+        return self._timers.next_at
 
     def has_ike_sas(self, tunnel: str) -> bool:
         """Whether a tunnel has a living IKE SA."""
@@ -342,7 +343,7 @@ class IkeEndpoint:
             if header.major > 2:  # Section 2.5: tell the version that we speak.
                 self._notify(header, NotifyType.INVALID_MAJOR_VERSION, path, now)
             raise Drop(DropReason.WRONG_VERSION)
-        message = decode_message_untrusted(data)
+        message = decode_message_untrusted(data, header)
         self._take_hint(message, path, now)
         if not any(header.spi_r) and not header.is_response:
             self._receive_first(message, data, path, now)
@@ -490,7 +491,7 @@ class IkeEndpoint:
         found = self._core.ike_sas_of(child.tunnel.name)
         return [(sa, child) for sa in found if child in sa.children]
 
-    # Timers: a heap with stale entries, which cost nothing but being popped.
+    # Timers.
 
     def _schedule_touched(self) -> None:
         for sa in self._core.touched:
@@ -502,14 +503,8 @@ class IkeEndpoint:
             self._admission.went_on(sa.our_spi)
         if sa.is_authenticated or sa.our_spi not in self._core.ike_sas:
             self._admission.closed(sa.our_spi, is_authenticated=sa.is_authenticated)
-        if sa.our_spi not in self._core.ike_sas:
-            self._scheduled.pop(sa.our_spi, None)
-            return
-        due_at = sa.next_timeout
-        if due_at is None or due_at >= self._scheduled.get(sa.our_spi, math.inf):
-            return
-        self._scheduled[sa.our_spi] = due_at
-        heapq.heappush(self._timers, (due_at, sa.our_spi))
+        is_known = sa.our_spi in self._core.ike_sas
+        self._timers.set(sa.our_spi, sa.next_timeout if is_known else None)
 
 
 def _first_path(path: Path) -> Path:

@@ -80,7 +80,8 @@ Payloads: TypeAlias = tuple[OpenPayload, ...]
 
 
 class IkeSa:
-    """See the module. `tunnel` is None on a responder until it knows who the peer is.
+    """See the module. `tunnel` is None on a responder until it knows who the peer is; `proved` is
+    the policy by which the ends have proved who they are, which may be an older one.
 
     `is_client` tells who began the first IKE SA of a line of rekeyed ones. `nonces` are those of
     the exchange that made it. `replaces` is the IKE SA whose place it takes once its peer is
@@ -108,6 +109,7 @@ class IkeSa:
         )
         self.is_initiator = self.is_client = is_initiator
         self.tunnel: TunnelPolicy | None = None
+        self.proved: TunnelPolicy | None = None
         self.state = IkeSaState.INITIATING
         self.nat = NatSituation()
         self.proposal: Proposal | None = None
@@ -294,7 +296,7 @@ class IkeSa:
         self.core.authentications += 1
         self.authenticated_as = self.core.authentications
         self.belong_to(tunnel)
-        self.local_id, self.remote_id = local, remote
+        self.local_id, self.remote_id, self.proved = local, remote, tunnel
         self.channel.window.schedule = tunnel.retransmission
         self.channel.window.widen_ours(OUR_WINDOW_SIZE)
         self.channel.init_request = self.channel.init_response = b""
@@ -333,6 +335,12 @@ class IkeSa:
         self._expires_at = min(end, self._expires_at or end)
         due_at = self.established_at + replacement_seconds(seconds, self.core.random)
         self.rekey_at = min(due_at, self.rekey_at or due_at)
+
+    def need_not_reauthenticate(self) -> None:
+        """Who the ends are is as it was proved, so only time asks for it."""
+        end = self._must_reauth_by
+        begun = self.established_at
+        self.reauth_at = None if end is None else begun + RESPONDERS_PART * (end - begun)
 
     @property
     def can_begin_anew(self) -> bool:
@@ -381,7 +389,7 @@ class IkeSa:
         new.state = IkeSaState.ESTABLISHED
         new.channel.inherit(self.channel)
         new.nat, new.local_id, new.remote_id = self.nat, self.local_id, self.remote_id
-        new.authenticated_as = self.authenticated_as
+        new.authenticated_as, new.proved = self.authenticated_as, self.proved
         new.alone_at, new.childless_until = self.alone_at, self.childless_until
         new.is_client, new.peer_follows = self.is_client, self.peer_follows
         # Section 6.2 of RFC 5723: "When the IKE SA is rekeyed, the ticket is invalidated".

@@ -5,9 +5,10 @@ The core knows when IKE has sent something; whether ESP has, only the datapath k
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from xfrmpy.ike.liveness import ask_usage
+from xfrmpy.ike.liveness import in_force
 from xfrmpy.ike.outputs import SendDatagram
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ipsec.sad import Direction
@@ -35,9 +36,8 @@ def keepalive_at(sa: IkeSa) -> float | None:
 def check_keepalive(sa: IkeSa, now: float) -> None:
     """Ask the datapath what it has sent, and send a keepalive if that was nothing."""
     sa.is_asking_sent = True
-    for child in sa.children:
-        ask_usage(sa, child, Direction.OUT)
-    sa.core.defer(sa, lambda moment: _send_if_idle(sa, moment), now)
+    asked = [each for child in sa.children for each in in_force(child, Direction.OUT)]
+    sa.core.ask_usage(sa, asked, partial(_send_if_idle, sa), now)
 
 
 def _send_if_idle(sa: IkeSa, now: float) -> None:

@@ -6,33 +6,40 @@ SA or any of its Child SAs ensures liveness of the IKE SA and all of its Child S
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 from xfrmpy.failures import Failure
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.informational import LivenessCheck
-from xfrmpy.ike.outputs import AskUsage
 from xfrmpy.ike.states import ChildSaState, IkeSaState
-from xfrmpy.ipsec.sad import Direction
+from xfrmpy.ipsec.sad import Direction, SaId
 
 if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
 
 
+GRAINS = 30
+"""A check waits for the next of so many moments in an interval, and those of many peers for the
+same: to ask the datapath, and to wake up, costs more than a check, which nobody waits for."""
+
+
 def liveness_at(sa: IkeSa) -> float | None:
     """When the peer will have been silent for too long."""
     assert sa.tunnel is not None
-    if not sa.tunnel.dpd_seconds or sa.is_asking_usage:
+    seconds = sa.tunnel.dpd_seconds
+    if not seconds or sa.is_asking_usage:
         return None
-    return sa.heard_at + sa.tunnel.dpd_seconds
+    grain = seconds / GRAINS
+    return math.ceil((sa.heard_at + seconds) / grain) * grain
 
 
 def check_liveness(sa: IkeSa, now: float) -> None:
     """Ask the datapath what has come in, and then, if that was nothing, the peer."""
     sa.is_asking_usage = True
-    for child in sa.children:
-        ask_usage(sa, child, Direction.IN)
-    sa.core.defer(sa, lambda moment: _ask_peer_if_silent(sa, moment), now)
+    asked = [each for child in sa.children for each in in_force(child, Direction.IN)]
+    sa.core.ask_usage(sa, asked, partial(_ask_peer_if_silent, sa), now)
 
 
 def idle_at(child: ChildSa) -> float | None:
@@ -44,16 +51,12 @@ def idle_at(child: ChildSa) -> float | None:
 def check_idleness(sa: IkeSa, child: ChildSa, now: float) -> None:
     """Ask the datapath about both directions, and delete the Child SA if it carried nothing."""
     child.is_asking_usage = True
-    ask_usage(sa, child, Direction.IN)
-    ask_usage(sa, child, Direction.OUT)
-    sa.core.defer(sa, lambda moment: _delete_if_idle(sa, child, moment), now)
+    sa.core.ask_usage(sa, in_force(child, *Direction), partial(_delete_if_idle, sa, child), now)
 
 
-def ask_usage(sa: IkeSa, child: ChildSa, direction: Direction) -> None:
-    """The answer is in the Child SA's moments when every output before it has been done."""
-    for entry in child.in_force:
-        if entry.direction is direction:
-            sa.core.emit(AskUsage(tunnel=sa.tunnel_name, sa=entry.id))
+def in_force(child: ChildSa, *directions: Direction) -> list[SaId]:
+    """The SAs of a Child SA about which the datapath can be asked."""
+    return [entry.id for entry in child.in_force if entry.direction in directions]
 
 
 def _ask_peer_if_silent(sa: IkeSa, now: float) -> None:

@@ -190,10 +190,12 @@ class SaNotCreated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskUsage:
-    """How much an SA has carried is wanted: `IkeEndpoint.handle_usage` takes the answer."""
+    """When SAs have carried their last packet is wanted, each with its tunnel.
 
-    tunnel: str
-    sa: SaId
+    `IkeEndpoint.handle_usage` takes the answers.
+    """
+
+    sas: tuple[tuple[str, SaId], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,4 +283,3 @@ Output: TypeAlias = (
     | DatagramDropped
     | DefectFound
 )
-DatapathOutput: TypeAlias = AddSa | MoveSa | RemoveSa | AddPolicy | RemovePolicy

@@ -35,18 +35,16 @@ def reconfigure(core: Core, policy: TunnelPolicy, now: float) -> None:
     Impacts up to REAUTH. What is half-open began under the old policy, and ends.
     """
     before = core.tunnels[policy.name].policy
-    impact = max(
-        (d.impact for d in compare_tunnels(before, policy).differences if not d.child),
-        default=Impact.HOT,
-    )
     core.tunnels[policy.name].policy = policy
     core.tunnels_changed()
-    for sa in core.ike_sas_of(policy.name):
-        core.touched.add(sa)
+    found = core.ike_sas_of(policy.name)
+    core.touched.update(found)
+    for sa in found:
         if sa.state in _HALF_OPEN:
             sa.terminate(None, now)
-        elif sa.state is IkeSaState.ESTABLISHED:
-            _adopt(sa, before, policy, impact, now)
+    for sa in found:
+        if sa.state is IkeSaState.ESTABLISHED:
+            _adopt(sa, before, policy, now)
 
 
 def is_unsettled(sa: IkeSa, now: float) -> bool:
@@ -110,17 +108,18 @@ def _present_policy(sa: IkeSa, child: ChildSa) -> ChildPolicy | None:
     return next((policy_between(policy, sa.path) for policy in named), None)
 
 
-def _adopt(
-    sa: IkeSa, before: TunnelPolicy, policy: TunnelPolicy, impact: Impact, now: float
-) -> None:
+def _adopt(sa: IkeSa, before: TunnelPolicy, policy: TunnelPolicy, now: float) -> None:
     sa.core.unfile(sa)
     sa.belong_to(policy)
     sa.channel.window.schedule = policy.retransmission
     for child in sa.children:
         child.tunnel = policy
-    if impact is Impact.REAUTH and sa.can_begin_anew:
-        sa.reauth_at = now
-        return  # The new IKE SA has Child SAs of the new policy.
+    if _needs_proof(before, policy):
+        if not _needs_proof(sa.proved or before, policy):
+            sa.need_not_reauthenticate()
+        elif sa.can_begin_anew:
+            sa.reauth_at = now
+            return  # The new IKE SA has Child SAs of the new policy.
     if policy.lifetime_seconds not in (None, before.lifetime_seconds):
         sa.limit_life(policy.lifetime_seconds, now)
     if policy.reauth_seconds not in (None, before.reauth_seconds):
@@ -132,6 +131,12 @@ def _adopt(
     sa.refused_scopes.clear()
     sa.asks_pairs = False
     sa.create_at = now if sa.is_client else now + PATIENCE_SECONDS
+
+
+def _needs_proof(before: TunnelPolicy, after: TunnelPolicy) -> bool:
+    """Whether it takes another authentication to get from one policy to the other."""
+    differences = compare_tunnels(before, after).differences
+    return any(d.impact is Impact.REAUTH for d in differences)
 
 
 def _has_replacement(sa: IkeSa, child: ChildSa, policy: ChildPolicy) -> bool:

@@ -22,7 +22,8 @@ class Impact(IntEnum):
 
     HOT: it is in force at once, and no SA is touched. REKEY: SAs are replaced without losing a
     packet. REAUTH: the IKE SA and its Child SAs are made anew, before the old ones go. REPLACE: the
-    tunnel, or one Child SA of it, goes and comes again.
+    tunnel goes and comes again; of a child, that other traffic is carried, by a new Child SA that
+    is made before the old one goes.
     """
 
     HOT = 0
@@ -81,6 +82,14 @@ class Change:
         if self.action is Action.DELETE:
             return Impact.REPLACE
         return max((difference.impact for difference in self.differences), default=Impact.HOT)
+
+    @property
+    def takes_down(self) -> bool:
+        """Whether the tunnel goes, if only to come again."""
+        return self.action is Action.DELETE or any(
+            difference.impact is Impact.REPLACE and not difference.child
+            for difference in self.differences
+        )
 
 
 def compare_policies(

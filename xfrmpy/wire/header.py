@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from struct import Struct
 
 from xfrmpy.registry import ExchangeType, PayloadType
-from xfrmpy.wire.cursor import Cursor, pack
+from xfrmpy.wire.cursor import Cursor, Members, pack
 
 HEADER_SIZE = 28
 SPI_SIZE = 8
 
 _LAYOUT = Struct(">8s8sBBBBII")
+_EXCHANGES = Members(ExchangeType)
+_PAYLOAD_TYPES = Members(PayloadType)
 _FLAG_INITIATOR = 0x08
 _FLAG_RESPONSE = 0x20
 
@@ -74,8 +76,8 @@ def decode_header_untrusted(data: bytes) -> IkeHeader:
     return IkeHeader(
         spi_i=spi_i,
         spi_r=spi_r,
-        next_payload=PayloadType(next_payload),
-        exchange=ExchangeType(exchange),
+        next_payload=_PAYLOAD_TYPES[next_payload],
+        exchange=_EXCHANGES[exchange],
         is_response=bool(flags & _FLAG_RESPONSE),
         is_initiator=bool(flags & _FLAG_INITIATOR),
         message_id=message_id,

@@ -72,12 +72,12 @@ class Message:
         return _sealed_payload(self.payloads)
 
 
-def decode_message_untrusted(data: bytes) -> Message:
-    """The message of one datagram (without its non-ESP marker).
+def decode_message_untrusted(data: bytes, header: IkeHeader | None = None) -> Message:
+    """The message of one datagram (without its non-ESP marker), whose header may be known already.
 
     Raises `Malformed`, also for a major version other than 2: see `decode_header_untrusted`.
     """
-    header = decode_header_untrusted(data)
+    header = header or decode_header_untrusted(data)
     if header.major != 2:
         raise Malformed(f"IKE header: version {header.major}.{header.minor}")
     cursor = Cursor(data, header.exchange.name)

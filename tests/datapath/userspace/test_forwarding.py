@@ -152,7 +152,8 @@ def test_a_dummy_packet_is_a_sign_of_life_and_nothing_else() -> None:
     ours, theirs = OutboundSa(sa(0), secrets.token_bytes), gateway(1)
     with refused(EspDrop.DUMMY):
         theirs.unprotect(ours.seal(b"", NO_NEXT_HEADER), FIRST, 4.0)
-    assert theirs.usage(sa(0).id, 5.0).seconds_idle == 1.0
+    assert theirs.usage(sa(0).id, 5.0).seconds_idle == theirs.seconds_idle(sa(0).id, 5.0) == 1.0
+    assert theirs.seconds_idle(sa(0, serial=9).id, 5.0) is None
 
 
 def test_what_lies_behind_the_inner_packet_is_cut_off() -> None:

@@ -17,6 +17,7 @@ from xfrmpy.datapath.interface import Acquire, Event, Expired, MappingChanged
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
+from xfrmpy.ipsec.plain import to_plain
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import Direction, Lifetime, SadEntry, SaId, UdpEncapsulation
 from xfrmpy.ipsec.selectors import MaskedPort, Selector, TrafficSelector
@@ -90,6 +91,13 @@ def test_the_largest_entries_fit_their_packets(entry: object) -> None:
     assert [len(piece) for piece in pieces] == [requests.ENTRIES_PER_PACKET] * 2 + [1]
     reply = {"result": {"table": "sad", "entries": pieces[0]}, "more": True}
     assert len(requests.encode(reply)) <= requests.MAX_PACKET
+
+
+def test_the_longest_question_and_answer_fit_their_packets() -> None:
+    asked = to_plain((SA,) * requests.IDS_PER_PACKET)
+    assert len(requests.encode({"do": "seconds_idle", "with": asked})) <= requests.MAX_PACKET
+    told = {"result": [123456789.12345679] * requests.IDS_PER_PACKET}
+    assert len(requests.encode(told)) <= requests.MAX_PACKET
 
 
 def test_no_entries_are_one_piece() -> None:

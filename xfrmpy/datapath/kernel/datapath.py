@@ -10,12 +10,19 @@ from __future__ import annotations
 import errno
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
 
-from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event, Expired
+from xfrmpy.datapath.interface import (
+    Capabilities,
+    DatapathError,
+    Dump,
+    Event,
+    Expired,
+    add_one_by_one,
+)
 from xfrmpy.datapath.kernel import entries
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, Group, MessageType
 from xfrmpy.datapath.kernel.probe import probe
@@ -73,6 +80,9 @@ class KernelDatapath:
         self._requests.ask(Request(entries.encode_sa(entry), f"add {entry.id}", create=True))
         self._sas[entry.id] = entry.reqid
 
+    def add(self, entries: Sequence[SadEntry | SpdEntry]) -> None:
+        add_one_by_one(self, entries)
+
     def update_sa(self, entry: SadEntry) -> None:
         self._change(entry.id, entry, f"update {entry.id}")
 
@@ -112,14 +122,18 @@ class KernelDatapath:
     def usage(self, sa: SaId) -> Usage:
         """Linux 6.1 does not tell the last use: then `seconds_idle` counts from when a packet was
         first seen here to have passed, and is as exact as `usage` is frequent."""
-        message = self._our_sa(sa, f"read the usage of {sa}")
-        usage = entries.decode_usage(message, time.time())
-        if usage.seconds_idle is not None or not usage.packets:
-            return usage
-        now = time.monotonic()
-        if self._seen.get(sa, (0, now))[0] != usage.packets:
-            self._seen[sa] = (usage.packets, now)
-        return replace(usage, seconds_idle=now - self._seen[sa][1])
+        return self._usage_of(sa, self._our_sa(sa, f"read the usage of {sa}"))
+
+    def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
+        what = "read the usage of SAs"
+        gets = [Request(entries.encode_sa_id(sa, MessageType.GETSA), what) for sa in sas]
+        replies = [reply.unless(*_GONE).messages for reply in self._requests.exchange(gets)]
+        return tuple(
+            self._usage_of(sa, found[0]).seconds_idle
+            if found and entries.is_our_sa(found[0])
+            else None
+            for sa, found in zip(sas, replies, strict=True)
+        )
 
     def dump(self) -> Dump:
         return Dump(
@@ -174,6 +188,15 @@ class KernelDatapath:
     def _forget(self, sa: SaId) -> None:
         self._sas.pop(sa, None)
         self._seen.pop(sa, None)
+
+    def _usage_of(self, sa: SaId, message: Message) -> Usage:
+        usage = entries.decode_usage(message, time.time())
+        if usage.seconds_idle is not None or not usage.packets:
+            return usage
+        now = time.monotonic()
+        if self._seen.get(sa, (0, now))[0] != usage.packets:
+            self._seen[sa] = (usage.packets, now)
+        return replace(usage, seconds_idle=now - self._seen[sa][1])
 
     def _our_sa(self, sa: SaId, what: str) -> Message:
         found = self._requests.ask(Request(entries.encode_sa_id(sa, MessageType.GETSA), what))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event
+from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event, NotAdded
 from xfrmpy.datapath.routes import RouteOwner, Routes
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.guard import Guard
@@ -98,9 +99,7 @@ class UserspaceDatapath:
         )
 
     def add_sa(self, entry: SadEntry) -> None:
-        mtu = self._mtu_of(entry)
-        self._worker.ask("add_sa", to_plain(entry))
-        self._set_inner_mtu(entry.reqid, mtu)
+        self.add([entry])
 
     def update_sa(self, entry: SadEntry) -> None:
         mtu = self._mtu_of(entry)
@@ -118,17 +117,47 @@ class UserspaceDatapath:
     def add_policy(self, entry: SpdEntry) -> None:
         """A BYPASS entry has no route, so one that is narrower than a PROTECT entry bypasses
         nothing: its packets are led into the device, and dropped there."""
-        self._worker.ask("add_policy", to_plain(entry))
+        self.add([entry])
+
+    def add(self, entries: Sequence[SadEntry | SpdEntry]) -> None:
+        for start in range(0, len(entries), requests.ENTRIES_PER_PACKET):
+            self._add_piece(entries[start : start + requests.ENTRIES_PER_PACKET], start)
+
+    def _add_piece(self, entries: Sequence[SadEntry | SpdEntry], start: int) -> None:
+        """All that go into one request. They are in force by it, and packets led to them then."""
         try:
-            if entry.direction is not PolicyDirection.OUT:
-                self._guard.add(entry)
-            elif entry.action is Action.BYPASS:
-                self._remove_route(entry)
+            plain = [[type(entry).__name__, to_plain(entry)] for entry in entries]
+            told = self._worker.ask("add", plain)
+        except DatapathError as error:
+            raise NotAdded(start, error) from error
+        assert isinstance(told, dict)
+        added = entries[: told["done"]]
+        for done, entry in enumerate(added):
+            try:
+                self._lead_to(entry)
+            except DatapathError as error:
+                self._take_back(added[done:])
+                raise NotAdded(start + done, error) from error
+        if len(added) < len(entries):
+            raise NotAdded(start + len(added), DatapathError(told["error"], told["errno"]))
+
+    def _lead_to(self, entry: SadEntry | SpdEntry) -> None:
+        """What an entry in force changes outside of the worker."""
+        if isinstance(entry, SadEntry):
+            self._set_inner_mtu(entry.reqid, self._mtu_of(entry))
+        elif entry.direction is not PolicyDirection.OUT:
+            self._guard.add(entry)
+        elif entry.action is Action.BYPASS:
+            self._remove_route(entry)
+        else:
+            self._add_route(entry)
+
+    def _take_back(self, entries: Sequence[SadEntry | SpdEntry]) -> None:
+        for entry in entries:
+            if isinstance(entry, SadEntry):
+                self._worker.ask("remove_sa", to_plain(entry.id))
             else:
-                self._add_route(entry)
-        except DatapathError:
-            self._worker.ask("remove_policy", to_plain(entry))
-            raise
+                self._worker.ask("remove_policy", to_plain(entry))
 
     def remove_policy(self, entry: SpdEntry) -> None:
         if entry.direction is PolicyDirection.OUT:
@@ -139,6 +168,14 @@ class UserspaceDatapath:
 
     def usage(self, sa: SaId) -> Usage:
         return from_plain(Usage, self._worker.ask("usage", to_plain(sa)))
+
+    def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
+        answers: list[float | None] = []
+        for start in range(0, len(sas), requests.IDS_PER_PACKET):
+            piece = tuple(sas[start : start + requests.IDS_PER_PACKET])
+            plain = self._worker.ask("seconds_idle", to_plain(piece))
+            answers += from_plain(tuple[float | None, ...], plain)
+        return tuple(answers)
 
     def drops(self) -> dict[str, int]:
         counts = self._worker.ask("drops")

@@ -311,8 +311,12 @@ class Forwarder:
             del entries[place]
 
     def usage(self, sa: SaId, now: float) -> Usage:
-        held = self._find(sa)
-        return held.sa.usage(None if held.used_at is None else now - held.used_at)
+        return self._find(sa).sa.usage(self.seconds_idle(sa, now))
+
+    def seconds_idle(self, sa: SaId, now: float) -> float | None:
+        """Since the last packet; None if there was none, or there is no such SA."""
+        held = self._sad.get(sa)
+        return None if held is None or held.used_at is None else now - held.used_at
 
     def dump(self) -> Dump:
         return Dump(

@@ -40,6 +40,9 @@ MAX_PACKET = 64 * 1024
 ENTRIES_PER_PACKET = 50
 """An entry of the SAD takes about 700 octets, one of the SPD 500."""
 
+IDS_PER_PACKET = 500
+"""An `SaId` takes up to 90 octets, what is said of it fewer."""
+
 MAX_EVENTS = 1000
 """Kept for a daemon that is away, or does not read; then the oldest is forgotten."""
 

@@ -236,8 +236,24 @@ class Worker:
         self._forwarder.remove_all()
         self._shut()
 
-    def add_sa(self, plain: Plain) -> None:
-        self._forwarder.add_sa(from_plain(SadEntry, plain), time.monotonic())
+    def add(self, plain: Plain) -> Plain:
+        """Entries, each with its kind, in their order: how many are in force, and why no more."""
+        if not isinstance(plain, list):
+            raise ValueError("entries are a list")
+        entries = [from_plain(_ENTRIES[kind], entry) for kind, entry in plain]
+        for done, entry in enumerate(entries):
+            try:
+                self._add(entry)
+            except Exception as error:
+                reason = str(error) if isinstance(error, DatapathError) else repr(error)
+                return {"done": done, "error": reason, "errno": getattr(error, "errno", None)}
+        return {"done": len(entries)}
+
+    def _add(self, entry: SadEntry | SpdEntry) -> None:
+        if isinstance(entry, SadEntry):
+            self._forwarder.add_sa(entry, time.monotonic())
+        else:
+            self._forwarder.add_policy(entry)
 
     def update_sa(self, plain: Plain) -> None:
         self._forwarder.update_sa(from_plain(SadEntry, plain))
@@ -251,14 +267,15 @@ class Worker:
     def remove_sa(self, plain: Plain) -> None:
         self._forwarder.remove_sa(from_plain(SaId, plain))
 
-    def add_policy(self, plain: Plain) -> None:
-        self._forwarder.add_policy(from_plain(SpdEntry, plain))
-
     def remove_policy(self, plain: Plain) -> None:
         self._forwarder.remove_policy(from_plain(SpdEntry, plain))
 
     def usage(self, plain: Plain) -> Plain:
         return to_plain(self._forwarder.usage(from_plain(SaId, plain), time.monotonic()))
+
+    def seconds_idle(self, plain: Plain) -> Plain:
+        sas, now = from_plain(tuple[SaId, ...], plain), time.monotonic()
+        return [self._forwarder.seconds_idle(sa, now) for sa in sas]
 
     def drops(self, _: Plain) -> Plain:
         return dict(self._forwarder.refused)
@@ -287,6 +304,10 @@ def _refused(what: str, error: OSError) -> Refused:
     return Refused(f"{what}-{errno.errorcode.get(error.errno or 0, 'error').lower()}")
 
 
+_ENTRIES: dict[str, type[SadEntry] | type[SpdEntry]] = {
+    kind.__name__: kind for kind in (SadEntry, SpdEntry)
+}
+
 _Handler = Callable[[Worker, Plain], list[dict[str, Any]]]
 
 
@@ -299,13 +320,13 @@ _HANDLERS: dict[str, _Handler] = {
     "hello": _single(Worker.hello),
     "open": _single(Worker.open),
     "shut": _single(Worker.shut),
-    "add_sa": _single(Worker.add_sa),
+    "add": _single(Worker.add),
     "update_sa": _single(Worker.update_sa),
     "move_sa": _single(Worker.move_sa),
     "remove_sa": _single(Worker.remove_sa),
-    "add_policy": _single(Worker.add_policy),
     "remove_policy": _single(Worker.remove_policy),
     "usage": _single(Worker.usage),
+    "seconds_idle": _single(Worker.seconds_idle),
     "drops": _single(Worker.drops),
     "remove_all": _single(Worker.remove_all),
     "stop": _single(Worker.stop),

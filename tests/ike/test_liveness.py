@@ -1,0 +1,107 @@
+"""Whether many peers live: what that costs is counted in questions and wake-ups, not in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from xfrmpy.ike.outputs import AskUsage, ExchangeStarted, SendDatagram
+from xfrmpy.ipsec.sad import Direction, Usage
+from xfrmpy.policy.model import Uniqueness
+from xfrmpy.registry import ExchangeType
+
+COUNT = 100
+
+
+@pytest.fixture
+def many(
+    make_policy: Callable[..., Any], make_mirror: Callable[..., Any], make_pair: Callable[..., Any]
+) -> Any:
+    """A hundred IKE SAs with as many Child SAs, established within a second; moon alone checks."""
+    policy = replace(make_policy(), unique=Uniqueness.NEVER)
+    sun = replace(make_mirror(policy), dpd_seconds=0)
+    pair = make_pair(policy, sun)
+    for number in range(COUNT):
+        pair.now = 10 + 0.9 * (number + 1) / COUNT
+        pair.up()
+    assert len(pair.moon.views) == COUNT
+    pair.moon.outputs.clear()
+    return pair
+
+
+def checks(pair: Any) -> int:
+    started = pair.moon.reports(ExchangeStarted)
+    return sum(report.exchange is ExchangeType.INFORMATIONAL for report in started)
+
+
+def test_a_hundred_that_are_due_are_one_question_to_the_datapath(many: Any) -> None:
+    many.run(32)
+    (question,) = many.moon.reports(AskUsage)
+    inbound = [e for e in many.moon.datapath.sad.values() if e.direction is Direction.IN]
+    assert set(question.sas) == {("tunnel-a", entry.id) for entry in inbound}
+    assert len(question.sas) == checks(many) == COUNT
+
+
+def test_a_hundred_checks_are_one_wake_up(many: Any) -> None:
+    """And those that have their answers are no reason to wake up again before the next."""
+    due_at = many.moon.endpoint.next_timeout()
+    assert due_at == 41.0
+    many.now = due_at
+    many.moon.endpoint.handle_timeout(due_at)
+    many.deliver()
+    assert checks(many) == COUNT
+    assert many.moon.endpoint.next_timeout() == 71.0
+
+
+def test_only_who_was_silent_is_asked(many: Any) -> None:
+    many.run(20)
+    inbound = [e for e in many.moon.datapath.sad.values() if e.direction is Direction.IN]
+    for entry in inbound[: COUNT // 4]:
+        many.moon.datapath.used[entry.id] = Usage(octets=1, packets=1, seconds_idle=12.0)
+    many.run(12)
+    assert checks(many) == COUNT - COUNT // 4
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1.0, 10.0, 30.0, 77.7])
+def test_a_check_is_never_early_and_hardly_late(
+    make_policy: Callable[..., Any],
+    make_mirror: Callable[..., Any],
+    make_pair: Callable[..., Any],
+    seconds: float,
+) -> None:
+    policy = replace(make_policy(), dpd_seconds=seconds)
+    pair = make_pair(policy, replace(make_mirror(policy), dpd_seconds=0))
+    pair.now = 12_345.678
+    pair.up()
+    late = pair.moon.endpoint.next_timeout() - (pair.now + seconds)
+    assert -1e-9 <= late <= seconds / 30
+
+
+def test_an_end_that_is_asked_need_not_ask(
+    make_policy: Callable[..., Any], make_mirror: Callable[..., Any], make_pair: Callable[..., Any]
+) -> None:
+    """RFC 7296 section 2.4: a request of the peer shows that it lives, like any fresh message."""
+    policy = make_policy()
+    pair = make_pair(policy, replace(make_mirror(policy), dpd_seconds=policy.dpd_seconds + 2))
+    pair.up()
+    pair.run(600)
+    assert pair.sun.reports(ExchangeStarted) == []
+    assert checks(pair) == pytest.approx(600 / 30, abs=1)
+
+
+def test_more_than_a_batch_that_is_due_is_done_in_turns(
+    many: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has arrived is looked at in between."""
+    monkeypatch.setattr("xfrmpy.ike.endpoint.MAX_DUE", COUNT // 4)
+    many.now = 41.0
+    for _ in range(4):
+        assert many.moon.endpoint.next_timeout() <= many.now
+        many.moon.endpoint.handle_timeout(many.now)
+        sent = many.moon.take_outputs()
+        assert all(isinstance(each, SendDatagram) for each in sent)
+        assert len(sent) == COUNT // 4
+    assert many.moon.endpoint.next_timeout() > many.now
