@@ -176,13 +176,34 @@ def status(
             show_default=False,
         ),
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show it again on each change, until Ctrl-C.")
+    ] = False,
     output: Format = Output.HUMAN,
 ) -> int:
     """Show the tunnels, or one of them in full."""
     from xfrmpy.cli.status import show_status
 
     client = Client(runtime_dir(os.environ))
-    return _told(output, lambda: show_status(client, tunnel, as_json=output is Output.JSON))
+    as_json = output is Output.JSON
+    if watch:
+        from xfrmpy.cli.watch import watch_status
+
+        return _told(output, lambda: watch_status(client, tunnel, as_json=as_json))
+    return _told(output, lambda: show_status(client, tunnel, as_json=as_json))
+
+
+@app.command()
+def describe(tunnel: One, output: Format = Output.HUMAN) -> int:
+    """Show everything about one tunnel; exit with 3 if it is not up.
+
+    Its policy, its SAs and when they are replaced, why it failed last, and what has happened.
+    """
+    from xfrmpy.cli.describe import describe_tunnel
+
+    client = Client(runtime_dir(os.environ))
+    as_json = output is Output.JSON
+    return _told(output, lambda: describe_tunnel(client, tunnel, as_json=as_json))
 
 
 @app.command()
@@ -202,6 +223,20 @@ def log(
     client = Client(runtime_dir(os.environ))
     as_json = output is Output.JSON
     return _told(output, lambda: show_log(client, tunnel, lines, follow=follow, as_json=as_json))
+
+
+@app.command()
+def metrics(output: Format = Output.HUMAN) -> int:
+    """Print the daemon's metrics in Prometheus' text format."""
+    from xfrmpy.cli.documents import document
+
+    def show() -> int:
+        text = Client(runtime_dir(os.environ)).metrics().text
+        as_json = output is Output.JSON
+        say(document("Metrics", text=text) if as_json else text.removesuffix("\n"))
+        return ExitCode.DONE
+
+    return _told(output, show)
 
 
 class State(StrEnum):
