@@ -41,10 +41,10 @@ from xfrmpy.ipsec.sad import Direction
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import PolicyDirection
 from xfrmpy.policy.model import ChildPolicy, DatapathChoice, SharedKey, TunnelPolicy
-from xfrmpy.registry import ExchangeType, ProtocolId
+from xfrmpy.registry import ExchangeType, NotifyType, ProtocolId
 from xfrmpy.wire.header import IkeHeader, decode_header_untrusted
 from xfrmpy.wire.message import Message, decode_message_untrusted, encode_message
-from xfrmpy.wire.payloads import OpenPayload
+from xfrmpy.wire.payloads import NotifyPayload, OpenPayload
 
 Report = TypeVar("Report")
 Payloads = tuple[OpenPayload, ...]
@@ -298,6 +298,10 @@ class Pair:
         self.reach: Callable[[SocketAddress], SocketAddress | None] = lambda address: address
         self.sent: list[tuple[str, SendDatagram]] = []
 
+    def ends(self, first: str) -> tuple[Host, Host]:
+        """The end that a test calls the first, and the other."""
+        return (self.moon, self.sun) if first == "moon" else (self.sun, self.moon)
+
     def up(self) -> None:
         """Moon brings the tunnel up; everything is delivered."""
         self.initiate()
@@ -432,6 +436,15 @@ class Sealing:
     def answers(self, exchange: ExchangeType) -> list[Payloads]:
         return [p for m, p in self.sent if m.is_response and m.exchange is exchange]
 
+    def errors(self, exchange: ExchangeType) -> list[NotifyType]:
+        """Those that answers of an exchange reported."""
+        return [
+            p.type
+            for answer in self.answers(exchange)
+            for p in answer
+            if isinstance(p, NotifyPayload) and p.type.is_error
+        ]
+
 
 class Ask:
     """A request of the test's own making; `answer` is what came back."""
@@ -525,6 +538,13 @@ def make_mirror() -> Callable[..., TunnelPolicy]:
 def pair() -> Pair:
     """A pair whose ends agree in everything."""
     return Pair(tunnel_policy())
+
+
+@pytest.fixture
+def up(pair: Pair) -> Pair:
+    """The same, and the tunnel is up."""
+    pair.up()
+    return pair
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from pathlib import Path as FilePath
 
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.sockets import IkeSockets
+from xfrmpy.daemon.totals import Totals
 from xfrmpy.datapath.interface import Datapath, DatapathError, Expired, MappingChanged, NotAdded
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation, exempt_from_policies
@@ -64,6 +65,7 @@ class Engine:
         store: Store | None,
     ) -> None:
         self.drops: Counter[str] = Counter()
+        self.totals = Totals()
         self._tunnels = tunnels
         self._sockets = sockets
         self._datapaths = datapaths
@@ -232,6 +234,8 @@ class Engine:
         """With all that comes right behind it and is the same Child SA's."""
         datapath = self._datapaths.of(self._tunnels[first.tunnel])
         wanted = [first, *self._endpoint.next_additions(first)]
+        for output in wanted:
+            self.totals.note(output, datapath)
         try:
             datapath.add([output.entry for output in wanted])
         except NotAdded as error:
@@ -241,6 +245,7 @@ class Engine:
 
     def _change(self, output: MoveSa | RemoveSa | RemovePolicy) -> None:
         datapath = self._datapaths.of(self._tunnels[output.tunnel])
+        self.totals.note(output, datapath)
         try:
             match output:
                 case MoveSa():

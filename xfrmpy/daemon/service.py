@@ -27,7 +27,9 @@ from xfrmpy.daemon.crash_secret import crash_secret
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.events import Occurrence
+from xfrmpy.daemon.exposition import Exposition, Exposure
 from xfrmpy.daemon.keeper import Keeper, error_of
+from xfrmpy.daemon.measurement import Measurement
 from xfrmpy.daemon.narration import narrate
 from xfrmpy.daemon.news import News
 from xfrmpy.daemon.notify import notify_service_manager
@@ -68,12 +70,14 @@ class Service:
         environ: Mapping[str, str],
         limits: AdmissionLimits,
         doorkeeper: Doorkeeper,
+        exposure: Exposure,
     ) -> None:
         self._loaded = loaded
         self._runtime_dir = runtime_dir
         self._environ = environ
         self._limits = limits
         self._doorkeeper = doorkeeper
+        self._exposure = exposure
         self._tunnels: dict[str, Tunnel] = {}
         self._store: Store | None = None
 
@@ -133,15 +137,23 @@ class Service:
             self._store,
         )
         self._keeper = Keeper(self._tunnels, self._engine, self._news.hear)
-        observation = Observation(self._news.history, self._find, self._status_of)
+        observation = Observation(
+            self._news.history, self._find, self._status_of, self._engine.ike_sas
+        )
+        measurement = Measurement(
+            self._tunnels, self._news, self._engine.totals, self._engine.ike_sas, self._drops
+        )
+        exposition = Exposition(self._exposure, measurement.text, self._doorkeeper.gid)
         applier = Applier(self._tunnels, self._keeper, self._engine, self._datapaths)
         self._policy = PolicyCalls(self._loaded, config_path(self._environ), applier)
         control = ControlServer(
             self._runtime_dir / protocol.SOCKET_NAME,
             {
                 protocol.STATUS: self._status,
+                protocol.DESCRIBE: observation.describe,
                 protocol.MONITOR: observation.monitor,
                 protocol.WAIT: observation.wait,
+                protocol.METRICS: measurement.metrics,
                 protocol.UP: self._up,
                 protocol.DOWN: self._down,
                 protocol.REKEY: self._rekey,
@@ -155,6 +167,7 @@ class Service:
         try:
             self._engine.start()
             await control.start()
+            await exposition.start()
             self._keeper.spawn(self._keeper.keep_resolving())
             for tunnel in self._tunnels.values():
                 if tunnel.policy.start is StartMode.AUTO and tunnel.placement.failure is None:
@@ -166,6 +179,7 @@ class Service:
             notify_service_manager(self._environ, "STOPPING=1")
         finally:
             await control.stop()
+            await exposition.stop()
             self._policy.stop()
             await self._say_farewell()
             self._engine.stop()
@@ -223,7 +237,7 @@ class Service:
             version=__version__,
             pid=os.getpid(),
             seconds_up=self._loop.time() - self._started_at,
-            drops={**self._engine.drops, **self._datapaths.drops()},
+            drops=self._drops(),
             tunnels=[self._status_of(t) for t in sorted(tunnels, key=lambda t: t.policy.name)],
         )
 
@@ -326,6 +340,9 @@ class Service:
             evidence.append(("did you mean", near[0]))
         evidence += [("left out", str(error)) for error in self._policy.loaded.errors]
         raise OperatorError("XF1013", f"there is no tunnel {name!r}", tuple(evidence))
+
+    def _drops(self) -> dict[str, int]:
+        return {**self._engine.drops, **self._datapaths.drops()}
 
     def _status_of(self, tunnel: Tunnel) -> TunnelStatus:
         placed = tunnel.placement.failure is None

@@ -89,13 +89,17 @@ ms of work, and fewer answers than a socket has room for."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSaView:
-    """A Child SA in force, for who asks; `entries` are inbound and outbound."""
+    """A Child SA in force, for who asks; `entries` are inbound and outbound.
+
+    `rekey_at` is None if nothing of time asks for it.
+    """
 
     child: str
     local: tuple[TrafficSelector, ...]
     remote: tuple[TrafficSelector, ...]
     entries: tuple[SadEntry, ...]
     established_at: float
+    rekey_at: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +120,8 @@ class IkeSaView:
     nat: NatSituation
     established_at: float
     up_since: float
+    rekey_at: float | None
+    reauth_at: float | None
     children: tuple[ChildSaView, ...]
 
 
@@ -181,7 +187,7 @@ class IkeEndpoint:
             if hard and child.state in (ChildSaState.REKEYED, ChildSaState.DELETING):
                 stop_waiting(child, now)
                 self._run(sa, sa.attend, now)
-            elif hard:
+            elif hard and not child.is_gone:
                 summary = f"{sa_id} reached its hard limit"
                 sa.terminate(Failure(code="XF2014", summary=summary), now)
             elif child.state is ChildSaState.INSTALLED:
@@ -556,6 +562,8 @@ def _view(sa: IkeSa) -> IkeSaView:
         nat=sa.nat,
         established_at=sa.established_at,
         up_since=sa.up_since,
+        rekey_at=sa.rekey_at,
+        reauth_at=sa.reauth_at,
         children=tuple(
             ChildSaView(
                 child=child.policy.name,
@@ -563,6 +571,7 @@ def _view(sa: IkeSa) -> IkeSaView:
                 remote=child.remote,
                 entries=child.entries,
                 established_at=child.established_at,
+                rekey_at=child.rekey_at,
             )
             for child in sa.children
             if child.sends
