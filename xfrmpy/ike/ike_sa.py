@@ -134,8 +134,7 @@ class IkeSa:
         self.wanted: list[tuple[ChildPolicy, Scope]] = []
         self.refused_scopes: set[Scope] = set()
         self.asks_pairs = False
-        self.is_rekeying = False
-        self.is_asking_usage = self.is_asking_sent = False
+        self.is_rekeying = self.is_asking_usage = self.is_asking_sent = False
         self.begun_after = self.authenticated_as = core.authentications
         self.established_at = self.up_since = self.heard_at = self.sent_at = 0.0
         self.rekey_at: float | None = None
