@@ -16,6 +16,17 @@ from typing import Any
 
 import pytest
 
+from xfrmpy.control.observed import (
+    ChildPolicyStatus,
+    ChildSaDetails,
+    DescribeReply,
+    Event,
+    EventsReply,
+    IkeSaDetails,
+    MetricsReply,
+    PolicyStatus,
+    WaitReply,
+)
 from xfrmpy.control.protocol import (
     DESCRIBE,
     DOWN,
@@ -26,21 +37,12 @@ from xfrmpy.control.protocol import (
     STATUS,
     UP,
     WAIT,
-    ChildPolicyStatus,
-    ChildSaDetails,
     ChildSaStatus,
-    DescribeReply,
-    Event,
-    EventsReply,
     FailureReply,
-    IkeSaDetails,
-    MetricsReply,
-    PolicyStatus,
     Progress,
     StatusReply,
     TunnelReply,
     TunnelStatus,
-    WaitReply,
     encode_failure,
     encode_reply,
 )
