@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from ipaddress import ip_address, ip_network
 
@@ -12,6 +13,8 @@ import pytest
 from integration.contract.entries import INNER, OUTER
 from integration.contract.sites import gateway_namespace, run
 from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.netlink.route import MessageType
+from xfrmpy.datapath.netlink.socket import NetlinkSocket, Reply, Request
 from xfrmpy.datapath.routes import OUR_MARK, OUR_TABLE, OuterPath, RouteOwner, Routes
 
 pytestmark = pytest.mark.native
@@ -54,6 +57,56 @@ def test_the_way_to_a_peer_is_found(routes: Routes) -> None:
     assert routes.outer_path(source, FAR) == OuterPath(device="wan", gateway=gateway, mtu=1480)
     assert routes.outer_path(source, OUTER[4][1]).gateway is None
     assert routes.outer_path(*OUTER[6]) == OuterPath(device="wan", gateway=None, mtu=1480)
+
+
+def test_a_change_of_a_link_or_an_address_is_noticed(gateway: str, routes: Routes) -> None:
+    source, target = OUTER[4][0], ip_network("10.77.0.0/16")
+    try:
+        for mtu, ours in ((1400, "10.66.0.1"), (1480, "10.66.0.9")):
+            run("ip", "-n", gateway, "link", "set", "wan", "mtu", str(mtu))
+            run("ip", "-n", gateway, "address", "add", f"{ours}/32", "dev", "lo")
+            way = routes.outer_path(source, FAR)
+            assert way.mtu == mtu
+            routes.add(target, local=ip_network("10.66.0.0/16"), via=way)
+            assert f"src {ours}" in _lookup(gateway, "10.77.0.7")
+            run("ip", "-n", gateway, "address", "del", f"{ours}/32", "dev", "lo")
+            routes.remove(target)
+            routes.add(target, local=ip_network("10.66.0.0/16"), via=way)
+            assert f"src {ours}" not in _lookup(gateway, "10.77.0.7")
+    finally:
+        run("ip", "-n", gateway, "link", "set", "wan", "mtu", "1480")
+
+
+def test_a_device_that_is_made_anew_has_another_number(gateway: str, routes: Routes) -> None:
+    target = ip_network("10.77.0.0/16")
+    for _ in range(2):
+        run("ip", "-n", gateway, "link", "add", "fleeting", "type", "veth", "peer", "other")
+        run("ip", "-n", gateway, "link", "set", "fleeting", "up")
+        routes.add(target, local=LOCAL, via="fleeting")
+        assert "dev fleeting" in _lookup(gateway, "10.77.0.7")
+        run("ip", "-n", gateway, "link", "del", "fleeting")
+        with pytest.raises(DatapathError, match="no network device 'fleeting'"):
+            routes.add(target, local=LOCAL, via="fleeting")
+
+
+def test_links_and_addresses_are_asked_for_once(
+    gateway: str, routes: Routes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    send = NetlinkSocket.exchange
+
+    def count(self: NetlinkSocket, requests: Sequence[Request]) -> list[Reply]:
+        asked.extend(request.message.type for request in requests)
+        return send(self, requests)
+
+    monkeypatch.setattr(NetlinkSocket, "exchange", count)
+    run("ip", "-n", gateway, "link", "set", "wan", "mtu", "1480")
+    for number in range(10):
+        way = routes.outer_path(OUTER[4][0], FAR)
+        routes.add(ip_network(f"10.77.{number}.0/24"), local=LOCAL, via=way)
+    once = Counter([MessageType.GETLINK, MessageType.GETADDR])
+    each = Counter([MessageType.GETROUTE, MessageType.NEWROUTE, MessageType.NEWRULE] * 10)
+    assert Counter(asked) == once + each
 
 
 def test_no_way_to_a_peer_is_said(routes: Routes) -> None:

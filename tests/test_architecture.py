@@ -73,6 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 LIBRARIES: dict[str, set[str]] = {
     "crypto": {"cryptography"},
+    "store": {"cryptography"},
     "pki": {"cryptography"},
     "eap": {"cryptography"},
     "policy": {"yaml", "pydantic", "pydantic_core"},

@@ -1,7 +1,8 @@
 """Where the IKE core and the datapaths meet.
 
 Every input goes to the core; then everything that the core puts out is done, in order, before the
-next input is looked at (`_settle`). What cannot be done is told to the core at once.
+next input is looked at (`_settle`). What cannot be done is told to the core at once. What it wants
+kept is in the store before the next output is done.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from xfrmpy.ike.outputs import (
     DefectFound,
     MoveSa,
     Output,
+    Persist,
     RemovePolicy,
     RemoveSa,
     SendDatagram,
@@ -36,6 +38,7 @@ from xfrmpy.ike.outputs import (
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.sad import SaId
 from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.store.interface import Store, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class Engine:
         runtime_dir: FilePath,
         report: Callable[[Output], None],
         lose: Callable[[OperatorError], None],
+        store: Store | None,
     ) -> None:
         self.drops: Counter[str] = Counter()
         self.totals = Totals()
@@ -68,6 +72,7 @@ class Engine:
         self._runtime_dir = runtime_dir
         self._report = report
         self._lose = lose
+        self._store = store
         self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -79,6 +84,7 @@ class Engine:
         self._listen_to_datapaths()
         for each in self._sockets.all():
             self._loop.add_reader(each, self._receive, each)
+        self._settle()  # What was taken over has something to do, perhaps.
 
     def _listen_to_datapaths(self) -> None:
         for datapath in self._datapaths.opened():
@@ -186,6 +192,8 @@ class Engine:
         match output:
             case SendDatagram():
                 self._send(output)
+            case Persist():
+                self._keep(output)
             case AddSa() | AddPolicy():
                 self._add(output)
             case MoveSa() | RemoveSa() | RemovePolicy():
@@ -207,6 +215,20 @@ class Engine:
             # Like a datagram lost on the way: it will be sent again, or given up in its time.
             self.drops["send-failed"] += 1
             log.warning("cannot send on %s: %s", output.path, error)
+
+    def _keep(self, output: Persist) -> None:
+        """A store that has missed something is worse than none: its nonces have been used."""
+        if self._store is None:
+            return
+        try:
+            self._store.commit(output.records)
+        except StoreError as error:
+            log.error("from now on a kill of this daemon costs every SA: %s", error)
+            store, self._store = self._store, None
+            try:
+                store.clear()
+            except StoreError as left:
+                self._lose(OperatorError("XF4003", f"what was kept is out of date: {left}"))
 
     def _add(self, first: AddSa | AddPolicy) -> None:
         """With all that comes right behind it and is the same Child SA's."""

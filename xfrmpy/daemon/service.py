@@ -1,7 +1,7 @@
 """The daemon's life, and what its callers may ask: status, up, down.
 
 It reads the policy, opens what the tunnels need, brings up those that are to be up by themselves,
-and on SIGTERM leaves nothing behind.
+and on SIGTERM leaves nothing behind. What was killed before it could, it takes over.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from xfrmpy.daemon.narration import narrate
 from xfrmpy.daemon.news import News
 from xfrmpy.daemon.notify import notify_service_manager
 from xfrmpy.daemon.observation import Observation
-from xfrmpy.daemon.occurrences import placed, started
+from xfrmpy.daemon.occurrences import placed, started, taken_over
 from xfrmpy.daemon.policy_calls import PolicyCalls
+from xfrmpy.daemon.recovery import open_store, take_over
 from xfrmpy.daemon.rekeying import has_forward_secrecy, replace_child_sas, replace_sas
 from xfrmpy.daemon.replies import reply_of
 from xfrmpy.daemon.socket_keeper import SocketKeeper
@@ -48,6 +49,7 @@ from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.outputs import ChildSaEstablished, Output, Redirected, RequestRefused, TunnelClosed
 from xfrmpy.policy.load import LoadedPolicy, config_path
 from xfrmpy.policy.model import StartMode
+from xfrmpy.store.interface import Store, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +79,7 @@ class Service:
         self._doorkeeper = doorkeeper
         self._exposure = exposure
         self._tunnels: dict[str, Tunnel] = {}
+        self._store: Store | None = None
 
     async def run(self) -> None:
         """Raises `OperatorError` if the daemon cannot start."""
@@ -96,10 +99,10 @@ class Service:
             self._datapaths = Datapaths(self._runtime_dir)
             try:
                 self._place_tunnels()
-                self._datapaths.clear()
                 await self._serve(sockets)
             finally:
                 self._datapaths.close()
+                self._forget()
         if self._lost is not None:
             raise self._lost
 
@@ -111,15 +114,27 @@ class Service:
 
     async def _serve(self, sockets: IkeSockets) -> None:
         # A tunnel that cannot be had here is no tunnel to a peer that calls, either.
+        self._store, records = open_store(self._runtime_dir)
         usable = {n: t.policy for n, t in self._tunnels.items() if t.placement.failure is None}
         endpoint = IkeEndpoint(
             usable.values(),
             secrets.token_bytes,
             limits=self._limits,
             qcd_secret=crash_secret(self._runtime_dir),
+            keeps=self._store is not None,
         )
+        restored = take_over(endpoint, records, self._datapaths, self._loop.time())
+        if restored is not None:
+            self._news.hear(taken_over(restored))
         self._engine = Engine(
-            endpoint, usable, sockets, self._datapaths, self._runtime_dir, self._hear, self._lose
+            endpoint,
+            usable,
+            sockets,
+            self._datapaths,
+            self._runtime_dir,
+            self._hear,
+            self._lose,
+            self._store,
         )
         self._keeper = Keeper(self._tunnels, self._engine, self._news.hear)
         observation = Observation(
@@ -179,6 +194,14 @@ class Service:
                     await self._keeper.until_gone(tunnel)
         except TimeoutError:
             log.info("not every peer acknowledged that we go")
+
+    def _forget(self) -> None:
+        """The peers have been told; nobody is to go on from here."""
+        try:
+            if self._store is not None:
+                self._store.clear()
+        except StoreError as error:
+            log.error("what was kept stays behind: %s", error)
 
     def _lose(self, error: OperatorError) -> None:
         """Without its datapath a daemon would only pretend: a service manager starts it anew."""

@@ -12,24 +12,23 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import ip_address, ip_network
-from socket import AF_INET, AF_INET6
-from struct import Struct
 from typing import TypeAlias
 
-from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.links import FAMILIES, Links
 from xfrmpy.datapath.netlink.messages import (
+    NUMBER,
     Message,
     Values,
+    decode_number,
     encode_attributes,
     split_attributes,
 )
 from xfrmpy.datapath.netlink.route import (
     RTNETLINK,
-    Address,
-    Link,
     MessageType,
     Metric,
     Route,
@@ -46,14 +45,11 @@ OUR_TABLE = 0x5846
 RULE_PRIORITY = 220
 """strongSwan's; before the main table (32766), behind what operators tend to number below 100."""
 
-_FAMILY = {4: AF_INET, 6: AF_INET6}
 _EVERYTHING = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
-_HOST_SCOPE, _ANY_SCOPE = 254, 255  # RT_SCOPE_HOST: the loopback addresses; RT_SCOPE_NOWHERE
+_ANY_SCOPE = 255  # RT_SCOPE_NOWHERE
 _UNICAST, _THROW = 1, 9  # RTN_*
 _ON_LINK = 4  # RTNH_F_ONLINK
 _TO_TABLE, _INVERT = 1, 2  # FR_ACT_TO_TBL, FIB_RULE_INVERT
-_SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS
-_NUMBER = Struct("=I")
 
 
 class RouteOwner(IntEnum):
@@ -90,7 +86,10 @@ class Routes:
         self._owner = owner
         self._held: dict[IpNetwork, _Held] = {}
         self._exceptions: Counter[IpNetwork] = Counter()
-        self._netlink = NetlinkSocket(RTNETLINK)
+        with ExitStack() as stack:
+            self._netlink = stack.enter_context(closing(NetlinkSocket(RTNETLINK)))
+            self._links = Links()
+            stack.pop_all()
 
     def add(
         self,
@@ -142,7 +141,7 @@ class Routes:
         """Remove every route of this owner's that nobody has added or claimed here."""
         claimed = {*self._held, *+self._exceptions}
         count = 0
-        for version in _FAMILY:
+        for version in FAMILIES:
             for route in self._table(version):
                 destination = _destination(route, version)
                 if route.body["protocol"] == self._owner and destination not in claimed:
@@ -155,36 +154,36 @@ class Routes:
         """How a packet from one of our addresses to a peer's leaves this host."""
         what = f"find a route from {source} to {destination}"
         body = {
-            "family": _FAMILY[destination.version],
+            "family": FAMILIES[destination.version],
             "dst_len": destination.max_prefixlen,
             "src_len": source.max_prefixlen,
         }
         packet: Attributes = {
             Route.DST: destination.packed,
             Route.SRC: source.packed,
-            Route.MARK: _NUMBER.pack(OUR_MARK),
+            Route.MARK: NUMBER.pack(OUR_MARK),
         }
         (route,) = self._ask(MessageType.GETROUTE, what, body, packet)
-        index = _number(route.attributes[Route.OIF])
-        (link,) = self._ask(MessageType.GETLINK, what, {"index": index}, _WITHOUT_STATISTICS)
+        link = self._links.numbered(decode_number(route.attributes[Route.OIF]))
         gateway = route.attributes.get(Route.GATEWAY)
         metrics = split_attributes(route.attributes.get(Route.METRICS, b""))
         return OuterPath(
-            device=_text(link.attributes[Link.IFNAME]),
+            device=link.name,
             gateway=None if gateway is None else ip_address(gateway),
-            mtu=_number(metrics.get(Metric.MTU) or link.attributes[Link.MTU]),
+            mtu=decode_number(metrics[Metric.MTU]) if Metric.MTU in metrics else link.mtu,
         )
 
     def close(self) -> None:
-        """Free the socket; the routes stay."""
+        """Free the sockets; the routes stay."""
         self._netlink.close()
+        self._links.close()
 
     def _add(
         self, destination: IpNetwork, local: IpNetwork, via: OuterPath | str, mtu: int | None
     ) -> None:
         what = f"add a route to {destination}"
         device = via if isinstance(via, str) else via.device
-        attributes: Attributes = {Route.OIF: _NUMBER.pack(self._index(device))}
+        attributes: Attributes = {Route.OIF: NUMBER.pack(self._links.named(device).index)}
         gateway = None if isinstance(via, str) else via.gateway
         body: Values = {"type": _UNICAST}
         # A gateway of the other family cannot be named, nor need it be: the packet is protected,
@@ -193,12 +192,17 @@ class Routes:
             attributes[Route.GATEWAY] = gateway.packed
             body["flags"] = _ON_LINK
         if mtu is not None:
-            attributes[Route.METRICS] = encode_attributes({Metric.MTU: _NUMBER.pack(mtu)})
-        if (source := self._address_within(local, what)) is not None:
+            attributes[Route.METRICS] = encode_attributes({Metric.MTU: NUMBER.pack(mtu)})
+        # Where `local` is everything, any address will do.
+        source = self._links.address_within(local) if local.prefixlen else None
+        if source is not None:
             attributes[Route.PREFSRC] = source.packed
-        self._replace(destination, what, body, attributes)
+        message = self._route(MessageType.NEWROUTE, destination, body, attributes)
         rule = _rule(MessageType.NEWRULE, destination.version)
-        self._exchange(Request(rule, what, create=True), errno.EEXIST)
+        requests = [Request(message, what, replace=True), Request(rule, what, create=True)]
+        added, ruled = self._netlink.exchange(requests)
+        added.unless()
+        ruled.unless(errno.EEXIST)
 
     def _is_exception(self, local: IpNetwork, destination: IpNetwork) -> bool:
         """Whether it is one, and not there yet."""
@@ -208,13 +212,8 @@ class Routes:
         )
 
     def _add_exception(self, network: IpNetwork, destination: IpNetwork) -> None:
-        self._replace(network, f"except {network} from {destination}", {"type": _THROW}, {})
-
-    def _replace(
-        self, destination: IpNetwork, what: str, body: Values, attributes: Attributes
-    ) -> None:
-        route = self._route(MessageType.NEWROUTE, destination, body, attributes)
-        self._exchange(Request(route, what, replace=True))
+        route = self._route(MessageType.NEWROUTE, network, {"type": _THROW}, {})
+        self._exchange(Request(route, f"except {network} from {destination}", replace=True))
 
     def _delete(self, destination: IpNetwork) -> None:
         route = self._route(MessageType.DELROUTE, destination, {"scope": _ANY_SCOPE}, {})
@@ -230,14 +229,14 @@ class Routes:
         return Message(
             type=kind,
             body={
-                "family": _FAMILY[destination.version],
+                "family": FAMILIES[destination.version],
                 "dst_len": destination.prefixlen,
                 "protocol": self._owner,
                 **body,
             },
             attributes={
                 Route.DST: destination.network_address.packed,
-                Route.TABLE: _NUMBER.pack(OUR_TABLE),
+                Route.TABLE: NUMBER.pack(OUR_TABLE),
                 **attributes,
             },
         )
@@ -245,13 +244,13 @@ class Routes:
     def _table(self, version: int) -> Iterator[Message]:
         table = Message(
             type=MessageType.GETROUTE,
-            body={"family": _FAMILY[version]},
-            attributes={Route.TABLE: _NUMBER.pack(OUR_TABLE)},
+            body={"family": FAMILIES[version]},
+            attributes={Route.TABLE: NUMBER.pack(OUR_TABLE)},
         )
         # A table that never had a route is not there.
         request = Request(table, "list our routes", dump=True)
         for route in self._exchange(request, errno.ENOENT):
-            if _number(route.attributes[Route.TABLE]) == OUR_TABLE:
+            if decode_number(route.attributes[Route.TABLE]) == OUR_TABLE:
                 yield route
 
     def _remove_rule_if_idle(self, version: int) -> None:
@@ -260,30 +259,6 @@ class Routes:
         if next(self._table(version), None) is None:
             rule = _rule(MessageType.DELRULE, version)
             self._exchange(Request(rule, "remove our rule"), errno.ENOENT)
-
-    def _address_within(self, local: IpNetwork, what: str) -> IpAddress | None:
-        """An address of this host within `local`; none where `local` is everything: any will do."""
-        if local.prefixlen == 0:
-            return None
-        listing = Message(type=MessageType.GETADDR, body={"family": _FAMILY[local.version]})
-        for message in self._netlink.ask(Request(listing, what, dump=True)):
-            octets = message.attributes.get(Address.LOCAL) or message.attributes[Address.ADDRESS]
-            address = ip_address(octets)
-            if message.body["scope"] < _HOST_SCOPE and address in local:
-                return address
-        return None
-
-    def _index(self, device: str) -> int:
-        what = f"find the network device {device!r}"
-        named: Attributes = {Link.IFNAME: device.encode() + b"\0", **_WITHOUT_STATISTICS}
-        try:
-            (link,) = self._ask(MessageType.GETLINK, what, {}, named)
-        except DatapathError as error:
-            if error.errno != errno.ENODEV:
-                raise
-            raise DatapathError(f"there is no network device {device!r}", errno.ENODEV) from error
-        index: int = link.body["index"]
-        return index
 
     def _ask(
         self, kind: MessageType, what: str, body: Values, attributes: Attributes
@@ -296,17 +271,14 @@ class Routes:
         return self._netlink.exchange([request])[0].unless(*but).messages
 
 
-_WITHOUT_STATISTICS: Attributes = {Link.EXT_MASK: _NUMBER.pack(_SKIP_STATISTICS)}
-
-
 def _rule(kind: MessageType, version: int) -> Message:
     return Message(
         type=kind,
-        body={"family": _FAMILY[version], "action": _TO_TABLE, "flags": _INVERT},
+        body={"family": FAMILIES[version], "action": _TO_TABLE, "flags": _INVERT},
         attributes={
-            Rule.TABLE: _NUMBER.pack(OUR_TABLE),
-            Rule.PRIORITY: _NUMBER.pack(RULE_PRIORITY),
-            Rule.FWMARK: _NUMBER.pack(OUR_MARK),
+            Rule.TABLE: NUMBER.pack(OUR_TABLE),
+            Rule.PRIORITY: NUMBER.pack(RULE_PRIORITY),
+            Rule.FWMARK: NUMBER.pack(OUR_MARK),
         },
     )
 
@@ -315,15 +287,6 @@ def _destination(route: Message, version: int) -> IpNetwork:
     octets = route.attributes.get(Route.DST)
     address = _EVERYTHING[version].network_address if octets is None else ip_address(octets)
     return ip_network((address, route.body["dst_len"]))
-
-
-def _number(octets: bytes) -> int:
-    number: int = _NUMBER.unpack(octets)[0]
-    return number
-
-
-def _text(octets: bytes) -> str:
-    return octets.rstrip(b"\0").decode(errors="replace")
 
 
 def _contains(outer: IpNetwork, inner: IpNetwork) -> bool:

@@ -131,6 +131,13 @@ def split_attributes(data: bytes) -> Mapping[int, bytes]:
     return found
 
 
+def decode_number(octets: bytes) -> int:
+    """An attribute that is one 32-bit number."""
+    number: int = NUMBER.unpack(octets)[0]
+    return number
+
+
+NUMBER = struct.Struct("=I")
 _ATTRIBUTE_HEADER = struct.Struct("=HH")  # struct nlattr: length with the header, type
 _ALIGNMENT = 4
 _TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: without "nested" and "network order"

@@ -26,7 +26,15 @@ class MessageType(IntEnum):
     DELRULE = 33
 
 
-class Link(IntEnum):
+class Group(IntEnum):
+    """RTNLGRP_*, those that tell of links and addresses."""
+
+    LINK = 1
+    IPV4_ADDRESS = 5
+    IPV6_ADDRESS = 9
+
+
+class LinkAttribute(IntEnum):
     """IFLA_*."""
 
     IFNAME = 3

@@ -1,0 +1,120 @@
+"""The host's links and addresses, asked of the kernel once, and again when it tells of a change.
+
+Every route of ours needs its device's number, the MTU of a path, an address of this host. They are
+many on a gateway and change rarely, so that asking each time would cost more than the route. Routes
+themselves are asked for anew each time: an MTU that a path turns out to have is told to nobody.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from ipaddress import ip_address
+from socket import AF_INET, AF_INET6
+
+from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.netlink.messages import NUMBER, Message, decode_number
+from xfrmpy.datapath.netlink.route import (
+    RTNETLINK,
+    Address,
+    Group,
+    LinkAttribute,
+    MessageType,
+)
+from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
+from xfrmpy.ipsec.addresses import IpAddress, IpNetwork
+
+FAMILIES = {4: AF_INET, 6: AF_INET6}
+_HOST_SCOPE = 254  # RT_SCOPE_HOST: the loopback addresses
+_WITHOUT_STATISTICS: dict[int, bytes] = {
+    LinkAttribute.EXT_MASK: NUMBER.pack(8)
+}  # RTEXT_FILTER_SKIP_STATS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A network device."""
+
+    index: int
+    name: str
+    mtu: int
+
+
+class Links:
+    """See the module; of the network namespace of the thread that made it.
+
+    Every method but `close` may raise `DatapathError`.
+    """
+
+    def __init__(self) -> None:
+        with ExitStack() as stack:
+            self._questions = stack.enter_context(closing(NetlinkSocket(RTNETLINK)))
+            self._news = NetlinkSocket(RTNETLINK, tuple(Group))
+            stack.pop_all()
+        self._by_name: dict[str, Link] = {}
+        self._by_index: dict[int, Link] = {}
+        self._addresses: dict[int, tuple[IpAddress, ...]] = {}
+
+    def close(self) -> None:
+        self._questions.close()
+        self._news.close()
+
+    def named(self, device: str) -> Link:
+        self._forget_if_changed()
+        return self._by_name.get(device) or self._ask_for(device)
+
+    def numbered(self, index: int) -> Link:
+        self._forget_if_changed()
+        return self._by_index.get(index) or self._ask_about(
+            f"find the network device {index}", {"index": index}, {}
+        )
+
+    def address_within(self, network: IpNetwork) -> IpAddress | None:
+        """An address of this host's, and not only the host's own business, within `network`."""
+        self._forget_if_changed()
+        version = network.version
+        if version not in self._addresses:
+            self._addresses[version] = self._ask_for_addresses(version)
+        return next((each for each in self._addresses[version] if each in network), None)
+
+    def _forget_if_changed(self) -> None:
+        try:
+            has_changed = bool([*self._news.notifications()])
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise DatapathError(f"cannot read of links: {error}", error.errno) from error
+            has_changed = True
+        if has_changed:
+            for known in (self._by_name, self._by_index, self._addresses):
+                known.clear()
+
+    def _ask_for(self, device: str) -> Link:
+        what = f"find the network device {device!r}"
+        try:
+            return self._ask_about(what, {}, {LinkAttribute.IFNAME: device.encode() + b"\0"})
+        except DatapathError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            raise DatapathError(f"there is no network device {device!r}", errno.ENODEV) from error
+
+    def _ask_about(self, what: str, body: dict[str, int], attributes: dict[int, bytes]) -> Link:
+        message = Message(
+            type=MessageType.GETLINK, body=body, attributes={**attributes, **_WITHOUT_STATISTICS}
+        )
+        (found,) = self._questions.ask(Request(message, what))
+        link = Link(
+            index=found.body["index"],
+            name=found.attributes[LinkAttribute.IFNAME].rstrip(b"\0").decode(errors="replace"),
+            mtu=decode_number(found.attributes[LinkAttribute.MTU]),
+        )
+        self._by_name[link.name] = self._by_index[link.index] = link
+        return link
+
+    def _ask_for_addresses(self, version: int) -> tuple[IpAddress, ...]:
+        listing = Message(type=MessageType.GETADDR, body={"family": FAMILIES[version]})
+        return tuple(
+            ip_address(each.attributes.get(Address.LOCAL) or each.attributes[Address.ADDRESS])
+            for each in self._questions.ask(Request(listing, "list the addresses", dump=True))
+            if each.body["scope"] < _HOST_SCOPE
+        )
