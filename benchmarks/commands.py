@@ -21,15 +21,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from xfrmpy.control.observed import Event, EventsReply, MetricsReply
 from xfrmpy.control.protocol import (
     METRICS,
     MONITOR,
     SOCKET_NAME,
     STATUS,
     ChildSaStatus,
-    Event,
-    EventsReply,
-    MetricsReply,
     StatusReply,
     TunnelStatus,
 )

@@ -14,7 +14,7 @@ import pytest
 from integration.lab.gateway import XFRMPY, Answer, XfrmpyGateway
 from integration.lab.process import eventually
 from integration.lab.site import Site
-from xfrmpy.control.protocol import Event
+from xfrmpy.control.observed import Event
 
 pytestmark = pytest.mark.native
 

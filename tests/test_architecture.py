@@ -19,17 +19,19 @@ from pathlib import Path
 import pytest
 
 import xfrmpy
-from xfrmpy.control.protocol import (
-    SOCKET_NAME,
-    ChildSaStatus,
+from xfrmpy.control.observed import (
     DescribeReply,
     EventsReply,
     MetricsReply,
     PolicyStatus,
+    WaitReply,
+)
+from xfrmpy.control.protocol import (
+    SOCKET_NAME,
+    ChildSaStatus,
     StatusReply,
     TunnelReply,
     TunnelStatus,
-    WaitReply,
     encode_reply,
 )
 

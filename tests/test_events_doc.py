@@ -7,7 +7,7 @@ from dataclasses import asdict
 from ipaddress import ip_address
 from pathlib import Path
 
-from xfrmpy.control.protocol import Event
+from xfrmpy.control.observed import Event
 from xfrmpy.daemon.events import EVENTS, event_of
 from xfrmpy.failures import Failure
 from xfrmpy.ike.outputs import RequestRefused

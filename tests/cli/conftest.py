@@ -16,6 +16,18 @@ from typing import Any
 
 import pytest
 
+from xfrmpy.control.observed import (
+    ChildPolicyStatus,
+    ChildSaDetails,
+    DescribeReply,
+    Event,
+    EventsReply,
+    IkeSaDetails,
+    MetricsReply,
+    PolicyStatus,
+    WaitReply,
+)
+from xfrmpy.control.plans import ChangeReply, DifferenceReply, KeepReply, PlanReply
 from xfrmpy.control.protocol import (
     APPLY,
     CONFIRM,
@@ -30,25 +42,12 @@ from xfrmpy.control.protocol import (
     STATUS,
     UP,
     WAIT,
-    ChangeReply,
-    ChildPolicyStatus,
-    ChildSaDetails,
     ChildSaStatus,
-    DescribeReply,
-    DifferenceReply,
-    Event,
-    EventsReply,
     FailureReply,
-    IkeSaDetails,
-    KeepReply,
-    MetricsReply,
-    PlanReply,
-    PolicyStatus,
     Progress,
     StatusReply,
     TunnelReply,
     TunnelStatus,
-    WaitReply,
     encode_failure,
     encode_reply,
 )

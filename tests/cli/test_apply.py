@@ -14,7 +14,8 @@ import pytest
 
 from xfrmpy.cli import apply
 from xfrmpy.cli.main import run
-from xfrmpy.control.protocol import KeepReply, PolicyText
+from xfrmpy.control.calls import PolicyText
+from xfrmpy.control.plans import KeepReply
 from xfrmpy.failures import OperatorError
 
 TEXT = "peer: 192.0.2.1\n"

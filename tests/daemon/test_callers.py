@@ -21,7 +21,7 @@ from xfrmpy.control.client import Client
 from xfrmpy.control.protocol import DOWN, SOCKET_NAME, STATUS, UP, StatusReply
 from xfrmpy.daemon import callers
 from xfrmpy.daemon.callers import Doorkeeper, reading_group
-from xfrmpy.daemon.control_server import ControlServer
+from xfrmpy.daemon.control_server import MAX_CALL_OF_READERS, ControlServer
 from xfrmpy.failures import OperatorError
 
 STRANGER, GROUP = 65534, 4_000_000
@@ -161,18 +161,22 @@ def test_the_group_is_the_one_named_or_none(monkeypatch: pytest.MonkeyPatch) -> 
     assert reading_group(None) == known.gr_gid
 
 
-def test_of_a_thousand_connections_most_are_told_that_there_are_too_many(directory: Path) -> None:
+def test_of_a_thousand_connections_with_half_a_call_most_are_told_that_there_are_too_many(
+    directory: Path,
+) -> None:
     path = directory / SOCKET_NAME
 
     def talk() -> list[bytes]:
         with contextlib.ExitStack() as held:
             connections = [
                 held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-                for _ in range(900)
+                for _ in range(1000)
             ]
             for connection in connections:
                 connection.connect(str(path))
                 connection.settimeout(5.0)
+                with contextlib.suppress(BrokenPipeError):
+                    connection.sendall(b'{"method": "org.xfrm')
             return [c.recv(65536) for c in connections[callers.MAX_CALLERS_OF_A_USER :]]
 
     refusals = serve(directory, None, talk)
@@ -203,3 +207,16 @@ def test_who_looks_leaves_room_for_who_may_do_all() -> None:
             pass
     with doorkeeper.admit(looker):
         pass
+
+
+@as_root
+def test_who_may_only_look_cannot_make_the_daemon_keep_much(directory: Path) -> None:
+    path = directory / SOCKET_NAME
+    long = f"org.xfrmpy.{'X' * (MAX_CALL_OF_READERS + 300_000)}"
+
+    def talk() -> tuple[dict[str, Any], dict[str, Any]]:
+        return as_stranger([GROUP], path, long), call(path, long)
+
+    looked, changed = serve(directory, GROUP, talk)
+    assert "Connection" in looked["error"]
+    assert changed["error"] == "org.varlink.service.MethodNotFound"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from xfrmpy.control.protocol import Event
+from xfrmpy.control.observed import Event
 from xfrmpy.daemon.history import (
     MAX_AT_ONCE,
     MAX_EVENTS,

@@ -19,7 +19,8 @@ import pytest
 from tests.daemon.test_history import EVENT
 from tests.daemon.test_varlink import TUNNEL
 from xfrmpy.control.client import Client
-from xfrmpy.control.protocol import MONITOR, SOCKET_NAME, WAIT, EventsReply, TunnelStatus
+from xfrmpy.control.observed import EventsReply
+from xfrmpy.control.protocol import MONITOR, SOCKET_NAME, WAIT, TunnelStatus
 from xfrmpy.daemon import control_server
 from xfrmpy.daemon.callers import Doorkeeper
 from xfrmpy.daemon.control_server import ControlServer

@@ -19,15 +19,10 @@ from xfrmpy.cli.change import steps_shown
 from xfrmpy.cli.documents import document, failure_of, failure_value
 from xfrmpy.cli.failure import tell_failure
 from xfrmpy.cli.terminal import Painter, note, printable, say
+from xfrmpy.control.calls import ApplyCall, PlanCall, PolicyText
 from xfrmpy.control.client import Client
-from xfrmpy.control.protocol import (
-    ApplyCall,
-    ChangeReply,
-    PlanCall,
-    PlanReply,
-    PolicyText,
-    Progress,
-)
+from xfrmpy.control.plans import ChangeReply, PlanReply
+from xfrmpy.control.protocol import Progress
 from xfrmpy.failures import ExitCode, OperatorError
 
 _SIGNS = {"create": ("+", "green"), "update": ("~", "yellow"), "delete": ("-", "red")}

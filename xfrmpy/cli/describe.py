@@ -12,7 +12,7 @@ from xfrmpy.cli.log import moment
 from xfrmpy.cli.status import labelled, tunnel_lines
 from xfrmpy.cli.terminal import Painter, duration, printable, say, wrapped
 from xfrmpy.control.client import Client
-from xfrmpy.control.protocol import ChildPolicyStatus, DescribeReply, Event, IkeSaDetails
+from xfrmpy.control.observed import ChildPolicyStatus, DescribeReply, Event, IkeSaDetails
 from xfrmpy.failures import ExitCode
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from xfrmpy.cli.terminal import Painter, note, printable, say
 from xfrmpy.control.client import Client
-from xfrmpy.control.protocol import Event, EventsReply
+from xfrmpy.control.observed import Event, EventsReply
 from xfrmpy.failures import ExitCode
 
 _STYLES = {"warning": "yellow", "error": "red", "critical": "bold red", "debug": "dim"}

@@ -2,9 +2,11 @@
 
 What can go wrong here is the operator's to put right, so everything is an `OperatorError` with a
 code of the catalogue, and never a bare `OSError`. Nothing of ours but `failures` may be imported,
-and no asyncio: this is what the hot commands wait for. The wire format is in `protocol`.
+and no asyncio: this is what the hot commands wait for. A dataclass costs a millisecond to make, so
+each method imports what it alone is answered with. The wire format is in `protocol`.
 """
 
+# ruff: noqa: PLC0415 - see above
 from __future__ import annotations
 
 import math
@@ -13,25 +15,17 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from xfrmpy.control import protocol
-from xfrmpy.control.protocol import (
-    ApplyCall,
-    DescribeReply,
-    EventsReply,
-    FailureReply,
-    KeepReply,
-    MetricsReply,
-    PlanCall,
-    PlanReply,
-    Progress,
-    StatusReply,
-    TunnelReply,
-    WaitReply,
-)
+from xfrmpy.control.protocol import FailureReply, Progress, StatusReply, TunnelReply
 from xfrmpy.control.values import Unfit, decode, parse_object
 from xfrmpy.failures import OperatorError
+
+if TYPE_CHECKING:
+    from xfrmpy.control.calls import ApplyCall, PlanCall
+    from xfrmpy.control.observed import DescribeReply, EventsReply, MetricsReply, WaitReply
+    from xfrmpy.control.plans import KeepReply, PlanReply
 
 _Reply = TypeVar("_Reply")
 
@@ -70,22 +64,30 @@ class Client:
 
     def describe(self, tunnel: str) -> DescribeReply:
         """Everything about one tunnel."""
+        from xfrmpy.control.observed import DescribeReply
+
         parameters = {"tunnel": tunnel}
         return _decode(DescribeReply, self._ask(protocol.DESCRIBE, parameters, STATUS_SECONDS))
 
     def events(self, tunnel: str | None, last: int) -> EventsReply:
         """The last events, of all or of one tunnel."""
+        from xfrmpy.control.observed import EventsReply
+
         parameters = _without_none({"tunnel": tunnel, "last": last})
         return _decode(EventsReply, self._ask(protocol.MONITOR, parameters, STATUS_SECONDS))
 
     def metrics(self) -> MetricsReply:
         """The metrics in Prometheus' text format."""
+        from xfrmpy.control.observed import MetricsReply
+
         return _decode(MetricsReply, self._ask(protocol.METRICS, {}, STATUS_SECONDS))
 
     def follow(
         self, tunnel: str | None, last: int, *, heartbeat_seconds: float | None = None
     ) -> Iterator[EventsReply]:
         """The same, and then what happens, for ever; or nothing, as often as is said."""
+        from xfrmpy.control.observed import EventsReply
+
         call = {"tunnel": tunnel, "last": last, "heartbeat_seconds": heartbeat_seconds}
         parameters = _without_none(call)
         for reply, _ in self._call(protocol.MONITOR, parameters, math.inf, more=True):
@@ -93,6 +95,8 @@ class Client:
 
     def wait(self, tunnel: str, state: str, timeout_seconds: float) -> WaitReply:
         """Wait until a tunnel is `up` or `down`; XF4007 if it is not in time."""
+        from xfrmpy.control.observed import WaitReply
+
         parameters = {"tunnel": tunnel, "state": state, "timeout_seconds": timeout_seconds}
         seconds = timeout_seconds + GRACE_SECONDS
         return _decode(WaitReply, self._ask(protocol.WAIT, parameters, seconds))
@@ -111,18 +115,26 @@ class Client:
 
     def plan(self, call: PlanCall) -> PlanReply:
         """What it takes to get from what is in force to what policy says."""
+        from xfrmpy.control.plans import PlanReply
+
         return _decode(PlanReply, self._ask(protocol.PLAN, asdict(call), APPLY_SECONDS))
 
     def apply(self, call: ApplyCall) -> Iterator[Progress | PlanReply]:
         """Put a policy in force: what happens on the way, and at last what was done."""
+        from xfrmpy.control.plans import PlanReply
+
         return self._steps(protocol.APPLY, asdict(call), APPLY_SECONDS, PlanReply)
 
     def confirm(self) -> KeepReply:
         """Keep what was applied to be confirmed."""
+        from xfrmpy.control.plans import KeepReply
+
         return _decode(KeepReply, self._ask(protocol.CONFIRM, {}, STATUS_SECONDS))
 
     def rollback(self, timeout_seconds: float) -> Iterator[Progress | PlanReply]:
         """Put the policy before the last one in force again, likewise."""
+        from xfrmpy.control.plans import PlanReply
+
         parameters = {"timeout_seconds": timeout_seconds}
         return self._steps(protocol.ROLLBACK, parameters, APPLY_SECONDS, PlanReply)
 

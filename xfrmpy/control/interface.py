@@ -18,28 +18,21 @@ from enum import Enum, auto
 from typing import Any
 
 from xfrmpy.control import protocol
-from xfrmpy.control.protocol import (
+from xfrmpy.control.calls import (
     ApplyCall,
     ChangeCall,
     ConfirmCall,
     DescribeCall,
-    DescribeReply,
-    EventsReply,
-    FailureReply,
-    KeepReply,
     MetricsCall,
-    MetricsReply,
     MonitorCall,
     PlanCall,
-    PlanReply,
-    Progress,
     RollbackCall,
     StatusCall,
-    StatusReply,
-    TunnelReply,
     WaitCall,
-    WaitReply,
 )
+from xfrmpy.control.observed import DescribeReply, EventsReply, MetricsReply, WaitReply
+from xfrmpy.control.plans import KeepReply, PlanReply
+from xfrmpy.control.protocol import FailureReply, Progress, StatusReply, TunnelReply
 from xfrmpy.control.values import field_types
 
 INTERFACE = "org.xfrmpy"

@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 SEND_SECONDS = 10.0
 """A caller that does not read for so long is hung up on."""
 
+MAX_CALL_OF_READERS = 64 * 1024
+
 SERVICE = "org.varlink.service"
 
 
@@ -122,6 +124,8 @@ class ControlServer:
         try:
             caller = self._doorkeeper.identify(writer.get_extra_info("socket"))
             with self._doorkeeper.admit(caller):
+                if not caller.may_change:
+                    reader.restrict(MAX_CALL_OF_READERS)
                 await self._converse(reader, writer, caller)
         except OperatorError as error:
             with contextlib.suppress(ConnectionError, TimeoutError):
@@ -204,6 +208,10 @@ class _Reader(asyncio.StreamReader):
     def feed_eof(self) -> None:
         super().feed_eof()
         self.ended.set()
+
+    def restrict(self, octets: int) -> None:
+        """Take no longer calls than this from now on."""
+        self._limit = octets
 
     def set_exception(self, exc: Exception) -> None:
         super().set_exception(exc)

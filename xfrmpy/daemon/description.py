@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xfrmpy.control.protocol import ChildPolicyStatus, ChildSaDetails, IkeSaDetails, PolicyStatus
+from xfrmpy.control.observed import ChildPolicyStatus, ChildSaDetails, IkeSaDetails, PolicyStatus
 from xfrmpy.ike.endpoint import ChildSaView, IkeSaView
 from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from enum import Enum, StrEnum
 from typing import TypeAlias
 
-from xfrmpy.control.protocol import Event
+from xfrmpy.control.observed import Event
 from xfrmpy.daemon.narration import narrate
 from xfrmpy.daemon.replies import reply_of
 from xfrmpy.failures import Failure

@@ -11,7 +11,7 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator
 
-from xfrmpy.control.protocol import Event
+from xfrmpy.control.observed import Event
 from xfrmpy.daemon.events import is_of_stranger
 
 MAX_EVENTS = 1000

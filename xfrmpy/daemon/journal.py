@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from xfrmpy.control.protocol import Event
+from xfrmpy.control.observed import Event
 
 JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from xfrmpy import __version__
-from xfrmpy.control.protocol import MetricsReply
+from xfrmpy.control.observed import MetricsReply
 from xfrmpy.daemon.metrics import Measured, render
 from xfrmpy.daemon.news import News
 from xfrmpy.daemon.status import tunnel_status

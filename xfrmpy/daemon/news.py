@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 
-from xfrmpy.control.protocol import Event
+from xfrmpy.control.observed import Event
 from xfrmpy.daemon.events import Report, Severity, event_of, is_of_stranger
 from xfrmpy.daemon.history import History
 from xfrmpy.daemon.narration import is_routine

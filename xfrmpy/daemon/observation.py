@@ -7,7 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from xfrmpy.control.protocol import DescribeReply, EventsReply, TunnelStatus, WaitReply
+from xfrmpy.control.observed import DescribeReply, EventsReply, WaitReply
+from xfrmpy.control.protocol import TunnelStatus
 from xfrmpy.daemon.description import child_sa_details, ike_sa_details, policy_status
 from xfrmpy.daemon.history import MAX_EVENTS_OF_A_TUNNEL, History, Listener
 from xfrmpy.daemon.tunnel import Tunnel

@@ -14,16 +14,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from xfrmpy.control.protocol import (
-    ApplyCall,
-    ChangeReply,
-    DifferenceReply,
-    KeepReply,
-    PlanCall,
-    PlanReply,
-    PolicyText,
-    Progress,
-)
+from xfrmpy.control.calls import ApplyCall, PlanCall, PolicyText
+from xfrmpy.control.plans import ChangeReply, DifferenceReply, KeepReply, PlanReply
+from xfrmpy.control.protocol import Progress
 from xfrmpy.control.values import decode
 from xfrmpy.daemon.applying import Applier, Plan, PlannedChange
 from xfrmpy.daemon.narration import summarize

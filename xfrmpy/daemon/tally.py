@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from xfrmpy.control.protocol import Event
+from xfrmpy.control.observed import Event
 
 _HANDSHAKES = {"ike-sa-established": "established", "tunnel-failed": "failed"}
 _REKEYINGS = {
