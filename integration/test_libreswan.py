@@ -8,13 +8,12 @@ from dataclasses import replace
 import pytest
 
 from integration.lab.cases import CASES, tunnels
+from integration.lab.marks import BOTH_ROLES
 from integration.lab.process import eventually
 from integration.lab.site import Pair, Role, Site
 from integration.lab.tunnel import Tunnel
 
 pytestmark = pytest.mark.vm
-
-BOTH_ROLES = pytest.mark.parametrize("role", list(Role))
 
 
 @pytest.fixture(scope="module")
@@ -81,27 +80,23 @@ def test_a_large_message_of_ours_is_cut_smaller_until_it_passes(site: Site) -> N
     site.assert_protected(count=1)
 
 
-def test_a_large_message_of_the_peer_comes_in_fragments(site: Site) -> None:
-    """libreswan cuts at 1,280 octets; so many ESP proposals make its request longer."""
+def test_both_ends_return_cookies_and_cut_large_messages_to_a_path_of_1280(site: Site) -> None:
+    """In both roles; so many ESP proposals make a request that long."""
     site.network.narrow(1280)
     ciphers = [f"aes{bits}-sha{size}" for bits in (256, 192, 128) for size in (512, 384, 256)]
     ciphers += ["aes256gcm16", "aes192gcm16", "aes128gcm16", "chacha20poly1305"]
-    tunnel = with_long_names(site)
-    many = replace(tunnel, esp=",".join(f"{cipher}-noesn" for cipher in ciphers * 2))
-    theirs = site.libreswan(site.network.sun, many.mirrored())
-    ours = site.xfrmpy(site.network.moon, tunnel)
-    with site.capture() as wire:
-        site.connect(theirs, ours)
-    assert wire.kinds["ike-fragment"] >= 2
-    site.assert_protected(count=1)
-
-
-@pytest.mark.nat
-@BOTH_ROLES
-def test_our_end_may_be_behind_a_nat(site: Site, role: Role) -> None:
-    tunnel = site.network.tunnel()
+    many = ",".join(f"{cipher}-noesn" for cipher in ciphers * 2)
+    tunnel = replace(with_long_names(site), esp=many)
     theirs = site.libreswan(site.network.sun, tunnel.mirrored())
-    pair = Pair(site, site.xfrmpy(site.network.moon, tunnel), theirs)
-    pair.connect(role)
-    wire = site.assert_protected()
-    assert wire.kinds["udp-esp"] == wire.protected
+    theirs.whack("--ddos-busy")
+    ours = site.xfrmpy(site.network.moon, tunnel, options=("--cookies-at", "0"))
+    pair = Pair(site, ours, theirs)
+    for role in Role:
+        with site.capture() as wire:
+            pair.connect(role)
+        assert wire.kinds["ike-fragment"] >= 2
+        site.assert_protected(count=1)
+        pair.disconnect(role)
+    assert "the peer is busy and asks for a cookie" in ours.log
+    assert ours.status().drops["cookie-demanded"] >= 1
+    assert "received anti-DDOS COOKIE response" in theirs.log

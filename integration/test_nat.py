@@ -1,20 +1,67 @@
-"""NAT between us and strongSwan: mappings that are forgotten, and what keeps them from it."""
+"""NAT between us and other daemons: on either side and both; mappings that are forgotten."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from integration.lab.marks import PEERS
 from integration.lab.process import IN_VM, eventually
-from integration.lab.site import Pair, Role, Site
+from integration.lab.site import Pair, Peer, Role, Site
 
-pytestmark = [pytest.mark.native, pytest.mark.nat]
+pytestmark = pytest.mark.nat
+
+NATIVE = pytest.mark.native
 
 IN_VM_TOO = pytest.mark.vm
 
-BOTH_ROLES = pytest.mark.parametrize("role", list(Role))
+PLACES = pytest.mark.parametrize(
+    "behind",
+    [
+        pytest.param("local", marks=pytest.mark.nat("moon")),
+        pytest.param("remote", marks=pytest.mark.nat("sun")),
+        pytest.param("local, remote", marks=pytest.mark.nat("moon", "sun")),
+    ],
+)
+"""Which end stands behind a NAT, in the words of `status`."""
+
+
+@PLACES
+@PEERS
+def test_a_nat_may_be_on_either_side_and_both(
+    site: Site, make_peer: Callable[..., Peer], behind: str
+) -> None:
+    """In both roles; the ports 500 and 4500 of a router lead to the gateway behind it."""
+    tunnel = site.network.tunnel()
+    theirs = make_peer(site, site.network.sun, tunnel.mirrored())
+    pair = Pair(site, site.xfrmpy(site.network.moon, tunnel), theirs)
+    for role in pair.each_role():
+        _assert_encapsulated(site)
+        told = pair.ours.tunnel()
+        assert told.role == role
+        if IN_VM:  # In user space either end says that it stands behind one, for the sake of UDP.
+            assert told.nat == behind
+
+
+@IN_VM_TOO
+@pytest.mark.nat("nobody")
+@pytest.mark.parametrize("forced_by", ["us", "them"])
+def test_encapsulation_may_be_forced_without_a_nat(site: Site, forced_by: str) -> None:
+    network = site.network
+    keys = {"encapsulation": "force"} if forced_by == "us" else {}
+    connection = "" if forced_by == "us" else "encap = yes"
+    theirs = site.strongswan(network.sun, network.tunnel().mirrored(), connection=connection)
+    pair = Pair(site, site.xfrmpy(network.moon, network.tunnel(), **keys), theirs)
+    for _ in pair.each_role():
+        _assert_encapsulated(site)
+
+
+def _assert_encapsulated(site: Site) -> None:
+    wire = site.assert_protected()
+    assert wire.kinds["udp-esp"] == wire.protected
 
 
 def _ours_behind(site: Site, **keys: Any) -> Pair:
@@ -37,8 +84,7 @@ def _assert_goes_on(pair: Pair, spis: tuple[str, ...]) -> None:
 
 def _assert_passes(pair: Pair) -> None:
     network = pair.site.network
-    target = network.bob.inside_address()
-    eventually("a ping to pass", lambda: network.alice.ping(target, count=1) == 0, seconds=30)
+    network.alice.await_answer(network.bob.inside_address())
     pair.site.assert_protected()
 
 
@@ -48,6 +94,7 @@ def _spis(pair: Pair) -> tuple[str, ...]:
     return tunnel.spi_i, tunnel.spi_r, child.spi_in, child.spi_out
 
 
+@NATIVE
 @IN_VM_TOO
 def test_a_peer_whose_nat_forgets_is_followed_by_its_packets(site: Site) -> None:
     pair = _theirs_behind(site, dpd="off")
@@ -58,6 +105,7 @@ def test_a_peer_whose_nat_forgets_is_followed_by_its_packets(site: Site) -> None
     assert "the peer is now at 192.0.2.1:" in pair.ours.log
 
 
+@NATIVE
 def test_a_peer_whose_nat_forgets_is_followed_by_its_questions(site: Site) -> None:
     pair = _theirs_behind(site, "dpd_delay = 1s", dpd="off")
     pair.connect(Role.RESPONDER)
@@ -69,6 +117,7 @@ def test_a_peer_whose_nat_forgets_is_followed_by_its_questions(site: Site) -> No
     _assert_goes_on(pair, before)
 
 
+@NATIVE
 @IN_VM_TOO
 def test_the_peer_follows_us_when_our_nat_forgets(site: Site) -> None:
     pair = _ours_behind(site, dpd="1s")
@@ -81,6 +130,7 @@ def test_the_peer_follows_us_when_our_nat_forgets(site: Site) -> None:
     assert "the peer is now at" not in pair.ours.log
 
 
+@NATIVE
 def test_keepalives_are_sent_by_the_end_behind_a_nat(site: Site) -> None:
     """And not while packets of the tunnel do their work; charon's own come every 20 seconds."""
     pair = _ours_behind(site, nat_keepalive="1s", dpd="off")
@@ -95,6 +145,7 @@ def test_keepalives_are_sent_by_the_end_behind_a_nat(site: Site) -> None:
     assert pair.ours.status().drops.get("no-marker", 0) == 0
 
 
+@NATIVE
 def test_keepalives_of_the_peer_are_ignored(site: Site) -> None:
     network = site.network
     ours = site.xfrmpy(network.sun, network.tunnel().mirrored())
@@ -111,31 +162,3 @@ def _pass_seconds(seconds: float) -> None:
     """What is awaited here is that nothing else happens."""
     over_at = time.monotonic() + seconds
     eventually("time to pass", lambda: time.monotonic() >= over_at, seconds=seconds + 5)
-
-
-@IN_VM_TOO
-@pytest.mark.nat("moon", "sun")
-@BOTH_ROLES
-def test_both_ends_may_be_behind_nats(site: Site, role: Role) -> None:
-    """The ports 500 and 4500 of both routers lead to the gateways behind them."""
-    network = site.network
-    theirs = site.strongswan(network.sun, network.tunnel().mirrored())
-    pair = Pair(site, site.xfrmpy(network.moon, network.tunnel()), theirs)
-    pair.connect(role)
-    wire = site.assert_protected()
-    assert wire.kinds["udp-esp"] == wire.protected
-
-
-@pytest.mark.vm
-@pytest.mark.nat("nobody")
-@pytest.mark.parametrize("forced_by", ["us", "them"])
-@BOTH_ROLES
-def test_encapsulation_may_be_forced_without_a_nat(site: Site, role: Role, forced_by: str) -> None:
-    network = site.network
-    keys = {"encapsulation": "force"} if forced_by == "us" else {}
-    connection = "" if forced_by == "us" else "encap = yes"
-    theirs = site.strongswan(network.sun, network.tunnel().mirrored(), connection=connection)
-    pair = Pair(site, site.xfrmpy(network.moon, network.tunnel(), **keys), theirs)
-    pair.connect(role)
-    wire = site.assert_protected()
-    assert wire.kinds["udp-esp"] == wire.protected

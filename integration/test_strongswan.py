@@ -11,6 +11,7 @@ import pytest
 
 from integration.lab.cases import CASES, tunnels
 from integration.lab.hostile import half_open
+from integration.lab.marks import BOTH_ROLES
 from integration.lab.network import subnet
 from integration.lab.process import IN_VM, eventually
 from integration.lab.site import Pair, Role, Site
@@ -20,8 +21,6 @@ pytestmark = pytest.mark.native
 
 IN_VM_TOO = pytest.mark.vm
 """Of what the datapath does; what is IKE alone need not be seen twice."""
-
-BOTH_ROLES = pytest.mark.parametrize("role", list(Role))
 
 QUICK: dict[str, Any] = {"dpd": "1s", "retransmission": {"tries": 2, "initial": "500ms"}}
 
@@ -96,36 +95,13 @@ def test_the_narrower_end_decides_what_the_tunnel_carries(
 
 
 @IN_VM_TOO
-@BOTH_ROLES
-def test_one_child_sa_carries_several_subnets(site: Site, role: Role) -> None:
+def test_one_child_sa_carries_several_subnets(site: Site) -> None:
     tunnel = site.network.tunnel()
     pair = pair_with(site, tunnel.between((subnet(1), subnet(1, 1)), (subnet(2), subnet(2, 1))))
-    pair.connect(role)
-    site.assert_protected(0)
-    site.assert_protected(1)
-    assert len(pair.ours.tunnel().children) == 1
-
-
-@IN_VM_TOO
-@pytest.mark.nat
-@BOTH_ROLES
-def test_our_end_may_be_behind_a_nat(site: Site, role: Role) -> None:
-    pair = pair_with(site, site.network.tunnel())
-    pair.connect(role)
-    wire = site.assert_protected()
-    assert wire.kinds["udp-esp"] == wire.protected
-
-
-@IN_VM_TOO
-@pytest.mark.nat
-@BOTH_ROLES
-def test_the_peer_may_be_behind_a_nat(site: Site, role: Role) -> None:
-    network = site.network
-    ours = site.xfrmpy(network.sun, network.tunnel().mirrored())
-    pair = Pair(site, ours, site.strongswan(network.moon, network.tunnel()))
-    pair.connect(role)
-    wire = site.assert_protected()
-    assert wire.kinds["udp-esp"] == wire.protected
+    for _ in pair.each_role():
+        site.assert_protected(0)
+        site.assert_protected(1)
+        assert len(pair.ours.tunnel().children) == 1
 
 
 @BOTH_ROLES
@@ -176,22 +152,19 @@ def with_many_subnets(site: Site) -> Tunnel:
 
 
 @IN_VM_TOO
-@BOTH_ROLES
 @pytest.mark.parametrize("path", [1280, 600], ids="path of {}".format)
-def test_large_messages_pass_where_their_ip_fragments_would_not(
-    site: Site, role: Role, path: int
-) -> None:
+def test_large_messages_pass_where_their_ip_fragments_would_not(site: Site, path: int) -> None:
     site.network.narrow(path)
     tunnel = with_many_subnets(site)
     size = (f"fragment_size={min(path, 1200)}",)
     theirs = site.strongswan(site.network.sun, tunnel.mirrored(), settings=size)
     ours = site.xfrmpy(site.network.moon, tunnel, retransmission={"initial": "300ms", "tries": 8})
-    pair = Pair(site, ours, theirs)
-    pair.connect(role)
-    site.assert_protected(count=1)
-    assert re.search(r"parsed IKE_AUTH \w+ 1 \[ EF\(1/\d\) \]", theirs.log)
-    assert re.search(r"generating IKE_AUTH \w+ 1 \[ EF\(1/\d\) \]", theirs.log)
-    assert len(ours.tunnel().children[0].local) == 101
+    for role in Pair(site, ours, theirs).each_role():
+        site.assert_protected(count=1)
+        received, sent = ("request", "response")[:: 1 if role is Role.INITIATOR else -1]
+        assert re.search(rf"parsed IKE_AUTH {received} 1 \[ EF\(1/\d\) \]", theirs.log)
+        assert re.search(rf"generating IKE_AUTH {sent} 1 \[ EF\(1/\d\) \]", theirs.log)
+        assert len(ours.tunnel().children[0].local) == 101
 
 
 @BOTH_ROLES

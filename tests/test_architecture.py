@@ -22,7 +22,10 @@ import xfrmpy
 from xfrmpy.control.protocol import (
     SOCKET_NAME,
     ChildSaStatus,
+    DescribeReply,
     EventsReply,
+    MetricsReply,
+    PolicyStatus,
     StatusReply,
     TunnelReply,
     TunnelStatus,
@@ -68,6 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 LIBRARIES: dict[str, set[str]] = {
     "crypto": {"cryptography"},
+    "store": {"cryptography"},
     "pki": {"cryptography"},
     "eap": {"cryptography"},
     "policy": {"yaml", "pydantic", "pydantic_core"},
@@ -129,7 +133,7 @@ def test_an_import_that_the_table_allows_is_none(file: str, line: str) -> None:
     "arguments",
     [
         *(["status"], ["status", "-o", "json"], ["up", "net"], ["down", "net"]),
-        *(["log"], ["wait", "net"]),
+        *(["log"], ["wait", "net"], ["describe", "net"], ["metrics"]),
     ],
 )
 @pytest.mark.parametrize("daemon", ["absent", "present"])
@@ -231,6 +235,25 @@ def _serve_once(runtime: Path, verb: str) -> None:
     replies: dict[str, object] = {
         "status": StatusReply(version="1", pid=1, seconds_up=1.0, drops={}, tunnels=[TUNNEL]),
         "log": EventsReply(events=[]),
+        "metrics": MetricsReply(text=""),
+        "describe": DescribeReply(
+            tunnel=TUNNEL,
+            wanted=False,
+            policy=PolicyStatus(
+                origin="",
+                start="auto",
+                key_from="",
+                proposals=[],
+                lifetime_seconds=None,
+                reauth_seconds=None,
+                dpd_seconds=30.0,
+                children=[],
+            ),
+            ike_sas=[],
+            child_sas=[],
+            last_failure=None,
+            events=[],
+        ),
         "wait": WaitReply(tunnel=TUNNEL),
     }
     reply = replies.get(verb, TunnelReply(changed=True, tunnel=TUNNEL))

@@ -14,6 +14,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 
 from integration.contract.entries import INNER, OUTER, REQID, inner_address
+from integration.lab.process import PATIENCE, eventually
 from xfrmpy.datapath.interface import Datapath, Event
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.proposals import EspSuite
@@ -74,12 +75,12 @@ class Site:
             yield ping
         finally:
             process.send_signal(signal.SIGINT)
-            output, _ = process.communicate(timeout=30)
+            output, _ = process.communicate(timeout=30 * PATIENCE)
         ping.count(output)
 
     def wait_for(self, kind: type[Event], seconds: float = 20) -> Event:
         """The next event of one kind."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * PATIENCE
         while True:
             self.waiting += self.datapath.read_events()
             for event in self.waiting:
@@ -186,6 +187,7 @@ def gateway_namespace() -> Iterator[str]:
     with _namespace("contract") as name:
         _ip(name, "link add wan type veth peer wan-end", "link set wan-end up")
         _ip(name, *_addresses(0))
+        _await_links(name)
         with inside(name):
             yield name
 
@@ -195,9 +197,11 @@ def two_sites(open_datapath: OpenDatapath) -> Iterator[tuple[Site, Site]]:
     """Two namespaces with a link between them, and a datapath in each."""
     with _namespace("site0") as one, _namespace("site1") as two, ExitStack() as stack:
         _ip(one, f"link add wan type veth peer name wan netns {two}")
-        sites = []
         for end, name in enumerate((one, two)):
             _ip(name, *_addresses(end))
+        sites = []
+        for end, name in enumerate((one, two)):
+            _await_links(name)
             with inside(name):
                 site = Site(name, open_datapath(), end)
             stack.callback(site.empty)
@@ -230,6 +234,12 @@ def _ip(namespace: str, *lines: str) -> None:
     )
 
 
+def _await_links(namespace: str) -> None:
+    """The kernel calls a device up a while after it was set up, and adds IPv6 routes then."""
+    show = ("ip", "-n", namespace, "-brief", "link")
+    eventually(f"the links of {namespace} to be up", lambda: " DOWN " not in run(*show))
+
+
 @contextmanager
 def inside(namespace: str) -> Iterator[None]:
     """This thread in a network namespace."""
@@ -250,6 +260,8 @@ _CLONE_NEWNET = 0x40000000
 
 def run(*command: str) -> str:
     """The output of a command that must succeed."""
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=60 * PATIENCE
+    )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,19 +47,34 @@ conn net{number}
     esn={esn}
     authby=secret
     ikev2=insist
-    auto=add
+    auto={auto}
     {mode}
+    {connection}
 
 """
 
 
 class LibreswanPeer:
-    """A pluto for tunnels as this end sees them, by their numbers; one subnet at either end."""
+    """A pluto for tunnels as this end sees them, by their numbers; one subnet at either end.
 
-    def __init__(self, host: Host, tunnels: Sequence[Tunnel], directory: Path) -> None:
+    `auto` is "add", or "start" for one that initiates by itself; `connection` are further lines of
+    each connection ("dpddelay=1").
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        tunnels: Sequence[Tunnel],
+        directory: Path,
+        *,
+        auto: str = "add",
+        connection: Sequence[str] = (),
+    ) -> None:
         self._directory = directory
         directory.mkdir()
-        connections = [_connection(number, tunnel) for number, tunnel in enumerate(tunnels)]
+        connections = [
+            _connection(number, tunnel, auto, connection) for number, tunnel in enumerate(tunnels)
+        ]
         secrets = [f'@{t.ours.id} @{t.theirs.id} : PSK "{t.psk}"\n' for t in tunnels]
         (directory / "ipsec.conf").write_text("".join(connections))
         (directory / "ipsec.secrets").write_text("".join(secrets))
@@ -90,6 +107,10 @@ class LibreswanPeer:
     def log(self) -> str:
         return self.logs[0].read_text(errors="replace")
 
+    def kill(self) -> None:
+        """Let it vanish without a word to its peers."""
+        os.kill(int((self._directory / "pid").read_text()), signal.SIGKILL)
+
     def stop(self) -> None:
         self._script("stop", str(self._directory))
 
@@ -99,7 +120,7 @@ class LibreswanPeer:
         run(self._path, *argv, seconds=90)
 
 
-def _connection(number: int, tunnel: Tunnel) -> str:
+def _connection(number: int, tunnel: Tunnel, auto: str, more: Sequence[str]) -> str:
     (local,), (remote,) = tunnel.ours.subnets, tunnel.theirs.subnets
     esp = [proposal.rpartition("-") for proposal in tunnel.esp.split(",")]
     return _CONNECTION.format(
@@ -114,6 +135,8 @@ def _connection(number: int, tunnel: Tunnel) -> str:
         ike=_translated(tunnel.ike),
         esp=",".join(_translated(algorithms).replace("-dh", ";dh") for algorithms, _, _ in esp),
         esn=_ESN[esp[0][2]],
+        auto=auto,
+        connection="\n    ".join(more),
     )
 
 

@@ -72,9 +72,10 @@ class Host:
         """Where a host is among the addresses that tunnel `number` carries."""
         return _inside(self.site, number, family, 10)
 
-    @property
-    def has_idle_links(self) -> bool:
-        return " DOWN " in self.run("ip", "-brief", "link")
+    def await_links(self) -> None:
+        """The kernel calls a device up a while after it was set up, and adds its routes then."""
+        show = ("ip", "-n", self.namespace, "-brief", "link")
+        eventually(f"every link of {self.name} to be up", lambda: " DOWN " not in run(*show).stdout)
 
     def command(self, *argv: str) -> tuple[str, ...]:
         return ("nsenter", f"--net=/run/netns/{self.namespace}", *argv)
@@ -103,6 +104,12 @@ class Host:
         arguments = ("-n", "-c", str(count), "-l", str(count), "-i", patience, "-W", patience)
         done = run(*self.command("ping", *arguments, "-s", str(octets), destination), check=False)
         return count - _counts(done.stdout)[1]
+
+    def await_answer(self, destination: str, seconds: float = 30.0) -> None:
+        """Ping until something comes back; `AssertionError` if nothing does."""
+        deadline = f"{seconds * PATIENCE:.0f}"
+        command = self.command("ping", "-n", "-c", "1", "-i", "0.2", "-w", deadline, destination)
+        run(*command, seconds=seconds + 10)
 
     @contextmanager
     def pinging(self, destination: str, log: Path) -> Iterator[list[int]]:
@@ -167,16 +174,25 @@ class Network:
         return Tunnel(ours=moon, theirs=sun, **terms)
 
     def forget_mappings(self) -> None:
-        """Moon's NAT router loses what it knew, as if it had been switched off and on again.
+        """The NAT routers lose what they knew, as if they had been switched off and on again.
 
-        What leaves through it afterwards gets another port: a masquerading device that goes down
+        What leaves through them afterwards gets another port: a masquerading device that goes down
         takes its connections along.
         """
-        self.nats["moon"].batch("link set wan down", "link set wan up")
+        for nat in self.nats.values():
+            nat.batch("link set wan down", "link set wan up")
+            nat.await_links()
 
     def narrow(self, octets: int) -> None:
         """Larger packets do not pass the internet from now on, and nobody is told."""
         self.internet.batch(f"link set moon mtu {octets}", f"link set sun mtu {octets}")
+
+    @contextmanager
+    def severed(self) -> Iterator[None]:
+        """Nothing of sun's passes the internet meanwhile; no link goes down, and nobody is told."""
+        self.internet.batch("link set sun nomaster")
+        yield
+        self.internet.batch("link set sun master br0")
 
     def close(self) -> None:
         present = run("ip", "netns", "list").stdout.split()
@@ -206,10 +222,8 @@ class Network:
         _build_gateway(self.sun, () if "sun" in self.nats else range(1, TUNNELS))
         _build_host(self.alice)
         _build_host(self.bob)
-        # The kernel calls a device up a while after it was set up, and adds its routes then.
-        eventually(
-            "every link to be up", lambda: not any(host.has_idle_links for host in self.hosts)
-        )
+        for host in self.hosts:
+            host.await_links()
 
     def _build_internet(self) -> None:
         self.internet.run("sh", "-ec", _SETTINGS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
@@ -84,8 +84,8 @@ class Site:
         self._keep(peer)
         return peer
 
-    def libreswan(self, host: Host, *tunnels: Tunnel) -> LibreswanPeer:
-        peer = LibreswanPeer(host, tunnels, self._directory_of(host))
+    def libreswan(self, host: Host, *tunnels: Tunnel, **options: Any) -> LibreswanPeer:
+        peer = LibreswanPeer(host, tunnels, self._directory_of(host), **options)
         self._keep(peer)
         return peer
 
@@ -153,6 +153,23 @@ class Pair:
         initiator, responder = self.in_order(role)
         self.site.connect(initiator, responder, number)
 
+    def each_role(self) -> Iterator[Role]:
+        """The tunnel is up, our end in one role and then in the other: daemons start slowly.
+
+        Between them NAT routers forget the first, lest the second be led by its mappings.
+        """
+        for role in Role:
+            self.connect(role)
+            yield role
+            self.disconnect(role)
+            self.site.network.forget_mappings()
+
+    def disconnect(self, role: Role, number: int = 0) -> None:
+        """Whoever began ends it."""
+        ends = self.in_order(role)
+        ends[0].terminate(number)
+        eventually("both ends to be down", lambda: not any(end.is_up(number) for end in ends))
+
     def in_order(self, role: Role) -> tuple[Peer, Peer]:
         """Initiator and responder."""
         if role is Role.INITIATOR:
@@ -165,10 +182,7 @@ class Pair:
         self.connect(role, number)
         self.site.assert_protected(number, case.inside)
         self._assert_told(role, number, case)
-        initiator, responder = self.in_order(role)
-        initiator.terminate(number)
-        eventually("both ends to be down", lambda: not responder.is_up(number))
-        assert not initiator.is_up(number)
+        self.disconnect(role, number)
 
     def _assert_told(self, role: Role, number: int, case: Case) -> None:
         tunnel = self.ours.tunnel(number)

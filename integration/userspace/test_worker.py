@@ -63,14 +63,14 @@ def test_sigterm_ends_an_idle_worker_and_its_daemon_is_told_once(
     assert is_clean(moon)
 
 
-def test_a_worker_whose_device_is_taken_away_ends(
+def test_a_worker_whose_device_is_taken_away_ends_and_says_why(
     network: Network, moon: str, tmp_path: Path
 ) -> None:
     datapath = open_here(tmp_path)
     fill(network, datapath)
     run("ip", "-n", moon, "link", "del", DEVICE)
     assert select.select([datapath.fileno()], [], [], 5)[0]
-    with pytest.raises(DatapathError, match="has ended"):
+    with pytest.raises(DatapathError, match="last words: worker: the TUN device is gone"):
         datapath.read_events()
     datapath.stop()
 

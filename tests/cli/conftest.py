@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,17 +17,33 @@ from typing import Any
 import pytest
 
 from xfrmpy.control.protocol import (
+    APPLY,
+    CONFIRM,
+    DESCRIBE,
     DOWN,
+    METRICS,
     MONITOR,
+    PLAN,
     REKEY,
+    ROLLBACK,
     SOCKET_NAME,
     STATUS,
     UP,
     WAIT,
+    ChangeReply,
+    ChildPolicyStatus,
+    ChildSaDetails,
     ChildSaStatus,
+    DescribeReply,
+    DifferenceReply,
     Event,
     EventsReply,
     FailureReply,
+    IkeSaDetails,
+    KeepReply,
+    MetricsReply,
+    PlanReply,
+    PolicyStatus,
     Progress,
     StatusReply,
     TunnelReply,
@@ -140,6 +157,77 @@ EVENTS = [
         details={"was_established": "no", "is_initiator": "yes"},
     ),
 ]
+POLICY = PolicyStatus(
+    origin="/etc/xfrmpy/conf.d/office.yaml:1",
+    start="auto",
+    key_from="/etc/xfrmpy/secrets/office",
+    proposals=["aes256gcm16-prfsha384-x25519", "aes128gcm16-prfsha256-x25519"],
+    lifetime_seconds=14_400.0,
+    reauth_seconds=None,
+    dpd_seconds=30.0,
+    children=[
+        ChildPolicyStatus(
+            child="office",
+            mode="tunnel",
+            local=["10.1.0.0/16"],
+            remote=["10.2.0.0/16", "10.3.0.0/24"],
+            proposals=["aes256gcm16-x25519-esn", "aes256gcm16-esn"],
+            lifetime_seconds=3600.0,
+        )
+    ],
+)
+IKE_SA = IkeSaDetails(
+    state="established",
+    role="initiator",
+    suite=OFFICE.suite,
+    spi_i=OFFICE.spi_i,
+    spi_r=OFFICE.spi_r,
+    local_address=OFFICE.local_address,
+    remote_address=OFFICE.remote_address,
+    seconds_established=11_520.5,
+    rekey_in_seconds=1_000.0,
+    reauth_in_seconds=None,
+)
+CHILD_SA = ChildSaDetails(
+    child="office", spi_in="0xc0ffee01", rekey_in_seconds=2_700.25, expires_in_seconds=3_299.0
+)
+CHANGES = [
+    ChangeReply(
+        tunnel="lab", action="delete", impact="replace", live=True, cuts=True, differences=[]
+    ),
+    ChangeReply(
+        tunnel="office",
+        action="update",
+        impact="reauth",
+        live=True,
+        cuts=False,
+        differences=[
+            DifferenceReply(key="peer_id", child="", before="sun", after="luna", impact="reauth"),
+            DifferenceReply(
+                key="local",
+                child="lan",
+                before="10.1.0.0/16",
+                after="10.1.0.0/16, 10.9.0.0/16",
+                impact="replace",
+            ),
+            DifferenceReply(
+                key="children",
+                child="voice",
+                before="",
+                after="10.1.9.0/24 to 10.2.9.0/24",
+                impact="hot",
+            ),
+        ],
+    ),
+    ChangeReply(
+        tunnel="branch", action="create", impact="hot", live=False, cuts=False, differences=[]
+    ),
+]
+PLAN_REPLY = PlanReply(
+    changes=CHANGES,
+    warnings=["/etc/xfrmpy/conf.d/branch.yaml:3:6: XF1015: the secret is short"],
+    directory="/etc/xfrmpy/conf.d",
+)
 UNKNOWN = FailureReply(
     code="XF1013", summary="no tunnel is called nowhere", evidence=[["known", "branch, office"]]
 )
@@ -151,6 +239,8 @@ class CannedDaemon:
     def __init__(self, runtime_dir: Path) -> None:
         self.runtime_dir = runtime_dir
         self.status = STATUS_REPLY
+        self.plan = PLAN_REPLY
+        self.keeps = KeepReply(files=None, prune=False, directory="/etc/xfrmpy/conf.d")
         self.changed = True
         self.warning: FailureReply | None = None
         self.holds = False
@@ -174,8 +264,12 @@ class CannedDaemon:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            with connection:
-                self._answer(connection)
+            # A watcher has two connections at a time.
+            threading.Thread(target=self._serve_one, args=(connection,), daemon=True).start()
+
+    def _serve_one(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(ConnectionError):
+            self._answer(connection)
 
     def _answer(self, connection: socket.socket) -> None:
         octets = b""
@@ -197,6 +291,17 @@ class CannedDaemon:
         elif method == STATUS:
             chosen = self.status.tunnels if tunnel is None else [known[tunnel]]
             yield encode_reply(replace(self.status, tunnels=chosen))
+        elif method == DESCRIBE and tunnel is not None:
+            yield encode_reply(_description(known[tunnel]))
+        elif method == METRICS:
+            yield encode_reply(MetricsReply(text='xfrmpy_child_up{tunnel="a",child="b"} 1\n'))
+        elif method == PLAN:
+            yield encode_reply(self.plan)
+        elif method in (APPLY, ROLLBACK):
+            yield encode_reply(Progress(tunnel="lab", seconds=0.5, text="delete"), continues=True)
+            yield encode_reply(self.plan)
+        elif method == CONFIRM:
+            yield encode_reply(self.keeps)
         elif method == MONITOR:
             chosen_events = [e for e in EVENTS if tunnel in (None, e.tunnel)]
             reply = EventsReply(events=chosen_events, missed=self.missed)
@@ -217,6 +322,20 @@ class CannedDaemon:
             after = replace(tunnel, state="down" if method == DOWN else "up")
             reply = TunnelReply(changed=self.changed, tunnel=after, warning=self.warning)
             yield encode_reply(reply)
+
+
+def _description(tunnel: TunnelStatus) -> DescribeReply:
+    events = [event for event in EVENTS if event.tunnel == tunnel.name]
+    is_up = tunnel.state == "up"
+    return DescribeReply(
+        tunnel=tunnel,
+        wanted=is_up,
+        policy=POLICY,
+        ike_sas=[IKE_SA] if is_up else [],
+        child_sas=[CHILD_SA] if is_up else [],
+        last_failure=None if is_up else events[-1],
+        events=events,
+    )
 
 
 @pytest.fixture

@@ -59,9 +59,26 @@ def document(capsys: Captured) -> dict[str, Any]:
         (["up", "branch", "-o", "json"], "up-refused.json", 5),
         (["down", "office", "-o", "json"], "down.json", 0),
         (["rekey", "office", "-o", "json"], "rekey.json", 0),
+        (["describe", "office"], "describe-office.txt", 0),
+        (["describe", "branch"], "describe-branch.txt", 3),
+        (["describe", "office", "-o", "json"], "describe-office.json", 0),
+        (["describe", "branch", "-o", "json"], "describe-branch.json", 3),
+        (["plan"], "plan.txt", 0),
+        (["plan", "--detailed-exitcode", "-o", "json"], "plan.json", 2),
+        (["diff"], "diff.txt", 0),
+        (["diff", "--detailed-exitcode"], "diff.txt", 2),
+        (["apply"], "apply.txt", 0),
+        (["apply", "--confirm", "2m"], "apply-confirm.txt", 0),
+        (["apply", "-o", "json", "--confirm", "120"], "apply.json", 0),
+        (["confirm"], "confirm.txt", 0),
+        (["confirm", "-o", "json"], "confirm.json", 0),
+        (["rollback"], "rollback.txt", 0),
+        (["rollback", "-o", "json"], "rollback.json", 0),
         (["log"], "log.txt", 0),
         (["log", "branch"], "log-branch.txt", 0),
         (["log", "-o", "json"], "log.json", 0),
+        (["metrics"], "metrics.txt", 0),
+        (["metrics", "-o", "json"], "metrics.json", 0),
         (["wait", "office"], "wait.txt", 0),
         (["wait", "office", "--timeout", "2m", "-o", "json"], "wait.json", 0),
     ],
@@ -204,7 +221,10 @@ def test_a_peer_cannot_write_to_the_terminal(
 
 @pytest.mark.usefixtures("daemon")
 @pytest.mark.parametrize("columns", [40, 80, 120])
-@pytest.mark.parametrize("arguments", [["status"], ["status", "office"], ["status", "branch"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["status"], ["status", "office"], ["status", "branch"], ["describe", "office"]],
+)
 def test_no_line_is_wider_than_the_terminal(
     arguments: list[str], columns: int, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:

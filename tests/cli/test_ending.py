@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -91,17 +95,62 @@ def test_ctrl_c_is_quiet(daemon: Daemon) -> None:
     assert (process.returncode, out, err) == (130, b"", b"")
 
 
-def test_ctrl_c_is_how_one_ends_what_goes_on_for_ever(daemon: Daemon) -> None:
+@pytest.mark.parametrize(("command", "lines"), [(["log", "-f"], 2), (["status", "--watch"], 3)])
+def test_ctrl_c_is_how_one_ends_what_goes_on_for_ever(
+    daemon: Daemon, command: list[str], lines: int
+) -> None:
     daemon.holds = True
-    process = subprocess.Popen(
-        [*XFRMPY, "log", "-f"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = subprocess.Popen([*XFRMPY, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
-    process.stdout.readline()
-    process.stdout.readline()
+    for _ in range(lines):
+        process.stdout.readline()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, b"", b"")
+
+
+def test_a_watched_terminal_is_redrawn_in_place_and_given_back_as_it_was(daemon: Daemon) -> None:
+    daemon.holds = True
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [*XFRMPY, "status", "--watch"], stdout=theirs, stderr=subprocess.PIPE
+    )
+    os.close(theirs)
+    shown = b""
+    while b"daemon 0.1.0" not in shown:
+        shown += os.read(ours, 65536)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    with contextlib.suppress(OSError):  # the terminal's other end is closed
+        while piece := os.read(ours, 65536):
+            shown += piece
+    os.close(ours)
+    assert (process.returncode, err) == (0, b"")
+    assert shown.startswith(b"\x1b[?1049h")
+    assert shown.endswith(b"\x1b[?1049l")
+    assert b"vpn.example.org" in shown
+
+
+@pytest.mark.usefixtures("daemon")
+def test_what_is_no_terminal_is_told_each_change_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The canned daemon's stream ends by itself, and the command with it."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    assert run(["status", "office", "--watch"]) == 0
+    captured = capsys.readouterr()
+    (line,) = captured.out.splitlines()
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d [\d:]{8}  office  up  198\.51\.100\.1:4500  office 0xc0ffee01", line
+    )
+    assert captured.err == ""
+    assert run(["status", "--watch", "-o", "json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(t["kind"], t["name"], t["state"]) for t in told] == [
+        ("TunnelStatus", "branch", "down"),
+        ("TunnelStatus", "lab", "connecting"),
+        ("TunnelStatus", "office", "up"),
+    ]
 
 
 @pytest.mark.usefixtures("daemon")

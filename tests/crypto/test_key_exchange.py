@@ -8,7 +8,12 @@ import cryptography_vectors
 import pytest
 
 from xfrmpy.crypto import modp
-from xfrmpy.crypto.key_exchange import InvalidPublicValue, KeyExchange, start_key_exchange
+from xfrmpy.crypto.key_exchange import (
+    InvalidPublicValue,
+    KeyExchange,
+    resume_key_exchange,
+    start_key_exchange,
+)
 from xfrmpy.crypto.modp import ModpKeyExchange
 from xfrmpy.ipsec import algorithms
 from xfrmpy.registry import KeyExchangeMethod
@@ -172,6 +177,18 @@ def test_the_private_value_comes_from_the_random_octets_alone(
         for source in (_counting, _counting, changed)
     )
     assert first == again != other
+
+
+@every_group
+def test_an_exchange_goes_on_from_its_seed(group: algorithms.KeyExchangeGroup) -> None:
+    ours = start_key_exchange(group.id, _counting)
+    theirs = start_key_exchange(group.id, lambda size: b"\x55" * size).public_value
+    again = resume_key_exchange(group.id, ours.seed)
+    assert (again.method, again.public_value) == (ours.method, ours.public_value)
+    assert again.shared_secret(theirs) == ours.shared_secret(theirs)
+    for wrong in (b"", ours.seed[:-1], ours.seed + b"\0"):
+        with pytest.raises(ValueError, match="octets in place of"):
+            resume_key_exchange(group.id, wrong)
 
 
 @every_group

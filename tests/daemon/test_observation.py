@@ -65,7 +65,7 @@ class Daemon:
     def serve(self, talk: Callable[[], Any]) -> Any:
         async def both() -> Any:
             self.loop = asyncio.get_running_loop()
-            observation = Observation(self.history, self._find, self._status)
+            observation = Observation(self.history, self._find, self._status, lambda _: ())
             server = ControlServer(
                 self.directory / SOCKET_NAME,
                 {MONITOR: observation.monitor, WAIT: observation.wait},
@@ -254,3 +254,28 @@ def test_there_are_two_states_to_wait_for(daemon: Daemon) -> None:
     with pytest.raises(OperatorError) as caught:
         daemon.serve(lambda: Client(daemon.directory).wait("a", "happy", 0.1))
     assert caught.value.failure.code == "XF5001"
+
+
+def test_a_heartbeat_is_a_reply_without_events(daemon: Daemon) -> None:
+    def talk() -> list[list[int]]:
+        stream = Client(daemon.directory).follow(None, 0, heartbeat_seconds=0.1)
+        told = [next(stream), next(stream)]
+        daemon.happen()
+        while not told[-1].events:
+            told.append(next(stream))
+        return [[event.number for event in reply.events] for reply in told]
+
+    *silence, last = daemon.serve(talk)
+    assert len(silence) >= 2
+    assert set(map(tuple, silence)) == {()}
+    assert last == [1]
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 0.001])
+def test_a_heart_does_not_race(daemon: Daemon, seconds: float) -> None:
+    def talk() -> dict[str, Any]:
+        call = {"method": MONITOR, "parameters": {"heartbeat_seconds": seconds}, "more": True}
+        with dial(daemon, call) as caller:
+            return next(replies(caller))
+
+    assert daemon.serve(talk)["error"] == "org.varlink.service.InvalidParameter"

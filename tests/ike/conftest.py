@@ -26,11 +26,13 @@ from xfrmpy.ike.outputs import (
     DefectFound,
     MoveSa,
     Output,
+    Persist,
     RemovePolicy,
     RemoveSa,
     SendDatagram,
 )
 from xfrmpy.ike.protection import Protection
+from xfrmpy.ike.restoration import Restored
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ipsec.addresses import IKE_PORT, Path, SocketAddress
 from xfrmpy.ipsec.identity import Identity
@@ -39,10 +41,10 @@ from xfrmpy.ipsec.sad import Direction
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import PolicyDirection
 from xfrmpy.policy.model import ChildPolicy, DatapathChoice, SharedKey, TunnelPolicy
-from xfrmpy.registry import ExchangeType, ProtocolId
+from xfrmpy.registry import ExchangeType, NotifyType, ProtocolId
 from xfrmpy.wire.header import IkeHeader, decode_header_untrusted
 from xfrmpy.wire.message import Message, decode_message_untrusted, encode_message
-from xfrmpy.wire.payloads import OpenPayload
+from xfrmpy.wire.payloads import NotifyPayload, OpenPayload
 
 Report = TypeVar("Report")
 Payloads = tuple[OpenPayload, ...]
@@ -128,9 +130,15 @@ class Host:
     limits: AdmissionLimits = field(default_factory=AdmissionLimits)
     outputs: list[Output] = field(default_factory=list)
     outbox: list[SendDatagram] = field(default_factory=list)
+    refused: list[AddSa | AddPolicy] = field(default_factory=list)
     expects_defects: bool = False
     clock: Callable[[], float] = lambda: 0.0
     secret: bytes = b""
+    keeps: bool = False
+    kept: dict[bytes, bytes] = field(default_factory=dict)
+    dies_after: int | None = None
+    lives_again: bool = False
+    takeovers: list[Restored] = field(default_factory=list)
     _starts: int = 0
 
     def __post_init__(self) -> None:
@@ -143,10 +151,23 @@ class Host:
         random = seeded_random(self.name + "'" * self._starts)
         self._starts += 1
         self.endpoint = IkeEndpoint(
-            [self.policy], random, limits=self.limits, qcd_secret=self.secret
+            [self.policy], random, limits=self.limits, qcd_secret=self.secret, keeps=self.keeps
         )
         peers = tuple(ip_address(peer) for peer in self.policy.peers)
         self.endpoint.set_peer_addresses("tunnel-a", peers)
+
+    def take_over(self) -> Restored:
+        """Start the endpoint anew after a kill, from what was kept and what is in force."""
+        self.start()
+        dump = self.datapath.dump()
+        restored = self.endpoint.restore(self.kept, dump.sad, dump.spd, self.clock())
+        for sa in dump.sad:
+            if sa.id not in restored.sad:
+                self.datapath.remove_sa(sa.id)
+        for policy in dump.spd:
+            if (policy.direction, policy.selector) not in restored.spd:
+                self.datapath.remove_policy(policy)
+        return restored
 
     def receive(self, data: bytes, path: Path, now: float) -> None:
         """As the daemon does it: what one datagram causes is done before the next one is read."""
@@ -156,11 +177,13 @@ class Host:
     def take_outputs(self) -> list[SendDatagram]:
         """Do what the endpoint wants done; returns the datagrams it wants sent."""
         sent, self.outbox = self.outbox, []
-        while (output := self.endpoint.next_output()) is not None:
+        while not self._is_dead() and (output := self.endpoint.next_output()) is not None:
             self.outputs.append(output)
             match output:
                 case SendDatagram():
                     sent.append(output)
+                case Persist():
+                    self._keep(output)
                 case AddSa() | AddPolicy():
                     self._add(output)
                 case MoveSa():
@@ -173,7 +196,25 @@ class Host:
                     self._tell_usage(output)
                 case DefectFound() if not self.expects_defects:
                     pytest.fail(output.traceback)
+        if self.lives_again and self.dies_after is not None and self.dies_after < 0:
+            self.dies_after = None
+            self.takeovers.append(self.take_over())
+            sent += self.take_outputs()
         return sent
+
+    def _is_dead(self) -> bool:
+        """Whether the daemon has been killed: `dies_after` so many more outputs, if at all."""
+        if self.dies_after is None:
+            return False
+        self.dies_after -= 1
+        return self.dies_after < 0
+
+    def _keep(self, output: Persist) -> None:
+        for spi, record in output.records:
+            if record is None:
+                del self.kept[spi]
+            else:
+                self.kept[spi] = record
 
     def _tell_usage(self, output: AskUsage) -> None:
         sas = [sa for _, sa in output.sas]
@@ -190,6 +231,7 @@ class Host:
             self.datapath.add([each.entry for each in wanted])
         except NotAdded as error:
             refused, *not_done = wanted[error.done :]
+            self.refused += [refused, *not_done]
             self.endpoint.handle_failure(refused, str(error), not_done)
 
     def _move(self, output: MoveSa) -> None:
@@ -242,18 +284,23 @@ class Pair:
         limits: AdmissionLimits = AdmissionLimits(),  # noqa: B008 (frozen)
         *,
         secrets: bool = False,
+        keeps: bool = False,
     ) -> None:
         self.now = 0.0
         sun = sun or mirrored(moon)
         moons, suns = (b"secret of moon", b"secret of sun") if secrets else (b"", b"")
-        self.moon = Host("moon", moon, sun.peers[0], limits, secret=moons)
-        self.sun = Host("sun", sun, moon.peers[0], limits, secret=suns)
+        self.moon = Host("moon", moon, sun.peers[0], limits, secret=moons, keeps=keeps)
+        self.sun = Host("sun", sun, moon.peers[0], limits, secret=suns, keeps=keeps)
         for host in (self.moon, self.sun):
             host.clock = lambda: self.now
         self.impair: Impairment = lambda output, _sender: [output.data]
         self.translate: Callable[[SocketAddress], SocketAddress] = lambda address: address
         self.reach: Callable[[SocketAddress], SocketAddress | None] = lambda address: address
         self.sent: list[tuple[str, SendDatagram]] = []
+
+    def ends(self, first: str) -> tuple[Host, Host]:
+        """The end that a test calls the first, and the other."""
+        return (self.moon, self.sun) if first == "moon" else (self.sun, self.moon)
 
     def up(self) -> None:
         """Moon brings the tunnel up; everything is delivered."""
@@ -389,6 +436,15 @@ class Sealing:
     def answers(self, exchange: ExchangeType) -> list[Payloads]:
         return [p for m, p in self.sent if m.is_response and m.exchange is exchange]
 
+    def errors(self, exchange: ExchangeType) -> list[NotifyType]:
+        """Those that answers of an exchange reported."""
+        return [
+            p.type
+            for answer in self.answers(exchange)
+            for p in answer
+            if isinstance(p, NotifyPayload) and p.type.is_error
+        ]
+
 
 class Ask:
     """A request of the test's own making; `answer` is what came back."""
@@ -482,6 +538,13 @@ def make_mirror() -> Callable[..., TunnelPolicy]:
 def pair() -> Pair:
     """A pair whose ends agree in everything."""
     return Pair(tunnel_policy())
+
+
+@pytest.fixture
+def up(pair: Pair) -> Pair:
+    """The same, and the tunnel is up."""
+    pair.up()
+    return pair
 
 
 @pytest.fixture

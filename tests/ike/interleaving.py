@@ -19,7 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from random import Random
 from typing import Any
+
+import pytest
 
 from xfrmpy.ike.outputs import ChildSaClosed, SendDatagram, TunnelClosed
 from xfrmpy.ike.protection import Protection
@@ -76,6 +79,26 @@ class Letter:
     path: Path
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What happens, who says no and how, and whose exchange has made what is there in the end.
+
+    `kept` "winner" is he whom the nonces favour. `is_news`: a tunnel that stood has ended on the
+    way.
+    """
+
+    name: str
+    steps: tuple[str, ...]
+    errors: tuple[str, ...] = ()
+    kept: str = ""
+    is_news: bool = False
+
+
+def named(cases: tuple[Case, ...]) -> list[Any]:
+    """The cases as parameters of a test."""
+    return [pytest.param(case, id=case.name.replace(" ", "_")) for case in cases]
+
+
 class Interleaving:
     """The ends `a` and `b` of a pair, and everything that is on its way between them."""
 
@@ -106,6 +129,13 @@ class Interleaving:
             self._do(step)
             for end in self.watched:
                 self._check_path(step, end)
+
+    def shuffle(self, seed: int) -> None:
+        """Everything arrives, in an order that the seed decides."""
+        chance = Random(seed)
+        while self.mail:
+            chance.shuffle(self.mail)
+            self.play(self.mail[0].name)
 
     def up(self) -> None:
         """The tunnel stands, and what is asked from now on is of the test."""

@@ -43,12 +43,6 @@ CREATE = ExchangeType.CREATE_CHILD_SA
 
 
 @pytest.fixture
-def up(pair: Any) -> Any:
-    pair.up()
-    return pair
-
-
-@pytest.fixture
 def replacements(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every Child SA that was installed in the place of another."""
     seen: list[Any] = []
@@ -63,11 +57,6 @@ def replacements(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
-def _ends(pair: Any, end: str) -> tuple[Any, Any]:
-    """The end that begins, and the other."""
-    return (pair.moon, pair.sun) if end == "moon" else (pair.sun, pair.moon)
-
-
 def _rekey(pair: Any, host: Any) -> None:
     host.endpoint.rekey_child_sas("tunnel-a", pair.now)
 
@@ -75,15 +64,6 @@ def _rekey(pair: Any, host: Any) -> None:
 def _spis(host: Any) -> tuple[int, int]:
     (child,) = host.views[0].children
     return child.entries[0].spi, child.entries[1].spi
-
-
-def _errors(sealing: Any, exchange: ExchangeType) -> list[NotifyType]:
-    return [
-        p.type
-        for answer in sealing.answers(exchange)
-        for p in answer
-        if isinstance(p, NotifyPayload) and p.type.is_error
-    ]
 
 
 def _at_rest(pair: Any) -> None:
@@ -102,7 +82,7 @@ def _at_rest(pair: Any) -> None:
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_child_sa_is_replaced_by_either_end(up: Any, end: str) -> None:
-    host, other = _ends(up, end)
+    host, other = up.ends(end)
     before = _spis(host)
     _rekey(up, host)
     up.deliver()
@@ -115,7 +95,7 @@ def test_a_child_sa_is_replaced_by_either_end(up: Any, end: str) -> None:
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_rekeying_leaves_the_policies_alone(up: Any, end: str) -> None:
-    host, other = _ends(up, end)
+    host, other = up.ends(end)
     before = [len(each.outputs) for each in (host, other)]
     _rekey(up, host)
     _at_rest(up)
@@ -127,7 +107,7 @@ def test_a_rekeying_leaves_the_policies_alone(up: Any, end: str) -> None:
 def test_the_new_sas_are_in_force_before_the_old_ones_go(up: Any, end: str) -> None:
     """Initiator: both new ones, then the old outbound. Responder: inbound, answer; outbound, when
     the old one is deleted. Inbound goes last at both ends, after what was on its way."""
-    host, other = _ends(up, end)
+    host, other = up.ends(end)
     old = {each.name: _spis(each) for each in (host, other)}
     for each in (host, other):
         each.outputs.clear()
@@ -153,7 +133,7 @@ def test_the_new_sas_are_in_force_before_the_old_ones_go(up: Any, end: str) -> N
 @pytest.mark.parametrize("end", ENDS)
 def test_there_is_an_outbound_sa_at_every_moment(up: Any, end: str) -> None:
     """And the other end can receive on it."""
-    host, other = _ends(up, end)
+    host, other = up.ends(end)
 
     def check(output: Any, _sender: Any) -> list[bytes]:
         for each, peer in ((host, other), (other, host)):
@@ -208,7 +188,7 @@ def test_a_wrong_guess_of_the_method_is_mended(
     pair.up()
     _rekey(pair, pair.moon)
     pair.deliver()
-    assert _errors(sealing, CREATE) == [NotifyType.INVALID_KE_PAYLOAD]
+    assert sealing.errors(CREATE) == [NotifyType.INVALID_KE_PAYLOAD]
     assert pair.moon.reports(ChildSaRekeyed)[0].suite == "aes128gcm16-esn-ecp384"
     _at_rest(pair)
 
@@ -340,7 +320,7 @@ def test_the_peer_may_finish_before_it_hears_of_our_rekeying(
     _rekey(pair, pair.sun)
     pair.deliver()
     link.release()
-    assert _errors(sealing, CREATE) == [NotifyType.CHILD_SA_NOT_FOUND]
+    assert sealing.errors(CREATE) == [NotifyType.CHILD_SA_NOT_FOUND]
     _at_rest(pair)
 
 
@@ -377,7 +357,7 @@ def test_a_peer_that_knows_nothing_of_a_child_sa_gets_a_new_one(up: Any, sealing
     sealing.change = forget
     _rekey(up, up.moon)
     up.deliver()
-    assert _errors(sealing, CREATE) == [NotifyType.CHILD_SA_NOT_FOUND]
+    assert sealing.errors(CREATE) == [NotifyType.CHILD_SA_NOT_FOUND]
     assert not set(_spis(up.moon)) & set(before)
 
 
@@ -392,11 +372,11 @@ def _delete(pair: Any, host: Any) -> None:
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_request_to_rekey_what_we_are_deleting_must_wait(up: Any, sealing: Any, end: str) -> None:
-    host, other = _ends(up, end)
+    host, other = up.ends(end)
     _delete(up, host)
     _rekey(up, other)
     up.deliver()
-    assert _errors(sealing, CREATE) == [NotifyType.TEMPORARY_FAILURE]
+    assert sealing.errors(CREATE) == [NotifyType.TEMPORARY_FAILURE]
     up.run(100)
     up.assert_down()
 
@@ -406,7 +386,7 @@ def test_a_child_sa_that_is_deleted_while_we_rekey_it_is_gone(
     up: Any, hold: Any, sealing: Any, end: str
 ) -> None:
     """The answer to the Delete names our half of the pair, as usual."""
-    host, other = _ends(up, end)
+    host, other = up.ends(end)
     link = hold(up)
     link.is_held = lambda header, _sender: header.exchange is CREATE and not header.is_response
     _rekey(up, host)
@@ -490,7 +470,7 @@ def test_a_difference_in_forward_secrecy_shows_with_both_sides_values(
 def test_a_datapath_that_refuses_the_new_sas_leaves_the_old_ones(
     up: Any, end: str, kind: str
 ) -> None:
-    host, _ = _ends(up, end)
+    host, _ = up.ends(end)
     host.datapath.refuse(kind, nth=1)
     _rekey(up, up.moon)
     up.run(40)
@@ -503,7 +483,7 @@ def test_a_datapath_that_refuses_the_new_sas_leaves_the_old_ones(
 def test_a_peer_that_does_not_delete_what_it_replaced_is_not_waited_for(
     up: Any, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    host, other = _ends(up, end)
+    host, other = up.ends(end)
     monkeypatch.setattr(CreateChildSa, "_take_place", lambda *_: None, raising=False)
     monkeypatch.setattr("xfrmpy.ike.create_child_sa._take_place", lambda *_: None)
     _rekey(up, host)

@@ -8,13 +8,13 @@ exchange of their own, and with a window of one and of eight.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import pytest
 
-from tests.ike.interleaving import EXPIRY_SECONDS, KEPT, LOWEST
+from tests.ike.interleaving import EXPIRY_SECONDS, KEPT, LOWEST, Case, named
 from xfrmpy.datapath.interface import Dump
 from xfrmpy.ike.outputs import ChildSaClosed, TunnelClosed
 from xfrmpy.ike.succession import OVERLAP_SECONDS
@@ -23,19 +23,6 @@ from xfrmpy.registry import ProtocolId
 
 ESP = {"plain": ("aes128gcm16", 1), "pfs": ("aes128gcm16-x25519", 8)}
 """What is proposed, and the window."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """What happens, who says no and how, and whose exchange has made what is there in the end.
-
-    `kept` "winner" is he whom the nonces favour.
-    """
-
-    name: str
-    steps: tuple[str, ...]
-    errors: tuple[str, ...] = ()
-    kept: str = ""
 
 
 CROSSING = ("a: rekey", "b: rekey")
@@ -285,12 +272,8 @@ FEWER = [
 """Where it is not nonces that decide."""
 
 
-def _named(cases: tuple[Case, ...]) -> list[Any]:
-    return [pytest.param(case, id=case.name.replace(" ", "_")) for case in cases]
-
-
 @pytest.mark.parametrize(("first", "lowest", "kind"), VARIANTS)
-@pytest.mark.parametrize("case", _named(REKEYINGS))
+@pytest.mark.parametrize("case", named(REKEYINGS))
 def test_a_rekeying_leaves_one_child_sa_and_no_gap(
     interleave: Callable[..., Any], case: Case, first: str, lowest: str, kind: str
 ) -> None:
@@ -309,7 +292,7 @@ def test_a_rekeying_leaves_one_child_sa_and_no_gap(
 
 
 @pytest.mark.parametrize(("first", "lowest", "kind"), FEWER)
-@pytest.mark.parametrize("case", _named(DELETIONS))
+@pytest.mark.parametrize("case", named(DELETIONS))
 def test_what_is_deleted_is_gone_at_both_ends_and_nothing_else(
     interleave: Callable[..., Any], case: Case, first: str, lowest: str, kind: str
 ) -> None:
@@ -350,7 +333,7 @@ TOO_EARLY = (
 
 @pytest.mark.parametrize("lowest", ["a answers", "b asks"])
 @pytest.mark.parametrize("first", ["moon", "sun"])
-@pytest.mark.parametrize("case", _named(TOO_EARLY))
+@pytest.mark.parametrize("case", named(TOO_EARLY))
 def test_the_responder_deletes_what_the_initiator_should(
     interleave: Callable[..., Any], case: Case, first: str, lowest: str
 ) -> None:
@@ -394,6 +377,11 @@ HARD_LIMITS = (
         kept="a",
     ),
     Case(
+        name="of what the responder has deleted, at the initiator, before the answer arrives",
+        steps=("a: rekey", "a rekey?", "b: delete", "b delete?", "a: hard limit", "b rekey!"),
+        kept="a",
+    ),
+    Case(
         name="of what is being deleted, at the initiator",
         steps=("a: rekey", "a rekey?", "b rekey!", "a: hard limit", "a delete?", "b delete!"),
         kept="a",
@@ -411,7 +399,7 @@ HARD_LIMITS = (
 
 @pytest.mark.parametrize("lowest", LOWEST)
 @pytest.mark.parametrize("first", ["moon", "sun"])
-@pytest.mark.parametrize("case", _named(HARD_LIMITS))
+@pytest.mark.parametrize("case", named(HARD_LIMITS))
 def test_a_hard_limit_ends_no_tunnel_that_has_a_newer_child_sa(
     interleave: Callable[..., Any], case: Case, first: str, lowest: str
 ) -> None:
@@ -489,7 +477,7 @@ WRONG_GUESSES = (
 
 @pytest.mark.parametrize("lowest", LOWEST)
 @pytest.mark.parametrize("first", ["moon", "sun"])
-@pytest.mark.parametrize("case", _named(WRONG_GUESSES))
+@pytest.mark.parametrize("case", named(WRONG_GUESSES))
 def test_wrong_guesses_of_the_method_may_cross_too(
     interleave: Callable[..., Any], case: Case, first: str, lowest: str
 ) -> None:
@@ -511,7 +499,7 @@ def test_wrong_guesses_of_the_method_may_cross_too(
 
 
 @pytest.mark.parametrize(("first", "lowest", "kind"), FEWER)
-@pytest.mark.parametrize("case", _named(DELETIONS))
+@pytest.mark.parametrize("case", named(DELETIONS))
 def test_with_its_last_child_sa_a_tunnel_is_gone_at_both_ends(
     interleave: Callable[..., Any], case: Case, first: str, lowest: str, kind: str
 ) -> None:
@@ -579,7 +567,7 @@ CREATIONS = (
 
 
 @pytest.mark.parametrize(("first", "lowest", "kind"), FEWER)
-@pytest.mark.parametrize("case", _named(CREATIONS))
+@pytest.mark.parametrize("case", named(CREATIONS))
 def test_a_child_is_made_once(
     interleave: Callable[..., Any], case: Case, first: str, lowest: str, kind: str
 ) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations, product
-from random import Random
 from typing import Any
 
 import pytest
@@ -62,10 +61,7 @@ def test_both_ends_rekey_every_child_sa_and_all_arrives_in_any_order(
     run.play("a: acquire voice", "rest", "a: acquire video", "rest")
     run.watched = ("a", "b")
     run.play("a: rekey", "b: rekey")
-    chance = Random(seed)
-    while run.mail:
-        chance.shuffle(run.mail)
-        run.play(run.mail[0].name)
+    run.shuffle(seed)
     run.settle()
     run.assert_up("net", "voice", "video")
     run.assert_undisturbed()
@@ -81,10 +77,7 @@ def test_both_ends_create_every_child_sa_and_all_arrives_in_any_order(
 ) -> None:
     run = interleave(first, lowest=LOWEST[seed % len(LOWEST)], further=2)
     run.play("a: acquire voice", "b: acquire video", "a: acquire video", "b: acquire voice")
-    chance = Random(seed)
-    while run.mail:
-        chance.shuffle(run.mail)
-        run.play(run.mail[0].name)
+    run.shuffle(seed)
     run.settle()
     run.assert_up("net", "voice", "video")
     run.assert_not_closed()
@@ -99,10 +92,7 @@ def test_one_end_rekeys_what_the_other_deletes_among_others_in_any_order(
     run = interleave(first, lowest=LOWEST[seed % len(LOWEST)], further=2)
     run.play("a: acquire voice", "rest", "a: acquire video", "rest")
     run.play("a: rekey", "b: delete voice", "b: rekey net")
-    chance = Random(seed)
-    while run.mail:
-        chance.shuffle(run.mail)
-        run.play(run.mail[0].name)
+    run.shuffle(seed)
     run.settle()
     run.assert_up("net", "video")
     run.assert_not_closed()

@@ -8,13 +8,12 @@ ended.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import pytest
 
-from tests.ike.interleaving import EXPIRY_SECONDS, KEPT, LOWEST
+from tests.ike.interleaving import EXPIRY_SECONDS, KEPT, LOWEST, Case, named
 from xfrmpy.registry import NotifyType
 
 OURS = ("a: up", "a init?", "b init!", "a auth?", "b auth!")
@@ -149,15 +148,6 @@ def test_initial_contact_ends_nothing_that_was_made_since_its_sender_began(
 def _says_initial_contact(sealing: Any) -> bool:
     (_, payloads) = sealing.sent[-1]
     return NotifyType.INITIAL_CONTACT in [getattr(p, "type", None) for p in payloads]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """What happens. `is_news`: a tunnel that stood has ended on the way."""
-
-    name: str
-    steps: tuple[str, ...]
-    is_news: bool = False
 
 
 BEGINNINGS = (
@@ -331,9 +321,7 @@ BEGINNINGS = (
 
 @pytest.mark.parametrize("lowest", LOWEST)
 @pytest.mark.parametrize("first", ["moon", "sun"])
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, id=case.name.replace(" ", "_")) for case in BEGINNINGS]
-)
+@pytest.mark.parametrize("case", named(BEGINNINGS))
 def test_there_is_one_ike_sa_in_the_end_when(
     interleave: Callable[..., Any], case: Case, first: str, lowest: str
 ) -> None:
@@ -375,7 +363,7 @@ def test_down_amid_two_initiations_leaves_nothing_once_both_ends_want_it(
 
 
 @pytest.mark.parametrize("lowest", LOWEST)
-@pytest.mark.parametrize("case", ENDS, ids=lambda case: case.name.replace(" ", "_"))
+@pytest.mark.parametrize("case", named(ENDS))
 def test_a_tunnel_that_crossed_goes_down_whole(
     interleave: Callable[..., Any], case: Case, lowest: str
 ) -> None:

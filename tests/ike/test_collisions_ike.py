@@ -8,31 +8,17 @@ runs with either end as `a`, and with each of the four nonces the lowest.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import pytest
 
-from tests.ike.interleaving import EXPIRY_SECONDS, KEPT, LOWEST
+from tests.ike.interleaving import EXPIRY_SECONDS, KEPT, LOWEST, Case, named
 from xfrmpy.ike.lifetimes import RETRY_LATEST_SECONDS
 from xfrmpy.ike.outputs import ChildSaRekeyed, IkeSaRekeyed
 from xfrmpy.ipsec.proposals import parse_proposal
 from xfrmpy.registry import ProtocolId
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """What happens, who says no and how, and whose exchange has made the IKE SA that is left.
-
-    `kept` "winner" is he whom the nonces favour.
-    """
-
-    name: str
-    steps: tuple[str, ...]
-    errors: tuple[str, ...] = ()
-    kept: str = ""
-
 
 CROSSING = ("a: rekey ike", "b: rekey ike")
 
@@ -187,10 +173,6 @@ VARIANTS = [
 ]
 
 
-def _named(cases: tuple[Case, ...]) -> list[Any]:
-    return [pytest.param(case, id=case.name.replace(" ", "_")) for case in cases]
-
-
 def _check_kept(run: Any, case: Case, lowest: str) -> None:
     wanted = KEPT[lowest] if case.kept == "winner" else case.kept
     if wanted:
@@ -198,7 +180,7 @@ def _check_kept(run: Any, case: Case, lowest: str) -> None:
 
 
 @pytest.mark.parametrize(("first", "lowest"), VARIANTS)
-@pytest.mark.parametrize("case", _named(REKEYINGS))
+@pytest.mark.parametrize("case", named(REKEYINGS))
 def test_a_rekeying_leaves_one_ike_sa_with_the_same_child_sas(
     interleave: Callable[..., Any], case: Case, first: str, lowest: str
 ) -> None:
@@ -264,7 +246,7 @@ WRONG_GUESSES = (
 
 
 @pytest.mark.parametrize(("first", "lowest"), VARIANTS)
-@pytest.mark.parametrize("case", _named(WRONG_GUESSES))
+@pytest.mark.parametrize("case", named(WRONG_GUESSES))
 def test_wrong_guesses_of_the_method_may_cross_too(
     interleave: Callable[..., Any], case: Case, first: str, lowest: str
 ) -> None:
@@ -363,7 +345,7 @@ WITH_CHILDREN = (
 
 
 @pytest.mark.parametrize(("first", "lowest"), VARIANTS)
-@pytest.mark.parametrize("case", _named(WITH_CHILDREN))
+@pytest.mark.parametrize("case", named(WITH_CHILDREN))
 def test_the_rekeying_of_an_ike_sa_crosses(
     interleave: Callable[..., Any], case: Case, first: str, lowest: str
 ) -> None:
@@ -467,7 +449,7 @@ DELETIONS = (
 
 
 @pytest.mark.parametrize(("first", "lowest"), VARIANTS)
-@pytest.mark.parametrize("case", _named(DELETIONS))
+@pytest.mark.parametrize("case", named(DELETIONS))
 def test_a_deletion_of_the_ike_sa_leaves_nothing_when_it_crosses(
     interleave: Callable[..., Any], case: Case, first: str, lowest: str
 ) -> None:
@@ -531,7 +513,7 @@ ENDS_WITH_CREATIONS = (
 
 
 @pytest.mark.parametrize("first", ["moon", "sun"])
-@pytest.mark.parametrize("case", _named(ENDS_WITH_CREATIONS))
+@pytest.mark.parametrize("case", named(ENDS_WITH_CREATIONS))
 def test_a_child_sa_that_is_being_made_goes_with_its_ike_sa_that_is_deleted(
     interleave: Callable[..., Any], case: Case, first: str
 ) -> None:
@@ -566,7 +548,7 @@ CREATIONS_AND_DELETIONS = (
 
 
 @pytest.mark.parametrize(("first", "lowest"), VARIANTS)
-@pytest.mark.parametrize("case", _named(CREATIONS_AND_DELETIONS))
+@pytest.mark.parametrize("case", named(CREATIONS_AND_DELETIONS))
 def test_what_is_deleted_does_not_move_to_the_new_ike_sa(
     interleave: Callable[..., Any], case: Case, first: str, lowest: str
 ) -> None:
@@ -641,7 +623,7 @@ REAUTHENTICATIONS = (
 
 
 @pytest.mark.parametrize(("first", "lowest"), VARIANTS)
-@pytest.mark.parametrize("case", _named(REAUTHENTICATIONS))
+@pytest.mark.parametrize("case", named(REAUTHENTICATIONS))
 def test_a_reauthentication_leaves_one_new_ike_sa_when_it_crosses(
     interleave: Callable[..., Any], case: Case, first: str, lowest: str
 ) -> None:

@@ -34,27 +34,8 @@ ENDS = ("moon", "sun")
 CREATE = ExchangeType.CREATE_CHILD_SA
 
 
-@pytest.fixture
-def up(pair: Any) -> Any:
-    pair.up()
-    return pair
-
-
-def _ends(pair: Any, end: str) -> tuple[Any, Any]:
-    return (pair.moon, pair.sun) if end == "moon" else (pair.sun, pair.moon)
-
-
 def _rekey(pair: Any, host: Any) -> None:
     host.endpoint.rekey_ike_sas("tunnel-a", pair.now)
-
-
-def _errors(sealing: Any) -> list[NotifyType]:
-    return [
-        p.type
-        for answer in sealing.answers(CREATE)
-        for p in answer
-        if isinstance(p, NotifyPayload) and p.type.is_error
-    ]
 
 
 def _at_rest(pair: Any) -> None:
@@ -77,7 +58,7 @@ def _at_rest(pair: Any) -> None:
 
 @pytest.mark.parametrize("end", ENDS)
 def test_an_ike_sa_is_rekeyed_by_either_end_and_nothing_else_is_touched(up: Any, end: str) -> None:
-    host, other = _ends(up, end)
+    host, other = up.ends(end)
     before = [
         (each.ike_sa.our_spi, each.datapath.dump(), len(each.outputs)) for each in (host, other)
     ]
@@ -167,7 +148,7 @@ def test_a_wrong_guess_of_the_method_is_mended(
     pair.sun.ike_sa.tunnel = replace(tunnel.policy, proposals=only)
     _rekey(pair, pair.moon)
     pair.deliver()
-    assert _errors(sealing) == [NotifyType.INVALID_KE_PAYLOAD]
+    assert sealing.errors(CREATE) == [NotifyType.INVALID_KE_PAYLOAD]
     assert pair.moon.reports(IkeSaRekeyed)[0].suite.endswith("ecp384")
     _at_rest(pair)
 
@@ -250,7 +231,7 @@ def test_a_peer_that_does_not_notice_our_rekeying_prevails(up: Any, hold: Any, s
 @pytest.mark.parametrize("end", ENDS)
 def test_a_request_to_rekey_what_was_rekeyed_must_wait(up: Any, hold: Any, end: str) -> None:
     """Section 2.8.2: the late request comes while the old IKE SA is being closed."""
-    host, other = _ends(up, end)
+    host, other = up.ends(end)
     link = hold(up)
     link.is_held = lambda header, sender: (
         sender == host.name
@@ -265,11 +246,11 @@ def test_a_request_to_rekey_what_was_rekeyed_must_wait(up: Any, hold: Any, end: 
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_child_sa_cannot_be_rekeyed_while_the_ike_sa_is(up: Any, sealing: Any, end: str) -> None:
-    host, other = _ends(up, end)
+    host, other = up.ends(end)
     _rekey(up, host)
     other.endpoint.rekey_child_sas("tunnel-a", up.now)
     up.deliver()
-    assert _errors(sealing) == [NotifyType.TEMPORARY_FAILURE] * 2
+    assert sealing.errors(CREATE) == [NotifyType.TEMPORARY_FAILURE] * 2
     _at_rest(up)
     up.run(60)
     assert up.moon.reports(IkeSaRekeyed)
@@ -278,11 +259,11 @@ def test_a_child_sa_cannot_be_rekeyed_while_the_ike_sa_is(up: Any, sealing: Any,
 
 @pytest.mark.parametrize("end", ENDS)
 def test_an_ike_sa_cannot_be_rekeyed_while_we_delete_it(up: Any, sealing: Any, end: str) -> None:
-    host, other = _ends(up, end)
+    host, other = up.ends(end)
     host.endpoint.terminate("tunnel-a", up.now)
     _rekey(up, other)
     up.deliver()
-    assert _errors(sealing) == [NotifyType.TEMPORARY_FAILURE]
+    assert sealing.errors(CREATE) == [NotifyType.TEMPORARY_FAILURE]
     up.run(100)
     up.assert_forgotten()
 
@@ -298,7 +279,7 @@ def test_two_ends_may_delete_an_ike_sa_at_once(up: Any) -> None:
 @pytest.mark.parametrize("end", ENDS)
 def test_down_in_the_middle_of_a_rekeying_leaves_nothing(up: Any, hold: Any, end: str) -> None:
     for seed in range(4):
-        _host, other = _ends(up, end)
+        _host, other = up.ends(end)
         link = hold(up)
         link.is_held = lambda header, _sender, n=seed: header.is_response and n % 2 == 0
         for each in (up.moon, up.sun):
@@ -360,7 +341,7 @@ def test_a_bad_public_value_makes_no_ike_sa(up: Any, sealing: Any) -> None:
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_reauthentication_makes_all_anew_before_it_breaks(up: Any, end: str) -> None:
-    host, other = _ends(up, end)
+    host, other = up.ends(end)
     before = {host.ike_sa.our_spi, *host.endpoint._core.children}
 
     def check(output: Any, _sender: Any) -> list[bytes]:
@@ -435,7 +416,7 @@ def test_two_ends_that_begin_at_once_keep_one_ike_sa(
 
 @pytest.mark.parametrize("end", ENDS)
 def test_what_began_twice_is_kept_once(up: Any, end: str) -> None:
-    host, _ = _ends(up, end)
+    host, _ = up.ends(end)
     up.run(60)
     up.initiate(host)
     up.deliver()

@@ -31,12 +31,6 @@ def announcement(size: int) -> NotifyPayload:
     return NotifyPayload(type=NotifyType.SET_WINDOW_SIZE, data=size.to_bytes(4, "big"))
 
 
-@pytest.fixture
-def up(pair: Any) -> Any:
-    pair.up()
-    return pair
-
-
 def _asks(make_ask: Any, host: Any, count: int, now: float = 0.0) -> list[Any]:
     """Requests that can be told apart, so that each answer shows which request it is for."""
     return [

@@ -40,7 +40,11 @@ def _tell(replies: Iterable[EventsReply], *, as_json: bool, debug: bool) -> None
 
 def event_line(event: Event, paint: Painter) -> str:
     """`17:00:00  office  closed: XF2001 ...`, in the time of this host."""
-    moment = datetime.fromisoformat(event.time).astimezone()
-    when = paint(moment.strftime("%Y-%m-%d %H:%M:%S"), "dim")
+    when = paint(moment(event), "dim")
     who = paint(printable(event.tunnel) or "-", "bold")
     return f"{when}  {who}  {paint(printable(event.text), _STYLES.get(event.severity, ''))}"
+
+
+def moment(event: Event) -> str:
+    """When it happened, in the time of this host."""
+    return datetime.fromisoformat(event.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -176,13 +176,34 @@ def status(
             show_default=False,
         ),
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show it again on each change, until Ctrl-C.")
+    ] = False,
     output: Format = Output.HUMAN,
 ) -> int:
     """Show the tunnels, or one of them in full."""
     from xfrmpy.cli.status import show_status
 
     client = Client(runtime_dir(os.environ))
-    return _told(output, lambda: show_status(client, tunnel, as_json=output is Output.JSON))
+    as_json = output is Output.JSON
+    if watch:
+        from xfrmpy.cli.watch import watch_status
+
+        return _told(output, lambda: watch_status(client, tunnel, as_json=as_json))
+    return _told(output, lambda: show_status(client, tunnel, as_json=as_json))
+
+
+@app.command()
+def describe(tunnel: One, output: Format = Output.HUMAN) -> int:
+    """Show everything about one tunnel; exit with 3 if it is not up.
+
+    Its policy, its SAs and when they are replaced, why it failed last, and what has happened.
+    """
+    from xfrmpy.cli.describe import describe_tunnel
+
+    client = Client(runtime_dir(os.environ))
+    as_json = output is Output.JSON
+    return _told(output, lambda: describe_tunnel(client, tunnel, as_json=as_json))
 
 
 @app.command()
@@ -204,20 +225,25 @@ def log(
     return _told(output, lambda: show_log(client, tunnel, lines, follow=follow, as_json=as_json))
 
 
+@app.command()
+def metrics(output: Format = Output.HUMAN) -> int:
+    """Print the daemon's metrics in Prometheus' text format."""
+    from xfrmpy.cli.documents import document
+
+    def show() -> int:
+        text = Client(runtime_dir(os.environ)).metrics().text
+        as_json = output is Output.JSON
+        say(document("Metrics", text=text) if as_json else text.removesuffix("\n"))
+        return ExitCode.DONE
+
+    return _told(output, show)
+
+
 class State(StrEnum):
     """What a tunnel can come to."""
 
     UP = "up"
     DOWN = "down"
-
-
-def _parse_span(text: str) -> float:
-    from xfrmpy.cli.wait import parse_span
-
-    try:
-        return parse_span(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 @app.command()
@@ -257,6 +283,15 @@ def check(
     from xfrmpy.cli.check import check_policy
 
     return check_policy(paths or [], as_json=output is Output.JSON)
+
+
+def _parse_span(text: str) -> float:
+    from xfrmpy.cli.wait import parse_span
+
+    try:
+        return parse_span(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 PolicyPath = Annotated[
@@ -320,9 +355,10 @@ def apply(
     name: PolicyName = None,
     prune: Prune = False,
     confirm: Annotated[
-        str | None,
+        float | None,
         typer.Option(
-            metavar="DURATION",
+            metavar="SPAN",
+            parser=_parse_span,
             help="Take it back unless `xfrmpy confirm` comes within so long, such as 120s.",
         ),
     ] = None,
@@ -342,7 +378,7 @@ def apply(
 
     Only what differs is touched. If a change fails, those before it are taken back.
     """
-    from xfrmpy.cli.apply import apply_policy, read_policy, seconds_of
+    from xfrmpy.cli.apply import apply_policy, read_policy
 
     as_json = output is Output.JSON
     client = Client(runtime_dir(os.environ))
@@ -352,7 +388,7 @@ def apply(
             client,
             read_policy(path, name),
             prune=prune,
-            confirm_seconds=seconds_of(confirm),
+            confirm_seconds=confirm or 0.0,
             accept_cut=accept_cut,
             allow_pending=allow_pending,
             timeout_seconds=timeout,

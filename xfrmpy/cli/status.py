@@ -36,12 +36,15 @@ def show_status(client: Client, tunnel: str | None, *, as_json: bool) -> int:
     if as_json:
         say(status_document(status))
     else:
-        paint = Painter(sys.stdout)
-        lines = overview_lines(status, paint) if tunnel is None else _each(status, paint)
-        for line in lines:
+        for line in status_lines(status, Painter(sys.stdout), named=tunnel is not None):
             say(line)
     named_is_down = tunnel is not None and any(t.state != "up" for t in status.tunnels)
     return ExitCode.NOT_UP if named_is_down else ExitCode.DONE
+
+
+def status_lines(status: StatusReply, paint: Painter, *, named: bool) -> list[str]:
+    """All tunnels as a table, or the one that was asked for, in full."""
+    return _each(status, paint) if named else overview_lines(status, paint)
 
 
 def _each(status: StatusReply, paint: Painter) -> list[str]:
@@ -111,7 +114,7 @@ def tunnel_lines(tunnel: TunnelStatus, paint: Painter) -> Iterator[str]:
         ("NAT", (_nat(tunnel),)),
         ("datapath", (tunnel.datapath, tunnel.datapath_reason)),
     ):
-        yield from _labelled(label, parts, paint)
+        yield from labelled(label, parts, paint)
     for child in tunnel.children:
         yield ""
         yield from _child(child, paint)
@@ -128,7 +131,7 @@ def _headline(tunnel: TunnelStatus, paint: Painter) -> str:
     return f"{head} for {duration(tunnel.seconds_up)}, as {printable(tunnel.role)}"
 
 
-def _labelled(label: str, parts: tuple[str, ...], paint: Painter, indent: str = "  ") -> list[str]:
+def labelled(label: str, parts: tuple[str, ...], paint: Painter, indent: str = "  ") -> list[str]:
     """`  label     part   part`; nothing at all if there is nothing to tell."""
     first = indent + label.ljust(_LABEL_COLUMNS)
     told = [printable(part) for part in dict.fromkeys(parts) if part]
@@ -160,7 +163,7 @@ def _child(child: ChildSaStatus, paint: Painter) -> Iterator[str]:
         ("out", out),
         ("refused", (_refused(child),)),
     ):
-        yield from _labelled(label, parts, paint, indent="    ")
+        yield from labelled(label, parts, paint, indent="    ")
 
 
 def _carried(count: int, packets: int) -> str:

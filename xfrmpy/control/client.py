@@ -18,9 +18,11 @@ from typing import Any, TypeVar
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import (
     ApplyCall,
+    DescribeReply,
     EventsReply,
     FailureReply,
     KeepReply,
+    MetricsReply,
     PlanCall,
     PlanReply,
     Progress,
@@ -66,14 +68,26 @@ class Client:
         parameters = _without_none({"tunnel": tunnel})
         return _decode(StatusReply, self._ask(protocol.STATUS, parameters, STATUS_SECONDS))
 
+    def describe(self, tunnel: str) -> DescribeReply:
+        """Everything about one tunnel."""
+        parameters = {"tunnel": tunnel}
+        return _decode(DescribeReply, self._ask(protocol.DESCRIBE, parameters, STATUS_SECONDS))
+
     def events(self, tunnel: str | None, last: int) -> EventsReply:
         """The last events, of all or of one tunnel."""
         parameters = _without_none({"tunnel": tunnel, "last": last})
         return _decode(EventsReply, self._ask(protocol.MONITOR, parameters, STATUS_SECONDS))
 
-    def follow(self, tunnel: str | None, last: int) -> Iterator[EventsReply]:
-        """The same, and then what happens, for ever."""
-        parameters = _without_none({"tunnel": tunnel, "last": last})
+    def metrics(self) -> MetricsReply:
+        """The metrics in Prometheus' text format."""
+        return _decode(MetricsReply, self._ask(protocol.METRICS, {}, STATUS_SECONDS))
+
+    def follow(
+        self, tunnel: str | None, last: int, *, heartbeat_seconds: float | None = None
+    ) -> Iterator[EventsReply]:
+        """The same, and then what happens, for ever; or nothing, as often as is said."""
+        call = {"tunnel": tunnel, "last": last, "heartbeat_seconds": heartbeat_seconds}
+        parameters = _without_none(call)
         for reply, _ in self._call(protocol.MONITOR, parameters, math.inf, more=True):
             yield _decode(EventsReply, reply)
 

@@ -20,6 +20,8 @@ from xfrmpy.failures import CATALOGUE
 
 STATUS = "org.xfrmpy.Status"
 UP = "org.xfrmpy.Up"
+DESCRIBE = "org.xfrmpy.Describe"
+METRICS = "org.xfrmpy.Metrics"
 MONITOR = "org.xfrmpy.Monitor"
 WAIT = "org.xfrmpy.Wait"
 DOWN = "org.xfrmpy.Down"
@@ -43,6 +45,8 @@ MAX_CALL = 1024 * 1024
 """Octets: the files that `apply` sends, of some thousands of tunnels. All other calls of ours are
 below 1 KiB. The daemon hangs up on a longer one."""
 
+MIN_HEARTBEAT_SECONDS = 0.1
+
 SOCKET_NAME = "control.sock"
 
 
@@ -59,6 +63,13 @@ class ChangeCall:
 
     tunnel: str
     timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescribeCall:
+    """The tunnel to describe."""
+
+    tunnel: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,11 +131,24 @@ class RollbackCall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsCall:
+    """All of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorCall:
-    """The `last` events that there have been (10), of all tunnels or of one, and then new ones."""
+    """The `last` events that there have been (10), of all tunnels or of one, and then new ones.
+
+    With `heartbeat_seconds` there is a reply without events whenever there were none for so long.
+    """
 
     tunnel: str | None = None
     last: int | None = None
+    heartbeat_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.heartbeat_seconds is not None and self.heartbeat_seconds < MIN_HEARTBEAT_SECONDS:
+            raise ValueError(f"asks for a reply more often than each {MIN_HEARTBEAT_SECONDS} s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,6 +333,87 @@ class EventsReply:
 
     events: list[Event]
     missed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildPolicyStatus:
+    """What a Child SA is to carry, and how; without a lifetime it has no end."""
+
+    child: str
+    mode: str
+    local: list[str]
+    remote: list[str]
+    proposals: list[str]
+    lifetime_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyStatus:
+    """The policy in force: `origin` is its file and line, `key_from` where its secret is from.
+
+    What the datapath cannot do is left out of the proposals.
+    """
+
+    origin: str
+    start: str
+    key_from: str
+    proposals: list[str]
+    lifetime_seconds: float | None
+    reauth_seconds: float | None
+    dpd_seconds: float
+    children: list[ChildPolicyStatus]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IkeSaDetails:
+    """One of the IKE SAs of a tunnel: while one replaces another there are two.
+
+    What will be done by time is in so many seconds; null if it will not.
+    """
+
+    state: str
+    role: str
+    suite: str
+    spi_i: str
+    spi_r: str
+    local_address: str
+    remote_address: str
+    seconds_established: float
+    rekey_in_seconds: float | None
+    reauth_in_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildSaDetails:
+    """When a Child SA in force is replaced, and when it ends at the latest."""
+
+    child: str
+    spi_in: str
+    rekey_in_seconds: float | None
+    expires_in_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescribeReply:
+    """Everything about one tunnel; `wanted` says that it comes back by itself.
+
+    `last_failure` is the newest of the events that are kept and failed, if there is one.
+    """
+
+    tunnel: TunnelStatus
+    wanted: bool
+    policy: PolicyStatus
+    ike_sas: list[IkeSaDetails]
+    child_sas: list[ChildSaDetails]
+    last_failure: Event | None
+    events: list[Event]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsReply:
+    """The metrics in Prometheus' text format."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

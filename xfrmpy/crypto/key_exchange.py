@@ -2,7 +2,7 @@
 
 Read RFC 7296 sections 2.12 and 3.4, RFC 6989 (checks of the peer's public value), RFC 5903 (ECP)
 and RFC 8031 (x25519); MODP stands in `modp.py`. The private value comes from the caller's `random`
-and from nowhere else, so that a run can be replayed, and never leaves the object.
+and from nowhere else, so that a run can be replayed, and an exchange can go on after a restart.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class KeyExchange(Protocol):
     method: KeyExchangeMethod
     public_value: bytes
     """The key exchange data of our KE payload, of the size that the algorithms table gives."""
+    seed: bytes
+    """What the private value follows from, as secret as that: see `resume_key_exchange`."""
 
     def shared_secret(self, peer_public_value: bytes) -> bytes:
         """g^ir at its fixed width. Raises `InvalidPublicValue`."""
@@ -44,6 +46,17 @@ def start_key_exchange(method: KeyExchangeMethod, random: Random) -> KeyExchange
     return _STARTERS[algorithms.group(method).id](method, random)
 
 
+def resume_key_exchange(method: KeyExchangeMethod, seed: bytes) -> KeyExchange:
+    """The very exchange that had this `seed`, in another process. Raises `ValueError`."""
+
+    def once(size: int) -> bytes:
+        if len(seed) != size:
+            raise ValueError(f"a seed of {len(seed)} octets in place of {size}")
+        return seed
+
+    return start_key_exchange(method, once)
+
+
 def check_size(method: KeyExchangeMethod, public_value: bytes) -> None:
     """Raises `InvalidPublicValue` unless the value has the method's size (RFC 7296 3.4)."""
     size = algorithms.group(method).public_value
@@ -54,7 +67,8 @@ def check_size(method: KeyExchangeMethod, public_value: bytes) -> None:
 class _X25519:
     def __init__(self, method: KeyExchangeMethod, random: Random) -> None:
         self.method = method
-        self._private = X25519PrivateKey.from_private_bytes(random(32))
+        self.seed = random(32)
+        self._private = X25519PrivateKey.from_private_bytes(self.seed)
         self.public_value = self._private.public_key().public_bytes_raw()
 
     def shared_secret(self, peer_public_value: bytes) -> bytes:
@@ -74,8 +88,8 @@ class _Ecp:
         order = self._curve.group_order
         # 64 bits more than the order has make the bias of the remainder negligible
         # (FIPS 186-5 appendix A.2.1).
-        octets = random((order.bit_length() + 7) // 8 + 8)
-        scalar = int.from_bytes(octets) % (order - 1) + 1
+        self.seed = random((order.bit_length() + 7) // 8 + 8)
+        scalar = int.from_bytes(self.seed) % (order - 1) + 1
         self._private = ec.derive_private_key(scalar, self._curve)
         point = self._private.public_key().public_bytes(
             Encoding.X962, PublicFormat.UncompressedPoint

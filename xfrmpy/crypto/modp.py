@@ -34,14 +34,16 @@ EXPONENT_SIZE = {
 
 def start(method: KeyExchangeMethod, random: Random) -> ModpKeyExchange:
     """Choose a private value: a leading one, so that all are of one length, and random octets."""
-    return ModpKeyExchange(method, int.from_bytes(b"\x01" + random(EXPONENT_SIZE[method])))
+    seed = random(EXPONENT_SIZE[method])
+    return ModpKeyExchange(method, int.from_bytes(b"\x01" + seed), seed)
 
 
 class ModpKeyExchange:
     """See `key_exchange.KeyExchange`."""
 
-    def __init__(self, method: KeyExchangeMethod, exponent: int) -> None:
+    def __init__(self, method: KeyExchangeMethod, exponent: int, seed: bytes = b"") -> None:
         self.method = method
+        self.seed = seed
         self._group = _GROUPS[method]
         # The library wants a public value beside the private one and has no way to compute it:
         # give any, and exchange with the generator, which is the same thing.

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from xfrmpy.control.client import runtime_dir
+from xfrmpy.daemon.journal import log_handler
 from xfrmpy.failures import ExitCode, Failure, OperatorError
 from xfrmpy.policy.load import config_path, load_policy
 
@@ -20,13 +21,13 @@ LOCK_NAME = "daemon.lock"
 def main(arguments: list[str]) -> int:
     """The exit code, after whatever the daemon had to say on standard error."""
     options = _parse(arguments)
-    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(message)s")
+    logging.basicConfig(handlers=[log_handler(os.environ)])
     logging.getLogger("xfrmpy").setLevel(logging.DEBUG if options.verbose else logging.INFO)
     try:
         directory = runtime_dir(os.environ)
         lock = _take(directory)
         try:
-            _run(directory, _limits(options), options.group)
+            _run(directory, options)
         finally:
             os.close(lock)
     except OperatorError as error:
@@ -40,6 +41,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("-v", "--verbose", action="store_true", help="log every datagram")
     who = "whose members may look at tunnels; xfrmpy if there is such a group, '' for none"
     parser.add_argument("--group", metavar="NAME", help=who)
+    where = "tell Prometheus' metrics at ADDRESS:PORT of this host, or unix:PATH"
+    parser.add_argument("--metrics", metavar="WHERE", default="", help=where)
+    file = "write them to a file every 15 seconds, for node_exporter's textfile collector"
+    parser.add_argument("--metrics-file", metavar="PATH", default="", help=file)
+    anywhere = "tell them at an address that other hosts reach, to whoever asks"
+    parser.add_argument("--metrics-anywhere", action="store_true", help=anywhere)
     for option, (_, what) in _LIMITS.items():
         parser.add_argument(option, type=_count, metavar="N", help=f"half-open IKE SAs {what}")
     return parser.parse_args(arguments)
@@ -67,9 +74,10 @@ def _limits(options: argparse.Namespace) -> dict[str, int]:
     return {key: count for key, count in wanted.items() if count is not None}
 
 
-def _run(directory: Path, limits: dict[str, int], group: str | None) -> None:
+def _run(directory: Path, options: argparse.Namespace) -> None:
     # A second daemon need not pay for these.
     from xfrmpy.daemon.callers import Doorkeeper, reading_group  # noqa: PLC0415
+    from xfrmpy.daemon.exposition import Exposure  # noqa: PLC0415
     from xfrmpy.daemon.service import Service  # noqa: PLC0415
     from xfrmpy.ike.admission import AdmissionLimits  # noqa: PLC0415
 
@@ -78,8 +86,12 @@ def _run(directory: Path, limits: dict[str, int], group: str | None) -> None:
         logging.getLogger("xfrmpy.daemon").error("%s", error)
     for warning in loaded.warnings:
         logging.getLogger("xfrmpy.daemon").warning("%s", warning)
-    doorkeeper = Doorkeeper(reading_group(group))
-    service = Service(loaded, directory, os.environ, AdmissionLimits(**limits), doorkeeper)
+    doorkeeper = Doorkeeper(reading_group(options.group))
+    exposure = Exposure(
+        listen=options.metrics, file=options.metrics_file, anywhere=options.metrics_anywhere
+    )
+    limits = AdmissionLimits(**_limits(options))
+    service = Service(loaded, directory, os.environ, limits, doorkeeper, exposure)
     asyncio.run(service.run())
 
 

@@ -1,7 +1,8 @@
 """Where the IKE core and the datapaths meet.
 
 Every input goes to the core; then everything that the core puts out is done, in order, before the
-next input is looked at (`_settle`). What cannot be done is told to the core at once.
+next input is looked at (`_settle`). What cannot be done is told to the core at once. What it wants
+kept is in the store before the next output is done.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path as FilePath
 
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.sockets import IkeSockets
+from xfrmpy.daemon.totals import Totals
 from xfrmpy.datapath.interface import Datapath, DatapathError, Expired, MappingChanged, NotAdded
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation, exempt_from_policies
@@ -28,6 +30,7 @@ from xfrmpy.ike.outputs import (
     DefectFound,
     MoveSa,
     Output,
+    Persist,
     RemovePolicy,
     RemoveSa,
     SendDatagram,
@@ -35,6 +38,7 @@ from xfrmpy.ike.outputs import (
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.sad import SaId
 from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.store.interface import Store, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -58,14 +62,17 @@ class Engine:
         runtime_dir: FilePath,
         report: Callable[[Output], None],
         lose: Callable[[OperatorError], None],
+        store: Store | None,
     ) -> None:
         self.drops: Counter[str] = Counter()
+        self.totals = Totals()
         self._tunnels = tunnels
         self._sockets = sockets
         self._datapaths = datapaths
         self._runtime_dir = runtime_dir
         self._report = report
         self._lose = lose
+        self._store = store
         self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -77,6 +84,7 @@ class Engine:
         self._listen_to_datapaths()
         for each in self._sockets.all():
             self._loop.add_reader(each, self._receive, each)
+        self._settle()  # What was taken over has something to do, perhaps.
 
     def _listen_to_datapaths(self) -> None:
         for datapath in self._datapaths.opened():
@@ -184,6 +192,8 @@ class Engine:
         match output:
             case SendDatagram():
                 self._send(output)
+            case Persist():
+                self._keep(output)
             case AddSa() | AddPolicy():
                 self._add(output)
             case MoveSa() | RemoveSa() | RemovePolicy():
@@ -206,10 +216,26 @@ class Engine:
             self.drops["send-failed"] += 1
             log.warning("cannot send on %s: %s", output.path, error)
 
+    def _keep(self, output: Persist) -> None:
+        """A store that has missed something is worse than none: its nonces have been used."""
+        if self._store is None:
+            return
+        try:
+            self._store.commit(output.records)
+        except StoreError as error:
+            log.error("from now on a kill of this daemon costs every SA: %s", error)
+            store, self._store = self._store, None
+            try:
+                store.clear()
+            except StoreError as left:
+                self._lose(OperatorError("XF4003", f"what was kept is out of date: {left}"))
+
     def _add(self, first: AddSa | AddPolicy) -> None:
         """With all that comes right behind it and is the same Child SA's."""
         datapath = self._datapaths.of(self._tunnels[first.tunnel])
         wanted = [first, *self._endpoint.next_additions(first)]
+        for output in wanted:
+            self.totals.note(output, datapath)
         try:
             datapath.add([output.entry for output in wanted])
         except NotAdded as error:
@@ -219,6 +245,7 @@ class Engine:
 
     def _change(self, output: MoveSa | RemoveSa | RemovePolicy) -> None:
         datapath = self._datapaths.of(self._tunnels[output.tunnel])
+        self.totals.note(output, datapath)
         try:
             match output:
                 case MoveSa():

@@ -57,6 +57,7 @@ EVENTS: dict[str, EventKind] = {
     name: EventKind(severity=severity, meaning=meaning)
     for name, severity, meaning in (
         ("daemon-started", Severity.INFO, "the daemon is ready"),
+        ("taken-over", Severity.INFO, "what was up when an earlier daemon was killed goes on"),
         ("daemon-stopping", Severity.INFO, "the daemon was told to stop"),
         ("tunnel-placed", Severity.INFO, "which datapath carries a tunnel, and why"),
         ("tunnel-unusable", Severity.ERROR, "this host cannot have the tunnel"),

@@ -28,6 +28,7 @@ class Listener:
     """What one listener has not taken yet. `missed` counts what was dropped since he last did."""
 
     def __init__(self, tunnel: str | None) -> None:
+        self.missed_ever = 0
         self._tunnel = tunnel
         self._waiting: deque[Event] = deque()
         self._missed = 0
@@ -39,6 +40,7 @@ class Listener:
         if len(self._waiting) >= MAX_WAITING:
             self._waiting.popleft()
             self._missed += 1
+            self.missed_ever += 1
         self._waiting.append(event)
         self._news.set()
 
@@ -56,6 +58,7 @@ class History:
     """See the module."""
 
     def __init__(self) -> None:
+        self._missed_by_the_gone = 0
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._strangers: deque[Event] = deque(maxlen=MAX_EVENTS_OF_STRANGERS)
         self._of_tunnel: dict[str, deque[Event]] = {}
@@ -72,6 +75,11 @@ class History:
             return
         own = self._of_tunnel.setdefault(event.tunnel, deque(maxlen=MAX_EVENTS_OF_A_TUNNEL))
         own.append(event)
+
+    @property
+    def missed(self) -> int:
+        """How many events listeners did not get, all together."""
+        return self._missed_by_the_gone + sum(each.missed_ever for each in self._listeners)
 
     def recent(self, tunnel: str | None, last: int) -> list[Event]:
         """The last events, of one tunnel or of all, the oldest first."""
@@ -90,3 +98,4 @@ class History:
             yield listener
         finally:
             self._listeners.discard(listener)
+            self._missed_by_the_gone += listener.missed_ever

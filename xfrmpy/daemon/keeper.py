@@ -21,6 +21,7 @@ from xfrmpy.daemon.status import tunnel_state
 from xfrmpy.daemon.tunnel import Tunnel
 from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ike.outputs import ChildSaEstablished, Redirected, TunnelClosed
+from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ipsec.addresses import IpAddress, Path
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,7 @@ class Keeper:
 
     async def _keep_up(self, tunnel: Tunnel) -> None:
         delay = FIRST_RETRY_SECONDS
+        await self._until_taken_over(tunnel)
         while tunnel.wanted:
             failure = None
             try:
@@ -164,6 +166,15 @@ class Keeper:
             self._engine.set_peer_addresses(tunnel.policy.name, addresses)
         except OperatorError as error:
             self._hear(unresolved(tunnel.policy.name, error.failure))
+
+    async def _until_taken_over(self, tunnel: Tunnel) -> None:
+        """What an earlier daemon has begun ends first, well or not."""
+        coming = (IkeSaState.AUTHENTICATING, IkeSaState.ESTABLISHED)
+        with tunnel.listen() as reports:
+            while self.state(tunnel) != "up" and any(
+                view.state in coming for view in self._engine.ike_sas(tunnel.policy.name)
+            ):
+                await reports.get()
 
     async def _until_down(self, tunnel: Tunnel) -> None:
         with tunnel.listen() as reports:

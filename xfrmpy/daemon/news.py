@@ -10,6 +10,7 @@ from xfrmpy.control.protocol import Event
 from xfrmpy.daemon.events import Report, Severity, event_of, is_of_stranger
 from xfrmpy.daemon.history import History
 from xfrmpy.daemon.narration import is_routine
+from xfrmpy.daemon.tally import Tally
 
 log = logging.getLogger("xfrmpy.events")
 
@@ -30,6 +31,7 @@ class News:
 
     def __init__(self) -> None:
         self.history = History()
+        self.tally = Tally()
         self._loop = asyncio.get_running_loop()
         self._number = 0
         self._next_stranger_at = 0.0
@@ -41,6 +43,7 @@ class News:
         if event is None:
             return
         self._number += 1
+        self.tally.count(event)
         self.history.add(event, keep=event.severity != Severity.DEBUG)
         name = event.tunnel or ("no tunnel" if is_of_stranger(event) else "")
         text = f"{name}: {event.text}" if name else event.text

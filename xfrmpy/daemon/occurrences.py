@@ -6,6 +6,7 @@ from xfrmpy.daemon.datapaths import Placement
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.narration import summarize
 from xfrmpy.failures import Failure
+from xfrmpy.ike.restoration import Restored
 
 
 def started(pid: int, tunnels: int) -> Occurrence:
@@ -13,6 +14,22 @@ def started(pid: int, tunnels: int) -> Occurrence:
         event="daemon-started",
         text=f"ready, process {pid}, tunnels: {tunnels}",
         details={"pid": str(pid), "tunnels": str(tunnels)},
+    )
+
+
+def taken_over(restored: Restored) -> Occurrence:
+    """What was up when an earlier daemon was killed."""
+    counts = {
+        "ike_sas": restored.ike_sas,
+        "child_sas": restored.child_sas,
+        "lost": len(restored.lost),
+        "given_up": restored.given_up,
+        "refused": len(restored.unreadable),
+    }
+    return Occurrence(
+        event="taken-over",
+        text=f"{restored.ike_sas} IKE SAs and {restored.child_sas} Child SAs taken over",
+        details={what: str(count) for what, count in counts.items()},
     )
 
 

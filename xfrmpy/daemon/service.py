@@ -1,7 +1,7 @@
 """The daemon's life, and what its callers may ask: status, up, down.
 
 It reads the policy, opens what the tunnels need, brings up those that are to be up by themselves,
-and on SIGTERM leaves nothing behind.
+and on SIGTERM leaves nothing behind. What was killed before it could, it takes over.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from xfrmpy.daemon.crash_secret import crash_secret
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.events import Occurrence
+from xfrmpy.daemon.exposition import Exposition, Exposure
 from xfrmpy.daemon.keeper import Keeper, error_of
+from xfrmpy.daemon.measurement import Measurement
 from xfrmpy.daemon.narration import narrate
 from xfrmpy.daemon.news import News
 from xfrmpy.daemon.notify import notify_service_manager
 from xfrmpy.daemon.observation import Observation
-from xfrmpy.daemon.occurrences import placed, started
+from xfrmpy.daemon.occurrences import placed, started, taken_over
 from xfrmpy.daemon.policy_calls import PolicyCalls
+from xfrmpy.daemon.recovery import open_store, take_over
 from xfrmpy.daemon.rekeying import has_forward_secrecy, replace_child_sas, replace_sas
 from xfrmpy.daemon.replies import reply_of
 from xfrmpy.daemon.socket_keeper import SocketKeeper
@@ -46,6 +49,7 @@ from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.outputs import ChildSaEstablished, Output, Redirected, RequestRefused, TunnelClosed
 from xfrmpy.policy.load import LoadedPolicy, config_path
 from xfrmpy.policy.model import StartMode
+from xfrmpy.store.interface import Store, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +70,16 @@ class Service:
         environ: Mapping[str, str],
         limits: AdmissionLimits,
         doorkeeper: Doorkeeper,
+        exposure: Exposure,
     ) -> None:
         self._loaded = loaded
         self._runtime_dir = runtime_dir
         self._environ = environ
         self._limits = limits
         self._doorkeeper = doorkeeper
+        self._exposure = exposure
         self._tunnels: dict[str, Tunnel] = {}
+        self._store: Store | None = None
 
     async def run(self) -> None:
         """Raises `OperatorError` if the daemon cannot start."""
@@ -92,10 +99,10 @@ class Service:
             self._datapaths = Datapaths(self._runtime_dir)
             try:
                 self._place_tunnels()
-                self._datapaths.clear()
                 await self._serve(sockets)
             finally:
                 self._datapaths.close()
+                self._forget()
         if self._lost is not None:
             raise self._lost
 
@@ -107,26 +114,46 @@ class Service:
 
     async def _serve(self, sockets: IkeSockets) -> None:
         # A tunnel that cannot be had here is no tunnel to a peer that calls, either.
+        self._store, records = open_store(self._runtime_dir)
         usable = {n: t.policy for n, t in self._tunnels.items() if t.placement.failure is None}
         endpoint = IkeEndpoint(
             usable.values(),
             secrets.token_bytes,
             limits=self._limits,
             qcd_secret=crash_secret(self._runtime_dir),
+            keeps=self._store is not None,
         )
+        restored = take_over(endpoint, records, self._datapaths, self._loop.time())
+        if restored is not None:
+            self._news.hear(taken_over(restored))
         self._engine = Engine(
-            endpoint, usable, sockets, self._datapaths, self._runtime_dir, self._hear, self._lose
+            endpoint,
+            usable,
+            sockets,
+            self._datapaths,
+            self._runtime_dir,
+            self._hear,
+            self._lose,
+            self._store,
         )
         self._keeper = Keeper(self._tunnels, self._engine, self._news.hear)
-        observation = Observation(self._news.history, self._find, self._status_of)
+        observation = Observation(
+            self._news.history, self._find, self._status_of, self._engine.ike_sas
+        )
+        measurement = Measurement(
+            self._tunnels, self._news, self._engine.totals, self._engine.ike_sas, self._drops
+        )
+        exposition = Exposition(self._exposure, measurement.text, self._doorkeeper.gid)
         applier = Applier(self._tunnels, self._keeper, self._engine, self._datapaths)
         self._policy = PolicyCalls(self._loaded, config_path(self._environ), applier)
         control = ControlServer(
             self._runtime_dir / protocol.SOCKET_NAME,
             {
                 protocol.STATUS: self._status,
+                protocol.DESCRIBE: observation.describe,
                 protocol.MONITOR: observation.monitor,
                 protocol.WAIT: observation.wait,
+                protocol.METRICS: measurement.metrics,
                 protocol.UP: self._up,
                 protocol.DOWN: self._down,
                 protocol.REKEY: self._rekey,
@@ -140,6 +167,7 @@ class Service:
         try:
             self._engine.start()
             await control.start()
+            await exposition.start()
             self._keeper.spawn(self._keeper.keep_resolving())
             for tunnel in self._tunnels.values():
                 if tunnel.policy.start is StartMode.AUTO and tunnel.placement.failure is None:
@@ -151,6 +179,7 @@ class Service:
             notify_service_manager(self._environ, "STOPPING=1")
         finally:
             await control.stop()
+            await exposition.stop()
             self._policy.stop()
             await self._say_farewell()
             self._engine.stop()
@@ -165,6 +194,14 @@ class Service:
                     await self._keeper.until_gone(tunnel)
         except TimeoutError:
             log.info("not every peer acknowledged that we go")
+
+    def _forget(self) -> None:
+        """The peers have been told; nobody is to go on from here."""
+        try:
+            if self._store is not None:
+                self._store.clear()
+        except StoreError as error:
+            log.error("what was kept stays behind: %s", error)
 
     def _lose(self, error: OperatorError) -> None:
         """Without its datapath a daemon would only pretend: a service manager starts it anew."""
@@ -200,7 +237,7 @@ class Service:
             version=__version__,
             pid=os.getpid(),
             seconds_up=self._loop.time() - self._started_at,
-            drops={**self._engine.drops, **self._datapaths.drops()},
+            drops=self._drops(),
             tunnels=[self._status_of(t) for t in sorted(tunnels, key=lambda t: t.policy.name)],
         )
 
@@ -303,6 +340,9 @@ class Service:
             evidence.append(("did you mean", near[0]))
         evidence += [("left out", str(error)) for error in self._policy.loaded.errors]
         raise OperatorError("XF1013", f"there is no tunnel {name!r}", tuple(evidence))
+
+    def _drops(self) -> dict[str, int]:
+        return {**self._engine.drops, **self._datapaths.drops()}
 
     def _status_of(self, tunnel: Tunnel) -> TunnelStatus:
         placed = tunnel.placement.failure is None

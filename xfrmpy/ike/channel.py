@@ -113,6 +113,17 @@ class Channel:
             suite, keys, is_initiator=self.is_initiator, random=self._core.random
         )
 
+    @property
+    def sealed(self) -> int:
+        """How many IVs have been used: see `Protection`."""
+        assert self._protection is not None
+        return self._protection.sealed
+
+    @sealed.setter
+    def sealed(self, count: int) -> None:
+        assert self._protection is not None
+        self._protection.sealed = count
+
     def inherit(self, other: Channel) -> None:
         """Take the place of another: what was agreed on it, and found out about the path."""
         self.fragments, self.may_sync = other.fragments, other.may_sync
@@ -275,10 +286,18 @@ class Channel:
         protection = self._protection
         if protection is None:
             return (encode_message(message),)
+        self._core.changed.add(self.our_spi)
         payloads = cast("tuple[OpenPayload, ...]", message.payloads)
         if self.fragments and protection.sealed_size(payloads) > limit:
             return protection.seal_in_parts(message, payloads, limit)
         return (protection.seal(message, payloads),)
+
+    def may_shrink(self, sent: Sent) -> bool:
+        """Whether a message could ever go out in smaller fragments."""
+        if not self.fragments:
+            return False
+        last = len(DATAGRAM_SIZES[self.path.remote.address.version]) - 1
+        return max(map(len, sent.datagrams)) > self._limit(self.path, last)
 
     def _shrink(self, sent: Sent, path: Path) -> bool:
         """Whether a large message that gets no answer goes out in smaller fragments from now on.

@@ -59,8 +59,9 @@ class ChildSa:
     while we were at the same. `scope` is a part of what policy allows; `packet` is what has just
     been met and needs it, and is offered first (RFC 7296 section 2.9). `gone_spis` are what the
     peer has deleted before we could know whether one of them is ours: a Delete may overtake the
-    answer that makes the Child SA. `is_outdated`: the policy of its tunnel has changed since, and
-    what that means to it is still to be seen.
+    answer that makes the Child SA. `claimed_as` tells whose claim to its policies is older.
+    `is_outdated`: the policy of its tunnel has changed since, and what that means to it is still to
+    be seen. `is_lost`: SAs of it were found to be in force no more.
     """
 
     def __init__(
@@ -93,8 +94,9 @@ class ChildSa:
         self.established_at = 0.0
         self.rekey_at: float | None = None
         self.wait_until: float | None = None
-        self.is_told = False
+        self.is_told = self.is_lost = False
         self.is_outdated: bool = replaces is not None and replaces.is_outdated
+        self.claimed_as: int | None = None
         self.gone_spis: set[bytes] = set()
         self.is_asking_usage = False
         self.last_received_at = 0.0
@@ -212,20 +214,35 @@ class ChildSa:
         self._add(inbound)
         if sends:
             self._add(outbound)
-        for spd_entry in self._policies(path):
-            addition = self._core.policies.claim(AddPolicy(**self._names(), entry=spd_entry))
-            if addition is not None:
-                self._core.emit(addition)
+        self.claimed_as = self._core.policies.new_number()
+        for addition in self.claim_policies(path):
+            self._core.emit(addition)
+
+    def claim_policies(self, path: Path) -> list[AddPolicy]:
+        """Want its policies in force; gives those that were not."""
+        wanted = (AddPolicy(**self._names(), entry=entry) for entry in self._policies(path))
+        claimed = (self._core.policies.claim(addition) for addition in wanted)
+        return [addition for addition in claimed if addition is not None]
 
     def start_sending(self) -> None:
         """Ask for the outbound SA, if that was not done before."""
-        if not self.sends:
+        if not self.sends and not self.is_lost:
             self._add(self.entries[1])
 
     @property
     def sends(self) -> bool:
         """Whether the outbound SA is in force."""
         return any(entry.direction is Direction.OUT for entry in self.in_force)
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """Which of its SAs are in force, in the order in which they came to be."""
+        return tuple(entry.direction for entry in self.in_force)
+
+    @directions.setter
+    def directions(self, directions: tuple[Direction, ...]) -> None:
+        by_direction = {entry.direction: entry for entry in self.entries}
+        self.in_force = [by_direction[direction] for direction in directions]
 
     @property
     def is_in_use(self) -> bool:
@@ -239,6 +256,7 @@ class ChildSa:
     def established(self, now: float) -> None:
         """The peer knows that the SAs are in force."""
         self.move_to(ChildSaState.INSTALLED)
+        self._core.leave_nothing_over(self)
         self.established_at = self.last_used_at = now
         if self.policy.lifetime_seconds is not None:
             wait = replacement_seconds(self.policy.lifetime_seconds, self._core.random)
@@ -297,10 +315,25 @@ class ChildSa:
         self._release_policies()
         self.stop_sending()
 
+    def adopt_outbound(self) -> None:
+        """It is in force, of which an earlier daemon did not live to record it."""
+        self.in_force.append(self.entries[1])
+        self._core.changed_children.add(self)
+
+    def lose(self, missing: Iterable[SadEntry], now: float) -> None:
+        """SAs of it are in force no more, and never can be again: their sequence numbers are gone.
+
+        Its policies stay, so that nothing leaves in clear, until another is in its place.
+        """
+        self.in_force = [entry for entry in self.in_force if entry not in missing]
+        self.is_lost, self.rekey_at = True, now
+        self._core.changed_children.add(self)
+
     def move(self, path: Path) -> None:
         """Go on between the addresses and ports of `path`, with the same keys and numbers."""
         if not self.entries or self.failure:
             return
+        self._core.changed_children.add(self)
         for old in self.in_force:
             self._core.emit(MoveSa(**self._names(), sa=old.id, entry=_moved(old, path)))
         self.in_force = [_moved(entry, path) for entry in self.in_force]
@@ -318,6 +351,7 @@ class ChildSa:
         self._release_policies()
         self._remove(Direction.OUT)
         self._remove(Direction.IN)
+        self._core.leave_nothing_over(self)
         self._core.forget_child(self)
         self.replaces = None  # Or each would keep all its forerunners in memory.
         if was_in_use:
@@ -350,6 +384,7 @@ class ChildSa:
         if state not in CHILD_SA_TRANSITIONS[self.state]:
             raise IllegalTransition(f"Child SA: {self.state} to {state}")
         self.state = state
+        self._core.changed_children.add(self)
 
     def _free_reqid(self) -> int:
         """That of the policy, or one apart if the policy has several Child SAs with parts of it.
@@ -372,15 +407,24 @@ class ChildSa:
         self._core.holders.update({entry.id: self for entry in entries})
 
     def _add(self, entry: SadEntry) -> None:
+        self._core.changed_children.add(self)
+        leftover = self._core.leftovers.pop(entry.id, None)
+        if leftover is not None and replace(leftover.entry, lifetime=entry.lifetime) != entry:
+            self.failure = f"another SA is in the place of {entry.id}"
+            self._core.emit(RemoveSa(**self._names(), sa=entry.id))
+            return
         self.in_force.append(entry)
-        self._core.emit(AddSa(**self._names(), entry=entry))
+        if leftover is None:
+            self._core.emit(AddSa(**self._names(), entry=entry))
 
     def _remove(self, direction: Direction) -> None:
         for entry in [e for e in self.in_force if e.direction is direction]:
             self.in_force.remove(entry)
+            self._core.changed_children.add(self)
             self._core.emit(RemoveSa(**self._names(), sa=entry.id))
 
     def _release_policies(self) -> None:
+        self.claimed_as = None
         for change in self._core.policies.release(self.spi_in):
             if change.entry not in self._absent:
                 self._core.emit(change)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from xfrmpy.ike.candidates import Candidates, Tunnel, TunnelIndex
 from xfrmpy.ike.fragments import FragmentStore
-from xfrmpy.ike.outputs import AddPolicy, AddSa, AskUsage, Output
+from xfrmpy.ike.outputs import AddPolicy, AddSa, AskUsage, Output, RemoveSa
 from xfrmpy.ike.policies import PolicyBook
 from xfrmpy.ike.tickets import TicketKeys
 from xfrmpy.ipsec.addresses import Path
@@ -46,7 +46,10 @@ class Core:
 
     `authentications` counts the IKE SAs whose peer has proved who it is, ever.
     `touched` are the IKE SAs whose next timeout may have changed; `handling` is the one whose keys
-    (or, before there are keys, whose open request) the datagram at hand has matched. The endpoint
+    (or, before there are keys, whose open request) the datagram at hand has matched. `changed` are
+    the SPIs of IKE SAs, and `changed_children` the Child SAs, of which a restarted daemon must know
+    more than it would; `leftovers` what an earlier one had put in force for a Child SA whose making
+    it did not live to record. The endpoint
     sets `reauthenticate`: it begins an IKE SA that is to take the place of another.
     """
 
@@ -56,6 +59,9 @@ class Core:
         self.ike_sas: dict[bytes, IkeSa] = {}
         self.authentications = 0
         self.touched: set[IkeSa] = set()
+        self.changed: set[bytes] = set()
+        self.changed_children: set[ChildSa] = set()
+        self.leftovers: dict[SaId, AddSa] = {}
         self.handling: IkeSa | None = None
         self.children: dict[int, ChildSa] = {}
         self.holders: dict[SaId, ChildSa] = {}
@@ -80,6 +86,10 @@ class Core:
     def defer(self, sa: IkeSa, step: Callable[[float], None], now: float) -> None:
         """Run `step` when every output before it has been taken, and so has succeeded or failed."""
         self._queue.append(Deferred(sa=sa, step=step, now=now))
+
+    def put_back(self, output: Output) -> None:
+        """It is the next again: another must come before it."""
+        self._queue.appendleft(output)
 
     def ask_usage(
         self, sa: IkeSa, asked: Iterable[SaId], then: Callable[[float], None], now: float
@@ -156,6 +166,7 @@ class Core:
     def forget(self, sa: IkeSa) -> None:
         """An IKE SA that is deleted, and need not repeat itself any more."""
         self.ike_sas.pop(sa.our_spi, None)
+        self.changed.add(sa.our_spi)
         self.unfile(sa)
 
     def unfile(self, sa: IkeSa) -> None:
@@ -177,6 +188,15 @@ class Core:
         for entry in child.entries:
             if self.holders.get(entry.id) is child:
                 del self.holders[entry.id]
+
+    def leave_nothing_over(self, child: ChildSa) -> None:
+        """What became of a Child SA is known: what it does not use of `leftovers` goes."""
+        mine = [left for left in self.leftovers.values() if left.owner == child.spi_in]
+        for left in mine:
+            del self.leftovers[left.entry.id]
+            self.emit(
+                RemoveSa(owner=left.owner, tunnel=left.tunnel, child=left.child, sa=left.entry.id)
+            )
 
     def kin_of(self, child: ChildSa) -> tuple[ChildSa, ...]:
         """The other Child SAs of its policy."""

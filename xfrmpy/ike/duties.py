@@ -104,9 +104,9 @@ def _of_child(sa: IkeSa, child: ChildSa) -> Iterator[Duty]:
     if child.is_outdated and can_conform(sa, child):
         yield Duty(at=AT_ONCE, do=lambda now: conform(sa, child, now))
     if child.state is ChildSaState.INSTALLED:
-        if child.rekey_at is not None and child.sends:
+        if child.rekey_at is not None and (child.sends or child.is_lost):
             yield Duty(at=child.rekey_at, do=lambda now: _rekey_child(sa, child, now), asks=True)
-        if child.wait_until is not None and not child.sends:
+        if child.wait_until is not None and not child.sends and not child.is_lost:
             yield Duty(at=child.wait_until, do=lambda _now: child.start_sending())
         moment = idle_at(child)
         if moment is not None:
@@ -120,6 +120,7 @@ def _of_child(sa: IkeSa, child: ChildSa) -> Iterator[Duty]:
 def _of_retired(sa: IkeSa, until: float, child: ChildSa) -> Duty:
     def bury(_now: float) -> None:
         sa.retired.remove((until, child))
+        sa.core.changed.add(sa.our_spi)
         child.close()
 
     return Duty(at=until, do=bury)

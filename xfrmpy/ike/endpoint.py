@@ -4,13 +4,14 @@ Feed it with `receive_datagram`, `handle_timeout` and the commands; after each c
 `next_output()` until it is None, in order, telling `handle_failure` of what could not be done
 before taking the next; and call `handle_timeout` again at `next_timeout()`. `now` is any clock that
 does not go back, in seconds. `random(n)` gives n octets; everything unpredictable comes from it.
-With a `qcd_secret`, the same after a restart, we can prove that we lost our state (`crash`).
+With a `qcd_secret`, the same after a restart, we can prove that we lost our state (`crash`). Who
+`keeps` what the outputs ask to be kept can `restore` it in another process.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -57,7 +58,9 @@ from xfrmpy.ike.puzzles import Puzzle
 from xfrmpy.ike.reception import receive
 from xfrmpy.ike.reconfigure import is_unsettled, reconfigure
 from xfrmpy.ike.redirect import parse_gateway, redirect_established
+from xfrmpy.ike.restoration import Restored, restore
 from xfrmpy.ike.resumption import usable_ticket
+from xfrmpy.ike.sequence import Sequence
 from xfrmpy.ike.session_resume import SessionResume, answer_session_resume
 from xfrmpy.ike.states import ChildSaState, IkeSaState
 from xfrmpy.ike.timers import Timers
@@ -65,6 +68,7 @@ from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT, IpAddress, Path, Soc
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.ipsec.spd import SpdEntry
 from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.registry import ExchangeType, NotifyType
 from xfrmpy.wire.cursor import Malformed
@@ -85,13 +89,17 @@ ms of work, and fewer answers than a socket has room for."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSaView:
-    """A Child SA in force, for who asks; `entries` are inbound and outbound."""
+    """A Child SA in force, for who asks; `entries` are inbound and outbound.
+
+    `rekey_at` is None if nothing of time asks for it.
+    """
 
     child: str
     local: tuple[TrafficSelector, ...]
     remote: tuple[TrafficSelector, ...]
     entries: tuple[SadEntry, ...]
     established_at: float
+    rekey_at: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +120,8 @@ class IkeSaView:
     nat: NatSituation
     established_at: float
     up_since: float
+    rekey_at: float | None
+    reauth_at: float | None
     children: tuple[ChildSaView, ...]
 
 
@@ -125,6 +135,7 @@ class IkeEndpoint:
         *,
         limits: AdmissionLimits | None = None,
         qcd_secret: bytes = b"",
+        keeps: bool = False,
     ) -> None:
         self._core = Core(random)
         if qcd_secret:
@@ -133,6 +144,7 @@ class IkeEndpoint:
         self._core.tunnels = {t.name: Tunnel(policy=t) for t in tunnels}
         self._admission = Admission(limits or AdmissionLimits(), random)
         self._notices = Notices(random)
+        self._sequence = Sequence(self._core, keeps=keeps)
         self._timers = Timers()
 
     # Inputs.
@@ -175,7 +187,7 @@ class IkeEndpoint:
             if hard and child.state in (ChildSaState.REKEYED, ChildSaState.DELETING):
                 stop_waiting(child, now)
                 self._run(sa, sa.attend, now)
-            elif hard:
+            elif hard and not child.is_gone:
                 summary = f"{sa_id} reached its hard limit"
                 sa.terminate(Failure(code="XF2014", summary=summary), now)
             elif child.state is ChildSaState.INSTALLED:
@@ -220,6 +232,21 @@ class IkeEndpoint:
     @staticmethod
     def _follow(sa: IkeSa, new: SocketAddress, _now: float) -> None:
         sa.follow_peer(replace(sa.path, remote=new))
+
+    def restore(
+        self,
+        records: Mapping[bytes, bytes],
+        sad: Iterable[SadEntry],
+        spd: Iterable[SpdEntry],
+        now: float,
+    ) -> Restored:
+        """Go on where an earlier endpoint was killed, by its records and what is in force.
+
+        Comes first of all; the clock is the same.
+        """
+        restored = restore(self._core, records, sad, spd, now)
+        self._sequence.resume(records)
+        return restored
 
     # Commands.
 
@@ -297,13 +324,16 @@ class IkeEndpoint:
 
     def next_output(self) -> Output | None:
         """The next thing to do, or None; see the module about the order."""
-        while isinstance(item := self._core.next_item(), Deferred):
-            self._run(item.sa, item.step, item.now)
-        return item
+        while (item := self._core.next_item()) is not None:
+            if isinstance(item, Deferred):
+                self._run(item.sa, item.step, item.now)
+            elif (output := self._sequence.pass_on(item)) is not None:
+                return output
+        return self._sequence.next_held()
 
     def next_additions(self, output: AddSa | AddPolicy) -> list[AddSa | AddPolicy]:
         """The outputs that come next and may be done in one go with this one."""
-        return self._core.next_additions(output.owner)
+        return self._sequence.next_additions(output.owner)
 
     def next_timeout(self) -> float | None:
         """When `handle_timeout` should be called, if ever."""
@@ -532,6 +562,8 @@ def _view(sa: IkeSa) -> IkeSaView:
         nat=sa.nat,
         established_at=sa.established_at,
         up_since=sa.up_since,
+        rekey_at=sa.rekey_at,
+        reauth_at=sa.reauth_at,
         children=tuple(
             ChildSaView(
                 child=child.policy.name,
@@ -539,6 +571,7 @@ def _view(sa: IkeSa) -> IkeSaView:
                 remote=child.remote,
                 entries=child.entries,
                 established_at=child.established_at,
+                rekey_at=child.rekey_at,
             )
             for child in sa.children
             if child.sends

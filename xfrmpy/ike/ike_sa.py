@@ -134,8 +134,7 @@ class IkeSa:
         self.wanted: list[tuple[ChildPolicy, Scope]] = []
         self.refused_scopes: set[Scope] = set()
         self.asks_pairs = False
-        self.is_rekeying = False
-        self.is_asking_usage = self.is_asking_sent = False
+        self.is_rekeying = self.is_asking_usage = self.is_asking_sent = False
         self.begun_after = self.authenticated_as = core.authentications
         self.established_at = self.up_since = self.heard_at = self.sent_at = 0.0
         self.rekey_at: float | None = None
@@ -283,6 +282,7 @@ class IkeSa:
         if new.address != old.address and any(c.is_bound_to_addresses for c in self.children):
             return
         self.channel.path = replace(self.path, remote=new)
+        self.core.changed.add(self.our_spi)
         for child in self.children:
             child.move(self.path)
         self.core.emit(PeerMoved(tunnel=self.tunnel_name, old=old, new=new))
@@ -386,6 +386,7 @@ class IkeSa:
         )
         new.channel.protect(new.suite, new.keys)
         new.state = IkeSaState.ESTABLISHED
+        self.core.changed.add(new.our_spi)
         new.channel.inherit(self.channel)
         new.nat, new.local_id, new.remote_id = self.nat, self.local_id, self.remote_id
         new.authenticated_as, new.proved = self.authenticated_as, self.proved
@@ -474,6 +475,7 @@ class IkeSa:
         for _, child in self.retired:
             child.close()
         self.retired.clear()
+        self.core.changed.add(self.our_spi)
 
     def _report_closed(self, failure: Failure | None, now: float) -> None:
         if self.is_reported:
@@ -566,3 +568,6 @@ class IkeSa:
         if state not in IKE_SA_TRANSITIONS[self.state]:
             raise IllegalTransition(f"IKE SA: {self.state} to {state}")
         self.state = state
+        self.core.changed.add(self.our_spi)
+        if self.replaces is not None:  # Which counts on it from the moment at which it is kept.
+            self.core.changed.add(self.replaces.our_spi)

@@ -1,7 +1,8 @@
 """What the core asks of the world (imperatives) and tells it (past tense).
 
 Outputs come in one ordered queue, because order is meaning: a responder's inbound SA is in force
-before its response leaves. What goes to the datapath names its `owner`: the inbound SPI of the
+before its response leaves, and what a restarted daemon must know is kept before anybody can see the
+effects of it (`sequence`). What goes to the datapath names its `owner`: the inbound SPI of the
 Child SA that wants it.
 """
 
@@ -24,6 +25,16 @@ class SendDatagram:
 
     path: Path
     data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Persist:
+    """Keep this, all or nothing, before anything is done that comes behind it.
+
+    Each is an IKE SA by our SPI, with its record, or None if it is to be forgotten.
+    """
+
+    records: tuple[tuple[bytes, bytes | None], ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +270,7 @@ class DefectFound:
 
 Output: TypeAlias = (
     SendDatagram
+    | Persist
     | AddSa
     | MoveSa
     | RemoveSa

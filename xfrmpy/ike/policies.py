@@ -22,6 +22,16 @@ class PolicyBook:
     def __init__(self) -> None:
         self._claims: dict[Place, list[AddPolicy]] = {}
         self._places: dict[int, list[Place]] = {}
+        self.count = 0
+
+    def new_number(self) -> int:
+        """The next of the numbers that tell in which order owners have come."""
+        self.count += 1
+        return self.count
+
+    def in_force(self) -> tuple[AddPolicy, ...]:
+        """What holds at each place."""
+        return tuple(claims[-1] for claims in self._claims.values())
 
     def claim(self, wanted: AddPolicy) -> AddPolicy | None:
         """Enter a claim; returns it if it changes what is in force."""

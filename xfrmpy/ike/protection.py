@@ -31,7 +31,7 @@ class Protection:
     """Both directions of one IKE SA.
 
     An AEAD cipher's IV is a counter, which may never repeat under a key (RFC 5282 section 3.1); a
-    CBC IV is random (RFC 7296 section 3.14).
+    CBC IV is random (RFC 7296 section 3.14). `sealed` is that counter.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Protection:
         ours_first = (of_initiator, of_responder)
         self._ours, self._theirs = ours_first if is_initiator else ours_first[::-1]
         self._random = random
-        self._sealed = 0
+        self.sealed = 0
 
     def seal(self, message: Message, payloads: tuple[OpenPayload, ...]) -> bytes:
         """The datagram of `message` with these payloads, protected, in place of its own."""
@@ -132,8 +132,8 @@ class Protection:
     def _next_iv(self) -> bytes:
         if not self._ours.is_aead:
             return self._random(self._ours.iv_size)
-        self._sealed += 1
-        return self._sealed.to_bytes(self._ours.iv_size, "big")
+        self.sealed += 1
+        return self.sealed.to_bytes(self._ours.iv_size, "big")
 
 
 def _apart(

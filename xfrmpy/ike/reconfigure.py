@@ -39,6 +39,7 @@ def reconfigure(core: Core, policy: TunnelPolicy, now: float) -> None:
     core.tunnels_changed()
     found = core.ike_sas_of(policy.name)
     core.touched.update(found)
+    core.changed.update(sa.our_spi for sa in found)
     for sa in found:
         if sa.state in _HALF_OPEN:
             sa.terminate(None, now)

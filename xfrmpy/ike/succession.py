@@ -32,6 +32,7 @@ step with us, and the IKE SA SHOULD be closed."""
 
 def inherit(new: IkeSa, old: IkeSa) -> None:
     """The Child SAs of a rekeyed IKE SA move to its successor."""
+    new.core.changed |= {new.our_spi, old.our_spi}
     new.up_since = old.up_since
     new.create_at, old.create_at = old.create_at, None
     new.children += old.children
@@ -43,6 +44,7 @@ def inherit(new: IkeSa, old: IkeSa) -> None:
     for other in new.core.ike_sas_of(new.tunnel_name):
         if other.replaces is old:
             other.replaces = new
+            new.core.changed.add(other.our_spi)
     _report(new, reauthenticated=False)
 
 
@@ -54,6 +56,7 @@ def living_heir(sa: IkeSa) -> IkeSa | None:
 
 def supersede(new: IkeSa, old: IkeSa, now: float) -> None:
     """A reauthenticated IKE SA is complete: the old one is not needed any more."""
+    new.core.changed.add(new.our_spi)
     new.up_since = old.up_since
     new.replaces = None
     _report(new, reauthenticated=True)

@@ -1,0 +1,212 @@
+"""A restarted daemon takes over what an earlier one has left: its records, and what is in force.
+
+The records are never newer than what is in force, and older by one step at most (`sequence`). What
+is in force and stands in no record is surplus, unless an exchange that is repeated now will want it
+again: the same keys must not be put in force a second time, for the sequence numbers would begin
+anew (RFC 4303 section 3.3.3, RFC 4106 section 3.1). For the same reason an SA that is missing is
+lost: the peer is told, and another one is made.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from xfrmpy.ike.child_sa import ChildSa
+from xfrmpy.ike.core import Core
+from xfrmpy.ike.ike_sa import IkeSa
+from xfrmpy.ike.outputs import AddSa, MoveSa
+from xfrmpy.ike.snapshot import Recorded, read_ike_sas
+from xfrmpy.ike.states import ChildSaState, IkeSaState
+from xfrmpy.ike.tickets import bind_to_key
+from xfrmpy.ipsec.proposals import choose_proposal
+from xfrmpy.ipsec.sad import Direction, SadEntry, SaId
+from xfrmpy.ipsec.selectors import Selector, covered_by
+from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """What was taken over, and what of that was in force is wanted; all else of ours is surplus.
+
+    `given_up` is how many IKE SAs are closed because policy does not allow them any more; `lost`
+    are the SPIs of Child SAs of which something was in force no more. `unreadable` has a sentence
+    for each record that was refused.
+    """
+
+    ike_sas: int
+    child_sas: int
+    sad: frozenset[SaId]
+    spd: frozenset[tuple[PolicyDirection, Selector]]
+    given_up: int
+    lost: tuple[int, ...]
+    unreadable: tuple[str, ...]
+
+
+def restore(
+    core: Core,
+    records: Mapping[bytes, bytes],
+    sad: Iterable[SadEntry],
+    spd: Iterable[SpdEntry],
+    now: float,
+) -> Restored:
+    """Fill an endpoint that has no IKE SAs. What is to be done follows as its outputs."""
+    ike_sas, given_up, unreadable = read_ike_sas(core, records, _is_allowed)
+    core.authentications = max((sa.authenticated_as for sa in ike_sas), default=0)
+    children = tuple(core.children.values())
+    _claim_policies(core, ike_sas, spd)
+    lost, moving = _compare(core, children, sad)
+    for sa in ike_sas:
+        core.touched.add(sa)
+        _take_stock(sa, lost, now)
+    for sa in given_up:
+        _say_goodbye(sa, now)
+    in_force = [entry.id for child in children for entry in child.in_force]
+    return Restored(
+        ike_sas=len(ike_sas),
+        child_sas=sum(child.sends for child in children),
+        sad=frozenset([*in_force, *core.leftovers, *moving]),
+        spd=frozenset(_place(addition.entry) for addition in core.policies.in_force()),
+        given_up=len(given_up),
+        lost=tuple(lost),
+        unreadable=tuple(unreadable),
+    )
+
+
+def _is_allowed(sa: IkeSa, recorded: Recorded, children: list[ChildSa]) -> bool:
+    """Whether policy would make the same IKE SA today, with the Child SAs that it has."""
+    tunnel = sa.tunnel
+    if tunnel is None or sa.keys is None or sa.proposal is None:
+        return False
+    if sa.state in _ENDING:
+        return True
+    binding = bind_to_key(tunnel.shared_key.octets, sa.keys.sk_d)
+    return (
+        tunnel.datapath is recorded.datapath
+        and hmac.compare_digest(binding, recorded.binding)
+        and sa.remote_id in (None, tunnel.remote_id)
+        and (sa.local_id is None or tunnel.local_id in (None, sa.local_id))
+        and choose_proposal((sa.proposal,), tunnel.proposals) is not None
+        and all(child.is_outdated or _is_within_policy(child) for child in children)
+    )
+
+
+_ENDING = frozenset({IkeSaState.REKEYED, IkeSaState.DELETING, IkeSaState.DELETED})
+
+
+def _is_within_policy(child: ChildSa) -> bool:
+    """Whether policy still gives what a Child SA carries."""
+    return (
+        covered_by(child.local, child.policy.local)
+        and covered_by(child.remote, child.policy.remote)
+        and all(entry.mode is child.policy.mode for entry in child.entries)
+    )
+
+
+def _claim_policies(core: Core, ike_sas: list[IkeSa], spd: Iterable[SpdEntry]) -> None:
+    """In the order in which they were claimed at first. What is not in force as it should be is
+    asked for: a policy has no sequence numbers, and may come back."""
+    claims = [(c.claimed_as, c, sa) for sa in ike_sas for c in sa.children if c.claimed_as]
+    for number, child, sa in sorted(claims, key=lambda claim: claim[0]):
+        core.policies.count = number
+        child.claim_policies(sa.path)
+    there = set(spd)
+    for addition in core.policies.in_force():
+        if addition.entry not in there:
+            core.emit(addition)
+
+
+def _compare(
+    core: Core, children: tuple[ChildSa, ...], sad: Iterable[SadEntry]
+) -> tuple[dict[int, list[SadEntry]], list[SaId]]:
+    """Find every SA of the Child SAs.
+
+    Gives those that are missing, by the Child SA's SPI, and those that go back to where the record
+    has them: the next authentic packet will move them again.
+    """
+    found = {_name_of(entry): entry for entry in sad}
+    lost: dict[int, list[SadEntry]] = {}
+    moving: list[SaId] = []
+    for child in children:
+        for entry in child.in_force:
+            there = found.pop(_name_of(entry), None)
+            if there is None:
+                lost.setdefault(child.spi_in, []).append(entry)
+            elif replace(there, lifetime=entry.lifetime) != entry:
+                core.emit(_move(child, there.id, entry))
+                moving.append(there.id)
+        if child.state is ChildSaState.INSTALLED and not child.sends:
+            # It waited to send, and a step that is in no record may have begun to.
+            there = found.pop(_name_of(child.entries[1]), None)
+            if there is not None:
+                child.adopt_outbound()
+                moving.append(there.id)
+    _keep_leftovers(core, children, tuple(found.values()))
+    return lost, moving
+
+
+def _keep_leftovers(core: Core, children: tuple[ChildSa, ...], rest: tuple[SadEntry, ...]) -> None:
+    """What belongs to a Child SA that is being made, by an exchange that is repeated now."""
+    creating = {c.spi_in: c for c in children if c.state is ChildSaState.CREATING}
+    known = {entry.spi for child in children for entry in child.entries}
+    owners = {
+        entry.reqid: creating[entry.spi]
+        for entry in rest
+        if entry.direction is Direction.IN and entry.spi in creating
+    }
+    for entry in rest:
+        owner = owners.get(entry.reqid)
+        if owner is not None and entry.spi not in known:
+            core.leftovers[entry.id] = AddSa(
+                owner=owner.spi_in, tunnel=owner.tunnel.name, child=owner.policy.name, entry=entry
+            )
+
+
+def _take_stock(sa: IkeSa, lost: Mapping[int, list[SadEntry]], now: float) -> None:
+    """Put another in the place of what is lost: a rekeying, as the peer would see it any day."""
+    if sa.state in _ENDING:  # Its policy may be another now.
+        sa.core.changed.add(sa.our_spi)
+    for child in (*sa.children, *(child for _, child in sa.retired)):
+        if child.spi_in in lost:
+            child.lose(lost[child.spi_in], now)
+        elif child.is_outdated:
+            _follow_policy(sa, child, now)
+
+
+def _follow_policy(sa: IkeSa, child: ChildSa, now: float) -> None:
+    """Its policy has changed, and by what difference is not known any more."""
+    child.is_outdated = False
+    if _is_within_policy(child):
+        child.rekey_at = now
+    elif child.state is ChildSaState.INSTALLED:
+        child.move_to(ChildSaState.DELETING)
+        sa.create_at = now
+
+
+def _say_goodbye(sa: IkeSa, now: float) -> None:
+    """Whatever it was about, it ends with a Delete; what is on its way is not heeded any more."""
+    sa.core.touched.add(sa)
+    sa.is_reported = True
+    if sa.state is not IkeSaState.DELETED:
+        sa.state = IkeSaState.ESTABLISHED
+        sa.terminate(None, now)
+
+
+def _move(child: ChildSa, there: SaId, entry: SadEntry) -> MoveSa:
+    return MoveSa(
+        owner=child.spi_in,
+        tunnel=child.tunnel.name,
+        child=child.policy.name,
+        sa=there,
+        entry=entry,
+    )
+
+
+def _place(entry: SpdEntry) -> tuple[PolicyDirection, Selector]:
+    return entry.direction, entry.selector
+
+
+def _name_of(entry: SadEntry) -> tuple[object, ...]:
+    """What an SA is, wherever it leads at the moment."""
+    return (entry.direction, entry.protocol, entry.spi, entry.encryption_key, entry.integrity_key)

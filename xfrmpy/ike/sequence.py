@@ -1,0 +1,113 @@
+"""In which order the outputs of one step leave: what is added, then the record, then the rest.
+
+A daemon may be killed between any two of them, and then goes on from the last record. So what the
+record says is in force always is: additions come before it. And nobody has seen anything of what it
+does not say: datagrams come behind it, and removals too, for what an older record has in force must
+still be there. What was added and is in no record is found by a comparison (`restoration`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from itertools import takewhile
+
+from xfrmpy.ike.core import Core
+from xfrmpy.ike.outputs import (
+    AddPolicy,
+    AddSa,
+    AskUsage,
+    MoveSa,
+    Output,
+    Persist,
+    RemovePolicy,
+    RemoveSa,
+    SendDatagram,
+)
+from xfrmpy.ike.snapshot import is_lasting, write_ike_sa
+
+
+class Sequence:
+    """See the module. `keeps` says whether there is anybody to keep records."""
+
+    def __init__(self, core: Core, *, keeps: bool) -> None:
+        self._core = core
+        self._keeps = keeps
+        self._held: deque[Output] = deque()
+        self._kept: dict[bytes, int] = {}
+
+    def pass_on(self, output: Output) -> Output | None:
+        """An output that can be done now: this one, or another that must come before it."""
+        is_first = isinstance(output, AddSa | MoveSa | AddPolicy | AskUsage)
+        is_last = isinstance(output, SendDatagram | RemoveSa | RemovePolicy)
+        if is_last or (self._held and not is_first):
+            self._held.append(output)
+            return None
+        in_the_way = self._in_the_way_of(output)
+        if in_the_way is None:
+            return output
+        self._held.remove(in_the_way)
+        self._core.put_back(output)
+        return in_the_way
+
+    def next_additions(self, owner: int) -> list[AddSa | AddPolicy]:
+        """What can be added right behind an addition for the same Child SA."""
+        additions = self._core.next_additions(owner)
+        free = list(takewhile(lambda each: self._in_the_way_of(each) is None, additions))
+        for each in reversed(additions[len(free) :]):
+            self._core.put_back(each)
+        return free
+
+    def _in_the_way_of(self, output: Output) -> Output | None:
+        return next((held for held in self._held if _is_in_place(held, output)), None)
+
+    def next_held(self) -> Output | None:
+        """What comes when nothing more is to be added: the record, and then the rest."""
+        records = tuple(self._changes()) if self._keeps else ()
+        self._core.changed.clear()
+        self._core.changed_children.clear()
+        if records:
+            return Persist(records=records)
+        return self._held.popleft() if self._held else None
+
+    def resume(self, records: Mapping[bytes, bytes]) -> None:
+        """An earlier daemon has kept these. What came of none of them is to be forgotten."""
+        self._kept = {spi: hash(record) for spi, record in records.items()}
+        self._core.changed |= records.keys() - self._core.ike_sas.keys()
+
+    def _changes(self) -> list[tuple[bytes, bytes | None]]:
+        found: list[tuple[bytes, bytes | None]] = []
+        for spi in self._core.changed | self._owners():
+            sa = self._core.ike_sas.get(spi)
+            record = write_ike_sa(sa) if sa is not None and is_lasting(sa) else None
+            if record is not None and self._kept.get(spi) != hash(record):
+                self._kept[spi] = hash(record)
+                found.append((spi, record))
+            elif record is None and spi in self._kept:
+                del self._kept[spi]
+                found.append((spi, None))
+        return found
+
+    def _owners(self) -> set[bytes]:
+        """The IKE SAs of the Child SAs that have changed."""
+        changed = self._core.changed_children
+        tunnels = {child.tunnel.name for child in changed}
+        return {
+            sa.our_spi
+            for tunnel in tunnels
+            for sa in self._core.ike_sas_of(tunnel)
+            if not changed.isdisjoint(sa.children)
+            or not changed.isdisjoint(child for _, child in sa.retired)
+        }
+
+
+def _is_in_place(held: Output, added: Output) -> bool:
+    """Whether a removal is of the very thing that is added now."""
+    match held, added:
+        case RemoveSa(), AddSa() | MoveSa():
+            return held.sa == added.entry.id
+        case RemovePolicy(), AddPolicy():
+            ours, theirs = held.entry, added.entry
+            return (ours.direction, ours.selector) == (theirs.direction, theirs.selector)
+        case _:
+            return False

@@ -1,0 +1,1 @@
+"""What must outlive the daemon, kept before anybody can see what follows from it."""
