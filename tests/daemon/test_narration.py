@@ -143,6 +143,7 @@ NO_NEWS = {
     outputs.AddPolicy,
     outputs.RemovePolicy,
     outputs.AskUsage,
+    outputs.Persist,
     outputs.DatagramDropped,
     outputs.DefectFound,
 }
