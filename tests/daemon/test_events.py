@@ -28,6 +28,7 @@ IMPERATIVES = {
     outputs.AddPolicy,
     outputs.RemovePolicy,
     outputs.AskUsage,
+    outputs.Persist,
 }
 COUNTED = {outputs.DatagramDropped}
 """Not events: anybody can have as many datagrams dropped as he sends."""

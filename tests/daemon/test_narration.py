@@ -133,6 +133,10 @@ NEWS: list[tuple[outputs.Output, str]] = [
         outputs.SaNotCreated(tunnel="a", child="", failure=Failure(code="XF2015", summary="no")),
         "no new IKE SA: XF2015 no",
     ),
+    (
+        outputs.DefectFound(path=PATH, datagram=b"", traceback=""),
+        "a datagram from [2001:db8::2]:500 met a defect of ours",
+    ),
 ]
 
 NO_NEWS = {
@@ -143,8 +147,8 @@ NO_NEWS = {
     outputs.AddPolicy,
     outputs.RemovePolicy,
     outputs.AskUsage,
+    outputs.Persist,
     outputs.DatagramDropped,
-    outputs.DefectFound,
 }
 
 
