@@ -57,7 +57,7 @@ WARM_UP = 20
 DPD_SECONDS = 30
 """xfrmpy's default. Whoever is idle is asked so often whether it is alive."""
 
-_UNDEFENDED = ("cookie_threshold=0", "block_threshold=0")
+_UNDEFENDED = ("dos_protection=no",)
 """strongSwan neither demands cookies nor ignores an address from which much comes: a stall of the
 machine must not make another measurement of this one."""
 

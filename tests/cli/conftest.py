@@ -27,12 +27,17 @@ from xfrmpy.control.observed import (
     PolicyStatus,
     WaitReply,
 )
+from xfrmpy.control.plans import ChangeReply, DifferenceReply, KeepReply, PlanReply
 from xfrmpy.control.protocol import (
+    APPLY,
+    CONFIRM,
     DESCRIBE,
     DOWN,
     METRICS,
     MONITOR,
+    PLAN,
     REKEY,
+    ROLLBACK,
     SOCKET_NAME,
     STATUS,
     UP,
@@ -185,6 +190,43 @@ IKE_SA = IkeSaDetails(
 CHILD_SA = ChildSaDetails(
     child="office", spi_in="0xc0ffee01", rekey_in_seconds=2_700.25, expires_in_seconds=3_299.0
 )
+CHANGES = [
+    ChangeReply(
+        tunnel="lab", action="delete", impact="replace", live=True, cuts=True, differences=[]
+    ),
+    ChangeReply(
+        tunnel="office",
+        action="update",
+        impact="reauth",
+        live=True,
+        cuts=False,
+        differences=[
+            DifferenceReply(key="peer_id", child="", before="sun", after="luna", impact="reauth"),
+            DifferenceReply(
+                key="local",
+                child="lan",
+                before="10.1.0.0/16",
+                after="10.1.0.0/16, 10.9.0.0/16",
+                impact="replace",
+            ),
+            DifferenceReply(
+                key="children",
+                child="voice",
+                before="",
+                after="10.1.9.0/24 to 10.2.9.0/24",
+                impact="hot",
+            ),
+        ],
+    ),
+    ChangeReply(
+        tunnel="branch", action="create", impact="hot", live=False, cuts=False, differences=[]
+    ),
+]
+PLAN_REPLY = PlanReply(
+    changes=CHANGES,
+    warnings=["/etc/xfrmpy/conf.d/branch.yaml:3:6: XF1015: the secret is short"],
+    directory="/etc/xfrmpy/conf.d",
+)
 UNKNOWN = FailureReply(
     code="XF1013", summary="no tunnel is called nowhere", evidence=[["known", "branch, office"]]
 )
@@ -196,6 +238,8 @@ class CannedDaemon:
     def __init__(self, runtime_dir: Path) -> None:
         self.runtime_dir = runtime_dir
         self.status = STATUS_REPLY
+        self.plan = PLAN_REPLY
+        self.keeps = KeepReply(files=None, prune=False, directory="/etc/xfrmpy/conf.d")
         self.changed = True
         self.warning: FailureReply | None = None
         self.holds = False
@@ -250,6 +294,13 @@ class CannedDaemon:
             yield encode_reply(_description(known[tunnel]))
         elif method == METRICS:
             yield encode_reply(MetricsReply(text='xfrmpy_child_up{tunnel="a",child="b"} 1\n'))
+        elif method == PLAN:
+            yield encode_reply(self.plan)
+        elif method in (APPLY, ROLLBACK):
+            yield encode_reply(Progress(tunnel="lab", seconds=0.5, text="delete"), continues=True)
+            yield encode_reply(self.plan)
+        elif method == CONFIRM:
+            yield encode_reply(self.keeps)
         elif method == MONITOR:
             chosen_events = [e for e in EVENTS if tunnel in (None, e.tunnel)]
             reply = EventsReply(events=chosen_events, missed=self.missed)

@@ -77,7 +77,8 @@ class Simulation:
         self.chance = random.Random(seed)
         self.extras = random.Random(f"{seed}/extras")
         self.kills = random.Random(f"{seed}/kills")
-        self.is_mortal = self.kills.random() < 0.5
+        self.is_mortal = self.kills.random() < 0.25
+        self.is_audited = self.kills.random() < 0.1
         policy = self._policy()
         sun = mirrored(policy)
         if self.chance.random() < 0.3:
@@ -443,7 +444,9 @@ class Simulation:
                 assert not sa.children
 
     def _check_kept(self, host: Host) -> None:
-        """What an end would know after a kill is what it knows."""
+        """What an end would know after a kill is what it knows; in some runs, for it costs much."""
+        if not self.is_audited:
+            return
         lasting = {sa.our_spi: sa for sa in host.ike_sas if host.keeps and is_lasting(sa)}
         assert lasting.keys() == host.kept.keys(), "not every IKE SA is kept, or one too many"
         for spi, sa in lasting.items():

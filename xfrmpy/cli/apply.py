@@ -7,7 +7,6 @@ force, kept: the daemon may not write where the operator's files are.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import tempfile
 import time
@@ -27,9 +26,6 @@ from xfrmpy.control.protocol import Progress
 from xfrmpy.failures import ExitCode, OperatorError
 
 _SIGNS = {"create": ("+", "green"), "update": ("~", "yellow"), "delete": ("-", "red")}
-
-_DURATION = re.compile(r"([0-9]{1,5}(?:\.[0-9]+)?)\s*(s|m|h)?")
-_UNIT_SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 _NEW_FILE_MODE = 0o644
 
@@ -53,16 +49,6 @@ def read_policy(path: str | None, name: str | None) -> list[PolicyText] | None:
     except OSError as error:
         reason = f"{given} cannot be read: {error.strerror}"
         raise OperatorError("XF1012", reason) from error
-
-
-def seconds_of(duration: str | None) -> float:
-    """`120s`, `2m`, `1h` or plain seconds; 0 for None. Raises `OperatorError`."""
-    if duration is None:
-        return 0.0
-    found = _DURATION.fullmatch(duration.strip())
-    if found is None or not float(found[1]):
-        raise OperatorError("XF5001", f"{duration!r} is no duration: write 120s, 2m or 1h")
-    return float(found[1]) * _UNIT_SECONDS[found[2]]
 
 
 def show_plan(

@@ -246,15 +246,6 @@ class State(StrEnum):
     DOWN = "down"
 
 
-def _parse_span(text: str) -> float:
-    from xfrmpy.cli.wait import parse_span
-
-    try:
-        return parse_span(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
 @app.command()
 def wait(
     tunnel: One,
@@ -292,6 +283,15 @@ def check(
     from xfrmpy.cli.check import check_policy
 
     return check_policy(paths or [], as_json=output is Output.JSON)
+
+
+def _parse_span(text: str) -> float:
+    from xfrmpy.cli.wait import parse_span
+
+    try:
+        return parse_span(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 PolicyPath = Annotated[
@@ -355,9 +355,10 @@ def apply(
     name: PolicyName = None,
     prune: Prune = False,
     confirm: Annotated[
-        str | None,
+        float | None,
         typer.Option(
-            metavar="DURATION",
+            metavar="SPAN",
+            parser=_parse_span,
             help="Take it back unless `xfrmpy confirm` comes within so long, such as 120s.",
         ),
     ] = None,
@@ -377,7 +378,7 @@ def apply(
 
     Only what differs is touched. If a change fails, those before it are taken back.
     """
-    from xfrmpy.cli.apply import apply_policy, read_policy, seconds_of
+    from xfrmpy.cli.apply import apply_policy, read_policy
 
     as_json = output is Output.JSON
     client = Client(runtime_dir(os.environ))
@@ -387,7 +388,7 @@ def apply(
             client,
             read_policy(path, name),
             prune=prune,
-            confirm_seconds=seconds_of(confirm),
+            confirm_seconds=confirm or 0.0,
             accept_cut=accept_cut,
             allow_pending=allow_pending,
             timeout_seconds=timeout,
