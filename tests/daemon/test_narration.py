@@ -133,6 +133,10 @@ NEWS: list[tuple[outputs.Output, str]] = [
         outputs.SaNotCreated(tunnel="a", child="", failure=Failure(code="XF2015", summary="no")),
         "no new IKE SA: XF2015 no",
     ),
+    (
+        outputs.DefectFound(path=PATH, datagram=b"", traceback=""),
+        "a datagram from [2001:db8::2]:500 met a defect of ours",
+    ),
 ]
 
 NO_NEWS = {
@@ -145,7 +149,6 @@ NO_NEWS = {
     outputs.AskUsage,
     outputs.Persist,
     outputs.DatagramDropped,
-    outputs.DefectFound,
 }
 
 
