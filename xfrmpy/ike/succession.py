@@ -14,6 +14,7 @@ from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.lifetimes import RECREATE_SECONDS, retry_seconds
 from xfrmpy.ike.outputs import IkeSaRekeyed, SaNotCreated
 from xfrmpy.ike.states import ChildSaState, IkeSaState
+from xfrmpy.ipsec.selectors import covered_by
 from xfrmpy.policy.model import StartMode
 
 if TYPE_CHECKING:
@@ -104,13 +105,24 @@ def remove_child(sa: IkeSa, child: ChildSa, now: float) -> None:
         child.note_gone()
         return
     sa.children.remove(child)
-    if child.is_in_use and child.heir is None:
+    if child.is_in_use and child.heir is None and not _is_carried_by_another(sa, child):
         child.close()
         if sa.is_initiator and child.tunnel.start is StartMode.AUTO:
             sa.create_at = now + RECREATE_SECONDS
     else:
         child.retire()
         sa.retired.append((now + OVERLAP_SECONDS, child))
+
+
+def _is_carried_by_another(sa: IkeSa, child: ChildSa) -> bool:
+    """Whether all its traffic has another Child SA by now, so that the rest of it is on its way."""
+    return any(
+        other.policy.name == child.policy.name
+        and other.is_in_use
+        and covered_by(child.local, other.local)
+        and covered_by(child.remote, other.remote)
+        for other in sa.children
+    )
 
 
 def end_if_childless(sa: IkeSa, now: float) -> None:
