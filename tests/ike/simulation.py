@@ -319,7 +319,7 @@ class Simulation:
         restored = host.take_over()
         host.endpoint.set_peer_addresses("tunnel-a", peers)
         assert not restored.unreadable, restored.unreadable
-        assert not restored.given_up
+        assert not restored.given_up or "change" in self.accidents
         assert not restored.lost, "an SA was lost by a kill"
 
     # The link.

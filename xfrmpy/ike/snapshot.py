@@ -61,9 +61,11 @@ class Unreadable(Exception):
 def is_lasting(sa: IkeSa) -> bool:
     """Whether it is worth keeping: the peer may hold it for established, or hears its end.
 
-    What a stranger has half opened is not, so nobody unknown can make us write anything.
+    What a stranger has half opened is not, so nobody unknown can make us write anything; nor is
+    what we begin as long as our IKE_AUTH has not left, for a puzzle is to be solved first.
     """
-    is_wanted = sa.is_initiator or sa.is_authenticated
+    has_asked = sa.is_initiator and not sa.channel.window.is_idle
+    is_wanted = has_asked or sa.is_authenticated
     return sa.channel.is_protected and sa.tunnel is not None and is_wanted
 
 
