@@ -40,12 +40,7 @@ _LONGEST_SOURCE = 1 << 20
 def check_policy(paths: Sequence[Path], *, as_json: bool) -> int:
     """Check the files and directories given, or what the daemon would read; 0 or 65."""
     layers = config_path(os.environ)
-    if paths:
-        secrets = [*_beside(layers), *_beside(p if p.is_dir() else p.parent for p in paths)]
-        loaded = load_files(paths, secrets=secrets)
-    else:
-        loaded = load_policy(layers)
-    loaded = _excuse_secrets(loaded) if os.geteuid() != 0 else loaded
+    loaded = load_checked(paths)
     files = _count_files(paths, layers)
     if as_json:
         say(_check_document(loaded, files))
@@ -54,6 +49,17 @@ def check_policy(paths: Sequence[Path], *, as_json: bool) -> int:
         if not files:
             note(f"no policy file in {', '.join(map(str, paths or layers))}")
     return ExitCode.BAD_POLICY if loaded.errors else ExitCode.DONE
+
+
+def load_checked(paths: Sequence[Path]) -> LoadedPolicy:
+    """The policy of the files and directories given, or what the daemon would read."""
+    layers = config_path(os.environ)
+    if paths:
+        secrets = [*_beside(layers), *_beside(p if p.is_dir() else p.parent for p in paths)]
+        loaded = load_files(paths, secrets=secrets)
+    else:
+        loaded = load_policy(layers)
+    return _excuse_secrets(loaded) if os.geteuid() != 0 else loaded
 
 
 def _beside(directories: Any) -> Iterator[Path]:

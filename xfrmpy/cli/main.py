@@ -274,15 +274,26 @@ def check(
             show_default="what the daemon would read",
         ),
     ] = None,
+    peer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|DIRECTORY",
+            help="The policy of the other end: say whether the two would agree.",
+        ),
+    ] = None,
     output: Format = Output.HUMAN,
 ) -> int:
     """Read policy files and say what is wrong, touching nothing.
 
-    Needs neither a daemon nor root.
+    Needs neither a daemon nor root. With `--peer`, compares each tunnel with the other end's.
     """
     from xfrmpy.cli.check import check_policy
+    from xfrmpy.cli.check_peer import check_pairs
 
-    return check_policy(paths or [], as_json=output is Output.JSON)
+    as_json = output is Output.JSON
+    if peer is not None:
+        return check_pairs(paths or [], peer, as_json=as_json)
+    return check_policy(paths or [], as_json=as_json)
 
 
 def _parse_span(text: str) -> float:

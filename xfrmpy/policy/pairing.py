@@ -1,0 +1,279 @@
+"""Whether two policies, one of each end, would agree: told before anything is deployed.
+
+The tunnels of the two ends are matched by who each end says it is and expects; then each pair is
+compared as the negotiation would do it. What would fail there has the code that it would have.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.proposals import Proposal, choose_proposal
+from xfrmpy.ipsec.sad import Mode
+from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
+from xfrmpy.policy.model import ChildPolicy, StartMode, TunnelPolicy
+from xfrmpy.registry import TransformType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disagreement:
+    """What the two ends say differently. Without a `code` it works, but perhaps not as meant."""
+
+    code: str
+    message: str
+    ours: str
+    theirs: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairing:
+    """A tunnel of ours, the other end's for it, and what they disagree in.
+
+    `theirs` is None if the other end has none. `agreed` are what a negotiation would choose: the
+    suite of the IKE SA, then of each Child SA.
+    """
+
+    ours: TunnelPolicy
+    theirs: TunnelPolicy | None
+    agreed: tuple[str, ...] = ()
+    disagreements: tuple[Disagreement, ...] = ()
+
+    @property
+    def works(self) -> bool:
+        return self.theirs is not None and not any(d.code for d in self.disagreements)
+
+
+def pair_policies(
+    ours: Iterable[TunnelPolicy], theirs: Sequence[TunnelPolicy]
+) -> tuple[Pairing, ...]:
+    """Each tunnel of ours with the one of theirs that is most likely meant for it."""
+    return tuple(_pair(tunnel, theirs) for tunnel in ours)
+
+
+def _pair(ours: TunnelPolicy, theirs: Sequence[TunnelPolicy]) -> Pairing:
+    scores = [(_likeness(ours, other), other) for other in theirs]
+    best, chosen = max(scores, key=lambda score: score[0], default=(0, None))
+    if chosen is None or not best:
+        return Pairing(ours=ours, theirs=None)
+    rivals = [other for _, other in scores if other is not chosen and _would_take(other, ours)]
+    disagreements = [
+        *_of_beginning(ours, chosen),
+        *_of_proof(ours, chosen),
+        *_of_ike(ours, chosen),
+        *_of_children(ours, chosen),
+        *_of_rivals(ours, chosen, rivals),
+    ]
+    return Pairing(
+        ours=ours,
+        theirs=chosen,
+        agreed=tuple(_agreed(ours, chosen)),
+        disagreements=tuple(disagreements),
+    )
+
+
+def _likeness(ours: TunnelPolicy, theirs: TunnelPolicy) -> int:
+    """Identities count most, then traffic, then the name; 0 is a stranger."""
+    named = (_says(ours, theirs) == theirs.remote_id) + (_says(theirs, ours) == ours.remote_id)
+    carries = any(_common(a, b) for a in ours.children for b in theirs.children)
+    if not named and not carries:
+        return 0
+    return 4 * named + 2 * carries + (ours.name == theirs.name)
+
+
+def _says(speaker: TunnelPolicy, listener: TunnelPolicy) -> Identity | None:
+    """Who one end says it is, None if that depends on an address that no policy tells."""
+    if speaker.local_id is not None:
+        return speaker.local_id
+    if speaker.local_address is not None:
+        return Identity.of_address(speaker.local_address)
+    try:
+        (address,) = {ip_address(peer) for peer in listener.peers}
+    except ValueError:
+        return None
+    return Identity.of_address(address)
+
+
+def _would_take(other: TunnelPolicy, ours: TunnelPolicy) -> bool:
+    """Whether we may be taken for another tunnel's peer, with some of its traffic."""
+    return other.remote_id == _says(ours, other) and any(
+        _common(a, b) for a in ours.children for b in other.children
+    )
+
+
+def _of_beginning(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]:
+    if not ours.peers and not theirs.peers:
+        message = "each end waits for the other to begin"
+        yield Disagreement(code="XF1014", message=message, ours="no peer", theirs="no peer")
+    elif StartMode.AUTO not in (ours.start, theirs.start):
+        message = "neither end begins by itself"
+        yield Disagreement(code="", message=message, ours=ours.start, theirs=theirs.start)
+    for here, there, is_ours in ((ours, theirs, True), (theirs, ours, False)):
+        address = here.local_address
+        named = {_address(peer) for peer in there.peers}
+        if address is not None and named and None not in named and str(address) not in named:
+            told, sought = f"local_address {address}", f"peer {', '.join(there.peers)}"
+            message = "an address of the one end is not where the other looks for it"
+            yield Disagreement(
+                code="XF2001",
+                message=message,
+                ours=told if is_ours else sought,
+                theirs=sought if is_ours else told,
+            )
+
+
+def _address(peer: str) -> str | None:
+    try:
+        return str(ip_address(peer))
+    except ValueError:
+        return None
+
+
+def _of_proof(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]:
+    told, expected = _says(ours, theirs), theirs.remote_id
+    if told is not None and expected is not None and told != expected:
+        yield Disagreement(
+            code="XF2005",
+            message="we are not who they expect",
+            ours=f"id {told}",
+            theirs=f"peer_id {expected}",
+        )
+    told, expected = _says(theirs, ours), ours.remote_id
+    if told is not None and expected is not None and told != expected:
+        yield Disagreement(
+            code="XF2005",
+            message="they are not who we expect",
+            ours=f"peer_id {expected}",
+            theirs=f"id {told}",
+        )
+    if not hmac.compare_digest(ours.shared_key.octets, theirs.shared_key.octets):
+        yield Disagreement(
+            code="XF2005",
+            message="the shared keys are not the same",
+            ours=ours.shared_key.origin,
+            theirs=theirs.shared_key.origin,
+        )
+
+
+def _of_ike(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]:
+    if choose_proposal(ours.proposals, theirs.proposals) is None:
+        yield Disagreement(
+            code="XF2002",
+            message="no proposal for the IKE SA in common",
+            ours=_listed(ours.proposals),
+            theirs=_listed(theirs.proposals),
+        )
+
+
+def _of_children(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]:
+    for child in ours.children:
+        other = _counterpart(child, theirs.children)
+        if other is None:
+            yield Disagreement(
+                code="XF2004",
+                message=f"no traffic of '{child.name}' in common",
+                ours=_traffic(child.local, child.remote),
+                theirs="; ".join(_traffic(c.remote, c.local) for c in theirs.children),
+            )
+        else:
+            yield from _of_child(child, other)
+    for other in theirs.children:
+        if _counterpart(other, ours.children) is None:
+            yield Disagreement(
+                code="XF2004",
+                message=f"their '{other.name}' has no traffic in common with ours",
+                ours="; ".join(_traffic(c.local, c.remote) for c in ours.children),
+                theirs=_traffic(other.remote, other.local),
+            )
+
+
+def _of_child(ours: ChildPolicy, theirs: ChildPolicy) -> Iterator[Disagreement]:
+    if ours.mode is not theirs.mode:
+        message = f"'{ours.name}' is in different modes"
+        yield Disagreement(code="XF2020", message=message, ours=ours.mode, theirs=theirs.mode)
+    elif ours.mode is Mode.TUNNEL and not _mirror(ours, theirs):
+        yield Disagreement(
+            code="",
+            message=f"only a part of the traffic of '{ours.name}' is carried: what both have",
+            ours=_traffic(ours.local, ours.remote),
+            theirs=_traffic(theirs.remote, theirs.local),
+        )
+    first = [_without_key_exchange(child) for child in (ours, theirs)]
+    if choose_proposal(*first) is None:
+        yield Disagreement(
+            code="XF2003",
+            message=f"no ESP proposal for '{ours.name}' in common",
+            ours=_listed(ours.proposals),
+            theirs=_listed(theirs.proposals),
+        )
+    elif choose_proposal(ours.proposals, theirs.proposals) is None:
+        yield Disagreement(
+            code="XF2015",
+            message=f"'{ours.name}' comes up, and cannot be rekeyed: key exchanges differ",
+            ours=_listed(ours.proposals),
+            theirs=_listed(theirs.proposals),
+        )
+
+
+def _of_rivals(
+    ours: TunnelPolicy, theirs: TunnelPolicy, rivals: Iterable[TunnelPolicy]
+) -> Iterator[Disagreement]:
+    for rival in rivals:
+        yield Disagreement(
+            code="XF1007",
+            message=f"we may be taken for the peer of '{rival.name}', not of '{theirs.name}'",
+            ours=ours.name,
+            theirs=f"{theirs.origin} and {rival.origin}",
+        )
+
+
+def _agreed(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[str]:
+    chosen = choose_proposal(ours.proposals, theirs.proposals)
+    if chosen is not None:
+        yield f"IKE: {chosen}"
+    for child in ours.children:
+        other = _counterpart(child, theirs.children)
+        common = None if other is None else _common(child, other)
+        if other is None or common is None:
+            continue
+        chosen = choose_proposal(*(_without_key_exchange(c) for c in (child, other)))
+        if chosen is not None:
+            yield f"{child.name}: {chosen}, {_traffic(*common)}"
+
+
+def _counterpart(child: ChildPolicy, others: Iterable[ChildPolicy]) -> ChildPolicy | None:
+    """The child of the other end that carries the same traffic: just that, or some of it."""
+    found = [other for other in others if _common(child, other)]
+    return max(found, key=lambda o: (_mirror(child, o), o.name == child.name), default=None)
+
+
+def _common(
+    ours: ChildPolicy, theirs: ChildPolicy
+) -> tuple[tuple[TrafficSelector, ...], tuple[TrafficSelector, ...]] | None:
+    """Our selectors and the peer's, narrowed to what both have; None if that is nothing."""
+    local = narrow_selectors(ours.local, theirs.remote)
+    remote = narrow_selectors(ours.remote, theirs.local)
+    return (local, remote) if local and remote else None
+
+
+def _mirror(ours: ChildPolicy, theirs: ChildPolicy) -> bool:
+    return all(
+        covered_by(here, there) and covered_by(there, here)
+        for here, there in ((ours.local, theirs.remote), (ours.remote, theirs.local))
+    )
+
+
+def _without_key_exchange(child: ChildPolicy) -> tuple[Proposal, ...]:
+    """What counts in IKE_AUTH, where the IKE SA's key exchange serves (RFC 7296 section 1.2)."""
+    return tuple(proposal.without(TransformType.KE) for proposal in child.proposals)
+
+
+def _traffic(local: Iterable[TrafficSelector], remote: Iterable[TrafficSelector]) -> str:
+    return f"{_listed(local)} to {_listed(remote)}"
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
