@@ -175,13 +175,17 @@ def _check_file(path: Path) -> None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    # One process uses it: then the log needs no shared memory.
-    database.execute("PRAGMA locking_mode=EXCLUSIVE")
-    database.execute("PRAGMA journal_mode=WAL")
-    database.execute("PRAGMA synchronous=OFF")
-    database.execute("PRAGMA secure_delete=ON")
-    database.execute("PRAGMA wal_autocheckpoint=256")
+    """One process uses it, so the log needs no shared memory, and nobody has to be waited for."""
+    database = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    try:
+        database.execute("PRAGMA locking_mode=EXCLUSIVE")
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=OFF")
+        database.execute("PRAGMA secure_delete=ON")
+        database.execute("PRAGMA wal_autocheckpoint=256")
+    except sqlite3.Error:
+        database.close()
+        raise
     return database
 
 
