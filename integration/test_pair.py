@@ -93,7 +93,7 @@ def test_a_tunnel_that_starts_by_itself_is_brought_up_and_kept(site: Site) -> No
 
 @pytest.mark.native
 @pytest.mark.parametrize("proves", [True, False], ids=["token", "silence"])
-def test_a_daemon_killed_and_started_again_is_noticed(site: Site, proves: bool) -> None:
+def test_a_daemon_that_has_lost_its_state_is_noticed(site: Site, proves: bool) -> None:
     """By its token at the first question; without one only when it has not answered any."""
     keys: dict[str, Any] = {"dpd": "2s", "retransmission": {"tries": 3}}
     keys["crash_detection"] = "yes" if proves else "no"
@@ -103,6 +103,7 @@ def test_a_daemon_killed_and_started_again_is_noticed(site: Site, proves: bool) 
     eventually("both ends to be up", lambda: ours.is_up() and theirs.is_up())
     before = ours.tunnel().spi_i
     theirs.crash()
+    theirs.forget()
     theirs.start_again()
     back_at = time.monotonic()
     eventually("a new IKE SA", lambda: theirs.is_up() and ours.is_up(), seconds=120)

@@ -183,6 +183,11 @@ class XfrmpyGateway:
         """`kill -9`: no word to anybody, and everything left behind."""
         self._daemon.stop(signal.SIGKILL)
 
+    def forget(self) -> None:
+        """Lose what a daemon that was killed has kept for the next one."""
+        for file in self.runtime.glob("store.db*"):
+            file.unlink()
+
     def start_again(self) -> None:
         self._daemon = self._start()
 
