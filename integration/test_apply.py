@@ -152,12 +152,14 @@ def test_other_traffic_is_carried_by_a_new_child_sa_and_nothing_goes_in_clear(
 ) -> None:
     ours, theirs = gateways
     more = [subnet(2), subnet(2, 5)]
-    with site.capture() as wire, no_ping_lost(site):
+    bob = site.network.bob.inside_address()
+    with site.capture() as wire, site.network.alice.pinging(bob, site.log):
         change(theirs, local=more)
         applied(theirs)
         change(ours, remote=more)
         applied(ours)
     assert wire.kinds["clear"] == 0
+    site.assert_protected()
     assert ours.tunnel().children[-1].remote == more
     assert planned(ours) == []
 

@@ -131,7 +131,6 @@ class Applier:
                     tell(planned.change.tunnel, f"pending: {summarize(error.failure)}")
                 else:
                     await self._take_back(undo, seconds, tell, error)
-        self._datapaths.retire_unused()
 
     def _is_up(self, name: str) -> bool:
         return name in self._tunnels and self._keeper.state(self._tunnels[name]) == "up"
