@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from integration.lab.gateway import XFRMPY, XfrmpyGateway
-from integration.lab.process import PATIENCE, eventually
+from integration.lab.process import IN_VM, PATIENCE, eventually
 from integration.lab.site import Site
 from integration.lab.strongswan import StrongswanPeer
 
 pytestmark = [pytest.mark.native, pytest.mark.vm]
 
-KILLS = int(os.environ.get("XFRMPY_KILLS", "20"))
-"""200 is what a release is tried with."""
+KILLS = int(os.environ.get("XFRMPY_KILLS", "5" if IN_VM else "20"))
+"""200 is what a release is tried with. A daemon takes its time to start in the emulated machine."""
 
 LONGEST_SECONDS = 0.8
 """Until a kill: longer than any exchange here takes, commands included."""
