@@ -269,8 +269,9 @@ def _kernel_objects(host: Host) -> dict[str, str]:
 
 
 def _settled(listing: str) -> str:
-    """Without link-local addresses and their routes, which the kernel adds when it finds time."""
-    lines = (line for line in listing.splitlines() if not re.match(r"(\w+ )?fe80:", line))
+    """Without what the kernel adds by itself, when it finds time, for links and addresses."""
+    own = re.compile(r"(\w+ )?fe80:|.* (table local|proto kernel) ")
+    lines = (line for line in listing.splitlines() if not own.match(line))
     return "\n".join(re.sub(r" fe80:\S+", "", line).rstrip() for line in lines)
 
 
