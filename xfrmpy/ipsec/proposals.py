@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from xfrmpy.ipsec import algorithms
 from xfrmpy.registry import (
@@ -19,6 +20,9 @@ from xfrmpy.registry import (
     PseudorandomFunction,
     TransformType,
 )
+
+MAX_SUITES = 64
+"""Of each protocol that are kept, so that thousands of SAs share the few that are in use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +53,12 @@ class Proposal:
     spi: bytes = b""
 
     def of_type(self, kind: TransformType) -> tuple[Transform, ...]:
-        return tuple(t for t in self.transforms if t.type == kind)
+        return tuple([t for t in self.transforms if t.type == kind])
 
     def without(self, kind: TransformType) -> Proposal:
         """The same proposal lacking every transform of one type."""
-        return replace(self, transforms=tuple(t for t in self.transforms if t.type != kind))
+        left = tuple([t for t in self.transforms if t.type != kind])
+        return self if left == self.transforms else replace(self, transforms=left)
 
     def __str__(self) -> str:
         return "-".join(str(t) for t in self.transforms)
@@ -67,6 +72,11 @@ class IkeSuite:
     integrity: algorithms.Integrity | None
     prf: algorithms.Prf
     group: algorithms.KeyExchangeGroup
+
+    @property
+    def icv(self) -> int:
+        """Octets of the integrity check value in each message."""
+        return self.cipher.icv if self.integrity is None else self.integrity.icv
 
     def __str__(self) -> str:
         parts = (self.cipher, self.integrity, self.prf, self.group)
@@ -129,26 +139,12 @@ def answers(chosen: Proposal, ours: Iterable[Proposal]) -> bool:
 
 def ike_suite(chosen: Proposal) -> IkeSuite:
     """The algorithms of a chosen IKE proposal. Raises `KeyError` where one is not implemented."""
-    cipher = _cipher(chosen)
-    return IkeSuite(
-        cipher=cipher,
-        integrity=_integrity_beside(cipher, chosen),
-        prf=algorithms.prf(PseudorandomFunction(_single(chosen, TransformType.PRF).id)),
-        group=algorithms.group(KeyExchangeMethod(_single(chosen, TransformType.KE).id)),
-    )
+    return _ike_suite(chosen.transforms)
 
 
 def esp_suite(chosen: Proposal) -> EspSuite:
     """The algorithms of a chosen ESP proposal. Raises `KeyError` where one is not implemented."""
-    cipher = _cipher(chosen)
-    numbers = ExtendedSequenceNumbers(_single(chosen, TransformType.ESN).id)
-    if numbers not in algorithms.SEQUENCE_NUMBERS:
-        raise KeyError(numbers)
-    return EspSuite(
-        cipher=cipher,
-        integrity=_integrity_beside(cipher, chosen),
-        esn=numbers == ExtendedSequenceNumbers.ESN,
-    )
+    return _esp_suite(chosen.transforms)
 
 
 def supported_part(proposal: Proposal, suites: frozenset[str], *, esn: bool) -> Proposal | None:
@@ -225,23 +221,49 @@ def _common_transforms(offer: Proposal, mine: Proposal) -> tuple[Transform, ...]
     return tuple(chosen)
 
 
-def _single(chosen: Proposal, kind: TransformType) -> Transform:
-    transforms = chosen.of_type(kind)
-    if len(transforms) != 1:
+@lru_cache(maxsize=MAX_SUITES)
+def _ike_suite(transforms: tuple[Transform, ...]) -> IkeSuite:
+    cipher = _cipher(transforms)
+    return IkeSuite(
+        cipher=cipher,
+        integrity=_integrity_beside(cipher, transforms),
+        prf=algorithms.prf(PseudorandomFunction(_single(transforms, TransformType.PRF).id)),
+        group=algorithms.group(KeyExchangeMethod(_single(transforms, TransformType.KE).id)),
+    )
+
+
+@lru_cache(maxsize=MAX_SUITES)
+def _esp_suite(transforms: tuple[Transform, ...]) -> EspSuite:
+    cipher = _cipher(transforms)
+    numbers = ExtendedSequenceNumbers(_single(transforms, TransformType.ESN).id)
+    if numbers not in algorithms.SEQUENCE_NUMBERS:
+        raise KeyError(numbers)
+    return EspSuite(
+        cipher=cipher,
+        integrity=_integrity_beside(cipher, transforms),
+        esn=numbers == ExtendedSequenceNumbers.ESN,
+    )
+
+
+def _single(transforms: tuple[Transform, ...], kind: TransformType) -> Transform:
+    found = [t for t in transforms if t.type == kind]
+    if len(found) != 1:
         raise KeyError(kind)
-    return transforms[0]
+    return found[0]
 
 
-def _cipher(chosen: Proposal) -> algorithms.Cipher:
-    encryption = _single(chosen, TransformType.ENCR)
+def _cipher(transforms: tuple[Transform, ...]) -> algorithms.Cipher:
+    encryption = _single(transforms, TransformType.ENCR)
     return algorithms.cipher(EncryptionAlgorithm(encryption.id), encryption.key_bits)
 
 
-def _integrity_beside(cipher: algorithms.Cipher, chosen: Proposal) -> algorithms.Integrity | None:
+def _integrity_beside(
+    cipher: algorithms.Cipher, transforms: tuple[Transform, ...]
+) -> algorithms.Integrity | None:
     """None for an AEAD cipher; any other is never without (RFC 7296 section 3.3)."""
     if not cipher.is_aead:
-        return algorithms.integrity(IntegrityAlgorithm(_single(chosen, TransformType.INTEG).id))
-    if any(t.id != IntegrityAlgorithm.NONE for t in chosen.of_type(TransformType.INTEG)):
+        return algorithms.integrity(IntegrityAlgorithm(_single(transforms, TransformType.INTEG).id))
+    if any(t.type == TransformType.INTEG and t.id != IntegrityAlgorithm.NONE for t in transforms):
         raise KeyError(TransformType.INTEG)
     return None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address, ip_network, summarize_address_range
 from itertools import product
 
@@ -81,7 +82,7 @@ class TrafficSelector:
 
     def networks(self) -> tuple[IpNetwork, ...]:
         """The fewest prefixes that cover exactly the address range."""
-        return tuple(summarize_address_range(self.start_address, self.end_address))
+        return _networks(self.start_address, self.end_address)
 
     def intersect(self, other: TrafficSelector) -> TrafficSelector | None:
         """What both allow, or None. Opaque ports meet only opaque or all ports."""
@@ -297,6 +298,12 @@ def _parse_addresses(text: str) -> tuple[IpAddress, IpAddress]:
         return ip_address(first.strip()), ip_address(last.strip())
     network = ip_network(text)
     return network[0], network[-1]
+
+
+@lru_cache(maxsize=1024)
+def _networks(start: IpAddress, end: IpAddress) -> tuple[IpNetwork, ...]:
+    """Found out once for what a Child SA asks several times, and has in each of its entries."""
+    return tuple(summarize_address_range(start, end))
 
 
 def _intersect_ports(a: TrafficSelector, b: TrafficSelector) -> tuple[int, int] | None:
