@@ -135,14 +135,14 @@ def test_a_thousand_policies_are_replaced_at_once(guard: Guard) -> None:
 def test_one_more_policy_of_a_shape_leaves_the_rules_alone(guard: Guard) -> None:
     """What a Child SA costs does not grow with the number of those that are there."""
     first, second = (policy(f"10.2.{n}.0/24", "10.1.0.0/16") for n in (1, 2))
-    guard.add(first)
+    guard.add([first])
     before = rules()
-    guard.add(second)
+    guard.add([second])
     assert len(listed()) == 2
     guard.remove(first)
     assert len(listed()) == 1
     assert rules() == before
-    guard.add(policy("10.3.0.0/16", "10.1.0.0/16"))
+    guard.add([policy("10.3.0.0/16", "10.1.0.0/16")])
     assert len(listed()) == 2
     guard.remove(second)
     assert [element for _, element in listed()] == ["10.3.0.0 . 10.1.0.0 : drop"]
@@ -152,16 +152,16 @@ def test_of_two_policies_of_one_selector_the_stricter_counts(guard: Guard) -> No
     inward = policy("10.2.0.0/16", "10.1.0.0/16", action=Action.BYPASS)
     onward = replace(inward, direction=PolicyDirection.FORWARD, action=Action.DISCARD)
     for entry in (inward, onward):
-        guard.add(entry)
+        guard.add([entry])
     assert [element for _, element in listed()] == ["10.2.0.0 . 10.1.0.0 : drop"]
     guard.remove(onward)
     assert [element for _, element in listed()] == ["10.2.0.0 . 10.1.0.0 : accept"]
 
 
 def test_a_table_that_somebody_removed_is_back_with_the_next_policy(guard: Guard) -> None:
-    guard.add(policy("10.2.1.0/24", "10.1.0.0/16"))
+    guard.add([policy("10.2.1.0/24", "10.1.0.0/16")])
     subprocess.run(["nft", "flush", "ruleset"], check=True)
-    guard.add(policy("10.2.2.0/24", "10.1.0.0/16"))
+    guard.add([policy("10.2.2.0/24", "10.1.0.0/16")])
     assert len(listed()) == 2
 
 
@@ -170,7 +170,7 @@ def test_policies_come_and_go_one_by_one(guard: Guard) -> None:
     onward = replace(inward, direction=PolicyDirection.FORWARD)
     narrow = policy("10.2.9.0/24", "10.1.0.0/16", priority=10, action=Action.BYPASS)
     for entry in (inward, onward, narrow):
-        guard.add(entry)
+        guard.add([entry])
     both = [
         ("ip saddr & 255.255.255.0 . ip daddr & 255.255.0.0", "10.2.9.0 . 10.1.0.0 : accept"),
         ("ip saddr & 255.255.0.0 . ip daddr & 255.255.0.0", "10.2.0.0 . 10.1.0.0 : drop"),
@@ -178,7 +178,7 @@ def test_policies_come_and_go_one_by_one(guard: Guard) -> None:
     assert listed() == both
     guard.remove(inward)
     assert listed() == both, "those to be forwarded are still judged"
-    guard.add(replace(narrow, action=Action.DISCARD))
+    guard.add([replace(narrow, action=Action.DISCARD)])
     fields, element = both[0]
     assert listed() == [(fields, element.replace("accept", "drop")), both[1]]
     for entry in (onward, narrow, narrow):

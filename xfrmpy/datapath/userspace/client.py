@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event, NotAdded
 from xfrmpy.datapath.routes import RouteOwner, Routes
@@ -132,6 +133,11 @@ class UserspaceDatapath:
             raise NotAdded(start, error) from error
         assert isinstance(told, dict)
         added = entries[: told["done"]]
+        try:
+            self._guard.add(filter(_is_guarded, added))
+        except DatapathError as error:
+            self._take_back(added)
+            raise NotAdded(start, error) from error
         for done, entry in enumerate(added):
             try:
                 self._lead_to(entry)
@@ -142,22 +148,21 @@ class UserspaceDatapath:
             raise NotAdded(start + len(added), DatapathError(told["error"], told["errno"]))
 
     def _lead_to(self, entry: SadEntry | SpdEntry) -> None:
-        """What an entry in force changes outside of the worker."""
+        """What an entry in force changes outside of the worker, beside the guard."""
         if isinstance(entry, SadEntry):
             self._set_inner_mtu(entry.reqid, self._mtu_of(entry))
-        elif entry.direction is not PolicyDirection.OUT:
-            self._guard.add(entry)
-        elif entry.action is Action.BYPASS:
-            self._remove_route(entry)
-        else:
-            self._add_route(entry)
+        elif entry.direction is PolicyDirection.OUT:
+            if entry.action is Action.BYPASS:
+                self._remove_route(entry)
+            else:
+                self._add_route(entry)
 
     def _take_back(self, entries: Sequence[SadEntry | SpdEntry]) -> None:
         for entry in entries:
             if isinstance(entry, SadEntry):
-                self._worker.ask("remove_sa", to_plain(entry.id))
+                self.remove_sa(entry.id)
             else:
-                self._worker.ask("remove_policy", to_plain(entry))
+                self.remove_policy(entry)
 
     def remove_policy(self, entry: SpdEntry) -> None:
         if entry.direction is PolicyDirection.OUT:
@@ -247,7 +252,7 @@ class UserspaceDatapath:
         for sa in dump.sad:
             with contextlib.suppress(DatapathError):  # No way to the peer at the moment.
                 self._set_inner_mtu(sa.reqid, self._mtu_of(sa))
-        self._guard.enforce(e for e in dump.spd if e.direction is not PolicyDirection.OUT)
+        self._guard.enforce(filter(_is_guarded, dump.spd))
         for policy in dump.spd:
             if policy.direction is PolicyDirection.OUT and policy.action is not Action.BYPASS:
                 self._add_route(policy)
@@ -295,6 +300,11 @@ class UserspaceDatapath:
             encapsulated=entry.encapsulation is not None,
             mode=entry.mode,
         )
+
+
+def _is_guarded(entry: SadEntry | SpdEntry) -> TypeGuard[SpdEntry]:
+    """Whether it judges what comes in."""
+    return isinstance(entry, SpdEntry) and entry.direction is not PolicyDirection.OUT
 
 
 def _reqid_of(entry: SpdEntry) -> int | None:

@@ -72,6 +72,8 @@ class Refused(Exception):
 class Held:
     """An SA with the moments that its user wants to know."""
 
+    __slots__ = ("installed_at", "is_soft_reported", "sa", "told_source", "used_at")
+
     def __init__(self, sa: InboundSa | OutboundSa, now: float) -> None:
         self.sa = sa
         self.installed_at = now

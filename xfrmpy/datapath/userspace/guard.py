@@ -10,7 +10,7 @@ element, whatever their number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import TypeAlias
@@ -31,6 +31,7 @@ _PROTOCOL_TYPE, _PORT_TYPE = 12, 13
 _ICMP_TYPES = {4: (14, 32), 6: (29, 33)}  # of a type, and a code
 
 _Key: TypeAlias = tuple[PolicyDirection, Selector]
+_Entries: TypeAlias = Mapping[_Key, SpdEntry | None]
 _Claims: TypeAlias = dict[_Key, int]
 """The policies that speak of one key of one shape, and their verdicts: IN and FORWARD mostly."""
 
@@ -48,30 +49,31 @@ class Guard:
         """Judge by these IN and FORWARD policies and no others; by none, let everything in."""
         self._entries.clear()
         self._shapes.clear()
-        for entry in entries:
-            self._enter(_key(entry), entry)
+        self._enter({_key(entry): entry for entry in entries})
         self._is_known = False
         self._nf_tables.send(self._everything())
         self._is_known = True
 
-    def add(self, entry: SpdEntry) -> None:
-        """Judge by this one too, in place of any of the same direction and selector."""
-        self._change(_key(entry), entry)
+    def add(self, entries: Iterable[SpdEntry]) -> None:
+        """Judge by these too, each in place of any of the same direction and selector."""
+        self._change({_key(entry): entry for entry in entries})
 
     def remove(self, entry: SpdEntry) -> None:
-        self._change(_key(entry), None)
+        self._change({_key(entry): None})
 
     def close(self) -> None:
         """What is enforced stays enforced."""
         self._nf_tables.close()
 
-    def _change(self, key: _Key, entry: SpdEntry | None) -> None:
-        old = self._entries.get(key)
-        places = {_place(each) for each in (old, entry) if each is not None}
+    def _change(self, entries: _Entries) -> None:
+        """All of it or nothing; the IN and FORWARD policies of a Child SA are of one place."""
+        old = {key: self._entries.get(key) for key in entries}
+        known = (*old.values(), *entries.values())
+        places = {_place(each) for each in known if each is not None}
         shapes = self._shapes.keys() & {shape for shape, _ in places}
         had_table = bool(self._shapes)
         before = {place: self._verdict(*place) for place in places}
-        self._enter(key, entry)
+        self._enter(entries)
         after = {place: self._verdict(*place) for place in places}
         try:
             if not self._is_known or not had_table:
@@ -79,23 +81,28 @@ class Guard:
             elif before != after:
                 self._send_difference(before, after, shapes)
         except DatapathError:
-            self._enter(key, old)
+            self._enter(old)
             raise
         self._is_known = True
 
-    def _enter(self, key: _Key, entry: SpdEntry | None) -> None:
-        """Keep an entry in mind in place of what is there under its key, if anything."""
-        if (old := self._entries.pop(key, None)) is not None:
-            shape, value = _place(old)
-            del self._shapes[shape][value][key]
-            if not self._shapes[shape][value]:
-                del self._shapes[shape][value]
-            if not self._shapes[shape]:
-                del self._shapes[shape]
-        if entry is not None:
-            self._entries[key] = entry
-            shape, value = _place(entry)
-            self._shapes.setdefault(shape, {}).setdefault(value, {})[key] = _verdict_of(entry)
+    def _enter(self, entries: _Entries) -> None:
+        """Keep entries in mind in place of what is there under their keys, if anything."""
+        for key, entry in entries.items():
+            self._strike(key)
+            if entry is not None:
+                self._entries[key] = entry
+                shape, value = _place(entry)
+                self._shapes.setdefault(shape, {}).setdefault(value, {})[key] = _verdict_of(entry)
+
+    def _strike(self, key: _Key) -> None:
+        if (old := self._entries.pop(key, None)) is None:
+            return
+        shape, value = _place(old)
+        del self._shapes[shape][value][key]
+        if not self._shapes[shape][value]:
+            del self._shapes[shape][value]
+        if not self._shapes[shape]:
+            del self._shapes[shape]
 
     def _verdict(self, shape: _Shape, value: bytes) -> int | None:
         claims = self._shapes.get(shape, {}).get(value)

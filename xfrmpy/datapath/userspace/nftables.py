@@ -74,6 +74,7 @@ class NfTables:
         except OSError as error:
             raise _refused(error.errno) from error
         self._socket.setblocking(False)
+        self._room = 0
 
     def close(self) -> None:
         self._socket.close()
@@ -95,6 +96,9 @@ class NfTables:
 
     def _make_room(self, octets: int) -> None:
         """A batch goes in one piece."""
+        if octets <= self._room:
+            return
+        self._room = octets
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, octets)
         except PermissionError:  # Root of a user namespace only: as much as the host allows.
