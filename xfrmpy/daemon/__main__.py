@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from xfrmpy.control.client import runtime_dir
-from xfrmpy.daemon.journal import log_handler
+from xfrmpy.daemon.journal import log_handler, spare_origins
 from xfrmpy.failures import ExitCode, Failure, OperatorError
 from xfrmpy.policy.load import config_path, load_policy
 
@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> int:
     """The exit code, after whatever the daemon had to say on standard error."""
     options = _parse(arguments)
     logging.basicConfig(handlers=[log_handler(os.environ)])
+    spare_origins()
     logging.getLogger("xfrmpy").setLevel(logging.DEBUG if options.verbose else logging.INFO)
     try:
         directory = runtime_dir(os.environ)

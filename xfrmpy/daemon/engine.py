@@ -162,6 +162,7 @@ class Engine:
             self._settle()
 
     def _handle_timeout(self) -> None:
+        self._timer = None
         self._endpoint.handle_timeout(self._loop.time())
         self._settle()
 
@@ -286,12 +287,13 @@ class Engine:
         self._report(output)
 
     def _arm_timer(self) -> None:
+        """A timer that comes too early is left, and sets the next: most are never reached."""
         due_at = self._endpoint.next_timeout()
+        if due_at is None or (self._timer is not None and self._timer.when() <= due_at):
+            return
         if self._timer is not None:
-            if due_at == self._timer.when():
-                return
             self._timer.cancel()
-        self._timer = None if due_at is None else self._loop.call_at(due_at, self._handle_timeout)
+        self._timer = self._loop.call_at(due_at, self._handle_timeout)
 
     def _prepare_sockets(self) -> None:
         try:

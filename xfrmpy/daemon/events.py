@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum, StrEnum
+from functools import cache, lru_cache
 from typing import TypeAlias
 
 from xfrmpy.control.observed import Event
@@ -165,23 +166,32 @@ def _severity(report: Report, name: str) -> Severity:
 
 
 def _rfc3339(clock: float) -> str:
-    told = datetime.fromtimestamp(clock, UTC).isoformat(timespec="milliseconds")
-    return told.replace("+00:00", "Z")
+    seconds, milliseconds = divmod(int(clock * 1000), 1000)
+    return f"{_whole_second(seconds)}.{milliseconds:03}Z"
+
+
+@lru_cache(maxsize=1)
+def _whole_second(clock: int) -> str:
+    return datetime.fromtimestamp(clock, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _details(report: Report) -> Iterator[tuple[str, str]]:
     if isinstance(report, Occurrence):
         yield from report.details.items()
-    for each in dataclasses.fields(report):
-        # What `repr` leaves out is not for an operator's eyes.
-        if each.name in _NOT_TOLD or not each.repr:
-            continue
-        value = getattr(report, each.name)
+    kind: type = type(report)
+    for name in _told_fields(kind):
+        value = getattr(report, name)
         if isinstance(value, Path):
             yield "local", str(value.local)
             yield "remote", str(value.remote)
         else:
-            yield each.name, _told(each.name, value)
+            yield name, _told(name, value)
+
+
+@cache
+def _told_fields(kind: type) -> tuple[str, ...]:
+    """What `repr` leaves out is not for an operator's eyes."""
+    return tuple(f.name for f in dataclasses.fields(kind) if f.repr and f.name not in _NOT_TOLD)
 
 
 def _told(name: str, value: object) -> str:

@@ -61,7 +61,7 @@ class History:
         self._missed_by_the_gone = 0
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._strangers: deque[Event] = deque(maxlen=MAX_EVENTS_OF_STRANGERS)
-        self._of_tunnel: dict[str, deque[Event]] = {}
+        self._of_tunnel: dict[str, list[Event]] = {}
         self._listeners: set[Listener] = set()
 
     def add(self, event: Event, *, keep: bool) -> None:
@@ -73,8 +73,10 @@ class History:
         (self._strangers if is_of_stranger(event) else self._events).append(event)
         if not event.tunnel:
             return
-        own = self._of_tunnel.setdefault(event.tunnel, deque(maxlen=MAX_EVENTS_OF_A_TUNNEL))
+        # Lists, for most tunnels have a few events, and a deque has room for 64 from the beginning.
+        own = self._of_tunnel.setdefault(event.tunnel, [])
         own.append(event)
+        del own[:-MAX_EVENTS_OF_A_TUNNEL]
 
     @property
     def missed(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
+import gc
 import logging
 import os
 import secrets
@@ -172,6 +173,8 @@ class Service:
             for tunnel in self._tunnels.values():
                 if tunnel.policy.start is StartMode.AUTO and tunnel.placement.failure is None:
                     self._keeper.want(tunnel)
+            # The policy lives as long as we do: the collector need not go through it again.
+            gc.freeze()
             notify_service_manager(self._environ, "READY=1")
             self._news.hear(started(os.getpid(), len(self._tunnels)))
             await self._stopped.wait()

@@ -11,7 +11,8 @@ import errno
 import itertools
 import socket
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from functools import lru_cache
+from ipaddress import ip_address
 from pathlib import Path as FilePath
 
 from xfrmpy.datapath.routes import OUR_MARK
@@ -34,6 +35,9 @@ from xfrmpy.ipsec.addresses import (
 MAX_DATAGRAM = 65535
 BATCH = 64
 """Datagrams read before timers and commands get their turn."""
+
+KNOWN_ADDRESSES = 1024
+"""Of ours and of peers that are kept, to be read once and shared by all that is said of them."""
 
 RECEIVE_BUFFER = 1 << 20
 """Octets as the kernel counts them, some 800 for a small datagram: half a second of 2,000 requests
@@ -84,7 +88,7 @@ class IkeSockets:
             if local is not None:
                 path = Path(
                     local=SocketAddress(local, port),
-                    remote=SocketAddress(_without_zone(remote[0]), remote[1]),
+                    remote=SocketAddress(_parsed(remote[0]), remote[1]),
                     natt=port == IKE_NATT_PORT,
                 )
                 yield data, path
@@ -113,7 +117,7 @@ def local_address_for(remote: IpAddress) -> IpAddress:
             probe.connect((str(remote), IKE_PORT))
         except OSError as error:
             raise OperatorError("XF2013", f"no route to {remote}: {error.strerror}") from error
-        return _without_zone(probe.getsockname()[0])
+        return _parsed(probe.getsockname()[0])
 
 
 def _enlarge_buffer(opened: socket.socket) -> None:
@@ -197,13 +201,20 @@ def _mark(sender: socket.socket) -> None:
 def _local_address(ancillary: list[tuple[int, int, bytes]]) -> IpAddress | None:
     for level, kind, data in ancillary:
         if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO):
-            return IPv4Address(IPV4_INFO.unpack(data)[2])
+            return _unpacked(IPV4_INFO.unpack(data)[2])
         if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
-            return IPv6Address(IPV6_INFO.unpack(data)[0])
+            return _unpacked(IPV6_INFO.unpack(data)[0])
     return None
 
 
-def _without_zone(address: str) -> IpAddress:
+@lru_cache(maxsize=KNOWN_ADDRESSES)
+def _unpacked(octets: bytes) -> IpAddress:
+    return ip_address(octets)
+
+
+@lru_cache(maxsize=KNOWN_ADDRESSES)
+def _parsed(address: str) -> IpAddress:
+    """Without its zone."""
     return ip_address(address.partition("%")[0])
 
 
