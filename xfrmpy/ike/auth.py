@@ -324,18 +324,22 @@ def _our_auth(sa: IkeSa, tunnel: TunnelPolicy, identity: IdiPayload | IdrPayload
 def _verify(
     sa: IkeSa, tunnel: TunnelPolicy, identity: IdiPayload | IdrPayload, auth: AuthPayload
 ) -> None:
-    evidence = (("their identity", str(identity.identity)), ("our key", tunnel.shared_key.origin))
     if auth.method != AuthenticationMethod.SHARED_KEY:
         summary = f"the peer authenticates by {auth.method.name}, our policy wants a shared key"
-        raise AuthenticationFailed(Failure(code="XF2006", summary=summary, evidence=evidence))
+        raise _not_proved(summary, tunnel, identity)
     expected = _auth_octets(sa, tunnel, identity, of_initiator=not sa.is_initiator)
     try:
         verify_auth(expected, auth.data)
     except AuthenticationMismatch as error:
         summary = "the peer's AUTH does not match our shared key"
-        raise AuthenticationFailed(
-            Failure(code="XF2006", summary=summary, evidence=evidence)
-        ) from error
+        raise _not_proved(summary, tunnel, identity) from error
+
+
+def _not_proved(
+    summary: str, tunnel: TunnelPolicy, identity: IdiPayload | IdrPayload
+) -> AuthenticationFailed:
+    evidence = (("their identity", str(identity.identity)), ("our key", tunnel.shared_key.origin))
+    return AuthenticationFailed(Failure(code="XF2006", summary=summary, evidence=evidence))
 
 
 def _auth_octets(

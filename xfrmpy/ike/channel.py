@@ -7,7 +7,7 @@ its SPIs, its path and its window.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from xfrmpy.crypto.key_schedule import IkeKeys
@@ -280,7 +280,11 @@ class Channel:
         )
 
     def _seal(self, message: Message, limit: int) -> Sent:
-        return Sent(message=message, datagrams=self._datagrams(message, limit))
+        """What is never cut into smaller parts is not kept beside its octets."""
+        sent = Sent(message=message, datagrams=self._datagrams(message, limit))
+        if not self.may_shrink(sent):
+            sent.message = replace(message, payloads=())
+        return sent
 
     def _datagrams(self, message: Message, limit: int) -> tuple[bytes, ...]:
         protection = self._protection

@@ -50,6 +50,8 @@ MASKS_OF_PORT_RANGE = 30
 Scope: TypeAlias = tuple[tuple[TrafficSelector, ...], tuple[TrafficSelector, ...]]
 """Our selectors, and the peer's."""
 
+_NO_SPIS: frozenset[bytes] = frozenset()
+
 
 class ChildSa:
     """See the module. `local` and `remote` are what was agreed, within what was offered.
@@ -63,6 +65,14 @@ class ChildSa:
     `is_outdated`: the policy of its tunnel has changed since, and what that means to it is still to
     be seen. `is_lost`: SAs of it were found to be in force no more.
     """
+
+    __slots__ = (
+        *("claimed_as", "entries", "established_at", "failure", "gone_spis", "heir", "in_force"),
+        *("is_asking_usage", "is_initiator", "is_lost", "is_outdated", "is_told"),
+        *("last_received_at", "last_sent_at", "last_used_at", "local", "nonces", "peer_address"),
+        *("policy", "proposal", "rekey_at", "remote", "replaces", "reqid", "spi_in", "state"),
+        *("tunnel", "wait_until", "_absent", "_core", "_packet", "_proposals"),
+    )
 
     def __init__(
         self,
@@ -97,7 +107,7 @@ class ChildSa:
         self.is_told = self.is_lost = False
         self.is_outdated: bool = replaces is not None and replaces.is_outdated
         self.claimed_as: int | None = None
-        self.gone_spis: set[bytes] = set()
+        self.gone_spis = _NO_SPIS
         self.is_asking_usage = False
         self.last_received_at = 0.0
         self.last_sent_at = 0.0
@@ -372,7 +382,7 @@ class ChildSa:
     def note_gone(self) -> None:
         """The peer has deleted it, and may have told us too early."""
         assert self.proposal is not None
-        self.gone_spis.add(self.proposal.spi)
+        self.gone_spis |= {self.proposal.spi}
 
     @property
     def is_gone(self) -> bool:

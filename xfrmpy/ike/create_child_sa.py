@@ -229,7 +229,7 @@ class CreateChildSa:
 
     def _refused_for_good(self, error: NotifyPayload, now: float) -> None:
         if self._replaces is None and self._scope is not None:
-            self._sa.refused_scopes.add(self._scope)
+            self._sa.refused_scopes |= {self._scope}
             self._sa.create_at = now
         elif self._replaces is None and error.type == NotifyType.SINGLE_PAIR_REQUIRED:
             self._sa.asks_pairs = True

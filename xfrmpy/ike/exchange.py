@@ -59,7 +59,7 @@ def optional(payloads: tuple[OpenPayload, ...], kind: type[P]) -> P | None:
 
 def notifications(payloads: tuple[OpenPayload, ...], kind: NotifyType) -> tuple[NotifyPayload, ...]:
     """Every notification of a type."""
-    return tuple(p for p in payloads if isinstance(p, NotifyPayload) and p.type == kind)
+    return tuple([p for p in payloads if isinstance(p, NotifyPayload) and p.type == kind])
 
 
 def first_error(payloads: tuple[OpenPayload, ...]) -> NotifyPayload | None:

@@ -78,6 +78,8 @@ LINGER_SECONDS = 30.0
 
 Payloads: TypeAlias = tuple[OpenPayload, ...]
 
+_NO_SCOPES: frozenset[Scope] = frozenset()
+
 
 class IkeSa:
     """See the module. `tunnel` is None on a responder until it knows who the peer is; `proved` is
@@ -92,6 +94,19 @@ class IkeSa:
     is when it ends, if the peer does not show before that it has it. With an `auth_puzzle` there
     are no keys before its solution.
     """
+
+    __slots__ = (
+        *("alone_at", "asks_pairs", "auth_puzzle", "authenticated_as", "begun_after"),
+        *("busy_since", "channel", "childless_until", "children", "core", "create_at"),
+        *("doubted_until", "established_at", "heard_at", "heir", "is_asking_sent"),
+        *("is_asking_usage", "is_client", "is_initiator", "is_rekeying", "is_reported", "keys"),
+        *("local_id", "nat", "nonces", "on_silence", "peer_follows", "peer_takes_childless"),
+        *("proposal", "proved", "reauth_at", "redirected_from", "refused_scopes", "rekey_at"),
+        *("remote_id", "replaces", "resumed", "retired", "sent_at", "state", "suite"),
+        *("their_tokens", "ticket", "ticket_at", "tunnel", "up_since", "wait_until", "wanted"),
+        *("_expires_at", "_must_reauth_by", "_refusal", "_step", "_step_at"),
+        *("_suspect_again_at", "_was_established"),
+    )
 
     def __init__(
         self,
@@ -132,7 +147,7 @@ class IkeSa:
         self.replaces: IkeSa | None = None
         self.heir: IkeSa | None = None
         self.wanted: list[tuple[ChildPolicy, Scope]] = []
-        self.refused_scopes: set[Scope] = set()
+        self.refused_scopes = _NO_SCOPES
         self.asks_pairs = False
         self.is_rekeying = self.is_asking_usage = self.is_asking_sent = False
         self.begun_after = self.authenticated_as = core.authentications
@@ -198,7 +213,7 @@ class IkeSa:
                 return
             self.core.touched.add(self)
             self.sent_at = now
-            self.channel.ask(window.waiting.popleft(), now)
+            self.channel.ask(window.waiting.pop(0), now)
 
     # Its life.
 

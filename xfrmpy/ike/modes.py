@@ -112,11 +112,15 @@ def choose_child(
     transport mode, undo the Traffic Selector substitutions", and take it for tunnel mode.
     """
     asked = traffic_of(payloads, ends, is_initiator=False)
-    as_tunnel = traffic_of(_without_transport(payloads), ends, is_initiator=False)
+    as_tunnel = asked
+    if asked.mode is not Mode.TUNNEL:
+        as_tunnel = traffic_of(_without_transport(payloads), ends, is_initiator=False)
     candidates = [
         (policy_between(child, ends.path), asked if child.mode is asked.mode else as_tunnel)
         for child in children
     ]
+    if len(candidates) == 1:
+        return candidates[0]
     return max(candidates, key=lambda candidate: _likeness(*candidate))
 
 

@@ -129,7 +129,7 @@ def _adopt(sa: IkeSa, before: TunnelPolicy, policy: TunnelPolicy, now: float) ->
         sa.rekey_at = now
     for child in sa.children:
         child.is_outdated = True
-    sa.refused_scopes.clear()
+    sa.refused_scopes = frozenset()
     sa.asks_pairs = False
     sa.create_at = now if sa.is_client else now + PATIENCE_SECONDS
 

@@ -557,9 +557,7 @@ def _read_answers(plain: Any, reader: Reader) -> dict[int, Sent]:
 
 
 def _read_waiting(plain: Any, reader: Reader) -> Any:
-    return type(reader.sa.channel.window.waiting)(
-        _read_exchange(one, reader) for one in _items(plain)
-    )
+    return [_read_exchange(one, reader) for one in _items(plain)]
 
 
 _MOMENT = _bare(float | None)
@@ -592,7 +590,7 @@ IKE_SA: Table = {
     "replaces": _IKE_SA_REFERENCE,
     "heir": _IKE_SA_REFERENCE,
     "wanted": Codec(_write_wanted, _read_wanted, is_late=True),
-    "refused_scopes": _collection(set, Scope),
+    "refused_scopes": _collection(frozenset, Scope),
     "asks_pairs": _FLAG,
     "is_rekeying": _FLAG,
     "begun_after": _NUMBER,
@@ -659,7 +657,7 @@ CHILD_SA: Table = {
     "is_told": _FLAG,
     "is_lost": _FLAG,
     "is_outdated": _FLAG,
-    "gone_spis": _collection(set, bytes),
+    "gone_spis": _collection(frozenset, bytes),
     "last_received_at": _TIME,
     "last_sent_at": _TIME,
     "last_used_at": _TIME,

@@ -8,7 +8,6 @@ machine only knows messages, numbers and deadlines.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -64,7 +63,7 @@ class Window:
 
     def __init__(self, schedule: Retransmission, random: Callable[[int], bytes]) -> None:
         self.outstanding: dict[int, Outstanding] = {}
-        self.waiting: deque[Exchange] = deque()
+        self.waiting: list[Exchange] = []
         self.schedule = schedule
         self._random = random
         self._their_size = 1
@@ -232,7 +231,7 @@ class Window:
         self._answers.clear()
         unanswered = [request.exchange for request in self.outstanding.values()]
         self.outstanding.clear()
-        self.waiting.extendleft(reversed(unanswered))
+        self.waiting[:0] = unanswered
         return self._expected_id, self._next_id
 
     def _wait_seconds(self, retransmissions: int) -> float:
