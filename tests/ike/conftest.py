@@ -488,14 +488,19 @@ def backwards(path: Path) -> Path:
 @pytest.fixture
 def sealing(monkeypatch: pytest.MonkeyPatch) -> Sealing:
     seen = Sealing()
-    seal = Protection.seal
+    seal, seal_in_parts = Protection.seal, Protection.seal_in_parts
 
     def changed(self: Protection, message: Message, payloads: Payloads) -> bytes:
         payloads = seen.change(message, payloads)
         seen.sent.append((message, payloads))
         return seal(self, message, payloads)
 
+    def in_parts(self: Protection, message: Message, _: Payloads, limit: int) -> tuple[bytes, ...]:
+        """Of what turned out to be too large as a whole."""
+        return seal_in_parts(self, message, seen.sent[-1][1], limit)
+
     monkeypatch.setattr(Protection, "seal", changed)
+    monkeypatch.setattr(Protection, "seal_in_parts", in_parts)
     return seen
 
 

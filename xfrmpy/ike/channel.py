@@ -292,9 +292,10 @@ class Channel:
             return (encode_message(message),)
         self._core.changed.add(self.our_spi)
         payloads = cast("tuple[OpenPayload, ...]", message.payloads)
-        if self.fragments and protection.sealed_size(payloads) > limit:
+        whole = protection.seal(message, payloads)
+        if self.fragments and len(whole) > limit:
             return protection.seal_in_parts(message, payloads, limit)
-        return (protection.seal(message, payloads),)
+        return (whole,)
 
     def may_shrink(self, sent: Sent) -> bool:
         """Whether a message could ever go out in smaller fragments."""

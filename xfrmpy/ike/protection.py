@@ -15,7 +15,6 @@ from xfrmpy.ike.fragments import split
 from xfrmpy.ipsec.proposals import IkeSuite
 from xfrmpy.registry import PayloadType
 from xfrmpy.wire.message import (
-    ENCRYPTED_PREFIX_SIZE,
     FRAGMENT_PREFIX_SIZE,
     Message,
     encode_payloads,
@@ -56,13 +55,6 @@ class Protection:
         """The datagram of `message` with these payloads, protected, in place of its own."""
         outer, inner = _apart(payloads)
         return self._seal(message, encode_payloads(inner), None, outer)
-
-    def sealed_size(self, payloads: tuple[OpenPayload, ...]) -> int:
-        """How many octets `seal` makes of these payloads."""
-        outer, inner = (len(encode_payloads(part)[1]) for part in _apart(payloads))
-        suite = self._suite
-        padded = inner + 1 + self._padding(inner)
-        return ENCRYPTED_PREFIX_SIZE + outer + suite.cipher.iv + padded + suite.icv
 
     def seal_in_parts(
         self, message: Message, payloads: tuple[OpenPayload, ...], limit: int
