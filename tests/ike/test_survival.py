@@ -25,6 +25,8 @@ from xfrmpy.ike.snapshot import (
     IKE_SA,
     LEFT_OUT,
     WINDOW,
+    count_of,
+    write_count,
     write_ike_sa,
 )
 from xfrmpy.ike.states import IkeSaState
@@ -136,6 +138,40 @@ def test_nothing_that_is_sealed_leaves_before_it_is_kept(end: str, kept: Any) ->
                 sealed = sum(record["channel"]["sealed"] for record in records)
             elif isinstance(output, SendDatagram) and output.data[-1:] and _is_sealed(output):
                 assert sealed > 0, words
+
+
+def test_a_liveness_check_is_kept_in_a_small_record_until_more_than_that_changes(
+    kept: Any,
+) -> None:
+    kept.up()
+    kept.run(5.0)
+    moon, (spi,) = kept.moon, kept.moon.kept
+    before = dict(moon.kept)
+    kept.run(100.0)
+    assert moon.kept == {**before, count_of(spi): moon.kept[count_of(spi)]}
+    assert len(moon.kept[count_of(spi)]) < len(moon.kept[spi]) / 3
+    moon.endpoint.rekey_child_sas("tunnel-a", kept.now)
+    kept.run(1.0)
+    assert moon.kept.keys() == {spi}
+    assert moon.kept[spi] != before[spi]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_after_liveness_checks_a_restored_ike_sa_goes_on_with_their_numbers(
+    kept: Any, end: str
+) -> None:
+    kept.up()
+    kept.run(100.0)
+    host = getattr(kept, end)
+    before = dict(host.kept)
+    assert len(before) == 2
+    assert host.take_over().unreadable == ()
+    assert {count_of(sa.our_spi): write_count(sa) for sa in host.ike_sas}.items() <= before.items()
+    host.endpoint.rekey_child_sas("tunnel-a", kept.now)
+    kept.run(5.0)
+    kept.assert_mirrored()
+    assert host.reports(ChildSaRekeyed)
+    assert not host.reports(TunnelClosed)
 
 
 def _is_sealed(output: SendDatagram) -> bool:

@@ -290,7 +290,7 @@ class Channel:
         protection = self._protection
         if protection is None:
             return (encode_message(message),)
-        self._core.changed.add(self.our_spi)
+        self._core.counted.add(self.our_spi)
         payloads = cast("tuple[OpenPayload, ...]", message.payloads)
         whole = protection.seal(message, payloads)
         if self.fragments and len(whole) > limit:

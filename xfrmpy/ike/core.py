@@ -48,7 +48,8 @@ class Core:
     `touched` are the IKE SAs whose next timeout may have changed; `handling` is the one whose keys
     (or, before there are keys, whose open request) the datagram at hand has matched. `changed` are
     the SPIs of IKE SAs, and `changed_children` the Child SAs, of which a restarted daemon must know
-    more than it would; `leftovers` what an earlier one had put in force for a Child SA whose making
+    more than it would; of those that are `counted` it must know only what they have sent, and have
+    been asked. `leftovers` are what an earlier one had put in force for a Child SA whose making
     it did not live to record. The endpoint
     sets `reauthenticate`: it begins an IKE SA that is to take the place of another.
     """
@@ -60,6 +61,7 @@ class Core:
         self.authentications = 0
         self.touched: set[IkeSa] = set()
         self.changed: set[bytes] = set()
+        self.counted: set[bytes] = set()
         self.changed_children: set[ChildSa] = set()
         self.leftovers: dict[SaId, AddSa] = {}
         self.handling: IkeSa | None = None

@@ -213,7 +213,10 @@ class IkeSa:
                 return
             self.core.touched.add(self)
             self.sent_at = now
-            self.channel.ask(window.waiting.pop(0), now)
+            exchange = window.waiting.pop(0)
+            if type(exchange) is not LivenessCheck:
+                self.core.changed.add(self.our_spi)
+            self.channel.ask(exchange, now)
 
     # Its life.
 

@@ -18,14 +18,14 @@ from xfrmpy.ike.exchange import (
     payloads_in_clear,
 )
 from xfrmpy.ike.fragments import Whole
-from xfrmpy.ike.informational import Farewell
+from xfrmpy.ike.informational import Farewell, LivenessCheck
 from xfrmpy.ike.protection import Inner
 from xfrmpy.ike.requests import REQUESTS
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ike.synchronization import find_sync, is_sync_candidate
 from xfrmpy.ike.window_size import note_window
 from xfrmpy.ipsec.addresses import Path
-from xfrmpy.registry import NotifyType
+from xfrmpy.registry import ExchangeType, NotifyType
 from xfrmpy.wire.cursor import Malformed
 from xfrmpy.wire.message import Message, decode_payloads_untrusted
 from xfrmpy.wire.payloads import NotifyPayload
@@ -58,7 +58,6 @@ def receive(sa: IkeSa, message: Message, data: bytes, path: Path, now: float) ->
         return
     if whole is None:
         return
-    sa.core.changed.add(sa.our_spi)
     if message.is_response:
         _receive_response(sa, whole, path, now)
     else:
@@ -127,6 +126,9 @@ def _receive_response(sa: IkeSa, whole: Whole, path: Path, now: float) -> None:
     sa.heard_at = now
     sa.follow_peer(path)
     sa.channel.window.complete(message.message_id)
+    if whole.octets or type(request.exchange) is not LivenessCheck:
+        sa.core.changed.add(sa.our_spi)
+    # That a peer lives is in no record: at worst it is asked once more, and answers the same.
     try:
         payloads = decode_payloads_untrusted(whole.first_inner, whole.octets)
         check_critical((*message.payloads, *payloads))
@@ -151,6 +153,8 @@ def _receive_request(sa: IkeSa, whole: Whole, path: Path, now: float) -> None:
         raise Drop(DropReason.WRONG_STATE)
     sa.heard_at = sa.sent_at = now
     sa.follow_peer(path)
+    if whole.octets or message.exchange is not ExchangeType.INFORMATIONAL:
+        sa.core.changed.add(sa.our_spi)
     if sa.state is IkeSaState.AUTHENTICATING:
         # The initiator moves to port 4500 here (RFC 7296 section 2.23).
         sa.channel.path = path

@@ -9,7 +9,7 @@ still be there. What was added and is in no record is found by a comparison (`re
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import takewhile
 
 from xfrmpy.ike.core import Core
@@ -24,7 +24,7 @@ from xfrmpy.ike.outputs import (
     RemoveSa,
     SendDatagram,
 )
-from xfrmpy.ike.snapshot import is_lasting, write_ike_sa
+from xfrmpy.ike.snapshot import count_of, is_lasting, spi_of, write_count, write_ike_sa
 
 
 class Sequence:
@@ -65,6 +65,7 @@ class Sequence:
         """What comes when nothing more is to be added: the record, and then the rest."""
         records = tuple(self._changes()) if self._keeps else ()
         self._core.changed.clear()
+        self._core.counted.clear()
         self._core.changed_children.clear()
         if records:
             return Persist(records=records)
@@ -73,20 +74,33 @@ class Sequence:
     def resume(self, records: Mapping[bytes, bytes]) -> None:
         """An earlier daemon has kept these. What came of none of them is to be forgotten."""
         self._kept = {spi: hash(record) for spi, record in records.items()}
-        self._core.changed |= records.keys() - self._core.ike_sas.keys()
+        self._core.changed |= {spi_of(name) for name in records} - self._core.ike_sas.keys()
 
     def _changes(self) -> list[tuple[bytes, bytes | None]]:
+        core = self._core
+        if not (core.changed or core.counted or core.changed_children):
+            return []
+        whole = core.changed | self._owners()
         found: list[tuple[bytes, bytes | None]] = []
-        for spi in self._core.changed | self._owners():
-            sa = self._core.ike_sas.get(spi)
-            record = write_ike_sa(sa) if sa is not None and is_lasting(sa) else None
-            if record is not None and self._kept.get(spi) != hash(record):
-                self._kept[spi] = hash(record)
-                found.append((spi, record))
-            elif record is None and spi in self._kept:
-                del self._kept[spi]
-                found.append((spi, None))
+        for spi in whole | core.counted:
+            sa = core.ike_sas.get(spi)
+            if sa is not None and spi not in whole and spi in self._kept:
+                found += self._change(count_of(spi), write_count(sa))
+            else:
+                record = write_ike_sa(sa) if sa is not None and is_lasting(sa) else None
+                # What has been counted only grows, so this is never the record from before it.
+                found += self._change(spi, record)
+                found += self._change(count_of(spi), None)
         return found
+
+    def _change(self, name: bytes, record: bytes | None) -> Iterator[tuple[bytes, bytes | None]]:
+        """What must be kept under a name, or nothing, if that is not so already."""
+        if record is None:
+            if self._kept.pop(name, None) is not None:
+                yield name, None
+        elif self._kept.get(name) != hash(record):
+            self._kept[name] = hash(record)
+            yield name, record
 
     def _owners(self) -> set[bytes]:
         """The IKE SAs of the Child SAs that have changed."""

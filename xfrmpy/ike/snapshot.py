@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias, cast
 
 from xfrmpy.crypto.key_exchange import KeyExchange, resume_key_exchange
@@ -22,7 +23,7 @@ from xfrmpy.ike.auth import IkeAuth
 from xfrmpy.ike.channel import Channel
 from xfrmpy.ike.child_sa import ChildSa, Scope
 from xfrmpy.ike.collisions import Nonces
-from xfrmpy.ike.core import Core
+from xfrmpy.ike.core import IKE_SPI_SIZE, Core
 from xfrmpy.ike.crash import TheirTokens
 from xfrmpy.ike.create_child_sa import CreateChildSa
 from xfrmpy.ike.exchange import Exchange
@@ -48,8 +49,13 @@ from xfrmpy.wire.cursor import Cursor, Malformed
 from xfrmpy.wire.message import Message, decode_payloads_untrusted, encode_payloads
 from xfrmpy.wire.payloads import IdiPayload, OpenPayload, SaPayload
 
-FORMAT = 1
+FORMAT = 2
 """Of the whole record. Another table is another format."""
+
+KNOWN_PROPOSALS = 64
+"""Those of policies stand in many records."""
+
+_COUNT = b"+"
 
 Table: TypeAlias = "Mapping[str, Codec]"
 
@@ -90,6 +96,33 @@ def write_ike_sa(sa: IkeSa) -> bytes:
         "retired_until": [until for until, _ in sa.retired],
     }
     record["gone"] = list(writer.write_gone())
+    return _encode(record)
+
+
+def count_of(spi: bytes) -> bytes:
+    """The name of the record beside that of an IKE SA: what its last messages have changed."""
+    return spi + _COUNT
+
+
+def spi_of(name: bytes) -> bytes:
+    """The IKE SA that a record is about."""
+    return name.removesuffix(_COUNT) if len(name) > IKE_SPI_SIZE else name
+
+
+def write_count(sa: IkeSa) -> bytes:
+    """All that a message changes that says nothing: Message IDs, the count of what was sealed, and
+    what may have to be sent again. It holds until the IKE SA itself is written again."""
+    writer = Writer(sa)
+    return _encode(
+        {
+            "format": FORMAT,
+            "channel": writer.write(sa.channel, CHANNEL),
+            "window": writer.write(sa.channel.window, WINDOW),
+        }
+    )
+
+
+def _encode(record: dict[str, Plain]) -> bytes:
     return json.dumps(record, separators=(",", ":")).encode()
 
 
@@ -105,8 +138,10 @@ def read_ike_sas(
     errors: list[str] = []
     living: dict[int, ChildSa] = {}
     for spi, record in records.items():
+        if spi_of(spi) != spi:
+            continue
         try:
-            recorded = Recorded.parse(record)
+            recorded = Recorded.parse(record, records.get(count_of(spi)))
             _check(recorded.spis[0] == spi, "it stands under another name")
             readers.append(Reader(core, recorded, living, is_usable))
         except _WRONG as error:
@@ -147,10 +182,12 @@ class Recorded:
     gone: list[Any]
 
     @classmethod
-    def parse(cls, octets: bytes) -> Recorded:
-        plain = json.loads(octets)
-        if not isinstance(plain, dict) or plain.get("format") != FORMAT:
-            raise Unreadable("the record is of another format")
+    def parse(cls, octets: bytes, count: bytes | None) -> Recorded:
+        plain = _decode(octets)
+        if count is not None:
+            newer = _decode(count)
+            _check(newer.keys() == {"format", "channel", "window"}, "a count is another")
+            plain |= newer
         bare = {name: plain.pop(name) for name in ("ike_sa", "channel", "window")}
         lists = {name: plain.pop(name) for name in ("children", "gone")}
         _check(all(isinstance(part, dict) for part in bare.values()), "a part is missing")
@@ -158,6 +195,13 @@ class Recorded:
         simple = {name: from_plain(kind, plain.pop(name)) for name, kind in _SIMPLE.items()}
         _check(not plain, "there is more than there should be")
         return cls(**simple, **bare, **lists)
+
+
+def _decode(octets: bytes) -> dict[str, Any]:
+    plain = json.loads(octets)
+    if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+        raise Unreadable("the record is of another format")
+    return plain
 
 
 _SIMPLE: dict[str, Any] = {
@@ -373,7 +417,8 @@ def _optional(codec: Codec) -> Codec:
 # Proposals and payloads, as the wire has them.
 
 
-def _write_proposals(proposals: tuple[Proposal, ...], _writer: Writer) -> Plain:
+@lru_cache(maxsize=KNOWN_PROPOSALS)
+def _written(proposals: tuple[Proposal, ...]) -> str:
     return SaPayload(proposals=proposals).encode_body().hex() if proposals else ""
 
 
@@ -384,9 +429,9 @@ def _read_proposals(plain: Any, _reader: Reader) -> tuple[Proposal, ...]:
     return SaPayload.decode_body_untrusted(Cursor(octets, "record")).proposals
 
 
-_PROPOSALS = Codec(_write_proposals, _read_proposals)
+_PROPOSALS = Codec(lambda proposals, _: _written(proposals), _read_proposals)
 _PROPOSAL = Codec(
-    lambda proposal, writer: _write_proposals((proposal,), writer),
+    lambda proposal, _: _written((proposal,)),
     lambda plain, reader: _read_proposals(plain, reader)[0],
 )
 
