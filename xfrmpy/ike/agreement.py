@@ -81,5 +81,7 @@ def _limited(proposals: Iterable[Proposal], method: KeyExchangeMethod | None) ->
             for t in proposal.transforms
             if t.type != TransformType.KE or t.id in (method, KeyExchangeMethod.NONE)
         )
-        if {t.type for t in kept} == {t.type for t in proposal.transforms}:
+        if kept == proposal.transforms:
+            yield proposal
+        elif {t.type for t in kept} == {t.type for t in proposal.transforms}:
             yield replace(proposal, transforms=kept)

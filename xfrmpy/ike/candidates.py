@@ -61,6 +61,8 @@ class Candidates:
     @property
     def proposals(self) -> tuple[Proposal, ...]:
         """Each once, in the order of preference."""
+        if len(self._groups) == 1:
+            return self._groups[0].proposals
         return tuple(dict.fromkeys(p for group in self._groups for p in group.proposals))
 
     @property

@@ -58,63 +58,62 @@ def _duties(sa: IkeSa) -> Iterator[Duty]:
         for child in sa.children:
             yield from _of_child(sa, child)
     elif sa.state is IkeSaState.REKEYED and sa.wait_until is not None:
-        yield Duty(at=sa.wait_until, do=lambda now: leave(sa, now))
+        yield Duty(sa.wait_until, lambda now: leave(sa, now))
     for until, child in sa.retired:
         yield _of_retired(sa, until, child)
 
 
 def _of_ike_sa(sa: IkeSa) -> Iterator[Duty]:
     if any(child.state is ChildSaState.DELETING and not child.is_told for child in sa.children):
-        yield Duty(at=AT_ONCE, do=lambda now: sa.start(DeleteChildSas(sa), now), asks=True)
+        yield Duty(AT_ONCE, lambda now: sa.start(DeleteChildSas(sa), now), asks=True)
     yield from _of_rivals(sa)
     if sa.wanted:
-        yield Duty(at=AT_ONCE, do=lambda now: _create_wanted(sa, now), asks=True)
+        yield Duty(AT_ONCE, lambda now: _create_wanted(sa, now), asks=True)
     if sa.create_at is not None:
-        yield Duty(at=sa.create_at, do=lambda now: _create_next(sa, now), asks=True)
+        yield Duty(sa.create_at, lambda now: _create_next(sa, now), asks=True)
     if sa.childless_until is not None:
-        yield Duty(at=sa.childless_until, do=lambda now: close_if_childless(sa, now))
+        yield Duty(sa.childless_until, lambda now: close_if_childless(sa, now))
     if sa.ticket_at is not None:
-        yield Duty(at=sa.ticket_at, do=lambda now: renew_ticket(sa, now), asks=True)
+        yield Duty(sa.ticket_at, lambda now: renew_ticket(sa, now), asks=True)
     if sa.reauth_at is not None:
-        yield Duty(at=sa.reauth_at, do=lambda now: _reauthenticate(sa, now))
+        yield Duty(sa.reauth_at, lambda now: _reauthenticate(sa, now))
     if not sa.channel.window.is_idle:
         return
     if sa.rekey_at is not None and UNSETTLED.isdisjoint(c.state for c in sa.children):
-        yield Duty(at=sa.rekey_at, do=lambda now: _rekey(sa, now), asks=True)
+        yield Duty(sa.rekey_at, lambda now: _rekey(sa, now), asks=True)
     moment = liveness_at(sa)
     if moment is not None:
-        yield Duty(at=moment, do=lambda now: check_liveness(sa, now), asks=True)
+        yield Duty(moment, lambda now: check_liveness(sa, now), asks=True)
     moment = keepalive_at(sa)
     if moment is not None:
-        yield Duty(at=moment, do=lambda now: check_keepalive(sa, now))
+        yield Duty(moment, lambda now: check_keepalive(sa, now))
 
 
 def _of_rivals(sa: IkeSa) -> Iterator[Duty]:
     """Of one tunnel there may be several IKE SAs, for a while."""
     if sa.alone_at is not None:
-        yield Duty(at=sa.alone_at, do=lambda now: close_surplus(sa, now))
+        yield Duty(sa.alone_at, lambda now: close_surplus(sa, now))
     if sa.doubted_until is not None:
-        yield Duty(at=sa.doubted_until, do=lambda now: end_doubted(sa, now))
+        yield Duty(sa.doubted_until, lambda now: end_doubted(sa, now))
     old = sa.replaces
     if old is not None and any(child.is_in_use for child in sa.children):
-        yield Duty(at=AT_ONCE, do=lambda now: supersede(sa, old, now))
+        yield Duty(AT_ONCE, lambda now: supersede(sa, old, now))
 
 
 def _of_child(sa: IkeSa, child: ChildSa) -> Iterator[Duty]:
     if child.is_outdated and can_conform(sa, child):
-        yield Duty(at=AT_ONCE, do=lambda now: conform(sa, child, now))
+        yield Duty(AT_ONCE, lambda now: conform(sa, child, now))
     if child.state is ChildSaState.INSTALLED:
-        if child.rekey_at is not None and (child.sends or child.is_lost):
-            yield Duty(at=child.rekey_at, do=lambda now: _rekey_child(sa, child, now), asks=True)
-        if child.wait_until is not None and not child.sends and not child.is_lost:
-            yield Duty(at=child.wait_until, do=lambda _now: child.start_sending())
+        if child.sends or child.is_lost:
+            if child.rekey_at is not None:
+                yield Duty(child.rekey_at, lambda now: _rekey_child(sa, child, now), asks=True)
+        elif child.wait_until is not None:
+            yield Duty(child.wait_until, lambda _now: child.start_sending())
         moment = idle_at(child)
         if moment is not None:
-            yield Duty(at=moment, do=lambda now: check_idleness(sa, child, now))
+            yield Duty(moment, lambda now: check_idleness(sa, child, now))
     elif child.state is ChildSaState.REKEYED and child.wait_until is not None:
-        yield Duty(
-            at=child.wait_until, do=lambda _now: child.move_to(ChildSaState.DELETING), asks=True
-        )
+        yield Duty(child.wait_until, lambda _now: child.move_to(ChildSaState.DELETING), asks=True)
 
 
 def _of_retired(sa: IkeSa, until: float, child: ChildSa) -> Duty:
@@ -123,7 +122,7 @@ def _of_retired(sa: IkeSa, until: float, child: ChildSa) -> Duty:
         sa.core.changed.add(sa.our_spi)
         child.close()
 
-    return Duty(at=until, do=bury)
+    return Duty(until, bury)
 
 
 def _create_wanted(sa: IkeSa, now: float) -> None:

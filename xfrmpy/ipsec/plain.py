@@ -68,16 +68,25 @@ def _encoder(kind: type) -> Callable[[Any], Plain]:
     if issubclass(kind, Enum):
         return operator.attrgetter("_value_")  # `value` is ten times as slow.
     if dataclasses.is_dataclass(kind):
-        names = tuple(field.name for field in dataclasses.fields(kind))
-        return lambda value: {name: to_plain(getattr(value, name)) for name in names}
+        return partial(_encode_dataclass, tuple(field.name for field in dataclasses.fields(kind)))
     if issubclass(kind, tuple | frozenset):
         return lambda value: [to_plain(item) for item in value]
     if issubclass(kind, dict):
         return lambda value: {str(key): to_plain(item) for key, item in value.items()}
     if issubclass(kind, bytes):
         return bytes.hex
-    is_bare = issubclass(kind, int | float | str | types.NoneType)
-    return _as_it_is if is_bare else str
+    return _as_it_is if issubclass(kind, int | float | str | types.NoneType) else str
+
+
+def _encode_dataclass(names: tuple[str, ...], value: object) -> Plain:
+    return {
+        name: item if type(item := getattr(value, name)) in _BARE else to_plain(item)
+        for name in names
+    }
+
+
+_BARE = frozenset({bool, int, float, str, types.NoneType})
+"""Most of what there is, and JSON has it."""
 
 
 def _as_it_is(value: Plain) -> Plain:

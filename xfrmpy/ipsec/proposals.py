@@ -24,6 +24,9 @@ from xfrmpy.registry import (
 MAX_SUITES = 64
 """Of each protocol that are kept, so that thousands of SAs share the few that are in use."""
 
+MAX_CHOICES = 64
+"""Offers beside policies whose outcome is kept: most peers offer the same, each several times."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transform:
@@ -115,7 +118,8 @@ def choose_proposal(offered: Iterable[Proposal], ours: Iterable[Proposal]) -> Pr
     offered = tuple(offered)
     for mine in ours:
         for offer in offered:
-            common = _common_transforms(offer, mine)
+            is_alike = offer.protocol == mine.protocol
+            common = _common_transforms(offer.transforms, mine.transforms) if is_alike else None
             if common is not None:
                 return replace(offer, transforms=common)
     return None
@@ -200,24 +204,24 @@ def parse_proposal(text: str, protocol: ProtocolId) -> Proposal:
     )
 
 
-def _common_transforms(offer: Proposal, mine: Proposal) -> tuple[Transform, ...] | None:
-    if offer.protocol != mine.protocol:
-        return None
+@lru_cache(maxsize=MAX_CHOICES)
+def _common_transforms(
+    offered: tuple[Transform, ...], ours: tuple[Transform, ...]
+) -> tuple[Transform, ...] | None:
     # INTEG "none" beside an AEAD cipher is the same as no INTEG at all (RFC 7296 section 3.3.3).
-    kinds = {t.type for t in offer.transforms}
-    optional = {k for k in kinds & _WITH_NONE if Transform(type=k, id=0) in offer.transforms}
-    wanted = {t.type for t in mine.transforms}
+    kinds = {t.type for t in offered}
+    optional = {t.type for t in offered if t.id == 0 and t == _NONE.get(t.type)}
+    wanted = {t.type for t in ours}
     if kinds - optional - wanted or wanted - kinds:
         return None
     chosen: list[Transform] = []
-    for kind in dict.fromkeys(t.type for t in mine.transforms):
-        theirs = offer.of_type(kind)
-        match = next((t for t in mine.of_type(kind) if t in theirs), None)
+    for kind in dict.fromkeys(t.type for t in ours):
+        match = next((t for t in ours if t.type == kind and t in offered), None)
         if match is None:
             return None
         chosen.append(match)
     # Section 2.7: "exactly one transform of each type included in the proposal".
-    chosen += [Transform(type=kind, id=0) for kind in sorted(optional - wanted)]
+    chosen += [_NONE[kind] for kind in sorted(optional - wanted)]
     return tuple(chosen)
 
 
@@ -345,10 +349,10 @@ _NAMES_BY_TRANSFORM = {transform: name for name, transform in TRANSFORMS_BY_NAME
 _PRF_OF_INTEGRITY = {
     integrity.id: TRANSFORMS_BY_NAME[f"prf{integrity.name}"] for integrity in algorithms.INTEGRITY
 }
-_WITH_NONE = frozenset(
-    kind
+_NONE = {
+    kind: Transform(type=kind, id=0)
     for kind in TransformType
     if kind in (TransformType.INTEG, TransformType.KE) or kind.name.startswith("ADDKE")
-)
-"""The types in whose registry 0 is NONE (RFC 7296 section 3.3.2, RFC 9370 section 2.2.2)."""
+}
+"""By type, where 0 is NONE in its registry (RFC 7296 section 3.3.2, RFC 9370 section 2.2.2)."""
 _TYPE_NAMES = {TransformType.PRF: "PRF", TransformType.KE: "key exchange method"}

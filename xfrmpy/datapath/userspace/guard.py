@@ -10,10 +10,9 @@ element, whatever their number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_network
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.userspace import nftables
@@ -31,7 +30,7 @@ _PROTOCOL_TYPE, _PORT_TYPE = 12, 13
 _ICMP_TYPES = {4: (14, 32), 6: (29, 33)}  # of a type, and a code
 
 _Key: TypeAlias = tuple[PolicyDirection, Selector]
-_Entries: TypeAlias = Mapping[_Key, SpdEntry | None]
+_Entries: TypeAlias = Sequence[tuple[_Key, SpdEntry | None]]
 _Claims: TypeAlias = dict[_Key, int]
 """The policies that speak of one key of one shape, and their verdicts: IN and FORWARD mostly."""
 
@@ -49,17 +48,17 @@ class Guard:
         """Judge by these IN and FORWARD policies and no others; by none, let everything in."""
         self._entries.clear()
         self._shapes.clear()
-        self._enter({_key(entry): entry for entry in entries})
+        self._enter([(_key(entry), entry) for entry in entries])
         self._is_known = False
         self._nf_tables.send(self._everything())
         self._is_known = True
 
     def add(self, entries: Iterable[SpdEntry]) -> None:
         """Judge by these too, each in place of any of the same direction and selector."""
-        self._change({_key(entry): entry for entry in entries})
+        self._change([(_key(entry), entry) for entry in entries])
 
     def remove(self, entry: SpdEntry) -> None:
-        self._change({_key(entry): None})
+        self._change([(_key(entry), None)])
 
     def close(self) -> None:
         """What is enforced stays enforced."""
@@ -67,9 +66,8 @@ class Guard:
 
     def _change(self, entries: _Entries) -> None:
         """All of it or nothing; the IN and FORWARD policies of a Child SA are of one place."""
-        old = {key: self._entries.get(key) for key in entries}
-        known = (*old.values(), *entries.values())
-        places = {_place(each) for each in known if each is not None}
+        old = [(key, self._entries.get(key)) for key, _ in entries]
+        places = {_place(each) for _, each in (*old, *entries) if each is not None}
         shapes = self._shapes.keys() & {shape for shape, _ in places}
         had_table = bool(self._shapes)
         before = {place: self._verdict(*place) for place in places}
@@ -87,7 +85,7 @@ class Guard:
 
     def _enter(self, entries: _Entries) -> None:
         """Keep entries in mind in place of what is there under their keys, if anything."""
-        for key, entry in entries.items():
+        for key, entry in entries:
             self._strike(key)
             if entry is not None:
                 self._entries[key] = entry
@@ -162,9 +160,11 @@ class Guard:
         return [nftables.add_rule(rule) for rule in rules]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Shape:
-    """What the policies of one map have in common. From `own_side` nothing is judged."""
+class _Shape(NamedTuple):
+    """What the policies of one map have in common. From `own_side` nothing is judged.
+
+    A tuple, for it is looked up a dozen times for a Child SA.
+    """
 
     priority: int
     version: int
