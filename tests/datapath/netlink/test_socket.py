@@ -76,7 +76,10 @@ def test_a_cut_acknowledgement_is_unreadable() -> None:
 def test_a_datagram_is_split_into_its_messages() -> None:
     first = struct.pack("=IHHII", 19, 0x10, 2, 5, 0) + b"abc\0"
     second = struct.pack("=IHHII", 16, 3, 2, 6, 0)
-    assert [*netlink._split_messages(first + second)] == [(0x10, 2, 5, b"abc"), (3, 2, 6, b"")]
+    assert [*netlink._split_messages(first + second)] == [
+        (0x10, 2, 5, 0, b"abc"),
+        (3, 2, 6, 0, b""),
+    ]
 
 
 @pytest.mark.parametrize("length", [0, 15, 21, 0xFFFFFFFF])

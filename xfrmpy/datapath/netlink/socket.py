@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from socket import AF_NETLINK, SO_RCVBUF, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW, SOL_SOCKET, socket
@@ -88,6 +88,8 @@ class NetlinkSocket:
         except OSError as error:
             self._socket.close()
             raise _refused(f"listen to the kernel's {family.name}", error.errno or 0) from error
+        self.port: int = self._socket.getsockname()[0]
+        """By which the kernel tells, and others hear, whose request has changed something."""
         self._sequence = 0
 
     def fileno(self) -> int:
@@ -110,14 +112,15 @@ class NetlinkSocket:
             replies += self._exchange(requests[start : start + _BATCH])
         return replies
 
-    def notifications(self) -> Iterator[Message]:
-        """What waits on a socket that joined groups.
+    def notifications(self, *, but_of: Container[int] = ()) -> Iterator[Message]:
+        """What waits on a socket that joined groups, but for what requests of some ports caused.
 
         Raises `OSError` ENOBUFS where some were lost; what came after can still be read.
         """
         while (data := self._receive()) is not None:
-            for kind, _, _, payload in _split_messages(data):
-                yield self._family.decode(kind, payload)
+            for kind, _, _, port, payload in _split_messages(data):
+                if port not in but_of:
+                    yield self._family.decode(kind, payload)
 
     @contextmanager
     def joined(self, group: int) -> Iterator[None]:
@@ -154,7 +157,8 @@ class NetlinkSocket:
             flags |= _CREATE | _REPLACE if request.replace else 0
             size = _HEADER.size + len(payload)
             kind = request.message.type
-            parts += (_HEADER.pack(size, kind, flags, self._sequence, 0), payload)
+            # XFRM tells others the port that stands here, not the one that it came from.
+            parts += (_HEADER.pack(size, kind, flags, self._sequence, self.port), payload)
             replies[self._sequence] = Reply(request)
         try:
             self._socket.send(b"".join(parts))
@@ -169,7 +173,7 @@ class NetlinkSocket:
             if data is None:
                 unanswered = next(r for r in replies.values() if not r.done)
                 raise DatapathError(f"cannot {unanswered.request.what}: the kernel did not answer")
-            for kind, flags, sequence, payload in _split_messages(data):
+            for kind, flags, sequence, _, payload in _split_messages(data):
                 if sequence in replies:
                     _add_answer(self._family, replies[sequence], kind, flags, payload)
 
@@ -209,16 +213,16 @@ def _decode_error(what: str, flags: int, payload: bytes) -> DatapathError | None
     return _refused(what, code, sentence)
 
 
-def _split_messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """The type, flags, sequence number and payload of each message of a datagram."""
+def _split_messages(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
+    """The type, flags, sequence number, port and payload of each message of a datagram."""
     offset = 0
     while offset < len(data):
         if len(data) - offset < _HEADER.size:
             raise UnreadableMessage("the kernel sent a message that is cut in its header")
-        size, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+        size, kind, flags, sequence, port = _HEADER.unpack_from(data, offset)
         if not _HEADER.size <= size <= len(data) - offset:
             raise UnreadableMessage(f"the kernel sent a message with a length of {size}")
-        yield kind, flags, sequence, data[offset + _HEADER.size : offset + size]
+        yield kind, flags, sequence, port, data[offset + _HEADER.size : offset + size]
         offset += size + -size % 4
 
 
