@@ -266,6 +266,18 @@ class IkeEndpoint:
         for move in find_moved(self._core, differences):
             self._core.emit(move)
 
+    def is_recovering(self, tunnel: str, now: float) -> bool:
+        """Whether a Child SA of a tunnel has lost an SA, and is being replaced at this moment."""
+        return any(
+            child.is_lost
+            and (
+                child.state is ChildSaState.REKEYING
+                or (child.rekey_at is not None and child.rekey_at <= now)
+            )
+            for sa in self._established(tunnel)
+            for child in sa.children
+        )
+
     def check_paths(self, ends: Collection[Ends], now: float) -> None:
         """Ask the peers whether they are still reached between these addresses."""
         for sa in tuple(self._core.ike_sas.values()):
