@@ -126,6 +126,34 @@ def test_what_was_put_off_is_done_by_itself_in_the_end(site: Site, ours: XfrmpyG
     site.assert_protected()
 
 
+def test_an_apply_that_cannot_keep_its_promise_fails_and_takes_the_change_back(
+    site: Site, ours: XfrmpyGateway
+) -> None:
+    """A device that bears another name is nothing that the daemon or its worker can mend."""
+    moon = site.network.moon
+    moon.batch(f"link set {DEVICE} down", f"link set {DEVICE} name other", "link set other up")
+    eventually("it to be left", lambda: "device-missing" in left_findings(ours))
+    file = ours.policies / "net0.yaml"
+    before = file.read_text()
+    file.write_text(before + "dpd: 17s\n")
+    answer = ours.command("apply")
+    assert answer.code == 1
+    assert "XF3004" in answer.errors
+    assert f"the device {DEVICE} is missing" in answer.errors
+    assert "taken back" in answer.errors
+    file.write_text(before)
+    plan = json.loads(ours.command("plan", "-o", "json").output)
+    assert plan["changes"] == []
+    assert "device-missing" in [each["finding"] for each in plan["drift"]]
+    moon.batch("link set other down", f"link set other name {DEVICE}")
+    eventually("all to be well again", lambda: drift(ours) == [])
+    site.assert_protected()
+
+
+def left_findings(gateway: XfrmpyGateway) -> list[str]:
+    return [event["details"]["finding"] for event in events(gateway, "drift-left")]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostWithNames(Host):
     """One whose commands find names in a file of their own."""

@@ -164,7 +164,7 @@ class Applier:
             tunnel = self._tunnels[name]
             with tunnel.listen() as reports:
                 await self._until_settled(tunnel, reports, seconds)
-        left = [d for d in self._find_drift() if d.finding in REMEDIES]
+        left = [d for d in self._find_drift() if d.finding in REMEDIES] if found else []
         if left:
             evidence = tuple(("not as promised", str(difference)) for difference in left)
             raise OperatorError("XF3004", "what is in force is not what it should be", evidence)

@@ -204,9 +204,10 @@ class Keeper:
         The IKE SA that is there stays until the new one is up.
         """
         views = self._engine.ike_sas(tunnel.policy.name)
-        if not views or any(view.state is not IkeSaState.ESTABLISHED for view in views):
+        established = [view for view in views if view.state is IkeSaState.ESTABLISHED]
+        if not established or any(view.state in _COMING for view in views):
             return
-        ours, theirs = _ends(views[-1])
+        ours, theirs = _ends(established[-1])
         reason = ""
         if theirs in tunnel.left_addresses:
             reason = f"{theirs} is not the peer's address any more"
@@ -242,6 +243,9 @@ class Keeper:
         with tunnel.listen() as reports:
             while self._engine.has_ike_sas(tunnel.policy.name):
                 await reports.get()
+
+
+_COMING = (IkeSaState.INITIATING, IkeSaState.AUTHENTICATING)
 
 
 def _ends(view: IkeSaView) -> Ends:
