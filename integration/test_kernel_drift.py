@@ -93,7 +93,11 @@ def test_whatever_is_done_to_sad_and_spd_is_put_right(
         lambda: moon.run("ip", "xfrm", "state", "add", *STRAY, "reqid", str(OUR_REQIDS[9]), *AEAD),
     )
     assert "0x00004242" not in moon.run("ip", "xfrm", "state")
-    healed("SA ESP .* is missing", "rekeyed", lambda: moon.run("ip", "xfrm", "state", "flush"))
+    healed(
+        "SA ESP .* is missing",
+        "its Child SA is rekeyed",
+        lambda: moon.run("ip", "xfrm", "state", "flush"),
+    )
     assert sorted(policies(ours).splitlines()) == sorted(before.splitlines())
     site.assert_protected()
 
