@@ -34,6 +34,9 @@ BY_HAND = {
 """What somebody types after `ip`, and what is found."""
 
 
+QUIET_SECONDS = 0.3
+
+
 def is_told(datapath: Datapath) -> bool:
     """Whether the descriptor is readable, now or in a moment."""
     return bool(select.select([datapath.changes_fileno()], [], [], PATIENCE)[0])
@@ -53,7 +56,9 @@ class WatchContract:
         with closing(open_datapath()) as datapath:
             datapath.remove_ours()
             datapath.add([spd_entry(direction) for direction in PolicyDirection])
-            datapath.read_changes()
+            # A device that has just been made is told of more than once.
+            while select.select([datapath.changes_fileno()], [], [], QUIET_SECONDS)[0]:
+                datapath.read_changes()
             yield datapath
             datapath.remove_ours()
 

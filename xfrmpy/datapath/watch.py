@@ -1,15 +1,16 @@
 """Hears of what others change in the kernel, and not of what this process does itself.
 
-The kernel tells each change with the port of the socket that asked for it; a change of the kernel's
-own has none. One descriptor stands for all the sockets that it takes. What a message is about, the
-datapath says that watches; of links, addresses, routes and rules it is said here.
+The kernel tells each change with the port of the socket that asked for it, a change of its own with
+none, and lets nothing through that bears a port of ours: what we do costs no look. One descriptor
+stands for all the sockets that it takes. What a message is about, the datapath says that watches;
+of links, addresses, routes and rules it is said here.
 """
 
 from __future__ import annotations
 
 import errno
 import select
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -34,8 +35,7 @@ class Source:
 class Watch:
     """See the module. `our_ports` are those of the sockets that change things for us."""
 
-    def __init__(self, sources: Sequence[Source], our_ports: Collection[int]) -> None:
-        self._our_ports = our_ports
+    def __init__(self, sources: Sequence[Source], our_ports: Sequence[int]) -> None:
         with ExitStack() as stack:
             self._poll = stack.enter_context(closing(select.epoll()))
             self._sockets = [
@@ -43,6 +43,7 @@ class Watch:
                 for s in sources
             ]
             for heard, _ in self._sockets:
+                heard.ignore(our_ports)
                 self._poll.register(heard.fileno(), select.EPOLLIN)
             self._opened = stack.pop_all()
 
@@ -54,7 +55,7 @@ class Watch:
         changed = Realm.NOTHING
         for heard, source in self._sockets:
             try:
-                for message in heard.notifications(but_of=self._our_ports):
+                for message in heard.notifications():
                     changed |= source.concerns(message)
             except OSError as error:
                 if error.errno != errno.ENOBUFS:

@@ -8,10 +8,12 @@ the header; <linux/netlink.h> the numbers. Which messages there are, a `Family` 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import struct
-from collections.abc import Container, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from socket import AF_NETLINK, SO_RCVBUF, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW, SOL_SOCKET, socket
@@ -30,6 +32,11 @@ _SOL_NETLINK = 270
 _ADD_MEMBERSHIP, _DROP_MEMBERSHIP = 1, 2
 _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 10, 11, 12
 _RECEIVE_BUFFER_FORCE = 33  # SO_RCVBUFFORCE
+
+_ATTACH_FILTER = 26  # SO_ATTACH_FILTER
+_INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter: code, jump if true, if false, operand
+_LOAD_WORD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD+W+ABS, BPF_JMP+JEQ+K, BPF_RET+K
+_PORT_OFFSET = 12
 
 _BUFFER = 4 << 20
 """Octets, of the kernel's in each direction: room for some 10,000 notifications."""
@@ -112,15 +119,24 @@ class NetlinkSocket:
             replies += self._exchange(requests[start : start + _BATCH])
         return replies
 
-    def notifications(self, *, but_of: Container[int] = ()) -> Iterator[Message]:
-        """What waits on a socket that joined groups, but for what requests of some ports caused.
+    def ignore(self, ports: Sequence[int]) -> None:
+        """Hear no notification of what requests of these ports cause: the kernel drops them.
+
+        Raises `OSError`.
+        """
+        program = _filter_out(ports)
+        code = ctypes.create_string_buffer(program, len(program))
+        descriptor = _Program(len(program) // _INSTRUCTION.size, ctypes.addressof(code))
+        self._socket.setsockopt(SOL_SOCKET, _ATTACH_FILTER, bytes(descriptor))
+
+    def notifications(self) -> Iterator[Message]:
+        """What waits on a socket that joined groups.
 
         Raises `OSError` ENOBUFS where some were lost; what came after can still be read.
         """
         while (data := self._receive()) is not None:
-            for kind, _, _, port, payload in _split_messages(data):
-                if port not in but_of:
-                    yield self._family.decode(kind, payload)
+            for kind, _, _, payload in _split_messages(data):
+                yield self._family.decode(kind, payload)
 
     @contextmanager
     def joined(self, group: int) -> Iterator[None]:
@@ -173,7 +189,7 @@ class NetlinkSocket:
             if data is None:
                 unanswered = next(r for r in replies.values() if not r.done)
                 raise DatapathError(f"cannot {unanswered.request.what}: the kernel did not answer")
-            for kind, flags, sequence, _, payload in _split_messages(data):
+            for kind, flags, sequence, payload in _split_messages(data):
                 if sequence in replies:
                     _add_answer(self._family, replies[sequence], kind, flags, payload)
 
@@ -186,6 +202,27 @@ class NetlinkSocket:
                 return None
             if port == 0:  # another process may send to our port
                 return data
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+
+def _filter_out(ports: Sequence[int]) -> bytes:
+    """A classic BPF program: nothing of a message whose header names one of the ports.
+
+    BPF reads as the network does, netlink's headers are written as the host does.
+    """
+    operands = [int.from_bytes(port.to_bytes(4, sys.byteorder), "big") for port in ports]
+    keep, drop = (_RETURN, 0, 0, 0xFFFFFFFF), (_RETURN, 0, 0, 0)
+    jumps = [
+        (_JUMP_IF_EQUAL, len(operands) - number, 0, operand)
+        for number, operand in enumerate(operands)
+    ]
+    program = [(_LOAD_WORD, 0, 0, _PORT_OFFSET), *jumps, keep, drop]
+    return b"".join(_INSTRUCTION.pack(*fields) for fields in program)
 
 
 def _add_answer(family: Family, reply: Reply, kind: int, flags: int, payload: bytes) -> None:
@@ -213,16 +250,16 @@ def _decode_error(what: str, flags: int, payload: bytes) -> DatapathError | None
     return _refused(what, code, sentence)
 
 
-def _split_messages(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
-    """The type, flags, sequence number, port and payload of each message of a datagram."""
+def _split_messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """The type, flags, sequence number and payload of each message of a datagram."""
     offset = 0
     while offset < len(data):
         if len(data) - offset < _HEADER.size:
             raise UnreadableMessage("the kernel sent a message that is cut in its header")
-        size, kind, flags, sequence, port = _HEADER.unpack_from(data, offset)
+        size, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
         if not _HEADER.size <= size <= len(data) - offset:
             raise UnreadableMessage(f"the kernel sent a message with a length of {size}")
-        yield kind, flags, sequence, port, data[offset + _HEADER.size : offset + size]
+        yield kind, flags, sequence, data[offset + _HEADER.size : offset + size]
         offset += size + -size % 4
 
 
