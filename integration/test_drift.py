@@ -138,7 +138,7 @@ def test_an_apply_that_cannot_keep_its_promise_fails_and_takes_the_change_back(
     file.write_text(before + "dpd: 17s\n")
     answer = ours.command("apply")
     assert answer.code == 1
-    assert "XF3004" in answer.errors
+    assert "XF3005" in answer.errors
     assert f"the device {DEVICE} is missing" in answer.errors
     assert "taken back" in answer.errors
     file.write_text(before)

@@ -329,7 +329,7 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("the worker was killed, or ran out of memory", "a defect of ours"),
         fixes=("start the daemon again; the log and `dmesg` may say why the worker ended",),
     ),
-    "XF3004": FailureKind(
+    "XF3005": FailureKind(
         title="what was applied is not in force",
         exit_code=ExitCode.FAILED,
         causes=(

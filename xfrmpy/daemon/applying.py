@@ -167,7 +167,7 @@ class Applier:
         left = [d for d in self._find_drift() if d.finding in REMEDIES] if found else []
         if left:
             evidence = tuple(("not as promised", str(difference)) for difference in left)
-            raise OperatorError("XF3004", "what is in force is not what it should be", evidence)
+            raise OperatorError("XF3005", "what is in force is not what it should be", evidence)
 
     def _is_up(self, name: str) -> bool:
         return name in self._tunnels and self._keeper.state(self._tunnels[name]) == "up"
