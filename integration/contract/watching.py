@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,10 @@ BY_HAND = {
 
 
 QUIET_SECONDS = 0.3
+
+
+MANY = 12_000
+"""Routes, each added and deleted."""
 
 
 def is_told(datapath: Datapath) -> bool:
@@ -104,6 +109,20 @@ class WatchContract:
         finally:
             run("ip", "-n", gateway, "address", "del", new, "dev", "lan")
             run("ip", "-n", gateway, "address", "add", old, "dev", "lan")
+
+    def test_where_changes_were_lost_anything_may_have_changed(
+        self, gateway: str, watching: Datapath, tmp_path: Path
+    ) -> None:
+        """As on a host whose routes come by BGP: more than there is room for."""
+        lines = [f"route add 172.16.{n // 250}.{n % 250} dev lan" for n in range(MANY)]
+        lines += [line.replace("add", "del") for line in lines]
+        batch = tmp_path / "batch"
+        batch.write_text("\n".join([*lines, ""]))
+        run("ip", "-n", gateway, "-batch", str(batch))
+        assert Realm.WAYS in watching.read_changes()
+        assert not select.select([watching.changes_fileno()], [], [], 0)[0]
+        run("ip", "-n", gateway, *BY_HAND["rule"][0])
+        assert is_told(watching), "it goes on listening"
 
     def test_what_does_not_concern_it_is_not_found(self, gateway: str, watching: Datapath) -> None:
         theirs = ("10.99.0.0/16", "dev", "lan", "table", str(OUR_TABLE))

@@ -157,14 +157,15 @@ class Applier:
         """What was promised is in force, or is put in force now. Raises `OperatorError`."""
         with _compared():
             found = self._reconciler.heal()
-        for difference in found:
-            if difference.finding in REMEDIES:
-                tell(difference.tunnel, f"{difference}: {REMEDIES[difference.finding]}")
         for name in {d.tunnel for d in found if d.finding is Finding.SA_MISSING}:
             tunnel = self._tunnels[name]
             with tunnel.listen() as reports:
                 await self._until_settled(tunnel, reports, seconds)
-        left = [d for d in self._find_drift() if d.finding in REMEDIES] if found else []
+        still = self._find_drift() if found else ()
+        left = [difference for difference in still if difference.finding in REMEDIES]
+        for difference in found:
+            if difference.finding in REMEDIES and difference not in left:
+                tell(difference.tunnel or "host", f"{difference}: {REMEDIES[difference.finding]}")
         if left:
             evidence = tuple(("not as promised", str(difference)) for difference in left)
             raise OperatorError("XF3005", "what is in force is not what it should be", evidence)

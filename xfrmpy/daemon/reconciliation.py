@@ -107,7 +107,7 @@ class Reconciler:
         return tuple(found)
 
     def heal(self) -> tuple[Difference, ...]:
-        """Look at everything, and put right what is found, however often that was; gives it.
+        """Look at everything, and put right what can be, however often; gives what was found.
 
         Raises `DatapathError`.
         """

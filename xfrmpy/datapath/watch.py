@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import select
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -54,18 +54,25 @@ class Watch:
         """What others may have changed since the last time. Raises `DatapathError`."""
         changed = Realm.NOTHING
         for heard, source in self._sockets:
-            try:
-                for message in heard.notifications():
-                    changed |= source.concerns(message)
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    reason = f"cannot read of changes: {error}"
-                    raise DatapathError(reason, error.errno) from error
-                changed |= source.concerns(None)
+            for message in _messages(heard):
+                changed |= source.concerns(message)
         return changed
 
     def close(self) -> None:
         self._opened.close()
+
+
+def _messages(heard: NetlinkSocket) -> Iterator[Message | None]:
+    """All that waits; None where some were lost before."""
+    while True:
+        try:
+            yield from heard.notifications()
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise DatapathError(f"cannot read of changes: {error}", error.errno) from error
+            yield None
+        else:
+            return
 
 
 def _leads_elsewhere(message: Message | None) -> Realm:
