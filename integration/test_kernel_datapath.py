@@ -129,8 +129,8 @@ class TestWatching(WatchContract):
 def test_an_sa_by_hand_that_bears_our_mark_is_told_as_strange(
     gateway: str, datapath: KernelDatapath
 ) -> None:
-    for reqid in (REQID, 7):
-        add = f"add src 192.0.2.1 dst 192.0.2.2 proto esp spi {0x1000 + reqid % 16} reqid {reqid}"
+    for spi, reqid in ((0x1001, REQID), (0x1002, 7)):
+        add = f"add src 192.0.2.1 dst 192.0.2.2 proto esp spi {spi} reqid {reqid}"
         keys = ("aead", "rfc4106(gcm(aes))", "0x" + "00" * 20, "128")
         run("ip", "-n", gateway, "xfrm", "state", *add.split(), "mode", "tunnel", *keys)
     dump = datapath.dump()
