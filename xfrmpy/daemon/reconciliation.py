@@ -78,7 +78,7 @@ class Reconciler:
         self._loop = asyncio.get_running_loop()
         self._watched: dict[Datapath, _Watched] = {}
         self._restraint = Restraint()
-        self._left: set[Difference] = set()
+        self._left: dict[tuple[Datapath, Realm], set[Difference]] = {}
 
     def watch(self) -> None:
         """Listen to every datapath that is open by now."""
@@ -103,6 +103,9 @@ class Reconciler:
         found: list[Difference] = []
         for datapath, watched in self._watched.items():
             watched.realm |= datapath.read_changes()
+            if watched.realm:
+                # What has been read is not told again.
+                self._expect_look(datapath, self._loop.time() + BURST_SECONDS)
             found += [*self._engine.compare(datapath), *datapath.find_amiss()]
         return tuple(found)
 
@@ -112,11 +115,12 @@ class Reconciler:
         Raises `DatapathError`.
         """
         self._restraint = Restraint()
-        return tuple(
-            difference
-            for datapath in tuple(self._watched)
-            for difference in self._heal(datapath, Realm.EVERYTHING)
-        )
+        found: list[Difference] = []
+        for datapath, watched in tuple(self._watched.items()):
+            datapath.read_changes()
+            watched.realm = Realm.NOTHING
+            found += self._heal(datapath, Realm.EVERYTHING)
+        return tuple(found)
 
     # What is told by the kernel.
 
@@ -154,13 +158,13 @@ class Reconciler:
         """Entries first: where a policy is missing, packets may leave in clear."""
         found: list[Difference] = []
         if Realm.ENTRIES in realm:
-            found += self._put_right(datapath, self._engine.compare(datapath))
+            found += self._put_right(datapath, Realm.ENTRIES, self._engine.compare(datapath))
         if Realm.WAYS in realm:
-            found += self._put_right(datapath, datapath.find_amiss())
+            found += self._put_right(datapath, Realm.WAYS, datapath.find_amiss())
         return found
 
     def _put_right(
-        self, datapath: Datapath, found: tuple[Difference, ...]
+        self, datapath: Datapath, realm: Realm, found: tuple[Difference, ...]
     ) -> tuple[Difference, ...]:
         outcome: dict[Difference, str | None] = {}
         for difference in found:
@@ -172,7 +176,8 @@ class Reconciler:
                 outcome[difference] = self._mend(datapath, difference)
         for thing in {_thing(d) for d, reason in outcome.items() if reason is None}:
             self._restraint.note(thing, self._loop.time())
-        self._tell(outcome)
+        self._tell(outcome, self._left.get((datapath, realm), set()))
+        self._left[datapath, realm] = {d for d, reason in outcome.items() if reason is not None}
         return found
 
     def _reason_to_leave(self, datapath: Datapath, difference: Difference) -> str | None:
@@ -198,18 +203,16 @@ class Reconciler:
             self._follow(difference.subject)
         return reason
 
-    def _tell(self, outcome: dict[Difference, str | None]) -> None:
+    def _tell(self, outcome: dict[Difference, str | None], known: set[Difference]) -> None:
         """Of many of one kind in one sentence; of what is left, only when it is news."""
         healed: defaultdict[tuple[str, Finding], list[Difference]] = defaultdict(list)
         for difference, reason in outcome.items():
             if reason is None:
                 healed[difference.tunnel, difference.finding].append(difference)
-            elif difference not in self._left:
+            elif difference not in known:
                 self._hear(drift_left(difference, reason))
         for (_, finding), differences in healed.items():
             self._hear(drift_healed(differences, REMEDIES[finding]))
-        self._left -= {d for d, reason in outcome.items() if reason is None}
-        self._left |= {d for d, reason in outcome.items() if reason is not None}
 
 
 _OF_CORE = (Finding.SA_MISSING, Finding.SA_CHANGED)
