@@ -329,6 +329,15 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("the worker was killed, or ran out of memory", "a defect of ours"),
         fixes=("start the daemon again; the log and `dmesg` may say why the worker ended",),
     ),
+    "XF3004": FailureKind(
+        title="traffic cannot be kept from going in clear",
+        exit_code=ExitCode.HOST_CANNOT,
+        causes=(
+            "the kernel has no nf_tables, or not its `fib`, `meta` and `rt` expressions",
+            "CAP_NET_ADMIN is missing",
+        ),
+        fixes=("`nft list tables` shows whether the kernel has nf_tables", "`on_down: clear`"),
+    ),
     "XF4001": FailureKind(
         title="the daemon is not running",
         exit_code=ExitCode.DAEMON_UNREACHABLE,

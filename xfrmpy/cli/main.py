@@ -468,6 +468,21 @@ def daemon(context: typer.Context) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-P", "-m", "xfrmpy.daemon", *context.args])
 
 
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def block(context: typer.Context) -> NoReturn:
+    """Block what must not go in clear (`on_down: block`), without a daemon; `--lift` lets it pass.
+
+    For boot, before there is a network. The daemon does it, too, and leaves it so when it ends.
+    """
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "xfrmpy.daemon.blocking", *context.args])
+
+
 def _told(output: Output, command: Callable[[], int]) -> int:
     """The command's exit code; its failure as a document if that is what was asked for."""
     try:

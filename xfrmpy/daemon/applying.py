@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from xfrmpy.daemon.blocking import Blocking
 from xfrmpy.daemon.datapaths import Datapaths, Placement
 from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.keeper import Keeper, error_of
@@ -84,12 +85,18 @@ class Applier:
     """See the module. `tunnels` are the daemon's, by name, and change here only."""
 
     def __init__(
-        self, tunnels: dict[str, Tunnel], keeper: Keeper, engine: Engine, datapaths: Datapaths
+        self,
+        tunnels: dict[str, Tunnel],
+        keeper: Keeper,
+        engine: Engine,
+        datapaths: Datapaths,
+        blocking: Blocking,
     ) -> None:
         self._tunnels = tunnels
         self._keeper = keeper
         self._engine = engine
         self._datapaths = datapaths
+        self._blocking = blocking
 
     def policies(self) -> tuple[TunnelPolicy, ...]:
         """Those in force, as this host can keep them."""
@@ -121,6 +128,16 @@ class Applier:
         """
         if plan.failure is not None:
             raise error_of(plan.failure)
+        if not plan.changes:
+            return
+        wanted = (planned.change.after for planned in plan.changes)
+        self._blocking.follow((*self.policies(), *(p for p in wanted if p is not None)))
+        try:
+            await self._change(plan, seconds, tell, allow_pending=allow_pending)
+        finally:
+            self._blocking.follow(self.policies())
+
+    async def _change(self, plan: Plan, seconds: float, tell: Tell, *, allow_pending: bool) -> None:
         undo: list[PlannedChange] = []
         for planned in plan.changes:
             undo.append(self._reverse(planned))

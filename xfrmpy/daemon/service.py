@@ -21,6 +21,7 @@ from xfrmpy import __version__
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import Progress, StatusReply, TunnelReply, TunnelStatus
 from xfrmpy.daemon.applying import Applier
+from xfrmpy.daemon.blocking import Blocking
 from xfrmpy.daemon.callers import Doorkeeper
 from xfrmpy.daemon.control_server import ControlServer
 from xfrmpy.daemon.crash_secret import crash_secret
@@ -90,6 +91,9 @@ class Service:
         self._news = News()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopped.set)
+        # Before anything that may fail: what must not go in clear must not meanwhile, either.
+        self._blocking = Blocking()
+        self._blocking.enforce(self._loaded)
         # The sockets first: they show that the ports are ours, and the userspace worker opens its
         # own on the shared port behind them.
         with contextlib.ExitStack() as stack:
@@ -144,7 +148,9 @@ class Service:
             self._tunnels, self._news, self._engine.totals, self._engine.ike_sas, self._drops
         )
         exposition = Exposition(self._exposure, measurement.text, self._doorkeeper.gid)
-        applier = Applier(self._tunnels, self._keeper, self._engine, self._datapaths)
+        applier = Applier(
+            self._tunnels, self._keeper, self._engine, self._datapaths, self._blocking
+        )
         self._policy = PolicyCalls(self._loaded, config_path(self._environ), applier)
         control = ControlServer(
             self._runtime_dir / protocol.SOCKET_NAME,

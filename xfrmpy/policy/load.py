@@ -13,13 +13,15 @@ import difflib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from xfrmpy.ipsec.selectors import Selector
+from xfrmpy.policy.blocking import blocked_traffic
 from xfrmpy.policy.document import Node, compose_document, decode_text
 from xfrmpy.policy.errors import START, Findings, Mark, PolicyError
-from xfrmpy.policy.model import SharedKey, TunnelPolicy
+from xfrmpy.policy.model import OnDown, SharedKey, TunnelPolicy
 from xfrmpy.policy.resolve import (
     MAX_TUNNELS,
     Place,
@@ -56,11 +58,15 @@ below 128 bits even a random secret has less, and can be guessed off-line by an 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedPolicy:
-    """The tunnels in force, in the order of their names, and all that was found."""
+    """The tunnels in force, in the order of their names, and all that was found.
+
+    `blocked` is the traffic that must not go in clear, also that of tunnels left out for an error.
+    """
 
     tunnels: tuple[TunnelPolicy, ...]
     errors: tuple[PolicyError, ...]
     warnings: tuple[PolicyError, ...]
+    blocked: tuple[Selector, ...] = ()
 
 
 def config_path(environ: Mapping[str, str]) -> tuple[Path, ...]:
@@ -149,11 +155,14 @@ def _load(
     reqids = assign_reqids(_labels_within_limit(files))
     read_key = partial(_read_key, secrets)
     resolved: list[tuple[Place, TunnelPolicy]] = []
+    left_out: list[TunnelPolicy | None] = []
     for written in (written for file in files for written in file.tunnels):
         ours = {child: reqids.get(label, 0) for child, label in _labels(written).items()}
         policy = resolve_tunnel(written.name, written.tunnel, written.place, ours, read_key)
         if policy is not None:
             resolved.append((written.place, policy))
+        elif written.tunnel.on_down is OnDown.BLOCK:
+            left_out.append(_without_secret(written, ours))
     _report_overlaps(resolved)
     findings = [*faults, *(file.findings for file in files)]
     good = [policy for place, policy in resolved if not place.findings.errors]
@@ -161,6 +170,21 @@ def _load(
         tunnels=tuple(sorted(good, key=lambda tunnel: tunnel.name)),
         errors=tuple(error for each in findings for error in _in_order(each.errors)),
         warnings=tuple(warning for each in findings for warning in _in_order(each.warnings)),
+        blocked=blocked_traffic(
+            policy for policy in (*(p for _, p in resolved), *left_out) if policy is not None
+        ),
+    )
+
+
+def _without_secret(written: _Written, reqids: Mapping[str, int]) -> TunnelPolicy | None:
+    """What a tunnel would be if its secret could be read: its traffic is to be blocked anyway."""
+    place = replace(written.place, findings=Findings(file=written.place.findings.file))
+    return resolve_tunnel(
+        written.name,
+        written.tunnel,
+        place,
+        reqids,
+        lambda _reference, _mark, _findings: SharedKey(octets=b"", origin=""),
     )
 
 
