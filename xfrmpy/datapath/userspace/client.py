@@ -177,6 +177,10 @@ class UserspaceDatapath:
             answers += from_plain(tuple[float | None, ...], plain)
         return tuple(answers)
 
+    def confirm(self) -> None:
+        """Raises `DatapathError` if the worker does not answer."""
+        self._worker.ask("hello")
+
     def drops(self) -> dict[str, int]:
         counts = self._worker.ask("drops")
         assert isinstance(counts, dict)
