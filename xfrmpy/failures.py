@@ -102,7 +102,10 @@ CATALOGUE: dict[str, FailureKind] = {
         title="a secret cannot be read",
         exit_code=_POLICY,
         causes=("the file is not there", "the file belongs to another user"),
-        fixes=("put the secret into the file named: `install -m 600 /dev/stdin FILE`",),
+        fixes=(
+            "put the secret into the file named: `install -m 600 /dev/stdin FILE`",
+            "where the daemon has a user of its own, the file must be his: `chown xfrmpy FILE`",
+        ),
     ),
     "XF1009": FailureKind(
         title="a secret can be read by others",
@@ -425,4 +428,9 @@ CATALOGUE: dict[str, FailureKind] = {
         fixes=("put the files named into their directory; the next start reads them there",),
     ),
     "XF5001": FailureKind(title="the command was not understood", exit_code=ExitCode.USAGE),
+    "XF5002": FailureKind(
+        title="a file cannot be written",
+        exit_code=ExitCode.FAILED,
+        fixes=("run it with sudo, or name another directory",),
+    ),
 }

@@ -428,6 +428,25 @@ def rollback(timeout: Timeout = 60.0, output: Format = Output.HUMAN) -> int:
 
 
 @app.command()
+def units(
+    install: Annotated[
+        bool, typer.Option("--install", help="Write them; without it they are shown.")
+    ] = False,
+    root: Annotated[
+        Path, typer.Option(metavar="DIRECTORY", help="The tree to write into.", show_default="/")
+    ] = Path("/"),
+    program: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="The `xfrmpy` that they start.", show_default="this one"),
+    ] = None,
+) -> int:
+    """Show or install the units for systemd, and what makes the daemon's own user."""
+    from xfrmpy.cli.units import install_units, show_units
+
+    return install_units(root, program) if install else show_units(program)
+
+
+@app.command()
 def demo(
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave it up, and say how to enter.")

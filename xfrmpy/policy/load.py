@@ -11,6 +11,7 @@ import base64
 import binascii
 import difflib
 import os
+import pwd
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,10 @@ MAX_FILE = 1 << 20
 """Octets; some 7,000 tunnels in one file."""
 
 MAX_SECRET = 4096
+DAEMON_USER = "xfrmpy"
+"""Who runs the daemon where it has a user of its own; secrets may be his. Not his group's, whose
+members may only look at tunnels."""
+
 WEAK_SECRET = 16
 """Octets. RFC 7296 section 2.15 asks for as much unpredictability as the strongest key negotiated;
 below 128 bits even a random secret has less, and can be guessed off-line by an active attacker."""
@@ -358,11 +363,14 @@ def _read_key(
         data, status = _read_regular(path, MAX_SECRET)
         octets = _parse_secret(data)
     except (OSError, ValueError) as error:
-        findings.error("XF1008", mark, f"the secret {name} cannot be read: {_reason(error)}")
+        message = f"the secret {name} cannot be read: {_reason(error)}"
+        is_his = isinstance(error, PermissionError) and os.geteuid() == _daemon_user()
+        findings.error("XF1008", mark, message, f"chown {DAEMON_USER} {name}" if is_his else "")
         return None
-    if status.st_uid not in (0, os.geteuid()):
+    if status.st_uid not in (0, os.geteuid(), _daemon_user()):
         message = f"the secret {name} belongs to another user (uid {status.st_uid})"
-        findings.error("XF1009", mark, message, f"chown root {name}")
+        owner = "root" if _daemon_user() is None else DAEMON_USER
+        findings.error("XF1009", mark, message, f"chown {owner} {name}")
         return None
     if status.st_mode & 0o077:
         message = f"the secret {name} can be read by others (mode {status.st_mode & 0o7777:04o})"
@@ -372,6 +380,13 @@ def _read_key(
         message = f"the secret {name} is shorter than {WEAK_SECRET} octets"
         findings.warn("XF1015", mark, message, "make one with `openssl rand -base64 32`")
     return SharedKey(octets=octets, origin=name)
+
+
+def _daemon_user() -> int | None:
+    try:
+        return pwd.getpwnam(DAEMON_USER).pw_uid
+    except KeyError:
+        return None
 
 
 def _secret_path(secrets: Sequence[Path], reference: SecretReference) -> Path | None:
