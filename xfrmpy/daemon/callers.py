@@ -96,7 +96,8 @@ def reading_group(name: str | None) -> int | None:
 def give_to_group(path: Path, gid: int) -> None:
     """Let a group use a socket. Raises `OperatorError` where it is not for us to give."""
     try:
-        os.chown(path, -1, gid)
+        if path.stat().st_gid != gid:  # A service need not be allowed the call.
+            os.chown(path, -1, gid)
     except PermissionError as error:
         reason = f"{path} may not be given to group {gid}, of which we are no member"
         raise OperatorError("XF4003", reason) from error
