@@ -17,7 +17,7 @@ import yaml
 from integration.lab.capture import Capture
 from integration.lab.gateway import XFRMPY, XfrmpyGateway
 from integration.lab.network import Host, subnet
-from integration.lab.process import Background
+from integration.lab.process import Background, eventually
 from integration.lab.site import Site
 from integration.userspace.place import end_workers
 
@@ -148,6 +148,21 @@ def test_a_policy_with_a_mistake_lifts_nothing(site: Site) -> None:
     ours.crash()
     ours.start_again()
     assert before <= blocked(ours)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("command", ["flush ruleset", "flush table inet xfrmpy-block"])
+def test_what_somebody_takes_away_is_put_back(site: Site, command: str) -> None:
+    ours, _ = gateways(site)
+    before = rules(ours)
+    ours.host.run("nft", command)
+    eventually("it to be back", lambda: rules(ours) == before, seconds=1)
+    told = ours.command("log", "-o", "json").output
+    assert told.count('"block-restored"') == 1
+
+
+def rules(gateway: XfrmpyGateway) -> str:
+    return gateway.host.run("nft", "list", "table", "inet", "xfrmpy-block", check=False)
 
 
 @pytest.mark.native

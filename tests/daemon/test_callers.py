@@ -230,7 +230,7 @@ def test_a_daemon_that_is_not_root_gives_sockets_to_its_own_groups_only(director
     os.seteuid(STRANGER)
     try:
         give_to_group(path, STRANGER)
-        with pytest.raises(OperatorError, match="XF4003.* of which we are no member"):
+        with pytest.raises(OperatorError, match=r"XF4003.* of which we are no member"):
             give_to_group(path, GROUP)
     finally:
         os.seteuid(0)

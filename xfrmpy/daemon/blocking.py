@@ -1,20 +1,23 @@
 """`on_down: block`, from the policy into force; and `python -m xfrmpy.daemon.blocking`.
 
 The command does it without a daemon: at boot, before there is a network. What is blocked stays so
-when the daemon ends, however it does; the command lifts it.
+when the daemon ends, however it does; the command lifts it. While there is a daemon, it puts back
+what anybody takes away.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import os
 import sys
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable
 
+from xfrmpy.daemon.events import Occurrence
 from xfrmpy.datapath.block import Block
 from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.nftables import Watch
 from xfrmpy.datapath.userspace.tun import DEVICE
 from xfrmpy.failures import ExitCode, OperatorError
 from xfrmpy.ipsec.selectors import Selector
@@ -29,7 +32,11 @@ class Blocking:
     """What is blocked, as far as we have said so. Methods raise `OperatorError` XF3004."""
 
     def __init__(self) -> None:
-        self._known: frozenset[Selector] | None = None
+        self._block: Block | None = None
+        self._traffic: frozenset[Selector] = frozenset()
+        self._is_known = False
+        self._watch: Watch | None = None
+        self._hear: Callable[[Occurrence], None] | None = None
 
     def enforce(self, loaded: LoadedPolicy) -> None:
         """Block what a policy says, and nothing else.
@@ -38,27 +45,71 @@ class Blocking:
         that cannot block anything is good enough for a policy that asks for nothing.
         """
         try:
-            _enforce(loaded.blocked, keep_others=bool(loaded.errors))
+            self._enforce(frozenset(loaded.blocked), keep_others=bool(loaded.errors))
         except OperatorError as error:
             if loaded.blocked:
                 raise
             log.debug("%s", error)
-        self._known = None if loaded.errors else frozenset(loaded.blocked)
+        self._is_known = not loaded.errors
 
     def follow(self, policies: Iterable[TunnelPolicy]) -> None:
         """Block the traffic of these and of no others."""
         traffic = frozenset(blocked_traffic(policies))
-        if traffic != self._known:
-            _enforce(traffic)
-            self._known = traffic
+        if traffic != self._traffic or not self._is_known:
+            self._enforce(traffic)
+            self._is_known = True
 
+    def lift(self) -> None:
+        """Block nothing any more."""
+        self._enforce(frozenset())
 
-def _enforce(traffic: Iterable[Selector], *, keep_others: bool = False) -> None:
-    try:
-        with closing(Block(DEVICE)) as block:
-            block.enforce(traffic, keep_others=keep_others)
-    except DatapathError as error:
-        raise OperatorError("XF3004", f"traffic cannot be blocked: {error}") from error
+    def keep(self, hear: Callable[[Occurrence], None]) -> None:
+        """Put back from now on what others take away, and tell of it."""
+        self._hear = hear
+        self._look()
+
+    def stop(self) -> None:
+        """What is blocked stays blocked."""
+        self._hear = None
+        self._look()
+        if self._block is not None:
+            self._block.close()
+            self._block = None
+
+    def _enforce(self, traffic: frozenset[Selector], *, keep_others: bool = False) -> None:
+        try:
+            if self._block is None:
+                self._block = Block(DEVICE)
+            self._block.enforce(traffic, keep_others=keep_others)
+            self._traffic = traffic
+            self._look()
+        except DatapathError as error:
+            raise OperatorError("XF3004", f"traffic cannot be blocked: {error}") from error
+
+    def _look(self) -> None:
+        """Listen while there is something to lose, and somebody to tell."""
+        is_due = bool(self._traffic) and self._hear is not None
+        if is_due and self._watch is None:
+            assert self._block is not None
+            self._watch = self._block.watch()
+            asyncio.get_running_loop().add_reader(self._watch.fileno(), self._mend)
+        elif not is_due and self._watch is not None:
+            asyncio.get_running_loop().remove_reader(self._watch.fileno())
+            self._watch.close()
+            self._watch = None
+
+    def _mend(self) -> None:
+        assert self._watch is not None
+        assert self._hear is not None
+        if not self._watch.has_lost():
+            return
+        text = "somebody took away what keeps traffic from going in clear; it is back"
+        failure = None
+        try:
+            self._enforce(self._traffic)
+        except OperatorError as error:
+            text, failure = error.failure.summary, error.failure
+        self._hear(Occurrence(event="block-restored", text=text, failure=failure))
 
 
 def main(arguments: list[str]) -> int:
@@ -66,7 +117,7 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     try:
         if options.lift:
-            _enforce(())
+            Blocking().lift()
             return int(ExitCode.DONE)
         loaded = load_policy(config_path(os.environ))
         Blocking().enforce(loaded)

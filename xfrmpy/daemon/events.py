@@ -84,6 +84,11 @@ EVENTS: dict[str, EventKind] = {
         ("tunnel-failed", Severity.WARNING, "a tunnel did not come up"),
         ("tunnel-lost", Severity.WARNING, "a tunnel that was up is gone"),
         ("defect-found", Severity.CRITICAL, "a datagram met a defect of ours, and was kept"),
+        (
+            "block-restored",
+            Severity.WARNING,
+            "others took away what keeps traffic from going clear",
+        ),
         ("datapath-lost", Severity.CRITICAL, "a datapath ended by itself; the daemon stops"),
     )
 }

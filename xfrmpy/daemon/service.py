@@ -173,6 +173,7 @@ class Service:
         )
         try:
             self._engine.start()
+            self._blocking.keep(self._news.hear)
             await control.start()
             await exposition.start()
             self._keeper.spawn(self._keeper.keep_resolving())
@@ -191,6 +192,7 @@ class Service:
             await exposition.stop()
             self._policy.stop()
             await self._say_farewell()
+            self._blocking.stop()
             self._engine.stop()
 
     async def _say_farewell(self) -> None:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from xfrmpy.datapath import nftables
-from xfrmpy.datapath.nftables import NfTables, Request
+from xfrmpy.datapath.nftables import NfTables, Request, Watch
 from xfrmpy.datapath.shapes import Shape, element_of, shape_of
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT
 from xfrmpy.ipsec.selectors import Selector
@@ -67,6 +67,10 @@ class Block:
             for value in values
         ]
         return requests
+
+    def watch(self) -> Watch:
+        """What tells of others that take something out of it."""
+        return Watch(TABLE.name, self._nf_tables)
 
     def close(self) -> None:
         """What is blocked stays blocked."""

@@ -46,10 +46,12 @@ _NUMBER = Struct(">I")
 _SIGNED = Struct(">i")
 
 _REQUEST, _CREATE, _APPEND = 0x001, 0x400, 0x800  # NLM_F_*
+_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP = 270, 1, 7  # NFNLGRP_NFTABLES
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE, _DELRULE, _NEWSET, _DELSET, _NEWELEMENT, _DELELEMENT = (
     _SUBSYSTEM << 8 | number for number in (0, 2, 3, 6, 8, 9, 11, 12, 14)
 )
+_DELETIONS = frozenset(_SUBSYSTEM << 8 | number for number in (2, 5, 8, 11, 14))
 _INET = _GENERAL.pack(1, 0, 0)  # NFPROTO_INET: IPv4 and IPv6
 _BEGIN = (0x10, 0, _GENERAL.pack(0, 0, _SUBSYSTEM))
 _END = (0x11, 0, _GENERAL.pack(0, 0, _SUBSYSTEM))
@@ -76,6 +78,9 @@ class NfTables:
         except OSError as error:
             raise _refused(error.errno) from error
         self._socket.setblocking(False)
+        self._socket.bind((0, 0))
+        self.port: int = self._socket.getsockname()[0]
+        """What the kernel knows it by."""
 
     def close(self) -> None:
         self._socket.close()
@@ -112,6 +117,56 @@ class NfTables:
             number = _ERROR.unpack_from(answer, _HEADER.size)[0]
             if _HEADER.unpack_from(answer)[1] == _NLMSG_ERROR and number:
                 yield -number
+
+
+class Watch:
+    """Hears what others take out of a table. Raises `DatapathError`.
+
+    `ours` are the sockets whose own changes are none of others'.
+    """
+
+    def __init__(self, table: str, ours: NfTables) -> None:
+        self._table = _text(1, table)
+        self._our_port = ours.port
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+        try:
+            self._socket.setblocking(False)
+            self._socket.bind((0, 0))  # One without a port hears nothing.
+            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
+        except OSError as error:
+            self._socket.close()
+            raise _refused(error.errno) from error
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def has_lost(self) -> bool:
+        """Whether anything was taken out since it was asked last, or may have been."""
+        lost = False
+        while True:
+            try:
+                data = self._socket.recv(65536)
+            except BlockingIOError:
+                return lost
+            except OSError:  # ENOBUFS: there was more than it holds.
+                return True
+            lost = lost or any(self._is_loss(*each) for each in _messages(data))
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _is_loss(self, kind: int, port: int, body: bytes) -> bool:
+        is_ours = body.startswith(self._table, _GENERAL.size)
+        return is_ours and kind in _DELETIONS and port != self._our_port
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Type, port of the sender, and body of each message of a datagram."""
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        size, kind, _, _, port = _HEADER.unpack_from(data, offset)
+        yield kind, port, data[offset + _HEADER.size : offset + size]
+        offset += max(_padded(size), _HEADER.size)
 
 
 def _refused(number: int | None) -> DatapathError:
