@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -198,6 +199,27 @@ def test_ike_and_esp_pass_where_the_gateways_themselves_are_blocked(site: Site) 
         assert net.moon.ping(net.sun.outside[4]) == 0
     assert wire.kinds["udp-esp"] == 6
     assert not leaves(wire)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("family", [4, 6])
+def test_fragments_do_not_pass_because_they_have_no_ports(site: Site, family: int) -> None:
+    tunnel = site.network.tunnel(inside=family)
+    ends = {"local": [*tunnel.ours.subnets], "remote": [f"{tunnel.theirs.subnets[0]}[udp/5000]"]}
+    site.xfrmpy(site.network.moon, tunnel, on_down="block", **ends)
+    bob = site.network.bob.inside_address(family=family)
+
+    def leaks(port: int, octets: int) -> bool:
+        kind = {4: "AF_INET", 6: "AF_INET6"}[family]
+        sent = f"sendto(bytes({octets}), ({bob!r}, {port}))"
+        program = f"import socket; socket.socket(socket.{kind}, socket.SOCK_DGRAM).{sent}"
+        with site.capture() as wire:
+            site.network.alice.run(sys.executable, "-c", program)
+        return leaves(wire)
+
+    assert leaks(5001, 100), "another port is not the tunnel's"
+    assert not leaks(5000, 100)
+    assert not leaks(5000, 4000)
 
 
 @pytest.mark.native

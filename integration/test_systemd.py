@@ -179,12 +179,14 @@ def assert_reloads(machine: Machine) -> None:
     policy = yaml.safe_load(machine.must("cat", file))
     before = names(machine)
     machine.write(file, yaml.safe_dump({**policy, "dpd": "17s"}))
+    assert machine.xfrmpy("plan", "--detailed-exitcode").code == 2
     machine.must("systemctl", "reload", "xfrmpyd")
+    assert machine.xfrmpy("plan", "--detailed-exitcode").code == 0
     assert "17" in machine.xfrmpy("describe", "net0").output
     machine.write(file, "peer: [\n")
     assert machine.run("systemctl", "reload", "xfrmpyd").code != 0
     machine.write(file, yaml.safe_dump(policy))
-    machine.must("systemctl", "reload", "xfrmpyd")
+    assert machine.xfrmpy("apply").code == 0, "by root, to a daemon that is not"
     assert names(machine) == before
 
 

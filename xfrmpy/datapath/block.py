@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from xfrmpy.datapath import nftables
 from xfrmpy.datapath.nftables import NfTables, Request, Watch
-from xfrmpy.datapath.shapes import Shape, element_of, shape_of
+from xfrmpy.datapath.shapes import Shape, element_of, of_fragments, shape_of
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT
 from xfrmpy.ipsec.selectors import Selector
 
@@ -80,9 +80,12 @@ class Block:
 def _maps(traffic: Iterable[Selector]) -> _Maps:
     maps: _Maps = defaultdict(set)
     for selector in traffic:
-        maps[shape_of(selector, is_outbound=True)].add(element_of(selector))
-        back = selector.reversed()
-        maps[shape_of(back)].add(element_of(back))
+        for each, is_outbound in ((selector, True), (selector.reversed(), False)):
+            shape = shape_of(each, is_outbound=is_outbound)
+            maps[shape].add(element_of(each))
+            # RFC 4301 section 7: fragments are not to pass because they have no ports.
+            if (later := of_fragments(each, shape)) is not None:
+                maps[later[0]].add(element_of(later[1]))
     return maps
 
 

@@ -33,7 +33,7 @@ FIRST_REGISTER = 8  # NFT_REG32_00: four octets each
 Request: TypeAlias = tuple[int, int, bytes]
 """A message's type, flags and body."""
 
-_UDP, _ICMPV6 = 17, 58
+_UDP, _FRAGMENT, _ICMPV6 = 17, 44, 58
 _NETLINK_NETFILTER = 12
 _SO_SNDBUFFORCE = 32
 _HEADER = Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
@@ -298,6 +298,16 @@ def will_be_protected() -> bytes:
 
 def has_protocol(number: int) -> bytes:
     return load_meta(META_L4PROTO) + compare(bytes([number]))
+
+
+def is_later_fragment(version: int) -> bytes:
+    """It has no ports that could be looked at. Of the IP version that it is known to be."""
+    if version == 4:
+        offset = load(NETWORK_HEADER, 6, 2) + mask(b"\x1f\xff")
+    else:
+        place = _attribute(2, bytes([_FRAGMENT])) + _number(3, 2) + _number(4, 2)
+        offset = _expression("exthdr", _number(1, FIRST_REGISTER) + place) + mask(b"\xff\xf8")
+    return offset + compare(bytes(2), UNEQUAL)
 
 
 def is_from_us() -> bytes:

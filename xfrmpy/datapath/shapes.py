@@ -8,13 +8,13 @@ number.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
 from xfrmpy.datapath import nftables
 from xfrmpy.datapath.nftables import Field
 from xfrmpy.ipsec.addresses import IpNetwork
-from xfrmpy.ipsec.selectors import ANY_PROTOCOL, ICMP_PROTOCOLS, Selector
+from xfrmpy.ipsec.selectors import ANY_PROTOCOL, ICMP_PROTOCOLS, MaskedPort, Selector
 
 _NFPROTO = {4: 2, 6: 10}
 _ADDRESS_OFFSETS = {4: (12, 16), 6: (8, 24)}  # of source and destination
@@ -27,7 +27,8 @@ _ICMP_TYPES = {4: (14, 32), 6: (29, 33)}  # of a type, and a code
 class Shape:
     """What the selectors of one map have in common, and their priority.
 
-    Traffic within `own_side` is not judged: from it where it comes in, to it where it goes out.
+    Traffic within `own_side` is not judged: from it where it comes in, to it where it goes out. Of
+    `fragments` it is all but the first, which have no ports.
     """
 
     priority: int
@@ -40,6 +41,7 @@ class Shape:
     is_icmp: bool
     source_port_mask: int
     destination_port_mask: int
+    fragments: bool = False
 
     @property
     def name(self) -> str:
@@ -51,6 +53,8 @@ class Shape:
         ]
         if self.own_side is not None:
             parts.append(f"but-{self.own_side.network_address.packed.hex()}")
+        if self.fragments:
+            parts.append("fragments")
         if self.has_protocol:
             parts.append("icmp" if self.is_icmp else "protocol")
         which = ("type", "code") if self.is_icmp else ("sport", "dport")
@@ -65,6 +69,8 @@ class Shape:
         ]
         if self.own_side is not None:
             parts += self._is_not_of(self.own_side)
+        if self.fragments:
+            parts.append(nftables.is_later_fragment(self.version))
         parts += [field.load for field in self.fields()]
         return b"".join([*parts, nftables.look_up(self.name)])
 
@@ -126,6 +132,15 @@ def shape_of(selector: Selector, priority: int = 0, *, is_outbound: bool = False
         source_port_mask=selector.source_port.mask,
         destination_port_mask=selector.destination_port.mask,
     )
+
+
+def of_fragments(selector: Selector, shape: Shape) -> tuple[Shape, Selector] | None:
+    """What the later fragments of a selector's packets have in common, if that is not its own."""
+    if not (shape.source_port_mask or shape.destination_port_mask):
+        return None
+    bare = replace(shape, source_port_mask=0, destination_port_mask=0, fragments=True)
+    nothing = MaskedPort()
+    return bare, replace(selector, source_port=nothing, destination_port=nothing)
 
 
 def element_of(selector: Selector) -> bytes:
