@@ -176,7 +176,7 @@ def _take_stock(sa: IkeSa, lost: Mapping[int, list[SadEntry]], now: float) -> No
 
 def _follow_policy(sa: IkeSa, child: ChildSa, now: float) -> None:
     """Its policy has changed, and by what difference is not known any more."""
-    child.is_outdated = False
+    child.outdated_at = None
     sa.core.changed.add(sa.our_spi)
     if _is_within_policy(child):
         child.rekey_at = now
