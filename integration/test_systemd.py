@@ -127,6 +127,9 @@ def test_a_host_boots_reloads_crashes_hangs_and_stops(site: Site, tmp_path: Path
             with net.alice.pinging(bob, site.log) as counts:
                 assert_survives(machine)
             assert counts[1] == 0
+            if DATAPATH == "userspace":
+                assert_recovers_from_a_worker_that_hangs(machine)
+                assert net.alice.ping(bob) == 0
             machine.must("systemctl", "stop", "xfrmpyd")
             net.alice.ping(bob)
         assert wire.protected
@@ -201,6 +204,16 @@ def assert_survives(machine: Machine) -> None:
     assert machine.shown("xfrmpyd", "NRestarts") == "2"
     assert names(machine) == before
     assert machine.shown("lab-dependent", "ActiveState") == "active"
+
+
+def assert_recovers_from_a_worker_that_hangs(machine: Machine) -> None:
+    """The daemon is not well without it, and is started anew with another: the SAs are new ones."""
+    before, process = names(machine), process_of(machine)
+    (worker,) = machine.must("pgrep", "-f", "xfrmpy.datapath.userspace.worker").split()
+    machine.must("kill", "-STOP", worker)
+    await_another(machine, process)
+    eventually("the tunnel to be up", lambda: is_up(machine), seconds=30)
+    assert names(machine) != before
 
 
 def await_another(machine: Machine, process: int) -> int:

@@ -103,13 +103,14 @@ class Blocking:
         assert self._hear is not None
         if not self._watch.has_lost():
             return
-        text = "somebody took away what keeps traffic from going in clear; it is back"
-        failure = None
         try:
             self._enforce(self._traffic)
         except OperatorError as error:
-            text, failure = error.failure.summary, error.failure
-        self._hear(Occurrence(event="block-restored", text=text, failure=failure))
+            summary = error.failure.summary
+            self._hear(Occurrence(event="block-lost", text=summary, failure=error.failure))
+            return
+        text = "somebody took away what keeps traffic from going in clear; it is back"
+        self._hear(Occurrence(event="block-restored", text=text))
 
 
 def main(arguments: list[str]) -> int:

@@ -89,6 +89,7 @@ EVENTS: dict[str, EventKind] = {
             Severity.WARNING,
             "others took away what keeps traffic from going clear",
         ),
+        ("block-lost", Severity.CRITICAL, "the same, and it cannot be put back"),
         ("datapath-lost", Severity.CRITICAL, "a datapath ended by itself; the daemon stops"),
     )
 }
