@@ -197,7 +197,7 @@ def test_ike_and_esp_pass_where_the_gateways_themselves_are_blocked(site: Site) 
         assert net.moon.ping(net.sun.outside[4]) == 3
         site.connect(ours, theirs)
         assert net.moon.ping(net.sun.outside[4]) == 0
-    assert wire.kinds["udp-esp"] == 6
+    assert wire.protected == 6
     assert not leaves(wire)
 
 
