@@ -62,13 +62,13 @@ class ChildSa:
     been met and needs it, and is offered first (RFC 7296 section 2.9). `gone_spis` are what the
     peer has deleted before we could know whether one of them is ours: a Delete may overtake the
     answer that makes the Child SA. `claimed_as` tells whose claim to its policies is older.
-    `is_outdated`: the policy of its tunnel has changed since, and what that means to it is still to
+    `outdated_at`: when the policy of its tunnel changed, if what that means to it is still to
     be seen. `is_lost`: SAs of it were found to be in force no more.
     """
 
     __slots__ = (
         *("claimed_as", "entries", "established_at", "failure", "gone_spis", "heir", "in_force"),
-        *("is_asking_usage", "is_initiator", "is_lost", "is_outdated", "is_told"),
+        *("is_asking_usage", "is_initiator", "is_lost", "is_told", "outdated_at"),
         *("last_received_at", "last_sent_at", "last_used_at", "local", "nonces", "peer_address"),
         *("policy", "proposal", "rekey_at", "remote", "replaces", "reqid", "spi_in", "state"),
         *("tunnel", "wait_until", "_absent", "_core", "_packet", "_proposals"),
@@ -105,7 +105,7 @@ class ChildSa:
         self.rekey_at: float | None = None
         self.wait_until: float | None = None
         self.is_told = self.is_lost = False
-        self.is_outdated: bool = replaces is not None and replaces.is_outdated
+        self.outdated_at: float | None = None if replaces is None else replaces.outdated_at
         self.claimed_as: int | None = None
         self.gone_spis = _NO_SPIS
         self.is_asking_usage = False
@@ -255,6 +255,11 @@ class ChildSa:
         self.in_force = [by_direction[direction] for direction in directions]
 
     @property
+    def is_outdated(self) -> bool:
+        """Whether it may have to follow another policy."""
+        return self.outdated_at is not None
+
+    @property
     def is_in_use(self) -> bool:
         """Whether it carries the traffic: no other has replaced it, or is to."""
         return self.sends and self.state in (ChildSaState.INSTALLED, ChildSaState.REKEYING)
@@ -271,6 +276,8 @@ class ChildSa:
         if self.policy.lifetime_seconds is not None:
             wait = replacement_seconds(self.policy.lifetime_seconds, self._core.random)
             self.rekey_at = now + wait
+        if self.is_lost:
+            self.rekey_at = now
         report = ChildSaEstablished if self.replaces is None else ChildSaRekeyed
         self._core.emit(
             report(

@@ -101,8 +101,8 @@ class IkeSa:
         *("doubted_until", "established_at", "heard_at", "heir", "is_asking_sent"),
         *("is_asking_usage", "is_client", "is_initiator", "is_rekeying", "is_reported", "keys"),
         *("local_id", "nat", "nonces", "on_silence", "peer_follows", "peer_takes_childless"),
-        *("proposal", "proved", "reauth_at", "redirected_from", "refused_scopes", "rekey_at"),
-        *("remote_id", "replaces", "resumed", "retired", "sent_at", "state", "suite"),
+        *("postponed", "proposal", "proved", "reauth_at", "redirected_from", "refused_scopes"),
+        *("rekey_at", "remote_id", "replaces", "resumed", "retired", "sent_at", "state", "suite"),
         *("their_tokens", "ticket", "ticket_at", "tunnel", "up_since", "wait_until", "wanted"),
         *("_expires_at", "_must_reauth_by", "_refusal", "_step", "_step_at"),
         *("_suspect_again_at", "_was_established"),
@@ -139,7 +139,7 @@ class IkeSa:
         self.resumed: Resumed | None = None
         self.auth_puzzle: AuthPuzzle | None = None
         self.redirected_from: IpAddress | None = None
-        self.peer_follows = self.peer_takes_childless = False
+        self.peer_follows = self.peer_takes_childless = self.asks_pairs = False
         self.on_silence: Callable[[float], None] | None = None
         self.childless_until: float | None = None
         self.ticket_at: float | None = None
@@ -148,7 +148,7 @@ class IkeSa:
         self.heir: IkeSa | None = None
         self.wanted: list[tuple[ChildPolicy, Scope]] = []
         self.refused_scopes = _NO_SCOPES
-        self.asks_pairs = False
+        self.postponed: tuple[str, ...] = ()
         self.is_rekeying = self.is_asking_usage = self.is_asking_sent = False
         self.begun_after = self.authenticated_as = core.authentications
         self.established_at = self.up_since = self.heard_at = self.sent_at = 0.0
@@ -499,8 +499,9 @@ class IkeSa:
         if self.is_reported:
             return
         self.is_reported = True
-        if self.replaces is not None and not self._was_established:
-            report_unreplaced(self, failure, now)
+        old = self.replaces
+        if old is not None and (old.state is IkeSaState.ESTABLISHED or not self._was_established):
+            report_unreplaced(self, old, failure, now)
         elif self.is_initiator or self._was_established:
             self.core.emit(
                 TunnelClosed(

@@ -182,6 +182,7 @@ def without_algorithms(proposal: Proposal, names: frozenset[str]) -> Proposal | 
     return replace(proposal, transforms=kept)
 
 
+@lru_cache(maxsize=1024)  # A thousand tunnels have a handful of proposals.
 def parse_proposal(text: str, protocol: ProtocolId) -> Proposal:
     """Read a proposal such as `aes256gcm16-aes128gcm16-prfsha384-x25519` or `aes256-sha256-esn`.
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from struct import Struct
 
 from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.netlink.messages import Message, encode_attributes
+from xfrmpy.datapath.netlink.route import RTNETLINK, LinkAttribute, LinkInet6, MessageType
+from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 
 DEVICE = "xfrmpy0"
 
@@ -22,15 +25,18 @@ _IFF_UP = 0x1
 _FLAGS = Struct("=16sH22x")  # struct ifreq with ifr_flags
 _MTU = Struct("=16si20x")  # struct ifreq with ifr_mtu
 
-_ADDR_GEN_NONE = "1"
+_ADDR_GEN_NONE = b"\x01"  # IN6_ADDR_GEN_MODE_NONE
 
 MAX_MTU = 65535
+
+DEVICE_MTU = 65535
+"""Of the device; what a tunnel really carries is the MTU of its route."""
 
 
 class Tun:
     """The device, up, for as long as this object is open. Reading and writing never block."""
 
-    def __init__(self, mtu: int) -> None:
+    def __init__(self) -> None:
         """Raises `DatapathError` where there are no TUN devices, or none for us."""
         try:
             self._descriptor = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -42,7 +48,7 @@ class Tun:
             request = _FLAGS.pack(DEVICE.encode(), _IFF_TUN | _IFF_NO_PI)
             fcntl.ioctl(self._descriptor, _TUNSETIFF, request)
             _silence()
-            _bring_up(mtu)
+            bring_up()
         except OSError as error:
             os.close(self._descriptor)
             held = " (another process has it)" if error.errno == errno.EBUSY else ""
@@ -66,14 +72,24 @@ class Tun:
 
 
 def _silence() -> None:
-    """No address of its own, so no router solicitations; inner IPv6 works without."""
-    with contextlib.suppress(OSError):
-        Path("/proc/sys/net/ipv6/conf", DEVICE, "addr_gen_mode").write_text(_ADDR_GEN_NONE)
+    """No address of its own, so no router solicitations; inner IPv6 works without.
+
+    By netlink, for /proc/sys may be read-only to a service. Without IPv6 there is nothing to do.
+    """
+    mode = encode_attributes({LinkInet6.ADDR_GEN_MODE: _ADDR_GEN_NONE})
+    setting = Message(
+        type=MessageType.NEWLINK,
+        body={"index": socket.if_nametoindex(DEVICE)},
+        attributes={LinkAttribute.AF_SPEC: encode_attributes({socket.AF_INET6: mode})},
+    )
+    with contextlib.suppress(DatapathError), contextlib.closing(NetlinkSocket(RTNETLINK)) as kernel:
+        kernel.ask(Request(setting, f"keep {DEVICE} without an address"))
 
 
-def _bring_up(mtu: int) -> None:
+def bring_up() -> None:
+    """The device, with the MTU that it is to have. Raises `OSError`."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(control, _SIOCSIFMTU, _MTU.pack(DEVICE.encode(), mtu))
+        fcntl.ioctl(control, _SIOCSIFMTU, _MTU.pack(DEVICE.encode(), DEVICE_MTU))
         current = fcntl.ioctl(control, _SIOCGIFFLAGS, _FLAGS.pack(DEVICE.encode(), 0))
         flags: int = _FLAGS.unpack(current)[1] | _IFF_UP
         fcntl.ioctl(control, _SIOCSIFFLAGS, _FLAGS.pack(DEVICE.encode(), flags))
