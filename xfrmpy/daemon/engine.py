@@ -129,6 +129,9 @@ class Engine:
     def has_ike_sas(self, tunnel: str) -> bool:
         return self._endpoint.has_ike_sas(tunnel)
 
+    def is_up(self, tunnel: str) -> bool:
+        return self._endpoint.is_up(tunnel)
+
     def ike_sas(self, tunnel: str) -> tuple[IkeSaView, ...]:
         return self._endpoint.ike_sas(tunnel)
 

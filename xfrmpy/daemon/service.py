@@ -32,7 +32,7 @@ from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.exposition import Exposition, Exposure
 from xfrmpy.daemon.keeper import Keeper, error_of
 from xfrmpy.daemon.measurement import Measurement
-from xfrmpy.daemon.narration import narrate
+from xfrmpy.daemon.narration import is_routine, narrate
 from xfrmpy.daemon.news import News
 from xfrmpy.daemon.notify import ServiceManager
 from xfrmpy.daemon.observation import Observation
@@ -243,7 +243,8 @@ class Service:
 
     def _hear(self, report: Output) -> None:
         self._news.hear(report)
-        self._manager.note_change()
+        if not is_routine(report):
+            self._manager.note_change()
         tunnel = self._tunnels.get(getattr(report, "tunnel", ""))
         if tunnel is None:
             return
@@ -374,7 +375,7 @@ class Service:
         raise OperatorError("XF1013", f"there is no tunnel {name!r}", tuple(evidence))
 
     def _summary(self) -> str:
-        up = sum(self._keeper.state(tunnel) == "up" for tunnel in self._tunnels.values())
+        up = sum(map(self._engine.is_up, self._tunnels))
         return f"{up} of {len(self._tunnels)} tunnels up"
 
     def _drops(self) -> dict[str, int]:

@@ -387,6 +387,12 @@ class IkeEndpoint:
         found = self._core.ike_sas_of(tunnel)
         return any(sa.state is not IkeSaState.DELETED for sa in found)
 
+    def is_up(self, tunnel: str) -> bool:
+        """Whether a tunnel carries traffic."""
+        found = self._core.ike_sas_of(tunnel)
+        living = (sa for sa in found if sa.state is not IkeSaState.DELETED)
+        return any(child.sends for sa in living for child in sa.children)
+
     def is_unsettled(self, tunnel: str, now: float) -> bool:
         """Whether something is being done about a tunnel, or is to be: it is on its way."""
         found = [s for s in self._core.ike_sas_of(tunnel) if s.state is not IkeSaState.DELETED]
