@@ -92,6 +92,24 @@ class WatchContract:
         assert run("ip", "-n", gateway, "route", "show", "table", str(OUR_TABLE)) == before
         assert watching.read_changes() is Realm.NOTHING
 
+    def test_ipv6_is_no_different(self, gateway: str, watching: Datapath) -> None:
+        watching.add([spd_entry(direction, version=6) for direction in PolicyDirection])
+        show = ("ip", "-n", gateway, "-6", "route", "show", "table", str(OUR_TABLE))
+        before = run(*show)
+        for command, finding in (
+            (("rule", "del", "table", str(OUR_TABLE)), Finding.RULE_MISSING),
+            (("route", "del", str(INNER[6][1]), "table", str(OUR_TABLE)), Finding.ROUTE_MISSING),
+        ):
+            run("ip", "-n", gateway, "-6", *command)
+            assert is_told(watching)
+            assert Realm.WAYS in watching.read_changes()
+            assert findings(watching) == [finding]
+            for amiss in watching.find_amiss():
+                watching.mend(amiss)
+            assert findings(watching) == []
+            assert watching.read_changes() is Realm.NOTHING
+        assert run(*show) == before
+
     def test_an_address_of_ours_that_changes_changes_the_route(
         self, gateway: str, watching: Datapath
     ) -> None:
