@@ -219,7 +219,8 @@ def test_a_peer_whose_name_moves_is_followed_before_the_old_ike_sa_goes(
         moon.resolve_to(OTHER)
         eventually("the tunnel to follow", lambda: ours.tunnel().remote_address.startswith(OTHER))
         time.sleep(1)
-    assert counts[1] == 0
+    # The peer may send on the new SA before we have got the answer that makes it.
+    assert counts[1] <= 1
     assert len(events(ours, "path-left")) == 1
     assert events(ours, "tunnel-lost") == []
     (changed,) = events(ours, "peer-addresses-changed")
