@@ -21,6 +21,7 @@ from xfrmpy import __version__
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import Progress, StatusReply, TunnelReply, TunnelStatus
 from xfrmpy.daemon.applying import Applier
+from xfrmpy.daemon.blocking import Blocking
 from xfrmpy.daemon.callers import Doorkeeper
 from xfrmpy.daemon.control_server import ControlServer
 from xfrmpy.daemon.crash_secret import crash_secret
@@ -32,7 +33,7 @@ from xfrmpy.daemon.keeper import Keeper, error_of
 from xfrmpy.daemon.measurement import Measurement
 from xfrmpy.daemon.narration import narrate
 from xfrmpy.daemon.news import News
-from xfrmpy.daemon.notify import notify_service_manager
+from xfrmpy.daemon.notify import ServiceManager
 from xfrmpy.daemon.observation import Observation
 from xfrmpy.daemon.occurrences import placed, started, taken_over
 from xfrmpy.daemon.policy_calls import PolicyCalls
@@ -98,8 +99,12 @@ class Service:
         self._stopped = asyncio.Event()
         self._lost: OperatorError | None = None
         self._news = News()
+        self._manager = ServiceManager(self._environ)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopped.set)
+        # Before anything that may fail: what must not go in clear must not meanwhile, either.
+        self._blocking = Blocking()
+        self._blocking.enforce(self._loaded)
         # The sockets first: they show that the ports are ours, and the userspace worker opens its
         # own on the shared port behind them.
         with contextlib.ExitStack() as stack:
@@ -156,7 +161,9 @@ class Service:
             self._tunnels, self._news, self._engine.totals, self._engine.ike_sas, self._drops
         )
         exposition = Exposition(self._exposure, measurement.text, self._doorkeeper.gid)
-        applier = Applier(self._tunnels, self._keeper, engine, self._datapaths, reconciler)
+        applier = Applier(
+            self._tunnels, self._keeper, engine, self._datapaths, reconciler, self._blocking
+        )
         self._policy = PolicyCalls(self._loaded, config_path(self._environ), applier)
         control = ControlServer(
             self._runtime_dir / protocol.SOCKET_NAME,
@@ -179,23 +186,27 @@ class Service:
         try:
             self._engine.start()
             reconciler.watch()
+            self._blocking.keep(self._news.hear)
             await control.start()
             await exposition.start()
             self._keeper.spawn(self._keeper.keep_resolving())
             for tunnel in self._tunnels.values():
                 if tunnel.policy.start is StartMode.AUTO and tunnel.placement.failure is None:
                     self._keeper.want(tunnel)
-            notify_service_manager(self._environ, "READY=1")
+            self._manager.tell("READY=1")
+            self._keeper.spawn(self._manager.keep_status(self._summary))
+            self._keeper.spawn(self._manager.keep_watchdog(self._datapaths.answer))
             self._news.hear(started(os.getpid(), len(self._tunnels)))
             await self._stopped.wait()
             self._news.hear(Occurrence(event="daemon-stopping", text="stopping"))
-            notify_service_manager(self._environ, "STOPPING=1")
+            self._manager.tell("STOPPING=1")
         finally:
             await control.stop()
             await exposition.stop()
             self._policy.stop()
             reconciler.stop()
             await self._say_farewell()
+            self._blocking.stop()
             self._engine.stop()
 
     async def _say_farewell(self) -> None:
@@ -229,6 +240,7 @@ class Service:
 
     def _hear(self, report: Output) -> None:
         self._news.hear(report)
+        self._manager.note_change()
         tunnel = self._tunnels.get(getattr(report, "tunnel", ""))
         if tunnel is None:
             return
@@ -357,6 +369,10 @@ class Service:
             evidence.append(("did you mean", near[0]))
         evidence += [("left out", str(error)) for error in self._policy.loaded.errors]
         raise OperatorError("XF1013", f"there is no tunnel {name!r}", tuple(evidence))
+
+    def _summary(self) -> str:
+        up = sum(self._keeper.state(tunnel) == "up" for tunnel in self._tunnels.values())
+        return f"{up} of {len(self._tunnels)} tunnels up"
 
     def _drops(self) -> dict[str, int]:
         return {**self._engine.drops, **self._datapaths.drops()}
