@@ -73,9 +73,12 @@ class Host:
         return _inside(self.site, number, family, 10)
 
     def await_links(self) -> None:
-        """The kernel calls a device up a while after it was set up, and adds its routes then."""
+        """The kernel calls a device up a while after it was set up, and adds its routes then.
+
+        Before that it calls one DOWN, or LOWERLAYERDOWN when the other end of the wire came later.
+        """
         show = ("ip", "-n", self.namespace, "-brief", "link")
-        eventually(f"every link of {self.name} to be up", lambda: " DOWN " not in run(*show).stdout)
+        eventually(f"every link of {self.name} to be up", lambda: "DOWN " not in run(*show).stdout)
 
     def command(self, *argv: str) -> tuple[str, ...]:
         return ("nsenter", f"--net=/run/netns/{self.namespace}", *argv)
