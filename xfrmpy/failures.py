@@ -329,6 +329,15 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("the worker was killed, or ran out of memory", "a defect of ours"),
         fixes=("start the daemon again; the log and `dmesg` may say why the worker ended",),
     ),
+    "XF3005": FailureKind(
+        title="what was applied is not in force",
+        exit_code=ExitCode.FAILED,
+        causes=(
+            "another program changes SAs, policies, routes or devices of ours at the same time",
+            "the way to a peer, or a device, is down",
+        ),
+        fixes=("`xfrmpy log` tells what was found and done; `ip monitor` who else is at it",),
+    ),
     "XF4001": FailureKind(
         title="the daemon is not running",
         exit_code=ExitCode.DAEMON_UNREACHABLE,

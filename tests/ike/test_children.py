@@ -111,20 +111,59 @@ def test_all_children_move_to_a_rekeyed_ike_sa_and_are_made_anew_with_a_new_one(
     pair.assert_mirrored()
 
 
+def test_a_new_ike_sa_has_all_its_child_sas_before_the_old_one_goes(pair: Any) -> None:
+    pair.up()
+    fewest = []
+    remove = pair.moon.datapath.remove_policy
+
+    def look(entry: Any) -> None:
+        remove(entry)
+        fewest.append(len(pair.moon.datapath.spd))
+
+    pair.moon.datapath.remove_policy = look
+    whole = len(pair.moon.datapath.spd)
+    pair.moon.endpoint.reauthenticate("tunnel-a", pair.now)
+    pair.run(60)
+    assert not [count for count in fewest if count < whole]
+    assert len(pair.moon.views) == 1
+    assert sorted(_names(pair.moon)) == sorted(NAMES)
+
+
+def test_a_child_that_the_peer_refuses_does_not_keep_the_new_ike_sa_from_taking_over(
+    pair: Any, sealing: Any
+) -> None:
+    pair.up()
+    refusals = []
+
+    def refuse(message: Any, payloads: Any) -> Any:
+        if message.exchange is ExchangeType.CREATE_CHILD_SA and message.is_response:
+            refusals.append(pair.now)
+            return (NotifyPayload(type=NotifyType.NO_ADDITIONAL_SAS),)
+        return payloads
+
+    sealing.change = refuse
+    pair.moon.endpoint.reauthenticate("tunnel-a", pair.now)
+    pair.run(RECREATE_SECONDS / 2)
+    assert len(pair.moon.views) == 2
+    pair.run(RECREATE_SECONDS)
+    assert len(refusals) >= 2
+    (view,) = pair.moon.views
+    assert len(view.children) == 1
+
+
 def test_one_child_that_the_peer_refuses_leaves_the_others(
     make_pair: Callable[..., Any], make_mirror: Callable[..., Any], pair: Any
 ) -> None:
     mirror = make_mirror(pair.moon.policy)
-    (net, _voice, lab) = mirror.children
+    (_net, _voice, lab) = mirror.children
     policy = replace(pair.moon.policy, children=pair.moon.policy.children[::-1])
     pair = make_pair(policy, replace(mirror, children=(lab,)))
     pair.up()
     assert _names(pair.moon) == ["lab"]
-    (report,) = pair.moon.reports(SaNotCreated)
-    assert (report.child, report.failure.code) == ("voice", "XF2004")
-    assert net.name == "net"
+    refused = [(r.child, r.failure.code) for r in pair.moon.reports(SaNotCreated)]
+    assert refused == [("voice", "XF2004"), ("net", "XF2004")]
     pair.run(2.5 * RECREATE_SECONDS)
-    assert len(pair.moon.reports(SaNotCreated)) == 3
+    assert len(pair.moon.reports(SaNotCreated)) == 6
     assert _names(pair.sun) == ["lab"]
 
 

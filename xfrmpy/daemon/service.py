@@ -37,6 +37,7 @@ from xfrmpy.daemon.notify import notify_service_manager
 from xfrmpy.daemon.observation import Observation
 from xfrmpy.daemon.occurrences import placed, started, stopping, taken_over
 from xfrmpy.daemon.policy_calls import PolicyCalls
+from xfrmpy.daemon.reconciliation import Reconciler
 from xfrmpy.daemon.recovery import open_store, take_over
 from xfrmpy.daemon.rekeying import has_forward_secrecy, replace_child_sas, replace_sas
 from xfrmpy.daemon.replies import reply_of
@@ -48,7 +49,14 @@ from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.kept_policy import read_policies
-from xfrmpy.ike.outputs import ChildSaEstablished, Output, Redirected, RequestRefused, TunnelClosed
+from xfrmpy.ike.outputs import (
+    ChildSaEstablished,
+    Output,
+    Redirected,
+    RequestRefused,
+    RequestRetransmitted,
+    TunnelClosed,
+)
 from xfrmpy.policy.changes import keep_reqids
 from xfrmpy.policy.load import LoadedPolicy, config_path
 from xfrmpy.policy.model import StartMode
@@ -74,7 +82,9 @@ class Service:
         limits: AdmissionLimits,
         doorkeeper: Doorkeeper,
         exposure: Exposure,
+        resolve_seconds: float,
     ) -> None:
+        self._resolve_seconds = resolve_seconds
         self._loaded = loaded
         self._runtime_dir = runtime_dir
         self._environ = environ
@@ -146,7 +156,9 @@ class Service:
             self._lose,
             self._store,
         )
-        self._keeper = Keeper(self._tunnels, self._engine, self._news.hear)
+        hear, engine = self._news.hear, self._engine
+        self._keeper = Keeper(self._tunnels, engine, hear, self._resolve_seconds)
+        reconciler = Reconciler(engine, self._datapaths, hear, self._keeper.follow)
         observation = Observation(
             self._news.history, self._find, self._status_of, self._engine.ike_sas
         )
@@ -154,7 +166,7 @@ class Service:
             self._tunnels, self._news, self._engine.totals, self._engine.ike_sas, self._drops
         )
         exposition = Exposition(self._exposure, measurement.text, self._doorkeeper.gid)
-        applier = Applier(self._tunnels, self._keeper, self._engine, self._datapaths)
+        applier = Applier(self._tunnels, self._keeper, engine, self._datapaths, reconciler)
         self._policy = PolicyCalls(self._loaded, config_path(self._environ), applier)
         control = ControlServer(
             self._runtime_dir / protocol.SOCKET_NAME,
@@ -177,6 +189,7 @@ class Service:
         try:
             self._engine.start()
             self._kept.watch(sockets)
+            reconciler.watch()
             await control.start()
             await exposition.start()
             self._keeper.spawn(self._keeper.keep_resolving())
@@ -194,6 +207,7 @@ class Service:
             await control.stop()
             await exposition.stop()
             self._policy.stop()
+            reconciler.stop()
             self._keeper.stop()
             if not self._is_relieved:
                 await self._say_farewell()
@@ -248,6 +262,9 @@ class Service:
             tunnel.last_failure = None
         elif isinstance(report, TunnelClosed | RequestRefused) and report.failure is not None:
             tunnel.last_failure = report.failure
+        elif isinstance(report, RequestRetransmitted) and report.count == 1:
+            if self._keeper.state(tunnel) == "up":
+                self._keeper.doubt(tunnel)
         elif isinstance(report, Redirected):
             tunnel.redirect = report
             if not tunnel.is_connecting:

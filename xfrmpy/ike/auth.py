@@ -35,7 +35,6 @@ from xfrmpy.ike.outputs import RequestRefused
 from xfrmpy.ike.redirect import redirect_in_auth, redirect_of_auth, refusal_to_follow
 from xfrmpy.ike.refusals import failure_of
 from xfrmpy.ike.resumption import settle_resumption, tunnel_of_resumed
-from xfrmpy.ike.succession import supersede
 from xfrmpy.ike.synchronization import SYNC_SUPPORTED, supports_sync
 from xfrmpy.ike.window_size import WINDOW_SIZE
 from xfrmpy.ipsec.identity import Identity
@@ -155,8 +154,6 @@ class IkeAuth:
         else:
             child.established(now)
             self._sa.create_at = now
-            if self._sa.replaces is not None:
-                supersede(self._sa, self._sa.replaces, now)
 
     def _evidence(self, error: NotifyPayload) -> tuple[tuple[str, str], ...]:
         """What we sent of the thing that the peer did not like."""

@@ -60,7 +60,7 @@ class ChildSa:
     been met and needs it, and is offered first (RFC 7296 section 2.9). `gone_spis` are what the
     peer has deleted before we could know whether one of them is ours: a Delete may overtake the
     answer that makes the Child SA. `claimed_as` tells whose claim to its policies is older.
-    `is_outdated`: the policy of its tunnel has changed since, and what that means to it is still to
+    `outdated_at`: when the policy of its tunnel changed, if what that means to it is still to
     be seen. `is_lost`: SAs of it were found to be in force no more.
     """
 
@@ -95,7 +95,7 @@ class ChildSa:
         self.rekey_at: float | None = None
         self.wait_until: float | None = None
         self.is_told = self.is_lost = False
-        self.is_outdated: bool = replaces is not None and replaces.is_outdated
+        self.outdated_at: float | None = None if replaces is None else replaces.outdated_at
         self.claimed_as: int | None = None
         self.gone_spis: set[bytes] = set()
         self.is_asking_usage = False
@@ -245,6 +245,11 @@ class ChildSa:
         self.in_force = [by_direction[direction] for direction in directions]
 
     @property
+    def is_outdated(self) -> bool:
+        """Whether it may have to follow another policy."""
+        return self.outdated_at is not None
+
+    @property
     def is_in_use(self) -> bool:
         """Whether it carries the traffic: no other has replaced it, or is to."""
         return self.sends and self.state in (ChildSaState.INSTALLED, ChildSaState.REKEYING)
@@ -274,6 +279,8 @@ class ChildSa:
         if self.policy.lifetime_seconds is not None:
             wait = replacement_seconds(self.policy.lifetime_seconds, self._core.random)
             self.rekey_at = now + wait
+        if self.is_lost:
+            self.rekey_at = now
         report = ChildSaEstablished if self.replaces is None else ChildSaRekeyed
         self._core.emit(
             report(

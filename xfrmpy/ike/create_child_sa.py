@@ -23,7 +23,6 @@ from xfrmpy.ike.child_sa import SPI_SIZE, ChildSa, Scope, scope_of
 from xfrmpy.ike.collisions import objection_to_child_rekey, objection_to_new_child, survives
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import first_error, notifications, only, optional
-from xfrmpy.ike.lifetimes import RECREATE_SECONDS
 from xfrmpy.ike.modes import (
     check_mode_answered,
     check_mode_asked,
@@ -166,7 +165,7 @@ class CreateChildSa:
             child.give_way()
             self._stay_with_old(now)
             if old is None:
-                self._sa.create_at = now + RECREATE_SECONDS
+                self._postpone(now)
         elif self._is_redundant():
             child.give_way()
             self._stay_with_old(now)
@@ -178,6 +177,11 @@ class CreateChildSa:
             else:
                 _give_way_to_twin(self._sa, child)
                 self._sa.create_at = now
+
+    def _postpone(self, now: float, *others: ChildPolicy) -> None:
+        """It has its turn again later; the peer is asked for the rest, but for `others`, now."""
+        self._sa.postponed += tuple(policy.name for policy in (self._child.policy, *others))
+        self._sa.create_at = now
 
     def _stay_with_old(self, now: float) -> None:
         """Ours has failed or lost: what was there, or what the peer put in its place, goes on."""
@@ -198,7 +202,7 @@ class CreateChildSa:
         give_up_child(self._sa, self._child)
         old = self._replaces
         if old is None:
-            self._sa.create_at = now + RECREATE_SECONDS
+            self._postpone(now)
         elif old.heir is None:
             _take_place(self._sa, old, now)
         else:
@@ -237,7 +241,9 @@ class CreateChildSa:
         elif self._replaces is None:
             failure = failure_of(error, self._evidence())
             self._report(failure)
-            self._sa.create_at = now + RECREATE_SECONDS
+            assert self._sa.tunnel is not None
+            is_full = error.type == NotifyType.NO_ADDITIONAL_SAS
+            self._postpone(now, *(self._sa.tunnel.children if is_full else ()))
             if not self._sa.children:  # A tunnel is its Child SAs.
                 self._sa.terminate(failure, now)
         else:

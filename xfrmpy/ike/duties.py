@@ -16,13 +16,14 @@ from xfrmpy.ike.create_child_sa import CreateChildSa
 from xfrmpy.ike.first_contact import end_doubted
 from xfrmpy.ike.informational import DeleteChildSas
 from xfrmpy.ike.keepalive import check_keepalive, keepalive_at
+from xfrmpy.ike.lifetimes import RECREATE_SECONDS
 from xfrmpy.ike.liveness import check_idleness, check_liveness, idle_at, liveness_at
 from xfrmpy.ike.missing import next_missing
-from xfrmpy.ike.reconfigure import can_conform, conform
+from xfrmpy.ike.reconfigure import conform, conform_at
 from xfrmpy.ike.rekey_ike_sa import RekeyIkeSa
 from xfrmpy.ike.resumption import renew_ticket
 from xfrmpy.ike.states import ChildSaState, IkeSaState
-from xfrmpy.ike.succession import begin_to_send, leave, supersede
+from xfrmpy.ike.succession import begin_to_send, is_awaited, leave, supersede
 from xfrmpy.ike.uniqueness import close_surplus
 
 if TYPE_CHECKING:
@@ -95,14 +96,12 @@ def _of_rivals(sa: IkeSa) -> Iterator[Duty]:
         yield Duty(at=sa.alone_at, do=lambda now: close_surplus(sa, now))
     if sa.doubted_until is not None:
         yield Duty(at=sa.doubted_until, do=lambda now: end_doubted(sa, now))
-    old = sa.replaces
-    if old is not None and any(child.is_in_use for child in sa.children):
-        yield Duty(at=AT_ONCE, do=lambda now: supersede(sa, old, now))
 
 
 def _of_child(sa: IkeSa, child: ChildSa) -> Iterator[Duty]:
-    if child.is_outdated and can_conform(sa, child):
-        yield Duty(at=AT_ONCE, do=lambda now: conform(sa, child, now))
+    moment = conform_at(sa, child)
+    if moment is not None:
+        yield Duty(at=moment, do=lambda now: conform(sa, child, now))
     if child.state is ChildSaState.INSTALLED:
         if child.rekey_at is not None and (child.sends or child.is_lost):
             yield Duty(at=child.rekey_at, do=lambda now: _rekey_child(sa, child, now), asks=True)
@@ -134,12 +133,23 @@ def _create_wanted(sa: IkeSa, now: float) -> None:
 
 
 def _create_next(sa: IkeSa, now: float) -> None:
-    """Begin the first Child SA of the policy that is not there; one after the other."""
+    """Begin the first Child SA of the policy that is not there; one after the other.
+
+    With the last of them it can take the place of another IKE SA, and not before: what only that
+    one carries would go in clear.
+    """
     sa.create_at = None
     missing = next_missing(sa)
     if missing is not None:
         policy, scope = missing
         sa.start(CreateChildSa(sa, policy, scope=scope), now)
+        return
+    old = sa.replaces
+    waits = old is not None and is_awaited(sa, old, now)
+    if sa.postponed or waits:
+        sa.postponed, sa.create_at = (), now + RECREATE_SECONDS
+    if old is not None and not waits:
+        supersede(sa, old, now)
 
 
 def _reauthenticate(sa: IkeSa, now: float) -> None:

@@ -124,7 +124,7 @@ class IkeSa:
         self.resumed: Resumed | None = None
         self.auth_puzzle: AuthPuzzle | None = None
         self.redirected_from: IpAddress | None = None
-        self.peer_follows = self.peer_takes_childless = False
+        self.peer_follows = self.peer_takes_childless = self.asks_pairs = False
         self.on_silence: Callable[[float], None] | None = None
         self.childless_until: float | None = None
         self.ticket_at: float | None = None
@@ -133,7 +133,7 @@ class IkeSa:
         self.heir: IkeSa | None = None
         self.wanted: list[tuple[ChildPolicy, Scope]] = []
         self.refused_scopes: set[Scope] = set()
-        self.asks_pairs = False
+        self.postponed: tuple[str, ...] = ()
         self.is_rekeying = self.is_asking_usage = self.is_asking_sent = False
         self.begun_after = self.authenticated_as = core.authentications
         self.established_at = self.up_since = self.heard_at = self.sent_at = 0.0
@@ -481,8 +481,9 @@ class IkeSa:
         if self.is_reported:
             return
         self.is_reported = True
-        if self.replaces is not None and not self._was_established:
-            report_unreplaced(self, failure, now)
+        old = self.replaces
+        if old is not None and (old.state is IkeSaState.ESTABLISHED or not self._was_established):
+            report_unreplaced(self, old, failure, now)
         elif self.is_initiator or self._was_established:
             self.core.emit(
                 TunnelClosed(

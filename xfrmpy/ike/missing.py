@@ -20,9 +20,14 @@ if TYPE_CHECKING:
 
 
 def next_missing(sa: IkeSa) -> tuple[ChildPolicy, Scope | None] | None:
-    """The first child of the policy to ask for; with a scope, only so much of it."""
+    """The first child of the policy to ask for; with a scope, only so much of it.
+
+    Those that the peer has refused lately are `postponed`: they do not stand in the others' way.
+    """
     assert sa.tunnel is not None
     for policy in sa.tunnel.children:
+        if policy.name in sa.postponed:
+            continue
         named = (child for child in sa.children if child.policy.name == policy.name)
         there = [child for child in named if not is_displaced(child, policy)]
         if not there and not sa.asks_pairs:

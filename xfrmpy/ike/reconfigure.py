@@ -25,6 +25,9 @@ PATIENCE_SECONDS = 5.0
 """How long an original responder leaves it to the peer, which may have been told the same, to make
 a further Child SA: both at once would make two."""
 
+LAST_CHILD_SECONDS = 2 * PATIENCE_SECONDS
+"""How long the last Child SA of an IKE SA outlives its policy: the peer is told a little later."""
+
 _STEADY = ChildSaState.INSTALLED
 _HALF_OPEN = (IkeSaState.INITIATING, IkeSaState.AUTHENTICATING)
 
@@ -60,19 +63,27 @@ def is_unsettled(sa: IkeSa, now: float) -> bool:
     )
 
 
-def can_conform(sa: IkeSa, child: ChildSa) -> bool:
-    """Whether a Child SA of an older policy can follow the present one, or go."""
-    if child.state is not ChildSaState.INSTALLED:
-        return False
+def conform_at(sa: IkeSa, child: ChildSa) -> float | None:
+    """When a Child SA of an older policy can follow the present one, or go; None if not now.
+
+    The last one of an IKE SA, which would end with it, waits a while for those that are to come.
+    """
+    if child.outdated_at is None or child.state is not _STEADY:
+        return None
     policy = _present_policy(sa, child)
-    return policy is None or not is_displaced(child, policy) or _has_replacement(sa, child, policy)
+    if policy is None:
+        is_last = not any(other is not child and other.is_in_use for other in sa.children)
+        return child.outdated_at + (LAST_CHILD_SECONDS if is_last else 0.0)
+    if is_displaced(child, policy) and not _has_replacement(sa, child, policy):
+        return None
+    return child.outdated_at
 
 
 def conform(sa: IkeSa, child: ChildSa, now: float) -> None:
     """Have it follow, or go."""
     policy = _present_policy(sa, child)
     goes = policy is None or is_displaced(child, policy)
-    child.is_outdated = False
+    child.outdated_at = None
     if policy is None or goes:
         child.move_to(ChildSaState.DELETING)
         return
@@ -128,7 +139,7 @@ def _adopt(sa: IkeSa, before: TunnelPolicy, policy: TunnelPolicy, now: float) ->
     if policy.proposals != before.proposals:
         sa.rekey_at = now
     for child in sa.children:
-        child.is_outdated = True
+        child.outdated_at = now
     sa.refused_scopes.clear()
     sa.asks_pairs = False
     sa.create_at = now if sa.is_client else now + PATIENCE_SECONDS

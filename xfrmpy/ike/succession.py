@@ -26,6 +26,9 @@ DELETION_PATIENCE_SECONDS = 30.0
 OVERLAP_SECONDS = 5.0
 """How long a replaced Child SA still receives: strongSwan's delete_rekeyed_delay is the same."""
 
+INCOMPLETE_SECONDS = RECREATE_SECONDS
+"""How long an IKE SA stays because of a Child SA that its successor has not got yet."""
+
 BUSY_PATIENCE_SECONDS = 180.0
 """RFC 7296 section 2.25: a peer that answers TEMPORARY_FAILURE "after several minutes" is out of
 step with us, and the IKE SA SHOULD be closed."""
@@ -36,6 +39,7 @@ def inherit(new: IkeSa, old: IkeSa) -> None:
     new.core.changed |= {new.our_spi, old.our_spi}
     new.up_since = old.up_since
     new.create_at, old.create_at = old.create_at, None
+    new.replaces, old.replaces = old.replaces, None
     new.children += old.children
     new.retired += old.retired
     new.wanted += old.wanted
@@ -62,6 +66,18 @@ def supersede(new: IkeSa, old: IkeSa, now: float) -> None:
     new.replaces = None
     _report(new, reauthenticated=True)
     leave(old, now)
+
+
+def is_awaited(new: IkeSa, old: IkeSa, now: float) -> bool:
+    """Whether an IKE SA is to have, soon, what only the other one carries: without that it would go
+    in clear, or be lost."""
+    assert new.tunnel is not None
+    wanted = {policy.name for policy in new.tunnel.children}
+    carried, there = (
+        {child.policy.name for child in sa.children if child.is_in_use} for sa in (old, new)
+    )
+    is_over = now >= max(new.established_at, old.established_at) + INCOMPLETE_SECONDS
+    return not (is_over or carried & wanted <= there)
 
 
 def leave(sa: IkeSa, now: float) -> None:
@@ -162,14 +178,21 @@ def cannot_rekey(sa: IkeSa, now: float) -> None:
         sa.reauth_at = now
 
 
-def report_unreplaced(new: IkeSa, failure: Failure | None, now: float) -> None:
-    """The IKE SA that was to take another's place has not come to be."""
-    old = new.replaces
-    if old is not None and old.state is IkeSaState.ESTABLISHED:
+def report_unreplaced(new: IkeSa, old: IkeSa, failure: Failure | None, now: float) -> None:
+    """The IKE SA that was to take another's place ends before it has, and the tunnel goes on."""
+    # One that was tried elsewhere is tried again by whoever has found the other place.
+    if old.state is IkeSaState.ESTABLISHED and _is_of_same_ends(new, old):
         old.reauth_at = retry_at(old, now)
         old.core.touched.add(old)
     if failure is not None:
         new.core.emit(SaNotCreated(tunnel=new.tunnel_name, child="", failure=failure))
+
+
+def _is_of_same_ends(one: IkeSa, other: IkeSa) -> bool:
+    return (one.path.local.address, one.path.remote.address) == (
+        other.path.local.address,
+        other.path.remote.address,
+    )
 
 
 def _retire_children(sa: IkeSa, now: float) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from xfrmpy.ike.collisions import survives
 from xfrmpy.ike.informational import LivenessCheck
 from xfrmpy.ike.states import IkeSaState
-from xfrmpy.ike.succession import leave
+from xfrmpy.ike.succession import is_awaited, leave
 from xfrmpy.policy.model import Uniqueness
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def close_surplus(sa: IkeSa, now: float) -> None:
         if not _is_known_to_peer(winner):
             if winner.channel.window.is_idle:
                 winner.start(LivenessCheck(winner), now)
+            sa.alone_at = now + OURS_SECONDS
+        elif is_awaited(winner, loser, now):
             sa.alone_at = now + OURS_SECONDS
         elif loser.is_initiator or now >= _latest(sa, other) + THEIRS_SECONDS:
             leave(loser, now)

@@ -15,6 +15,7 @@ from struct import Struct
 from typing import TypeAlias
 
 from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.netlink.messages import Family, Message, split_attributes
 
 TABLE, CHAIN = "xfrmpy-userspace", "in"
 
@@ -74,6 +75,9 @@ class NfTables:
         except OSError as error:
             raise _refused(error.errno) from error
         self._socket.setblocking(False)
+        self._socket.bind((0, 0))
+        self.port: int = self._socket.getsockname()[0]
+        """By which the kernel tells, and others hear, whose request has changed something."""
 
     def close(self) -> None:
         self._socket.close()
@@ -115,6 +119,16 @@ class NfTables:
 def _refused(number: int | None) -> DatapathError:
     reason = os.strerror(number or EIO)
     return DatapathError(f"nf_tables, which keeps unprotected packets out: {reason}", number)
+
+
+NFTABLES = Family(number=_NETLINK_NETFILTER, name="nf_tables", bodies={})
+CHANGES_GROUP = 7  # NFNLGRP_NFTABLES
+
+
+def is_of_our_table(message: Message) -> bool:
+    """Whether a notification is about our table, or something in it."""
+    attributes = split_attributes(message.unknown[_GENERAL.size :])
+    return attributes.get(1) == TABLE.encode() + b"\0"
 
 
 # Requests.
