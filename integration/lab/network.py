@@ -129,6 +129,12 @@ class Host:
         counts += [sent, max(0, sent - received - 1)]
 
 
+def unanswered(log: Path) -> list[int]:
+    """The numbers of the pings without an answer, those that were on their way in the end aside."""
+    answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) ", log.read_text())}
+    return [number for number in range(1, max(answered)) if number not in answered]
+
+
 def _counts(output: str) -> tuple[int, int]:
     """From ping's summary: "3 packets transmitted, 3 received, 0% packet loss, time 404ms"."""
     summary = re.search(r"(\d+) packets transmitted, (\d+) received", output)

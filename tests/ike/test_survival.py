@@ -205,6 +205,28 @@ def test_a_child_sa_that_is_not_in_force_any_more_is_never_put_in_force_again(ke
     assert len(kept.moon.datapath.dump().spd) == len(policies)
 
 
+@pytest.mark.parametrize("direction", Direction)
+def test_an_sa_that_was_being_moved_when_the_daemon_was_killed_is_replaced_at_once(
+    kept: Any, direction: Direction
+) -> None:
+    """The kernel cannot move one: it is deleted, and made again; in between it is nowhere."""
+    kept.up()
+    policies = kept.moon.datapath.dump().spd
+    (moving,) = (e for e in kept.moon.datapath.dump().sad if e.direction is direction)
+    kept.moon.datapath.remove_sa(moving.id)
+    restored = kept.moon.take_over()
+    assert len(restored.lost) == 1
+    kept.moon.outputs.clear()
+    kept.run(0.5)
+    assert kept.moon.reports(ChildSaRekeyed)
+    assert not kept.moon.reports(TunnelClosed)
+    assert kept.moon.datapath.dump().spd == policies
+    assert moving.encryption_key not in _keys(kept.moon)
+    kept.run(20.0)
+    kept.assert_up()
+    kept.assert_mirrored()
+
+
 def test_what_is_in_force_and_in_no_record_is_removed(kept: Any) -> None:
     kept.up()
     entry = kept.moon.datapath.dump().sad[0]
