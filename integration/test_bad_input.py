@@ -202,7 +202,7 @@ POLICY = {
         ("psk: file:/nowhere/at/all", "XF1008", "/nowhere/at/all"),
         ("psk: file:{open}", "XF1009", "0644"),
         ("psk: a secret that stands in the policy", "XF1010", "net.yaml:"),
-        ("on_down: block", "XF1011", "on_down"),
+        ("interface: 169.254.10.1/30", "XF1011", "interface"),
     ],
 )
 def test_a_bad_policy_is_told_with_its_place(

@@ -16,7 +16,7 @@ from integration.lab.process import PATIENCE, eventually
 from integration.lab.site import Site
 from xfrmpy.daemon.restraint import FREELY
 from xfrmpy.datapath.routes import OUR_TABLE
-from xfrmpy.datapath.userspace.nftables import TABLE
+from xfrmpy.datapath.userspace.guard import TABLE
 from xfrmpy.datapath.userspace.tun import DEVICE
 
 pytestmark = pytest.mark.native
@@ -39,7 +39,7 @@ BY_HAND = {
     "device down": (("ip", "link", "set", DEVICE, "down"), "device-changed"),
     "device removed": (("ip", "link", "del", DEVICE), "route-missing"),
     "table of nf_tables deleted": (
-        ("nft", "delete", "table", "inet", TABLE),
+        ("nft", "delete", "table", "inet", TABLE.name),
         "guard-changed",
     ),
 }

@@ -102,7 +102,10 @@ CATALOGUE: dict[str, FailureKind] = {
         title="a secret cannot be read",
         exit_code=_POLICY,
         causes=("the file is not there", "the file belongs to another user"),
-        fixes=("put the secret into the file named: `install -m 600 /dev/stdin FILE`",),
+        fixes=(
+            "put the secret into the file named: `install -m 600 /dev/stdin FILE`",
+            "where the daemon has a user of its own, the file must be his: `chown xfrmpy FILE`",
+        ),
     ),
     "XF1009": FailureKind(
         title="a secret can be read by others",
@@ -329,6 +332,15 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("the worker was killed, or ran out of memory", "a defect of ours"),
         fixes=("start the daemon again; the log and `dmesg` may say why the worker ended",),
     ),
+    "XF3004": FailureKind(
+        title="traffic cannot be kept from going in clear",
+        exit_code=ExitCode.HOST_CANNOT,
+        causes=(
+            "the kernel has no nf_tables, or not its `fib`, `meta` and `rt` expressions",
+            "CAP_NET_ADMIN is missing",
+        ),
+        fixes=("`nft list tables` shows whether the kernel has nf_tables", "`on_down: clear`"),
+    ),
     "XF3005": FailureKind(
         title="what was applied is not in force",
         exit_code=ExitCode.FAILED,
@@ -423,6 +435,11 @@ CATALOGUE: dict[str, FailureKind] = {
         exit_code=ExitCode.FAILED,
         causes=("the directory cannot be written",),
         fixes=("put the files named into their directory; the next start reads them there",),
+    ),
+    "XF4025": FailureKind(
+        title="a file cannot be written",
+        exit_code=ExitCode.FAILED,
+        fixes=("run it with sudo, or name another directory",),
     ),
     "XF5001": FailureKind(title="the command was not understood", exit_code=ExitCode.USAGE),
 }

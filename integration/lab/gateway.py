@@ -262,14 +262,17 @@ def _is_ready(notify: socket.socket) -> bool:
 
 
 def _kernel_objects(host: Host) -> dict[str, str]:
-    """Every device, address, route, rule, SA, policy and table of nf_tables of a namespace."""
+    """Every device, address, route, rule, SA, policy and table of nf_tables of a namespace.
+
+    What is blocked is to outlive a daemon.
+    """
     ip = ("ip", "-n", host.namespace, "-brief")
     queries = ("address show", "route show table all", "rule show", "xfrm state", "xfrm policy")
     listed = run(*ip, "-batch", "-", stdin="\n".join((*queries, ""))).stdout
     return {
         "objects": _settled(listed),
         "IPv6 rules": run(*ip, "-6", "rule", "show").stdout,
-        "tables": host.run("nft", "list", "tables"),
+        "tables": host.run("nft", "list", "tables").replace("table inet xfrmpy-block\n", ""),
     }
 
 

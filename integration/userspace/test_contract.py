@@ -36,7 +36,7 @@ from integration.userspace.place import (
 )
 from xfrmpy.datapath.interface import DatapathError, MappingChanged, Realm
 from xfrmpy.datapath.userspace.client import UserspaceDatapath
-from xfrmpy.datapath.userspace.nftables import TABLE
+from xfrmpy.datapath.userspace.guard import TABLE
 from xfrmpy.datapath.userspace.tun import DEVICE
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
 from xfrmpy.ipsec.drift import Dump, Finding
@@ -130,8 +130,8 @@ class TestWatching(WatchContract):
         [
             (("ip", "link", "set", DEVICE, "down"), Finding.DEVICE_CHANGED),
             (("ip", "link", "set", DEVICE, "mtu", "1400"), Finding.DEVICE_CHANGED),
-            (("nft", "delete", "table", "inet", TABLE), Finding.GUARD_CHANGED),
-            (("nft", "flush", "chain", "inet", TABLE, "in"), Finding.GUARD_CHANGED),
+            (("nft", "delete", "table", "inet", TABLE.name), Finding.GUARD_CHANGED),
+            (("nft", "flush", "chain", "inet", TABLE.name, "in"), Finding.GUARD_CHANGED),
             (("nft", "flush", "ruleset"), Finding.GUARD_CHANGED),
         ],
         ids=str,
@@ -143,7 +143,7 @@ class TestWatching(WatchContract):
         command: tuple[str, ...],
         finding: Finding,
     ) -> None:
-        there = ("nft", "list", "table", "inet", TABLE), ("ip", "-br", "link", "show", DEVICE)
+        there = ("nft", "list", "table", "inet", TABLE.name), ("ip", "-br", "link", "show", DEVICE)
         before = [run("ip", "netns", "exec", gateway, *each) for each in there]
         run("ip", "netns", "exec", gateway, *command)
         assert is_told(watching)

@@ -19,8 +19,7 @@ import pytest
 
 from integration.contract.sites import gateway_namespace, inside
 from integration.lab.network import Host, Network, subnet
-from xfrmpy.datapath.userspace.guard import Guard
-from xfrmpy.datapath.userspace.nftables import CHAIN, TABLE
+from xfrmpy.datapath.userspace.guard import CHAIN, TABLE, Guard
 from xfrmpy.ipsec.selectors import MaskedPort, Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template
 
@@ -60,7 +59,7 @@ def policy(
 
 def listed() -> list[tuple[str, str]]:
     """What our rules look up, in their order, each with the map's elements, as `nft` reads them."""
-    command = ["nft", "list", "table", "inet", TABLE]
+    command = ["nft", "list", "table", "inet", TABLE.name]
     text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     maps = dict(re.findall(r"map (\S+) {\s+type .*?\s+elements = { (.*?) }", text, re.DOTALL))
     return [
@@ -72,7 +71,7 @@ def listed() -> list[tuple[str, str]]:
 
 def rules() -> str:
     """Our rules with their handles, by which it shows whether one has been made anew."""
-    command = ["nft", "-a", "list", "chain", "inet", TABLE, CHAIN]
+    command = ["nft", "-a", "list", "chain", "inet", TABLE.name, CHAIN]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

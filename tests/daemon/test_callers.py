@@ -20,7 +20,7 @@ import pytest
 from xfrmpy.control.client import Client
 from xfrmpy.control.protocol import DOWN, SOCKET_NAME, STATUS, UP, StatusReply
 from xfrmpy.daemon import callers
-from xfrmpy.daemon.callers import Doorkeeper, reading_group
+from xfrmpy.daemon.callers import Doorkeeper, give_to_group, reading_group
 from xfrmpy.daemon.control_server import MAX_CALL_OF_READERS, ControlServer
 from xfrmpy.failures import OperatorError
 
@@ -220,3 +220,18 @@ def test_who_may_only_look_cannot_make_the_daemon_keep_much(directory: Path) -> 
     looked, changed = serve(directory, GROUP, talk)
     assert "Connection" in looked["error"]
     assert changed["error"] == "org.varlink.service.MethodNotFound"
+
+
+@as_root
+def test_a_daemon_that_is_not_root_gives_sockets_to_its_own_groups_only(directory: Path) -> None:
+    path = directory / "socket"
+    path.touch()
+    os.chown(path, STRANGER, STRANGER)
+    os.seteuid(STRANGER)
+    try:
+        give_to_group(path, STRANGER)
+        with pytest.raises(OperatorError, match=r"XF4003.* of which we are no member"):
+            give_to_group(path, GROUP)
+    finally:
+        os.seteuid(0)
+    assert (path.stat().st_gid, stat.S_IMODE(path.stat().st_mode)) == (STRANGER, 0o660)

@@ -134,7 +134,6 @@ def test_what_is_planned_is_refused_as_not_supported_and_as_nothing_else(
         "22:41: 'ca' is not supported yet",
         "22:60: 'id' cannot be a distinguished name yet",
         "23:20: 'profile' cannot be cnsa yet",
-        "28:5: 'on_down' is not supported yet",
     ]
 
 

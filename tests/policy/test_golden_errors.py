@@ -130,7 +130,7 @@ APPENDED: dict[str, tuple[str, ...]] = {
     "interface: 169.254.10.1/30\n": ("1: XF1011: 'interface' is not supported yet",),
     "interface:\n": ("1: XF1011: 'interface' is not supported yet",),
     "traffic: tcp/5432\n": ("1: XF1011: 'traffic' is not supported yet",),
-    "on_down: block\n": ("1: XF1011: 'on_down' is not supported yet",),
+    "on_down: drop\n": ("10: XF1004: 'on_down' must be one of block, clear, not 'drop'",),
     "cert: gw1\n": ("1: XF1011: 'cert' is not supported yet",),
     "ca: root\n": ("1: XF1011: 'ca' is not supported yet",),
     "a: &x 1\n": ("4: XF1001: anchors and aliases (`&`, `*`) are not read",),

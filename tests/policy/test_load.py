@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import pwd
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from xfrmpy.failures import CATALOGUE
+from xfrmpy.policy import load
 from xfrmpy.policy.load import (
     DEFAULT_LAYERS,
     MAX_FILE,
@@ -280,6 +282,25 @@ def test_a_secret_of_another_user_is_refused(layers: tuple[Path, ...]) -> None:
     os.chown(secret(layers[2], "key", "x" * 32), 12345, 12345)
     (error,) = load_policy(layers).errors
     assert (error.code, "uid 12345" in error.message) == ("XF1009", True)
+
+
+@needs_root
+def test_a_secret_may_belong_to_the_daemons_own_user(
+    layers: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He is found by his name; others read his files no more than root's."""
+    nobody = pwd.getpwnam("nobody")
+    monkeypatch.setattr(load, "DAEMON_USER", nobody.pw_name)
+    (layers[2] / "a.yaml").write_text(tunnel())
+    path = secret(layers[2], "key", "x" * 32)
+    os.chown(path, nobody.pw_uid, nobody.pw_gid)
+    path.chmod(0o400)
+    assert load_policy(layers).errors == ()
+    path.chmod(0o440)
+    assert [error.code for error in load_policy(layers).errors] == ["XF1009"]
+    os.chown(path, 12345, 12345)
+    (error,) = load_policy(layers).errors
+    assert error.hint == f"chown nobody {path}"
 
 
 def test_a_secret_that_is_no_regular_file_is_refused(layers: tuple[Path, ...]) -> None:

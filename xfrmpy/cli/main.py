@@ -428,6 +428,25 @@ def rollback(timeout: Timeout = 60.0, output: Format = Output.HUMAN) -> int:
 
 
 @app.command()
+def units(
+    install: Annotated[
+        bool, typer.Option("--install", help="Write them; without it they are shown.")
+    ] = False,
+    root: Annotated[
+        Path, typer.Option(metavar="DIRECTORY", help="The tree to write into.", show_default="/")
+    ] = Path("/"),
+    program: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="The `xfrmpy` that they start.", show_default="this one"),
+    ] = None,
+) -> int:
+    """Show or install the units for systemd, and what makes the daemon's own user."""
+    from xfrmpy.cli.units import install_units, show_units
+
+    return install_units(root, program) if install else show_units(program)
+
+
+@app.command()
 def demo(
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave it up, and say how to enter.")
@@ -466,6 +485,21 @@ def daemon(context: typer.Context) -> NoReturn:
     """Run the daemon in the foreground; `xfrmpy daemon --help` lists its options."""
     # -P: the current directory, which may be anybody's, does not belong on a root's import path.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "xfrmpy.daemon", *context.args])
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def block(context: typer.Context) -> NoReturn:
+    """Block what must not go in clear (`on_down: block`), without a daemon; `--lift` lets it pass.
+
+    For boot, before there is a network. The daemon does it, too, and leaves it so when it ends.
+    """
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "xfrmpy.daemon.blocking", *context.args])
 
 
 def _told(output: Output, command: Callable[[], int]) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from xfrmpy.daemon.blocking import Blocking
 from xfrmpy.daemon.datapaths import Datapaths, Placement
 from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.keeper import Keeper, error_of
@@ -96,12 +97,14 @@ class Applier:
         engine: Engine,
         datapaths: Datapaths,
         reconciler: Reconciler,
+        blocking: Blocking,
     ) -> None:
         self._tunnels = tunnels
         self._keeper = keeper
         self._engine = engine
         self._datapaths = datapaths
         self._reconciler = reconciler
+        self._blocking = blocking
 
     def policies(self) -> tuple[TunnelPolicy, ...]:
         """Those in force, as this host can keep them."""
@@ -138,6 +141,14 @@ class Applier:
         """
         if plan.failure is not None:
             raise error_of(plan.failure)
+        wanted = (planned.change.after for planned in plan.changes)
+        self._blocking.follow((*self.policies(), *(p for p in wanted if p is not None)))
+        try:
+            await self._change(plan, seconds, tell, allow_pending=allow_pending)
+        finally:
+            self._blocking.follow(self.policies())
+
+    async def _change(self, plan: Plan, seconds: float, tell: Tell, *, allow_pending: bool) -> None:
         undo: list[PlannedChange] = []
         for planned in plan.changes:
             undo.append(self._reverse(planned))

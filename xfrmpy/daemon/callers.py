@@ -13,6 +13,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from struct import Struct
 
 from xfrmpy.failures import OperatorError
@@ -90,6 +91,17 @@ def reading_group(name: str | None) -> int | None:
         if name is None:
             return None
         raise OperatorError("XF4005", f"there is no group {name!r} on this host") from error
+
+
+def give_to_group(path: Path, gid: int) -> None:
+    """Let a group use a socket. Raises `OperatorError` where it is not for us to give."""
+    try:
+        if path.stat().st_gid != gid:  # A service need not be allowed the call.
+            os.chown(path, -1, gid)
+    except PermissionError as error:
+        reason = f"{path} may not be given to group {gid}, of which we are no member"
+        raise OperatorError("XF4003", reason) from error
+    path.chmod(0o660)
 
 
 def _groups(connection: socket.socket, primary: int) -> set[int]:

@@ -36,7 +36,7 @@ from xfrmpy.control.protocol import (
     encode_reply,
 )
 from xfrmpy.control.values import Unfit, decode, parse_object
-from xfrmpy.daemon.callers import Caller, Doorkeeper
+from xfrmpy.daemon.callers import Caller, Doorkeeper, give_to_group
 from xfrmpy.daemon.replies import reply_of
 from xfrmpy.failures import Failure, OperatorError
 
@@ -105,8 +105,7 @@ class ControlServer:
         finally:
             os.umask(old_mask)
         if self._doorkeeper.gid is not None:
-            os.chown(self._path, -1, self._doorkeeper.gid)
-            self._path.chmod(0o660)
+            give_to_group(self._path, self._doorkeeper.gid)
         return listener
 
     def _meet(self) -> asyncio.StreamReaderProtocol:

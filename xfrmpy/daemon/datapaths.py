@@ -113,6 +113,17 @@ class Datapaths:
             log.warning("no drop counters: %s", error)
             return {}
 
+    def answer(self) -> bool:
+        """Whether those that are processes still do what they are asked."""
+        if self._userspace is None:
+            return True
+        try:
+            self._userspace.confirm()
+        except DatapathError as error:
+            log.error("the userspace datapath is not well: %s", error)
+            return False
+        return True
+
     def leave(self) -> None:
         """Let everything go on without us."""
         for datapath in self.opened():

@@ -92,6 +92,12 @@ EVENTS: dict[str, EventKind] = {
         ),
         ("drift-left", Severity.WARNING, "the same, but it stays as it is, and why"),
         ("defect-found", Severity.CRITICAL, "a datagram met a defect of ours, and was kept"),
+        (
+            "block-restored",
+            Severity.WARNING,
+            "others took away what keeps traffic from going clear",
+        ),
+        ("block-lost", Severity.CRITICAL, "the same, and it cannot be put back"),
         ("datapath-lost", Severity.CRITICAL, "a datapath ended by itself; the daemon stops"),
     )
 }

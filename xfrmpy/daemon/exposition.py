@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from xfrmpy.daemon.callers import give_to_group
 from xfrmpy.failures import OperatorError
 
 log = logging.getLogger(__name__)
@@ -120,8 +121,7 @@ class Exposition:
         finally:
             os.umask(old_mask)
         if self._gid is not None:
-            os.chown(path, -1, self._gid)
-            path.chmod(0o660)
+            give_to_group(path, self._gid)
         return listener
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

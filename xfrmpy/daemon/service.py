@@ -22,6 +22,7 @@ from xfrmpy import __version__
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import Progress, StatusReply, TunnelReply, TunnelStatus
 from xfrmpy.daemon.applying import Applier
+from xfrmpy.daemon.blocking import Blocking
 from xfrmpy.daemon.callers import Doorkeeper
 from xfrmpy.daemon.control_server import ControlServer
 from xfrmpy.daemon.crash_secret import crash_secret
@@ -33,7 +34,7 @@ from xfrmpy.daemon.keeper import Keeper, error_of
 from xfrmpy.daemon.measurement import Measurement
 from xfrmpy.daemon.narration import narrate
 from xfrmpy.daemon.news import News
-from xfrmpy.daemon.notify import notify_service_manager
+from xfrmpy.daemon.notify import ServiceManager
 from xfrmpy.daemon.observation import Observation
 from xfrmpy.daemon.occurrences import placed, started, stopping, taken_over
 from xfrmpy.daemon.policy_calls import PolicyCalls
@@ -102,9 +103,13 @@ class Service:
         self._stopped = asyncio.Event()
         self._lost: OperatorError | None = None
         self._news = News()
+        self._manager = ServiceManager(self._environ)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopped.set)
         self._loop.add_signal_handler(signal.SIGUSR2, self._be_relieved)
+        # Before anything that may fail: what must not go in clear must not meanwhile, either.
+        self._blocking = Blocking()
+        self._blocking.enforce(self._loaded)
         # The sockets first: they show that the ports are ours, and the userspace worker opens its
         # own on the shared port behind them.
         with contextlib.ExitStack() as stack:
@@ -166,7 +171,9 @@ class Service:
             self._tunnels, self._news, self._engine.totals, self._engine.ike_sas, self._drops
         )
         exposition = Exposition(self._exposure, measurement.text, self._doorkeeper.gid)
-        applier = Applier(self._tunnels, self._keeper, engine, self._datapaths, reconciler)
+        applier = Applier(
+            self._tunnels, self._keeper, engine, self._datapaths, reconciler, self._blocking
+        )
         self._policy = PolicyCalls(self._loaded, config_path(self._environ), applier)
         control = ControlServer(
             self._runtime_dir / protocol.SOCKET_NAME,
@@ -190,6 +197,7 @@ class Service:
             self._engine.start()
             self._kept.watch(sockets)
             reconciler.watch()
+            self._blocking.keep(self._news.hear)
             await control.start()
             await exposition.start()
             self._keeper.spawn(self._keeper.keep_resolving())
@@ -198,11 +206,13 @@ class Service:
                     self._keeper.want(tunnel)
                 elif restored is not None and tunnel.policy.name in restored.replaced:
                     self._keeper.spawn(self._keeper.bring_back(tunnel))
-            notify_service_manager(self._environ, "READY=1")
+            self._manager.tell("READY=1")
+            self._keeper.spawn(self._manager.keep_status(self._summary))
+            self._keeper.spawn(self._manager.keep_watchdog(self._datapaths.answer))
             self._news.hear(started(os.getpid(), len(self._tunnels)))
             await self._stopped.wait()
             self._news.hear(stopping(leaves_all=self._is_relieved))
-            notify_service_manager(self._environ, "STOPPING=1")
+            self._manager.tell("STOPPING=1")
         finally:
             await control.stop()
             await exposition.stop()
@@ -212,6 +222,7 @@ class Service:
             if not self._is_relieved:
                 await self._say_farewell()
             self._kept.ignore()
+            self._blocking.stop()
             self._engine.stop()
 
     def _be_relieved(self) -> None:
@@ -255,6 +266,7 @@ class Service:
 
     def _hear(self, report: Output) -> None:
         self._news.hear(report)
+        self._manager.note_change()
         tunnel = self._tunnels.get(getattr(report, "tunnel", ""))
         if tunnel is None:
             return
@@ -383,6 +395,10 @@ class Service:
             evidence.append(("did you mean", near[0]))
         evidence += [("left out", str(error)) for error in self._policy.loaded.errors]
         raise OperatorError("XF1013", f"there is no tunnel {name!r}", tuple(evidence))
+
+    def _summary(self) -> str:
+        up = sum(self._keeper.state(tunnel) == "up" for tunnel in self._tunnels.values())
+        return f"{up} of {len(self._tunnels)} tunnels up"
 
     def _drops(self) -> dict[str, int]:
         return {**self._engine.drops, **self._datapaths.drops()}

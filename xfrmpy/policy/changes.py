@@ -204,6 +204,7 @@ _OF_TUNNEL: dict[str, _Key] = {
     "childless": _Key("childless", Impact.HOT, _onoff),
     "redirect": _Key("redirect", Impact.HOT, _onoff),
     "redirect_to": _Key("redirect_to", Impact.HOT, _or_none),
+    "on_down": _Key("on_down", Impact.HOT),
 }
 
 _OF_CHILD: dict[str, _Key] = {

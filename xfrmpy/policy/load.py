@@ -11,15 +11,18 @@ import base64
 import binascii
 import difflib
 import os
+import pwd
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from xfrmpy.ipsec.selectors import Selector
+from xfrmpy.policy.blocking import blocked_traffic
 from xfrmpy.policy.document import Node, compose_document, decode_text
 from xfrmpy.policy.errors import START, Findings, Mark, PolicyError
-from xfrmpy.policy.model import SharedKey, TunnelPolicy
+from xfrmpy.policy.model import OnDown, SharedKey, TunnelPolicy
 from xfrmpy.policy.resolve import (
     MAX_TUNNELS,
     Place,
@@ -49,6 +52,10 @@ MAX_FILE = 1 << 20
 """Octets; some 7,000 tunnels in one file."""
 
 MAX_SECRET = 4096
+DAEMON_USER = "xfrmpy"
+"""Who runs the daemon where it has a user of its own; secrets may be his. Not his group's, whose
+members may only look at tunnels."""
+
 WEAK_SECRET = 16
 """Octets. RFC 7296 section 2.15 asks for as much unpredictability as the strongest key negotiated;
 below 128 bits even a random secret has less, and can be guessed off-line by an active attacker."""
@@ -56,11 +63,15 @@ below 128 bits even a random secret has less, and can be guessed off-line by an 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedPolicy:
-    """The tunnels in force, in the order of their names, and all that was found."""
+    """The tunnels in force, in the order of their names, and all that was found.
+
+    `blocked` is the traffic that must not go in clear, also that of tunnels left out for an error.
+    """
 
     tunnels: tuple[TunnelPolicy, ...]
     errors: tuple[PolicyError, ...]
     warnings: tuple[PolicyError, ...]
+    blocked: tuple[Selector, ...] = ()
 
 
 def config_path(environ: Mapping[str, str]) -> tuple[Path, ...]:
@@ -149,11 +160,14 @@ def _load(
     reqids = assign_reqids(_labels_within_limit(files))
     read_key = partial(_read_key, secrets)
     resolved: list[tuple[Place, TunnelPolicy]] = []
+    left_out: list[TunnelPolicy | None] = []
     for written in (written for file in files for written in file.tunnels):
         ours = {child: reqids.get(label, 0) for child, label in _labels(written).items()}
         policy = resolve_tunnel(written.name, written.tunnel, written.place, ours, read_key)
         if policy is not None:
             resolved.append((written.place, policy))
+        elif written.tunnel.on_down is OnDown.BLOCK:
+            left_out.append(_without_secret(written, ours))
     _report_overlaps(resolved)
     findings = [*faults, *(file.findings for file in files)]
     good = [policy for place, policy in resolved if not place.findings.errors]
@@ -161,6 +175,21 @@ def _load(
         tunnels=tuple(sorted(good, key=lambda tunnel: tunnel.name)),
         errors=tuple(error for each in findings for error in _in_order(each.errors)),
         warnings=tuple(warning for each in findings for warning in _in_order(each.warnings)),
+        blocked=blocked_traffic(
+            policy for policy in (*(p for _, p in resolved), *left_out) if policy is not None
+        ),
+    )
+
+
+def _without_secret(written: _Written, reqids: Mapping[str, int]) -> TunnelPolicy | None:
+    """What a tunnel would be if its secret could be read: its traffic is to be blocked anyway."""
+    place = replace(written.place, findings=Findings(file=written.place.findings.file))
+    return resolve_tunnel(
+        written.name,
+        written.tunnel,
+        place,
+        reqids,
+        lambda _reference, _mark, _findings: SharedKey(octets=b"", origin=""),
     )
 
 
@@ -334,11 +363,14 @@ def _read_key(
         data, status = _read_regular(path, MAX_SECRET)
         octets = _parse_secret(data)
     except (OSError, ValueError) as error:
-        findings.error("XF1008", mark, f"the secret {name} cannot be read: {_reason(error)}")
+        message = f"the secret {name} cannot be read: {_reason(error)}"
+        is_his = isinstance(error, PermissionError) and os.geteuid() == _daemon_user()
+        findings.error("XF1008", mark, message, f"chown {DAEMON_USER} {name}" if is_his else "")
         return None
-    if status.st_uid not in (0, os.geteuid()):
+    if status.st_uid not in (0, os.geteuid(), _daemon_user()):
         message = f"the secret {name} belongs to another user (uid {status.st_uid})"
-        findings.error("XF1009", mark, message, f"chown root {name}")
+        owner = "root" if _daemon_user() is None else DAEMON_USER
+        findings.error("XF1009", mark, message, f"chown {owner} {name}")
         return None
     if status.st_mode & 0o077:
         message = f"the secret {name} can be read by others (mode {status.st_mode & 0o7777:04o})"
@@ -348,6 +380,13 @@ def _read_key(
         message = f"the secret {name} is shorter than {WEAK_SECRET} octets"
         findings.warn("XF1015", mark, message, "make one with `openssl rand -base64 32`")
     return SharedKey(octets=octets, origin=name)
+
+
+def _daemon_user() -> int | None:
+    try:
+        return pwd.getpwnam(DAEMON_USER).pw_uid
+    except KeyError:
+        return None
 
 
 def _secret_path(secrets: Sequence[Path], reference: SecretReference) -> Path | None:

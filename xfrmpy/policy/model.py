@@ -53,6 +53,13 @@ class Uniqueness(StrEnum):
     REPLACE = "replace"
 
 
+class OnDown(StrEnum):
+    """What becomes of a tunnel's traffic that no SA carries: it goes in clear, or not at all."""
+
+    BLOCK = "block"
+    CLEAR = "clear"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedKey:
     """A pre-shared key, and where it came from, in words that may be shown."""
@@ -136,6 +143,7 @@ class TunnelPolicy:
     childless: bool = False
     redirect: bool = True
     redirect_to: str | None = None
+    on_down: OnDown = OnDown.CLEAR
 
     def identity_at(self, address: IpAddress) -> Identity:
         """Who we say we are when we use this address of ours."""

@@ -22,6 +22,7 @@ from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import Findings, Mark
 from xfrmpy.policy.model import (
     ChildPolicy,
+    OnDown,
     Retransmission,
     SharedKey,
     StartMode,
@@ -109,6 +110,7 @@ def resolve_tunnel(
             childless=tunnel.childless,
             redirect=tunnel.redirect,
             redirect_to=tunnel.redirect_to,
+            on_down=tunnel.on_down,
             retransmission=_retransmission(tunnel.retransmission or Retransmit()),
         ),
     )
@@ -124,6 +126,10 @@ def _check_peer(tunnel: Tunnel, place: Place) -> None:
         message = f"'start' cannot be {tunnel.start} without a 'peer'"
         place.error("XF1004", ("start",), message, "write listen, or add 'peer'")
     addresses = [address for address in map(_address, tunnel.peer or ()) if address is not None]
+    blocks_hosts = tunnel.on_down is OnDown.BLOCK and tunnel.mode is Mode.TRANSPORT
+    if blocks_hosts and (not addresses or len(addresses) < len(tunnel.peer or ())):
+        message = "'on_down' cannot be block in transport mode without the peer's address"
+        place.error("XF1004", ("on_down",), message, "write the address in 'peer'")
     ours = tunnel.local_address
     if ours is not None and any(theirs.version != ours.version for theirs in addresses):
         message = f"'local_address' is IPv{ours.version}, and an address of 'peer' is not"

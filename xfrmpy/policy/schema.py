@@ -36,7 +36,7 @@ from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy import values
 from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import MAX_FINDINGS, Findings, shown
-from xfrmpy.policy.model import DatapathChoice, Encapsulation, StartMode, Uniqueness
+from xfrmpy.policy.model import DatapathChoice, Encapsulation, OnDown, StartMode, Uniqueness
 from xfrmpy.policy.profiles import PROFILES
 from xfrmpy.registry import ProtocolId
 
@@ -354,11 +354,15 @@ class Tunnel(Keys):
         "they can be; those that have come to that very address are served.",
         "vpn2.example.org",
     )
+    on_down: Annotated[OnDown, _choice(OnDown)] | None = _key(
+        "What becomes of the traffic that no SA carries: `block`, never in clear, from boot on and "
+        "whatever becomes of the daemon; or `clear`. Default: `clear`.",
+        "block",
+    )
     interface: NotYet = None
     cert: NotYet = None
     ca: NotYet = None
     traffic: NotYet = None
-    on_down: NotYet = None
 
 
 class PolicyFile(Keys):

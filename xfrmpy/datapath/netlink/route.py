@@ -45,7 +45,14 @@ class LinkAttribute(IntEnum):
 
     IFNAME = 3
     MTU = 4
+    AF_SPEC = 26
     EXT_MASK = 29
+
+
+class LinkInet6(IntEnum):
+    """IFLA_INET6_*, within AF_INET6 within `LinkAttribute.AF_SPEC`."""
+
+    ADDR_GEN_MODE = 8
 
 
 class Address(IntEnum):

@@ -23,8 +23,7 @@ from xfrmpy.datapath.links import Links
 from xfrmpy.datapath.paths import Paths
 from xfrmpy.datapath.routes import RouteOwner, Routes
 from xfrmpy.datapath.userspace import requests
-from xfrmpy.datapath.userspace.guard import Guard
-from xfrmpy.datapath.userspace.nftables import TABLE
+from xfrmpy.datapath.userspace.guard import TABLE, Guard
 from xfrmpy.datapath.userspace.process import WorkerProcess
 from xfrmpy.datapath.userspace.tun import DEVICE, DEVICE_MTU, MAX_MTU, bring_up
 from xfrmpy.datapath.watch import ROUTING, Watch
@@ -204,6 +203,10 @@ class UserspaceDatapath:
             answers += from_plain(tuple[float | None, ...], plain)
         return tuple(answers)
 
+    def confirm(self) -> None:
+        """Raises `DatapathError` if the worker does not answer."""
+        self._worker.ask("hello")
+
     def drops(self) -> dict[str, int]:
         counts = self._worker.ask("drops")
         assert isinstance(counts, dict)
@@ -222,7 +225,7 @@ class UserspaceDatapath:
         ends = (_ends(entry) for entry in self._outbound.values())
         found = [*self._find_device_amiss(), *self._paths.find_amiss(ends)]
         if self._guard.is_doubtful:
-            what = f"nf_tables' table {TABLE}"
+            what = f"nf_tables' table {TABLE.name}"
             found.append(Difference(finding=Finding.GUARD_CHANGED, what=what))
         return (*found, *self._routes.find_amiss())
 

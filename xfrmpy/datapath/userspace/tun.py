@@ -11,6 +11,9 @@ from pathlib import Path
 from struct import Struct
 
 from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.netlink.messages import Message, encode_attributes
+from xfrmpy.datapath.netlink.route import RTNETLINK, LinkAttribute, LinkInet6, MessageType
+from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 
 DEVICE = "xfrmpy0"
 
@@ -22,7 +25,7 @@ _IFF_UP = 0x1
 _FLAGS = Struct("=16sH22x")  # struct ifreq with ifr_flags
 _MTU = Struct("=16si20x")  # struct ifreq with ifr_mtu
 
-_ADDR_GEN_NONE = "1"
+_ADDR_GEN_NONE = b"\x01"  # IN6_ADDR_GEN_MODE_NONE
 
 MAX_MTU = 65535
 
@@ -69,9 +72,18 @@ class Tun:
 
 
 def _silence() -> None:
-    """No address of its own, so no router solicitations; inner IPv6 works without."""
-    with contextlib.suppress(OSError):
-        Path("/proc/sys/net/ipv6/conf", DEVICE, "addr_gen_mode").write_text(_ADDR_GEN_NONE)
+    """No address of its own, so no router solicitations; inner IPv6 works without.
+
+    By netlink, for /proc/sys may be read-only to a service. Without IPv6 there is nothing to do.
+    """
+    mode = encode_attributes({LinkInet6.ADDR_GEN_MODE: _ADDR_GEN_NONE})
+    setting = Message(
+        type=MessageType.NEWLINK,
+        body={"index": socket.if_nametoindex(DEVICE)},
+        attributes={LinkAttribute.AF_SPEC: encode_attributes({socket.AF_INET6: mode})},
+    )
+    with contextlib.suppress(DatapathError), contextlib.closing(NetlinkSocket(RTNETLINK)) as kernel:
+        kernel.ask(Request(setting, f"keep {DEVICE} without an address"))
 
 
 def bring_up() -> None:

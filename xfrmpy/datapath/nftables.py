@@ -1,4 +1,4 @@
-"""nf_tables in octets: a table with one chain, its rules, and its maps from keys to verdicts.
+"""nf_tables in octets: a table with its chains, their rules, and its maps from keys to verdicts.
 
 Layouts and numbers: nf_tables.h and nfnetlink.h of <linux/netfilter/>. A rule is expressions: each
 leaves the rule if it is not met, the last says what to do. Nothing here knows of policies.
@@ -15,16 +15,18 @@ from struct import Struct
 from typing import TypeAlias
 
 from xfrmpy.datapath.interface import DatapathError
-from xfrmpy.datapath.netlink.messages import Family, Message, split_attributes
-
-TABLE, CHAIN = "xfrmpy-userspace", "in"
-
-PRIORITY = -300
-"""That of `raw`: before connection tracking, which should not know of what is dropped."""
+from xfrmpy.datapath.netlink.messages import Family, Message
 
 DROP, ACCEPT = 0, 1
 
-META_IIFNAME, META_NFPROTO, META_L4PROTO = 6, 15, 16
+PREROUTING, POSTROUTING = 0, 4  # NF_INET_*
+RAW_PRIORITY = -300
+"""Before connection tracking, which should not know of what is dropped."""
+
+META_IIFNAME, META_OIFNAME, META_NFPROTO, META_L4PROTO, META_SECPATH = 6, 7, 15, 16, 25
+ROUTE_XFRM = 4  # NFT_RT_XFRM
+_ADDRESS_KIND, _OF_SOURCE, _OF_DESTINATION = 3, 1, 2  # NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_*
+_LOCAL = Struct("=I").pack(2)  # RTN_LOCAL
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
 EQUAL, UNEQUAL, AT_MOST, AT_LEAST = 0, 1, 3, 5  # NFT_CMP_*
 FIRST_REGISTER = 8  # NFT_REG32_00: four octets each
@@ -32,6 +34,7 @@ FIRST_REGISTER = 8  # NFT_REG32_00: four octets each
 Request: TypeAlias = tuple[int, int, bytes]
 """A message's type, flags and body."""
 
+_UDP, _FRAGMENT, _ICMPV6 = 17, 44, 58
 _NETLINK_NETFILTER = 12
 _SO_SNDBUFFORCE = 32
 _HEADER = Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
@@ -48,10 +51,13 @@ _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE, _DELRULE, _NEWSET, _DELSET, _NEWELEMENT, _DELELEMENT = (
     _SUBSYSTEM << 8 | number for number in (0, 2, 3, 6, 8, 9, 11, 12, 14)
 )
+_DELETIONS = frozenset(_SUBSYSTEM << 8 | number for number in (2, 5, 8, 11, 14))
+NFTABLES = Family(number=_NETLINK_NETFILTER, name="nf_tables", bodies={})
+CHANGES_GROUP = 7  # NFNLGRP_NFTABLES
+
 _INET = _GENERAL.pack(1, 0, 0)  # NFPROTO_INET: IPv4 and IPv6
 _BEGIN = (0x10, 0, _GENERAL.pack(0, 0, _SUBSYSTEM))
 _END = (0x11, 0, _GENERAL.pack(0, 0, _SUBSYSTEM))
-_PREROUTING = 0
 _IS_MAP = 8  # NFT_SET_MAP
 _TO_VERDICTS = 0xFFFFFF00  # NFT_DATA_VERDICT
 _TYPE_BITS = 6
@@ -116,73 +122,70 @@ class NfTables:
                 yield -number
 
 
+def is_deletion(message: Message) -> bool:
+    """Whether a notification tells that something was taken away."""
+    return message.type in _DELETIONS
+
+
 def _refused(number: int | None) -> DatapathError:
     reason = os.strerror(number or EIO)
     return DatapathError(f"nf_tables, which keeps unprotected packets out: {reason}", number)
 
 
-NFTABLES = Family(number=_NETLINK_NETFILTER, name="nf_tables", bodies={})
-CHANGES_GROUP = 7  # NFNLGRP_NFTABLES
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The requests about one table, by its name."""
 
+    name: str
 
-def is_of_our_table(message: Message) -> bool:
-    """Whether a notification is about our table, or something in it."""
-    attributes = split_attributes(message.unknown[_GENERAL.size :])
-    return attributes.get(1) == TABLE.encode() + b"\0"
+    def is_told_of(self, message: Message) -> bool:
+        """Whether a notification is about it, or something in it."""
+        return message.unknown.startswith(_text(1, self.name), _GENERAL.size)
 
+    def delete(self) -> list[Request]:
+        """Adding what may be there and then deleting it is how an absent table is no error."""
+        return [self.add(), (_DELTABLE, 0, self._named())]
 
-# Requests.
+    def add(self) -> Request:
+        return _NEWTABLE, _CREATE, self._named()
 
+    def add_chain(self, chain: str, hook: int, priority: int) -> Request:
+        """One that lets everything pass."""
+        place = _attribute(1, _NUMBER.pack(hook)) + _attribute(2, _SIGNED.pack(priority))
+        body = self._named() + _text(3, chain) + _nested(4, place) + _text(7, "filter")
+        return _NEWCHAIN, _CREATE, body
 
-def delete_table() -> list[Request]:
-    """Adding what may be there and then deleting it is how an absent table is no error."""
-    table = _INET + _text(1, TABLE)
-    return [(_NEWTABLE, _CREATE, table), (_DELTABLE, 0, table)]
+    def add_rule(self, chain: str, expressions: bytes) -> Request:
+        """Behind those that are there."""
+        return _NEWRULE, _CREATE | _APPEND, self._named(chain) + _nested(4, expressions)
 
+    def delete_rules(self, chain: str) -> Request:
+        return _DELRULE, 0, self._named(chain)
 
-def add_table() -> list[Request]:
-    """The table with its chain, which lets everything in."""
-    hook = _attribute(1, _NUMBER.pack(_PREROUTING)) + _attribute(2, _SIGNED.pack(PRIORITY))
-    names = _text(1, TABLE) + _text(3, CHAIN)
-    chain = _INET + names + _nested(4, hook) + _text(7, "filter")
-    return [(_NEWTABLE, _CREATE, _INET + _text(1, TABLE)), (_NEWCHAIN, _CREATE, chain)]
+    def add_map(self, name: str, key: Iterable[Field]) -> Request:
+        size = datatype = 0
+        for each in key:
+            size += _padded(each.size)
+            datatype = datatype << _TYPE_BITS | each.datatype
+        shape = _number(3, _IS_MAP) + _number(4, datatype) + _number(5, size)
+        body = self._named(name) + shape + _number(6, _TO_VERDICTS) + _number(10, 1)
+        return _NEWSET, _CREATE, body
 
+    def delete_map(self, name: str) -> Request:
+        return _DELSET, 0, self._named(name)
 
-def add_rule(expressions: bytes) -> Request:
-    """Behind those that are there."""
-    names = _text(1, TABLE) + _text(2, CHAIN)
-    return _NEWRULE, _CREATE | _APPEND, _INET + names + _nested(4, expressions)
+    def add_element(self, name: str, key: bytes, verdict: int) -> Request:
+        element = _data(1, key) + _nested(2, _code(verdict))
+        return _NEWELEMENT, _CREATE, self._element(name, element)
 
+    def delete_element(self, name: str, key: bytes) -> Request:
+        return _DELELEMENT, 0, self._element(name, _data(1, key))
 
-def delete_rules() -> Request:
-    return _DELRULE, 0, _INET + _text(1, TABLE) + _text(2, CHAIN)
+    def _element(self, name: str, fields: bytes) -> bytes:
+        return self._named(name) + _nested(3, _nested(1, fields))
 
-
-def add_map(name: str, key: Iterable[Field]) -> Request:
-    size = datatype = 0
-    for each in key:
-        size += _padded(each.size)
-        datatype = datatype << _TYPE_BITS | each.datatype
-    shape = _number(3, _IS_MAP) + _number(4, datatype) + _number(5, size)
-    names = _text(1, TABLE) + _text(2, name)
-    return _NEWSET, _CREATE, _INET + names + shape + _number(6, _TO_VERDICTS) + _number(10, 1)
-
-
-def delete_map(name: str) -> Request:
-    return _DELSET, 0, _INET + _text(1, TABLE) + _text(2, name)
-
-
-def add_element(name: str, key: bytes, verdict: int) -> Request:
-    return _NEWELEMENT, _CREATE, _element(name, _data(1, key) + _nested(2, _code(verdict)))
-
-
-def delete_element(name: str, key: bytes) -> Request:
-    return _DELELEMENT, 0, _element(name, _data(1, key))
-
-
-def _element(name: str, fields: bytes) -> bytes:
-    names = _text(1, TABLE) + _text(2, name)
-    return _INET + names + _nested(3, _nested(1, fields))
+    def _named(self, part: str = "") -> bytes:
+        return _INET + _text(1, self.name) + (_text(2, part) if part else b"")
 
 
 def padded_key(parts: Iterable[bytes]) -> bytes:
@@ -199,6 +202,11 @@ def _padded(size: int) -> int:
 
 def load_meta(key: int, register: int = FIRST_REGISTER) -> bytes:
     return _expression("meta", _number(2, key) + _number(1, register))
+
+
+def load_route(key: int) -> bytes:
+    """What is known of the packet's route."""
+    return _expression("rt", _number(1, FIRST_REGISTER) + _number(2, key))
 
 
 def load(base: int, offset: int, size: int, register: int = FIRST_REGISTER) -> bytes:
@@ -223,6 +231,81 @@ def look_up(name: str) -> bytes:
 
 def conclude(verdict: int) -> bytes:
     return _expression("immediate", _number(1, 0) + _nested(2, _code(verdict)))
+
+
+# What a packet must be for the rule to go on.
+
+
+def from_device(name: str) -> bytes:
+    return load_meta(META_IIFNAME) + compare(_device(name))
+
+
+def to_device(name: str) -> bytes:
+    return load_meta(META_OIFNAME) + compare(_device(name))
+
+
+def _device(name: str) -> bytes:
+    return name.encode().ljust(16, b"\0")
+
+
+def was_protected() -> bytes:
+    """It has come out of an SA of the kernel's."""
+    return load_meta(META_SECPATH) + compare(b"\1")
+
+
+def will_be_protected() -> bytes:
+    """It goes into an SA of the kernel's."""
+    return load_route(ROUTE_XFRM) + compare(b"\1")
+
+
+def has_protocol(number: int) -> bytes:
+    return load_meta(META_L4PROTO) + compare(bytes([number]))
+
+
+def is_later_fragment(version: int) -> bytes:
+    """It has no ports that could be looked at. Of the IP version that it is known to be."""
+    if version == 4:
+        offset = load(NETWORK_HEADER, 6, 2) + mask(b"\x1f\xff")
+    else:
+        place = _attribute(2, bytes([_FRAGMENT])) + _number(3, 2) + _number(4, 2)
+        offset = _expression("exthdr", _number(1, FIRST_REGISTER) + place) + mask(b"\xff\xf8")
+    return offset + compare(bytes(2), UNEQUAL)
+
+
+def is_from_us() -> bytes:
+    """The source address is this host's own."""
+    return _has_local_address(_OF_SOURCE)
+
+
+def is_to_us() -> bytes:
+    return _has_local_address(_OF_DESTINATION)
+
+
+def _has_local_address(which: int) -> bytes:
+    asked = _number(1, FIRST_REGISTER) + _number(2, _ADDRESS_KIND) + _number(3, which)
+    return _expression("fib", asked) + compare(_LOCAL)
+
+
+def from_udp_port(port: int) -> bytes:
+    return _of_udp_port(0, port)
+
+
+def to_udp_port(port: int) -> bytes:
+    return _of_udp_port(2, port)
+
+
+def _of_udp_port(offset: int, port: int) -> bytes:
+    at_offset = load(TRANSPORT_HEADER, offset, 2)
+    return has_protocol(_UDP) + at_offset + compare(port.to_bytes(2, "big"))
+
+
+def neighbour_discovery() -> bytes:
+    first, last = (bytes([kind]) for kind in (133, 137))
+    is_between = compare(first, AT_LEAST) + compare(last, AT_MOST)
+    return has_protocol(_ICMPV6) + load(TRANSPORT_HEADER, 0, 1) + is_between
+
+
+# Parts.
 
 
 def _code(verdict: int) -> bytes:

@@ -1,0 +1,262 @@
+"""Under a real systemd: boot, reload, watchdog, crash; as a user of its own, and never in clear."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from integration.lab.gateway import DATAPATH
+from integration.lab.process import PATIENCE, Background, eventually
+from integration.lab.site import Site
+from integration.lab.systemd import PROGRAM, Machine
+from xfrmpy.cli.units import install_units
+
+UNITS = ("xfrmpyd.service", "xfrmpy-block.service", "xfrmpy-tunnel@.service")
+MOST_EXPOSED = 20
+"""Tenths, of systemd's own scale of 0 to 10."""
+
+NETWORK = """\
+[Unit]
+After=network-pre.target
+Before=network.target
+Wants=network.target network-pre.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=ip link set wan up
+ExecStart=ip route add default via 192.0.2.254
+"""
+DEPENDENT = """\
+[Unit]
+Requires=xfrmpy-tunnel@net0.service
+After=xfrmpy-tunnel@net0.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=ping -n -c 1 -W 5 -I {ours} {theirs}
+"""
+LAB = """\
+[Unit]
+Requires=basic.target
+After=basic.target
+Wants=xfrmpy-block.service xfrmpyd.service lab-network.service lab-dependent.service
+"""
+WATCHDOG_SECONDS = 3 * PATIENCE
+
+
+def files(site: Site) -> dict[str, str]:
+    tunnel = site.network.tunnel()
+    policy = {
+        "peer": tunnel.theirs.public,
+        "id": tunnel.ours.id,
+        "peer_id": tunnel.theirs.id,
+        "psk": "secret:net0",
+        "local": [*tunnel.ours.subnets],
+        "remote": [*tunnel.theirs.subnets],
+        "ike": {"proposals": [tunnel.ike]},
+        "esp": {"proposals": [tunnel.esp]},
+        "datapath": DATAPATH,
+        "start": "auto",
+        "on_down": "block",
+    }
+    router = site.network.alice.inside_address().rpartition(".")[0] + ".1"
+    units = "/etc/systemd/system"
+    return {
+        "/etc/xfrmpy/conf.d/net0.yaml": yaml.safe_dump(policy),
+        "/etc/xfrmpy/secrets/net0": tunnel.psk + "\n",
+        f"{units}/lab-network.service": NETWORK,
+        f"{units}/lab-dependent.service": DEPENDENT.format(
+            ours=router, theirs=site.network.bob.inside_address()
+        ),
+        f"{units}/lab.target": LAB,
+        f"{units}/xfrmpyd.service.d/lab.conf": f"[Service]\nWatchdogSec={WATCHDOG_SECONDS}\n",
+    }
+
+
+@contextmanager
+def sending(site: Site, directory: Path) -> Iterator[None]:
+    """Alice sends to bob all the while, answered or not."""
+    bob = site.network.bob.inside_address()
+    ping = site.network.alice.command("ping", "-n", "-i", "0.05", bob)
+    sender = Background(ping, directory / "sending.log")
+    try:
+        yield
+    finally:
+        sender.process.kill()
+        sender.process.wait()
+
+
+def names(machine: Machine) -> tuple[str, list[str]]:
+    """What the SAs of the tunnel are known by."""
+    answer = machine.xfrmpy("status", "net0", "-o", "json")
+    (tunnel,) = json.loads(answer.output)["tunnels"]
+    return tunnel["spi_i"], [child["spi_in"] for child in tunnel["children"]]
+
+
+def is_up(machine: Machine) -> bool:
+    return machine.xfrmpy("status", "net0").code == 0
+
+
+def process_of(machine: Machine) -> int:
+    return int(machine.shown("xfrmpyd", "MainPID"))
+
+
+@pytest.mark.native
+@pytest.mark.vm
+def test_a_host_boots_reloads_crashes_hangs_and_stops(site: Site, tmp_path: Path) -> None:
+    net = site.network
+    site.xfrmpy(net.sun, net.tunnel().mirrored())
+    bob = net.bob.inside_address()
+    with sending(site, tmp_path):
+        with site.capture() as wire:
+            assert net.alice.ping(bob, 2) == 2
+        assert wire.kinds["clear"], "the capture would not see it"
+        net.moon.batch("link set wan down")
+        with site.capture() as wire, Machine(net.moon, site.directory, files(site)) as machine:
+            machine.await_active("xfrmpyd.service", "lab-dependent.service")
+            assert_booted_in_order(machine)
+            assert_runs_as_a_user_of_its_own(machine)
+            assert net.alice.ping(bob) == 0
+            assert_reloads(machine)
+            with net.alice.pinging(bob, site.log) as counts:
+                assert_survives(machine)
+            assert counts[1] == 0
+            if DATAPATH == "userspace":
+                assert_recovers_from_a_worker_that_hangs(machine)
+                assert net.alice.ping(bob) == 0
+            machine.must("systemctl", "stop", "xfrmpyd")
+            net.alice.ping(bob)
+        assert wire.protected
+        assert wire.kinds["clear"] == 0, wire.kinds
+
+
+def assert_booted_in_order(machine: Machine) -> None:
+    def moment(unit: str, when: str) -> int:
+        return int(machine.shown(unit, f"{when}TimestampMonotonic"))
+
+    blocked = moment("xfrmpy-block.service", "ActiveEnter")
+    assert 0 < blocked <= moment("lab-network.service", "InactiveExit")
+    ready = moment("xfrmpyd.service", "ActiveEnter")
+    waited = moment("xfrmpy-tunnel@net0.service", "ActiveEnter")
+    assert ready <= waited <= moment("lab-dependent.service", "InactiveExit")
+    eventually(
+        "systemd to know how many are up",
+        lambda: machine.shown("xfrmpyd", "StatusText") == "1 of 1 tunnels up",
+    )
+
+
+def assert_runs_as_a_user_of_its_own(machine: Machine) -> None:
+    user = machine.must("id", "-u", "xfrmpy").strip()
+    assert user != "0"
+    control = machine.shown("xfrmpyd", "ControlGroup")
+    processes = machine.must("ps", "-o", "uid=,args=", "-u", "xfrmpy").splitlines()
+    assert len(processes) == 2, (control, processes)
+    admin_and_bind = 1 << 12 | 1 << 10
+    status = machine.must("cat", f"/proc/{process_of(machine)}/status")
+    for which in ("Prm", "Eff", "Bnd", "Amb"):
+        assert f"Cap{which}:\t{admin_and_bind:016x}" in status
+    assert "NoNewPrivs:\t1" in status
+    secret = machine.must("stat", "-c", "%U %a", "/etc/xfrmpy/secrets/net0")
+    assert secret == "xfrmpy 400\n"
+    assert "fe80" not in machine.must("ip", "-6", "addr", "show", "to", "fe80::/10", "type", "tun")
+    kept = machine.must("ls", "/run/xfrmpy")
+    assert "store.db" in kept
+    assert "store-key" not in kept, "the kernel keeps it"
+    refused = machine.run("setpriv", "--reuid=nobody", "--clear-groups", PROGRAM, "status")
+    assert refused.code == 77
+    groups = ("--regid=nogroup", "--groups=xfrmpy")
+    member = ("setpriv", "--reuid=nobody", *groups, PROGRAM)
+    assert machine.run(*member, "status", "net0").code == 0
+    assert machine.run(*member, "down", "net0").code == 77
+    assert machine.run(*member[:-1], "cat", "/etc/xfrmpy/secrets/net0").code != 0
+
+
+def assert_reloads(machine: Machine) -> None:
+    file = "/etc/xfrmpy/conf.d/net0.yaml"
+    policy = yaml.safe_load(machine.must("cat", file))
+    before = names(machine)
+    machine.write(file, yaml.safe_dump({**policy, "dpd": "17s"}))
+    assert machine.xfrmpy("plan", "--detailed-exitcode").code == 2
+    machine.must("systemctl", "reload", "xfrmpyd")
+    assert machine.xfrmpy("plan", "--detailed-exitcode").code == 0
+    assert "17" in machine.xfrmpy("describe", "net0").output
+    machine.write(file, "peer: [\n")
+    assert machine.run("systemctl", "reload", "xfrmpyd").code != 0
+    machine.write(file, yaml.safe_dump(policy))
+    assert machine.xfrmpy("apply").code == 0, "by root, to a daemon that is not"
+    assert names(machine) == before
+
+
+def assert_survives(machine: Machine) -> None:
+    """A kill, and a daemon that hangs: systemd starts another, which has the same SAs."""
+    before, process = names(machine), process_of(machine)
+    machine.must("systemctl", "kill", "--kill-who=main", "--signal=KILL", "xfrmpyd")
+    process = await_another(machine, process)
+    assert names(machine) == before
+    machine.must("kill", "-STOP", str(process))
+    await_another(machine, process)
+    assert machine.shown("xfrmpyd", "NRestarts") == "2"
+    assert names(machine) == before
+    assert machine.shown("lab-dependent", "ActiveState") == "active"
+
+
+def assert_recovers_from_a_worker_that_hangs(machine: Machine) -> None:
+    """The daemon is not well without it, and is started anew with another: the SAs are new ones."""
+    before, process = names(machine), process_of(machine)
+    (worker,) = machine.must("pgrep", "-f", "xfrmpy.datapath.userspace.worker").split()
+    machine.must("kill", "-STOP", worker)
+    await_another(machine, process)
+    eventually("the tunnel to be up", lambda: is_up(machine), seconds=30)
+    assert names(machine) != before
+
+
+def await_another(machine: Machine, process: int) -> int:
+    def started() -> bool:
+        state = machine.shown("xfrmpyd", "ActiveState")
+        return state == "active" and process_of(machine) not in (0, process)
+
+    eventually("systemd to start another daemon", started, seconds=30)
+    return process_of(machine)
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    assert install_units(tmp_path, Path("/usr/bin/true")) == 0
+    return tmp_path / "etc/systemd/system"
+
+
+@pytest.mark.native
+def test_systemd_finds_nothing_wrong_with_the_units(units: Path) -> None:
+    paths = [str(units / name) for name in UNITS]
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--recursive-errors=no", *paths],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_unit_exposes_no_more_than_two_in_ten(units: Path, unit: str) -> None:
+    done = subprocess.run(
+        [
+            "systemd-analyze",
+            "security",
+            "--offline=true",
+            f"--threshold={MOST_EXPOSED}",
+            "--no-pager",
+            str(units / unit),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,141 @@
+"""`on_down: block`, from the policy into force; and `python -m xfrmpy.daemon.blocking`.
+
+The command does it without a daemon: at boot, before there is a network. What is blocked stays so
+when the daemon ends, however it does; the command lifts it. While there is a daemon, it puts back
+what anybody takes away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+from xfrmpy.daemon.events import Occurrence
+from xfrmpy.datapath.block import Block
+from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.userspace.tun import DEVICE
+from xfrmpy.datapath.watch import Watch
+from xfrmpy.failures import ExitCode, OperatorError
+from xfrmpy.ipsec.selectors import Selector
+from xfrmpy.policy.blocking import blocked_traffic
+from xfrmpy.policy.load import LoadedPolicy, config_path, load_policy
+from xfrmpy.policy.model import TunnelPolicy
+
+log = logging.getLogger(__name__)
+
+
+class Blocking:
+    """What is blocked, as far as we have said so. Methods raise `OperatorError` XF3004."""
+
+    def __init__(self) -> None:
+        self._block: Block | None = None
+        self._traffic: frozenset[Selector] = frozenset()
+        self._is_known = False
+        self._watch: Watch | None = None
+        self._hear: Callable[[Occurrence], None] | None = None
+
+    def enforce(self, loaded: LoadedPolicy) -> None:
+        """Block what a policy says, and nothing else.
+
+        What cannot be read of it may be what was blocked before, so then nothing is lifted. A host
+        that cannot block anything is good enough for a policy that asks for nothing.
+        """
+        try:
+            self._enforce(frozenset(loaded.blocked), keep_others=bool(loaded.errors))
+        except OperatorError as error:
+            if loaded.blocked:
+                raise
+            log.debug("%s", error)
+        self._is_known = not loaded.errors
+
+    def follow(self, policies: Iterable[TunnelPolicy]) -> None:
+        """Block the traffic of these and of no others."""
+        traffic = frozenset(blocked_traffic(policies))
+        if traffic != self._traffic or not self._is_known:
+            self._enforce(traffic)
+            self._is_known = True
+
+    def lift(self) -> None:
+        """Block nothing any more."""
+        self._enforce(frozenset())
+
+    def keep(self, hear: Callable[[Occurrence], None]) -> None:
+        """Put back from now on what others take away, and tell of it."""
+        self._hear = hear
+        self._look()
+
+    def stop(self) -> None:
+        """What is blocked stays blocked."""
+        self._hear = None
+        self._look()
+        if self._block is not None:
+            self._block.close()
+            self._block = None
+
+    def _enforce(self, traffic: frozenset[Selector], *, keep_others: bool = False) -> None:
+        try:
+            if self._block is None:
+                self._block = Block(DEVICE)
+            self._block.enforce(traffic, keep_others=keep_others)
+            self._traffic = traffic
+            self._look()
+        except DatapathError as error:
+            raise OperatorError("XF3004", f"traffic cannot be blocked: {error}") from error
+
+    def _look(self) -> None:
+        """Listen while there is something to lose, and somebody to tell."""
+        is_due = bool(self._traffic) and self._hear is not None
+        if is_due and self._watch is None:
+            assert self._block is not None
+            self._watch = self._block.watch()
+            asyncio.get_running_loop().add_reader(self._watch.fileno(), self._mend)
+        elif not is_due and self._watch is not None:
+            asyncio.get_running_loop().remove_reader(self._watch.fileno())
+            self._watch.close()
+            self._watch = None
+
+    def _mend(self) -> None:
+        assert self._watch is not None
+        assert self._hear is not None
+        try:
+            if not self._watch.read():
+                return
+            self._enforce(self._traffic)
+        except OperatorError as error:
+            summary = error.failure.summary
+            self._hear(Occurrence(event="block-lost", text=summary, failure=error.failure))
+            return
+        text = "somebody took away what keeps traffic from going in clear; it is back"
+        self._hear(Occurrence(event="block-restored", text=text))
+
+
+def main(arguments: list[str]) -> int:
+    """Do it once; the exit code, after what there is to say on standard error."""
+    options = _parse(arguments)
+    try:
+        if options.lift:
+            Blocking().lift()
+            return int(ExitCode.DONE)
+        loaded = load_policy(config_path(os.environ))
+        Blocking().enforce(loaded)
+    except OperatorError as error:
+        print(error, file=sys.stderr)
+        return int(error.failure.kind.exit_code)
+    for fault in loaded.errors:
+        print(fault, file=sys.stderr)
+    return int(ExitCode.BAD_POLICY if loaded.errors else ExitCode.DONE)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    what = "Block the traffic of tunnels with `on_down: block`, but for what is protected."
+    parser = argparse.ArgumentParser(prog="xfrmpy block", description=what)
+    parser.add_argument("--lift", action="store_true", help="let it pass in clear again")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,122 @@
+"""Keeps the traffic of tunnels from going or coming in clear, whatever becomes of the tunnels.
+
+A table of our own in nf_tables, which knows of no SA and of neither datapath: what is to be blocked
+passes only into an SA of the kernel's or out of one, or through the userspace datapath's device. So
+it stands before there is a daemon, and when there is none any more, and nothing has to be changed
+when a tunnel comes up or goes down. Each change of it comes into force as a whole.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from xfrmpy.datapath import nftables
+from xfrmpy.datapath.interface import Realm
+from xfrmpy.datapath.netlink.messages import Message
+from xfrmpy.datapath.nftables import NFTABLES, NfTables, Request
+from xfrmpy.datapath.shapes import Shape, element_of, of_fragments, shape_of
+from xfrmpy.datapath.watch import Source, Watch
+from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT
+from xfrmpy.ipsec.selectors import Selector
+
+TABLE = nftables.Table("xfrmpy-block")
+
+_IN, _OUT = "in", "out"
+_AFTER_NAT = 300  # nft's own priorities: the source's translation is at 100
+_ESP, _AH = 50, 51
+
+_Maps = dict[Shape, set[bytes]]
+
+
+class Block:
+    """The table of the network namespace of the thread that makes this. Raises `DatapathError`.
+
+    `device` is the userspace datapath's, into which and out of which everything passes.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._let_in = [nftables.from_device(device), *_LET_IN]
+        self._let_out = [nftables.to_device(device), *_LET_OUT]
+        self._nf_tables = NfTables()
+
+    def enforce(self, traffic: Iterable[Selector], *, keep_others: bool = False) -> None:
+        """Block what leaves like this and what comes back, and nothing else; none: no table.
+
+        With `keep_others` also what is blocked already.
+        """
+        maps = _maps(traffic)
+        requests = [] if keep_others else TABLE.delete()
+        if maps:
+            requests += self._requests(maps)
+        self._nf_tables.send(requests)
+
+    def _requests(self, maps: _Maps) -> list[Request]:
+        requests = [
+            TABLE.add(),
+            TABLE.add_chain(_IN, nftables.PREROUTING, nftables.RAW_PRIORITY),
+            TABLE.add_chain(_OUT, nftables.POSTROUTING, _AFTER_NAT),
+        ]
+        requests += [TABLE.add_map(shape.name, shape.fields()) for shape in maps]
+        for chain, let in ((_IN, self._let_in), (_OUT, self._let_out)):
+            accept = nftables.conclude(nftables.ACCEPT)
+            requests += [TABLE.add_rule(chain, matches + accept) for matches in let]
+        requests += [
+            TABLE.add_rule(_OUT if shape.is_outbound else _IN, shape.rule()) for shape in maps
+        ]
+        requests += [
+            TABLE.add_element(shape.name, value, nftables.DROP)
+            for shape, values in maps.items()
+            for value in values
+        ]
+        return requests
+
+    def watch(self) -> Watch:
+        """What tells of others that take something out of it."""
+        groups = (nftables.CHANGES_GROUP,)
+        source = Source(family=NFTABLES, groups=groups, concerns=_is_taken_away)
+        return Watch([source], [self._nf_tables.port])
+
+    def close(self) -> None:
+        """What is blocked stays blocked."""
+        self._nf_tables.close()
+
+
+def _is_taken_away(message: Message | None) -> Realm:
+    """What others add blocks no less."""
+    is_loss = message is None or (TABLE.is_told_of(message) and nftables.is_deletion(message))
+    return Realm.WAYS if is_loss else Realm.NOTHING
+
+
+def _maps(traffic: Iterable[Selector]) -> _Maps:
+    maps: _Maps = defaultdict(set)
+    for selector in traffic:
+        for each, is_outbound in ((selector, True), (selector.reversed(), False)):
+            shape = shape_of(each, is_outbound=is_outbound)
+            maps[shape].add(element_of(each))
+            # RFC 4301 section 7: fragments are not to pass because they have no ports.
+            if (later := of_fragments(each, shape)) is not None:
+                maps[later[0]].add(element_of(later[1]))
+    return maps
+
+
+_LET_IN = (
+    nftables.was_protected(),
+    nftables.from_device("lo"),
+    nftables.neighbour_discovery(),
+    # IKE and ESP themselves, where the traffic of the gateways is blocked.
+    nftables.to_udp_port(IKE_PORT) + nftables.is_to_us(),
+    nftables.to_udp_port(IKE_NATT_PORT) + nftables.is_to_us(),
+    nftables.has_protocol(_ESP) + nftables.is_to_us(),
+    nftables.has_protocol(_AH) + nftables.is_to_us(),
+)
+_LET_OUT = (
+    nftables.will_be_protected(),
+    nftables.to_device("lo"),
+    nftables.neighbour_discovery(),
+    nftables.from_udp_port(IKE_PORT) + nftables.is_from_us(),
+    nftables.from_udp_port(IKE_NATT_PORT) + nftables.is_from_us(),
+    nftables.has_protocol(_ESP) + nftables.is_from_us(),
+    nftables.has_protocol(_AH) + nftables.is_from_us(),
+)
+"""What passes whatever is blocked."""

@@ -1,0 +1,33 @@
+"""What `on_down: block` keeps from going in clear: the traffic of tunnels, as selectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address
+
+from xfrmpy.ipsec.sad import Mode
+from xfrmpy.ipsec.selectors import (
+    Selector,
+    TrafficSelector,
+    narrow_selectors,
+    selectors_between,
+)
+from xfrmpy.policy.model import ChildPolicy, OnDown, TunnelPolicy
+
+
+def blocked_traffic(policies: Iterable[TunnelPolicy]) -> tuple[Selector, ...]:
+    """Each as it leaves this host; all that the policy allows, whatever peers have narrowed."""
+    found: dict[Selector, None] = {}
+    for policy in policies:
+        if policy.on_down is OnDown.BLOCK:
+            for child in policy.children:
+                found.update(dict.fromkeys(selectors_between(child.local, _remote(policy, child))))
+    return tuple(found)
+
+
+def _remote(policy: TunnelPolicy, child: ChildPolicy) -> tuple[TrafficSelector, ...]:
+    if child.mode is Mode.TUNNEL:
+        return child.remote
+    peers = map(ip_address, policy.peers)
+    ends = (TrafficSelector(start_address=peer, end_address=peer) for peer in peers)
+    return narrow_selectors(ends, child.remote)
