@@ -124,8 +124,8 @@ class Keeper:
                     case TunnelClosed(failure=failure):
                         raise error_of(failure)
 
-    async def follow_redirect(self, tunnel: Tunnel) -> None:
-        """A tunnel that was up is sent elsewhere: bring it up there."""
+    async def bring_back(self, tunnel: Tunnel) -> None:
+        """A tunnel that was up had to go, or is sent elsewhere: bring it up again, if it can be."""
         try:
             await asyncio.shield(self.attempt(tunnel))
         except OperatorError as error:

@@ -23,7 +23,7 @@ from xfrmpy.ike.reconfigure import conform, conform_at
 from xfrmpy.ike.rekey_ike_sa import RekeyIkeSa
 from xfrmpy.ike.resumption import renew_ticket
 from xfrmpy.ike.states import ChildSaState, IkeSaState
-from xfrmpy.ike.succession import is_awaited, leave, supersede
+from xfrmpy.ike.succession import begin_to_send, is_awaited, leave, supersede
 from xfrmpy.ike.uniqueness import close_surplus
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def _of_child(sa: IkeSa, child: ChildSa) -> Iterator[Duty]:
     if child.state is ChildSaState.INSTALLED:
         if child.rekey_at is not None and (child.sends or child.is_lost):
             yield Duty(at=child.rekey_at, do=lambda now: _rekey_child(sa, child, now), asks=True)
-        if child.wait_until is not None and not child.sends and not child.is_lost:
-            yield Duty(at=child.wait_until, do=lambda _now: child.start_sending())
+        if child.wait_until is not None and child.waits_to_send:
+            yield Duty(at=child.wait_until, do=lambda now: begin_to_send(sa, child, now))
         moment = idle_at(child)
         if moment is not None:
             yield Duty(at=moment, do=lambda now: check_idleness(sa, child, now))

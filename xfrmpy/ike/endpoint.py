@@ -60,7 +60,7 @@ from xfrmpy.ike.puzzles import Puzzle
 from xfrmpy.ike.reception import receive
 from xfrmpy.ike.reconfigure import is_unsettled, reconfigure
 from xfrmpy.ike.redirect import parse_gateway, redirect_established
-from xfrmpy.ike.restoration import Restored, restore
+from xfrmpy.ike.restoration import Restored, changes_of_policy, restore
 from xfrmpy.ike.resumption import usable_ticket
 from xfrmpy.ike.sequence import Sequence
 from xfrmpy.ike.session_resume import SessionResume, answer_session_resume
@@ -245,10 +245,12 @@ class IkeEndpoint:
     ) -> Restored:
         """Go on where an earlier endpoint was killed, by its records and what is in force.
 
-        Comes first of all; the clock is the same.
+        Comes first of all; the clock is the same. The policies may be others than they were.
         """
-        restored = restore(self._core, records, sad, spd, now)
-        self._sequence.resume(records)
+        changes = changes_of_policy(self._core, records)
+        restored = restore(self._core, records, changes, sad, spd, now)
+        in_force = {name: change.before for name, change in changes.items() if change.before}
+        self._sequence.resume(records, in_force)
         return restored
 
     # What others do to what is in force.
