@@ -27,7 +27,7 @@ from xfrmpy.ike.admission import (
 from xfrmpy.ike.candidates import Tunnel
 from xfrmpy.ike.channel import NON_ESP_MARKER, with_marker
 from xfrmpy.ike.child_sa import ChildSa
-from xfrmpy.ike.comparison import compare, find_lost, find_moved
+from xfrmpy.ike.comparison import compare, find_lost, find_moved, is_recovering
 from xfrmpy.ike.core import Core, Deferred
 from xfrmpy.ike.crash import TokenMaker, show_token
 from xfrmpy.ike.create_child_sa import stop_waiting
@@ -270,15 +270,8 @@ class IkeEndpoint:
 
     def is_recovering(self, tunnel: str, now: float) -> bool:
         """Whether a Child SA of a tunnel has lost an SA, and is being replaced at this moment."""
-        return any(
-            child.is_lost
-            and (
-                child.state is ChildSaState.REKEYING
-                or (child.rekey_at is not None and child.rekey_at <= now)
-            )
-            for sa in self._established(tunnel)
-            for child in sa.children
-        )
+        established = self._established(tunnel)
+        return any(is_recovering(child, now) for sa in established for child in sa.children)
 
     def check_paths(self, ends: Collection[Ends], now: float) -> None:
         """Ask the peers whether they are still reached between these addresses."""
