@@ -7,6 +7,7 @@ whatever happens to a daemon, what is protected is never on the wire in clear.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -198,3 +199,19 @@ HAPPENINGS: dict[str, Callable[[XfrmpyGateway, XfrmpyGateway], None]] = {
     "rekey": _apply_rekey,
     "reauth": _apply_reauth,
 }
+
+
+def test_what_came_to_be_confirmed_does_not_outlive_the_daemon(site: Site, tmp_path: Path) -> None:
+    """Its file is not kept yet, so the next daemon reads the one before."""
+    ours, _ = pair(site)
+    before = spis(ours)
+    file = tmp_path / "net0.yaml"
+    file.write_text((ours.policies / "net0.yaml").read_text() + "dpd: 11s\n")
+    assert ours.command("apply", str(file), "--confirm", "600s").code == 0
+    assert "Nothing to change" in ours.command("plan", str(file)).output
+    ours.crash()
+    ours.start_again()
+    assert "Nothing to change" in ours.command("plan").output
+    assert "dpd: 30 s -> 11 s" in ours.command("plan", str(file)).output
+    assert ours.command("confirm").code == 1
+    assert spis(ours) == before
