@@ -22,11 +22,13 @@ from integration.contract.entries_in_force import DatapathContract
 from integration.contract.sites import Site, gateway_namespace, inside, install_pair, run, two_sites
 from integration.contract.succession import SuccessionContract
 from integration.contract.traffic import TrafficContract
-from xfrmpy.datapath.interface import Acquire, DatapathError, Expired, MappingChanged
+from integration.contract.watching import WatchContract, is_told
+from xfrmpy.datapath.interface import Acquire, DatapathError, Expired, MappingChanged, Realm
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation
 from xfrmpy.datapath.routes import OUR_TABLE
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
+from xfrmpy.ipsec.drift import Finding
 from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Lifetime, Mode, UdpEncapsulation
 from xfrmpy.ipsec.spd import Action, PolicyDirection
 
@@ -76,6 +78,69 @@ def sites() -> Iterator[tuple[Site, Site]]:
 @pytest.mark.usefixtures("esp")
 class TestContract(DatapathContract):
     pass
+
+
+@pytest.mark.native
+@pytest.mark.vm
+class TestWatching(WatchContract):
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ("delete", "dir", "in", "src", str(INNER[4][1]), "dst", str(INNER[4][0])),
+            ("flush",),
+            ("add", "dir", "out", "src", "10.77.0.0/24", "dst", "10.78.0.0/24", "priority", "5"),
+        ],
+        ids=str,
+    )
+    def test_what_others_do_to_policies_is_told(
+        self, gateway: str, watching: KernelDatapath, command: tuple[str, ...]
+    ) -> None:
+        ours = {*watching.dump().spd}
+        run("ip", "-n", gateway, "xfrm", "policy", *command)
+        assert is_told(watching)
+        assert Realm.ENTRIES in watching.read_changes()
+        dump = watching.dump()
+        watching.add([entry for entry in ours if entry not in dump.spd])
+        assert {*watching.dump().spd} == ours
+        others = [str(other.selector.source) for other in dump.others]
+        assert others == (["10.77.0.0/24"] if command[0] == "add" else [])
+        run("ip", "-n", gateway, "xfrm", "policy", "flush")
+
+    def test_the_way_to_a_peer_that_changes_changes_the_route(
+        self, gateway: str, watching: KernelDatapath
+    ) -> None:
+        around = (f"{OUTER[4][1]}/32", "dev", "lan", "src", str(OUTER[4][0]))
+        run("ip", "-n", gateway, "route", "add", *around)
+        try:
+            assert is_told(watching)
+            (amiss,) = watching.find_amiss()
+            assert (amiss.finding, amiss.subject) == (Finding.PATH_CHANGED, OUTER[4])
+            watching.mend(amiss)
+            assert f"{INNER[4][1]} dev lan" in _routes(gateway, 4)
+        finally:
+            run("ip", "-n", gateway, "route", "del", *around)
+        for amiss in watching.find_amiss():
+            watching.mend(amiss)
+        assert f"{INNER[4][1]} dev wan" in _routes(gateway, 4)
+
+
+@pytest.mark.vm
+@pytest.mark.usefixtures("esp")
+def test_an_sa_by_hand_that_bears_our_mark_is_told_as_strange(
+    gateway: str, datapath: KernelDatapath
+) -> None:
+    for spi, reqid in ((0x1001, REQID), (0x1002, 7)):
+        add = f"add src 192.0.2.1 dst 192.0.2.2 proto esp spi {spi} reqid {reqid}"
+        keys = ("aead", "rfc4106(gcm(aes))", "0x" + "00" * 20, "128")
+        run("ip", "-n", gateway, "xfrm", "state", *add.split(), "mode", "tunnel", *keys)
+    dump = datapath.dump()
+    assert dump.sad == ()
+    (strange,) = dump.strange
+    assert strange.destination == ip_address("192.0.2.2")
+    datapath.remove_sa(strange)
+    assert datapath.dump().strange == ()
+    assert "reqid 7" in run("ip", "-n", gateway, "xfrm", "state")
+    run("ip", "-n", gateway, "xfrm", "state", "flush")
 
 
 @pytest.mark.vm

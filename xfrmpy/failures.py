@@ -341,6 +341,15 @@ CATALOGUE: dict[str, FailureKind] = {
         ),
         fixes=("`nft list tables` shows whether the kernel has nf_tables", "`on_down: clear`"),
     ),
+    "XF3005": FailureKind(
+        title="what was applied is not in force",
+        exit_code=ExitCode.FAILED,
+        causes=(
+            "another program changes SAs, policies, routes or devices of ours at the same time",
+            "the way to a peer, or a device, is down",
+        ),
+        fixes=("`xfrmpy log` tells what was found and done; `ip monitor` who else is at it",),
+    ),
     "XF4001": FailureKind(
         title="the daemon is not running",
         exit_code=ExitCode.DAEMON_UNREACHABLE,
@@ -427,10 +436,10 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("the directory cannot be written",),
         fixes=("put the files named into their directory; the next start reads them there",),
     ),
-    "XF5001": FailureKind(title="the command was not understood", exit_code=ExitCode.USAGE),
-    "XF5002": FailureKind(
+    "XF4025": FailureKind(
         title="a file cannot be written",
         exit_code=ExitCode.FAILED,
         fixes=("run it with sudo, or name another directory",),
     ),
+    "XF5001": FailureKind(title="the command was not understood", exit_code=ExitCode.USAGE),
 }

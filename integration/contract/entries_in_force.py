@@ -13,7 +13,8 @@ import pytest
 
 from integration.contract.entries import OUTER, SUITES, sad_entry, spd_entry
 from integration.contract.sites import OpenDatapath
-from xfrmpy.datapath.interface import Datapath, DatapathError, Dump, NotAdded
+from xfrmpy.datapath.interface import Datapath, DatapathError, NotAdded
+from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.sad import Direction, Lifetime, Mode, UdpEncapsulation
 from xfrmpy.ipsec.selectors import MaskedPort
 from xfrmpy.ipsec.spd import Action, PolicyDirection

@@ -22,6 +22,8 @@ from integration.contract.sites import (
 )
 from integration.contract.succession import SuccessionContract
 from integration.contract.traffic import TrafficContract
+from integration.contract.watching import WatchContract, findings, is_told
+from integration.lab.process import eventually
 from integration.userspace.laboratory import CBC
 from integration.userspace.place import (
     WORKER_SOCKET,
@@ -32,10 +34,12 @@ from integration.userspace.place import (
     our_routes,
     worker_of,
 )
-from xfrmpy.datapath.interface import DatapathError, Dump, MappingChanged
+from xfrmpy.datapath.interface import DatapathError, MappingChanged, Realm
 from xfrmpy.datapath.userspace.client import UserspaceDatapath
+from xfrmpy.datapath.userspace.guard import TABLE
 from xfrmpy.datapath.userspace.tun import DEVICE
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
+from xfrmpy.ipsec.drift import Dump, Finding
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, UdpEncapsulation
 from xfrmpy.ipsec.spd import PolicyDirection
 
@@ -118,6 +122,92 @@ class TestContract(DatapathContract):
 
 class TestSuccession(SuccessionContract):
     pass
+
+
+class TestWatching(WatchContract):
+    @pytest.mark.parametrize(
+        ("command", "finding"),
+        [
+            (("ip", "link", "set", DEVICE, "down"), Finding.DEVICE_CHANGED),
+            (("ip", "link", "set", DEVICE, "mtu", "1400"), Finding.DEVICE_CHANGED),
+            (("nft", "delete", "table", "inet", TABLE.name), Finding.GUARD_CHANGED),
+            (("nft", "flush", "chain", "inet", TABLE.name, "in"), Finding.GUARD_CHANGED),
+            (("nft", "flush", "ruleset"), Finding.GUARD_CHANGED),
+        ],
+        ids=str,
+    )
+    def test_its_device_and_its_guard_are_watched_too(
+        self,
+        gateway: str,
+        watching: UserspaceDatapath,
+        command: tuple[str, ...],
+        finding: Finding,
+    ) -> None:
+        there = ("nft", "list", "table", "inet", TABLE.name), ("ip", "-br", "link", "show", DEVICE)
+        before = [run("ip", "netns", "exec", gateway, *each) for each in there]
+        run("ip", "netns", "exec", gateway, *command)
+        assert is_told(watching)
+        assert watching.read_changes() is Realm.WAYS
+        assert finding in findings(watching)
+        for amiss in watching.find_amiss():
+            watching.mend(amiss)
+        assert findings(watching) == []
+        assert [run("ip", "netns", "exec", gateway, *each) for each in there] == before
+
+    def test_another_table_of_nf_tables_is_none_of_its_business(
+        self, gateway: str, watching: UserspaceDatapath
+    ) -> None:
+        for verb in ("add", "delete"):
+            run("ip", "netns", "exec", gateway, "nft", verb, "table", "inet", "theirs")
+        assert watching.read_changes() is Realm.NOTHING
+
+    def test_a_device_that_was_removed_is_made_again_by_the_worker(
+        self, gateway: str, watching: UserspaceDatapath
+    ) -> None:
+        run("ip", "-n", gateway, "link", "del", DEVICE)
+        eventually("another device", lambda: Finding.DEVICE_MISSING not in findings(watching))
+        assert Realm.WAYS in watching.read_changes()
+        assert findings(watching) == [Finding.ROUTE_MISSING]
+        for amiss in watching.find_amiss():
+            watching.mend(amiss)
+        assert findings(watching) == []
+
+    def test_a_narrower_path_to_the_peer_narrows_the_route(
+        self, gateway: str, watching: UserspaceDatapath
+    ) -> None:
+        ends = dict(zip(("source", "destination"), OUTER[4], strict=True))
+        outbound = sad_entry(USERSPACE_SPI_BIT, direction=Direction.OUT, spi=0x7654321, **ends)
+        watching.add_sa(outbound)
+        for mtu in (1400, 1500):
+            run("ip", "-n", gateway, "link", "set", "wan", "mtu", str(mtu))
+            assert is_told(watching)
+            (amiss,) = watching.find_amiss()
+            assert amiss.finding is Finding.PATH_CHANGED
+            watching.mend(amiss)
+            assert findings(watching) == []
+            assert f"mtu {largest_inner(GCM, 4, mtu)}" in our_routes(gateway)
+            watching.read_changes()
+
+    def test_a_path_that_is_gone_is_found_once_and_again_when_it_is_back(
+        self, gateway: str, watching: UserspaceDatapath
+    ) -> None:
+        ends = dict(zip(("source", "destination"), OUTER[4], strict=True))
+        watching.add_sa(
+            sad_entry(USERSPACE_SPI_BIT, direction=Direction.OUT, spi=0x7654321, **ends)
+        )
+        address = (f"{OUTER[4][0]}/24", "dev", "wan")
+        run("ip", "-n", gateway, "address", "del", *address)
+        try:
+            (amiss,) = watching.find_amiss()
+            assert amiss.subject == OUTER[4]
+            with pytest.raises(DatapathError, match="no address of this host"):
+                watching.mend(amiss)
+            assert findings(watching) == []
+        finally:
+            run("ip", "-n", gateway, "address", "add", *address)
+        assert findings(watching) == [Finding.PATH_CHANGED]
+        watching.mend(amiss)
+        assert findings(watching) == []
 
 
 class TestTraffic(TrafficContract):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -19,11 +20,12 @@ from integration.lab.network import Network
 from integration.lab.process import eventually
 from integration.userspace.laboratory import fill, udp_packet
 from integration.userspace.place import WORKER_SOCKET, connected, is_clean, open_here, worker_of
-from xfrmpy.datapath.interface import DatapathError, Dump
+from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.userspace import process, requests
 from xfrmpy.datapath.userspace.tun import DEVICE
 from xfrmpy.esp.packet import IPV4_IN_ESP, OutboundSa
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT
+from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.plain import to_plain
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction
 
@@ -63,15 +65,40 @@ def test_sigterm_ends_an_idle_worker_and_its_daemon_is_told_once(
     assert is_clean(moon)
 
 
-def test_a_worker_whose_device_is_taken_away_ends_and_says_why(
+def test_a_worker_whose_device_is_taken_away_makes_another(
     network: Network, moon: str, tmp_path: Path
 ) -> None:
     datapath = open_here(tmp_path)
     fill(network, datapath)
+    before = device_index(moon)
     run("ip", "-n", moon, "link", "del", DEVICE)
+    eventually("another device", lambda: device_index(moon) not in (None, before))
+    assert datapath.dump().sad
+    assert not select.select([datapath.fileno()], [], [], 0)[0]
+    datapath.stop()
+
+
+def device_index(namespace: str) -> int | None:
+    links = json.loads(run("ip", "-n", namespace, "-j", "link"))
+    return next((link["ifindex"] for link in links if link["ifname"] == DEVICE), None)
+
+
+def test_a_worker_that_can_have_no_device_ends_and_says_why(
+    network: Network, moon: str, tmp_path: Path
+) -> None:
+    datapath = open_here(tmp_path)
+    fill(network, datapath)
+    for words in (
+        f"set {DEVICE} down",
+        f"set {DEVICE} name other",
+        f"add {DEVICE} type veth peer name {DEVICE}-end",
+        "del other",
+    ):
+        run("ip", "-n", moon, "link", *words.split())
     assert select.select([datapath.fileno()], [], [], 5)[0]
     with pytest.raises(DatapathError, match="last words: worker: the TUN device is gone"):
         datapath.read_events()
+    run("ip", "-n", moon, "link", "del", DEVICE)
     datapath.stop()
 
 

@@ -27,7 +27,7 @@ from xfrmpy.control.observed import (
     PolicyStatus,
     WaitReply,
 )
-from xfrmpy.control.plans import ChangeReply, DifferenceReply, KeepReply, PlanReply
+from xfrmpy.control.plans import ChangeReply, DifferenceReply, DriftReply, KeepReply, PlanReply
 from xfrmpy.control.protocol import (
     APPLY,
     CONFIRM,
@@ -222,8 +222,32 @@ CHANGES = [
         tunnel="branch", action="create", impact="hot", live=False, cuts=False, differences=[]
     ),
 ]
+DRIFT = [
+    DriftReply(
+        finding="route-missing",
+        what="the route to 10.2.0.0/16 is missing",
+        tunnel="",
+        child="",
+        remedy="put back",
+    ),
+    DriftReply(
+        finding="sa-missing",
+        what="the inbound SA ESP 0xc0ffee01 to 192.0.2.1 is missing",
+        tunnel="office",
+        child="lan",
+        remedy="its Child SA is rekeyed",
+    ),
+    DriftReply(
+        finding="policy-shadowed",
+        what="the out policy 10.1.0.0/16 -> 10.2.0.0/16 is overruled by another program's",
+        tunnel="office",
+        child="lan",
+        remedy="",
+    ),
+]
 PLAN_REPLY = PlanReply(
     changes=CHANGES,
+    drift=DRIFT,
     warnings=["/etc/xfrmpy/conf.d/branch.yaml:3:6: XF1015: the secret is short"],
     directory="/etc/xfrmpy/conf.d",
 )

@@ -63,7 +63,7 @@ def test_a_tree_that_cannot_be_written_is_a_failure(
 ) -> None:
     (tmp_path / "etc").write_text("not a directory")
     assert run(["units", "--install", "--root", str(tmp_path)]) == 1
-    assert "XF5002" in capsys.readouterr().err
+    assert "XF4025" in capsys.readouterr().err
 
 
 def service(tmp_path: Path, unit: str) -> configparser.SectionProxy:

@@ -16,9 +16,9 @@ from tests.fuzz.findings import Finding
 from tests.fuzz.peer import Peer
 from tests.fuzz.script import Op, Script, Situation, Step, decode_script
 from tests.ike.conftest import Host, tunnel_policy
-from xfrmpy.datapath.interface import Dump
 from xfrmpy.ike.outputs import AddPolicy, DefectFound, RemovePolicy
 from xfrmpy.ipsec.addresses import IKE_PORT, Path, SocketAddress
+from xfrmpy.ipsec.drift import Dump
 from xfrmpy.policy.model import Encapsulation, TunnelPolicy
 from xfrmpy.registry import ExchangeType
 

@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 import pytest
 
 from tests.ike.interleaving import Interleaving, further_children
-from xfrmpy.datapath.interface import DatapathError, Dump, NotAdded
+from xfrmpy.datapath.interface import DatapathError, NotAdded
 from xfrmpy.datapath.recording import RecordingDatapath
 from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint, IkeSaView
@@ -35,6 +35,7 @@ from xfrmpy.ike.protection import Protection
 from xfrmpy.ike.restoration import Restored
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ipsec.addresses import IKE_PORT, Path, SocketAddress
+from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import parse_proposal
 from xfrmpy.ipsec.sad import Direction

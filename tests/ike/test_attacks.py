@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from xfrmpy.datapath.interface import Dump
 from xfrmpy.ike import channel as channel_module
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.endpoint import IkeEndpoint
@@ -31,6 +30,7 @@ from xfrmpy.ike.outputs import (
 )
 from xfrmpy.ike.protection import Protection
 from xfrmpy.ike.states import IkeSaState
+from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.policy.model import SharedKey
 from xfrmpy.registry import (

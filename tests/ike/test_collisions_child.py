@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from tests.ike.interleaving import EXPIRY_SECONDS, KEPT, LOWEST, Case, named
-from xfrmpy.datapath.interface import Dump
 from xfrmpy.ike.outputs import ChildSaClosed, TunnelClosed
 from xfrmpy.ike.succession import OVERLAP_SECONDS
+from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.proposals import parse_proposal
 from xfrmpy.registry import ProtocolId
 

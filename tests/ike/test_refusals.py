@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from xfrmpy.datapath.interface import Dump
 from xfrmpy.failures import Failure
 from xfrmpy.ike.outputs import (
     AddSa,
@@ -21,6 +20,7 @@ from xfrmpy.ike.outputs import (
     RequestRefused,
     TunnelClosed,
 )
+from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.sad import Direction, SadEntry
 from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry

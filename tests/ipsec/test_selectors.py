@@ -497,3 +497,38 @@ def test_an_icmp_message_has_its_type_in_either_direction() -> None:
     assert (back.source_port, back.destination_port) == (echo.source_port, echo.destination_port)
     assert echo.source_port.matches(8)
     assert not echo.source_port.matches(0)
+
+
+_MASKED = st.builds(
+    lambda value, mask: MaskedPort(value & mask, mask),
+    st.integers(0, 15),
+    st.integers(0, 15).map(lambda low: 0xFFF0 | low) | st.just(0),
+)
+_SMALL = st.builds(
+    Selector,
+    source=st.sampled_from(["10.0.0.0/30", "10.0.0.2/31", "10.0.0.4/30", "::/126"]).map(ip_network),
+    destination=st.just(ip_network("10.0.0.0/30")),
+    protocol=st.sampled_from([0, 6, 17]),
+    source_port=_MASKED,
+    destination_port=_MASKED,
+)
+
+
+@given(_SMALL, _SMALL)
+def test_selectors_overlap_if_there_is_a_packet_that_both_match(
+    one: Selector, other: Selector
+) -> None:
+    packets = product(
+        [ip_address("::1"), *(ip_address(f"10.0.0.{n}") for n in range(8))],
+        (1, 6, 17),
+        range(17),
+        range(17),
+    )
+    assert one.overlaps(other) == any(
+        each in one.source
+        and each in other.source
+        and all(s.protocol in (0, protocol) for s in (one, other))
+        and all(s.source_port.matches(source) for s in (one, other))
+        and all(s.destination_port.matches(destination) for s in (one, other))
+        for each, protocol, source, destination in packets
+    )

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xfrmpy.policy.document import compose_document, decode_text
+from xfrmpy.policy.document import (
+    _ORDINARY,
+    Node,
+    _Composer,
+    _UnreadableError,
+    compose_document,
+    decode_text,
+)
 from xfrmpy.policy.errors import Findings
 
 
@@ -99,3 +107,53 @@ def test_any_text_of_yaml_signs_gives_a_tree_or_an_error(text: str) -> None:
     assert decoded == text
     compose_document(text, findings)
     assert {error.code for error in findings.errors} <= {"XF1001", "XF1003"}
+
+
+_PIECES = st.sampled_from(
+    (
+        "a",
+        "b: ",
+        "- ",
+        "\n",
+        "  ",
+        "'",
+        '"',
+        "[",
+        "]",
+        ", ",
+        " #",
+        "#",
+        ":",
+        "1",
+        "@",
+        "--- ",
+        "...",
+    )
+)
+
+
+@given(st.lists(_PIECES, max_size=25).map("".join))
+@settings(max_examples=2000)
+def test_what_libyaml_has_read_pyyaml_reads_in_the_same_way(text: str) -> None:
+    assert _ORDINARY.fullmatch(text)
+    quick, thorough = Findings(file="quick"), Findings(file="thorough")
+    try:
+        read = _Composer(text, quick, yaml.CSafeLoader).compose()
+    except (yaml.YAMLError, ValueError, OverflowError, _UnreadableError):
+        return
+    if not quick.errors:
+        again = _Composer(text, thorough, yaml.SafeLoader).compose()
+        assert not thorough.errors
+        assert _placed(again) == _placed(read)
+
+
+def _placed(node: Node | None) -> object:
+    """The values with their places; where nothing is, there is more than one way to say it."""
+    if node is None or node.value is None:
+        return None
+    value = node.value
+    if isinstance(value, dict):
+        return node.mark, {key: _placed(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return node.mark, [_placed(item) for item in value]
+    return node.mark, value

@@ -21,7 +21,7 @@ from xfrmpy.cli.failure import tell_failure
 from xfrmpy.cli.terminal import Painter, note, printable, say
 from xfrmpy.control.calls import ApplyCall, PlanCall, PolicyText
 from xfrmpy.control.client import Client
-from xfrmpy.control.plans import ChangeReply, PlanReply
+from xfrmpy.control.plans import ChangeReply, DriftReply, PlanReply
 from xfrmpy.control.protocol import Progress
 from xfrmpy.failures import ExitCode, OperatorError
 
@@ -65,11 +65,16 @@ def show_plan(
         say(_document("Plan", reply))
     else:
         _tell_warnings(reply)
-        for line in _plan_lines(reply.changes, Painter(sys.stdout)):
+        for line in _plan_lines(reply, Painter(sys.stdout)):
             say(line)
     if reply.failure is not None and not as_json:
         return tell_failure(failure_of(reply.failure))
-    return ExitCode.CHANGES_PENDING if detailed and reply.changes else ExitCode.DONE
+    pending = reply.changes or _healable(reply.drift)
+    return ExitCode.CHANGES_PENDING if detailed and pending else ExitCode.DONE
+
+
+def _healable(drift: list[DriftReply]) -> list[DriftReply]:
+    return [each for each in drift if each.remedy]
 
 
 def show_diff(
@@ -111,7 +116,11 @@ def apply_policy(
         say(_document("Apply", reply, confirm_seconds=confirm_seconds if waits else None))
         return ExitCode.DONE
     _tell_warnings(reply)
-    say(_summary(reply.changes, "changed", Painter(sys.stdout)))
+    mended = len(_healable(reply.drift))
+    if reply.changes or not mended:
+        say(_summary(reply.changes, "changed", Painter(sys.stdout)))
+    if mended:
+        say(f"{mended} thing{'s' * (mended > 1)} put right that others had changed.")
     if waits:
         say(f"It is taken back in {confirm_seconds:g} seconds unless you say: xfrmpy confirm")
     return ExitCode.DONE
@@ -212,7 +221,8 @@ def _tell_warnings(reply: PlanReply) -> None:
         note(f"warning: {printable(warning)}")
 
 
-def _plan_lines(changes: list[ChangeReply], paint: Painter) -> Iterator[str]:
+def _plan_lines(reply: PlanReply, paint: Painter) -> Iterator[str]:
+    changes = reply.changes
     columns = max((len(change.tunnel) for change in changes), default=0)
     for change in changes:
         sign, style = _SIGNS[change.action]
@@ -227,7 +237,24 @@ def _plan_lines(changes: list[ChangeReply], paint: Painter) -> Iterator[str]:
             )
     if changes:
         yield ""
-    yield _summary(changes, "to change", paint)
+    yield from _drift_lines(reply.drift, paint)
+    if changes or not reply.drift:
+        yield _summary(changes, "to change", paint)
+
+
+def _drift_lines(drift: list[DriftReply], paint: Painter) -> Iterator[str]:
+    """What others have changed, and what becomes of it."""
+    if not drift:
+        return
+    yield "Not as it was put in force:"
+    for each in drift:
+        sign = paint("!", "yellow")
+        owner = f"{paint(printable(each.tunnel), 'bold')}  " if each.tunnel else ""
+        remedy = f"  ({printable(each.remedy)})" if each.remedy else "  (not ours: stays)"
+        yield f"{sign} {owner}{printable(each.what)}{remedy}"
+    count = len(_healable(drift))
+    yield ""
+    yield f"{count} thing{'s' * (count != 1)} to put right."
 
 
 def _remark(change: ChangeReply) -> str:
@@ -279,6 +306,7 @@ def _document(kind: str, reply: PlanReply, **more: object) -> str:
     return document(
         kind,
         changes=[asdict(change) for change in reply.changes],
+        drift=[asdict(each) for each in reply.drift],
         warnings=reply.warnings,
         failure=reply.failure and failure_value(failure_of(reply.failure)),
         **more,

@@ -45,7 +45,7 @@ def install_units(root: Path, program: Path | None) -> int:
             path.write_text(text)
             path.chmod(0o644)
         except OSError as error:
-            raise OperatorError("XF5002", f"{path} cannot be written: {error.strerror}") from error
+            raise OperatorError("XF4025", f"{path} cannot be written: {error.strerror}") from error
         say(str(path))
     note(f"Next:\n{_NEXT}")
     return ExitCode.DONE

@@ -36,13 +36,30 @@ class ChangeReply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DriftReply:
+    """What others have changed of what is in force; `finding` is such as `route-missing`.
+
+    `tunnel` and `child` are empty where it is nobody's. `remedy` is what is done about it, empty
+    if nothing is, because it is not ours.
+    """
+
+    finding: str
+    what: str
+    tunnel: str
+    child: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanReply:
     """What would be done, or was, in this order; `failure` is why it cannot be done here.
 
-    `directory` is where the operator's policy files are.
+    `drift` is put right when the policy is applied, also if that is unchanged. `directory` is where
+    the operator's policy files are.
     """
 
     changes: list[ChangeReply]
+    drift: list[DriftReply]
     warnings: list[str]
     directory: str
     failure: FailureReply | None = None

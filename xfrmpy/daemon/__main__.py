@@ -47,6 +47,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--metrics-file", metavar="PATH", default="", help=file)
     anywhere = "tell them at an address that other hosts reach, to whoever asks"
     parser.add_argument("--metrics-anywhere", action="store_true", help=anywhere)
+    often = "how often the names of peers are looked up (60)"
+    parser.add_argument("--resolve-every", type=_count, metavar="SECONDS", default=60, help=often)
     for option, (_, what) in _LIMITS.items():
         parser.add_argument(option, type=_count, metavar="N", help=f"half-open IKE SAs {what}")
     return parser.parse_args(arguments)
@@ -91,7 +93,15 @@ def _run(directory: Path, options: argparse.Namespace) -> None:
         listen=options.metrics, file=options.metrics_file, anywhere=options.metrics_anywhere
     )
     limits = AdmissionLimits(**_limits(options))
-    service = Service(loaded, directory, os.environ, limits, doorkeeper, exposure)
+    service = Service(
+        loaded,
+        directory,
+        os.environ,
+        limits,
+        doorkeeper,
+        exposure,
+        resolve_seconds=max(1, options.resolve_every),
+    )
     asyncio.run(service.run())
 
 

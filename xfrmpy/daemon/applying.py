@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from xfrmpy.daemon.blocking import Blocking
@@ -16,10 +17,13 @@ from xfrmpy.daemon.datapaths import Datapaths, Placement
 from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.keeper import Keeper, error_of
 from xfrmpy.daemon.narration import summarize
+from xfrmpy.daemon.reconciliation import REMEDIES, Reconciler
 from xfrmpy.daemon.tunnel import Tunnel
+from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ike.outputs import Output, SaNotCreated, TunnelClosed
 from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.drift import Difference, Finding
 from xfrmpy.policy.changes import (
     Action,
     Change,
@@ -70,9 +74,11 @@ class PlannedChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What would be done, in this order."""
+    """What would be done, in this order; `drift` is what others have changed of what is in force,
+    and is put right after it."""
 
     changes: tuple[PlannedChange, ...]
+    drift: tuple[Difference, ...] = ()
 
     @property
     def failure(self) -> Failure | None:
@@ -90,12 +96,14 @@ class Applier:
         keeper: Keeper,
         engine: Engine,
         datapaths: Datapaths,
+        reconciler: Reconciler,
         blocking: Blocking,
     ) -> None:
         self._tunnels = tunnels
         self._keeper = keeper
         self._engine = engine
         self._datapaths = datapaths
+        self._reconciler = reconciler
         self._blocking = blocking
 
     def policies(self) -> tuple[TunnelPolicy, ...]:
@@ -115,8 +123,13 @@ class Applier:
                     is_live=self._engine.has_ike_sas(change.tunnel),
                 )
                 for change in changes
-            )
+            ),
+            drift=self._find_drift(),
         )
+
+    def _find_drift(self) -> tuple[Difference, ...]:
+        with _compared():
+            return self._reconciler.find()
 
     async def apply(
         self, plan: Plan, seconds: float, tell: Tell, *, allow_pending: bool = False
@@ -148,6 +161,27 @@ class Applier:
                     tell(planned.change.tunnel, f"pending: {summarize(error.failure)}")
                 else:
                     await self._take_back(undo, seconds, tell, error)
+        try:
+            await self._verify(seconds, tell)
+        except OperatorError as error:
+            await self._take_back(undo, seconds, tell, error)
+
+    async def _verify(self, seconds: float, tell: Tell) -> None:
+        """What was promised is in force, or is put in force now. Raises `OperatorError`."""
+        with _compared():
+            found = self._reconciler.heal()
+        for name in {d.tunnel for d in found if d.finding is Finding.SA_MISSING}:
+            tunnel = self._tunnels[name]
+            with tunnel.listen() as reports:
+                await self._until_settled(tunnel, reports, seconds)
+        still = self._find_drift() if found else ()
+        left = [difference for difference in still if difference.finding in REMEDIES]
+        for difference in found:
+            if difference.finding in REMEDIES and difference not in left:
+                tell(difference.tunnel or "host", f"{difference}: {REMEDIES[difference.finding]}")
+        if left:
+            evidence = tuple(("not as promised", str(difference)) for difference in left)
+            raise OperatorError("XF3005", "what is in force is not what it should be", evidence)
 
     def _is_up(self, name: str) -> bool:
         return name in self._tunnels and self._keeper.state(self._tunnels[name]) == "up"
@@ -200,6 +234,7 @@ class Applier:
         self._tunnels[placement.policy.name] = tunnel
         if placement.failure is None:
             self._engine.add_tunnel(placement.policy)
+            self._reconciler.watch()
             self._keeper.spawn(self._keeper.resolve(tunnel))
             if placement.policy.start is StartMode.AUTO:
                 self._keeper.want(tunnel)
@@ -243,14 +278,18 @@ class Applier:
                 self._keeper.want(tunnel)
             elif was_auto:
                 tunnel.wanted = False
-            if not was_up:
-                return
-            try:
-                async with asyncio.timeout(seconds):
-                    while self._engine.is_unsettled(policy.name):
-                        await self._hear(reports)
-            except TimeoutError as error:
-                raise _not_in_time(tunnel, seconds) from error
+            if was_up:
+                await self._until_settled(tunnel, reports, seconds)
+
+    async def _until_settled(
+        self, tunnel: Tunnel, reports: asyncio.Queue[Output], seconds: float
+    ) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                while self._engine.is_unsettled(tunnel.policy.name):
+                    await self._hear(reports)
+        except TimeoutError as error:
+            raise _not_in_time(tunnel, seconds) from error
 
     @staticmethod
     async def _hear(reports: asyncio.Queue[Output]) -> None:
@@ -264,6 +303,15 @@ class Applier:
             raise error_of(report.failure)
         if isinstance(report, TunnelClosed) and report.failure is not None:
             raise error_of(report.failure)
+
+
+@contextmanager
+def _compared() -> Iterator[None]:
+    try:
+        yield
+    except DatapathError as error:
+        summary = f"what is in force cannot be compared with the policy: {error}"
+        raise OperatorError("XF3002", summary) from error
 
 
 def _is_unusable(tunnel: Tunnel, placement: Placement) -> bool:

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.datapath.block import Block
 from xfrmpy.datapath.interface import DatapathError
-from xfrmpy.datapath.nftables import Watch
 from xfrmpy.datapath.userspace.tun import DEVICE
+from xfrmpy.datapath.watch import Watch
 from xfrmpy.failures import ExitCode, OperatorError
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.policy.blocking import blocked_traffic
@@ -101,9 +101,9 @@ class Blocking:
     def _mend(self) -> None:
         assert self._watch is not None
         assert self._hear is not None
-        if not self._watch.has_lost():
-            return
         try:
+            if not self._watch.read():
+                return
             self._enforce(self._traffic)
         except OperatorError as error:
             summary = error.failure.summary

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 
 from xfrmpy.daemon.datapaths import Datapaths
@@ -36,6 +36,7 @@ from xfrmpy.ike.outputs import (
     SendDatagram,
 )
 from xfrmpy.ipsec.addresses import IpAddress, Path
+from xfrmpy.ipsec.drift import Difference, Ends
 from xfrmpy.ipsec.sad import SaId
 from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.store.interface import Store, StoreError
@@ -153,6 +154,30 @@ class Engine:
 
     def is_unsettled(self, tunnel: str) -> bool:
         return self._endpoint.is_unsettled(tunnel, self._loop.time())
+
+    def is_recovering(self, tunnel: str) -> bool:
+        return self._endpoint.is_recovering(tunnel, self._loop.time())
+
+    # What others do to what is in force.
+
+    def compare(self, datapath: Datapath) -> tuple[Difference, ...]:
+        """How its SAs and policies differ from those wanted. Raises `DatapathError`."""
+        self._read_events(datapath)  # What has expired is not missing.
+        carried = {n for n, p in self._tunnels.items() if self._datapaths.of(p) is datapath}
+        return self._endpoint.compare(carried, datapath.dump())
+
+    def recover(self, differences: Sequence[Difference]) -> None:
+        """Have the core replace or move the SAs that are missing or were changed."""
+        self._endpoint.recover(differences, self._loop.time())
+        self._settle()
+
+    def check_path(self, ends: Ends) -> None:
+        self._endpoint.check_paths([ends], self._loop.time())
+        self._settle()
+
+    def reauthenticate_on(self, tunnel: str, path: Path) -> None:
+        self._endpoint.reauthenticate_on(tunnel, path, self._loop.time())
+        self._settle()
 
     # Inputs of the core.
 

@@ -64,6 +64,8 @@ EVENTS: dict[str, EventKind] = {
         ("tunnel-wanted", Severity.INFO, "from now on the tunnel is brought up, and kept up"),
         ("tunnel-retrying", Severity.WARNING, "it failed, and is tried again in so many seconds"),
         ("peer-unresolved", Severity.WARNING, "the name of a tunnel's peer cannot be looked up"),
+        ("peer-addresses-changed", Severity.INFO, "the names of a tunnel's peer lead elsewhere"),
+        ("path-left", Severity.INFO, "a new IKE SA on another path is to replace the old: why"),
         ("exchange-started", Severity.INFO, "the first copy of a request was sent"),
         ("request-retransmitted", Severity.INFO, "the peer has not answered, it is asked again"),
         ("fragment-size-reduced", Severity.INFO, "large messages go in smaller datagrams now"),
@@ -83,6 +85,12 @@ EVENTS: dict[str, EventKind] = {
         ("tunnel-closed", Severity.INFO, "an operator's `down`: the IKE SA is gone"),
         ("tunnel-failed", Severity.WARNING, "a tunnel did not come up"),
         ("tunnel-lost", Severity.WARNING, "a tunnel that was up is gone"),
+        (
+            "drift-healed",
+            Severity.WARNING,
+            "others had changed what is in force; put right",
+        ),
+        ("drift-left", Severity.WARNING, "the same, but it stays as it is, and why"),
         ("defect-found", Severity.CRITICAL, "a datagram met a defect of ours, and was kept"),
         (
             "block-restored",

@@ -15,31 +15,37 @@ from typing import Any
 from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.narration import summarize
-from xfrmpy.daemon.occurrences import retrying, unresolved
+from xfrmpy.daemon.occurrences import addresses_changed, path_left, retrying, unresolved
 from xfrmpy.daemon.resolver import paths_to, resolve_names, resolve_peer
+from xfrmpy.daemon.sockets import is_our_address
 from xfrmpy.daemon.status import tunnel_state
 from xfrmpy.daemon.tunnel import Tunnel
 from xfrmpy.failures import Failure, OperatorError
+from xfrmpy.ike.endpoint import IkeSaView
 from xfrmpy.ike.outputs import ChildSaEstablished, Redirected, TunnelClosed
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ipsec.addresses import IpAddress, Path
+from xfrmpy.ipsec.drift import Ends
 
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 60.0
 """A tunnel of `start: auto` that fails is tried again, for ever, ever less often."""
 
-RESOLVE_SECONDS = 300.0
-"""How often the peers' names are looked up, for the sake of those who call us."""
-
 
 class Keeper:
-    """See the module. `tunnels` are the daemon's, by name; they come and go."""
+    """See the module. `tunnels` are the daemon's, by name; they come and go. The peers' names are
+    looked up every `resolve_seconds`: for those who call us, and for those who have moved."""
 
     def __init__(
-        self, tunnels: Mapping[str, Tunnel], engine: Engine, hear: Callable[[Occurrence], None]
+        self,
+        tunnels: Mapping[str, Tunnel],
+        engine: Engine,
+        hear: Callable[[Occurrence], None],
+        resolve_seconds: float,
     ) -> None:
         self._tunnels = tunnels
+        self._resolve_seconds = resolve_seconds
         self._engine = engine
         self._hear = hear
         self._loop = asyncio.get_running_loop()
@@ -93,8 +99,7 @@ class Keeper:
         if redirect is not None:
             addresses = await resolve_names((str(redirect.gateway),))
         else:
-            addresses = await resolve_peer(tunnel.policy)
-            self._engine.set_peer_addresses(tunnel.policy.name, addresses)
+            addresses = await self._look_up(tunnel)
         original = None if redirect is None else redirect.original
         paths = paths_to(tunnel.policy, addresses)
         for path in paths[:-1]:
@@ -152,20 +157,72 @@ class Keeper:
             await asyncio.sleep(pause)
             delay = min(delay * 2, LAST_RETRY_SECONDS)
 
+    # Where the peers are.
+
     async def keep_resolving(self) -> None:
         """Responders know their peers by address, so these must be known before they call."""
         while True:
             for tunnel in tuple(self._tunnels.values()):
                 if tunnel.policy.peers and tunnel.placement.failure is None:
                     await self.resolve(tunnel)
-            await asyncio.sleep(RESOLVE_SECONDS)
+            await asyncio.sleep(self._resolve_seconds)
 
     async def resolve(self, tunnel: Tunnel) -> None:
+        """Look up the names of its peer, and go over to where that is, if it is elsewhere."""
         try:
-            addresses = await resolve_peer(tunnel.policy)
-            self._engine.set_peer_addresses(tunnel.policy.name, addresses)
+            addresses = await self._look_up(tunnel)
         except OperatorError as error:
             self._hear(unresolved(tunnel.policy.name, error.failure))
+        else:
+            self._leave_dead_path(tunnel, addresses)
+
+    async def _look_up(self, tunnel: Tunnel) -> tuple[IpAddress, ...]:
+        """Every address of the peer, in order. Raises `OperatorError`."""
+        before, addresses = tunnel.addresses, await resolve_peer(tunnel.policy)
+        self._engine.set_peer_addresses(tunnel.policy.name, addresses)
+        tunnel.addresses = addresses
+        if before and set(addresses) != set(before):
+            tunnel.left_addresses = (tunnel.left_addresses | {*before}) - {*addresses}
+            self._hear(addresses_changed(tunnel.policy.name, before, addresses))
+        return addresses
+
+    def follow(self, ends: Ends) -> None:
+        """Another path leads from an address of ours to a peer's, or none any more."""
+        self._engine.check_path(ends)
+        for tunnel in tuple(self._tunnels.values()):
+            if any(_ends(view) == ends for view in self._engine.ike_sas(tunnel.policy.name)):
+                self.doubt(tunnel)
+
+    def doubt(self, tunnel: Tunnel) -> None:
+        """Perhaps the peer is not reached where it was."""
+        if tunnel.policy.peers and tunnel.placement.failure is None:
+            self.spawn(self.resolve(tunnel))
+
+    def _leave_dead_path(self, tunnel: Tunnel, addresses: tuple[IpAddress, ...]) -> None:
+        """Where the peer's names lead elsewhere by now, or our own address is gone, begin anew.
+
+        The IKE SA that is there stays until the new one is up.
+        """
+        views = self._engine.ike_sas(tunnel.policy.name)
+        established = [view for view in views if view.state is IkeSaState.ESTABLISHED]
+        if not established or any(view.state in _COMING for view in views):
+            return
+        ours, theirs = _ends(established[-1])
+        reason = ""
+        if theirs in tunnel.left_addresses:
+            reason = f"{theirs} is not the peer's address any more"
+        elif not is_our_address(ours):
+            reason, addresses = f"{ours} is not our address any more", (theirs,)
+        if not reason:
+            return
+        try:
+            path = paths_to(tunnel.policy, addresses)[0]
+        except OperatorError as error:
+            log.info("%s: %s: %s", tunnel.policy.name, reason, summarize(error.failure))
+            return
+        if is_our_address(path.local.address):
+            self._hear(path_left(tunnel.policy.name, path, reason))
+            self._engine.reauthenticate_on(tunnel.policy.name, path)
 
     async def _until_taken_over(self, tunnel: Tunnel) -> None:
         """What an earlier daemon has begun ends first, well or not."""
@@ -177,14 +234,22 @@ class Keeper:
                 await reports.get()
 
     async def _until_down(self, tunnel: Tunnel) -> None:
+        """One whose SA is just being replaced, because it was lost, is not down."""
         with tunnel.listen() as reports:
-            while self.state(tunnel) == "up":
+            while self.state(tunnel) == "up" or self._engine.is_recovering(tunnel.policy.name):
                 await reports.get()
 
     async def until_gone(self, tunnel: Tunnel) -> None:
         with tunnel.listen() as reports:
             while self._engine.has_ike_sas(tunnel.policy.name):
                 await reports.get()
+
+
+_COMING = (IkeSaState.INITIATING, IkeSaState.AUTHENTICATING)
+
+
+def _ends(view: IkeSaView) -> Ends:
+    return view.path.local.address, view.path.remote.address
 
 
 def error_of(failure: Failure | None) -> OperatorError:

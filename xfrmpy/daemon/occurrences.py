@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from xfrmpy.daemon.datapaths import Placement
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.narration import summarize
 from xfrmpy.failures import Failure
 from xfrmpy.ike.restoration import Restored
+from xfrmpy.ipsec.addresses import IpAddress, Path
+from xfrmpy.ipsec.drift import Difference
 
 
 def started(pid: int, tunnels: int) -> Occurrence:
@@ -65,3 +69,51 @@ def unresolved(tunnel: str, failure: Failure) -> Occurrence:
     return Occurrence(
         event="peer-unresolved", tunnel=tunnel, text=summarize(failure), failure=failure
     )
+
+
+def addresses_changed(
+    tunnel: str, before: Sequence[IpAddress], after: Sequence[IpAddress]
+) -> Occurrence:
+    """What the names of a tunnel's peer stand for is not what it was."""
+    old, new = (", ".join(map(str, addresses)) for addresses in (before, after))
+    return Occurrence(
+        event="peer-addresses-changed",
+        tunnel=tunnel,
+        text=f"the peer's addresses were {old} and are {new} now",
+        details={"before": old, "after": new},
+    )
+
+
+def path_left(tunnel: str, path: Path, reason: str) -> Occurrence:
+    """The tunnel is made anew on another path."""
+    return Occurrence(
+        event="path-left",
+        tunnel=tunnel,
+        text=f"{reason}: a new IKE SA from {path.local.address} to {path.remote.address}",
+        details={"local": str(path.local), "remote": str(path.remote), "reason": reason},
+    )
+
+
+def drift_healed(differences: Sequence[Difference], done: str) -> Occurrence:
+    """Some of one finding, which others have caused, were put right."""
+    first = differences[0]
+    more = f", and {len(differences) - 1} more like it" if len(differences) > 1 else ""
+    return Occurrence(
+        event="drift-healed",
+        tunnel=first.tunnel,
+        text=f"{first}{more}: {done}",
+        details={**_found(first), "count": str(len(differences)), "done": done},
+    )
+
+
+def drift_left(difference: Difference, why: str) -> Occurrence:
+    return Occurrence(
+        event="drift-left",
+        tunnel=difference.tunnel,
+        text=f"{difference}, and stays so: {why}",
+        details={**_found(difference), "why": why},
+    )
+
+
+def _found(difference: Difference) -> dict[str, str]:
+    return {"finding": difference.finding.value, "what": difference.what}

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from xfrmpy.control.calls import ApplyCall, PlanCall, PolicyText
-from xfrmpy.control.plans import ChangeReply, DifferenceReply, KeepReply, PlanReply
+from xfrmpy.control.plans import ChangeReply, DifferenceReply, DriftReply, KeepReply, PlanReply
 from xfrmpy.control.protocol import Progress
 from xfrmpy.control.values import decode
 from xfrmpy.daemon.applying import Applier, Plan, PlannedChange
 from xfrmpy.daemon.narration import summarize
+from xfrmpy.daemon.reconciliation import REMEDIES
 from xfrmpy.daemon.replies import reply_of
 from xfrmpy.failures import OperatorError
 from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.drift import Difference
 from xfrmpy.policy.load import LoadedPolicy, Overlay, load_policy, operator_layer
 from xfrmpy.policy.model import TunnelPolicy
 
@@ -157,6 +159,7 @@ class PolicyCalls:
     def _reply(self, plan: Plan, loaded: LoadedPolicy, session: Session | None) -> PlanReply:
         return PlanReply(
             changes=[_change_reply(planned, session) for planned in plan.changes],
+            drift=[_drift_reply(difference) for difference in plan.drift],
             warnings=[str(warning) for warning in loaded.warnings],
             directory=self._directory,
             failure=None if plan.failure is None else reply_of(plan.failure),
@@ -212,4 +215,14 @@ def _change_reply(planned: PlannedChange, session: Session | None) -> ChangeRepl
             )
             for d in change.differences
         ],
+    )
+
+
+def _drift_reply(difference: Difference) -> DriftReply:
+    return DriftReply(
+        finding=difference.finding.value,
+        what=str(difference),
+        tunnel=difference.tunnel,
+        child=difference.child,
+        remedy=REMEDIES.get(difference.finding, ""),
     )

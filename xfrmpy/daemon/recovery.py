@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from xfrmpy.daemon.datapaths import Datapaths
-from xfrmpy.datapath.interface import Datapath, DatapathError, Dump
+from xfrmpy.datapath.interface import Datapath, DatapathError
 from xfrmpy.failures import OperatorError
 from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.restoration import Restored
+from xfrmpy.ipsec.drift import Dump
 from xfrmpy.store.interface import Store, StoreError
 from xfrmpy.store.sqlite import SqliteStore, is_there
 

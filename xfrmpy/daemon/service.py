@@ -37,6 +37,7 @@ from xfrmpy.daemon.notify import ServiceManager
 from xfrmpy.daemon.observation import Observation
 from xfrmpy.daemon.occurrences import placed, started, taken_over
 from xfrmpy.daemon.policy_calls import PolicyCalls
+from xfrmpy.daemon.reconciliation import Reconciler
 from xfrmpy.daemon.recovery import open_store, take_over
 from xfrmpy.daemon.rekeying import has_forward_secrecy, replace_child_sas, replace_sas
 from xfrmpy.daemon.replies import reply_of
@@ -47,7 +48,14 @@ from xfrmpy.daemon.tunnel import Tunnel
 from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint
-from xfrmpy.ike.outputs import ChildSaEstablished, Output, Redirected, RequestRefused, TunnelClosed
+from xfrmpy.ike.outputs import (
+    ChildSaEstablished,
+    Output,
+    Redirected,
+    RequestRefused,
+    RequestRetransmitted,
+    TunnelClosed,
+)
 from xfrmpy.policy.load import LoadedPolicy, config_path
 from xfrmpy.policy.model import StartMode
 from xfrmpy.store.interface import Store, StoreError
@@ -72,7 +80,9 @@ class Service:
         limits: AdmissionLimits,
         doorkeeper: Doorkeeper,
         exposure: Exposure,
+        resolve_seconds: float,
     ) -> None:
+        self._resolve_seconds = resolve_seconds
         self._loaded = loaded
         self._runtime_dir = runtime_dir
         self._environ = environ
@@ -141,7 +151,9 @@ class Service:
             self._lose,
             self._store,
         )
-        self._keeper = Keeper(self._tunnels, self._engine, self._news.hear)
+        hear, engine = self._news.hear, self._engine
+        self._keeper = Keeper(self._tunnels, engine, hear, self._resolve_seconds)
+        reconciler = Reconciler(engine, self._datapaths, hear, self._keeper.follow)
         observation = Observation(
             self._news.history, self._find, self._status_of, self._engine.ike_sas
         )
@@ -150,7 +162,7 @@ class Service:
         )
         exposition = Exposition(self._exposure, measurement.text, self._doorkeeper.gid)
         applier = Applier(
-            self._tunnels, self._keeper, self._engine, self._datapaths, self._blocking
+            self._tunnels, self._keeper, engine, self._datapaths, reconciler, self._blocking
         )
         self._policy = PolicyCalls(self._loaded, config_path(self._environ), applier)
         control = ControlServer(
@@ -173,6 +185,7 @@ class Service:
         )
         try:
             self._engine.start()
+            reconciler.watch()
             self._blocking.keep(self._news.hear)
             await control.start()
             await exposition.start()
@@ -191,6 +204,7 @@ class Service:
             await control.stop()
             await exposition.stop()
             self._policy.stop()
+            reconciler.stop()
             await self._say_farewell()
             self._blocking.stop()
             self._engine.stop()
@@ -234,6 +248,9 @@ class Service:
             tunnel.last_failure = None
         elif isinstance(report, TunnelClosed | RequestRefused) and report.failure is not None:
             tunnel.last_failure = report.failure
+        elif isinstance(report, RequestRetransmitted) and report.count == 1:
+            if self._keeper.state(tunnel) == "up":
+                self._keeper.doubt(tunnel)
         elif isinstance(report, Redirected):
             tunnel.redirect = report
             if not tunnel.is_connecting:

@@ -116,6 +116,17 @@ def local_address_for(remote: IpAddress) -> IpAddress:
         return _without_zone(probe.getsockname()[0])
 
 
+def is_our_address(address: IpAddress) -> bool:
+    """Whether this host has it, now."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((str(address), 0))
+        except OSError:
+            return False
+    return True
+
+
 def _enlarge_buffer(opened: socket.socket) -> None:
     """Beyond the host's limit where we may, which the root of a user namespace may not."""
     try:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from xfrmpy.daemon.datapaths import Placement
 from xfrmpy.failures import Failure
 from xfrmpy.ike.outputs import Output, Redirected
+from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.policy.model import TunnelPolicy
 
 
@@ -16,7 +17,8 @@ class Tunnel:
     """`wanted` says that it is to come back by itself, which `keeping` sees to; `attempt` brings it
     up at this moment.
 
-    `redirect` is where the peer has sent us, for the next attempt.
+    `redirect` is where the peer has sent us, for the next attempt. `addresses` are those of the
+    peer's names, and `left_addresses` those that they had before and have no more.
     """
 
     def __init__(self, placement: Placement) -> None:
@@ -25,6 +27,8 @@ class Tunnel:
         self.keeping: asyncio.Task[None] | None = None
         self.attempt: asyncio.Task[None] | None = None
         self.redirect: Redirected | None = None
+        self.addresses: tuple[IpAddress, ...] = ()
+        self.left_addresses: frozenset[IpAddress] = frozenset()
         self.last_failure: Failure | None = placement.failure
         self._listeners: set[asyncio.Queue[Output]] = set()
 

@@ -12,8 +12,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from xfrmpy.datapath import nftables
-from xfrmpy.datapath.nftables import NfTables, Request, Watch
+from xfrmpy.datapath.interface import Realm
+from xfrmpy.datapath.netlink.messages import Message
+from xfrmpy.datapath.nftables import NFTABLES, NfTables, Request
 from xfrmpy.datapath.shapes import Shape, element_of, of_fragments, shape_of
+from xfrmpy.datapath.watch import Source, Watch
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT
 from xfrmpy.ipsec.selectors import Selector
 
@@ -70,11 +73,19 @@ class Block:
 
     def watch(self) -> Watch:
         """What tells of others that take something out of it."""
-        return Watch(TABLE.name, self._nf_tables)
+        groups = (nftables.CHANGES_GROUP,)
+        source = Source(family=NFTABLES, groups=groups, concerns=_is_taken_away)
+        return Watch([source], [self._nf_tables.port])
 
     def close(self) -> None:
         """What is blocked stays blocked."""
         self._nf_tables.close()
+
+
+def _is_taken_away(message: Message | None) -> Realm:
+    """What others add blocks no less."""
+    is_loss = message is None or (TABLE.is_told_of(message) and nftables.is_deletion(message))
+    return Realm.WAYS if is_loss else Realm.NOTHING
 
 
 def _maps(traffic: Iterable[Selector]) -> _Maps:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Flag
 from typing import Protocol, TypeAlias
 
 from xfrmpy.ipsec.addresses import SocketAddress
+from xfrmpy.ipsec.drift import Difference, Dump
 from xfrmpy.ipsec.sad import Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import SpdEntry
@@ -56,12 +58,13 @@ class Capabilities:
     missing: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dump:
-    """The objects in force that are ours: the very values that were added."""
+class Realm(Flag):
+    """What others may have changed: SAD and SPD, or what leads packets to them (`find_amiss`)."""
 
-    sad: tuple[SadEntry, ...]
-    spd: tuple[SpdEntry, ...]
+    NOTHING = 0
+    ENTRIES = 1
+    WAYS = 2
+    EVERYTHING = ENTRIES | WAYS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +147,15 @@ class Datapath(Protocol):
     def dump(self) -> Dump:
         """Every SA and policy in force that is ours."""
 
+    def find_amiss(self) -> tuple[Difference, ...]:
+        """What leads packets to the entries in force, and is not as it was made or ought to be.
+
+        Routes, rules, devices, and the ways to the peers; in the order in which to `mend` them.
+        """
+
+    def mend(self, amiss: Difference) -> None:
+        """Put right what `find_amiss` has found. What is right by now stays so."""
+
     def remove_ours(self) -> int:
         """Remove every object that is ours, in force since whenever; returns how many."""
 
@@ -154,6 +166,15 @@ class Datapath(Protocol):
         """The events that are waiting; never blocks.
 
         The first time also what of earlier events an SA still shows, whatever `fileno()` says.
+        """
+
+    def changes_fileno(self) -> int:
+        """A descriptor that is readable when `read_changes` has something to say, or may have."""
+
+    def read_changes(self) -> Realm:
+        """What others may have changed since the last time; never blocks.
+
+        Not what this process has changed itself. What nobody else can change is never named.
         """
 
     def close(self) -> None:

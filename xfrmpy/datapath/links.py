@@ -26,6 +26,8 @@ from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.ipsec.addresses import IpAddress, IpNetwork
 
 FAMILIES = {4: AF_INET, 6: AF_INET6}
+_LINKS_AND_ADDRESSES = (Group.LINK, Group.IPV4_ADDRESS, Group.IPV6_ADDRESS)
+_UP = 1  # IFF_UP
 _HOST_SCOPE = 254  # RT_SCOPE_HOST: the loopback addresses
 _WITHOUT_STATISTICS: dict[int, bytes] = {
     LinkAttribute.EXT_MASK: NUMBER.pack(8)
@@ -39,6 +41,7 @@ class Link:
     index: int
     name: str
     mtu: int
+    is_up: bool
 
 
 class Links:
@@ -50,7 +53,7 @@ class Links:
     def __init__(self) -> None:
         with ExitStack() as stack:
             self._questions = stack.enter_context(closing(NetlinkSocket(RTNETLINK)))
-            self._news = NetlinkSocket(RTNETLINK, tuple(Group))
+            self._news = NetlinkSocket(RTNETLINK, _LINKS_AND_ADDRESSES)
             stack.pop_all()
         self._by_name: dict[str, Link] = {}
         self._by_index: dict[int, Link] = {}
@@ -107,6 +110,7 @@ class Links:
             index=found.body["index"],
             name=found.attributes[LinkAttribute.IFNAME].rstrip(b"\0").decode(errors="replace"),
             mtu=decode_number(found.attributes[LinkAttribute.MTU]),
+            is_up=bool(found.body["flags"] & _UP),
         )
         self._by_name[link.name] = self._by_index[link.index] = link
         return link

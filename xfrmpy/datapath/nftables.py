@@ -15,6 +15,7 @@ from struct import Struct
 from typing import TypeAlias
 
 from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.netlink.messages import Family, Message
 
 DROP, ACCEPT = 0, 1
 
@@ -46,12 +47,14 @@ _NUMBER = Struct(">I")
 _SIGNED = Struct(">i")
 
 _REQUEST, _CREATE, _APPEND = 0x001, 0x400, 0x800  # NLM_F_*
-_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP = 270, 1, 7  # NFNLGRP_NFTABLES
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE, _DELRULE, _NEWSET, _DELSET, _NEWELEMENT, _DELELEMENT = (
     _SUBSYSTEM << 8 | number for number in (0, 2, 3, 6, 8, 9, 11, 12, 14)
 )
 _DELETIONS = frozenset(_SUBSYSTEM << 8 | number for number in (2, 5, 8, 11, 14))
+NFTABLES = Family(number=_NETLINK_NETFILTER, name="nf_tables", bodies={})
+CHANGES_GROUP = 7  # NFNLGRP_NFTABLES
+
 _INET = _GENERAL.pack(1, 0, 0)  # NFPROTO_INET: IPv4 and IPv6
 _BEGIN = (0x10, 0, _GENERAL.pack(0, 0, _SUBSYSTEM))
 _END = (0x11, 0, _GENERAL.pack(0, 0, _SUBSYSTEM))
@@ -80,7 +83,7 @@ class NfTables:
         self._socket.setblocking(False)
         self._socket.bind((0, 0))
         self.port: int = self._socket.getsockname()[0]
-        """What the kernel knows it by."""
+        """By which the kernel tells, and others hear, whose request has changed something."""
 
     def close(self) -> None:
         self._socket.close()
@@ -119,54 +122,9 @@ class NfTables:
                 yield -number
 
 
-class Watch:
-    """Hears what others take out of a table. Raises `DatapathError`.
-
-    `ours` are the sockets whose own changes are none of others'.
-    """
-
-    def __init__(self, table: str, ours: NfTables) -> None:
-        self._table = _text(1, table)
-        self._our_port = ours.port
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-        try:
-            self._socket.setblocking(False)
-            self._socket.bind((0, 0))  # One without a port hears nothing.
-            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
-        except OSError as error:
-            self._socket.close()
-            raise _refused(error.errno) from error
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def has_lost(self) -> bool:
-        """Whether anything was taken out since it was asked last, or may have been."""
-        lost = False
-        while True:
-            try:
-                data = self._socket.recv(65536)
-            except BlockingIOError:
-                return lost
-            except OSError:  # ENOBUFS: there was more than it holds.
-                return True
-            lost = lost or any(self._is_loss(*each) for each in _messages(data))
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def _is_loss(self, kind: int, port: int, body: bytes) -> bool:
-        is_ours = body.startswith(self._table, _GENERAL.size)
-        return is_ours and kind in _DELETIONS and port != self._our_port
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Type, port of the sender, and body of each message of a datagram."""
-    offset = 0
-    while offset + _HEADER.size <= len(data):
-        size, kind, _, _, port = _HEADER.unpack_from(data, offset)
-        yield kind, port, data[offset + _HEADER.size : offset + size]
-        offset += max(_padded(size), _HEADER.size)
+def is_deletion(message: Message) -> bool:
+    """Whether a notification tells that something was taken away."""
+    return message.type in _DELETIONS
 
 
 def _refused(number: int | None) -> DatapathError:
@@ -179,6 +137,10 @@ class Table:
     """The requests about one table, by its name."""
 
     name: str
+
+    def is_told_of(self, message: Message) -> bool:
+        """Whether a notification is about it, or something in it."""
+        return message.unknown.startswith(_text(1, self.name), _GENERAL.size)
 
     def delete(self) -> list[Request]:
         """Adding what may be there and then deleting it is how an absent table is no error."""

@@ -12,8 +12,15 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event, add_one_by_one
+from xfrmpy.datapath.interface import (
+    Capabilities,
+    DatapathError,
+    Event,
+    Realm,
+    add_one_by_one,
+)
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
+from xfrmpy.ipsec.drift import Difference, Dump
 from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
@@ -39,7 +46,7 @@ class Call:
     """One call that changes something: the method's name and its argument."""
 
     name: str
-    argument: SadEntry | SpdEntry | SaId | None = None
+    argument: SadEntry | SpdEntry | SaId | Difference | None = None
 
 
 class RecordingDatapath:
@@ -58,6 +65,9 @@ class RecordingDatapath:
         self._events: deque[Event] = deque()
         self._readable, self._writable = socket.socketpair()
         self._readable.setblocking(False)
+        self.amiss: list[Difference] = []
+        self._changes = Realm.NOTHING
+        self._changed = socket.socketpair()
 
     def refuse(self, kind: str, *, nth: int = 1, reason: str = "refused by the test") -> None:
         """Fail the `nth` call of a kind from the beginning (the first is 1).
@@ -70,6 +80,12 @@ class RecordingDatapath:
         """Make an event wait, and `fileno()` readable."""
         self._events.append(event)
         self._writable.send(b"\0")
+
+    def change(self, realm: Realm) -> None:
+        """Make it known that others may have changed something."""
+        if not self._changes:
+            self._changed[1].send(b"\0")
+        self._changes |= realm
 
     def probe(self) -> Capabilities:
         return self._capabilities
@@ -122,6 +138,14 @@ class RecordingDatapath:
     def dump(self) -> Dump:
         return Dump(sad=tuple(self.sad.values()), spd=tuple(self.spd.values()))
 
+    def find_amiss(self) -> tuple[Difference, ...]:
+        return tuple(self.amiss)
+
+    def mend(self, amiss: Difference) -> None:
+        self._record("mend", amiss)
+        if amiss in self.amiss:
+            self.amiss.remove(amiss)
+
     def remove_ours(self) -> int:
         self._record("remove_ours")
         count = len(self.sad) + len(self.spd)
@@ -139,9 +163,18 @@ class RecordingDatapath:
         self._events.clear()
         return events
 
+    def changes_fileno(self) -> int:
+        return self._changed[0].fileno()
+
+    def read_changes(self) -> Realm:
+        changes, self._changes = self._changes, Realm.NOTHING
+        if changes:
+            self._changed[0].recv(1)
+        return changes
+
     def close(self) -> None:
-        self._readable.close()
-        self._writable.close()
+        for each in (self._readable, self._writable, *self._changed):
+            each.close()
 
     def _entry(self, sa: SaId, what: str) -> SadEntry:
         if sa not in self.sad:
@@ -151,7 +184,7 @@ class RecordingDatapath:
     def _record(
         self,
         name: str,
-        argument: SadEntry | SpdEntry | SaId | None = None,
+        argument: SadEntry | SpdEntry | SaId | Difference | None = None,
         direction: Direction | PolicyDirection | None = None,
     ) -> None:
         self.calls.append(Call(name, argument))

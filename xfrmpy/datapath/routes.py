@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from enum import IntEnum
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import TypeAlias
 
+from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.links import FAMILIES, Links
 from xfrmpy.datapath.netlink.messages import (
     NUMBER,
@@ -36,6 +37,7 @@ from xfrmpy.datapath.netlink.route import (
 )
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.ipsec.addresses import IpAddress, IpNetwork
+from xfrmpy.ipsec.drift import Difference, Finding
 
 Attributes: TypeAlias = dict[int, bytes]
 
@@ -68,11 +70,22 @@ class OuterPath:
     mtu: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """How packets for a destination are to be led; see `Routes.add`."""
+
+    local: IpNetwork
+    via: OuterPath | str
+    mtu: int | None
+
+
 @dataclass(slots=True)
 class _Held:
-    """How many times a destination was added, and which exceptions stand beside it."""
+    """How many times a destination was added, how packets for it were led last, and which
+    exceptions stand beside it."""
 
     users: int = 0
+    way: _Way | None = None
     exceptions: set[IpNetwork] = field(default_factory=set)
 
 
@@ -105,10 +118,12 @@ class Routes:
         contains `local`, packets for `local` are excepted: they are for our own side. Added again
         for another policy, the newest way counts, and as many `remove` are needed.
         """
-        self._add(destination, local, via, mtu)
+        way = _Way(local=local, via=via, mtu=mtu)
+        self._add(destination, way)
         if self._is_exception(local, destination):
-            self._add_exception(local, destination)
+            self._add_exception(local)
         self.claim(destination, local=local)
+        self._held[destination].way = way
 
     def claim(self, destination: IpNetwork, *, local: IpNetwork) -> None:
         """Know of an `add` of an earlier process, whose route may be there."""
@@ -153,6 +168,9 @@ class Routes:
     def outer_path(self, source: IpAddress, destination: IpAddress) -> OuterPath:
         """How a packet from one of our addresses to a peer's leaves this host."""
         what = f"find a route from {source} to {destination}"
+        if self._links.address_within(ip_network(source)) is None:
+            reason = f"cannot {what}: {source} is no address of this host"
+            raise DatapathError(reason, errno.EADDRNOTAVAIL)
         body = {
             "family": FAMILIES[destination.version],
             "dst_len": destination.max_prefixlen,
@@ -173,15 +191,59 @@ class Routes:
             mtu=decode_number(metrics[Metric.MTU]) if Metric.MTU in metrics else link.mtu,
         )
 
+    def find_amiss(self) -> Iterator[Difference]:
+        """Which of our routes and rules are not there as they were added."""
+        for version in FAMILIES:
+            if any(held.version == version for held in self._held) and not self._has_rule(version):
+                what = f"the rule that leads IPv{version} packets to our routes"
+                yield Difference(finding=Finding.RULE_MISSING, what=what, subject=version)
+            there = {
+                _destination(route, version): _course(route)
+                for route in self._table(version)
+                if route.body["protocol"] == self._owner
+            }
+            yield from self._compare(version, there)
+
+    def mend(self, amiss: Difference) -> None:
+        """Put right what `find_amiss` has found."""
+        subject = amiss.subject
+        if amiss.finding is Finding.RULE_MISSING:
+            assert isinstance(subject, int)
+            rule = Request(_rule(MessageType.NEWRULE, subject), "add our rule", create=True)
+            self._exchange(rule, errno.EEXIST)
+            return
+        assert isinstance(subject, IPv4Network | IPv6Network)
+        way = self._held.get(subject, _Held()).way
+        if way is not None:
+            self._add(subject, way)
+        elif self._exceptions[subject]:
+            self._add_exception(subject)
+        else:
+            self._delete(subject)
+
+    @property
+    def port(self) -> int:
+        """Of the socket by which everything here is changed."""
+        return self._netlink.port
+
     def close(self) -> None:
         """Free the sockets; the routes stay."""
         self._netlink.close()
         self._links.close()
 
-    def _add(
-        self, destination: IpNetwork, local: IpNetwork, via: OuterPath | str, mtu: int | None
-    ) -> None:
-        what = f"add a route to {destination}"
+    def _add(self, destination: IpNetwork, way: _Way) -> None:
+        route = self._route_along(destination, way)
+        rule = _rule(MessageType.NEWRULE, destination.version)
+        requests = [
+            Request(route, f"add a route to {destination}", replace=True),
+            Request(rule, "add our rule", create=True),
+        ]
+        added, ruled = self._netlink.exchange(requests)
+        added.unless()
+        ruled.unless(errno.EEXIST)
+
+    def _route_along(self, destination: IpNetwork, way: _Way) -> Message:
+        via = way.via
         device = via if isinstance(via, str) else via.device
         attributes: Attributes = {Route.OIF: NUMBER.pack(self._links.named(device).index)}
         gateway = None if isinstance(via, str) else via.gateway
@@ -191,18 +253,39 @@ class Routes:
         if gateway is not None and gateway.version == destination.version:
             attributes[Route.GATEWAY] = gateway.packed
             body["flags"] = _ON_LINK
-        if mtu is not None:
-            attributes[Route.METRICS] = encode_attributes({Metric.MTU: NUMBER.pack(mtu)})
+        if way.mtu is not None:
+            attributes[Route.METRICS] = encode_attributes({Metric.MTU: NUMBER.pack(way.mtu)})
         # Where `local` is everything, any address will do.
-        source = self._links.address_within(local) if local.prefixlen else None
+        source = self._links.address_within(way.local) if way.local.prefixlen else None
         if source is not None:
             attributes[Route.PREFSRC] = source.packed
-        message = self._route(MessageType.NEWROUTE, destination, body, attributes)
-        rule = _rule(MessageType.NEWRULE, destination.version)
-        requests = [Request(message, what, replace=True), Request(rule, what, create=True)]
-        added, ruled = self._netlink.exchange(requests)
-        added.unless()
-        ruled.unless(errno.EEXIST)
+        return self._route(MessageType.NEWROUTE, destination, body, attributes)
+
+    def _compare(self, version: int, there: dict[IpNetwork, _Course]) -> Iterator[Difference]:
+        wanted: dict[IpNetwork, _Course | None] = {
+            exception: _Course(type=_THROW)
+            for exception in +self._exceptions
+            if exception.version == version
+        }
+        for destination, held in self._held.items():
+            if destination.version == version and held.way is not None:
+                wanted[destination] = self._course_along(destination, held.way)
+        for destination, course in wanted.items():
+            found = there.pop(destination, None)
+            if found is None or found != course:
+                finding = Finding.ROUTE_MISSING if found is None else Finding.ROUTE_CHANGED
+                yield _amiss(finding, destination)
+        for destination in there.keys() - self._held.keys():
+            yield _amiss(Finding.ROUTE_SURPLUS, destination)
+
+    def _course_along(self, destination: IpNetwork, way: _Way) -> _Course | None:
+        """None if there is no such device just now."""
+        try:
+            return _course(self._route_along(destination, way))
+        except DatapathError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return None
 
     def _is_exception(self, local: IpNetwork, destination: IpNetwork) -> bool:
         """Whether it is one, and not there yet."""
@@ -211,9 +294,9 @@ class Routes:
             local != destination and _contains(destination, local) and local not in held.exceptions
         )
 
-    def _add_exception(self, network: IpNetwork, destination: IpNetwork) -> None:
+    def _add_exception(self, network: IpNetwork) -> None:
         route = self._route(MessageType.NEWROUTE, network, {"type": _THROW}, {})
-        self._exchange(Request(route, f"except {network} from {destination}", replace=True))
+        self._exchange(Request(route, f"except {network} from what is led away", replace=True))
 
     def _delete(self, destination: IpNetwork) -> None:
         route = self._route(MessageType.DELROUTE, destination, {"scope": _ANY_SCOPE}, {})
@@ -253,6 +336,17 @@ class Routes:
             if decode_number(route.attributes[Route.TABLE]) == OUR_TABLE:
                 yield route
 
+    def _has_rule(self, version: int) -> bool:
+        body = {"family": FAMILIES[version]}
+        rules = Message(type=MessageType.GETRULE, body=body)
+        ours = _rule(MessageType.NEWRULE, version)
+        return any(
+            ours.attributes.items() <= rule.attributes.items()
+            and rule.body["action"] == _TO_TABLE
+            and rule.body["flags"] & _INVERT
+            for rule in self._exchange(Request(rules, "list the rules", dump=True))
+        )
+
     def _remove_rule_if_idle(self, version: int) -> None:
         if any(held.version == version for held in self._held):
             return
@@ -281,6 +375,31 @@ def _rule(kind: MessageType, version: int) -> Message:
             Rule.FWMARK: NUMBER.pack(OUR_MARK),
         },
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Course:
+    """What makes a route lead where it does, apart from its destination."""
+
+    type: int
+    attributes: tuple[tuple[int, bytes], ...] = ()
+    mtu: bytes | None = None
+
+
+def _course(route: Message) -> _Course:
+    if route.body["type"] != _UNICAST:
+        return _Course(type=route.body["type"])
+    telling = (Route.OIF, Route.GATEWAY, Route.PREFSRC)
+    metrics = split_attributes(route.attributes.get(Route.METRICS, b""))
+    return _Course(
+        type=_UNICAST,
+        attributes=tuple((n, route.attributes[n]) for n in telling if n in route.attributes),
+        mtu=metrics.get(Metric.MTU),
+    )
+
+
+def _amiss(finding: Finding, destination: IpNetwork) -> Difference:
+    return Difference(finding=finding, what=f"the route to {destination}", subject=destination)
 
 
 def _destination(route: Message, version: int) -> IpNetwork:

@@ -266,6 +266,8 @@ class ChildSa:
         if self.policy.lifetime_seconds is not None:
             wait = replacement_seconds(self.policy.lifetime_seconds, self._core.random)
             self.rekey_at = now + wait
+        if self.is_lost:
+            self.rekey_at = now
         report = ChildSaEstablished if self.replaces is None else ChildSaRekeyed
         self._core.emit(
             report(

@@ -11,7 +11,7 @@ With a `qcd_secret`, the same after a restart, we can prove that we lost our sta
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -27,6 +27,7 @@ from xfrmpy.ike.admission import (
 from xfrmpy.ike.candidates import Tunnel
 from xfrmpy.ike.channel import NON_ESP_MARKER, with_marker
 from xfrmpy.ike.child_sa import ChildSa
+from xfrmpy.ike.comparison import compare, find_lost, find_moved
 from xfrmpy.ike.core import Core, Deferred
 from xfrmpy.ike.crash import TokenMaker, show_token
 from xfrmpy.ike.create_child_sa import stop_waiting
@@ -41,6 +42,7 @@ from xfrmpy.ike.exchange import FIRST_EXCHANGES, Exchange
 from xfrmpy.ike.ike_sa import HALF_OPEN_SECONDS, HURRIED_SECONDS, IkeSa
 from xfrmpy.ike.init import IkeSaInit, answer_ike_sa_init
 from xfrmpy.ike.keepalive import KEEPALIVE
+from xfrmpy.ike.liveness import ask_peer
 from xfrmpy.ike.modes import check_ends
 from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ike.notices import Notices, is_hint_for, may_be_lost
@@ -65,6 +67,7 @@ from xfrmpy.ike.session_resume import SessionResume, answer_session_resume
 from xfrmpy.ike.states import ChildSaState, IkeSaState
 from xfrmpy.ike.timers import Timers
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT, IpAddress, Path, SocketAddress
+from xfrmpy.ipsec.drift import Difference, Dump, Ends
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.selectors import TrafficSelector
@@ -248,6 +251,39 @@ class IkeEndpoint:
         self._sequence.resume(records)
         return restored
 
+    # What others do to what is in force.
+
+    def compare(self, tunnels: Collection[str], dump: Dump) -> tuple[Difference, ...]:
+        """How a datapath differs from what its tunnels want in force; nothing is done about it."""
+        return compare(self._core, tunnels, dump)
+
+    def recover(self, differences: Iterable[Difference], now: float) -> None:
+        """Replace what is missing of the SAs, and move back what was changed."""
+        for child, missing in find_lost(self._core, differences).items():
+            for sa in self._core.ike_sas_of(child.tunnel.name):
+                if child in sa.children or child in (retired for _, retired in sa.retired):
+                    self._run(sa, partial(child.lose, missing), now)
+        for move in find_moved(self._core, differences):
+            self._core.emit(move)
+
+    def is_recovering(self, tunnel: str, now: float) -> bool:
+        """Whether a Child SA of a tunnel has lost an SA, and is being replaced at this moment."""
+        return any(
+            child.is_lost
+            and (
+                child.state is ChildSaState.REKEYING
+                or (child.rekey_at is not None and child.rekey_at <= now)
+            )
+            for sa in self._established(tunnel)
+            for child in sa.children
+        )
+
+    def check_paths(self, ends: Collection[Ends], now: float) -> None:
+        """Ask the peers whether they are still reached between these addresses."""
+        for sa in tuple(self._core.ike_sas.values()):
+            if (sa.path.local.address, sa.path.remote.address) in ends:
+                self._run(sa, partial(ask_peer, sa), now)
+
     # Commands.
 
     def set_peer_addresses(self, tunnel: str, addresses: tuple[IpAddress, ...]) -> None:
@@ -308,6 +344,12 @@ class IkeEndpoint:
             if sa.can_begin_anew:
                 sa.reauth_at = now
             self._run(sa, sa.attend, now)
+
+    def reauthenticate_on(self, tunnel: str, path: Path, now: float) -> None:
+        """Make the IKE SA of a tunnel anew on another path; the old one goes when that is up."""
+        for old in self._established(tunnel)[-1:]:
+            old.reauth_at = None
+            self._succeed(old, path, now)
 
     def terminate(self, tunnel: str, now: float) -> None:
         """End every IKE SA of a tunnel, and tell the peer."""
@@ -499,7 +541,10 @@ class IkeEndpoint:
 
     def _reauthenticate(self, old: IkeSa, now: float) -> None:
         """Begin an IKE SA that takes the place of another, where its peer was reached at first."""
-        sa, policy = self._new_ike_sa(old.tunnel_name, _first_path(old.path))
+        self._succeed(old, _first_path(old.path), now)
+
+    def _succeed(self, old: IkeSa, path: Path, now: float) -> None:
+        sa, policy = self._new_ike_sa(old.tunnel_name, path)
         sa.replaces = old
         self._begin(sa, IkeSaInit(sa, policy), now)
 

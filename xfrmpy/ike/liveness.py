@@ -42,6 +42,12 @@ def check_liveness(sa: IkeSa, now: float) -> None:
     sa.core.ask_usage(sa, asked, partial(_ask_peer_if_silent, sa), now)
 
 
+def ask_peer(sa: IkeSa, now: float) -> None:
+    """Whether it still lives, whatever was heard of it before."""
+    if sa.state is IkeSaState.ESTABLISHED and sa.channel.window.is_idle:
+        sa.start(LivenessCheck(sa), now)
+
+
 def idle_at(child: ChildSa) -> float | None:
     """When a Child SA will have been without traffic for too long, if that matters."""
     limit = child.policy.inactivity_seconds

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from xfrmpy.ike.child_sa import ChildSa
+from xfrmpy.ike.comparison import match_sas, move_back, name_of, place_of
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.ike_sa import IkeSa
-from xfrmpy.ike.outputs import AddSa, MoveSa
+from xfrmpy.ike.outputs import AddSa
 from xfrmpy.ike.snapshot import Recorded, read_ike_sas
 from xfrmpy.ike.states import ChildSaState, IkeSaState
 from xfrmpy.ike.tickets import bind_to_key
@@ -67,7 +68,7 @@ def restore(
         ike_sas=len(ike_sas),
         child_sas=sum(child.sends for child in children),
         sad=frozenset([*in_force, *core.leftovers, *moving]),
-        spd=frozenset(_place(addition.entry) for addition in core.policies.in_force()),
+        spd=frozenset(place_of(addition.entry) for addition in core.policies.in_force()),
         given_up=len(given_up),
         lost=tuple(lost),
         unreadable=tuple(unreadable),
@@ -125,24 +126,22 @@ def _compare(
     Gives those that are missing, by the Child SA's SPI, and those that go back to where the record
     has them: the next authentic packet will move them again.
     """
-    found = {_name_of(entry): entry for entry in sad}
+    match = match_sas(children, sad)
     lost: dict[int, list[SadEntry]] = {}
+    for child, entry in match.missing:
+        lost.setdefault(child.spi_in, []).append(entry)
     moving: list[SaId] = []
+    for child, there, entry in match.displaced:
+        core.emit(move_back(child, there.id, entry))
+        moving.append(there.id)
     for child in children:
-        for entry in child.in_force:
-            there = found.pop(_name_of(entry), None)
-            if there is None:
-                lost.setdefault(child.spi_in, []).append(entry)
-            elif replace(there, lifetime=entry.lifetime) != entry:
-                core.emit(_move(child, there.id, entry))
-                moving.append(there.id)
         if child.state is ChildSaState.INSTALLED and not child.sends:
             # It waited to send, and a step that is in no record may have begun to.
-            there = found.pop(_name_of(child.entries[1]), None)
-            if there is not None:
+            unrecorded = match.rest.pop(name_of(child.entries[1]), None)
+            if unrecorded is not None:
                 child.adopt_outbound()
-                moving.append(there.id)
-    _keep_leftovers(core, children, tuple(found.values()))
+                moving.append(unrecorded.id)
+    _keep_leftovers(core, children, tuple(match.rest.values()))
     return lost, moving
 
 
@@ -192,22 +191,3 @@ def _say_goodbye(sa: IkeSa, now: float) -> None:
     if sa.state is not IkeSaState.DELETED:
         sa.state = IkeSaState.ESTABLISHED
         sa.terminate(None, now)
-
-
-def _move(child: ChildSa, there: SaId, entry: SadEntry) -> MoveSa:
-    return MoveSa(
-        owner=child.spi_in,
-        tunnel=child.tunnel.name,
-        child=child.policy.name,
-        sa=there,
-        entry=entry,
-    )
-
-
-def _place(entry: SpdEntry) -> tuple[PolicyDirection, Selector]:
-    return entry.direction, entry.selector
-
-
-def _name_of(entry: SadEntry) -> tuple[object, ...]:
-    """What an SA is, wherever it leads at the moment."""
-    return (entry.direction, entry.protocol, entry.spi, entry.encryption_key, entry.integrity_key)

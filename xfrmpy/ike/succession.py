@@ -168,11 +168,19 @@ def cannot_rekey(sa: IkeSa, now: float) -> None:
 
 def report_unreplaced(new: IkeSa, old: IkeSa, failure: Failure | None, now: float) -> None:
     """The IKE SA that was to take another's place ends before it has, and the tunnel goes on."""
-    if old.state is IkeSaState.ESTABLISHED:
+    # One that was tried elsewhere is tried again by whoever has found the other place.
+    if old.state is IkeSaState.ESTABLISHED and _is_of_same_ends(new, old):
         old.reauth_at = retry_at(old, now)
         old.core.touched.add(old)
     if failure is not None:
         new.core.emit(SaNotCreated(tunnel=new.tunnel_name, child="", failure=failure))
+
+
+def _is_of_same_ends(one: IkeSa, other: IkeSa) -> bool:
+    return (one.path.local.address, one.path.remote.address) == (
+        other.path.local.address,
+        other.path.remote.address,
+    )
 
 
 def _retire_children(sa: IkeSa, now: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from xfrmpy.ipsec import algorithms
 from xfrmpy.registry import (
@@ -182,6 +183,7 @@ def without_algorithms(proposal: Proposal, names: frozenset[str]) -> Proposal | 
     return replace(proposal, transforms=kept)
 
 
+@lru_cache(maxsize=1024)  # A thousand tunnels have a handful of proposals.
 def parse_proposal(text: str, protocol: ProtocolId) -> Proposal:
     """Read a proposal such as `aes256gcm16-aes128gcm16-prfsha384-x25519` or `aes256-sha256-esn`.
 

@@ -165,6 +165,10 @@ class MaskedPort:
     def matches(self, port: int) -> bool:
         return port & self.mask == self.value
 
+    def overlaps(self, other: MaskedPort) -> bool:
+        """Whether there is a port that both match."""
+        return not (self.value ^ other.value) & self.mask & other.mask
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selector:
@@ -195,11 +199,25 @@ class Selector:
             destination_port=ports[1],
         )
 
+    def overlaps(self, other: Selector) -> bool:
+        """Whether there is a packet that both match."""
+        return (
+            _overlap(self.source, other.source)
+            and _overlap(self.destination, other.destination)
+            and (ANY_PROTOCOL in (self.protocol, other.protocol) or self.protocol == other.protocol)
+            and self.source_port.overlaps(other.source_port)
+            and self.destination_port.overlaps(other.destination_port)
+        )
+
     def __str__(self) -> str:
         text = f"{self.source} -> {self.destination}"
         if self.protocol:
             text += f" {_protocol_name(self.protocol)}"
         return text
+
+
+def _overlap(one: IpNetwork, other: IpNetwork) -> bool:
+    return one.version == other.version and one.overlaps(other)
 
 
 def selectors_between(

@@ -88,7 +88,7 @@ NUMBERS: dict[type[MessageType | Attribute | Group], dict[str, int]] = {
         "REPLAY_ESN_VAL": 23,
         "SET_MARK": 29,
     },
-    Group: {"ACQUIRE": 1, "EXPIRE": 2, "SA": 3, "MAPPING": 8},
+    Group: {"ACQUIRE": 1, "EXPIRE": 2, "SA": 3, "POLICY": 4, "MAPPING": 8},
 }
 
 LAYOUTS: dict[str, Layout] = {name: getattr(structs, name) for name in SIZES}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import socket
 import struct
 from contextlib import suppress
 from dataclasses import replace
@@ -77,6 +79,29 @@ def test_a_datagram_is_split_into_its_messages() -> None:
     first = struct.pack("=IHHII", 19, 0x10, 2, 5, 0) + b"abc\0"
     second = struct.pack("=IHHII", 16, 3, 2, 6, 0)
     assert [*netlink._split_messages(first + second)] == [(0x10, 2, 5, b"abc"), (3, 2, 6, b"")]
+
+
+@pytest.mark.parametrize("ports", [(), (7,), (7, 0xFFFF0001, 300)])
+def test_the_filter_drops_what_bears_one_of_the_ports_and_keeps_the_rest(
+    ports: tuple[int, ...],
+) -> None:
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with one, other:
+        program = netlink._filter_out(ports)
+        code = ctypes.create_string_buffer(program, len(program))
+        filtering = netlink._Program(len(program) // 8, ctypes.addressof(code))
+        other.setsockopt(socket.SOL_SOCKET, 26, bytes(filtering))
+        other.setblocking(False)
+        told = [0, 7, 300, 301, 0xFFFF0001, 0x0100FFFF]
+        for port in told:
+            # A datagram that a filter drops is refused to its sender.
+            with suppress(PermissionError):
+                one.send(struct.pack("=IHHII", 16, 3, 0, 0, port))
+        heard = []
+        with suppress(BlockingIOError):
+            while True:
+                heard.append(struct.unpack("=IHHII", other.recv(100))[4])
+    assert heard == [port for port in told if port not in ports]
 
 
 @pytest.mark.parametrize("length", [0, 15, 21, 0xFFFFFFFF])

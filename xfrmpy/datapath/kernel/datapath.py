@@ -18,9 +18,9 @@ from typing import TypeVar
 from xfrmpy.datapath.interface import (
     Capabilities,
     DatapathError,
-    Dump,
     Event,
     Expired,
+    Realm,
     add_one_by_one,
 )
 from xfrmpy.datapath.kernel import entries
@@ -29,8 +29,11 @@ from xfrmpy.datapath.kernel.probe import probe
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
 from xfrmpy.datapath.netlink.messages import Message, Values
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
+from xfrmpy.datapath.paths import Paths
 from xfrmpy.datapath.routes import RouteOwner, Routes
-from xfrmpy.ipsec.sad import Mode, SadEntry, SaId, Usage
+from xfrmpy.datapath.watch import ROUTING, Source, Watch
+from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
+from xfrmpy.ipsec.sad import OUR_REQIDS, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
 
@@ -46,14 +49,17 @@ class KernelDatapath:
         events: NetlinkSocket,
         deletions: NetlinkSocket,
         routes: Routes,
+        watch: Watch,
     ) -> None:
         self._requests = requests
         self._events = events
         self._deletions = deletions
         self._routes = routes
+        self._paths = Paths(routes)
+        self._watch = watch
         self._sas: dict[SaId, int] = {}  # the reqids of those in force, to notice lost events
         self._seen: dict[SaId, tuple[int, float]] = {}  # packets, and when there were first so many
-        self._routed: set[Selector] = set()  # of the OUT policies that have a route
+        self._routed: dict[Selector, SpdEntry] = {}  # the OUT policies that have a route
         self._taken: set[int] = set()  # the indices of our policies
         self._untold: list[Event] = []  # what happened before this process
 
@@ -68,7 +74,9 @@ class KernelDatapath:
             events = stack.enter_context(closing(NetlinkSocket(XFRM, _EVENT_GROUPS)))
             deletions = stack.enter_context(closing(NetlinkSocket(XFRM)))
             routes = stack.enter_context(closing(Routes(RouteOwner.KERNEL)))
-            opened = cls(requests, events, deletions, routes)
+            ports = [held.port for held in (requests, deletions, routes)]
+            watch = stack.enter_context(closing(Watch([_ENTRIES, ROUTING], ports)))
+            opened = cls(requests, events, deletions, routes, watch)
             opened._adopt()
             stack.pop_all()
         return opened
@@ -136,10 +144,28 @@ class KernelDatapath:
         )
 
     def dump(self) -> Dump:
+        sad, strange = _sorted_sas(self._dump_sas())
+        policies = self._dump_all_policies()
+        ours = [policy for policy in policies if entries.is_our_policy(policy)]
+        others = [policy for policy in policies if not entries.is_our_policy(policy)]
         return Dump(
-            sad=tuple(_readable(entries.decode_sa, self._dump_sas())),
-            spd=tuple(_readable(entries.decode_policy, self._dump_policies())),
+            sad=sad,
+            spd=tuple(_readable(entries.decode_policy, ours)),
+            strange=strange,
+            others=tuple(_readable(entries.decode_policy, others)),
         )
+
+    def find_amiss(self) -> tuple[Difference, ...]:
+        ends = (_ends(entry) for entry in self._routed.values())
+        return (*self._paths.find_amiss(ends), *self._routes.find_amiss())
+
+    def mend(self, amiss: Difference) -> None:
+        if amiss.finding is not Finding.PATH_CHANGED:
+            self._routes.mend(amiss)
+            return
+        for entry in tuple(self._routed.values()):
+            if _ends(entry) == amiss.subject:
+                self._set_route(entry)
 
     def remove_ours(self) -> int:
         self._routes.remove_all()
@@ -163,8 +189,14 @@ class KernelDatapath:
                 self._forget(event.sa)
         return tuple(events)
 
+    def changes_fileno(self) -> int:
+        return self._watch.fileno()
+
+    def read_changes(self) -> Realm:
+        return self._watch.read()
+
     def close(self) -> None:
-        for held in (self._requests, self._events, self._deletions, self._routes):
+        for held in (self._requests, self._events, self._deletions, self._routes, self._watch):
             held.close()
 
     def _adopt(self) -> None:
@@ -183,7 +215,7 @@ class KernelDatapath:
             self._set_route(entry)
         except DatapathError:  # The way to the peer may be down just now.
             self._routes.claim(entry.selector.destination, local=entry.selector.source)
-            self._routed.add(entry.selector)
+            self._routed[entry.selector] = entry
 
     def _forget(self, sa: SaId) -> None:
         self._sas.pop(sa, None)
@@ -265,16 +297,16 @@ class KernelDatapath:
             self._drop_route(entry)  # this one may replace one that had a route
             return
         source, destination = entry.selector.source, entry.selector.destination
-        via = self._routes.outer_path(template.source, template.destination)
+        via = self._paths.find(_ends(entry))
         self._routes.add(destination, local=source, via=via)
         if entry.selector in self._routed:
             self._routes.remove(destination)
-        self._routed.add(entry.selector)
+        self._routed[entry.selector] = entry
 
     def _drop_route(self, entry: SpdEntry) -> None:
         if entry.direction is PolicyDirection.OUT and entry.selector in self._routed:
             self._routes.remove(entry.selector.destination)
-            self._routed.remove(entry.selector)
+            del self._routed[entry.selector]
 
     def _dump_sas(self) -> list[Message]:
         return [sa for sa in self._dump_states() if not entries.is_larval(sa)]
@@ -285,8 +317,11 @@ class KernelDatapath:
         return [sa for sa in self._requests.ask(request) if entries.is_our_sa(sa)]
 
     def _dump_policies(self) -> list[Message]:
+        return [policy for policy in self._dump_all_policies() if entries.is_our_policy(policy)]
+
+    def _dump_all_policies(self) -> list[Message]:
         request = Request(Message(type=MessageType.GETPOLICY), "list the policies", dump=True)
-        return [policy for policy in self._requests.ask(request) if entries.is_our_policy(policy)]
+        return self._requests.ask(request)
 
     def _claim_larval(self) -> list[Message]:
         """Give the larval SAs of ours SPIs, so that they can be removed; else they last 30 s."""
@@ -328,6 +363,18 @@ class KernelDatapath:
         return missed
 
 
+def _may_be_ours(message: Message | None) -> Realm:
+    """Whether what is told of may be an SA of ours, or a policy, or one that overrules ours."""
+    if message is not None and message.type in (MessageType.NEWSA, MessageType.UPDSA):
+        return Realm.ENTRIES if entries.is_our_sa(message) else Realm.NOTHING
+    if message is not None and message.type == MessageType.DELSA:
+        gone = message.attributes.get(Attribute.SA, {})
+        return Realm.ENTRIES if gone.get("reqid") in OUR_REQIDS else Realm.NOTHING
+    return Realm.ENTRIES
+
+
+_ENTRIES = Source(family=XFRM, groups=(Group.SA, Group.POLICY), concerns=_may_be_ours)
+
 _EVENT_GROUPS = (Group.ACQUIRE, Group.EXPIRE, Group.MAPPING)
 
 _GONE = (errno.ENOENT, errno.ESRCH)
@@ -352,12 +399,29 @@ def _gone_is_fine() -> Iterator[None]:
             raise
 
 
+def _ends(entry: SpdEntry) -> Ends:
+    assert entry.template is not None, "only PROTECT entries have a route"
+    return entry.template.source, entry.template.destination
+
+
 def _readable(decode: Callable[[Message], _T], messages: Iterable[Message]) -> Iterator[_T]:
-    """What can be read; the rest has our reqid but is not of our making, and only `remove_ours`
-    takes notice of it."""
+    """What can be read; the rest is not of our making."""
     for message in messages:
         with suppress(UnreadableMessage):
             yield decode(message)
+
+
+def _sorted_sas(messages: Iterable[Message]) -> tuple[tuple[SadEntry, ...], tuple[SaId, ...]]:
+    """Those that we could have added, and the ids of the others that have our reqid."""
+    ours: list[SadEntry] = []
+    strange: list[SaId] = []
+    for message in messages:
+        try:
+            ours.append(entries.decode_sa(message))
+        except UnreadableMessage:
+            with suppress(UnreadableMessage):
+                strange.append(entries.decode_sa_id(message.body))
+    return tuple(ours), tuple(strange)
 
 
 def _deletion(sa: Message) -> Message:

@@ -50,6 +50,7 @@ class Group(IntEnum):
     ACQUIRE = 1
     EXPIRE = 2
     SA = 3
+    POLICY = 4
     MAPPING = 8
 
 

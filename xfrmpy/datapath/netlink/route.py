@@ -16,6 +16,7 @@ class MessageType(IntEnum):
     """RTM_*, those that we send or read."""
 
     NEWLINK = 16
+    DELLINK = 17
     GETLINK = 18
     NEWADDR = 20
     GETADDR = 22
@@ -24,14 +25,19 @@ class MessageType(IntEnum):
     GETROUTE = 26
     NEWRULE = 32
     DELRULE = 33
+    GETRULE = 34
 
 
 class Group(IntEnum):
-    """RTNLGRP_*, those that tell of links and addresses."""
+    """RTNLGRP_*."""
 
     LINK = 1
     IPV4_ADDRESS = 5
+    IPV4_ROUTE = 7
+    IPV4_RULE = 8
     IPV6_ADDRESS = 9
+    IPV6_ROUTE = 11
+    IPV6_RULE = 19
 
 
 class LinkAttribute(IntEnum):
@@ -115,6 +121,7 @@ RTNETLINK = Family(
     name="routing (rtnetlink)",
     bodies={
         MessageType.NEWLINK: LINK,
+        MessageType.DELLINK: LINK,
         MessageType.GETLINK: LINK,
         MessageType.NEWADDR: ADDRESS,
         MessageType.GETADDR: ADDRESS,
@@ -123,6 +130,7 @@ RTNETLINK = Family(
         MessageType.GETROUTE: ROUTE,
         MessageType.NEWRULE: RULE,
         MessageType.DELRULE: RULE,
+        MessageType.GETRULE: RULE,
     },
 )
 """NETLINK_ROUTE."""

@@ -8,9 +8,11 @@ the header; <linux/netlink.h> the numbers. Which messages there are, a `Family` 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,6 +32,11 @@ _SOL_NETLINK = 270
 _ADD_MEMBERSHIP, _DROP_MEMBERSHIP = 1, 2
 _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 10, 11, 12
 _RECEIVE_BUFFER_FORCE = 33  # SO_RCVBUFFORCE
+
+_ATTACH_FILTER = 26  # SO_ATTACH_FILTER
+_INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter: code, jump if true, if false, operand
+_LOAD_WORD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD+W+ABS, BPF_JMP+JEQ+K, BPF_RET+K
+_PORT_OFFSET = 12
 
 _BUFFER = 4 << 20
 """Octets, of the kernel's in each direction: room for some 10,000 notifications."""
@@ -88,6 +95,8 @@ class NetlinkSocket:
         except OSError as error:
             self._socket.close()
             raise _refused(f"listen to the kernel's {family.name}", error.errno or 0) from error
+        self.port: int = self._socket.getsockname()[0]
+        """By which the kernel tells, and others hear, whose request has changed something."""
         self._sequence = 0
 
     def fileno(self) -> int:
@@ -109,6 +118,16 @@ class NetlinkSocket:
         for start in range(0, len(requests), _BATCH):
             replies += self._exchange(requests[start : start + _BATCH])
         return replies
+
+    def ignore(self, ports: Sequence[int]) -> None:
+        """Hear no notification of what requests of these ports cause: the kernel drops them.
+
+        Raises `OSError`.
+        """
+        program = _filter_out(ports)
+        code = ctypes.create_string_buffer(program, len(program))
+        descriptor = _Program(len(program) // _INSTRUCTION.size, ctypes.addressof(code))
+        self._socket.setsockopt(SOL_SOCKET, _ATTACH_FILTER, bytes(descriptor))
 
     def notifications(self) -> Iterator[Message]:
         """What waits on a socket that joined groups.
@@ -154,7 +173,8 @@ class NetlinkSocket:
             flags |= _CREATE | _REPLACE if request.replace else 0
             size = _HEADER.size + len(payload)
             kind = request.message.type
-            parts += (_HEADER.pack(size, kind, flags, self._sequence, 0), payload)
+            # XFRM tells others the port that stands here, not the one that it came from.
+            parts += (_HEADER.pack(size, kind, flags, self._sequence, self.port), payload)
             replies[self._sequence] = Reply(request)
         try:
             self._socket.send(b"".join(parts))
@@ -182,6 +202,27 @@ class NetlinkSocket:
                 return None
             if port == 0:  # another process may send to our port
                 return data
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+
+def _filter_out(ports: Sequence[int]) -> bytes:
+    """A classic BPF program: nothing of a message whose header names one of the ports.
+
+    BPF reads as the network does, netlink's headers are written as the host does.
+    """
+    operands = [int.from_bytes(port.to_bytes(4, sys.byteorder), "big") for port in ports]
+    keep, drop = (_RETURN, 0, 0, 0xFFFFFFFF), (_RETURN, 0, 0, 0)
+    jumps = [
+        (_JUMP_IF_EQUAL, len(operands) - number, 0, operand)
+        for number, operand in enumerate(operands)
+    ]
+    program = [(_LOAD_WORD, 0, 0, _PORT_OFFSET), *jumps, keep, drop]
+    return b"".join(_INSTRUCTION.pack(*fields) for fields in program)
 
 
 def _add_answer(family: Family, reply: Reply, kind: int, flags: int, payload: bytes) -> None:

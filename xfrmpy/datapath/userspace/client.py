@@ -7,17 +7,28 @@ daemon, or to have one made (`process`). `close` leaves it forwarding, `stop` en
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from xfrmpy.datapath.interface import Capabilities, DatapathError, Dump, Event, NotAdded
+from xfrmpy.datapath.interface import (
+    Capabilities,
+    DatapathError,
+    Event,
+    NotAdded,
+    Realm,
+)
+from xfrmpy.datapath.links import Links
+from xfrmpy.datapath.paths import Paths
 from xfrmpy.datapath.routes import RouteOwner, Routes
 from xfrmpy.datapath.userspace import requests
-from xfrmpy.datapath.userspace.guard import Guard
+from xfrmpy.datapath.userspace.guard import TABLE, Guard
 from xfrmpy.datapath.userspace.process import WorkerProcess
-from xfrmpy.datapath.userspace.tun import DEVICE, MAX_MTU
+from xfrmpy.datapath.userspace.tun import DEVICE, DEVICE_MTU, MAX_MTU, bring_up
+from xfrmpy.datapath.watch import ROUTING, Watch
 from xfrmpy.ipsec import algorithms
+from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.overhead import inner_mtu
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, SaId, Usage
@@ -34,14 +45,19 @@ class UserspaceDatapath:
 
     name = "userspace"
 
-    def __init__(self, worker: WorkerProcess, routes: Routes, guard: Guard) -> None:
+    def __init__(
+        self, worker: WorkerProcess, routes: Routes, guard: Guard, links: Links, watch: Watch
+    ) -> None:
         self._worker = worker
         self._routes = routes
         self._guard = guard
+        self._links = links
+        self._paths = Paths(routes)
+        self._watch = watch
+        self._outbound: dict[SaId, SadEntry] = {}
         self._inner_mtu: dict[int, int] = {}
         self._routed: dict[Selector, SpdEntry] = {}
         self._routed_by_reqid: dict[int | None, set[Selector]] = {}
-        self._worker.ask("open")
         self._take_over()
         self._events = worker.listen()
 
@@ -54,10 +70,15 @@ class UserspaceDatapath:
         with contextlib.ExitStack() as undo:
             routes = undo.enter_context(contextlib.closing(Routes(RouteOwner.USERSPACE)))
             guard = undo.enter_context(contextlib.closing(Guard()))
+            links = undo.enter_context(contextlib.closing(Links()))
             worker = WorkerProcess.attach(runtime_dir)
             undo.callback(worker.stop if worker.is_new else worker.close)
             try:
-                started = cls(worker, routes, guard)
+                worker.ask("open")
+                source, port = guard.watch()
+                watch = Watch([ROUTING, source], [routes.port, port])
+                undo.callback(watch.close)
+                started = cls(worker, routes, guard, links, watch)
             except DatapathError as error:
                 reason = f"the userspace worker cannot be joined: {error}"
                 raise DatapathError(reason, error.errno) from error
@@ -104,14 +125,18 @@ class UserspaceDatapath:
     def update_sa(self, entry: SadEntry) -> None:
         mtu = self._mtu_of(entry)
         self._worker.ask("update_sa", to_plain(entry))
+        self._note(entry)
         self._set_inner_mtu(entry.reqid, mtu)
 
     def move_sa(self, sa: SaId, entry: SadEntry) -> None:
         mtu = self._mtu_of(entry)
         self._worker.ask("move_sa", [to_plain(sa), to_plain(entry)])
+        self._outbound.pop(sa, None)
+        self._note(entry)
         self._set_inner_mtu(entry.reqid, mtu)
 
     def remove_sa(self, sa: SaId) -> None:
+        self._outbound.pop(sa, None)
         self._worker.ask("remove_sa", to_plain(sa))
 
     def add_policy(self, entry: SpdEntry) -> None:
@@ -145,6 +170,7 @@ class UserspaceDatapath:
         """What an entry in force changes outside of the worker."""
         if isinstance(entry, SadEntry):
             self._set_inner_mtu(entry.reqid, self._mtu_of(entry))
+            self._note(entry)
         elif entry.direction is not PolicyDirection.OUT:
             self._guard.add(entry)
         elif entry.action is Action.BYPASS:
@@ -195,11 +221,52 @@ class UserspaceDatapath:
             spd=tuple(from_plain(SpdEntry, plain) for plain in tables["spd"]),
         )
 
+    def find_amiss(self) -> tuple[Difference, ...]:
+        ends = (_ends(entry) for entry in self._outbound.values())
+        found = [*self._find_device_amiss(), *self._paths.find_amiss(ends)]
+        if self._guard.is_doubtful:
+            what = f"nf_tables' table {TABLE.name}"
+            found.append(Difference(finding=Finding.GUARD_CHANGED, what=what))
+        return (*found, *self._routes.find_amiss())
+
+    def _find_device_amiss(self) -> Iterator[Difference]:
+        try:
+            device = self._links.named(DEVICE)
+        except DatapathError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            yield Difference(finding=Finding.DEVICE_MISSING, what=f"the device {DEVICE}")
+            return
+        if not device.is_up or device.mtu != DEVICE_MTU:
+            yield Difference(finding=Finding.DEVICE_CHANGED, what=f"the device {DEVICE}")
+
+    def mend(self, amiss: Difference) -> None:
+        match amiss.finding:
+            case Finding.DEVICE_MISSING | Finding.DEVICE_CHANGED:
+                self._mend_device()
+            case Finding.GUARD_CHANGED:
+                self._guard.renew()
+            case Finding.PATH_CHANGED:
+                for entry in tuple(self._outbound.values()):
+                    if _ends(entry) == amiss.subject:
+                        self._set_inner_mtu(entry.reqid, self._mtu_of(entry))
+            case _:
+                self._routes.mend(amiss)
+
+    def _mend_device(self) -> None:
+        """The worker, who alone can, makes another for one that was removed."""
+        try:
+            bring_up()
+        except OSError as error:
+            reason = f"cannot bring {DEVICE} up: {error.strerror}"
+            raise DatapathError(reason, error.errno) from error
+
     def remove_ours(self) -> int:
         self._routes.remove_all()
         self._guard.enforce(())
         self._routed.clear()
         self._routed_by_reqid.clear()
+        self._outbound.clear()
         self._inner_mtu.clear()
         count = self._worker.ask("remove_all")
         assert isinstance(count, int)
@@ -222,11 +289,18 @@ class UserspaceDatapath:
         said = f"; its last words: {words}" if words else ""
         raise DatapathError(f"the userspace worker has ended, and its SAs with it{said}")
 
+    def changes_fileno(self) -> int:
+        return self._watch.fileno()
+
+    def read_changes(self) -> Realm:
+        """Nobody but we can change what the worker has."""
+        return self._watch.read()
+
     def close(self) -> None:
         self._events.close()
         self._worker.close()
-        self._routes.close()
-        self._guard.close()
+        for held in (self._routes, self._guard, self._links, self._watch):
+            held.close()
 
     def stop(self) -> None:
         """End the worker, and with it its device and routes."""
@@ -249,6 +323,7 @@ class UserspaceDatapath:
         """Know of the entries in force what a predecessor knew, and mend their routes."""
         dump = self.dump()
         for sa in dump.sad:
+            self._note(sa)
             with contextlib.suppress(DatapathError):  # No way to the peer at the moment.
                 self._set_inner_mtu(sa.reqid, self._mtu_of(sa))
         self._guard.enforce(e for e in dump.spd if e.direction is not PolicyDirection.OUT)
@@ -287,11 +362,16 @@ class UserspaceDatapath:
         for selector in tuple(self._routed_by_reqid.get(reqid, ())):
             self._add_route(self._routed[selector])
 
+    def _note(self, entry: SadEntry) -> None:
+        """It is in force, and its peer's packets go where the path of an outbound one leads."""
+        if entry.direction is Direction.OUT:
+            self._outbound[entry.id] = entry
+
     def _mtu_of(self, entry: SadEntry) -> int | None:
         """What fits through this SA, by the path that its outer packets take; not of an inbound."""
         if entry.direction is Direction.IN:
             return None
-        path = self._routes.outer_path(entry.source, entry.destination)
+        path = self._paths.find(_ends(entry))
         return inner_mtu(
             min(path.mtu, MAX_MTU),
             entry.suite,
@@ -299,6 +379,10 @@ class UserspaceDatapath:
             encapsulated=entry.encapsulation is not None,
             mode=entry.mode,
         )
+
+
+def _ends(entry: SadEntry) -> Ends:
+    return entry.source, entry.destination
 
 
 def _reqid_of(entry: SpdEntry) -> int | None:

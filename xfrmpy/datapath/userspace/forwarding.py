@@ -20,7 +20,6 @@ from itertools import count
 from xfrmpy.datapath.interface import (
     Acquire,
     DatapathError,
-    Dump,
     Event,
     Expired,
     MappingChanged,
@@ -36,6 +35,7 @@ from xfrmpy.esp.packet import (
     OutboundSa,
 )
 from xfrmpy.ipsec.addresses import SocketAddress
+from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import ICMP_PROTOCOLS, MAX_PORT, Selector, TrafficSelector
 from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry

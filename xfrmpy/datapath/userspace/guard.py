@@ -12,10 +12,12 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from xfrmpy.datapath import nftables
-from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.interface import DatapathError, Realm
+from xfrmpy.datapath.netlink.messages import Message
 from xfrmpy.datapath.nftables import NfTables, Request
 from xfrmpy.datapath.shapes import Shape, element_of, shape_of
 from xfrmpy.datapath.userspace.tun import DEVICE
+from xfrmpy.datapath.watch import Source
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
@@ -44,8 +46,7 @@ class Guard:
         for entry in entries:
             self._enter(_key(entry), entry)
         self._is_known = False
-        self._nf_tables.send(self._everything())
-        self._is_known = True
+        self.renew()
 
     def add(self, entry: SpdEntry) -> None:
         """Judge by this one too, in place of any of the same direction and selector."""
@@ -53,6 +54,28 @@ class Guard:
 
     def remove(self, entry: SpdEntry) -> None:
         self._change(_key(entry), None)
+
+    def watch(self) -> tuple[Source, int]:
+        """What tells of the hands of others in our table, and the port by which we change it."""
+        groups = (nftables.CHANGES_GROUP,)
+        source = Source(family=nftables.NFTABLES, groups=groups, concerns=self._hear)
+        return source, self._nf_tables.port
+
+    def _hear(self, message: Message | None) -> Realm:
+        if message is not None and not TABLE.is_told_of(message):
+            return Realm.NOTHING
+        self._is_known = False
+        return Realm.WAYS
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether what is enforced may not be what should be."""
+        return bool(self._shapes) and not self._is_known
+
+    def renew(self) -> None:
+        """Whatever is there, make it anew."""
+        self._nf_tables.send(self._everything())
+        self._is_known = True
 
     def close(self) -> None:
         """What is enforced stays enforced."""

@@ -29,11 +29,14 @@ _ADDR_GEN_NONE = b"\x01"  # IN6_ADDR_GEN_MODE_NONE
 
 MAX_MTU = 65535
 
+DEVICE_MTU = 65535
+"""Of the device; what a tunnel really carries is the MTU of its route."""
+
 
 class Tun:
     """The device, up, for as long as this object is open. Reading and writing never block."""
 
-    def __init__(self, mtu: int) -> None:
+    def __init__(self) -> None:
         """Raises `DatapathError` where there are no TUN devices, or none for us."""
         try:
             self._descriptor = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -45,7 +48,7 @@ class Tun:
             request = _FLAGS.pack(DEVICE.encode(), _IFF_TUN | _IFF_NO_PI)
             fcntl.ioctl(self._descriptor, _TUNSETIFF, request)
             _silence()
-            _bring_up(mtu)
+            bring_up()
         except OSError as error:
             os.close(self._descriptor)
             held = " (another process has it)" if error.errno == errno.EBUSY else ""
@@ -83,9 +86,10 @@ def _silence() -> None:
         kernel.ask(Request(setting, f"keep {DEVICE} without an address"))
 
 
-def _bring_up(mtu: int) -> None:
+def bring_up() -> None:
+    """The device, with the MTU that it is to have. Raises `OSError`."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(control, _SIOCSIFMTU, _MTU.pack(DEVICE.encode(), mtu))
+        fcntl.ioctl(control, _SIOCSIFMTU, _MTU.pack(DEVICE.encode(), DEVICE_MTU))
         current = fcntl.ioctl(control, _SIOCGIFFLAGS, _FLAGS.pack(DEVICE.encode(), 0))
         flags: int = _FLAGS.unpack(current)[1] | _IFF_UP
         fcntl.ioctl(control, _SIOCSIFFLAGS, _FLAGS.pack(DEVICE.encode(), flags))

@@ -41,9 +41,6 @@ from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.spd import SpdEntry
 
-DEVICE_MTU = 65535
-"""Of the device; what a tunnel really carries is the MTU of its route."""
-
 BATCH = 64
 """Packets taken from one side before the other gets its turn."""
 
@@ -113,10 +110,24 @@ class Worker:
                 self._count("tun-read")
                 # A device that somebody removed does not come back, and is readable for ever.
                 if error.errno == errno.EBADFD:
-                    _complain("the TUN device is gone")
-                    self._running = False
+                    self._replace_tun(tun)
                 return
             self._guarded(partial(self._protect, packet))
+
+    def _replace_tun(self, gone: Tun) -> None:
+        """Make another device. Without one there is no use in going on."""
+        self._selector.unregister(gone)
+        gone.close()
+        self._tun = None
+        try:
+            self._open_tun()
+        except DatapathError as error:
+            _complain(f"the TUN device is gone: {error}")
+            self._running = False
+
+    def _open_tun(self) -> None:
+        self._tun = Tun()
+        self._selector.register(self._tun, selectors.EVENT_READ, partial(self._read_tun, self._tun))
 
     def _protect(self, packet: bytes) -> None:
         sealed, entry = self._forwarder.protect(packet, time.monotonic())
@@ -222,9 +233,7 @@ class Worker:
             return
         try:
             if self._tun is None:
-                self._tun = Tun(DEVICE_MTU)
-                read = partial(self._read_tun, self._tun)
-                self._selector.register(self._tun, selectors.EVENT_READ, read)
+                self._open_tun()
             # Whoever did not leave us its sockets may have opened others since.
             self._join()
         except DatapathError:

@@ -1,0 +1,241 @@
+"""Keeping in force what should be: what others change is found, put right, and told.
+
+The kernel tells of every change of somebody else's. A tenth of a second later, when the rest of a
+burst has come too, what is in force is compared with what should be. What costs long is done more
+rarely, and what somebody takes away again and again is not put back at once for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+from xfrmpy.daemon.datapaths import Datapaths
+from xfrmpy.daemon.engine import Engine
+from xfrmpy.daemon.events import Occurrence
+from xfrmpy.daemon.occurrences import drift_healed, drift_left
+from xfrmpy.daemon.restraint import FREELY, WITHIN_SECONDS, Restraint
+from xfrmpy.datapath.interface import Datapath, DatapathError, Realm
+from xfrmpy.ipsec.drift import Difference, Ends, Finding
+from xfrmpy.ipsec.sad import SaId
+from xfrmpy.ipsec.spd import SpdEntry
+
+log = logging.getLogger(__name__)
+
+BURST_SECONDS = 0.1
+"""From the first change that is told to the look at what has become of it."""
+
+LEISURE = 10
+"""After a look, so many times as long as it took there is no other."""
+
+REMEDIES: dict[Finding, str] = {
+    Finding.SA_MISSING: "its Child SA is rekeyed",
+    Finding.SA_CHANGED: "changed back",
+    Finding.SA_SURPLUS: "removed",
+    Finding.POLICY_MISSING: "put back",
+    Finding.POLICY_CHANGED: "changed back",
+    Finding.POLICY_SURPLUS: "removed",
+    Finding.DEVICE_MISSING: "brought up again",
+    Finding.DEVICE_CHANGED: "brought up again",
+    Finding.GUARD_CHANGED: "made anew",
+    Finding.RULE_MISSING: "put back",
+    Finding.ROUTE_MISSING: "put back",
+    Finding.ROUTE_CHANGED: "changed back",
+    Finding.ROUTE_SURPLUS: "removed",
+    Finding.PATH_CHANGED: "followed, and the peer is asked whether it is reached",
+}
+"""What is done about each; about what is not here, nothing."""
+
+NOT_OURS = "it is not ours to touch"
+
+
+@dataclass(slots=True)
+class _Watched:
+    """What was heard of a datapath and not looked at yet, and when there may be another look."""
+
+    realm: Realm = Realm.NOTHING
+    not_before: float = 0.0
+    look: asyncio.TimerHandle | None = None
+
+
+class Reconciler:
+    """See the module. `follow` is called with the ends of a path that has changed."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        datapaths: Datapaths,
+        hear: Callable[[Occurrence], None],
+        follow: Callable[[Ends], None],
+    ) -> None:
+        self._engine = engine
+        self._datapaths = datapaths
+        self._hear = hear
+        self._follow = follow
+        self._loop = asyncio.get_running_loop()
+        self._watched: dict[Datapath, _Watched] = {}
+        self._restraint = Restraint()
+        self._left: dict[tuple[Datapath, Realm], set[Difference]] = {}
+
+    def watch(self) -> None:
+        """Listen to every datapath that is open by now."""
+        for datapath in self._datapaths.opened():
+            if datapath not in self._watched:
+                self._watched[datapath] = _Watched()
+                self._loop.add_reader(datapath.changes_fileno(), self._wake, datapath)
+
+    def stop(self) -> None:
+        """Whatever happens from now on is left as it is."""
+        for datapath, watched in self._watched.items():
+            self._loop.remove_reader(datapath.changes_fileno())
+            if watched.look is not None:
+                watched.look.cancel()
+        self._watched.clear()
+
+    def find(self) -> tuple[Difference, ...]:
+        """How what is in force differs from what should be, now; nothing is done about it.
+
+        Raises `DatapathError`.
+        """
+        found: list[Difference] = []
+        for datapath, watched in self._watched.items():
+            watched.realm |= datapath.read_changes()
+            if watched.realm:
+                # What has been read is not told again.
+                self._expect_look(datapath, self._loop.time() + BURST_SECONDS)
+            found += [*self._engine.compare(datapath), *datapath.find_amiss()]
+        return tuple(found)
+
+    def heal(self) -> tuple[Difference, ...]:
+        """Look at everything, and put right what can be, however often; gives what was found.
+
+        Raises `DatapathError`.
+        """
+        self._restraint = Restraint()
+        found: list[Difference] = []
+        for datapath, watched in tuple(self._watched.items()):
+            datapath.read_changes()
+            watched.realm = Realm.NOTHING
+            found += self._heal(datapath, Realm.EVERYTHING)
+        return tuple(found)
+
+    # What is told by the kernel.
+
+    def _wake(self, datapath: Datapath) -> None:
+        self._loop.remove_reader(datapath.changes_fileno())
+        not_before = self._watched[datapath].not_before
+        self._expect_look(datapath, max(self._loop.time() + BURST_SECONDS, not_before))
+
+    def _expect_look(self, datapath: Datapath, at: float) -> None:
+        """At that time, unless one comes earlier."""
+        watched = self._watched[datapath]
+        if watched.look is not None:
+            if watched.look.when() <= at:
+                return
+            watched.look.cancel()
+        watched.look = self._loop.call_at(at, self._look, datapath)
+
+    def _look(self, datapath: Datapath) -> None:
+        watched = self._watched[datapath]
+        begun_at = self._loop.time()
+        watched.look = None
+        try:
+            watched.realm |= datapath.read_changes()
+            realm, watched.realm = watched.realm, Realm.NOTHING
+            self._heal(datapath, realm)
+        except DatapathError as error:
+            log.error("the %s datapath cannot be looked at: %s", datapath.name, error)
+        now = self._loop.time()
+        watched.not_before = now + LEISURE * (now - begun_at)
+        self._loop.add_reader(datapath.changes_fileno(), self._wake, datapath)
+
+    # Finding and healing.
+
+    def _heal(self, datapath: Datapath, realm: Realm) -> list[Difference]:
+        """Entries first: where a policy is missing, packets may leave in clear."""
+        found: list[Difference] = []
+        if Realm.ENTRIES in realm:
+            found += self._put_right(datapath, Realm.ENTRIES, self._engine.compare(datapath))
+        if Realm.WAYS in realm:
+            found += self._put_right(datapath, Realm.WAYS, datapath.find_amiss())
+        return found
+
+    def _put_right(
+        self, datapath: Datapath, realm: Realm, found: tuple[Difference, ...]
+    ) -> tuple[Difference, ...]:
+        outcome: dict[Difference, str | None] = {}
+        for difference in found:
+            outcome[difference] = self._reason_to_leave(datapath, difference)
+        lost = [d for d in found if outcome[d] is None and d.finding in _OF_CORE]
+        self._engine.recover(lost)
+        for difference in found:
+            if outcome[difference] is None and difference.finding not in _OF_CORE:
+                outcome[difference] = self._mend(datapath, difference)
+        for thing in {_thing(d) for d, reason in outcome.items() if reason is None}:
+            self._restraint.note(thing, self._loop.time())
+        self._tell(outcome, self._left.get((datapath, realm), set()))
+        self._left[datapath, realm] = {d for d, reason in outcome.items() if reason is not None}
+        return found
+
+    def _reason_to_leave(self, datapath: Datapath, difference: Difference) -> str | None:
+        if difference.finding not in REMEDIES:
+            return NOT_OURS
+        seconds = self._restraint.wait_seconds(_thing(difference), self._loop.time())
+        if not seconds:
+            return None
+        # Nobody else will remind of it.
+        self._watched[datapath].realm |= Realm.EVERYTHING
+        self._expect_look(datapath, self._loop.time() + seconds)
+        return f"put right {FREELY} times within {WITHIN_SECONDS:g} seconds, it has to wait"
+
+    def _mend(self, datapath: Datapath, difference: Difference) -> str | None:
+        """None if it is put right, else why it is not."""
+        try:
+            _do(datapath, difference)
+            reason = None
+        except DatapathError as error:
+            reason = str(error)
+        if difference.finding is Finding.PATH_CHANGED:
+            assert isinstance(difference.subject, tuple)
+            self._follow(difference.subject)
+        return reason
+
+    def _tell(self, outcome: dict[Difference, str | None], known: set[Difference]) -> None:
+        """Of many of one kind in one sentence; of what is left, only when it is news."""
+        healed: defaultdict[tuple[str, Finding], list[Difference]] = defaultdict(list)
+        for difference, reason in outcome.items():
+            if reason is None:
+                healed[difference.tunnel, difference.finding].append(difference)
+            elif difference not in known:
+                self._hear(drift_left(difference, reason))
+        for (_, finding), differences in healed.items():
+            self._hear(drift_healed(differences, REMEDIES[finding]))
+
+
+_OF_CORE = (Finding.SA_MISSING, Finding.SA_CHANGED)
+"""What only the IKE core can put right."""
+
+
+def _do(datapath: Datapath, difference: Difference) -> None:
+    subject = difference.subject
+    match difference.finding:
+        case Finding.SA_SURPLUS:
+            assert isinstance(subject, SaId)
+            datapath.remove_sa(subject)
+        case Finding.POLICY_MISSING | Finding.POLICY_CHANGED:
+            assert isinstance(subject, SpdEntry)
+            datapath.add_policy(subject)
+        case Finding.POLICY_SURPLUS:
+            assert isinstance(subject, SpdEntry)
+            datapath.remove_policy(subject)
+        case _:
+            datapath.mend(difference)
+
+
+def _thing(difference: Difference) -> Hashable:
+    """What is the same when it is found again: an SA that is replaced has another SPI then."""
+    owner = (difference.tunnel, difference.child)
+    return (difference.finding, *(owner if difference.tunnel else (difference.what,)))

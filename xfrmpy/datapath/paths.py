@@ -1,0 +1,42 @@
+"""The ways to the peers, as they were when somebody last went by them, to notice that they change.
+
+A path is between two addresses. It changes when another route leads to the peer, or the route's
+device gets another MTU, and there is none any more when our own address is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.routes import OuterPath, Routes
+from xfrmpy.ipsec.drift import Difference, Ends, Finding
+
+
+class Paths:
+    """See the module. `Routes` is where they are looked up."""
+
+    def __init__(self, routes: Routes) -> None:
+        self._routes = routes
+        self._known: dict[Ends, OuterPath | None] = {}
+
+    def find(self, ends: Ends) -> OuterPath:
+        """The path as it is now, which is remembered. Raises `DatapathError` if there is none."""
+        self._known[ends] = None
+        found = self._known[ends] = self._routes.outer_path(*ends)
+        return found
+
+    def find_amiss(self, in_use: Iterable[Ends]) -> Iterator[Difference]:
+        """Which of those that are used are not as they were; the rest is forgotten."""
+        used = set(in_use)
+        self._known = {ends: path for ends, path in self._known.items() if ends in used}
+        for ends in used:
+            if self._look_up(ends) != self._known.get(ends):
+                what = f"the path from {ends[0]} to {ends[1]}"
+                yield Difference(finding=Finding.PATH_CHANGED, what=what, subject=ends)
+
+    def _look_up(self, ends: Ends) -> OuterPath | None:
+        try:
+            return self._routes.outer_path(*ends)
+        except DatapathError:
+            return None
