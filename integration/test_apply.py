@@ -16,7 +16,7 @@ from integration.lab.network import subnet
 from integration.lab.process import PATIENCE, eventually
 from integration.lab.site import Site
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.vm]
 
 COUNT = 3
 

@@ -95,6 +95,24 @@ def test_what_somebody_does_by_hand_is_put_right_at_once_and_told(
     site.assert_protected()
 
 
+def test_a_link_that_comes_back_needs_no_other_sa(site: Site, ours: XfrmpyGateway) -> None:
+    moon, bob = site.network.moon, site.network.bob.inside_address()
+    spis = ours.tunnel().children[0].spi_in
+    moon.batch("link set wan down")
+    eventually("it to be told", lambda: "path-changed" in left_findings(ours))
+    moon.batch(
+        "link set wan up",
+        f"addr replace {moon.outside[6]}/64 dev wan nodad",
+        "route replace default via 192.0.2.254",
+        "route replace default via 2001:db8::fe",
+    )
+    eventually("it to be told", lambda: "path-changed" in findings(ours))
+    site.network.alice.await_answer(bob)
+    assert ours.tunnel().children[0].spi_in == spis
+    assert events(ours, "tunnel-lost", "path-left") == []
+    assert drift(ours) == []
+
+
 def test_who_fights_us_is_put_off_and_an_apply_is_not(site: Site, ours: XfrmpyGateway) -> None:
     def delete_rule() -> None:
         site.network.moon.run("ip", "rule", "del", "table", str(OUR_TABLE))
@@ -201,7 +219,8 @@ def test_a_peer_whose_name_moves_is_followed_before_the_old_ike_sa_goes(
         moon.resolve_to(OTHER)
         eventually("the tunnel to follow", lambda: ours.tunnel().remote_address.startswith(OTHER))
         time.sleep(1)
-    assert counts[1] == 0
+    # The peer may send on the new SA before we have got the answer that makes it.
+    assert counts[1] <= 1
     assert len(events(ours, "path-left")) == 1
     assert events(ours, "tunnel-lost") == []
     (changed,) = events(ours, "peer-addresses-changed")

@@ -174,6 +174,19 @@ def test_routes_of_an_earlier_process_are_removed(gateway: str, routes: Routes) 
     assert _rules(gateway) == _rules(gateway, 6) == []
 
 
+def test_there_is_no_way_from_an_address_that_this_host_does_not_have(
+    gateway: str, routes: Routes
+) -> None:
+    for version in (4, 6):
+        ours, theirs = OUTER[version]
+        with pytest.raises(DatapathError, match=f"{theirs} is no address of this host"):
+            routes.outer_path(theirs, ours)
+    own = ("198.51.100.77/32", "dev", "lo", "scope", "host")
+    run("ip", "-n", gateway, "address", "add", *own)
+    assert routes.outer_path(ip_address("198.51.100.77"), OUTER[4][1]).device == "wan"
+    run("ip", "-n", gateway, "address", "del", *own)
+
+
 def test_an_unknown_device_leaves_nothing_behind(gateway: str, routes: Routes) -> None:
     with pytest.raises(DatapathError, match="no network device 'nowhere'"):
         routes.add(REMOTE, local=LOCAL, via="nowhere")

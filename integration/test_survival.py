@@ -16,7 +16,7 @@ import pytest
 
 from integration.contract.sites import inside
 from integration.lab.gateway import XFRMPY, XfrmpyGateway
-from integration.lab.process import PATIENCE, eventually
+from integration.lab.process import IN_VM, PATIENCE, eventually
 from integration.lab.site import Site
 from integration.userspace.place import WORKER_SOCKET, worker_of
 from xfrmpy.datapath.userspace.tun import DEVICE
@@ -62,6 +62,30 @@ def test_what_peers_send_meanwhile_is_answered_by_the_next_daemon(site: Site) ->
         ours.start_again()
         for each in asked:
             assert _UNKNOWN[:16] in each.recv(1000), "INVALID_IKE_SPI"
+
+
+@pytest.mark.native
+@pytest.mark.vm
+def test_a_worker_that_only_keeps_the_sockets_is_replaced_when_it_ends(site: Site) -> None:
+    """Where no tunnel needs it for its packets."""
+    if IN_VM:
+        ours = connected(site, encapsulation="force")
+    else:
+        ours = site.xfrmpy(site.network.moon, site.network.tunnel())
+        (ours.policies / "net0.yaml").unlink()
+        ours.crash()
+        ours.start_again()
+    path = ours.runtime / WORKER_SOCKET
+    worker = worker_of(path)
+    os.kill(worker, signal.SIGKILL)
+    eventually("another worker", lambda: "keeps IKE's sockets from now on" in ours.log)
+    assert worker_of(path) != worker
+    ours.crash()
+    with _ask(site, 500) as asked:
+        if IN_VM:
+            site.assert_protected()
+        ours.start_again()
+        assert _UNKNOWN[:16] in asked.recv(1000), "INVALID_IKE_SPI"
 
 
 @pytest.mark.native

@@ -194,7 +194,7 @@ def assert_reloads(machine: Machine) -> None:
 
 
 def assert_survives(machine: Machine) -> None:
-    """A kill, and a daemon that hangs: systemd starts another, which has the same SAs."""
+    """A kill, a daemon that hangs, a restart: systemd starts another, which has the same SAs."""
     before, process = names(machine), process_of(machine)
     machine.must("systemctl", "kill", "--kill-who=main", "--signal=KILL", "xfrmpyd")
     process = await_another(machine, process)
@@ -204,6 +204,10 @@ def assert_survives(machine: Machine) -> None:
     assert machine.shown("xfrmpyd", "NRestarts") == "2"
     assert names(machine) == before
     assert machine.shown("lab-dependent", "ActiveState") == "active"
+    process = process_of(machine)
+    machine.must("systemctl", "restart", "xfrmpyd")
+    assert process_of(machine) != process
+    assert names(machine) == before
 
 
 def assert_recovers_from_a_worker_that_hangs(machine: Machine) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from integration.lab.gateway import XFRMPY, XfrmpyGateway
+from integration.lab.network import unanswered
 from integration.lab.process import IN_VM, PATIENCE, eventually
 from integration.lab.site import Site
 from integration.lab.strongswan import StrongswanPeer
@@ -123,7 +123,7 @@ def _kill_during(
         if what in ("rekey", "wait"):
             eventually("all to be up", ours.is_up)
     if what in ("rekey", "wait"):
-        assert _missing(log) == [], "packets were lost"
+        assert unanswered(log) == [], "packets were lost"
         assert negotiations(theirs) == negotiated, "it was begun anew"
     else:
         eventually("an end of it", lambda: ours.tunnel().state != "connecting", seconds=90)
@@ -131,12 +131,6 @@ def _kill_during(
     site.assert_protected()
     eventually("one IKE SA", theirs.is_up)
     eventually("no SA too many", lambda: len(ours.tunnel().children) == 1, seconds=60)
-
-
-def _missing(log: Path) -> list[int]:
-    """The numbers of the pings without an answer, those that were on their way in the end aside."""
-    answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) ", log.read_text())}
-    return [number for number in range(1, max(answered)) if number not in answered]
 
 
 @contextmanager

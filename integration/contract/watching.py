@@ -35,7 +35,8 @@ BY_HAND = {
 """What somebody types after `ip`, and what is found."""
 
 
-QUIET_SECONDS = 0.3
+CALM_SECONDS = 1.2
+"""The kernel tells of the state of links once a second, so of one that has just been made, too."""
 
 
 MANY = 12_000
@@ -45,6 +46,12 @@ MANY = 12_000
 def is_told(datapath: Datapath) -> bool:
     """Whether the descriptor is readable, now or in a moment."""
     return bool(select.select([datapath.changes_fileno()], [], [], PATIENCE)[0])
+
+
+def await_calm(datapath: Datapath) -> None:
+    """Until nothing more comes of what was done before."""
+    while select.select([datapath.changes_fileno()], [], [], CALM_SECONDS)[0]:
+        datapath.read_changes()
 
 
 def findings(datapath: Datapath) -> list[Finding]:
@@ -61,13 +68,12 @@ class WatchContract:
         with closing(open_datapath()) as datapath:
             datapath.remove_ours()
             datapath.add([spd_entry(direction) for direction in PolicyDirection])
-            # A device that has just been made is told of more than once.
-            while select.select([datapath.changes_fileno()], [], [], QUIET_SECONDS)[0]:
-                datapath.read_changes()
+            datapath.read_changes()
             yield datapath
             datapath.remove_ours()
 
     def test_what_it_does_itself_is_not_told(self, watching: Datapath) -> None:
+        await_calm(watching)
         assert findings(watching) == []
         for direction in PolicyDirection:
             watching.remove_policy(spd_entry(direction))
@@ -80,6 +86,7 @@ class WatchContract:
     def test_what_others_change_is_told_and_mended(
         self, gateway: str, watching: Datapath, name: str
     ) -> None:
+        await_calm(watching)
         command, finding = BY_HAND[name]
         before = run("ip", "-n", gateway, "route", "show", "table", str(OUR_TABLE))
         run("ip", "-n", gateway, *command)
@@ -91,6 +98,25 @@ class WatchContract:
         assert findings(watching) == []
         assert run("ip", "-n", gateway, "route", "show", "table", str(OUR_TABLE)) == before
         assert watching.read_changes() is Realm.NOTHING
+
+    def test_ipv6_is_no_different(self, gateway: str, watching: Datapath) -> None:
+        await_calm(watching)
+        watching.add([spd_entry(direction, version=6) for direction in PolicyDirection])
+        show = ("ip", "-n", gateway, "-6", "route", "show", "table", str(OUR_TABLE))
+        before = run(*show)
+        for command, finding in (
+            (("rule", "del", "table", str(OUR_TABLE)), Finding.RULE_MISSING),
+            (("route", "del", str(INNER[6][1]), "table", str(OUR_TABLE)), Finding.ROUTE_MISSING),
+        ):
+            run("ip", "-n", gateway, "-6", *command)
+            assert is_told(watching)
+            assert Realm.WAYS in watching.read_changes()
+            assert findings(watching) == [finding]
+            for amiss in watching.find_amiss():
+                watching.mend(amiss)
+            assert findings(watching) == []
+            assert watching.read_changes() is Realm.NOTHING
+        assert run(*show) == before
 
     def test_an_address_of_ours_that_changes_changes_the_route(
         self, gateway: str, watching: Datapath

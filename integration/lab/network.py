@@ -73,9 +73,12 @@ class Host:
         return _inside(self.site, number, family, 10)
 
     def await_links(self) -> None:
-        """The kernel calls a device up a while after it was set up, and adds its routes then."""
+        """The kernel calls a device up a while after it was set up, and adds its routes then.
+
+        Before that it calls one DOWN, or LOWERLAYERDOWN when the other end of the wire came later.
+        """
         show = ("ip", "-n", self.namespace, "-brief", "link")
-        eventually(f"every link of {self.name} to be up", lambda: " DOWN " not in run(*show).stdout)
+        eventually(f"every link of {self.name} to be up", lambda: "DOWN " not in run(*show).stdout)
 
     def command(self, *argv: str) -> tuple[str, ...]:
         return ("nsenter", f"--net=/run/netns/{self.namespace}", *argv)
@@ -124,6 +127,12 @@ class Host:
         sent, received = _counts(ping.output)
         # The last request may still be on its way when ping is told to stop.
         counts += [sent, max(0, sent - received - 1)]
+
+
+def unanswered(log: Path) -> list[int]:
+    """The numbers of the pings without an answer, those that were on their way in the end aside."""
+    answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) ", log.read_text())}
+    return [number for number in range(1, max(answered)) if number not in answered]
 
 
 def _counts(output: str) -> tuple[int, int]:

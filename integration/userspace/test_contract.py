@@ -22,7 +22,7 @@ from integration.contract.sites import (
 )
 from integration.contract.succession import SuccessionContract
 from integration.contract.traffic import TrafficContract
-from integration.contract.watching import WatchContract, findings, is_told
+from integration.contract.watching import WatchContract, await_calm, findings, is_told
 from integration.lab.process import eventually
 from integration.userspace.laboratory import CBC
 from integration.userspace.place import (
@@ -157,6 +157,7 @@ class TestWatching(WatchContract):
     def test_another_table_of_nf_tables_is_none_of_its_business(
         self, gateway: str, watching: UserspaceDatapath
     ) -> None:
+        await_calm(watching)
         for verb in ("add", "delete"):
             run("ip", "netns", "exec", gateway, "nft", verb, "table", "inet", "theirs")
         assert watching.read_changes() is Realm.NOTHING

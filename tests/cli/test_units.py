@@ -84,5 +84,6 @@ def test_what_survival_needs_of_systemd_is_there(tmp_path: Path) -> None:
     """docs/architecture.md, "When the daemon is killed"."""
     settings = service(tmp_path, UNITS[0])
     assert settings["KillMode"] == "process"
+    assert settings["RestartKillSignal"] == "SIGUSR2"
     assert settings["RuntimeDirectoryPreserve"] == "restart"
     assert settings["Type"] == "notify"

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from xfrmpy.daemon.resolver import paths_to, resolve_peer
+from xfrmpy.daemon.resolver import has_names, paths_to, resolve_peer
 from xfrmpy.failures import OperatorError
 from xfrmpy.policy.model import SharedKey, TunnelPolicy
 
@@ -27,6 +27,12 @@ def policy(*peers: str, local: str | None = None) -> TunnelPolicy:
 def test_addresses_are_their_own_resolution_in_their_order() -> None:
     found = asyncio.run(resolve_peer(policy("127.0.0.2", "::1", "127.0.0.2")))
     assert [str(a) for a in found] == ["127.0.0.2", "::1"]
+
+
+def test_only_names_may_come_to_stand_for_something_else() -> None:
+    assert not has_names(policy("127.0.0.2", "::1"))
+    assert has_names(policy("127.0.0.2", "localhost"))
+    assert not has_names(policy())
 
 
 def test_a_name_that_does_not_resolve_is_named() -> None:

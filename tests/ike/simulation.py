@@ -35,6 +35,7 @@ from xfrmpy.ike.core import Core
 from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.keepalive import KEEPALIVE
+from xfrmpy.ike.kept_policy import is_policy, read_policies
 from xfrmpy.ike.outputs import AddSa, SendDatagram, TunnelClosed
 from xfrmpy.ike.snapshot import count_of, is_lasting, spi_of, write_ike_sa
 from xfrmpy.ike.states import ChildSaState, IkeSaState
@@ -320,7 +321,7 @@ class Simulation:
         restored = host.take_over()
         host.endpoint.set_peer_addresses("tunnel-a", peers)
         assert not restored.unreadable, restored.unreadable
-        assert not restored.given_up or "change" in self.accidents
+        assert not restored.given_up
         assert not restored.lost, "an SA was lost by a kill"
 
     # The link.
@@ -449,8 +450,10 @@ class Simulation:
         if not self.is_audited:
             return
         lasting = {sa.our_spi: sa for sa in host.ike_sas if host.keeps and is_lasting(sa)}
-        assert lasting.keys() == {spi_of(name) for name in host.kept}, "one SA too many, or few"
-        assert lasting.keys() == {name for name in host.kept if spi_of(name) == name}
+        kept_names = {name for name in host.kept if not is_policy(name)}
+        assert lasting.keys() == {spi_of(name) for name in kept_names}, "one SA too many, or few"
+        assert lasting.keys() == {name for name in kept_names if spi_of(name) == name}
+        self._check_kept_policy(host)
         for spi, sa in lasting.items():
             count = json.loads(host.kept.get(count_of(spi), b"{}"))
             records = (json.loads(host.kept[spi]) | count, json.loads(write_ike_sa(sa)))
@@ -467,6 +470,14 @@ class Simulation:
             if request["message_id"] in sa.channel.window.outstanding
             or request["exchange"][0] != "liveness-check"
         ]
+
+    @staticmethod
+    def _check_kept_policy(host: Host) -> None:
+        """A tunnel's is kept as long as there is a record of it, and is the present one."""
+        kept = read_policies(host.kept)
+        assert len(kept) == any(map(is_policy, host.kept)) == bool(host.kept)
+        for name, tunnel in host.endpoint._core.tunnels.items():
+            assert name not in kept or kept[name].beside(tunnel.policy) == tunnel.policy
 
     @staticmethod
     def _without_forgotten(host: Host, record: Any) -> Any:

@@ -76,6 +76,17 @@ def test_an_sa_that_was_deleted_is_rekeyed_and_never_put_back(
     pair.assert_mirrored()
 
 
+def test_a_tunnel_whose_sa_is_being_replaced_is_recovering(pair: Any) -> None:
+    moon = pair.moon
+    assert not moon.endpoint.is_recovering("tunnel-a", pair.now)
+    moon.datapath.sad.clear()
+    moon.endpoint.recover(found(moon), pair.now)
+    assert moon.endpoint.is_recovering("tunnel-a", pair.now)
+    pair.deliver()
+    pair.run(20)
+    assert not moon.endpoint.is_recovering("tunnel-a", pair.now)
+
+
 def test_an_sa_that_is_lost_while_it_is_being_replaced_needs_no_other(pair: Any) -> None:
     pair.moon.endpoint.rekey_child_sas("tunnel-a", pair.now)
     pair.moon.take_outputs()

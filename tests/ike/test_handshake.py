@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from xfrmpy.failures import Failure
+from xfrmpy.ike.auth import REAUTH_PATIENCE_SECONDS
 from xfrmpy.ike.errors import DropReason
 from xfrmpy.ike.ike_sa import REFUSAL_SECONDS
 from xfrmpy.ike.init import MAX_REPETITIONS
@@ -704,4 +705,5 @@ def test_initial_contact_does_not_end_an_attempt_of_ours_that_is_on_its_way(pair
         pair.sun.endpoint.receive_datagram(output.data, path, pair.now)
     pair.deliver()
     assert len(pair.sun.views) == len(pair.moon.views) == 2
+    pair.run(REAUTH_PATIENCE_SECONDS)
     pair.assert_mirrored()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from xfrmpy.crypto.key_schedule import derive_rekeyed_ike_keys
+from xfrmpy.ike.auth import REAUTH_PATIENCE_SECONDS
 from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
@@ -26,6 +27,8 @@ from xfrmpy.ike.outputs import (
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ike.succession import DELETION_PATIENCE_SECONDS
 from xfrmpy.ike.uniqueness import THEIRS_SECONDS
+from xfrmpy.ipsec.sad import Direction
+from xfrmpy.policy.model import Uniqueness
 from xfrmpy.registry import ExchangeType, NotifyType
 from xfrmpy.wire.header import decode_header_untrusted
 from xfrmpy.wire.payloads import KePayload, NotifyPayload
@@ -355,6 +358,57 @@ def test_a_reauthentication_makes_all_anew_before_it_breaks(up: Any, end: str) -
     assert not before & {host.ike_sa.our_spi, *host.endpoint._core.children}
     assert [o.reauthenticated for o in host.reports(IkeSaRekeyed)] == [True]
     _at_rest(up)
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_nothing_is_sent_that_a_reauthenticating_initiator_cannot_receive_yet(
+    up: Any, name: str
+) -> None:
+    """It knows the keys only when it has the answer; until then its peer sends on the old SA."""
+    watched: list[set[int]] = []
+
+    def check(output: Any, _sender: Any) -> list[bytes]:
+        for one, other in ((up.moon, up.sun), (up.sun, up.moon)):
+            into = {e.spi for e in other.datapath.sad.values() if e.direction is Direction.IN}
+            out = {e.spi for e in one.datapath.sad.values() if e.direction is Direction.OUT}
+            assert out
+            assert out <= into
+            watched.append(out)
+        return [output.data]
+
+    up.impair = check
+    getattr(up, name).endpoint.reauthenticate("tunnel-a", up.now)
+    up.deliver()
+    assert len({frozenset(out) for out in watched}) > 2, "nothing was made anew"
+    _at_rest(up)
+
+
+def test_a_peer_that_has_lost_its_ike_sa_and_does_not_say_so_waits_for_two_seconds(
+    make_pair: Callable[..., Any], make_policy: Callable[..., Any]
+) -> None:
+    pair = make_pair(replace(make_policy(), unique=Uniqueness.NEVER))
+    pair.up()
+    (old,) = _out(pair.sun)
+    pair.moon.start()
+    pair.moon.datapath.remove_ours()
+    pair.initiate()
+    pair.deliver()
+    assert _out(pair.sun) == [old]
+    pair.run(REAUTH_PATIENCE_SECONDS)
+    assert _out(pair.sun)[-1] != old
+
+
+def test_what_a_responder_cannot_send_on_after_all_is_given_up(up: Any) -> None:
+    up.sun.datapath.refuse("add_sa out", nth=2, reason="no memory")
+    up.moon.endpoint.reauthenticate("tunnel-a", up.now)
+    up.run(20)
+    assert [o.failure.code for o in up.sun.reports(TunnelClosed)] == ["XF3002"]
+    up.assert_down()
+
+
+def _out(host: Any) -> list[int]:
+    """Of the outbound SAs, the newest last: it carries."""
+    return [e.spi for e in host.datapath.sad.values() if e.direction is Direction.OUT]
 
 
 def test_a_policy_asks_for_authentication_ever_again(

@@ -14,6 +14,7 @@ import pytest
 
 from xfrmpy.failures import Failure
 from xfrmpy.ike.outputs import (
+    AddPolicy,
     AddSa,
     ChildSaEstablished,
     IkeSaEstablished,
@@ -357,6 +358,22 @@ def test_with_two_selectors_each_policy_may_be_refused(
     getattr(pair, end).datapath.refuse("add_policy", nth=nth)
     pair.up()
     pair.assert_down()
+
+
+def test_a_policy_of_ours_that_could_not_be_changed_back_goes_with_its_child_sa(up: Any) -> None:
+    """Another Child SA had taken its place in force, and has gone."""
+    (child,) = up.moon.ike_sa.children
+    entry = up.moon.datapath.dump().spd[0]
+    other = replace(entry, template=replace(entry.template, reqid=entry.template.reqid + 1))
+    book = child._core.policies
+    claim = AddPolicy(owner=1, tunnel="tunnel-a", child="net", entry=other)
+    assert book.claim(claim) is claim
+    up.moon.datapath.add([other])
+    (back,) = book.release(1)
+    up.moon.endpoint.handle_failure(back, "no memory")
+    up.moon.endpoint.terminate("tunnel-a", up.now)
+    up.deliver()
+    assert up.moon.datapath.dump() == Dump(sad=(), spd=())
 
 
 @pytest.mark.parametrize("end", ["moon", "sun"])

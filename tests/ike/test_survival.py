@@ -13,7 +13,17 @@ import pytest
 
 import xfrmpy.ike
 from xfrmpy.ike.init import IkeSaInit
-from xfrmpy.ike.outputs import AddSa, ChildSaRekeyed, Persist, SendDatagram, TunnelClosed
+from xfrmpy.ike.kept_policy import is_policy, read_policies
+from xfrmpy.ike.outputs import (
+    AddSa,
+    ChildSaEstablished,
+    ChildSaRekeyed,
+    IkeSaEstablished,
+    IkeSaRekeyed,
+    Persist,
+    SendDatagram,
+    TunnelClosed,
+)
 from xfrmpy.ike.restoration import Restored
 from xfrmpy.ike.sequence import Sequence
 from xfrmpy.ike.session_resume import SessionResume
@@ -30,8 +40,11 @@ from xfrmpy.ike.snapshot import (
     write_ike_sa,
 )
 from xfrmpy.ike.states import IkeSaState
+from xfrmpy.ipsec.proposals import parse_proposal
 from xfrmpy.ipsec.sad import Direction
-from xfrmpy.policy.model import SharedKey
+from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.policy.model import SharedKey, TunnelPolicy
+from xfrmpy.registry import ProtocolId
 
 Make = Callable[..., Any]
 
@@ -87,6 +100,10 @@ def _outcome(pair: Any) -> Any:
     ]
 
 
+def _of_ike_sas(host: Any) -> list[tuple[bytes, bytes]]:
+    return [(name, record) for name, record in host.kept.items() if not is_policy(name)]
+
+
 def _keys(host: Any) -> list[bytes]:
     added = [o for o in host.outputs if isinstance(o, AddSa)]
     return [o.entry.encryption_key for o in added]
@@ -134,7 +151,8 @@ def test_nothing_that_is_sealed_leaves_before_it_is_kept(end: str, kept: Any) ->
         sealed = 0
         for output in host.outputs:
             if isinstance(output, Persist):
-                records = [json.loads(r) for _, r in output.records if r is not None]
+                kept_now = [r for n, r in output.records if r is not None and not is_policy(n)]
+                records = [json.loads(r) for r in kept_now]
                 sealed = sum(record["channel"]["sealed"] for record in records)
             elif isinstance(output, SendDatagram) and output.data[-1:] and _is_sealed(output):
                 assert sealed > 0, words
@@ -145,14 +163,14 @@ def test_a_liveness_check_is_kept_in_a_small_record_until_more_than_that_changes
 ) -> None:
     kept.up()
     kept.run(5.0)
-    moon, (spi,) = kept.moon, kept.moon.kept
+    moon, spi = kept.moon, kept.moon.ike_sa.our_spi
     before = dict(moon.kept)
     kept.run(100.0)
     assert moon.kept == {**before, count_of(spi): moon.kept[count_of(spi)]}
     assert len(moon.kept[count_of(spi)]) < len(moon.kept[spi]) / 3
     moon.endpoint.rekey_child_sas("tunnel-a", kept.now)
     kept.run(1.0)
-    assert moon.kept.keys() == {spi}
+    assert moon.kept.keys() == before.keys()
     assert moon.kept[spi] != before[spi]
 
 
@@ -164,7 +182,7 @@ def test_after_liveness_checks_a_restored_ike_sa_goes_on_with_their_numbers(
     kept.run(100.0)
     host = getattr(kept, end)
     before = dict(host.kept)
-    assert len(before) == 2
+    assert count_of(host.ike_sa.our_spi) in before
     assert host.take_over().unreadable == ()
     assert {count_of(sa.our_spi): write_count(sa) for sa in host.ike_sas}.items() <= before.items()
     host.endpoint.rekey_child_sas("tunnel-a", kept.now)
@@ -180,7 +198,7 @@ def _is_sealed(output: SendDatagram) -> bool:
 
 def test_a_restored_ike_sa_is_kept_as_the_same_octets(kept: Any) -> None:
     kept.up()
-    before = dict(kept.moon.kept)
+    before = dict(_of_ike_sas(kept.moon))
     kept.moon.take_over()
     assert {sa.our_spi: write_ike_sa(sa) for sa in kept.moon.ike_sas} == before
 
@@ -223,6 +241,28 @@ def test_a_child_sa_that_is_not_in_force_any_more_is_never_put_in_force_again(ke
     assert len(kept.moon.datapath.dump().spd) == len(policies)
 
 
+@pytest.mark.parametrize("direction", Direction)
+def test_an_sa_that_was_being_moved_when_the_daemon_was_killed_is_replaced_at_once(
+    kept: Any, direction: Direction
+) -> None:
+    """The kernel cannot move one: it is deleted, and made again; in between it is nowhere."""
+    kept.up()
+    policies = kept.moon.datapath.dump().spd
+    (moving,) = (e for e in kept.moon.datapath.dump().sad if e.direction is direction)
+    kept.moon.datapath.remove_sa(moving.id)
+    restored = kept.moon.take_over()
+    assert len(restored.lost) == 1
+    kept.moon.outputs.clear()
+    kept.run(0.5)
+    assert kept.moon.reports(ChildSaRekeyed)
+    assert not kept.moon.reports(TunnelClosed)
+    assert kept.moon.datapath.dump().spd == policies
+    assert moving.encryption_key not in _keys(kept.moon)
+    kept.run(20.0)
+    kept.assert_up()
+    kept.assert_mirrored()
+
+
 def test_what_is_in_force_and_in_no_record_is_removed(kept: Any) -> None:
     kept.up()
     entry = kept.moon.datapath.dump().sad[0]
@@ -255,30 +295,148 @@ def test_an_outbound_sa_that_a_killed_step_has_added_is_kept_with_its_numbers(ke
     assert waiting.entries[1].id in kept.moon.datapath.sad
 
 
+def _other(policy: TunnelPolicy, **terms: Any) -> TunnelPolicy:
+    """The policy, with its child as said."""
+    (child,) = policy.children
+    return replace(policy, children=(replace(child, **terms),))
+
+
+def _restart_with(kept: Any, end: str, policy: TunnelPolicy) -> Restored:
+    """An end is killed, and its policy changed before it is started again."""
+    host = getattr(kept, end)
+    host.policy = policy
+    host.outputs.clear()
+    host.start = lambda: _start(host)
+    restored: Restored = host.take_over()
+    return restored
+
+
+CHANGES: dict[str, Callable[[TunnelPolicy], TunnelPolicy]] = {
+    "nothing": lambda policy: policy,
+    "hot": lambda policy: replace(policy, dpd_seconds=7.0),
+    "rekey": lambda policy: _other(policy, replay_window=512),
+    "rekey of the ike sa": lambda policy: replace(
+        policy, proposals=(parse_proposal("aes256gcm16-prfsha256-x25519", ProtocolId.IKE),)
+    ),
+    "reauth": lambda policy: replace(policy, fragmentation=False),
+    "more traffic": lambda policy: _other(
+        policy, local=(*policy.children[0].local, TrafficSelector.parse("10.77.0.0/16"))
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("end", ENDS)
+def test_a_policy_that_changed_meanwhile_is_followed_as_if_the_daemon_had_lived(
+    end: str, change: str, make_pair: Make, make_policy: Make
+) -> None:
+    ike = "aes128gcm16-prfsha256-x25519 aes256gcm16-prfsha256-x25519"
+    outcomes = []
+    for is_killed in (False, True):
+        pair = make_pair(make_policy(ike=ike, esp="aes128gcm16-x25519"), keeps=True)
+        pair.up()
+        host = getattr(pair, end)
+        policy = CHANGES[change](host.policy)
+        host.outputs.clear()
+        if is_killed:
+            restored = _restart_with(pair, end, policy)
+            assert (restored.ike_sas, restored.given_up, restored.lost) == (1, 0, ())
+        else:
+            host.policy = policy
+            host.endpoint.reconfigure(policy, pair.now)
+        pair.run(30.0)
+        pair.assert_mirrored()
+        outcomes.append(_told(host))
+        assert {s.tunnel for s in host.ike_sas} == {policy}
+        assert read_policies(host.kept)["tunnel-a"].beside(policy) == policy
+        host.take_over()
+        host.outputs.clear()
+        pair.run(30.0)
+        assert _told(host) == [], "what has been followed is followed again"
+    assert outcomes[0] == outcomes[1]
+
+
+def _told(host: Any) -> list[str]:
+    """What an operator hears of it."""
+    kinds = (ChildSaRekeyed, ChildSaEstablished, IkeSaRekeyed, IkeSaEstablished, TunnelClosed)
+    return [type(o).__name__ for o in host.outputs if isinstance(o, kinds)]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_another_shared_key_is_proved_before_the_old_ike_sa_goes(kept: Any, end: str) -> None:
+    kept.up()
+    key = SharedKey(octets=b"another", origin="test")
+    other = kept.sun if end == "moon" else kept.moon
+    other.policy = replace(other.policy, shared_key=key)
+    other.endpoint.reconfigure(other.policy, kept.now)
+    host = getattr(kept, end)
+    before = host.ike_sa.our_spi
+    restored = _restart_with(kept, end, replace(host.policy, shared_key=key))
+    assert (restored.ike_sas, restored.given_up) == (1, 0)
+    kept.run(60.0)
+    kept.assert_up()
+    assert host.ike_sa.our_spi != before
+    assert "IkeSaEstablished" in _told(host)
+    assert "TunnelClosed" not in _told(host)
+    assert all(key.octets not in record for record in host.kept.values())
+
+
+@pytest.mark.parametrize("dies_after", range(12))
+def test_a_change_that_a_kill_interrupts_is_followed_to_its_end(
+    dies_after: int, make_pair: Make, make_policy: Make
+) -> None:
+    """A child that is no more in the policy, while its Child SA is still there."""
+    pair = make_pair(make_policy(esp="aes128gcm16-x25519"), keeps=True)
+    pair.moon.lives_again = True
+    pair.up()
+    _rename(pair.sun, pair.now)
+    pair.moon.dies_after = dies_after
+    _rename(pair.moon, pair.now)
+    pair.run(PATIENCE_SECONDS)
+    assert pair.moon.takeovers
+    assert [r.given_up for r in pair.moon.takeovers] == [0]
+    assert not pair.moon.reports(TunnelClosed)
+    ((child,),) = [view.children for view in pair.moon.views]
+    assert child.child == "other"
+    pair.assert_mirrored()
+
+
+def _rename(host: Any, now: float) -> None:
+    host.policy = _other(host.policy, name="other")
+    host.endpoint.reconfigure(host.policy, now)
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("change", "replaced"),
     [
-        lambda policy: replace(policy, shared_key=SharedKey(octets=b"another", origin="test")),
-        lambda policy: replace(
-            policy, children=(replace(policy.children[0], local=policy.children[0].remote),)
-        ),
-        lambda policy: replace(policy, children=(replace(policy.children[0], name="other"),)),
-        lambda policy: replace(policy, name="tunnel-b"),
+        (lambda policy: replace(policy, peers=("192.0.2.77",)), frozenset({"tunnel-a"})),
+        (lambda policy: replace(policy, name="tunnel-b"), frozenset()),
     ],
+    ids=["takes it down", "deletes it"],
 )
-def test_an_ike_sa_that_policy_does_not_allow_any_more_is_deleted(
-    kept: Any, change: Callable[[Any], Any]
+def test_a_tunnel_that_has_to_go_says_goodbye(
+    kept: Any, change: Callable[[Any], Any], replaced: frozenset[str]
 ) -> None:
     kept.up()
-    kept.moon.policy = change(kept.moon.policy)
-    kept.moon.start = lambda: _start(kept.moon)
-    restored = kept.moon.take_over()
-    assert (restored.ike_sas, restored.given_up) == (0, 1)
+    restored = _restart_with(kept, "moon", change(kept.moon.policy))
+    assert (restored.ike_sas, restored.given_up, restored.replaced) == (0, 1, replaced)
     kept.run(5.0)
     kept.assert_down()
     assert kept.sun.reports(TunnelClosed)
     kept.run(100.0)
     assert kept.moon.ike_sas == []
+    assert kept.moon.kept == {}
+
+
+def test_a_policy_that_cannot_be_read_costs_its_tunnel_and_no_other(kept: Any) -> None:
+    kept.up()
+    for name in filter(is_policy, kept.moon.kept):
+        record = json.loads(kept.moon.kept[name])
+        kept.moon.kept[name] = json.dumps({**record, "policy": {"what": 1}}).encode()
+    restored = kept.moon.take_over()
+    assert (restored.ike_sas, restored.given_up) == (0, 1)
+    kept.run(100.0)
+    assert kept.sun.reports(TunnelClosed)
     assert kept.moon.kept == {}
 
 
@@ -290,9 +448,10 @@ def _start(host: Any) -> None:
 def test_an_unknown_or_missing_part_of_a_record_costs_that_ike_sa_only(kept: Any, end: str) -> None:
     kept.up()
     host = getattr(kept, end)
-    ((spi, record),) = host.kept.items()
+    ((spi, record),) = _of_ike_sas(host)
+    good = dict(host.kept)
     for bad in _mangled(json.loads(record)):
-        host.kept = {spi: json.dumps(bad).encode()}
+        host.kept = {**good, spi: json.dumps(bad).encode()}
         restored = host.take_over()
         assert len(restored.unreadable) == 1, bad
         assert restored.ike_sas == 0
@@ -354,10 +513,11 @@ def test_a_step_that_is_not_kept_is_found(
 ) -> None:
     """The planted bug: what is kept is one step behind what leaves."""
     now = Sequence._changes
-    before: dict[bytes, bytes | None] = {}
+    of_each: dict[Sequence, dict[bytes, bytes | None]] = {}
 
     def late(self: Sequence) -> list[tuple[bytes, bytes | None]]:
         changes = now(self)
+        before = of_each.setdefault(self, {})
         kept = [(spi, before.get(spi, record)) for spi, record in changes]
         before.update(changes)
         return kept

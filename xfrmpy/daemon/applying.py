@@ -141,8 +141,6 @@ class Applier:
         """
         if plan.failure is not None:
             raise error_of(plan.failure)
-        if not plan.changes:
-            return
         wanted = (planned.change.after for planned in plan.changes)
         self._blocking.follow((*self.policies(), *(p for p in wanted if p is not None)))
         try:

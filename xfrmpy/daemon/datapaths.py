@@ -124,6 +124,11 @@ class Datapaths:
             return False
         return True
 
+    def leave(self) -> None:
+        """Let everything go on without us."""
+        for datapath in self.opened():
+            datapath.close()
+
     def close(self) -> None:
         """Take everything of ours out of force, and end the workers."""
         for datapath in self.opened():

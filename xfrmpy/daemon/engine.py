@@ -80,6 +80,11 @@ class Engine:
         self._heard: list[Datapath] = []
         self._defects = 0
 
+    @property
+    def keeps(self) -> bool:
+        """Whether another daemon could go on with every SA."""
+        return self._store is not None
+
     def start(self) -> None:
         """Listen to the peers and to the datapaths."""
         self._listen_to_datapaths()

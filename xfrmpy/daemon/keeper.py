@@ -16,7 +16,7 @@ from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.narration import summarize
 from xfrmpy.daemon.occurrences import addresses_changed, path_left, retrying, unresolved
-from xfrmpy.daemon.resolver import paths_to, resolve_names, resolve_peer
+from xfrmpy.daemon.resolver import has_names, paths_to, resolve_names, resolve_peer
 from xfrmpy.daemon.sockets import is_our_address
 from xfrmpy.daemon.status import tunnel_state
 from xfrmpy.daemon.tunnel import Tunnel
@@ -124,8 +124,8 @@ class Keeper:
                     case TunnelClosed(failure=failure):
                         raise error_of(failure)
 
-    async def follow_redirect(self, tunnel: Tunnel) -> None:
-        """A tunnel that was up is sent elsewhere: bring it up there."""
+    async def bring_back(self, tunnel: Tunnel) -> None:
+        """A tunnel that was up had to go, or is sent elsewhere: bring it up again, if it can be."""
         try:
             await asyncio.shield(self.attempt(tunnel))
         except OperatorError as error:
@@ -163,7 +163,9 @@ class Keeper:
         """Responders know their peers by address, so these must be known before they call."""
         while True:
             for tunnel in tuple(self._tunnels.values()):
-                if tunnel.policy.peers and tunnel.placement.failure is None:
+                # An address stands for itself for ever.
+                is_due = has_names(tunnel.policy) if tunnel.addresses else tunnel.policy.peers
+                if is_due and tunnel.placement.failure is None:
                     await self.resolve(tunnel)
             await asyncio.sleep(self._resolve_seconds)
 

@@ -21,6 +21,11 @@ def started(pid: int, tunnels: int) -> Occurrence:
     )
 
 
+def stopping(*, leaves_all: bool) -> Occurrence:
+    text = "stopping, and leaving every SA to the next daemon" if leaves_all else "stopping"
+    return Occurrence(event="daemon-stopping", text=text)
+
+
 def taken_over(restored: Restored) -> Occurrence:
     """What was up when an earlier daemon was killed."""
     counts = {

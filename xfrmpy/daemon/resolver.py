@@ -32,6 +32,11 @@ async def resolve_names(names: Sequence[str]) -> tuple[IpAddress, ...]:
     return tuple(found)
 
 
+def has_names(policy: TunnelPolicy) -> bool:
+    """Whether what the peer's names stand for may change."""
+    return not all(_is_address(name) for name in policy.peers)
+
+
 def paths_to(policy: TunnelPolicy, addresses: tuple[IpAddress, ...]) -> tuple[Path, ...]:
     """A path to each address that has a route. Raises `OperatorError` XF2013 if none has."""
     paths: list[Path] = []
@@ -53,11 +58,17 @@ def paths_to(policy: TunnelPolicy, addresses: tuple[IpAddress, ...]) -> tuple[Pa
     )
 
 
-async def _resolve(name: str) -> tuple[IpAddress, ...]:
+def _is_address(name: str) -> bool:
     try:
-        return (ip_address(name),)
+        ip_address(name)
     except ValueError:
-        pass
+        return False
+    return True
+
+
+async def _resolve(name: str) -> tuple[IpAddress, ...]:
+    if _is_address(name):
+        return (ip_address(name),)
     loop = asyncio.get_running_loop()
     rows = await loop.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
     return tuple(ip_address(str(row[4][0]).partition("%")[0]) for row in rows)

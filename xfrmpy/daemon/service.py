@@ -1,7 +1,8 @@
 """The daemon's life, and what its callers may ask: status, up, down.
 
 It reads the policy, opens what the tunnels need, brings up those that are to be up by themselves,
-and on SIGTERM leaves nothing behind. What was killed before it could, it takes over.
+and on SIGTERM leaves nothing behind. On SIGUSR2 it ends as if it were killed: without a word to
+anybody, and the next one takes over what is in force.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from xfrmpy.daemon.narration import is_routine, narrate
 from xfrmpy.daemon.news import News
 from xfrmpy.daemon.notify import ServiceManager
 from xfrmpy.daemon.observation import Observation
-from xfrmpy.daemon.occurrences import placed, started, taken_over
+from xfrmpy.daemon.occurrences import placed, started, stopping, taken_over
 from xfrmpy.daemon.policy_calls import PolicyCalls
 from xfrmpy.daemon.reconciliation import Reconciler
 from xfrmpy.daemon.recovery import open_store, take_over
@@ -49,6 +50,7 @@ from xfrmpy.daemon.tunnel import Tunnel
 from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint
+from xfrmpy.ike.kept_policy import read_policies
 from xfrmpy.ike.outputs import (
     ChildSaEstablished,
     Output,
@@ -57,6 +59,7 @@ from xfrmpy.ike.outputs import (
     RequestRetransmitted,
     TunnelClosed,
 )
+from xfrmpy.policy.changes import keep_reqids
 from xfrmpy.policy.load import LoadedPolicy, config_path
 from xfrmpy.policy.model import StartMode
 from xfrmpy.store.interface import Store, StoreError
@@ -92,6 +95,7 @@ class Service:
         self._exposure = exposure
         self._tunnels: dict[str, Tunnel] = {}
         self._store: Store | None = None
+        self._is_relieved = False
 
     async def run(self) -> None:
         """Raises `OperatorError` if the daemon cannot start."""
@@ -103,27 +107,32 @@ class Service:
         self._manager = ServiceManager(self._environ)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopped.set)
+        self._loop.add_signal_handler(signal.SIGUSR2, self._be_relieved)
         # Before anything that may fail: what must not go in clear must not meanwhile, either.
         self._blocking = Blocking()
         self._blocking.enforce(self._loaded)
         # The sockets first: they show that the ports are ours, and the userspace worker opens its
         # own on the shared port behind them.
         with contextlib.ExitStack() as stack:
-            kept = SocketKeeper(self._runtime_dir)
-            stack.callback(kept.end)
-            sockets = stack.enter_context(contextlib.closing(kept.open_sockets()))
+            self._kept = SocketKeeper(self._runtime_dir)
+            stack.callback(self._let_go)
+            sockets = stack.enter_context(contextlib.closing(self._kept.open_sockets()))
             self._datapaths = Datapaths(self._runtime_dir)
             try:
-                self._place_tunnels()
                 await self._serve(sockets)
             finally:
-                self._datapaths.close()
-                self._forget()
+                if self._is_relieved:
+                    self._datapaths.leave()
+                else:
+                    self._datapaths.close()
+                    self._forget()
         if self._lost is not None:
             raise self._lost
 
-    def _place_tunnels(self) -> None:
-        for policy in self._loaded.tunnels:
+    def _place_tunnels(self, records: Mapping[bytes, bytes]) -> None:
+        """Those that an earlier daemon had keep their reqids, by which their SAs are found."""
+        in_force = (kept.policy for kept in read_policies(records).values())
+        for policy in keep_reqids(self._loaded.tunnels, in_force):
             placement = self._datapaths.place(policy)
             self._tunnels[policy.name] = Tunnel(placement)
             self._news.hear(placed(placement))
@@ -131,6 +140,7 @@ class Service:
     async def _serve(self, sockets: IkeSockets) -> None:
         # A tunnel that cannot be had here is no tunnel to a peer that calls, either.
         self._store, records = open_store(self._runtime_dir)
+        self._place_tunnels(records)
         usable = {n: t.policy for n, t in self._tunnels.items() if t.placement.failure is None}
         endpoint = IkeEndpoint(
             usable.values(),
@@ -186,6 +196,7 @@ class Service:
         )
         try:
             self._engine.start()
+            self._kept.watch(sockets)
             reconciler.watch()
             self._blocking.keep(self._news.hear)
             await control.start()
@@ -194,6 +205,8 @@ class Service:
             for tunnel in self._tunnels.values():
                 if tunnel.policy.start is StartMode.AUTO and tunnel.placement.failure is None:
                     self._keeper.want(tunnel)
+                elif restored is not None and tunnel.policy.name in restored.replaced:
+                    self._keeper.spawn(self._keeper.bring_back(tunnel))
             # The policy lives as long as we do: the collector need not go through it again.
             gc.freeze()
             self._manager.tell("READY=1")
@@ -201,19 +214,32 @@ class Service:
             self._keeper.spawn(self._manager.keep_watchdog(self._datapaths.answer))
             self._news.hear(started(os.getpid(), len(self._tunnels)))
             await self._stopped.wait()
-            self._news.hear(Occurrence(event="daemon-stopping", text="stopping"))
+            self._news.hear(stopping(leaves_all=self._is_relieved))
             self._manager.tell("STOPPING=1")
         finally:
             await control.stop()
             await exposition.stop()
             self._policy.stop()
             reconciler.stop()
-            await self._say_farewell()
+            self._keeper.stop()
+            if not self._is_relieved:
+                await self._say_farewell()
+            self._kept.ignore()
             self._blocking.stop()
             self._engine.stop()
 
+    def _be_relieved(self) -> None:
+        """Leave all to the next daemon, unless that could not go on with it."""
+        if self._stopped.is_set():
+            return
+        self._is_relieved = self._engine.keeps
+        self._stopped.set()
+
+    def _let_go(self) -> None:
+        if not self._is_relieved:
+            self._kept.end()
+
     async def _say_farewell(self) -> None:
-        self._keeper.stop()
         for tunnel in self._tunnels.values():
             self._engine.terminate(tunnel.policy.name)
         try:
@@ -258,7 +284,7 @@ class Service:
         elif isinstance(report, Redirected):
             tunnel.redirect = report
             if not tunnel.is_connecting:
-                self._keeper.spawn(self._keeper.follow_redirect(tunnel))
+                self._keeper.spawn(self._keeper.bring_back(tunnel))
         tunnel.tell(report)
 
     # What callers ask.

@@ -7,6 +7,7 @@ kernel takes ESP out of UDP. So there is a worker on every host, whichever datap
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from pathlib import Path
@@ -17,14 +18,22 @@ from xfrmpy.datapath.userspace.process import WorkerProcess
 
 log = logging.getLogger(__name__)
 
+PAUSE_SECONDS = 1.0
+"""Before another worker takes the place of one that has ended: it might end at once, too."""
+
 
 class SocketKeeper:
     """See the module. A daemon that can have no worker does without."""
 
     def __init__(self, runtime_dir: Path) -> None:
+        self._runtime_dir = runtime_dir
         self._worker: WorkerProcess | None = None
+        self._replacement: asyncio.TimerHandle | None = None
+        self._attach()
+
+    def _attach(self) -> None:
         try:
-            self._worker = WorkerProcess.attach(runtime_dir)
+            self._worker = WorkerProcess.attach(self._runtime_dir)
         except DatapathError as error:
             log.warning("a kill of this daemon will cost packets: %s", error)
             return
@@ -38,12 +47,45 @@ class SocketKeeper:
     def open_sockets(self) -> IkeSockets:
         """Those that an earlier daemon left, or new ones. Raises `OperatorError`."""
         sockets = IkeSockets(self._kept())
-        if sockets.are_new and self._worker is not None:
-            try:
-                self._worker.keep(sockets.all())
-            except DatapathError as error:
-                log.warning("a kill of this daemon will cost packets: %s", error)
+        if sockets.are_new:
+            self._leave(sockets)
         return sockets
+
+    def watch(self, sockets: IkeSockets) -> None:
+        """From now on another worker takes the place of one that ends."""
+        if self._worker is not None:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(self._worker.fileno(), self._worker_ended, self._worker, sockets)
+
+    def ignore(self) -> None:
+        """The inverse."""
+        if self._replacement is not None:
+            self._replacement.cancel()
+        if self._worker is not None:
+            asyncio.get_running_loop().remove_reader(self._worker.fileno())
+
+    def _worker_ended(self, worker: WorkerProcess, sockets: IkeSockets) -> None:
+        self.ignore()
+        log.warning("worker %d has ended, which kept IKE's sockets", worker.process)
+        worker.kill()
+        self._worker = None
+        loop = asyncio.get_running_loop()
+        self._replacement = loop.call_later(PAUSE_SECONDS, self._replace, sockets)
+
+    def _replace(self, sockets: IkeSockets) -> None:
+        self._attach()
+        self._leave(sockets)
+        self.watch(sockets)
+        if self._worker is not None:
+            log.info("worker %d keeps IKE's sockets from now on", self._worker.process)
+
+    def _leave(self, sockets: IkeSockets) -> None:
+        if self._worker is None:
+            return
+        try:
+            self._worker.keep(sockets.all())
+        except DatapathError as error:
+            log.warning("a kill of this daemon will cost packets: %s", error)
 
     def _kept(self) -> tuple[socket.socket, ...]:
         if self._worker is None:

@@ -57,7 +57,7 @@ class Links:
             stack.pop_all()
         self._by_name: dict[str, Link] = {}
         self._by_index: dict[int, Link] = {}
-        self._addresses: dict[int, tuple[IpAddress, ...]] = {}
+        self._addresses: dict[int, dict[IpAddress, int]] = {}  # of a version, with their scopes
 
     def close(self) -> None:
         self._questions.close()
@@ -75,11 +75,20 @@ class Links:
 
     def address_within(self, network: IpNetwork) -> IpAddress | None:
         """An address of this host's, and not only the host's own business, within `network`."""
+        for address, scope in self._addresses_of(network.version).items():
+            if scope < _HOST_SCOPE and address in network:
+                return address
+        return None
+
+    def has(self, address: IpAddress) -> bool:
+        """Whether it is one of this host's."""
+        return address in self._addresses_of(address.version)
+
+    def _addresses_of(self, version: int) -> dict[IpAddress, int]:
         self._forget_if_changed()
-        version = network.version
         if version not in self._addresses:
             self._addresses[version] = self._ask_for_addresses(version)
-        return next((each for each in self._addresses[version] if each in network), None)
+        return self._addresses[version]
 
     def _forget_if_changed(self) -> None:
         try:
@@ -115,10 +124,11 @@ class Links:
         self._by_name[link.name] = self._by_index[link.index] = link
         return link
 
-    def _ask_for_addresses(self, version: int) -> tuple[IpAddress, ...]:
+    def _ask_for_addresses(self, version: int) -> dict[IpAddress, int]:
         listing = Message(type=MessageType.GETADDR, body={"family": FAMILIES[version]})
-        return tuple(
-            ip_address(each.attributes.get(Address.LOCAL) or each.attributes[Address.ADDRESS])
+        return {
+            ip_address(
+                each.attributes.get(Address.LOCAL) or each.attributes[Address.ADDRESS]
+            ): each.body["scope"]
             for each in self._questions.ask(Request(listing, "list the addresses", dump=True))
-            if each.body["scope"] < _HOST_SCOPE
-        )
+        }

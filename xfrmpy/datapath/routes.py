@@ -168,7 +168,7 @@ class Routes:
     def outer_path(self, source: IpAddress, destination: IpAddress) -> OuterPath:
         """How a packet from one of our addresses to a peer's leaves this host."""
         what = f"find a route from {source} to {destination}"
-        if self._links.address_within(ip_network(source)) is None:
+        if not self._links.has(source):
             reason = f"cannot {what}: {source} is no address of this host"
             raise DatapathError(reason, errno.EADDRNOTAVAIL)
         body = {

@@ -56,6 +56,11 @@ if TYPE_CHECKING:
     from xfrmpy.wire.redirect import Gateway
 
 
+REAUTH_PATIENCE_SECONDS = 2.0
+"""How long a responder goes on sending on the Child SA of an older IKE SA. An initiator that makes
+a new one deletes the old one at once (RFC 7296 section 2.8.3); one that has lost it does not."""
+
+
 class IkeAuth:
     """The initiator's side; `solution` is of the puzzle that came with IKE_SA_INIT, if one did."""
 
@@ -200,12 +205,16 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
     except PeerIncompatible as incompatible:
         _refuse_child(sa, child, (*proof, incompatible.notify), incompatible.failure, now)
         return
-    install_first_child(sa, child)
+    install_first_child(sa, child, sends=not child.is_rival)
     sa.core.defer(sa, lambda moment: _finish_answer(sa, child, proof, moment), now)
 
 
-def install_first_child(sa: IkeSa, child: ChildSa) -> None:
-    """The first Child SA takes its keys from the IKE SA's own exchange (RFC 7296 section 2.17)."""
+def install_first_child(sa: IkeSa, child: ChildSa, *, sends: bool = True) -> None:
+    """The first Child SA takes its keys from the IKE SA's own exchange (RFC 7296 section 2.17).
+
+    A responder `sends` at once unless it can send on another one meanwhile: the initiator cannot
+    receive before it has the answer.
+    """
     assert sa.keys is not None
     assert sa.suite is not None
     assert child.proposal is not None
@@ -217,7 +226,13 @@ def install_first_child(sa: IkeSa, child: ChildSa) -> None:
         nonce_i=nonce_i,
         nonce_r=nonce_r,
     )
-    child.install(keys, sa.path, is_initiator=sa.is_initiator, encapsulated=sa.nat.encapsulated)
+    child.install(
+        keys,
+        sa.path,
+        is_initiator=sa.is_initiator,
+        encapsulated=sa.nat.encapsulated,
+        sends=sends,
+    )
 
 
 def _finish_answer(sa: IkeSa, child: ChildSa, proof: tuple[OpenPayload, ...], now: float) -> None:
@@ -228,6 +243,8 @@ def _finish_answer(sa: IkeSa, child: ChildSa, proof: tuple[OpenPayload, ...], no
         return
     sa.respond((*proof, *child.answer(), *_abilities(sa)))
     child.established(now)
+    if not child.sends:
+        child.wait_until = now + REAUTH_PATIENCE_SECONDS
 
 
 def _refuse_child(

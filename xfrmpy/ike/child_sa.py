@@ -264,6 +264,19 @@ class ChildSa:
         """Whether it carries the traffic: no other has replaced it, or is to."""
         return self.sends and self.state in (ChildSaState.INSTALLED, ChildSaState.REKEYING)
 
+    @property
+    def waits_to_send(self) -> bool:
+        """Whether it is to carry the traffic of another soon, which still does."""
+        return self.state is ChildSaState.INSTALLED and not self.sends and not self.is_lost
+
+    @property
+    def is_rival(self) -> bool:
+        """Whether another one carries the very same traffic at present, of another IKE SA."""
+        return any(
+            other.is_in_use and scope_of(other) == scope_of(self)
+            for other in self._core.kin_of(self)
+        )
+
     def stop_sending(self) -> None:
         """Take the outbound SA out of force; what is still on its way to us gets in."""
         self._remove(Direction.OUT)
@@ -314,9 +327,14 @@ class ChildSa:
         """
         self.failure = reason
         withdrawn = self._core.withdraw_additions(self.spi_in)
-        absent = [addition.entry for addition in (output, *not_done, *withdrawn)]
+        refused = (output, *not_done, *withdrawn)
+        absent = [addition.entry for addition in refused]
         self.in_force = [entry for entry in self.in_force if entry not in absent]
-        self._absent = tuple(entry for entry in absent if isinstance(entry, SpdEntry))
+        self._absent = tuple(
+            addition.entry
+            for addition in refused
+            if isinstance(addition, AddPolicy) and not addition.is_in_place
+        )
 
     def give_way(self) -> None:
         """Made in vain: the peer is to be told, and meanwhile may only send on it."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.outputs import AddPolicy, MoveSa
+from xfrmpy.ike.states import ChildSaState
 from xfrmpy.ipsec.drift import Difference, Dump, Finding
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.selectors import Selector
@@ -76,6 +77,12 @@ def _with_holders(
             holder = core.holders.get(entry.id)
             if holder is not None:
                 yield holder, difference
+
+
+def is_recovering(child: ChildSa, now: float) -> bool:
+    """Whether it has lost an SA, and another Child SA is being made in its place, or is due."""
+    is_due = child.rekey_at is not None and child.rekey_at <= now
+    return child.is_lost and (is_due or child.state is ChildSaState.REKEYING)
 
 
 def move_back(child: ChildSa, there: SaId, entry: SadEntry) -> MoveSa:

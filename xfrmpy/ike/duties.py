@@ -23,7 +23,7 @@ from xfrmpy.ike.reconfigure import conform, conform_at
 from xfrmpy.ike.rekey_ike_sa import RekeyIkeSa
 from xfrmpy.ike.resumption import renew_ticket
 from xfrmpy.ike.states import ChildSaState, IkeSaState
-from xfrmpy.ike.succession import is_awaited, leave, supersede
+from xfrmpy.ike.succession import begin_to_send, is_awaited, leave, supersede
 from xfrmpy.ike.uniqueness import close_surplus
 
 if TYPE_CHECKING:
@@ -103,11 +103,10 @@ def _of_child(sa: IkeSa, child: ChildSa) -> Iterator[Duty]:
     if moment is not None:
         yield Duty(moment, lambda now: conform(sa, child, now))
     if child.state is ChildSaState.INSTALLED:
-        if child.sends or child.is_lost:
-            if child.rekey_at is not None:
-                yield Duty(child.rekey_at, lambda now: _rekey_child(sa, child, now), asks=True)
-        elif child.wait_until is not None:
-            yield Duty(child.wait_until, lambda _now: child.start_sending())
+        if child.rekey_at is not None and (child.sends or child.is_lost):
+            yield Duty(child.rekey_at, lambda now: _rekey_child(sa, child, now), asks=True)
+        if child.wait_until is not None and child.waits_to_send:
+            yield Duty(child.wait_until, lambda now: begin_to_send(sa, child, now))
         moment = idle_at(child)
         if moment is not None:
             yield Duty(moment, lambda now: check_idleness(sa, child, now))

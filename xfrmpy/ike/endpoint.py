@@ -27,7 +27,7 @@ from xfrmpy.ike.admission import (
 from xfrmpy.ike.candidates import Tunnel
 from xfrmpy.ike.channel import NON_ESP_MARKER, with_marker
 from xfrmpy.ike.child_sa import ChildSa
-from xfrmpy.ike.comparison import compare, find_lost, find_moved
+from xfrmpy.ike.comparison import compare, find_lost, find_moved, is_recovering
 from xfrmpy.ike.core import Core, Deferred
 from xfrmpy.ike.crash import TokenMaker, show_token
 from xfrmpy.ike.create_child_sa import stop_waiting
@@ -60,7 +60,7 @@ from xfrmpy.ike.puzzles import Puzzle
 from xfrmpy.ike.reception import receive
 from xfrmpy.ike.reconfigure import is_unsettled, reconfigure
 from xfrmpy.ike.redirect import parse_gateway, redirect_established
-from xfrmpy.ike.restoration import Restored, restore
+from xfrmpy.ike.restoration import Restored, changes_of_policy, restore
 from xfrmpy.ike.resumption import usable_ticket
 from xfrmpy.ike.sequence import Sequence
 from xfrmpy.ike.session_resume import SessionResume, answer_session_resume
@@ -245,10 +245,12 @@ class IkeEndpoint:
     ) -> Restored:
         """Go on where an earlier endpoint was killed, by its records and what is in force.
 
-        Comes first of all; the clock is the same.
+        Comes first of all; the clock is the same. The policies may be others than they were.
         """
-        restored = restore(self._core, records, sad, spd, now)
-        self._sequence.resume(records)
+        changes = changes_of_policy(self._core, records)
+        restored = restore(self._core, records, changes, sad, spd, now)
+        in_force = {name: change.before for name, change in changes.items() if change.before}
+        self._sequence.resume(records, in_force)
         return restored
 
     # What others do to what is in force.
@@ -268,15 +270,8 @@ class IkeEndpoint:
 
     def is_recovering(self, tunnel: str, now: float) -> bool:
         """Whether a Child SA of a tunnel has lost an SA, and is being replaced at this moment."""
-        return any(
-            child.is_lost
-            and (
-                child.state is ChildSaState.REKEYING
-                or (child.rekey_at is not None and child.rekey_at <= now)
-            )
-            for sa in self._established(tunnel)
-            for child in sa.children
-        )
+        established = self._established(tunnel)
+        return any(is_recovering(child, now) for sa in established for child in sa.children)
 
     def check_paths(self, ends: Collection[Ends], now: float) -> None:
         """Ask the peers whether they are still reached between these addresses."""

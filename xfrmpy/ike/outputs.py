@@ -66,10 +66,13 @@ class RemoveSa:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddPolicy:
+    """One that `is_in_place` of another of ours changes it; refused, the other stays in force."""
+
     owner: int
     tunnel: str
     child: str
     entry: SpdEntry
+    is_in_place: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

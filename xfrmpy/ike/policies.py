@@ -7,6 +7,7 @@ at a time, the newest; the entry of an older owner comes back when the newest go
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypeAlias
 
 from xfrmpy.ike.outputs import AddPolicy, RemovePolicy
@@ -68,5 +69,5 @@ class PolicyBook:
                     )
                 )
             elif claims[-1].entry != in_force.entry:
-                changes.append(claims[-1])
+                changes.append(replace(claims[-1], is_in_place=True))
         return changes

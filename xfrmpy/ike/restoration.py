@@ -5,11 +5,14 @@ is in force and stands in no record is surplus, unless an exchange that is repea
 again: the same keys must not be put in force a second time, for the sequence numbers would begin
 anew (RFC 4303 section 3.3.3, RFC 4106 section 3.1). For the same reason an SA that is missing is
 lost: the peer is told, and another one is made.
+
+The IKE SAs come back under the policies that were in force, and then follow those of today, as they
+would have with the earlier daemon (`reconfigure`). Where a tunnel has to go for that, if only to
+come again, its IKE SAs say goodbye.
 """
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -17,23 +20,24 @@ from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.comparison import match_sas, move_back, name_of, place_of
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.ike_sa import IkeSa
+from xfrmpy.ike.kept_policy import is_policy, read_policies
 from xfrmpy.ike.outputs import AddSa
-from xfrmpy.ike.snapshot import Recorded, read_ike_sas
+from xfrmpy.ike.reconfigure import reconfigure
+from xfrmpy.ike.snapshot import read_ike_sas
 from xfrmpy.ike.states import ChildSaState, IkeSaState
-from xfrmpy.ike.tickets import bind_to_key
-from xfrmpy.ipsec.proposals import choose_proposal
 from xfrmpy.ipsec.sad import Direction, SadEntry, SaId
-from xfrmpy.ipsec.selectors import Selector, covered_by
+from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
+from xfrmpy.policy.changes import Change, compare_tunnels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
     """What was taken over, and what of that was in force is wanted; all else of ours is surplus.
 
-    `given_up` is how many IKE SAs are closed because policy does not allow them any more; `lost`
-    are the SPIs of Child SAs of which something was in force no more. `unreadable` has a sentence
-    for each record that was refused.
+    `given_up` is how many IKE SAs are closed because their tunnels are gone or must be made anew;
+    `replaced` are those of the latter that were up. `lost` are the SPIs of Child SAs of which
+    something was in force no more. `unreadable` has a sentence for each record that was refused.
     """
 
     ike_sas: int
@@ -41,19 +45,36 @@ class Restored:
     sad: frozenset[SaId]
     spd: frozenset[tuple[PolicyDirection, Selector]]
     given_up: int
+    replaced: frozenset[str]
     lost: tuple[int, ...]
     unreadable: tuple[str, ...]
+
+
+def changes_of_policy(core: Core, records: Mapping[bytes, bytes]) -> dict[str, Change]:
+    """From the policies that records have to those of today, of the tunnels that have both."""
+    kept = read_policies(records)
+    return {
+        name: compare_tunnels(kept[name].beside(tunnel.policy), tunnel.policy)
+        for name, tunnel in core.tunnels.items()
+        if name in kept
+    }
 
 
 def restore(
     core: Core,
     records: Mapping[bytes, bytes],
+    changes: Mapping[str, Change],
     sad: Iterable[SadEntry],
     spd: Iterable[SpdEntry],
     now: float,
 ) -> Restored:
     """Fill an endpoint that has no IKE SAs. What is to be done follows as its outputs."""
-    ike_sas, given_up, unreadable = read_ike_sas(core, records, _is_allowed)
+    followed = {name: change for name, change in changes.items() if not change.takes_down}
+    for name, change in followed.items():
+        if change.differences and change.before is not None:
+            core.tunnels[name].policy = change.before
+    of_ike_sas = {name: record for name, record in records.items() if not is_policy(name)}
+    ike_sas, given_up, unreadable = read_ike_sas(core, of_ike_sas, followed)
     core.authentications = max((sa.authenticated_as for sa in ike_sas), default=0)
     children = tuple(core.children.values())
     _claim_policies(core, ike_sas, spd)
@@ -61,8 +82,12 @@ def restore(
     for sa in ike_sas:
         core.touched.add(sa)
         _take_stock(sa, lost, now)
+    up = [sa.tunnel_name for sa in given_up if sa.state is IkeSaState.ESTABLISHED]
     for sa in given_up:
         _say_goodbye(sa, now)
+    for change in followed.values():
+        if change.differences and change.after is not None:
+            reconfigure(core, change.after, now)
     in_force = [entry.id for child in children for entry in child.in_force]
     return Restored(
         ike_sas=len(ike_sas),
@@ -70,39 +95,13 @@ def restore(
         sad=frozenset([*in_force, *core.leftovers, *moving]),
         spd=frozenset(place_of(addition.entry) for addition in core.policies.in_force()),
         given_up=len(given_up),
+        replaced=frozenset(up) & changes.keys(),
         lost=tuple(lost),
         unreadable=tuple(unreadable),
     )
 
 
-def _is_allowed(sa: IkeSa, recorded: Recorded, children: list[ChildSa]) -> bool:
-    """Whether policy would make the same IKE SA today, with the Child SAs that it has."""
-    tunnel = sa.tunnel
-    if tunnel is None or sa.keys is None or sa.proposal is None:
-        return False
-    if sa.state in _ENDING:
-        return True
-    binding = bind_to_key(tunnel.shared_key.octets, sa.keys.sk_d)
-    return (
-        tunnel.datapath is recorded.datapath
-        and hmac.compare_digest(binding, recorded.binding)
-        and sa.remote_id in (None, tunnel.remote_id)
-        and (sa.local_id is None or tunnel.local_id in (None, sa.local_id))
-        and choose_proposal((sa.proposal,), tunnel.proposals) is not None
-        and all(child.is_outdated or _is_within_policy(child) for child in children)
-    )
-
-
 _ENDING = frozenset({IkeSaState.REKEYED, IkeSaState.DELETING, IkeSaState.DELETED})
-
-
-def _is_within_policy(child: ChildSa) -> bool:
-    """Whether policy still gives what a Child SA carries."""
-    return (
-        covered_by(child.local, child.policy.local)
-        and covered_by(child.remote, child.policy.remote)
-        and all(entry.mode is child.policy.mode for entry in child.entries)
-    )
 
 
 def _claim_policies(core: Core, ike_sas: list[IkeSa], spd: Iterable[SpdEntry]) -> None:
@@ -169,19 +168,6 @@ def _take_stock(sa: IkeSa, lost: Mapping[int, list[SadEntry]], now: float) -> No
     for child in (*sa.children, *(child for _, child in sa.retired)):
         if child.spi_in in lost:
             child.lose(lost[child.spi_in], now)
-        elif child.is_outdated:
-            _follow_policy(sa, child, now)
-
-
-def _follow_policy(sa: IkeSa, child: ChildSa, now: float) -> None:
-    """Its policy has changed, and by what difference is not known any more."""
-    child.outdated_at = None
-    sa.core.changed.add(sa.our_spi)
-    if _is_within_policy(child):
-        child.rekey_at = now
-    elif child.state is ChildSaState.INSTALLED:
-        child.move_to(ChildSaState.DELETING)
-        sa.create_at = now
 
 
 def _say_goodbye(sa: IkeSa, now: float) -> None:

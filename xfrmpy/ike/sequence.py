@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from itertools import takewhile
 
 from xfrmpy.ike.core import Core
+from xfrmpy.ike.kept_policy import PolicyRecords, is_policy
 from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
@@ -25,6 +26,7 @@ from xfrmpy.ike.outputs import (
     SendDatagram,
 )
 from xfrmpy.ike.snapshot import count_of, is_lasting, spi_of, write_count, write_ike_sa
+from xfrmpy.policy.model import TunnelPolicy
 
 
 class Sequence:
@@ -35,6 +37,7 @@ class Sequence:
         self._keeps = keeps
         self._held: deque[Output] = deque()
         self._kept: dict[bytes, int] = {}
+        self._policies = PolicyRecords(core)
 
     def pass_on(self, output: Output) -> Output | None:
         """An output that can be done now: this one, or another that must come before it."""
@@ -71,15 +74,19 @@ class Sequence:
             return Persist(records=records)
         return self._held.popleft() if self._held else None
 
-    def resume(self, records: Mapping[bytes, bytes]) -> None:
-        """An earlier daemon has kept these. What came of none of them is to be forgotten."""
-        self._kept = {spi: hash(record) for spi, record in records.items()}
-        self._core.changed |= {spi_of(name) for name in records} - self._core.ike_sas.keys()
+    def resume(self, records: Mapping[bytes, bytes], in_force: Mapping[str, TunnelPolicy]) -> None:
+        """An earlier daemon has kept these, of policies that were in force then.
+
+        What came of none of them is to be forgotten.
+        """
+        self._kept = {n: hash(record) for n, record in records.items() if not is_policy(n)}
+        self._core.changed |= set(map(spi_of, self._kept)) - self._core.ike_sas.keys()
+        self._policies.resume(filter(is_policy, records), in_force)
+        for spi in self._kept.keys() & self._core.ike_sas.keys():
+            self._policies.follow(spi, self._core.ike_sas[spi].channel.tunnel)
 
     def _changes(self) -> list[tuple[bytes, bytes | None]]:
         core = self._core
-        if not (core.changed or core.counted or core.changed_children):
-            return []
         whole = core.changed | self._owners()
         found: list[tuple[bytes, bytes | None]] = []
         for spi in whole | core.counted:
@@ -88,9 +95,11 @@ class Sequence:
                 found += self._change(count_of(spi), write_count(sa))
             else:
                 record = write_ike_sa(sa) if sa is not None and is_lasting(sa) else None
+                self._policies.follow(spi, None if sa is None or record is None else sa.tunnel_name)
                 # What has been counted only grows, so this is never the record from before it.
                 found += self._change(spi, record)
                 found += self._change(count_of(spi), None)
+        found += self._policies.changes()
         return found
 
     def _change(self, name: bytes, record: bytes | None) -> Iterator[tuple[bytes, bytes | None]]:
@@ -105,6 +114,8 @@ class Sequence:
     def _owners(self) -> set[bytes]:
         """The IKE SAs of the Child SAs that have changed."""
         changed = self._core.changed_children
+        if not changed:
+            return set()
         tunnels = {child.tunnel.name for child in changed}
         return {
             sa.our_spi

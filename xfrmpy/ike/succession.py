@@ -111,6 +111,18 @@ def deleted_by_peer(sa: IkeSa, now: float) -> None:
     sa.close(Failure(code="XF2011", summary="the peer deleted the IKE SA"), now)
 
 
+def begin_to_send(sa: IkeSa, child: ChildSa, now: float) -> None:
+    """The initiator of an IKE SA that takes another's place has had time for our answer."""
+    child.start_sending()
+    sa.core.defer(sa, lambda moment: _end_if_refused(sa, child, moment), now)
+
+
+def _end_if_refused(sa: IkeSa, child: ChildSa, now: float) -> None:
+    if child.failure:
+        summary = f"the datapath refused a part of it: {child.failure}"
+        sa.terminate(Failure(code="XF3002", summary=summary), now)
+
+
 def remove_child(sa: IkeSa, child: ChildSa, now: float) -> None:
     """Both ends know that a Child SA is deleted.
 
@@ -184,6 +196,10 @@ def _is_of_same_ends(one: IkeSa, other: IkeSa) -> bool:
 
 
 def _retire_children(sa: IkeSa, now: float) -> None:
+    for other in sa.core.ike_sas_of(sa.tunnel_name):
+        waiting = [c for c in other.children if c.waits_to_send and c.replaces is None]
+        for child in waiting if other is not sa else ():
+            begin_to_send(other, child, now)
     for child in sa.children:
         if child.state is ChildSaState.CREATING:
             child.close()
@@ -198,9 +214,12 @@ def _has_replacement(sa: IkeSa) -> bool:
     return any(
         other is not sa
         and other.state is IkeSaState.ESTABLISHED
-        and any(child.is_in_use for child in other.children)
+        and any(child.state in _IN_FORCE for child in other.children)
         for other in sa.core.ike_sas_of(sa.tunnel_name)
     )
+
+
+_IN_FORCE = frozenset({ChildSaState.INSTALLED, ChildSaState.REKEYING})
 
 
 def _report(new: IkeSa, *, reauthenticated: bool) -> None:

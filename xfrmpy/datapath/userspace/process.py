@@ -124,6 +124,10 @@ class WorkerProcess:
         connection.setblocking(False)
         return connection
 
+    def fileno(self) -> int:
+        """Readable when it has ended."""
+        return self._handle
+
     def last_words(self) -> str:
         """What it has said last on standard error, if anything."""
         with contextlib.suppress(OSError):

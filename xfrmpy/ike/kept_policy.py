@@ -1,0 +1,157 @@
+"""The policy that a tunnel follows, as a record: by it another process sees what has changed.
+
+A tunnel has one as long as one of its IKE SAs has one (`snapshot`), and they change together. It
+has everything but the shared key, of which it only tells whether another one is the same. A field
+that was not there yet when a record was written has its default; one that is unknown makes the
+record unreadable.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from xfrmpy.ike.core import Core
+from xfrmpy.ike.snapshot import read_proposals, write_proposals
+from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
+from xfrmpy.ipsec.proposals import Proposal
+from xfrmpy.policy.model import SharedKey, TunnelPolicy
+from xfrmpy.wire.cursor import Malformed
+
+FORMAT = 1
+_PREFIX = b"policy of "
+"""Of a record's name; no SPI is so long."""
+_SALT_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptPolicy:
+    """A policy as it was in force, with a shared key of no octets, and what tells the true one."""
+
+    policy: TunnelPolicy
+    salt: bytes
+    print: bytes
+
+    def beside(self, present: TunnelPolicy) -> TunnelPolicy:
+        """The policy with its shared key, if that is the one that the tunnel has at present."""
+        if hmac.compare_digest(_print(present.shared_key, self.salt), self.print):
+            return replace(self.policy, shared_key=present.shared_key)
+        return self.policy
+
+
+def is_policy(name: bytes) -> bool:
+    """Whether the record of this name is a policy's, and not an IKE SA's."""
+    return name.startswith(_PREFIX)
+
+
+def write_policy(policy: TunnelPolicy, salt: bytes) -> bytes:
+    key = policy.shared_key
+    children = (_write(child.proposals) for child in policy.children)
+    record = {
+        "format": FORMAT,
+        "policy": to_plain(
+            _without_proposals(replace(policy, shared_key=replace(key, octets=b"")))
+        ),
+        "proposals": [_write(policy.proposals), *children],
+        "salt": salt.hex(),
+        "print": _print(key, salt).hex(),
+    }
+    return json.dumps(record, separators=(",", ":")).encode()
+
+
+def read_policies(records: Mapping[bytes, bytes]) -> dict[str, KeptPolicy]:
+    """The policies among some records, by the names of their tunnels, but unreadable ones."""
+    found: dict[str, KeptPolicy] = {}
+    for name, record in records.items():
+        if is_policy(name):
+            try:
+                kept = _read_policy(record)
+            except (KeyError, TypeError, ValueError, Malformed):
+                continue
+            found[kept.policy.name] = kept
+    return found
+
+
+def _read_policy(record: bytes) -> KeptPolicy:
+    plain = json.loads(record)
+    if plain["format"] != FORMAT:
+        raise ValueError("the record is of another format")
+    of_tunnel, *of_children = map(_read, plain["proposals"])
+    bare = from_plain(TunnelPolicy, plain["policy"])
+    children = tuple(
+        replace(child, proposals=proposals)
+        for child, proposals in zip(bare.children, of_children, strict=True)
+    )
+    return KeptPolicy(
+        policy=replace(bare, proposals=of_tunnel, children=children),
+        salt=from_plain(bytes, plain["salt"]),
+        print=from_plain(bytes, plain["print"]),
+    )
+
+
+def _without_proposals(policy: TunnelPolicy) -> TunnelPolicy:
+    children = tuple(replace(child, proposals=()) for child in policy.children)
+    return replace(policy, proposals=(), children=children)
+
+
+def _write(proposals: tuple[Proposal, ...]) -> Plain:
+    """Each by itself: the numbers are a policy's, where one may have been left out."""
+    return [[p.number, write_proposals((replace(p, number=1),))] for p in proposals]
+
+
+def _read(plain: list[tuple[int, Plain]]) -> tuple[Proposal, ...]:
+    return tuple(
+        replace(proposal, number=number)
+        for number, octets in plain
+        for proposal in read_proposals(octets)
+    )
+
+
+def _print(key: SharedKey, salt: bytes) -> bytes:
+    return hmac.digest(salt, key.octets, "sha256")
+
+
+class PolicyRecords:
+    """Which tunnels have a record, and what it says."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._tunnels: dict[bytes, str] = {}
+        self._users: Counter[str] = Counter()
+        self._touched: set[str] = set()
+        self._written: dict[str, TunnelPolicy | None] = {}
+
+    def resume(self, names: Iterator[bytes], in_force: Mapping[str, TunnelPolicy]) -> None:
+        """An earlier daemon has written these; `in_force` are those that could be read."""
+        tunnels = [name.removeprefix(_PREFIX).decode() for name in names]
+        self._written = {tunnel: in_force.get(tunnel) for tunnel in tunnels}
+        self._touched.update(tunnels)
+
+    def follow(self, spi: bytes, tunnel: str | None) -> None:
+        """An IKE SA has a record now, and belongs to a tunnel; None: it has none."""
+        before = self._tunnels.pop(spi, None)
+        if before is not None:
+            self._users[before] -= 1
+            self._touched.add(before)
+        if tunnel is not None:
+            self._tunnels[spi] = tunnel
+            self._users[tunnel] += 1
+            self._touched.add(tunnel)
+
+    def changes(self) -> Iterator[tuple[bytes, bytes | None]]:
+        """Since the last time; None for a record that is not needed any more."""
+        for tunnel in self._touched:
+            name = _PREFIX + tunnel.encode()
+            present = self._core.tunnels.get(tunnel)
+            if not self._users[tunnel]:
+                del self._users[tunnel]
+                if tunnel in self._written:
+                    del self._written[tunnel]
+                    yield name, None
+            elif present is not None and self._written.get(tunnel) != present.policy:
+                self._written[tunnel] = present.policy
+                yield name, write_policy(present.policy, self._core.random(_SALT_SIZE))
+        self._touched.clear()
