@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.ike.conftest import Pair, mirrored, tunnel_policy
@@ -75,7 +75,24 @@ def child_of(name: str, terms: dict[str, Any]) -> ChildPolicy:
     )
 
 
+ONE: dict[str, Any] = {
+    "children": {
+        "net": {"net": 0, "esp": ESP[0], "replay_window": 128, "lifetime_seconds": None},
+    },
+    "ike": IKE[0],
+    "here": "moon",
+    "key": b"a shared key of thirty-two octets",
+    "dpd_seconds": 0.0,
+    "lifetime_seconds": None,
+}
+NARROWER = {
+    **ONE,
+    "children": {"net": {**ONE["children"]["net"], "net": 1, "replay_window": 64}},
+}
+
+
 @settings(max_examples=60)
+@example(before=ONE, after=NARROWER, moon_first=True, lag=0.0)
 @given(before=TERMS, after=TERMS, moon_first=st.booleans(), lag=st.sampled_from((0.0, 1.0, 4.0)))
 def test_in_force_is_in_the_end_what_a_fresh_start_would_have_put_there(
     before: dict[str, Any],

@@ -12,7 +12,8 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.datapath.block import Block
@@ -77,14 +78,12 @@ class Blocking:
             self._block = None
 
     def _enforce(self, traffic: frozenset[Selector], *, keep_others: bool = False) -> None:
-        try:
+        with _explained():
             if self._block is None:
                 self._block = Block(DEVICE)
             self._block.enforce(traffic, keep_others=keep_others)
             self._traffic = traffic
             self._look()
-        except DatapathError as error:
-            raise OperatorError("XF3004", f"traffic cannot be blocked: {error}") from error
 
     def _look(self) -> None:
         """Listen while there is something to lose, and somebody to tell."""
@@ -102,8 +101,9 @@ class Blocking:
         assert self._watch is not None
         assert self._hear is not None
         try:
-            if not self._watch.read():
-                return
+            with _explained():
+                if not self._watch.read():
+                    return
             self._enforce(self._traffic)
         except OperatorError as error:
             summary = error.failure.summary
@@ -111,6 +111,14 @@ class Blocking:
             return
         text = "somebody took away what keeps traffic from going in clear; it is back"
         self._hear(Occurrence(event="block-restored", text=text))
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except DatapathError as error:
+        raise OperatorError("XF3004", f"traffic cannot be blocked: {error}") from error
 
 
 def main(arguments: list[str]) -> int:

@@ -7,6 +7,7 @@ SA is made before the old one is deleted, so that nothing goes in clear in betwe
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xfrmpy.ike.child_sa import ChildSa
@@ -88,7 +89,9 @@ def conform(sa: IkeSa, child: ChildSa, now: float) -> None:
         child.move_to(ChildSaState.DELETING)
         return
     seconds = policy.lifetime_seconds
-    if child_impact(child.policy, policy) is Impact.REKEY:
+    # What it carries is as it should be, or it would go.
+    before = replace(child.policy, local=policy.local, remote=policy.remote)
+    if child_impact(before, policy) is Impact.REKEY:
         child.rekey_at = now
     elif seconds is not None and seconds != child.policy.lifetime_seconds:
         due_at = child.established_at + replacement_seconds(seconds, sa.core.random)
