@@ -112,9 +112,10 @@ def deleted_by_peer(sa: IkeSa, now: float) -> None:
 
 
 def begin_to_send(sa: IkeSa, child: ChildSa, now: float) -> None:
-    """The initiator of an IKE SA that takes another's place has had time for our answer."""
+    """Its initiator has had time for our answer."""
     child.start_sending()
-    sa.core.defer(sa, lambda moment: _end_if_refused(sa, child, moment), now)
+    if child.replaces is None:
+        sa.core.defer(sa, lambda moment: _end_if_refused(sa, child, moment), now)
 
 
 def _end_if_refused(sa: IkeSa, child: ChildSa, now: float) -> None:
