@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -30,22 +29,6 @@ def gateways(site: Site) -> tuple[XfrmpyGateway, XfrmpyGateway]:
     for number in range(COUNT):
         site.connect(ours, theirs, number)
     return ours, theirs
-
-
-def change(gateway: XfrmpyGateway, number: int = 0, **keys: Any) -> None:
-    """Write other values into the policy file of a tunnel; None takes a key away."""
-    file = gateway.policies / f"net{number}.yaml"
-    policy = {**yaml.safe_load(file.read_text()), **keys}
-    kept = {key: value for key, value in policy.items() if value is not None}
-    file.write_text(yaml.safe_dump(kept, sort_keys=False))
-
-
-def spis(gateway: XfrmpyGateway) -> dict[str, tuple[str, list[str]]]:
-    """Of every tunnel, its IKE SA and its Child SAs."""
-    return {
-        tunnel.name: (tunnel.spi_i, [child.spi_in for child in tunnel.children])
-        for tunnel in gateway.status().tunnels
-    }
 
 
 def planned(gateway: XfrmpyGateway, *argv: str) -> list[tuple[str, str, str]]:
@@ -74,30 +57,30 @@ def test_nothing_changed_means_that_nothing_is_done(
     gateways: tuple[XfrmpyGateway, XfrmpyGateway],
 ) -> None:
     ours, _ = gateways
-    before = spis(ours)
+    before = ours.spis()
     assert planned(ours) == []
     assert ours.command("plan", "--detailed-exitcode").code == 0
     assert "Nothing changed" in applied(ours).output
-    assert spis(ours) == before
+    assert ours.spis() == before
 
 
 def test_each_change_has_its_impact_and_leaves_the_other_tunnels_alone(
     site: Site, gateways: tuple[XfrmpyGateway, XfrmpyGateway]
 ) -> None:
     ours, theirs = gateways
-    before = spis(ours)
+    before = ours.spis()
     with no_ping_lost(site):
-        change(ours, dpd="7s")
+        ours.change(dpd="7s")
         assert planned(ours) == [("net0", "update", "hot")]
         assert ours.command("plan", "--detailed-exitcode").code == 2
         applied(ours)
-        assert spis(ours) == before
+        assert ours.spis() == before
 
         esp = yaml.safe_load((ours.policies / "net0.yaml").read_text())["esp"]
-        change(ours, esp={**esp, "replay_window": 512})
+        ours.change(esp={**esp, "replay_window": 512})
         assert planned(ours) == [("net0", "update", "rekey")]
         applied(ours)
-        after = spis(ours)
+        after = ours.spis()
         assert after["net0"][0] == before["net0"][0]
         assert after["net0"][1] != before["net0"][1]
     assert planned(ours) == []
@@ -113,7 +96,7 @@ def test_another_key_is_proved_before_the_old_ike_sa_goes(
     site: Site, gateways: tuple[XfrmpyGateway, XfrmpyGateway]
 ) -> None:
     ours, theirs = gateways
-    before = spis(ours)["net0"]
+    before = ours.spis()["net0"]
     with no_ping_lost(site):
         for gateway in (theirs, ours):
             (gateway.policies.parent / "secrets/net0").write_text("the key of the next year\n")
@@ -123,11 +106,11 @@ def test_another_key_is_proved_before_the_old_ike_sa_goes(
         assert refused.code == 5
         assert "XF2005" in refused.errors
         assert "taken back" in refused.errors
-        assert spis(ours)["net0"] == before
+        assert ours.spis()["net0"] == before
         applied(theirs, "--allow-pending")
-        assert spis(ours)["net0"] == before
+        assert ours.spis()["net0"] == before
         applied(ours)
-    assert spis(ours)["net0"][0] != before[0]
+    assert ours.spis()["net0"][0] != before[0]
     site.assert_protected()
 
 
@@ -135,13 +118,13 @@ def test_tunnels_come_and_go_with_their_files(
     site: Site, gateways: tuple[XfrmpyGateway, XfrmpyGateway]
 ) -> None:
     ours, theirs = gateways
-    before = spis(ours)
+    before = ours.spis()
     (ours.policies / "net2.yaml").rename(ours.policies / "later.yaml")
     assert planned(ours) == [("net2", "delete", "replace"), ("later", "create", "hot")]
     applied(ours)
     eventually("the other end to be down", lambda: not theirs.is_up(2))
     assert ours.command("up", "later").code == 0
-    assert {name: spis(ours)[name] for name in ("net0", "net1")} == {
+    assert {name: ours.spis()[name] for name in ("net0", "net1")} == {
         name: before[name] for name in ("net0", "net1")
     }
     site.assert_protected(2)
@@ -154,9 +137,9 @@ def test_other_traffic_is_carried_by_a_new_child_sa_and_nothing_goes_in_clear(
     more = [subnet(2), subnet(2, 5)]
     bob = site.network.bob.inside_address()
     with site.capture() as wire, site.network.alice.pinging(bob, site.log):
-        change(theirs, local=more)
+        theirs.change(local=more)
         applied(theirs)
-        change(ours, remote=more)
+        ours.change(remote=more)
         applied(ours)
     assert wire.kinds["clear"] == 0
     site.assert_protected()
@@ -168,14 +151,14 @@ def test_a_policy_with_an_error_changes_nothing(
     gateways: tuple[XfrmpyGateway, XfrmpyGateway],
 ) -> None:
     ours, _ = gateways
-    before = spis(ours)
-    change(ours, 1, dpd="1h")
-    change(ours, 2, lokal=["10.1.0.0/16"])
+    before = ours.spis()
+    ours.change(1, dpd="1h")
+    ours.change(2, lokal=["10.1.0.0/16"])
     answer = ours.command("apply")
     assert answer.code == 65
     assert "net2.yaml" in answer.errors
-    assert spis(ours) == before
-    change(ours, 2, lokal=None)
+    assert ours.spis() == before
+    ours.change(2, lokal=None)
     assert planned(ours) == [("net1", "update", "hot")]
 
 
@@ -183,7 +166,7 @@ def test_what_is_not_confirmed_is_taken_back_and_what_is_stays(
     gateways: tuple[XfrmpyGateway, XfrmpyGateway],
 ) -> None:
     ours, _ = gateways
-    change(ours, dpd="9s")
+    ours.change(dpd="9s")
     applied(ours, "--confirm", f"{2 * PATIENCE:g}s")
     assert ours.command("apply").code == 1  # One at a time.
     eventually("it to be taken back", lambda: planned(ours) == [("net0", "update", "hot")])
@@ -220,13 +203,13 @@ def test_a_change_that_would_cut_the_session_it_is_typed_in_is_refused(
     ours, _ = gateways
     bob = site.network.bob.inside_address()
     ours.environment["SSH_CONNECTION"] = f"{bob} 50000 10.1.0.1 22"
-    before = spis(ours)
-    change(ours, encapsulation="auto", local_address=None)
+    before = ours.spis()
+    ours.change(encapsulation="auto", local_address=None)
     assert planned(ours) == [("net0", "update", "replace")]
     refused = ours.command("apply")
     assert refused.code == 1
     assert "XF4022" in refused.errors
-    assert spis(ours) == before
+    assert ours.spis() == before
     assert "CUTS THE SESSION" in ours.command("plan").output
     applied(ours, "--accept-cut")
-    assert spis(ours)["net0"] != before["net0"]
+    assert ours.spis()["net0"] != before["net0"]

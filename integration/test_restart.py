@@ -42,22 +42,6 @@ def with_strongswan(site: Site, **keys: Any) -> tuple[XfrmpyGateway, StrongswanP
     return ours, theirs
 
 
-def change(gateway: XfrmpyGateway, number: int = 0, **keys: Any) -> None:
-    """Write other values into the policy file of a tunnel; None takes a key away."""
-    file = gateway.policies / f"net{number}.yaml"
-    policy = {**yaml.safe_load(file.read_text()), **keys}
-    kept = {key: value for key, value in policy.items() if value is not None}
-    file.write_text(yaml.safe_dump(kept, sort_keys=False))
-
-
-def spis(gateway: XfrmpyGateway) -> dict[str, tuple[str, list[tuple[str, str]]]]:
-    """Of every tunnel, its IKE SA and its Child SAs."""
-    return {
-        tunnel.name: (tunnel.spi_i, [(child.spi_in, child.spi_out) for child in tunnel.children])
-        for tunnel in gateway.status().tunnels
-    }
-
-
 def reqids(gateway: XfrmpyGateway) -> list[str]:
     """What the datapath finds the SAs of the kernel by; they tell nothing in user space."""
     listed = gateway.host.run("ip", "xfrm", "policy")
@@ -67,13 +51,13 @@ def reqids(gateway: XfrmpyGateway) -> list[str]:
 @pytest.mark.parametrize("keys", [{}, {"start": "auto"}], ids=["manual", "auto"])
 def test_a_restart_is_noticed_by_nobody(site: Site, keys: dict[str, str]) -> None:
     ours, theirs = with_strongswan(site, **keys)
-    before = spis(ours)
+    before = ours.spis()
     said = theirs.log.count("[ENC] parsed")
     with site.network.alice.pinging(site.network.bob.inside_address(), site.log):
         for _ in range(2):
             ours.be_relieved()
             ours.start_again()
-            assert spis(ours) == before
+            assert ours.spis() == before
     assert unanswered(site.log) == []
     assert theirs.log.count("[ENC] parsed") == said
     assert "leaving every SA to the next daemon" in ours.log
@@ -86,27 +70,27 @@ def test_a_restart_is_noticed_by_nobody(site: Site, keys: dict[str, str]) -> Non
 def test_a_policy_that_changed_meanwhile_is_followed_as_apply_would(site: Site) -> None:
     """Hot, rekey, one that takes the tunnel down; and one more, whose hash may be another's."""
     ours, theirs = pair(site)
-    before, named = spis(ours), reqids(ours)
+    before, named = ours.spis(), reqids(ours)
     with site.network.alice.pinging(site.network.bob.inside_address(), site.log):
         ours.be_relieved()
-        change(ours, 0, dpd="7s")
+        ours.change(0, dpd="7s")
         ours.start_again()
-        assert spis(ours) == before
+        assert ours.spis() == before
         ours.be_relieved()
         esp = yaml.safe_load((ours.policies / "net0.yaml").read_text())["esp"]
-        change(ours, 0, esp={**esp, "replay_window": 512})
+        ours.change(0, esp={**esp, "replay_window": 512})
         ours.start_again()
-        eventually("it to follow", lambda: spis(ours)["net0"][1] != before["net0"][1])
-        eventually("one to stay", lambda: len(spis(ours)["net0"][1]) == 1)
+        eventually("it to follow", lambda: ours.spis()["net0"][1] != before["net0"][1])
+        eventually("one to stay", lambda: len(ours.spis()["net0"][1]) == 1)
     assert unanswered(site.log) == []
-    assert spis(ours)["net0"][0] == before["net0"][0]
+    assert ours.spis()["net0"][0] == before["net0"][0]
     ours.be_relieved()
-    change(ours, 1, encapsulation="auto", local_address=None)
+    ours.change(1, encapsulation="auto", local_address=None)
     (ours.policies / "net2.yaml").unlink()
     ours.start_again()
     eventually("the tunnel to come again", lambda: ours.is_up(1))
     eventually("the other to be gone", lambda: not theirs.is_up(2))
-    assert spis(ours)["net1"][0] != before["net1"][0]
+    assert ours.spis()["net1"][0] != before["net1"][0]
     assert ours.command("plan", "--detailed-exitcode").code == 0
     assert {*reqids(ours)} <= {*named}
     site.assert_protected(0)
@@ -115,16 +99,16 @@ def test_a_policy_that_changed_meanwhile_is_followed_as_apply_would(site: Site) 
 
 def test_another_key_is_proved_by_the_next_daemon_before_the_old_ike_sa_goes(site: Site) -> None:
     ours, theirs = pair(site)
-    before = spis(ours)
+    before = ours.spis()
     with site.network.alice.pinging(site.network.bob.inside_address(), site.log):
         for gateway in (theirs, ours):
             gateway.be_relieved()
             (gateway.policies.parent / "secrets/net0").write_text("the key of the next year\n")
             gateway.start_again()
-        eventually("another IKE SA", lambda: spis(ours)["net0"][0] != before["net0"][0], 60)
+        eventually("another IKE SA", lambda: ours.spis()["net0"][0] != before["net0"][0], 60)
         eventually("the old one to go", lambda: ours.is_up() and theirs.is_up())
     assert unanswered(site.log) == []
-    assert {name: spis(ours)[name] for name in ("net1", "net2")} == {
+    assert {name: ours.spis()[name] for name in ("net1", "net2")} == {
         name: before[name] for name in ("net1", "net2")
     }
     site.assert_protected()
@@ -167,14 +151,14 @@ def _restart(*gateways: XfrmpyGateway) -> None:
 
 
 def _apply_hot(ours: XfrmpyGateway, _theirs: XfrmpyGateway) -> None:
-    change(ours, dpd="7s")
+    ours.change(dpd="7s")
     _apply(ours)
 
 
 def _apply_rekey(ours: XfrmpyGateway, _theirs: XfrmpyGateway) -> None:
     for number in range(2):
         esp = yaml.safe_load((ours.policies / f"net{number}.yaml").read_text())["esp"]
-        change(ours, number, esp={**esp, "replay_window": 512})
+        ours.change(number, esp={**esp, "replay_window": 512})
     _apply(ours)
 
 
@@ -204,7 +188,7 @@ HAPPENINGS: dict[str, Callable[[XfrmpyGateway, XfrmpyGateway], None]] = {
 def test_what_came_to_be_confirmed_does_not_outlive_the_daemon(site: Site, tmp_path: Path) -> None:
     """Its file is not kept yet, so the next daemon reads the one before."""
     ours, _ = pair(site)
-    before = spis(ours)
+    before = ours.spis()
     file = tmp_path / "net0.yaml"
     file.write_text((ours.policies / "net0.yaml").read_text() + "dpd: 11s\n")
     assert ours.command("apply", str(file), "--confirm", "600s").code == 0
@@ -214,4 +198,4 @@ def test_what_came_to_be_confirmed_does_not_outlive_the_daemon(site: Site, tmp_p
     assert "Nothing to change" in ours.command("plan").output
     assert "dpd: 30 s -> 11 s" in ours.command("plan", str(file)).output
     assert ours.command("confirm").code == 1
-    assert spis(ours) == before
+    assert ours.spis() == before

@@ -130,6 +130,23 @@ class XfrmpyGateway:
         """The directory of its policy files."""
         return self._directory / "conf.d"
 
+    def change(self, number: int = 0, **keys: Any) -> None:
+        """Write other values into the policy file of a tunnel; None takes a key away."""
+        file = self.policies / f"net{number}.yaml"
+        policy = {**yaml.safe_load(file.read_text()), **keys}
+        kept = {key: value for key, value in policy.items() if value is not None}
+        file.write_text(yaml.safe_dump(kept, sort_keys=False))
+
+    def spis(self) -> dict[str, tuple[str, list[tuple[str, str]]]]:
+        """Of every tunnel, its IKE SA and its Child SAs."""
+        return {
+            tunnel.name: (
+                tunnel.spi_i,
+                [(child.spi_in, child.spi_out) for child in tunnel.children],
+            )
+            for tunnel in self.status().tunnels
+        }
+
     @property
     def pid(self) -> int:
         return self._daemon.process.pid
