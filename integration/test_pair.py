@@ -121,5 +121,5 @@ def test_a_puzzle_is_solved(site: Site) -> None:
     ours = site.xfrmpy(site.network.moon, tunnel)
     theirs = site.xfrmpy(site.network.sun, tunnel.mirrored(), options=("--puzzles-at", "0"))
     site.connect(ours, theirs)
-    assert theirs.status().drops["puzzle-demanded"] == 1
+    assert theirs.status().drops["puzzle-demanded"] >= 1  # One for each copy of the request.
     assert "a puzzle" in ours.log
