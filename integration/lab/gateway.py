@@ -191,7 +191,7 @@ class XfrmpyGateway:
             return _kernel_objects(self.host) == self._before
 
         try:
-            eventually("all of it to go", is_clean, seconds=2)
+            eventually("all of it to go", is_clean, seconds=4 * PATIENCE)
         except AssertionError:  # to tell what it is
             assert _kernel_objects(self.host) == self._before
             raise
