@@ -17,7 +17,6 @@ from integration.lab.gateway import XfrmpyGateway
 from integration.lab.network import unanswered
 from integration.lab.process import eventually
 from integration.lab.site import Site
-from integration.lab.strongswan import StrongswanPeer
 
 pytestmark = [pytest.mark.native, pytest.mark.vm]
 
@@ -34,14 +33,6 @@ def pair(site: Site, **keys: Any) -> tuple[XfrmpyGateway, XfrmpyGateway]:
     return ours, theirs
 
 
-def with_strongswan(site: Site, **keys: Any) -> tuple[XfrmpyGateway, StrongswanPeer]:
-    tunnel = site.network.tunnel()
-    theirs = site.strongswan(site.network.sun, tunnel.mirrored())
-    ours = site.xfrmpy(site.network.moon, tunnel, **keys)
-    site.connect(ours, theirs)
-    return ours, theirs
-
-
 def reqids(gateway: XfrmpyGateway) -> list[str]:
     """What the datapath finds the SAs of the kernel by; they tell nothing in user space."""
     listed = gateway.host.run("ip", "xfrm", "policy")
@@ -50,7 +41,7 @@ def reqids(gateway: XfrmpyGateway) -> list[str]:
 
 @pytest.mark.parametrize("keys", [{}, {"start": "auto"}], ids=["manual", "auto"])
 def test_a_restart_is_noticed_by_nobody(site: Site, keys: dict[str, str]) -> None:
-    ours, theirs = with_strongswan(site, **keys)
+    ours, theirs = site.beside_strongswan(**keys)
     before = ours.spis()
     said = theirs.log.count("[ENC] parsed")
     with site.network.alice.pinging(site.network.bob.inside_address(), site.log):

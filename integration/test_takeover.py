@@ -28,14 +28,6 @@ LONGEST_SECONDS = 0.8
 """Until a kill: longer than any exchange here takes, commands included."""
 
 
-def connected(site: Site, **keys: Any) -> tuple[XfrmpyGateway, StrongswanPeer]:
-    tunnel = site.network.tunnel()
-    theirs = site.strongswan(site.network.sun, tunnel.mirrored())
-    ours = site.xfrmpy(site.network.moon, tunnel, **keys)
-    site.connect(ours, theirs)
-    return ours, theirs
-
-
 def names(gateway: XfrmpyGateway) -> tuple[Any, ...]:
     """What an SA is known by."""
     tunnel = gateway.tunnel()
@@ -47,7 +39,7 @@ def negotiations(theirs: StrongswanPeer) -> int:
 
 
 def test_a_daemon_that_was_killed_is_followed_by_one_with_the_same_sas(site: Site) -> None:
-    ours, theirs = connected(site)
+    ours, theirs = site.beside_strongswan()
     before, negotiated = names(ours), negotiations(theirs)
     with site.network.alice.pinging(site.network.bob.inside_address(), site.log) as counts:
         for _ in range(3):
@@ -65,7 +57,7 @@ def test_a_daemon_that_was_killed_is_followed_by_one_with_the_same_sas(site: Sit
 
 
 def test_a_tunnel_that_is_wanted_is_not_begun_anew(site: Site) -> None:
-    ours, theirs = connected(site, start="auto")
+    ours, theirs = site.beside_strongswan(start="auto")
     before, negotiated = names(ours), negotiations(theirs)
     ours.crash()
     ours.start_again()
@@ -75,7 +67,7 @@ def test_a_tunnel_that_is_wanted_is_not_begun_anew(site: Site) -> None:
 
 
 def test_a_daemon_that_was_told_to_stop_leaves_nothing_to_take_over(site: Site) -> None:
-    ours, _ = connected(site)
+    ours, _ = site.beside_strongswan()
     directory = ours.runtime
     assert (directory / "store.db").exists()
     ours.stop()
@@ -83,7 +75,7 @@ def test_a_daemon_that_was_told_to_stop_leaves_nothing_to_take_over(site: Site) 
 
 
 def test_a_store_that_was_tampered_with_costs_every_sa_and_nothing_else(site: Site) -> None:
-    ours, theirs = connected(site)
+    ours, theirs = site.beside_strongswan()
     ours.crash()
     for file in ours.runtime.glob("store.db*"):
         file.write_bytes(b"not a store" * 1000)
@@ -98,7 +90,7 @@ def test_a_store_that_was_tampered_with_costs_every_sa_and_nothing_else(site: Si
 def test_a_daemon_killed_at_any_instant_goes_on(site: Site) -> None:
     """During rekeyings, traffic, set-up and deletion, by turns and at random moments."""
     chance = random.Random(os.environ.get("XFRMPY_SEED", "1"))
-    ours, theirs = connected(site)
+    ours, theirs = site.beside_strongswan()
     for number in range(KILLS):
         what = chance.choice(("rekey", "rekey", "wait", "up", "down"))
         delay = chance.uniform(0, LONGEST_SECONDS) * PATIENCE

@@ -58,6 +58,16 @@ def findings(datapath: Datapath) -> list[Finding]:
     return [amiss.finding for amiss in datapath.find_amiss()]
 
 
+def assert_mended(watching: Datapath, finding: Finding) -> None:
+    """One thing is told to be amiss, and nothing is when it was put right."""
+    assert is_told(watching)
+    assert Realm.WAYS in watching.read_changes()
+    assert findings(watching) == [finding]
+    for amiss in watching.find_amiss():
+        watching.mend(amiss)
+    assert findings(watching) == []
+
+
 class WatchContract:
     """See the module."""
 
@@ -90,12 +100,7 @@ class WatchContract:
         command, finding = BY_HAND[name]
         before = run("ip", "-n", gateway, "route", "show", "table", str(OUR_TABLE))
         run("ip", "-n", gateway, *command)
-        assert is_told(watching)
-        assert Realm.WAYS in watching.read_changes()
-        assert findings(watching) == [finding]
-        for amiss in watching.find_amiss():
-            watching.mend(amiss)
-        assert findings(watching) == []
+        assert_mended(watching, finding)
         assert run("ip", "-n", gateway, "route", "show", "table", str(OUR_TABLE)) == before
         assert watching.read_changes() is Realm.NOTHING
 
@@ -109,12 +114,7 @@ class WatchContract:
             (("route", "del", str(INNER[6][1]), "table", str(OUR_TABLE)), Finding.ROUTE_MISSING),
         ):
             run("ip", "-n", gateway, "-6", *command)
-            assert is_told(watching)
-            assert Realm.WAYS in watching.read_changes()
-            assert findings(watching) == [finding]
-            for amiss in watching.find_amiss():
-                watching.mend(amiss)
-            assert findings(watching) == []
+            assert_mended(watching, finding)
             assert watching.read_changes() is Realm.NOTHING
         assert run(*show) == before
 

@@ -97,6 +97,14 @@ class Site:
         initiator.initiate(number)
         eventually("the responder to be up", lambda: responder.is_up(number))
 
+    def beside_strongswan(self, **keys: Any) -> tuple[XfrmpyGateway, StrongswanPeer]:
+        """Moon with xfrmpy and sun with strongSwan, and a tunnel between them that is up."""
+        tunnel = self.network.tunnel()
+        theirs = self.strongswan(self.network.sun, tunnel.mirrored())
+        ours = self.xfrmpy(self.network.moon, tunnel, **keys)
+        self.connect(ours, theirs)
+        return ours, theirs
+
     def assert_protected(self, number: int = 0, family: int = 4, count: int = 3) -> Capture:
         """Hosts of both sites ping each other, and the wire carries ESP and nothing else of it."""
         alice, bob = self.network.alice, self.network.bob

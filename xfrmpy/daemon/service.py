@@ -15,7 +15,7 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -25,7 +25,7 @@ from xfrmpy.control.protocol import Progress, StatusReply, TunnelReply, TunnelSt
 from xfrmpy.daemon.applying import Applier
 from xfrmpy.daemon.blocking import Blocking
 from xfrmpy.daemon.callers import Doorkeeper
-from xfrmpy.daemon.control_server import ControlServer
+from xfrmpy.daemon.control_server import Answer, ControlServer
 from xfrmpy.daemon.crash_secret import crash_secret
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.engine import Engine
@@ -178,20 +178,7 @@ class Service:
         self._policy = PolicyCalls(self._loaded, config_path(self._environ), applier)
         control = ControlServer(
             self._runtime_dir / protocol.SOCKET_NAME,
-            {
-                protocol.STATUS: self._status,
-                protocol.DESCRIBE: observation.describe,
-                protocol.MONITOR: observation.monitor,
-                protocol.WAIT: observation.wait,
-                protocol.METRICS: measurement.metrics,
-                protocol.UP: self._up,
-                protocol.DOWN: self._down,
-                protocol.REKEY: self._rekey,
-                protocol.PLAN: self._policy.plan,
-                protocol.APPLY: self._policy.apply,
-                protocol.CONFIRM: self._policy.confirm,
-                protocol.ROLLBACK: self._policy.rollback,
-            },
+            self._methods(observation, measurement),
             self._doorkeeper,
         )
         try:
@@ -202,11 +189,7 @@ class Service:
             await control.start()
             await exposition.start()
             self._keeper.spawn(self._keeper.keep_resolving())
-            for tunnel in self._tunnels.values():
-                if tunnel.policy.start is StartMode.AUTO and tunnel.placement.failure is None:
-                    self._keeper.want(tunnel)
-                elif restored is not None and tunnel.policy.name in restored.replaced:
-                    self._keeper.spawn(self._keeper.bring_back(tunnel))
+            self._begin_tunnels(frozenset() if restored is None else restored.replaced)
             # The policy lives as long as we do: the collector need not go through it again.
             gc.freeze()
             self._manager.tell("READY=1")
@@ -227,6 +210,31 @@ class Service:
             self._kept.ignore()
             self._blocking.stop()
             self._engine.stop()
+
+    def _methods(self, observation: Observation, measurement: Measurement) -> dict[str, Answer]:
+        """What callers may ask, by the names of the protocol."""
+        return {
+            protocol.STATUS: self._status,
+            protocol.DESCRIBE: observation.describe,
+            protocol.MONITOR: observation.monitor,
+            protocol.WAIT: observation.wait,
+            protocol.METRICS: measurement.metrics,
+            protocol.UP: self._up,
+            protocol.DOWN: self._down,
+            protocol.REKEY: self._rekey,
+            protocol.PLAN: self._policy.plan,
+            protocol.APPLY: self._policy.apply,
+            protocol.CONFIRM: self._policy.confirm,
+            protocol.ROLLBACK: self._policy.rollback,
+        }
+
+    def _begin_tunnels(self, replaced: Collection[str]) -> None:
+        """Bring up those that are to be up by themselves, and those that a change took down."""
+        for tunnel in self._tunnels.values():
+            if tunnel.policy.start is StartMode.AUTO and tunnel.placement.failure is None:
+                self._keeper.want(tunnel)
+            elif tunnel.policy.name in replaced:
+                self._keeper.spawn(self._keeper.bring_back(tunnel))
 
     def _be_relieved(self) -> None:
         """Leave all to the next daemon, unless that could not go on with it."""
