@@ -14,7 +14,7 @@ from tests.ike.interleaving import Interleaving, further_children
 from xfrmpy.datapath.interface import DatapathError, NotAdded
 from xfrmpy.datapath.recording import RecordingDatapath
 from xfrmpy.ike.admission import AdmissionLimits
-from xfrmpy.ike.endpoint import IkeEndpoint, IkeSaView
+from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.errors import DropReason
 from xfrmpy.ike.exchange import Exchange
 from xfrmpy.ike.ike_sa import IkeSa
@@ -34,6 +34,7 @@ from xfrmpy.ike.outputs import (
 from xfrmpy.ike.protection import Protection
 from xfrmpy.ike.restoration import Restored
 from xfrmpy.ike.states import IkeSaState
+from xfrmpy.ike.views import IkeSaView
 from xfrmpy.ipsec.addresses import IKE_PORT, Path, SocketAddress
 from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.identity import Identity

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xfrmpy.control.observed import ChildPolicyStatus, ChildSaDetails, IkeSaDetails, PolicyStatus
-from xfrmpy.ike.endpoint import ChildSaView, IkeSaView
+from xfrmpy.ike.views import ChildSaView, IkeSaView
 from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
 
 

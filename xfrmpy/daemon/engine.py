@@ -21,7 +21,7 @@ from xfrmpy.datapath.interface import Datapath, DatapathError, Expired, MappingC
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation, exempt_from_policies
 from xfrmpy.failures import OperatorError
-from xfrmpy.ike.endpoint import IkeEndpoint, IkeSaView
+from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
@@ -35,6 +35,7 @@ from xfrmpy.ike.outputs import (
     RemoveSa,
     SendDatagram,
 )
+from xfrmpy.ike.views import IkeSaView
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.drift import Difference, Ends
 from xfrmpy.ipsec.sad import SaId

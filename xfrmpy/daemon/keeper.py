@@ -21,9 +21,9 @@ from xfrmpy.daemon.sockets import is_our_address
 from xfrmpy.daemon.status import tunnel_state
 from xfrmpy.daemon.tunnel import Tunnel
 from xfrmpy.failures import Failure, OperatorError
-from xfrmpy.ike.endpoint import IkeSaView
 from xfrmpy.ike.outputs import ChildSaEstablished, Redirected, TunnelClosed
 from xfrmpy.ike.states import IkeSaState
+from xfrmpy.ike.views import IkeSaView
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.drift import Ends
 

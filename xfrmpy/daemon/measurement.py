@@ -14,7 +14,7 @@ from xfrmpy.daemon.news import News
 from xfrmpy.daemon.status import tunnel_status
 from xfrmpy.daemon.totals import Totals
 from xfrmpy.daemon.tunnel import Tunnel
-from xfrmpy.ike.endpoint import IkeSaView
+from xfrmpy.ike.views import IkeSaView
 
 
 class Measurement:

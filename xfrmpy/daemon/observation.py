@@ -13,7 +13,7 @@ from xfrmpy.daemon.description import child_sa_details, ike_sa_details, policy_s
 from xfrmpy.daemon.history import MAX_EVENTS_OF_A_TUNNEL, History, Listener
 from xfrmpy.daemon.tunnel import Tunnel
 from xfrmpy.failures import OperatorError
-from xfrmpy.ike.endpoint import IkeSaView
+from xfrmpy.ike.views import IkeSaView
 
 DESCRIBED_EVENTS = 10
 

@@ -8,9 +8,9 @@ from xfrmpy.control.protocol import ChildSaStatus, TunnelStatus
 from xfrmpy.daemon.replies import reply_of
 from xfrmpy.daemon.tunnel import Tunnel
 from xfrmpy.datapath.interface import Datapath, DatapathError
-from xfrmpy.ike.endpoint import ChildSaView, IkeSaView
 from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ike.states import IkeSaState
+from xfrmpy.ike.views import ChildSaView, IkeSaView
 from xfrmpy.ipsec.sad import SadEntry, Usage
 
 log = logging.getLogger(__name__)

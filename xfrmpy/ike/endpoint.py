@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from xfrmpy.failures import Failure
@@ -44,7 +44,6 @@ from xfrmpy.ike.init import IkeSaInit, answer_ike_sa_init
 from xfrmpy.ike.keepalive import KEEPALIVE
 from xfrmpy.ike.liveness import ask_peer
 from xfrmpy.ike.modes import check_ends
-from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ike.notices import Notices, is_hint_for, may_be_lost
 from xfrmpy.ike.outputs import (
     AddPolicy,
@@ -66,9 +65,9 @@ from xfrmpy.ike.sequence import Sequence
 from xfrmpy.ike.session_resume import SessionResume, answer_session_resume
 from xfrmpy.ike.states import ChildSaState, IkeSaState
 from xfrmpy.ike.timers import Timers
+from xfrmpy.ike.views import IkeSaView, view
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT, IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.drift import Difference, Dump, Ends
-from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import SpdEntry
@@ -88,44 +87,6 @@ DEMANDS = {
 MAX_DUE = 250
 """IKE SAs whose time has come that are attended to before what has arrived gets its turn: some 50
 ms of work, and fewer answers than a socket has room for."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChildSaView:
-    """A Child SA in force, for who asks; `entries` are inbound and outbound.
-
-    `rekey_at` is None if nothing of time asks for it.
-    """
-
-    child: str
-    local: tuple[TrafficSelector, ...]
-    remote: tuple[TrafficSelector, ...]
-    entries: tuple[SadEntry, ...]
-    established_at: float
-    rekey_at: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IkeSaView:
-    """An IKE SA, for who asks. Suite and identities are empty before they are known.
-
-    `up_since` is when the first of those that it has replaced was established.
-    """
-
-    state: IkeSaState
-    path: Path
-    is_initiator: bool
-    spi_i: bytes
-    spi_r: bytes
-    suite: str
-    local_id: Identity | None
-    remote_id: Identity | None
-    nat: NatSituation
-    established_at: float
-    up_since: float
-    rekey_at: float | None
-    reauth_at: float | None
-    children: tuple[ChildSaView, ...]
 
 
 class IkeEndpoint:
@@ -396,7 +357,7 @@ class IkeEndpoint:
     def ike_sas(self, tunnel: str) -> tuple[IkeSaView, ...]:
         """The living IKE SAs of a tunnel, the oldest first."""
         return tuple(
-            _view(sa) for sa in self._core.ike_sas_of(tunnel) if sa.state is not IkeSaState.DELETED
+            view(sa) for sa in self._core.ike_sas_of(tunnel) if sa.state is not IkeSaState.DELETED
         )
 
     # The way of a datagram.
@@ -593,33 +554,3 @@ def _without_marker(data: bytes, path: Path) -> bytes:
     if data[:4] != NON_ESP_MARKER:
         raise Drop(DropReason.NO_MARKER)
     return data[4:]
-
-
-def _view(sa: IkeSa) -> IkeSaView:
-    return IkeSaView(
-        state=sa.state,
-        path=sa.path,
-        is_initiator=sa.is_initiator,
-        spi_i=sa.channel.spi_i,
-        spi_r=sa.channel.spi_r,
-        suite="" if sa.suite is None else str(sa.suite),
-        local_id=sa.local_id,
-        remote_id=sa.remote_id,
-        nat=sa.nat,
-        established_at=sa.established_at,
-        up_since=sa.up_since,
-        rekey_at=sa.rekey_at,
-        reauth_at=sa.reauth_at,
-        children=tuple(
-            ChildSaView(
-                child=child.policy.name,
-                local=child.local,
-                remote=child.remote,
-                entries=child.entries,
-                established_at=child.established_at,
-                rekey_at=child.rekey_at,
-            )
-            for child in sa.children
-            if child.sends
-        ),
-    )
