@@ -75,10 +75,16 @@ class Host:
     def await_links(self) -> None:
         """The kernel calls a device up a while after it was set up, and adds its routes then.
 
-        Before that it calls one DOWN, or LOWERLAYERDOWN when the other end of the wire came later.
+        Before that it calls one DOWN, LOWERLAYERDOWN when the other end of the wire came later, or
+        UNKNOWN, which the loopback device stays.
         """
         show = ("ip", "-n", self.namespace, "-brief", "link")
-        eventually(f"every link of {self.name} to be up", lambda: "DOWN " not in run(*show).stdout)
+
+        def are_up() -> bool:
+            links = [line.split()[:2] for line in run(*show).stdout.splitlines()]
+            return all(state == "UP" for name, state in links if name != "lo")
+
+        eventually(f"every link of {self.name} to be up", are_up)
 
     def command(self, *argv: str) -> tuple[str, ...]:
         return ("nsenter", f"--net=/run/netns/{self.namespace}", *argv)
