@@ -37,6 +37,7 @@ class SuccessionContract:
         for site in sites:
             site.datapath.remove_ours()
             site.datapath.read_events()
+            site.waiting.clear()
 
     @pytest.fixture
     def install(self, sites: tuple[Site, Site], spi_bits: int) -> Install:
@@ -114,7 +115,7 @@ class SuccessionContract:
             assert sites[0].ping(4)
             sites[0].datapath = open_datapath()
         soft = Expired(sa=pair.forth.id, reqid=REQID, hard=False)
-        assert soft in sites[0].datapath.read_events()
+        assert sites[0].wait_for(Expired) == soft
 
     def test_a_soft_limit_told_to_the_dead_is_told_again(
         self, sites: tuple[Site, Site], open_datapath: OpenDatapath, install: Install
@@ -123,7 +124,7 @@ class SuccessionContract:
         assert sites[0].ping(4)
         _succeed(sites[0], open_datapath)
         soft = Expired(sa=pair.forth.id, reqid=REQID, hard=False)
-        assert soft in sites[0].datapath.read_events()
+        assert sites[0].wait_for(Expired) == soft
 
     def test_a_hard_limit_holds_without_a_daemon(
         self, sites: tuple[Site, Site], open_datapath: OpenDatapath, install: Install
