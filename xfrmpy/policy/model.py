@@ -144,7 +144,7 @@ class TunnelPolicy:
     childless: bool = False
     redirect: bool = True
     redirect_to: str | None = None
-    on_down: OnDown = OnDown.CLEAR
+    on_down: OnDown = OnDown.BLOCK
 
     def identity_at(self, address: IpAddress) -> Identity:
         """Who we say we are when we use this address of ours."""

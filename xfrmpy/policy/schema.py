@@ -357,8 +357,9 @@ class Tunnel(Keys):
     )
     on_down: Annotated[OnDown, _choice(OnDown)] | None = _key(
         "What becomes of the traffic that no SA carries: `block`, never in clear, from boot on and "
-        "whatever becomes of the daemon; or `clear`. Default: `clear`.",
-        "block",
+        "whatever becomes of the daemon; or `clear`, where the routes lead. Default: `block`; "
+        "`clear` in transport mode with a peer whose address is not written.",
+        "clear",
     )
     interface: NotYet = None
     cert: NotYet = None
