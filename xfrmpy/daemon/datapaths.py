@@ -14,6 +14,7 @@ from pathlib import Path
 
 from xfrmpy.crypto.self_test import failed_algorithms
 from xfrmpy.datapath.interface import Capabilities, Datapath, DatapathError
+from xfrmpy.datapath.inventory import Inventory
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.userspace.client import UserspaceDatapath
 from xfrmpy.failures import Failure, OperatorError
@@ -112,6 +113,10 @@ class Datapaths:
         except DatapathError as error:
             log.warning("no drop counters: %s", error)
             return {}
+
+    def read_userspace(self) -> Inventory | None:
+        """What the worker has in force; None where no tunnel needs it. Raises `DatapathError`."""
+        return None if self._userspace is None else self._userspace.inventory()
 
     def answer(self) -> bool:
         """Whether those that are processes still do what they are asked."""

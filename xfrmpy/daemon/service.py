@@ -31,6 +31,7 @@ from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.exposition import Exposition, Exposure
+from xfrmpy.daemon.inventory import Surveyor
 from xfrmpy.daemon.keeper import Keeper, error_of
 from xfrmpy.daemon.measurement import Measurement
 from xfrmpy.daemon.narration import is_routine, narrate
@@ -226,12 +227,18 @@ class Service:
 
     def _methods(self, observation: Observation, measurement: Measurement) -> dict[str, Answer]:
         """What callers may ask, by the names of the protocol."""
+        surveyor = Surveyor(
+            lambda: [tunnel.policy for tunnel in self._tunnels.values()],
+            self._find,
+            self._datapaths.read_userspace,
+        )
         return {
             protocol.STATUS: self._status,
             protocol.DESCRIBE: observation.describe,
             protocol.MONITOR: observation.monitor,
             protocol.WAIT: observation.wait,
             protocol.METRICS: measurement.metrics,
+            protocol.SHOW_KERNEL: surveyor.show_kernel,
             protocol.UP: self._up,
             protocol.DOWN: self._down,
             protocol.REKEY: self._rekey,

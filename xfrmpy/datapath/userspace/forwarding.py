@@ -348,6 +348,11 @@ class Forwarder:
         held = self._sad.get(sa)
         return None if held is None or held.used_at is None else now - held.used_at
 
+    def seconds_old(self, sa: SaId, now: float) -> float | None:
+        """Since it was put in force; None if there is no such SA."""
+        held = self._sad.get(sa)
+        return None if held is None else now - held.installed_at
+
     def dump(self) -> Dump:
         return Dump(
             sad=tuple(held.sa.entry for held in self._sad.values()), spd=tuple(self._spd.values())

@@ -294,6 +294,15 @@ class Worker:
         sas, now = from_plain(tuple[SaId, ...], plain), time.monotonic()
         return [self._forwarder.seconds_idle(sa, now) for sa in sas]
 
+    def survey(self, plain: Plain) -> Plain:
+        """Of each SA how long it is in force, and what it has carried; null of one that is not."""
+        sas, now = from_plain(tuple[SaId, ...], plain), time.monotonic()
+        ages = [(sa, self._forwarder.seconds_old(sa, now)) for sa in sas]
+        return [
+            None if age is None else [age, to_plain(self._forwarder.usage(sa, now))]
+            for sa, age in ages
+        ]
+
     def drops(self, _: Plain) -> Plain:
         return dict(self._forwarder.refused)
 
@@ -344,6 +353,7 @@ _HANDLERS: dict[str, _Handler] = {
     "remove_policy": _single(Worker.remove_policy),
     "usage": _single(Worker.usage),
     "seconds_idle": _single(Worker.seconds_idle),
+    "survey": _single(Worker.survey),
     "drops": _single(Worker.drops),
     "remove_all": _single(Worker.remove_all),
     "stop": _single(Worker.stop),
