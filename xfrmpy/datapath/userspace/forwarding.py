@@ -24,6 +24,7 @@ from xfrmpy.datapath.interface import (
     Expired,
     MappingChanged,
 )
+from xfrmpy.datapath.userspace.holding import Holding
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.ip import InnerHeader, NotIp, parse_inner_header
 from xfrmpy.esp.packet import (
@@ -42,7 +43,7 @@ from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
 
 ACQUIRE_SECONDS = 5.0
-"""How often a policy without an SA asks for one; its packets meanwhile are dropped."""
+"""How often a policy without an SA asks for one; its packets meanwhile are held, as many as may."""
 
 MAPPING_SECONDS = 5.0
 """How often the same new address of a peer is told, as long as the SA is not updated to it."""
@@ -68,6 +69,10 @@ class Refused(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Waits(Exception):
+    """The packet goes no further now: it waits for an SA (`Forwarder.take_waiting`)."""
 
 
 class Held:
@@ -96,13 +101,14 @@ class Forwarder:
         self._spd: dict[tuple[PolicyDirection, Selector], SpdEntry] = {}
         self._by_priority: dict[PolicyDirection, list[SpdEntry]] = {d: [] for d in PolicyDirection}
         self._acquired_at: dict[int, float] = {}
+        self._holding = Holding()
         self._limits: list[tuple[float, int, SaId]] = []
         self._serial = count()
 
     # Packets.
 
     def protect(self, packet: bytes, now: float) -> tuple[bytes, SadEntry]:
-        """An inner packet as ESP, and the SA that carries it. Raises `Refused`."""
+        """An inner packet as ESP, and the SA that carries it. Raises `Refused` and `Waits`."""
         header = _parse(packet)
         policy = self._policy_for(PolicyDirection.OUT, header)
         if policy is None or policy.template is None:  # None of ours, or BYPASS, or DISCARD.
@@ -110,6 +116,8 @@ class Forwarder:
         candidates = self._outbound.get(policy.template.reqid)
         if not candidates:
             self._acquire(policy.template.reqid, header, now)
+            if self._holding.hold(policy.template.reqid, packet, now):
+                raise Waits
             raise Refused(Refusal.NO_SA)
         sa, held = candidates[-1]
         try:
@@ -174,9 +182,25 @@ class Forwarder:
         if now < self._acquired_at.get(reqid, -ACQUIRE_SECONDS) + ACQUIRE_SECONDS:
             return
         self._acquired_at[reqid] = now
+        self._ask_for(reqid, header)
+
+    def _ask_for(self, reqid: int, header: InnerHeader) -> None:
         source = _selector_of(header, header.source, header.source_port)
         destination = _selector_of(header, header.destination, header.destination_port)
         self.events.append(Acquire(reqid=reqid, source=source, destination=destination))
+
+    def take_waiting(self, now: float) -> list[bytes]:
+        """What has waited for an SA that is there by now; for the rest of it another is asked."""
+        taken = self._holding.take(self._has_sa, now)
+        served = {reqid for reqid, _ in taken}
+        for reqid, packet in self._holding.firsts():
+            if reqid in served:
+                self._ask_for(reqid, _parse(packet))
+        return [packet for _, packet in taken]
+
+    def _has_sa(self, packet: bytes) -> bool:
+        policy = self._policy_for(PolicyDirection.OUT, _parse(packet))
+        return policy is None or policy.template is None or policy.template.reqid in self._outbound
 
     def _note_source(self, held: Held, source: SocketAddress, now: float) -> None:
         entry = held.sa.entry
@@ -196,6 +220,7 @@ class Forwarder:
 
     def expire(self, now: float) -> None:
         """Report soft limits, and take out what is past a hard one, by time."""
+        self._holding.expire(now)
         due: list[Held] = []
         while self._limits and self._limits[0][0] <= now:
             held = self._sad.get(heappop(self._limits)[2])
@@ -206,7 +231,10 @@ class Forwarder:
             self._expect_limit(held)
 
     def remind(self) -> None:
-        """Tell again of the SAs past a soft limit: whoever was told may have died of it since."""
+        """Tell again of the SAs past a soft limit, and of packets that wait for one: whoever was
+        told may have died of it since."""
+        for reqid, packet in self._holding.firsts():
+            self._ask_for(reqid, _parse(packet))
         for held in self._sad.values():
             if held.is_soft_reported:
                 self._expired(held, hard=False)
@@ -351,6 +379,7 @@ class Forwarder:
         for entries in self._by_priority.values():
             entries.clear()
         self._acquired_at.clear()
+        self._holding.clear()
         return count
 
     def _find(self, sa: SaId) -> Held:

@@ -29,7 +29,7 @@ from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.control import ControlSocket
-from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused
+from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused, Waits
 from xfrmpy.datapath.userspace.raw import RawSocket, RawSockets
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.udp import (
@@ -195,6 +195,8 @@ class Worker:
         """No packet ends the worker."""
         try:
             handle()
+        except Waits:
+            pass
         except Refused as refused:
             self._count(refused.reason)
         except Exception as error:
@@ -302,7 +304,13 @@ class Worker:
             except Exception as error:
                 reason = str(error) if isinstance(error, DatapathError) else repr(error)
                 return {"done": done, "error": reason, "errno": getattr(error, "errno", None)}
+        self._send_waiting()
         return {"done": len(entries)}
+
+    def _send_waiting(self) -> None:
+        """What waited for an SA that is in force now."""
+        for packet in self._forwarder.take_waiting(time.monotonic()):
+            self._guarded(partial(self._protect, packet))
 
     def _add(self, entry: SadEntry | SpdEntry) -> None:
         if isinstance(entry, SadEntry):
