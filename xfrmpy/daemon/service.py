@@ -423,13 +423,8 @@ class Service:
         return {**self._engine.drops, **self._datapaths.drops()}
 
     def _status_of(self, tunnel: Tunnel) -> TunnelStatus:
-        placed = tunnel.placement.failure is None
-        return tunnel_status(
-            tunnel,
-            self._engine.ike_sas(tunnel.policy.name),
-            self._datapaths.of(tunnel.policy) if placed else None,
-            self._loop.time(),
-        )
+        sas = self._engine.ike_sas(tunnel.policy.name)
+        return tunnel_status(tunnel, sas, self._engine.totals, self._loop.time())
 
 
 def _require_peer(tunnel: Tunnel) -> None:
