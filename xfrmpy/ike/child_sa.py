@@ -242,7 +242,7 @@ class ChildSa:
     @property
     def sends(self) -> bool:
         """Whether the outbound SA is in force."""
-        return any(entry.direction is Direction.OUT for entry in self.in_force)
+        return Direction.OUT in [entry.direction for entry in self.in_force]
 
     @property
     def directions(self) -> tuple[Direction, ...]:
