@@ -21,7 +21,13 @@ from xfrmpy.control.client import Client
 from xfrmpy.control.protocol import ChildSaStatus, StatusReply, TunnelStatus
 from xfrmpy.failures import ExitCode
 
-_STATE_STYLES = {"up": "green", "connecting": "yellow", "disconnecting": "yellow", "down": "dim"}
+_STATE_STYLES = {
+    "up": "green",
+    "connecting": "yellow",
+    "disconnecting": "yellow",
+    "waiting": "cyan",
+    "down": "dim",
+}
 _NAT_WORDS = {
     "none": "none on the way",
     "local": "we are behind one",

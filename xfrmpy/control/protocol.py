@@ -104,7 +104,8 @@ class ChildSaStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelStatus:
-    """`state` is `down`, `connecting`, `up` or `disconnecting`; `failure` is the last one if down.
+    """`state` is `down`, `waiting` (for traffic, which would bring it up), `connecting`, `up` or
+    `disconnecting`; `failure` is the last one if down or waiting.
 
     `datapath_reason` says why the datapath was chosen, empty where it goes without saying.
     """

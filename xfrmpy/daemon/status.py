@@ -12,16 +12,23 @@ from xfrmpy.ike.views import ChildSaView, IkeSaView
 
 
 def tunnel_status(
-    tunnel: Tunnel, ike_sas: tuple[IkeSaView, ...], totals: Totals | None, now: float
+    tunnel: Tunnel,
+    ike_sas: tuple[IkeSaView, ...],
+    totals: Totals | None,
+    now: float,
+    *,
+    is_trapped: bool = False,
 ) -> TunnelStatus:
     """A tunnel as its operator sees it; of several IKE SAs, the one that carries a Child SA.
 
-    Without `totals` its Child SAs are left out: to read what they have carried takes time.
+    Without `totals` its Child SAs are left out: to read what they have carried takes time. One that
+    is down is `waiting` if it `is_trapped`: a packet would bring it up.
     """
     state = tunnel_state(tunnel, ike_sas)
+    state = "waiting" if state == "down" and is_trapped else state
     sa = max(ike_sas, key=lambda sa: (bool(sa.children), sa.established_at), default=None)
     policy = tunnel.policy
-    failure = tunnel.last_failure if state == "down" else None
+    failure = tunnel.last_failure if state in {"down", "waiting"} else None
     children = [] if sa is None else sa.children
     return TunnelStatus(
         name=policy.name,

@@ -20,6 +20,7 @@ class StartMode(StrEnum):
     """When a tunnel is brought up."""
 
     AUTO = "auto"
+    ON_DEMAND = "on-demand"
     LISTEN = "listen"
     MANUAL = "manual"
 
@@ -33,9 +34,14 @@ class DatapathChoice(StrEnum):
 
 
 class Encapsulation(StrEnum):
-    """AUTO: ESP in UDP when there is a NAT on the way. FORCE: always."""
+    """NAT: ESP in UDP when there is a NAT on the way. FORCE: always.
+
+    AUTO is FORCE on the userspace datapath, which shares UDP port 4500 with IKE and for anything
+    else needs raw sockets; and NAT on the kernel's.
+    """
 
     AUTO = "auto"
+    NAT = "nat"
     FORCE = "force"
 
 
@@ -143,7 +149,7 @@ class TunnelPolicy:
     childless: bool = False
     redirect: bool = True
     redirect_to: str | None = None
-    on_down: OnDown = OnDown.CLEAR
+    on_down: OnDown = OnDown.BLOCK
 
     def identity_at(self, address: IpAddress) -> Identity:
         """Who we say we are when we use this address of ours."""
@@ -151,7 +157,8 @@ class TunnelPolicy:
 
     @property
     def forces_encapsulation(self) -> bool:
-        """Whether ESP must go in UDP: asked for, or because the datapath knows no other way."""
-        return (
-            self.encapsulation is Encapsulation.FORCE or self.datapath is DatapathChoice.USERSPACE
+        """Whether ESP must go in UDP, NAT or not."""
+        is_automatic = self.encapsulation is Encapsulation.AUTO
+        return self.encapsulation is Encapsulation.FORCE or (
+            is_automatic and self.datapath is DatapathChoice.USERSPACE
         )
