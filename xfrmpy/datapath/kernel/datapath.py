@@ -24,6 +24,7 @@ from xfrmpy.datapath.interface import (
     Realm,
 )
 from xfrmpy.datapath.kernel import entries
+from xfrmpy.datapath.kernel.features import probe_features
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, Group, MessageType
 from xfrmpy.datapath.kernel.probe import probe
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
@@ -83,7 +84,8 @@ class KernelDatapath:
         return opened
 
     def probe(self) -> Capabilities:
-        return probe(self._requests)
+        found = probe(self._requests)
+        return replace(found, features=probe_features(self._requests))
 
     def add_sa(self, entry: SadEntry) -> None:
         self.add([entry])

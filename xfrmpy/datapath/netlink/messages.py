@@ -63,7 +63,7 @@ class Family:
         """The octets behind the netlink header."""
         layout = self.bodies.get(message.type)
         body = message.unknown if layout is None else layout.pack(message.body)
-        parts = [body]
+        parts = [body, bytes(-len(body) % _ALIGNMENT)]
         for number, value in message.attributes.items():
             _append_attribute(parts, number, self._encode(number, value))
         return b"".join(parts)
@@ -73,7 +73,9 @@ class Family:
         layout = self.bodies.get(kind)
         if layout is None:
             return Message(type=kind, unknown=data)
-        attributes: dict[int, Any] = {**split_attributes(data[layout.size :])}
+        attributes: dict[int, Any] = {
+            **split_attributes(data[layout.size + -layout.size % _ALIGNMENT :])
+        }
         for number in attributes.keys() & self.attributes.keys():
             attributes[number] = self._decode(number, attributes[number])
         return Message(type=kind, body=layout.unpack(data), attributes=attributes)
