@@ -100,7 +100,13 @@ class KernelDatapath:
 
     def _add_piece(self, piece: Sequence[SadEntry | SpdEntry]) -> tuple[int, DatapathError | None]:
         """How many are in force by it, and why the next is not."""
-        replies = self._requests.exchange([self._addition(entry) for entry in piece])
+        try:
+            replies = self._requests.exchange([self._addition(entry) for entry in piece])
+        except DatapathError as error:  # Nobody knows what was done before it.
+            for entry in piece:
+                with suppress(DatapathError):
+                    self._take_back(entry)
+            return 0, error
         concluded, reason = self._conclude(piece, replies)
         try:
             done, unled = self._set_routes(piece[:concluded])

@@ -197,8 +197,15 @@ class NetlinkSocket:
             self._socket.send(b"".join(parts))
             self._collect(replies, replies[self._sequence])
         except OSError as error:
+            self._discard()
             raise _refused(requests[0].what, error.errno or 0) from error
         return [*replies.values()]
+
+    def _discard(self) -> None:
+        """What is left of answers when some were lost, lest they leave no room for the next."""
+        with suppress(OSError):
+            while self._receive() is not None:
+                pass
 
     def _collect(self, replies: dict[int, Reply], last: Reply) -> None:
         while not last.done:
