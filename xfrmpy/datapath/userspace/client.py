@@ -112,18 +112,15 @@ class UserspaceDatapath:
             for integrity in algorithms.INTEGRITY
         }
         aead = {cipher.name for cipher in algorithms.CIPHERS if cipher.is_aead}
-        missing = {"transport mode": "the userspace datapath knows tunnel mode only"}
         refusal = self._worker.ask("raw_refusal")
-        if refusal is not None:
-            missing["raw esp"] = str(refusal)
         return Capabilities(
             protocols=frozenset({ProtocolId.ESP}),
-            modes=frozenset({Mode.TUNNEL}),
+            modes=frozenset(Mode),
             suites=frozenset(combined | aead),
             esn=True,
             udp_encapsulation=True,
             raw_esp=refusal is None,
-            missing=missing,
+            missing={} if refusal is None else {"raw esp": str(refusal)},
         )
 
     def add_sa(self, entry: SadEntry) -> None:

@@ -28,18 +28,20 @@ from xfrmpy import __version__
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.datapath.userspace import requests
+from xfrmpy.datapath.userspace.ancillary import ROOM, ask_for_fields, decode_fields, encode_fields
 from xfrmpy.datapath.userspace.control import ControlSocket
-from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused
-from xfrmpy.datapath.userspace.raw import RawSocket, RawSockets
+from xfrmpy.datapath.userspace.forwarding import Forwarder, Gathered, InClear, Refused
+from xfrmpy.datapath.userspace.raw import Arrived, RawSocket, RawSockets
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
     open_shared_udp_socket,
     packet_info,
 )
+from xfrmpy.esp.transport import Fields, fields_of
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
-from xfrmpy.ipsec.sad import SadEntry, SaId, UdpEncapsulation
+from xfrmpy.ipsec.sad import Mode, SadEntry, SaId, UdpEncapsulation
 from xfrmpy.ipsec.spd import SpdEntry
 from xfrmpy.registry import ProtocolId
 
@@ -133,38 +135,55 @@ class Worker:
         self._selector.register(self._tun, selectors.EVENT_READ, partial(self._read_tun, self._tun))
 
     def _protect(self, packet: bytes) -> None:
-        sealed, entry = self._forwarder.protect(packet, time.monotonic())
-        if entry.encapsulation is None:
-            self._send_raw(sealed, entry)
-        else:
-            self._send_in_udp(sealed, entry, entry.encapsulation)
-
-    def _send_raw(self, sealed: bytes, entry: SadEntry) -> None:
         assert self._raw is not None, "without a device there are no packets"
         try:
-            self._raw.send(sealed, entry)
+            sealed, entry = self._forwarder.protect(packet, time.monotonic())
+        except InClear as exempt:
+            self._send_in_clear(exempt.packets)
+            return
+        # In tunnel mode the outer header is our own.
+        fields = fields_of(packet) if entry.mode is Mode.TRANSPORT else None
+        if entry.encapsulation is not None:
+            self._send_in_udp(sealed, entry, entry.encapsulation, fields)
+            return
+        try:
+            self._raw.send(sealed, entry, fields)
         except OSError as error:
             raise _refused("raw-send", error) from error
 
-    def _send_in_udp(self, sealed: bytes, entry: SadEntry, ports: UdpEncapsulation) -> None:
+    def _send_in_clear(self, packets: list[bytes]) -> None:
+        assert self._raw is not None, "without a device there are no packets"
+        try:
+            for packet in packets:
+                self._raw.send_in_clear(packet)
+        except OSError as error:
+            raise _refused("clear-send", error) from error
+
+    def _send_in_udp(
+        self, sealed: bytes, entry: SadEntry, ports: UdpEncapsulation, fields: Fields | None
+    ) -> None:
         sender = self._udp.get(entry.source.version)
         if sender is None:
             raise Refused("no-udp-socket")
         destination = (str(entry.destination), ports.destination_port)
+        told = [packet_info(entry.source)]
+        if fields is not None:
+            told += encode_fields(fields, entry.source.version)
         try:
-            sender.sendmsg([sealed], [packet_info(entry.source)], 0, destination)
+            sender.sendmsg([sealed], told, 0, destination)
         except OSError as error:
             raise _refused("udp-send", error) from error
 
-    def _read_udp(self, receiver: socket.socket) -> None:
+    def _read_udp(self, receiver: socket.socket, version: int) -> None:
         for _ in range(BATCH):
             try:
-                datagram, address = receiver.recvfrom(MAX_DATAGRAM)
+                datagram, told, _flags, address = receiver.recvmsg(MAX_DATAGRAM, ROOM)
             except BlockingIOError:
                 return
             except OSError:
                 continue  # An ICMP error for something sent earlier.
-            self._guarded(partial(self._unprotect, datagram, address))
+            fields = decode_fields(told, version)
+            self._guarded(partial(self._unprotect, datagram, address, fields))
 
     def _read_raw(self, receiver: RawSocket) -> None:
         for _ in range(BATCH):
@@ -174,15 +193,18 @@ class Worker:
                 return
             except OSError:
                 continue  # An ICMP error for something sent earlier.
-            self._guarded(partial(self._unprotect_raw, receiver.protocol, arrived.payload))
+            self._guarded(partial(self._unprotect_raw, receiver.protocol, arrived))
 
-    def _unprotect(self, datagram: bytes, address: tuple[Any, ...]) -> None:
+    def _unprotect(self, datagram: bytes, address: tuple[Any, ...], fields: Fields) -> None:
         source = SocketAddress(ip_address(address[0].partition("%")[0]), address[1])
-        self._deliver(self._forwarder.unprotect(datagram, source, time.monotonic()))
-
-    def _unprotect_raw(self, protocol: ProtocolId, payload: bytes) -> None:
         now = time.monotonic()
-        self._deliver(self._forwarder.unprotect(payload, None, now, protocol=protocol))
+        self._deliver(self._forwarder.unprotect(datagram, source, now, fields=fields))
+
+    def _unprotect_raw(self, protocol: ProtocolId, arrived: Arrived) -> None:
+        fields, now = fields_of(arrived.header), time.monotonic()
+        self._deliver(
+            self._forwarder.unprotect(arrived.payload, None, now, protocol=protocol, fields=fields)
+        )
 
     def _deliver(self, packet: bytes) -> None:
         assert self._tun is not None, "without a device there are no UDP sockets"
@@ -197,6 +219,8 @@ class Worker:
             handle()
         except Refused as refused:
             self._count(refused.reason)
+        except Gathered:
+            pass
         except Exception as error:
             self._count("defect")
             if self._forwarder.refused["defect"] <= MAX_COMPLAINTS:
@@ -221,7 +245,7 @@ class Worker:
                     continue
                 self._udp[version] = opened = _open_udp(family)
                 self._selector.register(
-                    opened, selectors.EVENT_READ, partial(self._read_udp, opened)
+                    opened, selectors.EVENT_READ, partial(self._read_udp, opened, version)
                 )
         except OSError as error:
             self._close_udp()
@@ -420,9 +444,11 @@ def network_namespace() -> int:
 
 
 def _open_udp(family: socket.AddressFamily) -> socket.socket:
+    version = 4 if family == socket.AF_INET else 6
     opened = open_shared_udp_socket(family, IKE_NATT_PORT)
     opened.setblocking(False)
-    _prepare(opened, 4 if family == socket.AF_INET else 6)
+    _prepare(opened, version)
+    ask_for_fields(opened, version)
     attach_reuseport_selector(opened, workers=1)
     return opened
 
