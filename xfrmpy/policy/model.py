@@ -20,6 +20,7 @@ class StartMode(StrEnum):
     """When a tunnel is brought up."""
 
     AUTO = "auto"
+    ON_DEMAND = "on-demand"
     LISTEN = "listen"
     MANUAL = "manual"
 

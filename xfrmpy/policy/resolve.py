@@ -268,7 +268,7 @@ def _child(
     inactivity = tunnel.inactivity if keys.inactivity is None else keys.inactivity
     if inactivity and tunnel.start is StartMode.AUTO:
         message = "'inactivity' would take down what 'start: auto' brings up again"
-        place.error("XF1004", ("start",), message, "write manual")
+        place.error("XF1004", ("start",), message, "write on-demand, or manual")
     return ChildPolicy(
         name=name,
         reqid=reqid,

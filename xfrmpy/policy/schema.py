@@ -285,8 +285,9 @@ class Tunnel(Keys):
         "`remote` may leave out some. Default: `tunnel`.",
         "transport",
     )
-    start: Annotated[StartMode, _choice(StartMode, "on-demand")] | None = _key(
-        "`auto`: with the daemon; `manual`: by `xfrmpy up`; `listen`: by the peer alone. "
+    start: Annotated[StartMode, _choice(StartMode)] | None = _key(
+        "`auto`: with the daemon; `on-demand`: by the first packet for it; `manual`: by "
+        "`xfrmpy up`; `listen`: by the peer alone. "
         "Default: `manual`, or `listen` without a `peer`.",
         "auto",
     )

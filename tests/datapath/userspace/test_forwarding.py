@@ -18,11 +18,12 @@ from xfrmpy.datapath.userspace.forwarding import (
     ACQUIRE_SECONDS,
     MAPPING_SECONDS,
     Forwarder,
-    Gathered,
     InClear,
     Refusal,
     Refused,
+    Waits,
 )
+from xfrmpy.datapath.userspace.holding import PACKETS, SECONDS
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.packet import (
     IPV4_IN_ESP,
@@ -195,7 +196,7 @@ def test_a_host_gets_what_the_other_said_with_the_fields_of_the_outer_header() -
 def test_a_datagram_in_pieces_is_protected_as_one() -> None:
     ours, theirs = host(0), host(1)
     first, last = between_hosts(payload=bytes(16)), between_hosts(payload=bytes(9))
-    with pytest.raises(Gathered):
+    with pytest.raises(Waits):
         ours.protect(first[:6] + b"\x20\x00" + first[8:], 0.0)
     sealed, _ = ours.protect(last[:6] + b"\x00\x02" + last[8:], 0.0)
     assert payload_of(theirs.unprotect(sealed, source_of(0), 0.0)) == (17, bytes(25))
@@ -217,7 +218,7 @@ def test_pieces_of_other_traffic_go_as_they_came() -> None:
     ours = host(0, "[tcp/5432]")
     packets = [between_hosts(payload=bytes(size)) for size in (16, 9)]
     pieces = [p[:6] + bits + p[8:] for p, bits in zip(packets, (b"\x20\0", b"\0\2"), strict=True)]
-    with pytest.raises(Gathered):
+    with pytest.raises(Waits):
         ours.protect(pieces[0], 0.0)
     with pytest.raises(InClear) as exempt:
         ours.protect(pieces[1], 0.0)
@@ -426,7 +427,7 @@ def test_a_policy_without_an_sa_asks_for_one_once_until_it_is_answered() -> None
     for entry in policies(0):
         ours.add_policy(entry)
     for now in (0.0, 0.1, ACQUIRE_SECONDS - 0.1, ACQUIRE_SECONDS, ACQUIRE_SECONDS + 0.1):
-        with refused(Refusal.NO_SA):
+        with pytest.raises(Waits):
             ours.protect(packet(), now)
     exact = {"protocol": 17, "start_port": 0, "end_port": 0}
     source, destination = ip_address("10.1.0.9"), ip_address("10.2.0.7")
@@ -438,9 +439,39 @@ def test_a_policy_without_an_sa_asks_for_one_once_until_it_is_answered() -> None
     assert list(ours.events) == [acquire, acquire]
     ours.add_sa(sa(0), ACQUIRE_SECONDS + 1)
     ours.remove_sa(sa(0).id)
-    with refused(Refusal.NO_SA):
+    with pytest.raises(Waits):
         ours.protect(packet(), ACQUIRE_SECONDS + 1.1)
     assert len(ours.events) == 3, "an SA was the answer, so its loss is a new question"
+
+
+def test_packets_wait_for_their_sa_and_go_when_it_is_there() -> None:
+    ours = Forwarder(secrets.token_bytes)
+    for entry in policies(0):
+        ours.add_policy(entry)
+    for _ in range(PACKETS):
+        with pytest.raises(Waits):
+            ours.protect(packet(), 0.0)
+    with refused(Refusal.NO_SA):
+        ours.protect(packet(), 0.0)
+    assert ours.take_waiting(1.0) == []
+    ours.add_sa(sa(0), 1.0)
+    assert ours.take_waiting(1.0) == [packet()] * PACKETS
+    assert ours.take_waiting(1.0) == []
+    assert ours.protect(packet(), 1.0)[1] == sa(0)
+
+
+def test_what_waits_is_told_again_to_another_daemon() -> None:
+    ours = Forwarder(secrets.token_bytes)
+    for entry in policies(0):
+        ours.add_policy(entry)
+    with pytest.raises(Waits):
+        ours.protect(packet(), 0.0)
+    told = list(ours.events)
+    ours.remind()
+    assert list(ours.events) == told * 2
+    ours.expire(SECONDS)
+    ours.remind()
+    assert list(ours.events) == told * 2, "it waits no more"
 
 
 def test_a_soft_limit_is_told_again_to_another_daemon_while_the_sa_is_there() -> None:
@@ -463,7 +494,7 @@ def test_limits_are_reported_once_each_and_the_hard_one_is_kept() -> None:
     expected = [Expired(sa=sa(0).id, reqid=REQID, hard=hard) for hard in (False, True)]
     assert list(ours.events) == expected
     assert sa(0).id not in {e.id for e in ours.dump().sad}
-    with refused(Refusal.NO_SA):
+    with pytest.raises(Waits):
         ours.protect(packet(), 0.0)
 
 
@@ -691,11 +722,11 @@ def test_removing_everything_leaves_nothing_and_counts() -> None:
         ours.protect(packet(), 0.0)
     for entry in policies(0):
         ours.add_policy(entry)
-    with refused(Refusal.NO_SA):
+    with pytest.raises(Waits):
         ours.protect(packet(), 0.0)
     ours.remove_all()
     for entry in policies(0):
         ours.add_policy(entry)
-    with refused(Refusal.NO_SA):
+    with pytest.raises(Waits):
         ours.protect(packet(), 0.1)
     assert len(ours.events) == 2, "who starts anew is told anew"

@@ -24,6 +24,7 @@ from xfrmpy.datapath.interface import (
     Expired,
     MappingChanged,
 )
+from xfrmpy.datapath.userspace.holding import Holding
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.ip import InnerHeader, NotIp, parse_inner_header
 from xfrmpy.esp.packet import (
@@ -44,7 +45,7 @@ from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
 
 ACQUIRE_SECONDS = 5.0
-"""How often a policy without an SA asks for one; its packets meanwhile are dropped."""
+"""How often a policy without an SA asks for one; its packets meanwhile are held, as many as may."""
 
 MAPPING_SECONDS = 5.0
 """How often the same new address of a peer is told, as long as the SA is not updated to it."""
@@ -74,8 +75,9 @@ class Refused(Exception):
         self.reason = reason
 
 
-class Gathered(Exception):
-    """The packet is a fragment, and waits for the rest of its datagram."""
+class Waits(Exception):
+    """The packet goes no further now: it waits for an SA (`Forwarder.take_waiting`), or is a
+    fragment and waits for the rest of its datagram."""
 
 
 class InClear(Exception):
@@ -114,6 +116,7 @@ class Forwarder:
         self._hosts: Counter[tuple[int, int]] = Counter()
         self._reassembly = Reassembly()
         self._acquired_at: dict[int, float] = {}
+        self._holding = Holding()
         self._limits: list[tuple[float, int, SaId]] = []
         self._serial = count()
 
@@ -122,7 +125,7 @@ class Forwarder:
     def protect(self, packet: bytes, now: float) -> tuple[bytes, SadEntry]:
         """An inner packet as ESP, and the SA that carries it.
 
-        Raises `Refused`, and `Gathered` or `InClear` for packets to the peer of transport mode.
+        Raises `Refused` and `Waits`, and `InClear` for packets to the peer of transport mode.
         """
         header = _parse(packet)
         pieces = [packet]
@@ -136,6 +139,8 @@ class Forwarder:
         candidates = self._outbound.get(policy.template.reqid)
         if not candidates:
             self._acquire(policy.template.reqid, header, now)
+            if self._holding.hold(policy.template.reqid, packet, now):
+                raise Waits
             raise Refused(Refusal.NO_SA)
         sa, held = candidates[-1]
         try:
@@ -186,13 +191,13 @@ class Forwarder:
         return inner[: header.length]
 
     def _gather(self, packet: bytes) -> tuple[bytes, list[bytes]]:
-        """A whole datagram and the packets that it came in. Raises `Gathered`."""
+        """A whole datagram and the packets that it came in. Raises `Waits`."""
         fragment = fragment_of(packet)
         if fragment is None:
             return packet, [packet]
         gathered = self._reassembly.add(packet, fragment)
         if gathered is None:
-            raise Gathered
+            raise Waits
         return gathered
 
     def _let_pass(self, policy: SpdEntry | None, header: InnerHeader, pieces: list[bytes]) -> None:
@@ -221,9 +226,25 @@ class Forwarder:
         if now < self._acquired_at.get(reqid, -ACQUIRE_SECONDS) + ACQUIRE_SECONDS:
             return
         self._acquired_at[reqid] = now
+        self._ask_for(reqid, header)
+
+    def _ask_for(self, reqid: int, header: InnerHeader) -> None:
         source = _selector_of(header, header.source, header.source_port)
         destination = _selector_of(header, header.destination, header.destination_port)
         self.events.append(Acquire(reqid=reqid, source=source, destination=destination))
+
+    def take_waiting(self, now: float) -> list[bytes]:
+        """What has waited for an SA that is there by now; for the rest of it another is asked."""
+        taken = self._holding.take(self._has_sa, now)
+        served = {reqid for reqid, _ in taken}
+        for reqid, packet in self._holding.firsts():
+            if reqid in served:
+                self._ask_for(reqid, _parse(packet))
+        return [packet for _, packet in taken]
+
+    def _has_sa(self, packet: bytes) -> bool:
+        policy = self._policy_for(PolicyDirection.OUT, _parse(packet))
+        return policy is None or policy.template is None or policy.template.reqid in self._outbound
 
     def _note_source(self, held: Held, source: SocketAddress, now: float) -> None:
         entry = held.sa.entry
@@ -243,6 +264,7 @@ class Forwarder:
 
     def expire(self, now: float) -> None:
         """Report soft limits, and take out what is past a hard one, by time."""
+        self._holding.expire(now)
         due: list[Held] = []
         while self._limits and self._limits[0][0] <= now:
             held = self._sad.get(heappop(self._limits)[2])
@@ -253,7 +275,10 @@ class Forwarder:
             self._expect_limit(held)
 
     def remind(self) -> None:
-        """Tell again of the SAs past a soft limit: whoever was told may have died of it since."""
+        """Tell again of the SAs past a soft limit, and of packets that wait for one: whoever was
+        told may have died of it since."""
+        for reqid, packet in self._holding.firsts():
+            self._ask_for(reqid, _parse(packet))
         for held in self._sad.values():
             if held.is_soft_reported:
                 self._expired(held, hard=False)
@@ -398,6 +423,7 @@ class Forwarder:
             entries.clear()
         self._acquired_at.clear()
         self._hosts.clear()
+        self._holding.clear()
         return count
 
     def _find(self, sa: SaId) -> Held:

@@ -30,7 +30,7 @@ from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.ancillary import ROOM, ask_for_fields, decode_fields, encode_fields
 from xfrmpy.datapath.userspace.control import ControlSocket
-from xfrmpy.datapath.userspace.forwarding import Forwarder, Gathered, InClear, Refused
+from xfrmpy.datapath.userspace.forwarding import Forwarder, InClear, Refused, Waits
 from xfrmpy.datapath.userspace.raw import Arrived, RawSocket, RawSockets
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.udp import (
@@ -217,10 +217,10 @@ class Worker:
         """No packet ends the worker."""
         try:
             handle()
+        except Waits:
+            pass
         except Refused as refused:
             self._count(refused.reason)
-        except Gathered:
-            pass
         except Exception as error:
             self._count("defect")
             if self._forwarder.refused["defect"] <= MAX_COMPLAINTS:
@@ -326,7 +326,13 @@ class Worker:
             except Exception as error:
                 reason = str(error) if isinstance(error, DatapathError) else repr(error)
                 return {"done": done, "error": reason, "errno": getattr(error, "errno", None)}
+        self._send_waiting()
         return {"done": len(entries)}
+
+    def _send_waiting(self) -> None:
+        """What waited for an SA that is in force now."""
+        for packet in self._forwarder.take_waiting(time.monotonic()):
+            self._guarded(partial(self._protect, packet))
 
     def _add(self, entry: SadEntry | SpdEntry) -> None:
         if isinstance(entry, SadEntry):
