@@ -14,6 +14,7 @@ ROOM = 256
 
 Ancillary: TypeAlias = Iterable[tuple[int, int, bytes]]
 
+_MTU_DISCOVER, _WITHOUT_DF, _WITH_DF = 10, 0, 3  # IP_MTU_DISCOVER, IP_PMTUDISC_DONT and _PROBE
 _INTEGER = Struct("=i")
 _OCTET = Struct("=B")
 _RECEIVE_TTL = 12  # IP_RECVTTL of <linux/in.h>; Python 3.11 has no name for it
@@ -30,6 +31,24 @@ def ask_for_fields(receiver: socket.socket, version: int) -> None:
     """Have the kernel tell them with each packet. Raises `OSError`."""
     for option in _WANTED[version]:
         receiver.setsockopt(_CLASS[version][0], option, 1)
+
+
+class DfSwitch:
+    """Whether what an IPv4 socket sends has DF, which no ancillary data says. At first it has not.
+
+    What the kernel believes of a path's MTU it is not asked about: the inner MTU is ours to know.
+    """
+
+    def __init__(self, sender: socket.socket) -> None:
+        self._sender = sender
+        self._is_on = False
+
+    def turn(self, *, on: bool) -> None:
+        """Raises `OSError`."""
+        if on is not self._is_on:
+            how = _WITH_DF if on else _WITHOUT_DF
+            self._sender.setsockopt(socket.IPPROTO_IP, _MTU_DISCOVER, how)
+            self._is_on = on
 
 
 def encode_fields(fields: Fields, version: int) -> list[tuple[int, int, bytes]]:

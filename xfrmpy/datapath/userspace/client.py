@@ -34,7 +34,7 @@ from xfrmpy.ipsec import algorithms
 from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.overhead import inner_mtu
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
-from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, SaId, Usage
+from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
@@ -120,6 +120,7 @@ class UserspaceDatapath:
             esn=True,
             udp_encapsulation=True,
             raw_esp=refusal is None,
+            dont_fragment=frozenset(DontFragment),
             missing={} if refusal is None else {"raw esp": str(refusal)},
         )
 

@@ -27,6 +27,7 @@ from xfrmpy.datapath.interface import (
 from xfrmpy.datapath.userspace.holding import Holding
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.ip import InnerHeader, NotIp, parse_inner_header
+from xfrmpy.esp.outer import Congested, inner_after
 from xfrmpy.esp.packet import (
     IPV4_IN_ESP,
     IPV6_IN_ESP,
@@ -65,6 +66,7 @@ class Refusal(StrEnum):
     UNKNOWN_SPI = "unknown-spi"
     OUTSIDE_SELECTORS = "outside-selectors"
     NOT_FOR_TRANSPORT = "not-for-transport"
+    CONGESTED = "congested"
 
 
 class Refused(Exception):
@@ -188,7 +190,7 @@ class Forwarder:
             raise Refused(Refusal.OUTSIDE_SELECTORS)
         if is_newest and source is not None:
             self._note_source(held, source, now)
-        return inner[: header.length]
+        return _with_outer(inner[: header.length], sa.entry, fields)
 
     def _gather(self, packet: bytes) -> tuple[bytes, list[bytes]]:
         """A whole datagram and the packets that it came in. Raises `Waits`."""
@@ -461,6 +463,15 @@ def _as_in_clear(sa: SadEntry, protocol: int, payload: bytes, fields: Fields) ->
     if sa.encapsulation is not None:  # A NAT may be on the way.
         payload = with_checksum(*ends, protocol, payload)
     return with_header(*ends, protocol, payload, fields)
+
+
+def _with_outer(inner: bytes, sa: SadEntry, fields: Fields) -> bytes:
+    if sa.mode is Mode.TRANSPORT:
+        return inner
+    try:
+        return inner_after(inner, fields, sa.outer)
+    except Congested:
+        raise Refused(Refusal.CONGESTED) from None
 
 
 def _hosts_of(entry: SpdEntry) -> list[tuple[int, int]]:

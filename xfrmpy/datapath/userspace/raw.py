@@ -20,6 +20,7 @@ from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.userspace import bpf
 from xfrmpy.datapath.userspace.ancillary import (
     ROOM,
+    DfSwitch,
     ask_for_fields,
     decode_fields,
     encode_fields,
@@ -90,12 +91,12 @@ class RawSockets:
                 f"this host has no IPv{entry.source.version}", errno.EAFNOSUPPORT
             )
 
-    def send(self, packet: bytes, entry: SadEntry, fields: Fields | None) -> None:
+    def send(self, packet: bytes, entry: SadEntry, fields: Fields | None, has_df: bool) -> None:
         """Raises `OSError`."""
         opened = self._opened.get(self._key(entry))
         if opened is None:
             raise OSError(errno.EPROTONOSUPPORT, "no raw socket")
-        opened.send(packet, entry.source, entry.destination, fields)
+        opened.send(packet, entry.source, entry.destination, fields, has_df=has_df)
 
     def send_in_clear(self, packet: bytes) -> None:
         """A whole packet, as it is. Raises `OSError`."""
@@ -133,6 +134,8 @@ class RawSocket:
         except OSError:
             self.socket.close()
             raise
+
+        self._df = DfSwitch(self.socket) if version == 4 else None
 
     def _set_up(self) -> None:
         self.socket.setblocking(False)
@@ -173,6 +176,8 @@ class RawSocket:
         source: IpAddress,
         destination: IpAddress,
         fields: Fields | None = None,
+        *,
+        has_df: bool = False,
     ) -> None:
         """From exactly this address; `fields` are for a header that the kernel makes.
 
@@ -181,6 +186,8 @@ class RawSocket:
         told = [] if self.takes_headers else [packet_info(source)]
         if fields is not None:
             told += encode_fields(fields, self.version)
+        if self._df is not None:
+            self._df.turn(on=has_df)
         self.socket.sendmsg([packet], told, 0, (str(destination), 0))
 
     def close(self) -> None:

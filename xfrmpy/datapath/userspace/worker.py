@@ -28,7 +28,13 @@ from xfrmpy import __version__
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.datapath.userspace import requests
-from xfrmpy.datapath.userspace.ancillary import ROOM, ask_for_fields, decode_fields, encode_fields
+from xfrmpy.datapath.userspace.ancillary import (
+    ROOM,
+    DfSwitch,
+    ask_for_fields,
+    decode_fields,
+    encode_fields,
+)
 from xfrmpy.datapath.userspace.control import ControlSocket
 from xfrmpy.datapath.userspace.forwarding import Forwarder, InClear, Refused, Waits
 from xfrmpy.datapath.userspace.raw import Arrived, RawSocket, RawSockets
@@ -38,6 +44,7 @@ from xfrmpy.datapath.userspace.udp import (
     open_shared_udp_socket,
     packet_info,
 )
+from xfrmpy.esp.outer import dont_fragment, outer_fields
 from xfrmpy.esp.transport import Fields, fields_of
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
@@ -72,6 +79,7 @@ class Worker:
         self._forwarder = Forwarder(secrets.token_bytes)
         self._selector = selectors.DefaultSelector()
         self._udp: dict[int, socket.socket] = {}
+        self._udp_df: DfSwitch | None = None
         self._raw: RawSockets | None = None
         self._tun: Tun | None = None
         self._running = True
@@ -141,13 +149,12 @@ class Worker:
         except InClear as exempt:
             self._send_in_clear(exempt.packets)
             return
-        # In tunnel mode the outer header is our own.
-        fields = fields_of(packet) if entry.mode is Mode.TRANSPORT else None
+        fields, has_df = _outer_header(packet, entry)
         if entry.encapsulation is not None:
-            self._send_in_udp(sealed, entry, entry.encapsulation, fields)
+            self._send_in_udp(sealed, entry, entry.encapsulation, fields, has_df)
             return
         try:
-            self._raw.send(sealed, entry, fields)
+            self._raw.send(sealed, entry, fields, has_df)
         except OSError as error:
             raise _refused("raw-send", error) from error
 
@@ -160,7 +167,12 @@ class Worker:
             raise _refused("clear-send", error) from error
 
     def _send_in_udp(
-        self, sealed: bytes, entry: SadEntry, ports: UdpEncapsulation, fields: Fields | None
+        self,
+        sealed: bytes,
+        entry: SadEntry,
+        ports: UdpEncapsulation,
+        fields: Fields | None,
+        has_df: bool,
     ) -> None:
         sender = self._udp.get(entry.source.version)
         if sender is None:
@@ -170,6 +182,8 @@ class Worker:
         if fields is not None:
             told += encode_fields(fields, entry.source.version)
         try:
+            if entry.source.version == 4 and self._udp_df is not None:
+                self._udp_df.turn(on=has_df)
             sender.sendmsg([sealed], told, 0, destination)
         except OSError as error:
             raise _refused("udp-send", error) from error
@@ -244,6 +258,8 @@ class Worker:
                 if version == 6 and not _has_ipv6():
                     continue
                 self._udp[version] = opened = _open_udp(family)
+                if version == 4:
+                    self._udp_df = DfSwitch(opened)
                 self._selector.register(
                     opened, selectors.EVENT_READ, partial(self._read_udp, opened, version)
                 )
@@ -447,6 +463,14 @@ REQUESTS = frozenset(_HANDLERS)
 def network_namespace() -> int:
     """Which one this thread is in: a worker of another is of no use."""
     return os.stat("/proc/thread-self/ns/net").st_ino
+
+
+def _outer_header(packet: bytes, entry: SadEntry) -> tuple[Fields | None, bool]:
+    """The fields of what a packet becomes, None for the usual ones; and whether it has DF."""
+    if entry.mode is Mode.TRANSPORT:
+        return fields_of(packet), False
+    fields = outer_fields(packet, entry.outer)
+    return fields if fields.traffic_class else None, dont_fragment(packet, entry.outer)
 
 
 def _open_udp(family: socket.AddressFamily) -> socket.socket:
