@@ -500,6 +500,7 @@ class ChildSa:
                 integrity_key=key[1],
                 mode=self.policy.mode,
                 replay_window=self.policy.replay_window,
+                outer=self.policy.outer,
                 encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
             )
