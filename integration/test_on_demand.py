@@ -68,10 +68,12 @@ def test_a_peers_trap_is_served(site: Site) -> None:
     tunnel = site.network.tunnel()
     ours = site.xfrmpy(site.network.moon, tunnel, start="listen")
     if IN_VM:
-        theirs = site.strongswan(site.network.sun, tunnel.mirrored(), child="start_action = trap")
+        theirs: Peer = site.strongswan(
+            site.network.sun, tunnel.mirrored(), child="start_action = trap"
+        )
     else:
-        theirs = site.xfrmpy(site.network.sun, tunnel.mirrored(), **ON_DEMAND)
-        await_waiting(theirs)
+        theirs = waiting = site.xfrmpy(site.network.sun, tunnel.mirrored(), **ON_DEMAND)
+        await_waiting(waiting)
     site.network.bob.await_answer(site.network.alice.inside_address())
     assert ours.is_up()
     assert theirs.is_up()

@@ -66,10 +66,15 @@ def spd(pair: Any) -> set[SpdEntry]:
     return set(pair.moon.datapath.dump().spd)
 
 
+def leads_to(entry: SpdEntry) -> str:
+    assert entry.template is not None
+    return str(entry.template.destination)
+
+
 def test_traps_lead_to_the_peer_in_every_direction_before_there_is_an_sa(pair: Any) -> None:
     entries = spd(pair)
     assert len(entries) == 6
-    assert {(str(e.direction), str(e.template.destination)) for e in entries} == {
+    assert {(str(e.direction), leads_to(e)) for e in entries} == {
         ("out", "192.0.2.2"),
         ("in", "192.0.2.1"),
         ("fwd", "192.0.2.1"),
@@ -162,13 +167,13 @@ def test_traps_follow_the_peer_and_are_not_set_twice(pair: Any) -> None:
     pair.moon.endpoint.set_traps("tunnel-a", ELSEWHERE)
     pair.deliver()
     assert len(pair.moon.reports(AddPolicy)) == len(spd(pair)) == 6
-    ends = {str(e.template.destination) for e in spd(pair) if e.direction == "out"}
+    ends = {leads_to(e) for e in spd(pair) if e.direction == "out"}
     assert ends == {"192.0.2.9"}
 
 
 def test_traps_that_follow_the_peer_leave_the_policies_of_a_child_sa_alone(pair: Any) -> None:
     ask(pair, "net", NET)
-    before = {e for e in spd(pair) if e.template.reqid == pair.moon.policy.children[0].reqid}
+    before = {e for e in spd(pair) if "10.2.0.0" in str(e.selector)}
     pair.moon.endpoint.set_traps("tunnel-a", ELSEWHERE)
     pair.deliver()
     assert before < spd(pair)

@@ -53,7 +53,7 @@ def test_octets_are_counted_right_whatever_comes(steps: list[tuple[int, bytes, b
     for now, (reqid, packet, takes) in enumerate(steps):
         held.hold(reqid, packet, now * 7.0)
         if takes:
-            held.take(lambda waiting, wanted=packet[0]: waiting[0] == wanted, now * 7.0)
+            held.take(packet.__eq__, now * 7.0)
         waiting = [p for queue in held._waiting.values() for _, p in queue]
         assert held._octets == sum(map(len, waiting))
         assert all(held._waiting.values())
