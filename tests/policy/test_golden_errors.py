@@ -51,7 +51,7 @@ APPENDED: dict[str, tuple[str, ...]] = {
         "11: XF1004: 'datapath' must be one of auto, kernel, userspace, not 'kernal' (did you mean kernel?)",
     ),
     "encapsulation: never\n": (
-        "16: XF1004: 'encapsulation' must be one of auto, force, not 'never'",
+        "16: XF1004: 'encapsulation' must be one of auto, nat, force, not 'never'",
     ),
     "fragmentation: maybe\n": ("16: XF1004: 'fragmentation' must be yes or no, not 'maybe'",),
     "fragmentation: 1\n": ("16: XF1004: 'fragmentation' must be yes or no, not 1",),

@@ -185,6 +185,8 @@ class Datapaths:
         self, policy: TunnelPolicy, choice: DatapathChoice, can: Capabilities
     ) -> TunnelPolicy | None:
         """The policy without what this host cannot do; None if nothing useful is left."""
+        if _lacks_raw_esp(policy, choice, can):
+            return None
         proposals = _kept(without_algorithms(p, self._broken) for p in policy.proposals)
         children = [self._restrict_child(child, can) for child in policy.children]
         if not proposals or not all(child.proposals for child in children):
@@ -203,6 +205,11 @@ def _kept(proposals: Iterable[Proposal | None]) -> tuple[Proposal, ...]:
     return tuple(p for p in proposals if p is not None)
 
 
+def _lacks_raw_esp(policy: TunnelPolicy, choice: DatapathChoice, can: Capabilities) -> bool:
+    """Whether ESP may have to go without UDP, and cannot."""
+    return not can.raw_esp and not replace(policy, datapath=choice).forces_encapsulation
+
+
 def _shortcoming(
     policy: TunnelPolicy, choice: DatapathChoice, capabilities: Capabilities | str
 ) -> str:
@@ -210,6 +217,8 @@ def _shortcoming(
         return capabilities
     if "esp" in capabilities.missing:
         return capabilities.missing["esp"]
+    if _lacks_raw_esp(policy, choice, capabilities):
+        return f"`encapsulation: {policy.encapsulation}`: {capabilities.missing['raw esp']}"
     for mode in {child.mode for child in policy.children} - capabilities.modes:
         return capabilities.missing[f"{mode} mode"]
     return f"the {choice.value} datapath knows none of the algorithms that the policy names"

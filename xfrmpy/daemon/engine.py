@@ -81,7 +81,6 @@ class Engine:
         shunts: Shunts,
     ) -> None:
         self.drops: Counter[str] = Counter()
-        self.totals = Totals()
         self._tunnels = tunnels
         self._sockets = sockets
         self._datapaths = datapaths
@@ -93,6 +92,7 @@ class Engine:
         self._shunts = shunts
         self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
+        self.totals = Totals(self._loop.time)
         self._timer: asyncio.TimerHandle | None = None
         self._heard: list[Datapath] = []
         self._defects = 0
@@ -106,9 +106,16 @@ class Engine:
     def start(self) -> None:
         """Listen to the peers and to the datapaths."""
         self._listen_to_datapaths()
+        self._count_what_was_taken_over()
         for each in self._sockets.all():
             self._loop.add_reader(each, self._receive, each)
         self._settle()  # What was taken over has something to do, perhaps.
+
+    def _count_what_was_taken_over(self) -> None:
+        for tunnel, policy in self._tunnels.items():
+            for sa in self._endpoint.ike_sas(tunnel):
+                for child in sa.children:
+                    self.totals.adopt(tunnel, child, self._datapaths.of(policy))
 
     def _listen_to_datapaths(self) -> None:
         for datapath in self._datapaths.opened():

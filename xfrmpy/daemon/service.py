@@ -449,13 +449,13 @@ class Service:
         return {**self._engine.drops, **self._datapaths.drops()}
 
     def _status_of(self, tunnel: Tunnel) -> TunnelStatus:
-        placed = tunnel.placement.failure is None
+        name = tunnel.policy.name
         return tunnel_status(
             tunnel,
-            self._engine.ike_sas(tunnel.policy.name),
-            self._datapaths.of(tunnel.policy) if placed else None,
+            self._engine.ike_sas(name),
+            self._engine.totals,
             self._loop.time(),
-            is_trapped=self._engine.has_traps(tunnel.policy.name),
+            is_trapped=self._engine.has_traps(name),
         )
 
 

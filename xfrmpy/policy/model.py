@@ -35,9 +35,14 @@ class DatapathChoice(StrEnum):
 
 
 class Encapsulation(StrEnum):
-    """AUTO: ESP in UDP when there is a NAT on the way. FORCE: always."""
+    """NAT: ESP in UDP when there is a NAT on the way. FORCE: always.
+
+    AUTO is FORCE on the userspace datapath, which shares UDP port 4500 with IKE and for anything
+    else needs raw sockets; and NAT on the kernel's.
+    """
 
     AUTO = "auto"
+    NAT = "nat"
     FORCE = "force"
 
 
@@ -170,7 +175,8 @@ class TunnelPolicy:
 
     @property
     def forces_encapsulation(self) -> bool:
-        """Whether ESP must go in UDP: asked for, or because the datapath knows no other way."""
-        return (
-            self.encapsulation is Encapsulation.FORCE or self.datapath is DatapathChoice.USERSPACE
+        """Whether ESP must go in UDP, NAT or not."""
+        is_automatic = self.encapsulation is Encapsulation.AUTO
+        return self.encapsulation is Encapsulation.FORCE or (
+            is_automatic and self.datapath is DatapathChoice.USERSPACE
         )

@@ -333,7 +333,10 @@ class Tunnel(Keys):
         "userspace",
     )
     encapsulation: Annotated[Encapsulation, _choice(Encapsulation)] | None = _key(
-        "ESP in UDP: `auto`, behind a NAT only; or `force`. Default: `auto`.", "force"
+        "ESP in UDP: `nat`, behind a NAT only; `force`, always; `auto`, as `nat` on the kernel "
+        "datapath and as `force` on the userspace one, which has to have CAP_NET_RAW for `nat`. "
+        "Default: `auto`.",
+        "force",
     )
     fragmentation: Switch | None = _key(
         "Large IKE messages go in parts that need no IP fragments, if the peer can: `yes` or `no`. "

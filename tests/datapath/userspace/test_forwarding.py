@@ -37,6 +37,7 @@ from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import Direction, Lifetime, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import Selector, TrafficSelector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template, protect_entries
+from xfrmpy.registry import ProtocolId
 
 OUTER = (ip_address("198.51.100.1"), ip_address("198.51.100.2"))
 NETWORKS = (
@@ -129,6 +130,30 @@ def test_packets_of_either_family_cross_both_ways() -> None:
     for end in ends:
         assert list(end.events) == []
         assert {end.usage(e.id, 2.0).packets for e in end.dump().sad} == {2}
+
+
+def test_what_comes_without_udp_is_taken_and_moves_nobody() -> None:
+    """RFC 7296 section 2.23: in UDP and not, "at any time"; there is no port to follow."""
+    ours, theirs = gateway(0), gateway(1)
+    sealed, _ = ours.protect(packet(), 1.0)
+    assert theirs.unprotect(sealed, None, 1.0) == packet()
+    assert list(theirs.events) == []
+
+
+def test_who_sends_in_udp_what_is_agreed_without_is_not_followed() -> None:
+    ours, theirs = gateway(0), gateway(1)
+    theirs.update_sa(replace(received(sa(0)), encapsulation=None))
+    sealed, _ = ours.protect(packet(), 1.0)
+    assert theirs.unprotect(sealed, source_of(0, 40_000), 1.0) == packet()
+    assert list(theirs.events) == []
+
+
+def test_the_protocol_is_a_part_of_an_sas_name() -> None:
+    """RFC 4301 section 4.1."""
+    ours, theirs = gateway(0), gateway(1)
+    sealed, _ = ours.protect(packet(), 1.0)
+    with refused(Refusal.UNKNOWN_SPI):
+        theirs.unprotect(sealed, None, 1.0, protocol=ProtocolId.AH)
 
 
 def test_traffic_flow_confidentiality_padding_is_trimmed_by_the_inner_length() -> None:
@@ -556,7 +581,6 @@ def test_a_limit_lowered_below_what_was_carried_is_met_at_once() -> None:
         {"direction": Direction.IN},
         {"replay_window": 1024},
         {"suite": replace(SUITE, esn=False)},
-        {"encapsulation": None},
         {"mode": Mode.TRANSPORT},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -572,7 +596,7 @@ def test_what_cannot_be_kept_is_refused() -> None:
     ours = Forwarder(secrets.token_bytes)
     for entry in (
         replace(sa(0), mode=Mode.TRANSPORT),
-        replace(sa(0), encapsulation=None),
+        replace(sa(0), protocol=ProtocolId.AH),
         replace(received(sa(0)), spi=0x12345678),
     ):
         with pytest.raises(DatapathError):

@@ -123,14 +123,18 @@ class UserspaceDatapath:
             for integrity in algorithms.INTEGRITY
         }
         aead = {cipher.name for cipher in algorithms.CIPHERS if cipher.is_aead}
+        missing = {"transport mode": "the userspace datapath knows tunnel mode only"}
+        refusal = self._worker.ask("raw_refusal")
+        if refusal is not None:
+            missing["raw esp"] = str(refusal)
         return Capabilities(
             protocols=frozenset({ProtocolId.ESP}),
             modes=frozenset({Mode.TUNNEL}),
             suites=frozenset(combined | aead),
             esn=True,
             udp_encapsulation=True,
-            raw_esp=False,
-            missing={"transport mode": "the userspace datapath knows tunnel mode only"},
+            raw_esp=refusal is None,
+            missing=missing,
         )
 
     def add_sa(self, entry: SadEntry) -> None:

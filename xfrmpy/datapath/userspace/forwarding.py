@@ -40,6 +40,7 @@ from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import ICMP_PROTOCOLS, MAX_PORT, Selector, TrafficSelector
 from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
+from xfrmpy.registry import ProtocolId
 
 ACQUIRE_SECONDS = 5.0
 """How often a policy without an SA asks for one; its packets meanwhile are held, as many as may."""
@@ -95,7 +96,7 @@ class Forwarder:
         self.refused: Counter[str] = Counter()
         self._random = random
         self._sad: dict[SaId, Held] = {}
-        self._inbound: dict[bytes, tuple[InboundSa, Held]] = {}
+        self._inbound: dict[tuple[ProtocolId, bytes], tuple[InboundSa, Held]] = {}
         self._outbound: dict[int, list[tuple[OutboundSa, Held]]] = {}
         self._spd: dict[tuple[PolicyDirection, Selector], SpdEntry] = {}
         self._by_priority: dict[PolicyDirection, list[SpdEntry]] = {d: [] for d in PolicyDirection}
@@ -127,28 +128,40 @@ class Forwarder:
         self._note_use(held, now)
         return sealed, sa.entry
 
-    def unprotect(self, datagram: bytes, source: SocketAddress, now: float) -> bytes:
-        """The inner packet of an ESP datagram. Raises `Refused`."""
-        found = self._inbound.get(datagram[_SPI])
+    def unprotect(
+        self,
+        packet: bytes,
+        source: SocketAddress | None,
+        now: float,
+        *,
+        protocol: ProtocolId = ProtocolId.ESP,
+    ) -> bytes:
+        """The inner packet of a protected one, from its SPI on. Raises `Refused`.
+
+        `source` is where it came from in UDP; None if it came without. RFC 7296 section 2.23: "all
+        devices MUST be able to receive and process both UDP-encapsulated ESP and non-UDP-
+        encapsulated ESP packets at any time".
+        """
+        found = self._inbound.get((protocol, packet[_SPI]))
         if found is None:
             raise Refused(Refusal.UNKNOWN_SPI)
         sa, held = found
         try:
-            next_header, packet, is_newest = sa.open(datagram)
+            next_header, inner, is_newest = sa.open(packet)
         except Dropped as dropped:
             # Only what is authentic is use: a forger must not make a dead peer look alive.
             if dropped.reason is EspDrop.DUMMY:
                 self._note_use(held, now)
             raise Refused(dropped.reason) from None
         self._note_use(held, now)
-        header = _parse(packet)
+        header = _parse(inner)
         if next_header != _NEXT_HEADER[header.version]:
             raise Refused(Refusal.NOT_IP)
         if not self._is_allowed(sa.entry, header):
             raise Refused(Refusal.OUTSIDE_SELECTORS)
-        if is_newest:
+        if is_newest and source is not None:
             self._note_source(held, source, now)
-        return packet[: header.length]
+        return inner[: header.length]
 
     def _policy_for(self, direction: PolicyDirection, header: InnerHeader) -> SpdEntry | None:
         entries = self._by_priority[direction]
@@ -191,8 +204,9 @@ class Forwarder:
 
     def _note_source(self, held: Held, source: SocketAddress, now: float) -> None:
         entry = held.sa.entry
-        known = entry.encapsulation
-        old = SocketAddress(entry.source, known.source_port if known else source.port)
+        if entry.encapsulation is None:  # No NAT is known of that would forget a mapping.
+            return
+        old = SocketAddress(entry.source, entry.encapsulation.source_port)
         if source == old:
             held.told_source = None
             return
@@ -260,8 +274,8 @@ class Forwarder:
         if entry.id in self._sad:
             raise DatapathError(f"{entry.id} is in force already", errno.EEXIST)
         _check_mode(entry.mode)
-        if entry.encapsulation is None:
-            raise DatapathError("the userspace datapath carries ESP in UDP only", errno.EOPNOTSUPP)
+        if entry.protocol is not ProtocolId.ESP:
+            raise DatapathError("the userspace datapath carries ESP only", errno.EOPNOTSUPP)
         if entry.direction is Direction.IN:
             self._add_inbound(entry, now)
         else:
@@ -272,14 +286,13 @@ class Forwarder:
         self._acquired_at.pop(entry.reqid, None)
 
     def _add_inbound(self, entry: SadEntry, now: float) -> None:
-        spi = entry.spi.to_bytes(4, "big")
         if not entry.spi & USERSPACE_SPI_BIT:
             raise DatapathError(f"SPI 0x{entry.spi:08x} is not of the userspace datapath's half")
-        if spi in self._inbound:
+        if _inbound_key(entry) in self._inbound:
             raise DatapathError(f"SPI 0x{entry.spi:08x} is in force already", errno.EEXIST)
         inbound = InboundSa(entry)
         self._sad[entry.id] = Held(inbound, now)
-        self._inbound[spi] = (inbound, self._sad[entry.id])
+        self._inbound[_inbound_key(entry)] = (inbound, self._sad[entry.id])
 
     def update_sa(self, entry: SadEntry) -> None:
         """As `move_sa`, for the SA of the same id."""
@@ -299,7 +312,7 @@ class Forwarder:
             encapsulation=entry.encapsulation,
             lifetime=entry.lifetime,
         )
-        if entry != changed or entry.encapsulation is None:
+        if entry != changed:
             raise DatapathError(f"{sa} cannot become another SA", errno.EINVAL)
         if entry.id != sa and entry.id in self._sad:
             raise DatapathError(f"{entry.id} is in force already", errno.EEXIST)
@@ -315,7 +328,7 @@ class Forwarder:
             return
         entry = held.sa.entry
         if entry.direction is Direction.IN:
-            del self._inbound[entry.spi.to_bytes(4, "big")]
+            del self._inbound[_inbound_key(entry)]
             return
         left = [pair for pair in self._outbound[entry.reqid] if pair[1] is not held]
         self._outbound[entry.reqid] = left
@@ -373,6 +386,14 @@ class Forwarder:
         if sa not in self._sad:
             raise DatapathError(f"{sa} is not in force", errno.ESRCH)
         return self._sad[sa]
+
+
+def _inbound_key(entry: SadEntry) -> tuple[ProtocolId, bytes]:
+    """RFC 4301 section 4.1: the SPI "in conjunction with the IPsec protocol type" specifies an SA.
+
+    The destination is left out, for SPIs are of our choice and no two SAs have the same one.
+    """
+    return entry.protocol, entry.spi.to_bytes(4, "big")
 
 
 def _priority(entry: SpdEntry) -> int:
