@@ -22,7 +22,7 @@ from xfrmpy.datapath.userspace.tun import DEVICE
 from xfrmpy.datapath.watch import Watch
 from xfrmpy.failures import ExitCode, OperatorError
 from xfrmpy.ipsec.selectors import Selector
-from xfrmpy.policy.blocking import blocked_traffic
+from xfrmpy.policy.blocking import block_exits, blocked_traffic
 from xfrmpy.policy.load import LoadedPolicy, config_path, load_policy
 from xfrmpy.policy.model import TunnelPolicy
 
@@ -35,6 +35,7 @@ class Blocking:
     def __init__(self) -> None:
         self._block: Block | None = None
         self._traffic: frozenset[Selector] = frozenset()
+        self._exits: frozenset[str] = frozenset()
         self._is_known = False
         self._watch: Watch | None = None
         self._hear: Callable[[Occurrence], None] | None = None
@@ -46,7 +47,8 @@ class Blocking:
         that cannot block anything is good enough for a policy that asks for nothing.
         """
         try:
-            self._enforce(frozenset(loaded.blocked), keep_others=bool(loaded.errors))
+            traffic = frozenset(loaded.blocked)
+            self._enforce(traffic, loaded.block_exits, keep_others=bool(loaded.errors))
         except OperatorError as error:
             if loaded.blocked:
                 raise
@@ -55,14 +57,15 @@ class Blocking:
 
     def follow(self, policies: Iterable[TunnelPolicy]) -> None:
         """Block the traffic of these and of no others."""
-        traffic = frozenset(blocked_traffic(policies))
-        if traffic != self._traffic or not self._is_known:
-            self._enforce(traffic)
+        policies = tuple(policies)
+        wanted = frozenset(blocked_traffic(policies)), block_exits(policies)
+        if wanted != (self._traffic, self._exits) or not self._is_known:
+            self._enforce(*wanted)
             self._is_known = True
 
     def lift(self) -> None:
         """Block nothing any more."""
-        self._enforce(frozenset())
+        self._enforce(frozenset(), frozenset())
 
     def keep(self, hear: Callable[[Occurrence], None]) -> None:
         """Put back from now on what others take away, and tell of it."""
@@ -77,12 +80,14 @@ class Blocking:
             self._block.close()
             self._block = None
 
-    def _enforce(self, traffic: frozenset[Selector], *, keep_others: bool = False) -> None:
+    def _enforce(
+        self, traffic: frozenset[Selector], exits: frozenset[str], *, keep_others: bool = False
+    ) -> None:
         with _explained():
             if self._block is None:
-                self._block = Block(DEVICE)
-            self._block.enforce(traffic, keep_others=keep_others)
-            self._traffic = traffic
+                self._block = Block()
+            self._block.enforce(traffic, {DEVICE, *exits}, keep_others=keep_others)
+            self._traffic, self._exits = traffic, exits
             self._look()
 
     def _look(self) -> None:
@@ -104,7 +109,7 @@ class Blocking:
             with _explained():
                 if not self._watch.read():
                     return
-            self._enforce(self._traffic)
+            self._enforce(self._traffic, self._exits)
         except OperatorError as error:
             summary = error.failure.summary
             self._hear(Occurrence(event="block-lost", text=summary, failure=error.failure))

@@ -90,6 +90,7 @@ class Datapaths:
             # Where it cannot be opened there is nothing of ours, either.
             with suppress(DatapathError), closing(KernelDatapath.open()) as kernel:
                 kernel.remove_ours()
+                kernel.keep_interfaces(())
         if self._userspace is None:
             with suppress(DatapathError):
                 UserspaceDatapath.retire(self._runtime_dir)
@@ -134,6 +135,7 @@ class Datapaths:
         for datapath in self.opened():
             try:
                 datapath.remove_ours()
+                datapath.keep_interfaces(())
             except DatapathError as error:
                 log.error("cannot clean up the %s datapath: %s", datapath.name, error)
         if self._userspace is not None:
@@ -170,6 +172,8 @@ class Datapaths:
         self, policy: TunnelPolicy, choice: DatapathChoice, can: Capabilities
     ) -> TunnelPolicy | None:
         """The policy without what this host cannot do; None if nothing useful is left."""
+        if policy.interface is not None and not can.interfaces:
+            return None
         proposals = _kept(without_algorithms(p, self._broken) for p in policy.proposals)
         children = [self._restrict_child(child, can) for child in policy.children]
         if not proposals or not all(child.proposals for child in children):
@@ -195,6 +199,8 @@ def _shortcoming(
         return capabilities
     if "esp" in capabilities.missing:
         return capabilities.missing["esp"]
+    if policy.interface is not None and not capabilities.interfaces:
+        return capabilities.missing["interfaces"]
     for mode in {child.mode for child in policy.children} - capabilities.modes:
         return capabilities.missing[f"{mode} mode"]
     return f"the {choice.value} datapath knows none of the algorithms that the policy names"

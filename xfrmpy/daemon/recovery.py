@@ -79,7 +79,7 @@ def _dump(datapath: Datapath) -> Dump:
 def _remove_surplus(datapath: Datapath, dump: Dump, restored: Restored) -> None:
     """SAs first: as long as there is a policy, nothing leaves in clear."""
     sas = [entry.id for entry in dump.sad if entry.id not in restored.sad]
-    policies = [p for p in dump.spd if (p.direction, p.selector) not in restored.spd]
+    policies = [p for p in dump.spd if p.place not in restored.spd]
     try:
         for sa in sas:
             datapath.remove_sa(sa)

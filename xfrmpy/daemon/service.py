@@ -31,6 +31,7 @@ from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.exposition import Exposition, Exposure
+from xfrmpy.daemon.interfaces import begin_interfaces, require_interface
 from xfrmpy.daemon.keeper import Keeper, error_of
 from xfrmpy.daemon.measurement import Measurement
 from xfrmpy.daemon.narration import is_routine, narrate
@@ -152,6 +153,7 @@ class Service:
         restored = take_over(endpoint, records, self._datapaths, self._loop.time())
         if restored is not None:
             self._news.hear(taken_over(restored))
+        begin_interfaces(self._tunnels.values(), self._datapaths, self._news.hear)
         self._engine = Engine(
             endpoint,
             usable,
@@ -316,6 +318,7 @@ class Service:
         if tunnel.placement.failure is not None:
             raise error_of(tunnel.placement.failure)
         _require_peer(tunnel)
+        require_interface(tunnel.policy, self._datapaths.of(tunnel.policy))
         attempt = self._keeper.attempt(tunnel)
         async for progress in self._follow(tunnel, attempt, seconds):
             yield progress

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from xfrmpy.control.protocol import ChildSaStatus, TunnelStatus
+from xfrmpy.daemon.interfaces import interface_status
 from xfrmpy.daemon.replies import reply_of
 from xfrmpy.daemon.tunnel import Tunnel
 from xfrmpy.datapath.interface import Datapath, DatapathError
@@ -43,6 +44,7 @@ def tunnel_status(
         spi_r="" if sa is None else sa.spi_r.hex(),
         children=[_child_status(c, datapath, now) for c in children if datapath is not None],
         failure=None if failure is None else reply_of(failure),
+        interface=interface_status(policy, datapath),
     )
 
 

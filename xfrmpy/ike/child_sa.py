@@ -500,6 +500,7 @@ class ChildSa:
                 replay_window=self.policy.replay_window,
                 encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
+                if_id=self.policy.if_id,
             )
 
         return (
@@ -521,6 +522,7 @@ class ChildSa:
             remote=self.remote,
             outbound=template(path.local.address, path.remote.address),
             inbound=template(path.remote.address, path.local.address),
+            if_id=self.policy.if_id,
         )
 
     def _names(self) -> _Names:

@@ -8,17 +8,13 @@ at a time, the newest; the entry of an older owner comes back when the newest go
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeAlias
 
 from xfrmpy.ike.outputs import AddPolicy, RemovePolicy
-from xfrmpy.ipsec.selectors import Selector
-from xfrmpy.ipsec.spd import PolicyDirection
-
-Place: TypeAlias = tuple[PolicyDirection, Selector]
+from xfrmpy.ipsec.spd import Place
 
 
 class PolicyBook:
-    """The claims on each direction and selector, oldest first."""
+    """The claims on each place of the SPD, oldest first."""
 
     def __init__(self) -> None:
         self._claims: dict[Place, list[AddPolicy]] = {}
@@ -36,7 +32,7 @@ class PolicyBook:
 
     def claim(self, wanted: AddPolicy) -> AddPolicy | None:
         """Enter a claim; returns it if it changes what is in force."""
-        place = (wanted.entry.direction, wanted.entry.selector)
+        place = wanted.entry.place
         claims = self._claims.setdefault(place, [])
         self._places.setdefault(wanted.owner, []).append(place)
         changes = not claims or claims[-1].entry != wanted.entry
@@ -45,7 +41,7 @@ class PolicyBook:
 
     def renew(self, wanted: AddPolicy) -> AddPolicy | None:
         """Change the entry of a claim that its owner has; returns it if that is in force."""
-        claims = self._claims.get((wanted.entry.direction, wanted.entry.selector), [])
+        claims = self._claims.get(wanted.entry.place, [])
         in_force = claims[-1:]
         claims[:] = [wanted if claim.owner == wanted.owner else claim for claim in claims]
         is_wanted = claims[-1:] == [wanted] and in_force != [wanted]

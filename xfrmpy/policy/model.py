@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.interfaces import TunnelInterface
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector
@@ -93,6 +94,7 @@ class ChildPolicy:
     The first Child SA of an IKE SA has no key exchange of its own (RFC 7296 section 1.2): the
     proposals' methods are for those that come later. A lifetime of None is no limit; the SA is
     replaced ahead of its end. Without traffic for `inactivity_seconds` it is deleted; 0 is never.
+    `if_id` is that of the tunnel's interface, 0 if it has none.
     """
 
     name: str
@@ -106,6 +108,7 @@ class ChildPolicy:
     lifetime_octets: int | None = None
     lifetime_packets: int | None = None
     inactivity_seconds: float = 0.0
+    if_id: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +147,7 @@ class TunnelPolicy:
     redirect: bool = True
     redirect_to: str | None = None
     on_down: OnDown = OnDown.CLEAR
+    interface: TunnelInterface | None = None
 
     def identity_at(self, address: IpAddress) -> Identity:
         """Who we say we are when we use this address of ours."""

@@ -72,6 +72,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
             )
         ),
         lifetime=draw(LIFETIMES),
+        if_id=draw(st.integers(0, 0xFFFFFFFF)),
     )
 
 
@@ -100,6 +101,7 @@ def spd_entries(draw: st.DrawFn) -> SpdEntry:
         action=action,
         priority=draw(st.integers(0, 0xFFFFFFFF)),
         template=template if action is Action.PROTECT else None,
+        if_id=draw(st.integers(0, 0xFFFFFFFF)),
     )
 
 

@@ -87,6 +87,7 @@ NUMBERS: dict[type[MessageType | Attribute | Group], dict[str, int]] = {
         "ALG_AUTH_TRUNC": 20,
         "REPLAY_ESN_VAL": 23,
         "SET_MARK": 29,
+        "IF_ID": 31,
     },
     Group: {"ACQUIRE": 1, "EXPIRE": 2, "SA": 3, "POLICY": 4, "MAPPING": 8},
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
@@ -24,6 +24,7 @@ from xfrmpy.datapath.interface import (
     add_one_by_one,
 )
 from xfrmpy.datapath.kernel import entries
+from xfrmpy.datapath.kernel.interfaces import XfrmMaker
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, Group, MessageType
 from xfrmpy.datapath.kernel.probe import probe
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
@@ -31,8 +32,10 @@ from xfrmpy.datapath.netlink.messages import Message, Values
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.datapath.paths import Paths
 from xfrmpy.datapath.routes import RouteOwner, Routes
+from xfrmpy.datapath.tunnel_interfaces import TunnelInterfaces
 from xfrmpy.datapath.watch import ROUTING, Source, Watch
-from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
+from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding, Subject
+from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
 from xfrmpy.ipsec.sad import OUR_REQIDS, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
@@ -49,13 +52,16 @@ class KernelDatapath:
         events: NetlinkSocket,
         deletions: NetlinkSocket,
         routes: Routes,
+        paths: Paths,
+        interfaces: TunnelInterfaces,
         watch: Watch,
     ) -> None:
         self._requests = requests
         self._events = events
         self._deletions = deletions
         self._routes = routes
-        self._paths = Paths(routes)
+        self._paths = paths
+        self._interfaces = interfaces
         self._watch = watch
         self._sas: dict[SaId, int] = {}  # the reqids of those in force, to notice lost events
         self._seen: dict[SaId, tuple[int, float]] = {}  # packets, and when there were first so many
@@ -74,30 +80,42 @@ class KernelDatapath:
             events = stack.enter_context(closing(NetlinkSocket(XFRM, _EVENT_GROUPS)))
             deletions = stack.enter_context(closing(NetlinkSocket(XFRM)))
             routes = stack.enter_context(closing(Routes(RouteOwner.KERNEL)))
-            ports = [held.port for held in (requests, deletions, routes)]
+            paths = Paths(routes)
+            interfaces = TunnelInterfaces(XfrmMaker(), RouteOwner.KERNEL, paths)
+            stack.callback(interfaces.close)
+            ports = [held.port for held in (requests, deletions, routes, interfaces)]
             watch = stack.enter_context(closing(Watch([_ENTRIES, ROUTING], ports)))
-            opened = cls(requests, events, deletions, routes, watch)
+            interfaces.report_to(watch)
+            opened = cls(requests, events, deletions, routes, paths, interfaces, watch)
             opened._adopt()
             stack.pop_all()
         return opened
 
     def probe(self) -> Capabilities:
-        return probe(self._requests)
+        found = probe(self._requests)
+        if "esp" in found.missing:
+            return found
+        reason = self._interfaces.probe()
+        missing = {**found.missing, "interfaces": reason} if reason else found.missing
+        return replace(found, interfaces=not reason, missing=missing)
 
     def add_sa(self, entry: SadEntry) -> None:
         self._requests.ask(Request(entries.encode_sa(entry), f"add {entry.id}", create=True))
         self._sas[entry.id] = entry.reqid
+        self._interfaces.note(entry)
 
     def add(self, entries: Sequence[SadEntry | SpdEntry]) -> None:
         add_one_by_one(self, entries)
 
     def update_sa(self, entry: SadEntry) -> None:
         self._change(entry.id, entry, f"update {entry.id}")
+        self._interfaces.note(entry)
 
     def move_sa(self, sa: SaId, entry: SadEntry) -> None:
         self._change(sa, entry, f"move {sa}")
         self._forget(sa)
         self._sas[entry.id] = entry.reqid
+        self._interfaces.note(entry)
 
     def remove_sa(self, sa: SaId) -> None:
         what = f"remove {sa}"
@@ -143,6 +161,18 @@ class KernelDatapath:
             for sa, found in zip(sas, replies, strict=True)
         )
 
+    def set_interface(self, interface: TunnelInterface) -> None:
+        self._interfaces.set(interface)
+
+    def remove_interface(self, if_id: int) -> None:
+        self._interfaces.remove(if_id)
+
+    def keep_interfaces(self, if_ids: Collection[int]) -> None:
+        self._interfaces.keep_only(if_ids)
+
+    def interface_state(self, if_id: int) -> InterfaceState | None:
+        return self._interfaces.state(if_id)
+
     def dump(self) -> Dump:
         sad, strange = _sorted_sas(self._dump_sas())
         policies = self._dump_all_policies()
@@ -156,15 +186,27 @@ class KernelDatapath:
         )
 
     def find_amiss(self) -> tuple[Difference, ...]:
-        ends = (_ends(entry) for entry in self._routed.values())
-        return (*self._paths.find_amiss(ends), *self._routes.find_amiss())
+        ends = (*map(_ends, self._routed.values()), *self._interfaces.ends())
+        return (
+            *self._interfaces.find_amiss(),
+            *self._paths.find_amiss(ends),
+            *self._routes.find_amiss(),
+        )
 
     def mend(self, amiss: Difference) -> None:
-        if amiss.finding is not Finding.PATH_CHANGED:
-            self._routes.mend(amiss)
-            return
+        match amiss.finding:
+            case Finding.INTERFACE_MISSING | Finding.INTERFACE_CHANGED:
+                self._interfaces.mend(amiss)
+            case Finding.PATH_CHANGED:
+                self._follow(amiss.subject)
+            case _:
+                self._routes.mend(amiss)
+
+    def _follow(self, ends: Subject) -> None:
+        assert isinstance(ends, tuple)
+        self._interfaces.follow(ends)
         for entry in tuple(self._routed.values()):
-            if _ends(entry) == amiss.subject:
+            if _ends(entry) == ends:
                 self._set_route(entry)
 
     def remove_ours(self) -> int:
@@ -175,6 +217,7 @@ class KernelDatapath:
         replies = self._requests.exchange([Request(d, "remove what is ours") for d in deletions])
         for known in (self._sas, self._seen, self._routed, self._taken, self._untold):
             known.clear()
+        self._interfaces.forget_all()
         return sum(reply.unless(*_GONE).error is None for reply in replies)
 
     def fileno(self) -> int:
@@ -196,13 +239,19 @@ class KernelDatapath:
         return self._watch.read()
 
     def close(self) -> None:
-        for held in (self._requests, self._events, self._deletions, self._routes, self._watch):
+        # The watch last: the interfaces take their leave of it.
+        for held in (self._requests, self._events, self._deletions, self._routes):
             held.close()
+        self._interfaces.close()
+        self._watch.close()
 
     def _adopt(self) -> None:
         """Know what is in force since before this process, and mend its routes."""
-        for sa in self._dump_sas():
+        messages = self._dump_sas()
+        for sa in messages:
             self._sas[entries.decode_sa_id(sa.body)] = sa.body["reqid"]
+        for known in _readable(entries.decode_sa, messages):
+            self._interfaces.note(known)
         policies = self._dump_policies()
         self._taken.update(policy.body["index"] for policy in policies)
         for entry in _readable(entries.decode_policy, policies):
@@ -220,6 +269,7 @@ class KernelDatapath:
     def _forget(self, sa: SaId) -> None:
         self._sas.pop(sa, None)
         self._seen.pop(sa, None)
+        self._interfaces.forget(sa)
 
     def _usage_of(self, sa: SaId, message: Message) -> Usage:
         usage = entries.decode_usage(message, time.time())
@@ -291,7 +341,7 @@ class KernelDatapath:
 
     def _set_route(self, entry: SpdEntry) -> None:
         template = entry.template
-        if entry.direction is not PolicyDirection.OUT:
+        if entry.direction is not PolicyDirection.OUT or entry.if_id:
             return
         if template is None or template.mode is not Mode.TUNNEL:
             self._drop_route(entry)  # this one may replace one that had a route
@@ -304,6 +354,8 @@ class KernelDatapath:
         self._routed[entry.selector] = entry
 
     def _drop_route(self, entry: SpdEntry) -> None:
+        if entry.if_id:
+            return
         if entry.direction is PolicyDirection.OUT and entry.selector in self._routed:
             self._routes.remove(entry.selector.destination)
             del self._routed[entry.selector]

@@ -42,6 +42,7 @@ class Attribute(IntEnum):
     ALG_AUTH_TRUNC = 20
     REPLAY_ESN_VAL = 23
     SET_MARK = 29
+    IF_ID = 31
 
 
 class Group(IntEnum):
@@ -84,6 +85,7 @@ ATTRIBUTES: dict[int, Shape] = {
     Attribute.ALG_AUTH_TRUNC: Shape(structs.ALGO_AUTH, _KEY),
     Attribute.REPLAY_ESN_VAL: Shape(structs.REPLAY_STATE_ESN, _BITMAP),
     Attribute.SET_MARK: Shape(structs.U32),
+    Attribute.IF_ID: Shape(structs.U32),
 }
 
 XFRM = Family(number=6, name="IPsec (XFRM)", bodies=BODIES, attributes=ATTRIBUTES)

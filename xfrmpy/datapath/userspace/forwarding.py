@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_left, insort
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
 from itertools import count
+from socket import IPPROTO_UDP
+from typing import TypeAlias
 
 from xfrmpy.datapath.interface import (
     Acquire,
@@ -37,8 +39,8 @@ from xfrmpy.esp.packet import (
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, SadEntry, SaId, Usage
-from xfrmpy.ipsec.selectors import ICMP_PROTOCOLS, MAX_PORT, Selector, TrafficSelector
-from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
+from xfrmpy.ipsec.selectors import ICMP_PROTOCOLS, MAX_PORT, TrafficSelector
+from xfrmpy.ipsec.spd import Place, PolicyDirection, SpdEntry
 
 ACQUIRE_SECONDS = 5.0
 """How often a policy without an SA asks for one; its packets meanwhile are dropped."""
@@ -59,6 +61,7 @@ class Refusal(StrEnum):
     NO_SA = "no-sa"
     UNKNOWN_SPI = "unknown-spi"
     OUTSIDE_SELECTORS = "outside-selectors"
+    ROUTING_LOOP = "routing-loop"
 
 
 class Refused(Exception):
@@ -92,18 +95,21 @@ class Forwarder:
         self._sad: dict[SaId, Held] = {}
         self._inbound: dict[bytes, tuple[InboundSa, Held]] = {}
         self._outbound: dict[int, list[tuple[OutboundSa, Held]]] = {}
-        self._spd: dict[tuple[PolicyDirection, Selector], SpdEntry] = {}
-        self._by_priority: dict[PolicyDirection, list[SpdEntry]] = {d: [] for d in PolicyDirection}
+        self._spd: dict[Place, SpdEntry] = {}
+        self._by_priority: defaultdict[_Table, list[SpdEntry]] = defaultdict(list)
         self._acquired_at: dict[int, float] = {}
         self._limits: list[tuple[float, int, SaId]] = []
         self._serial = count()
 
     # Packets.
 
-    def protect(self, packet: bytes, now: float) -> tuple[bytes, SadEntry]:
-        """An inner packet as ESP, and the SA that carries it. Raises `Refused`."""
+    def protect(self, packet: bytes, now: float, if_id: int = 0) -> tuple[bytes, SadEntry]:
+        """An inner packet as ESP, and the SA that carries it. Raises `Refused`.
+
+        `if_id` is that of the interface into which it was led, 0 for the one that has none.
+        """
         header = _parse(packet)
-        policy = self._policy_for(PolicyDirection.OUT, header)
+        policy = self._policy_for((PolicyDirection.OUT, if_id), header)
         if policy is None or policy.template is None:  # None of ours, or BYPASS, or DISCARD.
             raise Refused(Refusal.NO_POLICY)
         candidates = self._outbound.get(policy.template.reqid)
@@ -111,6 +117,8 @@ class Forwarder:
             self._acquire(policy.template.reqid, header, now)
             raise Refused(Refusal.NO_SA)
         sa, held = candidates[-1]
+        if if_id and _is_carried_by(header, sa.entry):
+            raise Refused(Refusal.ROUTING_LOOP)
         try:
             sealed = sa.seal(packet[: header.length], _NEXT_HEADER[header.version])
         except Dropped as dropped:
@@ -119,8 +127,10 @@ class Forwarder:
         self._note_use(held, now)
         return sealed, sa.entry
 
-    def unprotect(self, datagram: bytes, source: SocketAddress, now: float) -> bytes:
-        """The inner packet of an ESP datagram. Raises `Refused`."""
+    def unprotect(
+        self, datagram: bytes, source: SocketAddress, now: float
+    ) -> tuple[bytes, SadEntry]:
+        """The inner packet of an ESP datagram, and the SA that it came by. Raises `Refused`."""
         found = self._inbound.get(datagram[_SPI])
         if found is None:
             raise Refused(Refusal.UNKNOWN_SPI)
@@ -140,10 +150,10 @@ class Forwarder:
             raise Refused(Refusal.OUTSIDE_SELECTORS)
         if is_newest:
             self._note_source(held, source, now)
-        return packet[: header.length]
+        return packet[: header.length], sa.entry
 
-    def _policy_for(self, direction: PolicyDirection, header: InnerHeader) -> SpdEntry | None:
-        entries = self._by_priority[direction]
+    def _policy_for(self, table: _Table, header: InnerHeader) -> SpdEntry | None:
+        entries = self._by_priority.get(table, ())
         return next((entry for entry in entries if header.matches(entry.selector)), None)
 
     def _is_allowed(self, sa: SadEntry, header: InnerHeader) -> bool:
@@ -153,7 +163,8 @@ class Forwarder:
         each of the two policies has a veto.
         """
         directions = (PolicyDirection.FORWARD, PolicyDirection.IN)
-        met = [entry for d in directions if (entry := self._policy_for(d, header))]
+        tables = [(direction, sa.if_id) for direction in directions]
+        met = [entry for table in tables if (entry := self._policy_for(table, header))]
         reqids = {None if entry.template is None else entry.template.reqid for entry in met}
         return reqids == {sa.reqid}
 
@@ -299,18 +310,20 @@ class Forwarder:
         if entry.template is not None:
             _check_mode(entry.template.mode)
         self.remove_policy(entry)
-        self._spd[entry.direction, entry.selector] = entry
-        insort(self._by_priority[entry.direction], entry, key=_priority)
+        self._spd[entry.place] = entry
+        insort(self._by_priority[_table_of(entry)], entry, key=_priority)
 
     def remove_policy(self, entry: SpdEntry) -> None:
-        """That of the same direction and selector, if there is one."""
-        old = self._spd.pop((entry.direction, entry.selector), None)
+        """That of the same place, if there is one."""
+        old = self._spd.pop(entry.place, None)
         if old is not None:
-            entries = self._by_priority[old.direction]
+            entries = self._by_priority[_table_of(old)]
             place = bisect_left(entries, old.priority, key=_priority)
             while entries[place] is not old:
                 place += 1
             del entries[place]
+            if not entries:
+                del self._by_priority[_table_of(old)]
 
     def usage(self, sa: SaId, now: float) -> Usage:
         return self._find(sa).sa.usage(self.seconds_idle(sa, now))
@@ -328,17 +341,36 @@ class Forwarder:
     def remove_all(self) -> int:
         """Empty both databases; returns how many entries there were."""
         count = len(self._sad) + len(self._spd)
-        for table in (self._sad, self._inbound, self._outbound, self._spd, self._limits):
+        tables = (self._sad, self._inbound, self._outbound, self._spd, self._limits)
+        for table in (*tables, self._by_priority, self._acquired_at):
             table.clear()
-        for entries in self._by_priority.values():
-            entries.clear()
-        self._acquired_at.clear()
         return count
 
     def _find(self, sa: SaId) -> Held:
         if sa not in self._sad:
             raise DatapathError(f"{sa} is not in force", errno.ESRCH)
         return self._sad[sa]
+
+
+_Table: TypeAlias = tuple[PolicyDirection, int]
+"""The policies of one direction and interface, among which priority decides."""
+
+
+def _table_of(entry: SpdEntry) -> _Table:
+    return entry.direction, entry.if_id
+
+
+def _is_carried_by(header: InnerHeader, sa: SadEntry) -> bool:
+    """Whether a packet is what the SA has made: the route to the peer leads into its tunnel."""
+    ports = sa.encapsulation
+    return (
+        ports is not None
+        and header.protocol == IPPROTO_UDP
+        and header.version == sa.destination.version
+        and header.destination == int(sa.destination)
+        and (header.source_port, header.destination_port)
+        == (ports.source_port, ports.destination_port)
+    )
 
 
 def _priority(entry: SpdEntry) -> int:
