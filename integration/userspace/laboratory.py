@@ -38,9 +38,11 @@ class Laboratory:
     moon: UserspaceDatapath
     sun: UserspaceDatapath
 
-    def connect(self, suite: EspSuite, *, outer: int = 4, inner: int = 4) -> Pair:
+    def connect(
+        self, suite: EspSuite, *, outer: int = 4, inner: int = 4, encapsulated: bool = True
+    ) -> Pair:
         """Take what there is out of force, and put a tunnel into it."""
-        pair = self.pair(suite, outer=outer)
+        pair = self.pair(suite, outer=outer, encapsulated=encapsulated)
         for datapath, host, (own, peers) in (
             (self.moon, self.network.moon, (pair.forth, pair.back)),
             (self.sun, self.network.sun, (pair.back, pair.forth)),
@@ -50,9 +52,12 @@ class Laboratory:
                 put(datapath, entry)
         return pair
 
-    def pair(self, suite: EspSuite, *, outer: int = 4) -> Pair:
+    def pair(self, suite: EspSuite, *, outer: int = 4, encapsulated: bool = True) -> Pair:
         moon, sun = (ip_address(h.outside[outer]) for h in (self.network.moon, self.network.sun))
-        return Pair(sa_between(suite, 1, moon, sun), sa_between(suite, 2, sun, moon))
+        pair = Pair(sa_between(suite, 1, moon, sun), sa_between(suite, 2, sun, moon))
+        if encapsulated:
+            return pair
+        return Pair(replace(pair.forth, encapsulation=None), replace(pair.back, encapsulation=None))
 
     def bob(self, inner: int) -> str:
         return self.network.bob.inside_address(family=inner)

@@ -88,8 +88,6 @@ class TestContract(DatapathContract):
         changes = given.get("changes", {})
         if Mode.TRANSPORT in (given.get("mode"), changes.get("mode")):
             pytest.skip("the userspace datapath has tunnel mode only")
-        if changes == {"encapsulation": None}:
-            pytest.skip("the userspace datapath has ESP in UDP only")
 
     def test_another_mode_is_refused(self, datapath: UserspaceDatapath) -> None:
         mode = Mode.TRANSPORT
@@ -99,15 +97,6 @@ class TestContract(DatapathContract):
             with pytest.raises(DatapathError, match="no transport mode"):
                 datapath.add_policy(spd_entry(direction, mode=mode))
         assert datapath.dump() == Dump(sad=(), spd=())
-
-    def test_an_sa_without_udp_is_refused(self, datapath: UserspaceDatapath) -> None:
-        entry = sad_entry(USERSPACE_SPI_BIT)
-        with pytest.raises(DatapathError, match="in UDP only"):
-            datapath.add_sa(replace(entry, encapsulation=None))
-        datapath.add_sa(entry)
-        with pytest.raises(DatapathError, match="cannot become another"):
-            datapath.update_sa(replace(entry, encapsulation=None))
-        assert datapath.dump().sad == (entry,)
 
     def test_more_entries_than_go_into_a_packet_are_dumped(
         self, datapath: UserspaceDatapath

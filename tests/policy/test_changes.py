@@ -69,7 +69,7 @@ OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
     "childless": (True, Impact.HOT),
     "redirect": (False, Impact.HOT),
     "redirect_to": ("192.0.2.8", Impact.HOT),
-    "on_down": (OnDown.BLOCK, Impact.HOT),
+    "on_down": (OnDown.CLEAR, Impact.HOT),
     "interface": (TunnelInterface(name="office", if_id=7), Impact.HOT),
 }
 OTHER_OF_CHILD: dict[str, tuple[Any, Impact]] = {

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from xfrmpy.crypto.self_test import failed_algorithms
 from xfrmpy.datapath.interface import Capabilities, Datapath, DatapathError
+from xfrmpy.datapath.inventory import Inventory
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.userspace.client import UserspaceDatapath
 from xfrmpy.failures import Failure, OperatorError
@@ -114,6 +115,10 @@ class Datapaths:
             log.warning("no drop counters: %s", error)
             return {}
 
+    def read_userspace(self) -> Inventory | None:
+        """What the worker has in force; None where no tunnel needs it. Raises `DatapathError`."""
+        return None if self._userspace is None else self._userspace.inventory()
+
     def answer(self) -> bool:
         """Whether those that are processes still do what they are asked."""
         if self._userspace is None:
@@ -174,6 +179,8 @@ class Datapaths:
         """The policy without what this host cannot do; None if nothing useful is left."""
         if policy.interface is not None and not can.interfaces:
             return None
+        if _lacks_raw_esp(policy, choice, can):
+            return None
         proposals = _kept(without_algorithms(p, self._broken) for p in policy.proposals)
         children = [self._restrict_child(child, can) for child in policy.children]
         if not proposals or not all(child.proposals for child in children):
@@ -192,6 +199,11 @@ def _kept(proposals: Iterable[Proposal | None]) -> tuple[Proposal, ...]:
     return tuple(p for p in proposals if p is not None)
 
 
+def _lacks_raw_esp(policy: TunnelPolicy, choice: DatapathChoice, can: Capabilities) -> bool:
+    """Whether ESP may have to go without UDP, and cannot."""
+    return not can.raw_esp and not replace(policy, datapath=choice).forces_encapsulation
+
+
 def _shortcoming(
     policy: TunnelPolicy, choice: DatapathChoice, capabilities: Capabilities | str
 ) -> str:
@@ -201,6 +213,8 @@ def _shortcoming(
         return capabilities.missing["esp"]
     if policy.interface is not None and not capabilities.interfaces:
         return capabilities.missing["interfaces"]
+    if _lacks_raw_esp(policy, choice, capabilities):
+        return f"`encapsulation: {policy.encapsulation}`: {capabilities.missing['raw esp']}"
     for mode in {child.mode for child in policy.children} - capabilities.modes:
         return capabilities.missing[f"{mode} mode"]
     return f"the {choice.value} datapath knows none of the algorithms that the policy names"

@@ -12,8 +12,8 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from xfrmpy.datapath.devices import MAIN_TABLE, Device, Devices, Routed, identity_of, within
 from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.netdevices import MAIN_TABLE, Device, Devices, Routed, identity_of, within
 from xfrmpy.datapath.netlink.route import RTNETLINK
 from xfrmpy.datapath.netlink.socket import NetlinkSocket
 from xfrmpy.datapath.paths import Paths

@@ -13,6 +13,7 @@ from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.childless import close_if_childless
 from xfrmpy.ike.collisions import UNSETTLED
 from xfrmpy.ike.create_child_sa import CreateChildSa
+from xfrmpy.ike.demand import carries
 from xfrmpy.ike.first_contact import end_doubted
 from xfrmpy.ike.informational import DeleteChildSas
 from xfrmpy.ike.keepalive import check_keepalive, keepalive_at
@@ -68,7 +69,7 @@ def _of_ike_sa(sa: IkeSa) -> Iterator[Duty]:
     if any(child.state is ChildSaState.DELETING and not child.is_told for child in sa.children):
         yield Duty(AT_ONCE, lambda now: sa.start(DeleteChildSas(sa), now), asks=True)
     yield from _of_rivals(sa)
-    if sa.wanted:
+    if sa.demand.packets:
         yield Duty(AT_ONCE, lambda now: _create_wanted(sa, now), asks=True)
     if sa.create_at is not None:
         yield Duty(sa.create_at, lambda now: _create_next(sa, now), asks=True)
@@ -125,8 +126,8 @@ def _of_retired(sa: IkeSa, until: float, child: ChildSa) -> Duty:
 
 def _create_wanted(sa: IkeSa, now: float) -> None:
     """Begin a Child SA for a packet, unless it has come to be meanwhile."""
-    policy, packet = sa.wanted.pop(0)
-    if all(child.policy.name != policy.name for child in sa.children):
+    policy, packet = sa.demand.packets.pop(0)
+    if not any(carries(child, policy.name, packet) for child in sa.children):
         sa.start(CreateChildSa(sa, policy, packet=packet), now)
 
 

@@ -35,7 +35,7 @@ def resolve_interface(
     if tunnel.mode is Mode.TRANSPORT:
         message = "'interface' needs tunnel mode: in transport mode nothing is routed"
         place.error("XF1004", ("mode",), message)
-    _check_block(tunnel, keys, place)
+    _check_block(tunnel, place)
     _check_loop(tunnel, keys, place)
     return TunnelInterface(
         name=keys.name or default_name(name),
@@ -56,16 +56,26 @@ def default_name(tunnel: str) -> str:
     return f"{tunnel[: MAX_NAME - 1 - len(digits)]}-{digits}"
 
 
-def _check_block(tunnel: Tunnel, keys: InterfaceSettings, place: Place) -> None:
-    """What goes into the interface never leaves in clear; what is to go there, only routes know."""
-    if tunnel.on_down is not OnDown.BLOCK:
-        return
+def block_obstacle(tunnel: Tunnel) -> tuple[str, str] | None:
+    """Why `on_down: block` could not be kept of a tunnel with an interface, and what to do.
+
+    What goes into an interface never leaves in clear; what is to go there, only routes know.
+    """
+    keys = tunnel.interface
+    assert keys is not None
     if keys.namespace:
-        message = "'on_down' cannot be block where the interface is in another namespace"
-        place.error("XF1004", ("on_down",), message, "what enters it there never leaves in clear")
-    elif not (keys.routes or tunnel.remote or _all_name_remotes(tunnel)):
-        message = "'on_down' cannot be block where nothing says what the interface carries"
-        place.error("XF1004", ("on_down",), message, "name 'remote', or 'routes' in 'interface'")
+        where = "where the interface is in another namespace"
+        return where, "what enters it there never leaves in clear"
+    if not (keys.routes or tunnel.remote or _all_name_remotes(tunnel)):
+        where = "where nothing says what the interface carries"
+        return where, "name 'remote', or 'routes' in 'interface'"
+    return None
+
+
+def _check_block(tunnel: Tunnel, place: Place) -> None:
+    obstacle = block_obstacle(tunnel)
+    if tunnel.on_down is OnDown.BLOCK and obstacle is not None:
+        place.error("XF1004", ("on_down",), f"'on_down' cannot be block {obstacle[0]}", obstacle[1])
 
 
 def _all_name_remotes(tunnel: Tunnel) -> bool:

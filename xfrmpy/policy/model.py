@@ -21,6 +21,7 @@ class StartMode(StrEnum):
     """When a tunnel is brought up."""
 
     AUTO = "auto"
+    ON_DEMAND = "on-demand"
     LISTEN = "listen"
     MANUAL = "manual"
 
@@ -34,9 +35,14 @@ class DatapathChoice(StrEnum):
 
 
 class Encapsulation(StrEnum):
-    """AUTO: ESP in UDP when there is a NAT on the way. FORCE: always."""
+    """NAT: ESP in UDP when there is a NAT on the way. FORCE: always.
+
+    AUTO is FORCE on the userspace datapath, which shares UDP port 4500 with IKE and for anything
+    else needs raw sockets; and NAT on the kernel's.
+    """
 
     AUTO = "auto"
+    NAT = "nat"
     FORCE = "force"
 
 
@@ -146,7 +152,7 @@ class TunnelPolicy:
     childless: bool = False
     redirect: bool = True
     redirect_to: str | None = None
-    on_down: OnDown = OnDown.CLEAR
+    on_down: OnDown = OnDown.BLOCK
     interface: TunnelInterface | None = None
 
     def identity_at(self, address: IpAddress) -> Identity:
@@ -155,7 +161,8 @@ class TunnelPolicy:
 
     @property
     def forces_encapsulation(self) -> bool:
-        """Whether ESP must go in UDP: asked for, or because the datapath knows no other way."""
-        return (
-            self.encapsulation is Encapsulation.FORCE or self.datapath is DatapathChoice.USERSPACE
+        """Whether ESP must go in UDP, NAT or not."""
+        is_automatic = self.encapsulation is Encapsulation.AUTO
+        return self.encapsulation is Encapsulation.FORCE or (
+            is_automatic and self.datapath is DatapathChoice.USERSPACE
         )

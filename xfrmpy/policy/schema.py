@@ -343,8 +343,9 @@ class Tunnel(Keys):
         "`remote` may leave out some. Default: `tunnel`.",
         "transport",
     )
-    start: Annotated[StartMode, _choice(StartMode, "on-demand")] | None = _key(
-        "`auto`: with the daemon; `manual`: by `xfrmpy up`; `listen`: by the peer alone. "
+    start: Annotated[StartMode, _choice(StartMode)] | None = _key(
+        "`auto`: with the daemon; `on-demand`: by the first packet for it; `manual`: by "
+        "`xfrmpy up`; `listen`: by the peer alone. "
         "Default: `manual`, or `listen` without a `peer`.",
         "auto",
     )
@@ -354,7 +355,10 @@ class Tunnel(Keys):
         "userspace",
     )
     encapsulation: Annotated[Encapsulation, _choice(Encapsulation)] | None = _key(
-        "ESP in UDP: `auto`, behind a NAT only; or `force`. Default: `auto`.", "force"
+        "ESP in UDP: `nat`, behind a NAT only; `force`, always; `auto`, as `nat` on the kernel "
+        "datapath and as `force` on the userspace one, which has to have CAP_NET_RAW for `nat`. "
+        "Default: `auto`.",
+        "force",
     )
     fragmentation: Switch | None = _key(
         "Large IKE messages go in parts that need no IP fragments, if the peer can: `yes` or `no`. "
@@ -414,8 +418,10 @@ class Tunnel(Keys):
     )
     on_down: Annotated[OnDown, _choice(OnDown)] | None = _key(
         "What becomes of the traffic that no SA carries: `block`, never in clear, from boot on and "
-        "whatever becomes of the daemon; or `clear`. Default: `clear`.",
-        "block",
+        "whatever becomes of the daemon; or `clear`, where the routes lead. Default: `block`; "
+        "`clear` in transport mode with a peer whose address is not written, and where an "
+        "`interface` says neither `routes` nor what is `remote`: only what enters it is safe.",
+        "clear",
     )
     interface: (
         Annotated[

@@ -20,7 +20,9 @@ from xfrmpy.datapath.userspace.forwarding import (
     Forwarder,
     Refusal,
     Refused,
+    Waits,
 )
+from xfrmpy.datapath.userspace.holding import PACKETS, SECONDS
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.packet import (
     IPV4_IN_ESP,
@@ -35,6 +37,7 @@ from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import Direction, Lifetime, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import Selector, TrafficSelector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template, protect_entries
+from xfrmpy.registry import ProtocolId
 
 OUTER = (ip_address("198.51.100.1"), ip_address("198.51.100.2"))
 NETWORKS = (
@@ -145,6 +148,30 @@ def test_packets_of_either_family_cross_both_ways() -> None:
     for end in ends:
         assert list(end.events) == []
         assert {end.usage(e.id, 2.0).packets for e in end.dump().sad} == {2}
+
+
+def test_what_comes_without_udp_is_taken_and_moves_nobody() -> None:
+    """RFC 7296 section 2.23: in UDP and not, "at any time"; there is no port to follow."""
+    ours, theirs = gateway(0), gateway(1)
+    sealed, _ = ours.protect(packet(), 1.0)
+    assert theirs.unprotect(sealed, None, 1.0)[0] == packet()
+    assert list(theirs.events) == []
+
+
+def test_who_sends_in_udp_what_is_agreed_without_is_not_followed() -> None:
+    ours, theirs = gateway(0), gateway(1)
+    theirs.update_sa(replace(received(sa(0)), encapsulation=None))
+    sealed, _ = ours.protect(packet(), 1.0)
+    assert theirs.unprotect(sealed, source_of(0, 40_000), 1.0)[0] == packet()
+    assert list(theirs.events) == []
+
+
+def test_the_protocol_is_a_part_of_an_sas_name() -> None:
+    """RFC 4301 section 4.1."""
+    ours, theirs = gateway(0), gateway(1)
+    sealed, _ = ours.protect(packet(), 1.0)
+    with refused(Refusal.UNKNOWN_SPI):
+        theirs.unprotect(sealed, None, 1.0, protocol=ProtocolId.AH)
 
 
 def test_traffic_flow_confidentiality_padding_is_trimmed_by_the_inner_length() -> None:
@@ -373,7 +400,7 @@ def test_a_policy_without_an_sa_asks_for_one_once_until_it_is_answered() -> None
     for entry in policies(0):
         ours.add_policy(entry)
     for now in (0.0, 0.1, ACQUIRE_SECONDS - 0.1, ACQUIRE_SECONDS, ACQUIRE_SECONDS + 0.1):
-        with refused(Refusal.NO_SA):
+        with pytest.raises(Waits):
             ours.protect(packet(), now)
     exact = {"protocol": 17, "start_port": 0, "end_port": 0}
     source, destination = ip_address("10.1.0.9"), ip_address("10.2.0.7")
@@ -385,9 +412,39 @@ def test_a_policy_without_an_sa_asks_for_one_once_until_it_is_answered() -> None
     assert list(ours.events) == [acquire, acquire]
     ours.add_sa(sa(0), ACQUIRE_SECONDS + 1)
     ours.remove_sa(sa(0).id)
-    with refused(Refusal.NO_SA):
+    with pytest.raises(Waits):
         ours.protect(packet(), ACQUIRE_SECONDS + 1.1)
     assert len(ours.events) == 3, "an SA was the answer, so its loss is a new question"
+
+
+def test_packets_wait_for_their_sa_and_go_when_it_is_there() -> None:
+    ours = Forwarder(secrets.token_bytes)
+    for entry in policies(0):
+        ours.add_policy(entry)
+    for _ in range(PACKETS):
+        with pytest.raises(Waits):
+            ours.protect(packet(), 0.0)
+    with refused(Refusal.NO_SA):
+        ours.protect(packet(), 0.0)
+    assert ours.take_waiting(1.0) == []
+    ours.add_sa(sa(0), 1.0)
+    assert ours.take_waiting(1.0) == [(packet(), 0)] * PACKETS
+    assert ours.take_waiting(1.0) == []
+    assert ours.protect(packet(), 1.0)[1] == sa(0)
+
+
+def test_what_waits_is_told_again_to_another_daemon() -> None:
+    ours = Forwarder(secrets.token_bytes)
+    for entry in policies(0):
+        ours.add_policy(entry)
+    with pytest.raises(Waits):
+        ours.protect(packet(), 0.0)
+    told = list(ours.events)
+    ours.remind()
+    assert list(ours.events) == told * 2
+    ours.expire(SECONDS)
+    ours.remind()
+    assert list(ours.events) == told * 2, "it waits no more"
 
 
 def test_a_soft_limit_is_told_again_to_another_daemon_while_the_sa_is_there() -> None:
@@ -410,7 +467,7 @@ def test_limits_are_reported_once_each_and_the_hard_one_is_kept() -> None:
     expected = [Expired(sa=sa(0).id, reqid=REQID, hard=hard) for hard in (False, True)]
     assert list(ours.events) == expected
     assert sa(0).id not in {e.id for e in ours.dump().sad}
-    with refused(Refusal.NO_SA):
+    with pytest.raises(Waits):
         ours.protect(packet(), 0.0)
 
 
@@ -580,7 +637,6 @@ def test_a_limit_lowered_below_what_was_carried_is_met_at_once() -> None:
         {"direction": Direction.IN},
         {"replay_window": 1024},
         {"suite": replace(SUITE, esn=False)},
-        {"encapsulation": None},
         {"mode": Mode.TRANSPORT},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -596,7 +652,7 @@ def test_what_cannot_be_kept_is_refused() -> None:
     ours = Forwarder(secrets.token_bytes)
     for entry in (
         replace(sa(0), mode=Mode.TRANSPORT),
-        replace(sa(0), encapsulation=None),
+        replace(sa(0), protocol=ProtocolId.AH),
         replace(received(sa(0)), spi=0x12345678),
     ):
         with pytest.raises(DatapathError):
@@ -640,11 +696,11 @@ def test_removing_everything_leaves_nothing_and_counts() -> None:
         ours.protect(packet(), 0.0)
     for entry in policies(0):
         ours.add_policy(entry)
-    with refused(Refusal.NO_SA):
+    with pytest.raises(Waits):
         ours.protect(packet(), 0.0)
     ours.remove_all()
     for entry in policies(0):
         ours.add_policy(entry)
-    with refused(Refusal.NO_SA):
+    with pytest.raises(Waits):
         ours.protect(packet(), 0.1)
     assert len(ours.events) == 2, "who starts anew is told anew"

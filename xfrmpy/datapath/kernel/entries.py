@@ -102,7 +102,7 @@ def decode_sa(message: Message) -> SadEntry:
             mode=_decoded(_MODES, body["mode"]),
             replay_window=attributes[Attribute.REPLAY_ESN_VAL]["replay_window"],
             encapsulation=_decode_encapsulation(family, attributes.get(Attribute.ENCAP)),
-            lifetime=_decode_lifetime(body),
+            lifetime=decode_lifetime(body),
             if_id=_decode_if_id(attributes),
             **_decode_suite(message),
         )
@@ -311,13 +311,13 @@ def _decode_suite(message: Message) -> Values:
     esn = bool(message.body["flags"] & _ESN)
     aead = message.attributes.get(Attribute.ALG_AEAD)
     if aead is not None:
-        cipher = _CIPHERS[_name(aead), aead["alg_key_len"], aead["alg_icv_len"]]
+        cipher = _CIPHERS[algorithm_name(aead), aead["alg_key_len"], aead["alg_icv_len"]]
         suite = EspSuite(cipher=cipher, integrity=None, esn=esn)
         return {"suite": suite, "encryption_key": aead["alg_key"]}
     crypt = message.attributes[Attribute.ALG_CRYPT]
     auth = message.attributes[Attribute.ALG_AUTH_TRUNC]
-    cipher = _CIPHERS[_name(crypt), crypt["alg_key_len"], 0]
-    integrity = _INTEGRITY[_name(auth), auth["alg_key_len"], auth["alg_trunc_len"]]
+    cipher = _CIPHERS[algorithm_name(crypt), crypt["alg_key_len"], 0]
+    integrity = _INTEGRITY[algorithm_name(auth), auth["alg_key_len"], auth["alg_trunc_len"]]
     return {
         "suite": EspSuite(cipher=cipher, integrity=integrity, esn=esn),
         "encryption_key": crypt["alg_key"],
@@ -325,7 +325,7 @@ def _decode_suite(message: Message) -> Values:
     }
 
 
-def _name(algorithm: Values) -> str:
+def algorithm_name(algorithm: Values) -> str:
     return str(algorithm["alg_name"].rstrip(b"\0").decode("ascii", "replace"))
 
 
@@ -371,7 +371,7 @@ def _encode_lifetime(lifetime: Lifetime) -> Values:
     return values
 
 
-def _decode_lifetime(body: Values) -> Lifetime:
+def decode_lifetime(body: Values) -> Lifetime:
     return Lifetime(
         **{
             name: None if body[field] == none else body[field]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Collection
 
-from xfrmpy.datapath.devices import Device, Devices
 from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.netdevices import Device, Devices
 from xfrmpy.datapath.tunnel_interfaces import taken
 
 OUR_GROUP = 0x5846

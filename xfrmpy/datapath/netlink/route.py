@@ -62,8 +62,9 @@ class LinkInfo(IntEnum):
 
 
 class XfrmLink(IntEnum):
-    """IFLA_XFRM_*, within `LinkInfo.DATA`."""
+    """IFLA_XFRM_*, within `LinkInfo.DATA` of the kind `xfrm`."""
 
+    LINK = 1
     IF_ID = 2
 
 

@@ -20,6 +20,7 @@ from xfrmpy.datapath.interface import (
     NotAdded,
     Realm,
 )
+from xfrmpy.datapath.inventory import HeldSa, Inventory
 from xfrmpy.datapath.links import Links
 from xfrmpy.datapath.paths import Paths
 from xfrmpy.datapath.routes import RouteOwner, Routes
@@ -27,6 +28,7 @@ from xfrmpy.datapath.tunnel_interfaces import TunnelInterfaces
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.guard import TABLE, Guard
 from xfrmpy.datapath.userspace.interfaces import TunMaker
+from xfrmpy.datapath.userspace.inventory import held_policy, held_sa
 from xfrmpy.datapath.userspace.process import WorkerProcess
 from xfrmpy.datapath.userspace.tun import DEVICE, DEVICE_MTU, MAX_MTU, bring_up
 from xfrmpy.datapath.watch import ROUTING, Watch
@@ -125,15 +127,19 @@ class UserspaceDatapath:
             for integrity in algorithms.INTEGRITY
         }
         aead = {cipher.name for cipher in algorithms.CIPHERS if cipher.is_aead}
+        missing = {"transport mode": "the userspace datapath knows tunnel mode only"}
+        refusal = self._worker.ask("raw_refusal")
+        if refusal is not None:
+            missing["raw esp"] = str(refusal)
         return Capabilities(
             protocols=frozenset({ProtocolId.ESP}),
             modes=frozenset({Mode.TUNNEL}),
             suites=frozenset(combined | aead),
             esn=True,
             udp_encapsulation=True,
-            raw_esp=False,
+            raw_esp=refusal is None,
             interfaces=True,
-            missing={"transport mode": "the userspace datapath knows tunnel mode only"},
+            missing=missing,
         )
 
     def add_sa(self, entry: SadEntry) -> None:
@@ -253,6 +259,20 @@ class UserspaceDatapath:
             sad=tuple(from_plain(SadEntry, plain) for plain in tables["sad"]),
             spd=tuple(from_plain(SpdEntry, plain) for plain in tables["spd"]),
         )
+
+    def inventory(self) -> Inventory:
+        """What the worker has in force, and its counters of drops; its device is the host's."""
+        dump = self.dump()
+        sas: list[HeldSa] = []
+        for start in range(0, len(dump.sad), requests.SURVEYED_PER_PACKET):
+            piece = dump.sad[start : start + requests.SURVEYED_PER_PACKET]
+            told = self._worker.ask("survey", to_plain(tuple(entry.id for entry in piece)))
+            assert isinstance(told, list)
+            for entry, known in zip(piece, told, strict=True):
+                if known is not None:
+                    sas.append(held_sa(entry, from_plain(Usage, known[1]), known[0]))
+        policies = tuple(map(held_policy, dump.spd))
+        return Inventory(sas=tuple(sas), policies=policies, errors=self.drops())
 
     def find_amiss(self) -> tuple[Difference, ...]:
         ends = (_ends(entry) for entry in self._outbound.values())

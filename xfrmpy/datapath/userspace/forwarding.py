@@ -16,7 +16,7 @@ from enum import StrEnum
 from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
 from itertools import count
-from socket import IPPROTO_UDP
+from socket import IPPROTO_AH, IPPROTO_ESP, IPPROTO_UDP
 from typing import TypeAlias
 
 from xfrmpy.datapath.interface import (
@@ -26,6 +26,7 @@ from xfrmpy.datapath.interface import (
     Expired,
     MappingChanged,
 )
+from xfrmpy.datapath.userspace.holding import Holding
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.ip import InnerHeader, NotIp, parse_inner_header
 from xfrmpy.esp.packet import (
@@ -41,9 +42,10 @@ from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import ICMP_PROTOCOLS, MAX_PORT, TrafficSelector
 from xfrmpy.ipsec.spd import Place, PolicyDirection, SpdEntry
+from xfrmpy.registry import ProtocolId
 
 ACQUIRE_SECONDS = 5.0
-"""How often a policy without an SA asks for one; its packets meanwhile are dropped."""
+"""How often a policy without an SA asks for one; its packets meanwhile are held, as many as may."""
 
 MAPPING_SECONDS = 5.0
 """How often the same new address of a peer is told, as long as the SA is not updated to it."""
@@ -72,6 +74,10 @@ class Refused(Exception):
         self.reason = reason
 
 
+class Waits(Exception):
+    """The packet goes no further now: it waits for an SA (`Forwarder.take_waiting`)."""
+
+
 class Held:
     """An SA with the moments that its user wants to know."""
 
@@ -93,18 +99,20 @@ class Forwarder:
         self.refused: Counter[str] = Counter()
         self._random = random
         self._sad: dict[SaId, Held] = {}
-        self._inbound: dict[bytes, tuple[InboundSa, Held]] = {}
+        self._inbound: dict[tuple[ProtocolId, bytes], tuple[InboundSa, Held]] = {}
         self._outbound: dict[int, list[tuple[OutboundSa, Held]]] = {}
         self._spd: dict[Place, SpdEntry] = {}
         self._by_priority: defaultdict[_Table, list[SpdEntry]] = defaultdict(list)
         self._acquired_at: dict[int, float] = {}
+        self._holding = Holding()
+        self._led_by: dict[int, int] = {}  # by reqid, the interface of what is held
         self._limits: list[tuple[float, int, SaId]] = []
         self._serial = count()
 
     # Packets.
 
     def protect(self, packet: bytes, now: float, if_id: int = 0) -> tuple[bytes, SadEntry]:
-        """An inner packet as ESP, and the SA that carries it. Raises `Refused`.
+        """An inner packet as ESP, and the SA that carries it. Raises `Refused` and `Waits`.
 
         `if_id` is that of the interface into which it was led, 0 for the one that has none.
         """
@@ -115,6 +123,9 @@ class Forwarder:
         candidates = self._outbound.get(policy.template.reqid)
         if not candidates:
             self._acquire(policy.template.reqid, header, now)
+            if self._holding.hold(policy.template.reqid, packet, now):
+                self._led_by[policy.template.reqid] = if_id
+                raise Waits
             raise Refused(Refusal.NO_SA)
         sa, held = candidates[-1]
         if if_id and _is_carried_by(header, sa.entry):
@@ -128,29 +139,39 @@ class Forwarder:
         return sealed, sa.entry
 
     def unprotect(
-        self, datagram: bytes, source: SocketAddress, now: float
+        self,
+        packet: bytes,
+        source: SocketAddress | None,
+        now: float,
+        *,
+        protocol: ProtocolId = ProtocolId.ESP,
     ) -> tuple[bytes, SadEntry]:
-        """The inner packet of an ESP datagram, and the SA that it came by. Raises `Refused`."""
-        found = self._inbound.get(datagram[_SPI])
+        """The inner packet of a protected one, from its SPI on, and its SA. Raises `Refused`.
+
+        `source` is where it came from in UDP; None if it came without. RFC 7296 section 2.23: "all
+        devices MUST be able to receive and process both UDP-encapsulated ESP and non-UDP-
+        encapsulated ESP packets at any time".
+        """
+        found = self._inbound.get((protocol, packet[_SPI]))
         if found is None:
             raise Refused(Refusal.UNKNOWN_SPI)
         sa, held = found
         try:
-            next_header, packet, is_newest = sa.open(datagram)
+            next_header, inner, is_newest = sa.open(packet)
         except Dropped as dropped:
             # Only what is authentic is use: a forger must not make a dead peer look alive.
             if dropped.reason is EspDrop.DUMMY:
                 self._note_use(held, now)
             raise Refused(dropped.reason) from None
         self._note_use(held, now)
-        header = _parse(packet)
+        header = _parse(inner)
         if next_header != _NEXT_HEADER[header.version]:
             raise Refused(Refusal.NOT_IP)
         if not self._is_allowed(sa.entry, header):
             raise Refused(Refusal.OUTSIDE_SELECTORS)
-        if is_newest:
+        if is_newest and source is not None:
             self._note_source(held, source, now)
-        return packet[: header.length], sa.entry
+        return inner[: header.length], sa.entry
 
     def _policy_for(self, table: _Table, header: InnerHeader) -> SpdEntry | None:
         entries = self._by_priority.get(table, ())
@@ -172,14 +193,33 @@ class Forwarder:
         if now < self._acquired_at.get(reqid, -ACQUIRE_SECONDS) + ACQUIRE_SECONDS:
             return
         self._acquired_at[reqid] = now
+        self._ask_for(reqid, header)
+
+    def _ask_for(self, reqid: int, header: InnerHeader) -> None:
         source = _selector_of(header, header.source, header.source_port)
         destination = _selector_of(header, header.destination, header.destination_port)
         self.events.append(Acquire(reqid=reqid, source=source, destination=destination))
 
+    def take_waiting(self, now: float) -> list[tuple[bytes, int]]:
+        """What has waited for an SA that is there by now, with its `if_id`; for the rest of it
+        another is asked."""
+        taken = self._holding.take(self._has_sa, now)
+        served = {reqid for reqid, _ in taken}
+        for reqid, packet in self._holding.firsts():
+            if reqid in served:
+                self._ask_for(reqid, _parse(packet))
+        return [(packet, self._led_by[reqid]) for reqid, packet in taken]
+
+    def _has_sa(self, reqid: int, packet: bytes) -> bool:
+        table = PolicyDirection.OUT, self._led_by[reqid]
+        policy = self._policy_for(table, _parse(packet))
+        return policy is None or policy.template is None or policy.template.reqid in self._outbound
+
     def _note_source(self, held: Held, source: SocketAddress, now: float) -> None:
         entry = held.sa.entry
-        known = entry.encapsulation
-        old = SocketAddress(entry.source, known.source_port if known else source.port)
+        if entry.encapsulation is None:  # No NAT is known of that would forget a mapping.
+            return
+        old = SocketAddress(entry.source, entry.encapsulation.source_port)
         if source == old:
             held.told_source = None
             return
@@ -193,6 +233,7 @@ class Forwarder:
 
     def expire(self, now: float) -> None:
         """Report soft limits, and take out what is past a hard one, by time."""
+        self._holding.expire(now)
         due: list[Held] = []
         while self._limits and self._limits[0][0] <= now:
             held = self._sad.get(heappop(self._limits)[2])
@@ -203,7 +244,10 @@ class Forwarder:
             self._expect_limit(held)
 
     def remind(self) -> None:
-        """Tell again of the SAs past a soft limit: whoever was told may have died of it since."""
+        """Tell again of the SAs past a soft limit, and of packets that wait for one: whoever was
+        told may have died of it since."""
+        for reqid, packet in self._holding.firsts():
+            self._ask_for(reqid, _parse(packet))
         for held in self._sad.values():
             if held.is_soft_reported:
                 self._expired(held, hard=False)
@@ -243,8 +287,8 @@ class Forwarder:
         if entry.id in self._sad:
             raise DatapathError(f"{entry.id} is in force already", errno.EEXIST)
         _check_mode(entry.mode)
-        if entry.encapsulation is None:
-            raise DatapathError("the userspace datapath carries ESP in UDP only", errno.EOPNOTSUPP)
+        if entry.protocol is not ProtocolId.ESP:
+            raise DatapathError("the userspace datapath carries ESP only", errno.EOPNOTSUPP)
         if entry.direction is Direction.IN:
             self._add_inbound(entry, now)
         else:
@@ -255,14 +299,13 @@ class Forwarder:
         self._acquired_at.pop(entry.reqid, None)
 
     def _add_inbound(self, entry: SadEntry, now: float) -> None:
-        spi = entry.spi.to_bytes(4, "big")
         if not entry.spi & USERSPACE_SPI_BIT:
             raise DatapathError(f"SPI 0x{entry.spi:08x} is not of the userspace datapath's half")
-        if spi in self._inbound:
+        if _inbound_key(entry) in self._inbound:
             raise DatapathError(f"SPI 0x{entry.spi:08x} is in force already", errno.EEXIST)
         inbound = InboundSa(entry)
         self._sad[entry.id] = Held(inbound, now)
-        self._inbound[spi] = (inbound, self._sad[entry.id])
+        self._inbound[_inbound_key(entry)] = (inbound, self._sad[entry.id])
 
     def update_sa(self, entry: SadEntry) -> None:
         """As `move_sa`, for the SA of the same id."""
@@ -282,7 +325,7 @@ class Forwarder:
             encapsulation=entry.encapsulation,
             lifetime=entry.lifetime,
         )
-        if entry != changed or entry.encapsulation is None:
+        if entry != changed:
             raise DatapathError(f"{sa} cannot become another SA", errno.EINVAL)
         if entry.id != sa and entry.id in self._sad:
             raise DatapathError(f"{entry.id} is in force already", errno.EEXIST)
@@ -298,7 +341,7 @@ class Forwarder:
             return
         entry = held.sa.entry
         if entry.direction is Direction.IN:
-            del self._inbound[entry.spi.to_bytes(4, "big")]
+            del self._inbound[_inbound_key(entry)]
             return
         left = [pair for pair in self._outbound[entry.reqid] if pair[1] is not held]
         self._outbound[entry.reqid] = left
@@ -333,6 +376,11 @@ class Forwarder:
         held = self._sad.get(sa)
         return None if held is None or held.used_at is None else now - held.used_at
 
+    def seconds_old(self, sa: SaId, now: float) -> float | None:
+        """Since it was put in force; None if there is no such SA."""
+        held = self._sad.get(sa)
+        return None if held is None else now - held.installed_at
+
     def dump(self) -> Dump:
         return Dump(
             sad=tuple(held.sa.entry for held in self._sad.values()), spd=tuple(self._spd.values())
@@ -344,6 +392,8 @@ class Forwarder:
         tables = (self._sad, self._inbound, self._outbound, self._spd, self._limits)
         for table in (*tables, self._by_priority, self._acquired_at):
             table.clear()
+        self._holding.clear()
+        self._led_by.clear()
         return count
 
     def _find(self, sa: SaId) -> Held:
@@ -351,6 +401,8 @@ class Forwarder:
             raise DatapathError(f"{sa} is not in force", errno.ESRCH)
         return self._sad[sa]
 
+
+_IP_PROTOCOLS = {ProtocolId.ESP: IPPROTO_ESP, ProtocolId.AH: IPPROTO_AH}
 
 _Table: TypeAlias = tuple[PolicyDirection, int]
 """The policies of one direction and interface, among which priority decides."""
@@ -362,15 +414,21 @@ def _table_of(entry: SpdEntry) -> _Table:
 
 def _is_carried_by(header: InnerHeader, sa: SadEntry) -> bool:
     """Whether a packet is what the SA has made: the route to the peer leads into its tunnel."""
+    if (header.version, header.destination) != (sa.destination.version, int(sa.destination)):
+        return False
     ports = sa.encapsulation
-    return (
-        ports is not None
-        and header.protocol == IPPROTO_UDP
-        and header.version == sa.destination.version
-        and header.destination == int(sa.destination)
-        and (header.source_port, header.destination_port)
-        == (ports.source_port, ports.destination_port)
-    )
+    if ports is None:
+        return header.protocol == _IP_PROTOCOLS[sa.protocol]
+    own = (ports.source_port, ports.destination_port)
+    return header.protocol == IPPROTO_UDP and (header.source_port, header.destination_port) == own
+
+
+def _inbound_key(entry: SadEntry) -> tuple[ProtocolId, bytes]:
+    """RFC 4301 section 4.1: the SPI "in conjunction with the IPsec protocol type" specifies an SA.
+
+    The destination is left out, for SPIs are of our choice and no two SAs have the same one.
+    """
+    return entry.protocol, entry.spi.to_bytes(4, "big")
 
 
 def _priority(entry: SpdEntry) -> int:

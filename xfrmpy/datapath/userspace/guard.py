@@ -22,6 +22,8 @@ from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 
+ESP, AH = 50, 51  # IP protocols
+
 TABLE = nftables.Table("xfrmpy-userspace")
 CHAIN = "in"
 
@@ -201,9 +203,11 @@ _EXEMPT = tuple(
     for matches in (
         nftables.from_device(DEVICE),
         nftables.from_device("lo"),
-        # IKE and ESP themselves, where a policy covers the gateways (RFC 7296 section 2.23).
+        # IKE, ESP and AH themselves, where a policy covers the gateways (RFC 7296 section 2.23).
         nftables.to_udp_port(IKE_PORT),
         nftables.to_udp_port(IKE_NATT_PORT),
+        nftables.has_protocol(ESP),
+        nftables.has_protocol(AH),
         # Hop limit 255 keeps it on the link (RFC 4861 section 6.1); without it nothing moves.
         nftables.neighbour_discovery(),
     )

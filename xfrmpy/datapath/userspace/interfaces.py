@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from xfrmpy.datapath.devices import Device, Devices
 from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.netdevices import Device, Devices
 from xfrmpy.datapath.tunnel_interfaces import taken
 from xfrmpy.datapath.userspace.process import WorkerProcess
 

@@ -43,6 +43,9 @@ ENTRIES_PER_PACKET = 50
 IDS_PER_PACKET = 500
 """An `SaId` takes up to 90 octets, what is said of it fewer."""
 
+SURVEYED_PER_PACKET = 250
+"""What is told of one SA takes up to 180 octets."""
+
 MAX_EVENTS = 1000
 """Kept for a daemon that is away, or does not read; then the oldest is forgotten."""
 

@@ -10,8 +10,8 @@ import socket
 from pathlib import Path
 from struct import Struct
 
-from xfrmpy.datapath.devices import Devices
 from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.netdevices import Devices
 
 DEVICE = "xfrmpy0"
 

@@ -29,7 +29,8 @@ from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.control import ControlSocket
-from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused
+from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused, Waits
+from xfrmpy.datapath.userspace.raw import RawSocket, RawSockets
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
@@ -38,8 +39,9 @@ from xfrmpy.datapath.userspace.udp import (
 )
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
-from xfrmpy.ipsec.sad import SadEntry, SaId
+from xfrmpy.ipsec.sad import SadEntry, SaId, UdpEncapsulation
 from xfrmpy.ipsec.spd import SpdEntry
+from xfrmpy.registry import ProtocolId
 
 BATCH = 64
 """Packets taken from one side before the other gets its turn."""
@@ -68,6 +70,7 @@ class Worker:
         self._forwarder = Forwarder(secrets.token_bytes)
         self._selector = selectors.DefaultSelector()
         self._udp: dict[int, socket.socket] = {}
+        self._raw: RawSockets | None = None
         self._tun: Tun | None = None
         self._tunnel_tuns: dict[int, Tun] = {}
         self._running = True
@@ -148,8 +151,19 @@ class Worker:
 
     def _protect(self, packet: bytes, if_id: int) -> None:
         sealed, entry = self._forwarder.protect(packet, time.monotonic(), if_id)
-        ports = entry.encapsulation
-        assert ports is not None, "the forwarder takes no SA without"
+        if entry.encapsulation is None:
+            self._send_raw(sealed, entry)
+        else:
+            self._send_in_udp(sealed, entry, entry.encapsulation)
+
+    def _send_raw(self, sealed: bytes, entry: SadEntry) -> None:
+        assert self._raw is not None, "without a device there are no packets"
+        try:
+            self._raw.send(sealed, entry)
+        except OSError as error:
+            raise _refused("raw-send", error) from error
+
+    def _send_in_udp(self, sealed: bytes, entry: SadEntry, ports: UdpEncapsulation) -> None:
         sender = self._udp.get(entry.source.version)
         if sender is None:
             raise Refused("no-udp-socket")
@@ -169,9 +183,25 @@ class Worker:
                 continue  # An ICMP error for something sent earlier.
             self._guarded(partial(self._unprotect, datagram, address))
 
+    def _read_raw(self, receiver: RawSocket) -> None:
+        for _ in range(BATCH):
+            try:
+                arrived = receiver.receive()
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # An ICMP error for something sent earlier.
+            self._guarded(partial(self._unprotect_raw, receiver.protocol, arrived.payload))
+
     def _unprotect(self, datagram: bytes, address: tuple[Any, ...]) -> None:
         source = SocketAddress(ip_address(address[0].partition("%")[0]), address[1])
-        packet, entry = self._forwarder.unprotect(datagram, source, time.monotonic())
+        self._deliver(*self._forwarder.unprotect(datagram, source, time.monotonic()))
+
+    def _unprotect_raw(self, protocol: ProtocolId, payload: bytes) -> None:
+        now = time.monotonic()
+        self._deliver(*self._forwarder.unprotect(payload, None, now, protocol=protocol))
+
+    def _deliver(self, packet: bytes, entry: SadEntry) -> None:
         tun = self._tunnel_tuns.get(entry.if_id) if entry.if_id else self._tun
         if tun is None:
             raise Refused("no-interface")
@@ -184,6 +214,8 @@ class Worker:
         """No packet ends the worker."""
         try:
             handle()
+        except Waits:
+            pass
         except Refused as refused:
             self._count(refused.reason)
         except Exception as error:
@@ -206,7 +238,7 @@ class Worker:
         self._close_udp()
         try:
             for family, version in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
-                if version == 6 and not Path("/proc/net/if_inet6").exists():
+                if version == 6 and not _has_ipv6():
                     continue
                 self._udp[version] = opened = _open_udp(family)
                 self._selector.register(
@@ -217,10 +249,20 @@ class Worker:
             reason = f"UDP port {IKE_NATT_PORT} cannot be shared: {error.strerror}"
             raise DatapathError(reason, error.errno) from error
 
+    def _open_raw(self) -> None:
+        self._raw = RawSockets(_prepare, (4, 6) if _has_ipv6() else (4,))
+        for opened in self._raw:
+            self._selector.register(opened, selectors.EVENT_READ, partial(self._read_raw, opened))
+
     def _shut(self) -> None:
         self._close_udp()
         for if_id in tuple(self._tunnel_tuns):
             self._close_tunnel_tun(if_id)
+        if self._raw is not None:
+            for opened in self._raw:
+                self._selector.unregister(opened)
+            self._raw.close()
+            self._raw = None
         if self._tun is not None:
             self._selector.unregister(self._tun)
             self._tun.close()
@@ -247,6 +289,11 @@ class Worker:
             "is_open": self._tun is not None,
         }
 
+    def raw_refusal(self, _: Plain) -> Plain:
+        """Why packets cannot go without UDP; None if they can, or nothing is open."""
+        refusal = None if self._raw is None else self._raw.refusal
+        return None if refusal is None else str(refusal)
+
     def open(self, _: Plain) -> None:
         """Begin to carry packets, or go on."""
         self._forwarder.remind()
@@ -255,6 +302,7 @@ class Worker:
         try:
             if self._tun is None:
                 self._open_tun()
+                self._open_raw()
             # Whoever did not leave us its sockets may have opened others since.
             self._join()
         except DatapathError:
@@ -277,22 +325,39 @@ class Worker:
             except Exception as error:
                 reason = str(error) if isinstance(error, DatapathError) else repr(error)
                 return {"done": done, "error": reason, "errno": getattr(error, "errno", None)}
+        self._send_waiting()
         return {"done": len(entries)}
+
+    def _send_waiting(self) -> None:
+        """What waited for an SA that is in force now."""
+        for packet, if_id in self._forwarder.take_waiting(time.monotonic()):
+            self._guarded(partial(self._protect, packet, if_id))
 
     def _add(self, entry: SadEntry | SpdEntry) -> None:
         if isinstance(entry, SadEntry):
+            self._check_carriage(entry)
             self._forwarder.add_sa(entry, time.monotonic())
         else:
             self._forwarder.add_policy(entry)
 
+    def _check_carriage(self, entry: SadEntry) -> None:
+        if entry.encapsulation is None:
+            if self._raw is None:
+                raise DatapathError("the worker carries nothing", errno.ENOTCONN)
+            self._raw.check(entry)
+
     def update_sa(self, plain: Plain) -> None:
-        self._forwarder.update_sa(from_plain(SadEntry, plain))
+        entry = from_plain(SadEntry, plain)
+        self._check_carriage(entry)
+        self._forwarder.update_sa(entry)
 
     def move_sa(self, plain: Plain) -> None:
         """`plain` has the id of old, and the entry."""
         if not isinstance(plain, list) or len(plain) != 2:
             raise ValueError("a move has two parts")
-        self._forwarder.move_sa(from_plain(SaId, plain[0]), from_plain(SadEntry, plain[1]))
+        entry = from_plain(SadEntry, plain[1])
+        self._check_carriage(entry)
+        self._forwarder.move_sa(from_plain(SaId, plain[0]), entry)
 
     def remove_sa(self, plain: Plain) -> None:
         self._forwarder.remove_sa(from_plain(SaId, plain))
@@ -322,6 +387,15 @@ class Worker:
     def seconds_idle(self, plain: Plain) -> Plain:
         sas, now = from_plain(tuple[SaId, ...], plain), time.monotonic()
         return [self._forwarder.seconds_idle(sa, now) for sa in sas]
+
+    def survey(self, plain: Plain) -> Plain:
+        """Of each SA how long it is in force, and what it has carried; null of one that is not."""
+        sas, now = from_plain(tuple[SaId, ...], plain), time.monotonic()
+        ages = [(sa, self._forwarder.seconds_old(sa, now)) for sa in sas]
+        return [
+            None if age is None else [age, to_plain(self._forwarder.usage(sa, now))]
+            for sa, age in ages
+        ]
 
     def drops(self, _: Plain) -> Plain:
         return dict(self._forwarder.refused)
@@ -364,6 +438,7 @@ def _single(method: Callable[[Worker, Plain], Plain | None]) -> _Handler:
 
 _HANDLERS: dict[str, _Handler] = {
     "hello": _single(Worker.hello),
+    "raw_refusal": _single(Worker.raw_refusal),
     "open": _single(Worker.open),
     "shut": _single(Worker.shut),
     "add": _single(Worker.add),
@@ -376,6 +451,7 @@ _HANDLERS: dict[str, _Handler] = {
     "interfaces": _single(Worker.interfaces),
     "usage": _single(Worker.usage),
     "seconds_idle": _single(Worker.seconds_idle),
+    "survey": _single(Worker.survey),
     "drops": _single(Worker.drops),
     "remove_all": _single(Worker.remove_all),
     "stop": _single(Worker.stop),
@@ -394,6 +470,13 @@ def network_namespace() -> int:
 def _open_udp(family: socket.AddressFamily) -> socket.socket:
     opened = open_shared_udp_socket(family, IKE_NATT_PORT)
     opened.setblocking(False)
+    _prepare(opened, 4 if family == socket.AF_INET else 6)
+    attach_reuseport_selector(opened, workers=1)
+    return opened
+
+
+def _prepare(opened: socket.socket, version: int) -> None:
+    """What every socket has that protected packets go and come by."""
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, OUR_MARK)
     try:
         opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
@@ -401,12 +484,14 @@ def _open_udp(family: socket.AddressFamily) -> socket.socket:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     # The inner MTU keeps outer packets within the path we know of; where the path is narrower
     # farther on, a fragmented packet arrives and a dropped one does not (RFC 4301 section 8.1).
-    if family == socket.AF_INET:
+    if version == 4:
         opened.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
     else:
         opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
-    attach_reuseport_selector(opened, workers=1)
-    return opened
+
+
+def _has_ipv6() -> bool:
+    return Path("/proc/net/if_inet6").exists()
 
 
 def _complain(words: str) -> None:
