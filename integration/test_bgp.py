@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,9 @@ NEW_NETWORK, NEW_HOST = "10.66.0.0/24", "10.66.0.1"
 def routed_site(site: Site) -> Iterator[tuple[XfrmpyGateway, Bird]]:
     """The tunnel has nothing but its address; moon's daemon and its BIRD."""
     network, tunnel = site.network, site.network.tunnel()
-    keys = [{"local": None, "remote": None, "interface": f"{LINK[end]}/30"} for end in (1, 2)]
+    keys: list[dict[str, Any]] = [
+        {"local": None, "remote": None, "interface": f"{address}/30"} for address in LINK.values()
+    ]
     theirs = site.xfrmpy(network.sun, tunnel.mirrored(), **keys[1])
     ours = site.xfrmpy(network.moon, tunnel, **keys[0])
     site.connect(ours, theirs)

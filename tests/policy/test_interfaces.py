@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 from xfrmpy.ipsec.interfaces import InterfaceAddress, TunnelInterface
 from xfrmpy.ipsec.sad import OUR_REQIDS
@@ -12,11 +14,16 @@ from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy.blocking import block_exits, blocked_traffic
 from xfrmpy.policy.changes import Impact, compare_tunnels, keep_reqids
 from xfrmpy.policy.load import LoadedPolicy
-from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.policy.model import OnDown, TunnelPolicy
 from xfrmpy.policy.resolve import EVERYTHING
 
 Load = Callable[..., LoadedPolicy]
 Lines = Callable[[LoadedPolicy], list[str]]
+
+PAGE = (Path(__file__).parents[2] / "docs" / "routes.md").read_text()
+EXAMPLES = re.findall(
+    r"^```yaml\n# /etc/xfrmpy/conf\.d/(\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL
+)
 
 HEAD = "peer: 192.0.2.1\npsk: secret:key\n"
 
@@ -123,6 +130,32 @@ def test_what_is_blocked_is_what_is_routed_into_the_interface(load: Load) -> Non
     assert {str(s.destination) for s in loaded.blocked} == {"10.2.0.0/16", "10.3.0.0/16"}
     assert loaded.blocked == blocked_traffic(loaded.tunnels)
     assert loaded.block_exits == block_exits(loaded.tunnels) == {"east"}
+
+
+def test_block_is_the_default_where_it_can_be_kept(load: Load) -> None:
+    loaded = load(
+        **{
+            "a.yaml": f"{HEAD}interface: {{routes: 10.2.0.0/16}}\n",
+            "b.yaml": f"{HEAD}interface: 10.0.0.1/30\nremote: 10.3.0.0/16\n",
+            "c.yaml": f"{HEAD}interface: 10.0.1.1/30\n",
+            "d.yaml": f"{HEAD}interface: {{namespace: inside, routes: 10.4.0.0/16}}\n",
+        }
+    )
+    assert loaded.errors == ()
+    assert [t.on_down for t in loaded.tunnels] == [
+        OnDown.BLOCK,
+        OnDown.BLOCK,
+        OnDown.CLEAR,
+        OnDown.CLEAR,
+    ]
+
+
+def test_the_examples_of_the_page_load(load: Load) -> None:
+    secrets = {f"../secrets/{name}": "x" * 32 for name in ("dc-east", "dc-west")}
+    loaded = load(**dict(EXAMPLES), **secrets)
+    assert (loaded.errors, loaded.warnings) == ((), ())
+    assert [t.interface is not None for t in loaded.tunnels] == [True, True]
+    assert len(EXAMPLES) == PAGE.count("```yaml")
 
 
 def test_a_route_to_the_peer_is_allowed_where_it_cannot_loop(load: Load) -> None:
