@@ -11,6 +11,7 @@ import pytest
 
 from integration.contract.entries import GCM, OUTER, REQID, sad_entry, spd_entry
 from integration.contract.entries_in_force import DatapathContract
+from integration.contract.interfaces import InterfaceContract
 from integration.contract.sites import (
     Site,
     gateway_namespace,
@@ -110,6 +111,10 @@ class TestContract(DatapathContract):
 
 
 class TestSuccession(SuccessionContract):
+    pass
+
+
+class TestInterfaces(InterfaceContract):
     pass
 
 
