@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.interfaces import TunnelInterface
 from xfrmpy.ipsec.proposals import parse_proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector
@@ -69,6 +70,7 @@ OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
     "redirect": (False, Impact.HOT),
     "redirect_to": ("192.0.2.8", Impact.HOT),
     "on_down": (OnDown.CLEAR, Impact.HOT),
+    "interface": (TunnelInterface(name="office", if_id=7), Impact.HOT),
 }
 OTHER_OF_CHILD: dict[str, tuple[Any, Impact]] = {
     "local": ((TrafficSelector.parse("10.3.0.0/16"),), Impact.REPLACE),
@@ -85,6 +87,7 @@ OTHER_OF_CHILD: dict[str, tuple[Any, Impact]] = {
     "lifetime_packets": (1 << 20, Impact.REKEY),
     "inactivity_seconds": (60.0, Impact.HOT),
     "priority": (500, Impact.REKEY),
+    "if_id": (7, Impact.REPLACE),
 }
 
 

@@ -503,6 +503,7 @@ class ChildSa:
                 outer=self.policy.outer,
                 encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
+                if_id=self.policy.if_id,
             )
 
         return (
@@ -525,6 +526,7 @@ class ChildSa:
             outbound=template(path.local.address, path.remote.address),
             inbound=template(path.remote.address, path.local.address),
             priority=self.policy.priority,
+            if_id=self.policy.if_id,
         )
 
     def _names(self) -> _Names:

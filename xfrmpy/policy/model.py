@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.interfaces import TunnelInterface
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, DontFragment, Mode, OuterHeader
 from xfrmpy.ipsec.selectors import TrafficSelector
@@ -104,6 +105,7 @@ class ChildPolicy:
     proposals' methods are for those that come later. A lifetime of None is no limit; the SA is
     replaced ahead of its end. Without traffic for `inactivity_seconds` it is deleted; 0 is never.
     `priority` is that of its SPD entries; None: the more specific ones come first.
+    `if_id` is that of the tunnel's interface, 0 if it has none.
     """
 
     name: str
@@ -122,6 +124,7 @@ class ChildPolicy:
     lifetime_packets: int | None = None
     inactivity_seconds: float = 0.0
     priority: int | None = None
+    if_id: int = 0
 
     @property
     def outer(self) -> OuterHeader:
@@ -184,6 +187,7 @@ class TunnelPolicy:
     redirect: bool = True
     redirect_to: str | None = None
     on_down: OnDown = OnDown.BLOCK
+    interface: TunnelInterface | None = None
 
     def identity_at(self, address: IpAddress) -> Identity:
         """Who we say we are when we use this address of ours."""

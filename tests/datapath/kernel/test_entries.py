@@ -84,6 +84,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         ),
         outer=draw(OUTER_HEADERS),
         lifetime=draw(LIFETIMES),
+        if_id=draw(st.integers(0, 0xFFFFFFFF)),
     )
 
 
@@ -112,6 +113,7 @@ def spd_entries(draw: st.DrawFn) -> SpdEntry:
         action=action,
         priority=draw(st.integers(0, 0xFFFFFFFF)),
         template=template if action is Action.PROTECT else None,
+        if_id=draw(st.integers(0, 0xFFFFFFFF)),
     )
 
 

@@ -91,7 +91,7 @@ def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message
         attributes[Attribute.SA_EXTRA_FLAGS] = {"value": _DONT_ENCAP_DSCP}
     if entry.direction is Direction.OUT:
         attributes[Attribute.SET_MARK] = {"value": OUR_MARK}
-    return Message(type=kind, body=body, attributes=attributes)
+    return Message(type=kind, body=body, attributes=attributes | _encode_if_id(entry.if_id))
 
 
 def decode_sa(message: Message) -> SadEntry:
@@ -111,6 +111,7 @@ def decode_sa(message: Message) -> SadEntry:
             encapsulation=_decode_encapsulation(family, attributes.get(Attribute.ENCAP)),
             outer=_decode_outer(message),
             lifetime=decode_lifetime(body),
+            if_id=_decode_if_id(attributes),
             **_decode_suite(message),
         )
     except (KeyError, ValueError) as error:
@@ -192,7 +193,7 @@ def encode_policy(entry: SpdEntry, index: int = 0, *, replace: bool = False) -> 
         "action": _BLOCK if entry.action is Action.DISCARD else _ALLOW,
     }
     template = entry.template
-    attributes: dict[int, tuple[Values, ...]] = {}
+    attributes: dict[int, Values | tuple[Values, ...]] = {**_encode_if_id(entry.if_id)}
     if template is not None:
         attributes[Attribute.TMPL] = (_encode_template(template),)
     kind = MessageType.UPDPOLICY if replace else MessageType.NEWPOLICY
@@ -211,6 +212,7 @@ def decode_policy(message: Message) -> SpdEntry:
             action=Action.PROTECT if templates else action,
             priority=body["priority"],
             template=_decode_template(templates[0]) if templates else None,
+            if_id=_decode_if_id(message.attributes),
         )
     except (KeyError, ValueError) as error:
         what = f"the kernel has a policy that is not like ours: {error!r}"
@@ -218,15 +220,16 @@ def decode_policy(message: Message) -> SpdEntry:
 
 
 def encode_policy_id(entry: SpdEntry, kind: MessageType) -> Message:
-    """GETPOLICY or DELPOLICY by direction and selector."""
+    """GETPOLICY or DELPOLICY by direction, selector and interface."""
     body = {**_encode_selector(entry.selector), "dir": _DIRECTIONS[entry.direction]}
-    return Message(type=kind, body=body)
+    return Message(type=kind, body=body, attributes=_encode_if_id(entry.if_id))
 
 
 def encode_policy_index(policy: Message) -> Message:
     """DELPOLICY of exactly the policy that a dump showed."""
     body = {"index": policy.body["index"], "dir": policy.body["dir"]}
-    return Message(type=MessageType.DELPOLICY, body=body)
+    attributes = _encode_if_id(_decode_if_id(policy.attributes))
+    return Message(type=MessageType.DELPOLICY, body=body, attributes=attributes)
 
 
 def policy_index(number: int, direction: PolicyDirection) -> int:
@@ -279,6 +282,14 @@ def decode_mapping(message: Message) -> MappingChanged | None:
         old=SocketAddress(_address(family, body["old_saddr"]), body["old_sport"]),
         new=SocketAddress(_address(family, body["new_saddr"]), body["new_sport"]),
     )
+
+
+def _encode_if_id(if_id: int) -> dict[int, Values]:
+    return {Attribute.IF_ID: {"value": if_id}} if if_id else {}
+
+
+def _decode_if_id(attributes: Mapping[int, Values]) -> int:
+    return int(attributes.get(Attribute.IF_ID, {"value": 0})["value"])
 
 
 def _encode_suite(entry: SadEntry) -> dict[int, Values]:
