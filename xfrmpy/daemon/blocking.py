@@ -24,7 +24,8 @@ from xfrmpy.failures import ExitCode, OperatorError
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.policy.blocking import block_exits, blocked_traffic
 from xfrmpy.policy.load import LoadedPolicy, config_path, load_policy
-from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.policy.model import Shunt, TunnelPolicy
+from xfrmpy.policy.shunts import bypassed
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Blocking:
         self._block: Block | None = None
         self._traffic: frozenset[Selector] = frozenset()
         self._exits: frozenset[str] = frozenset()
+        self._passing: frozenset[Selector] = frozenset()
         self._is_known = False
         self._watch: Watch | None = None
         self._hear: Callable[[Occurrence], None] | None = None
@@ -47,25 +49,27 @@ class Blocking:
         that cannot block anything is good enough for a policy that asks for nothing.
         """
         try:
+            passing = frozenset(bypassed(loaded.shunts))
             traffic = frozenset(loaded.blocked)
-            self._enforce(traffic, loaded.block_exits, keep_others=bool(loaded.errors))
+            self._enforce(traffic, passing, loaded.block_exits, keep_others=bool(loaded.errors))
         except OperatorError as error:
             if loaded.blocked:
                 raise
             log.debug("%s", error)
         self._is_known = not loaded.errors
 
-    def follow(self, policies: Iterable[TunnelPolicy]) -> None:
-        """Block the traffic of these and of no others."""
+    def follow(self, policies: Iterable[TunnelPolicy], shunts: Iterable[Shunt]) -> None:
+        """Block the traffic of these and of no others, but for what shunts let through."""
         policies = tuple(policies)
-        wanted = frozenset(blocked_traffic(policies)), block_exits(policies)
-        if wanted != (self._traffic, self._exits) or not self._is_known:
+        traffic, passing = frozenset(blocked_traffic(policies)), frozenset(bypassed(shunts))
+        wanted = traffic, passing, block_exits(policies)
+        if wanted != (self._traffic, self._passing, self._exits) or not self._is_known:
             self._enforce(*wanted)
             self._is_known = True
 
     def lift(self) -> None:
         """Block nothing any more."""
-        self._enforce(frozenset(), frozenset())
+        self._enforce(frozenset(), frozenset(), frozenset())
 
     def keep(self, hear: Callable[[Occurrence], None]) -> None:
         """Put back from now on what others take away, and tell of it."""
@@ -81,13 +85,19 @@ class Blocking:
             self._block = None
 
     def _enforce(
-        self, traffic: frozenset[Selector], exits: frozenset[str], *, keep_others: bool = False
+        self,
+        traffic: frozenset[Selector],
+        passing: frozenset[Selector],
+        exits: frozenset[str],
+        *,
+        keep_others: bool = False,
     ) -> None:
         with _explained():
             if self._block is None:
                 self._block = Block()
-            self._block.enforce(traffic, {DEVICE, *exits}, keep_others=keep_others)
-            self._traffic, self._exits = traffic, exits
+            devices = {DEVICE, *exits}
+            self._block.enforce(traffic, devices, passing=passing, keep_others=keep_others)
+            self._traffic, self._passing, self._exits = traffic, passing, exits
             self._look()
 
     def _look(self) -> None:
@@ -109,7 +119,7 @@ class Blocking:
             with _explained():
                 if not self._watch.read():
                     return
-            self._enforce(self._traffic, self._exits)
+            self._enforce(self._traffic, self._passing, self._exits)
         except OperatorError as error:
             summary = error.failure.summary
             self._hear(Occurrence(event="block-lost", text=summary, failure=error.failure))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from xfrmpy.datapath import nftables
 from xfrmpy.datapath.interface import Realm
@@ -37,17 +38,23 @@ class Block:
         self._nf_tables = NfTables()
 
     def enforce(
-        self, traffic: Iterable[Selector], devices: Iterable[str], *, keep_others: bool = False
+        self,
+        traffic: Iterable[Selector],
+        devices: Iterable[str],
+        *,
+        passing: Iterable[Selector] = (),
+        keep_others: bool = False,
     ) -> None:
         """Block what leaves like this and what comes back, and nothing else; none: no table.
 
         Into and out of `devices` everything passes: that of the userspace datapath, and those of
-        route-based tunnels. With `keep_others` also what is blocked already.
+        route-based tunnels. What is `passing` passes all the same. With `keep_others` also what is
+        blocked already.
         """
         maps = _maps(traffic)
         requests = [] if keep_others else TABLE.delete()
         if maps:
-            requests += _requests(maps, sorted(devices))
+            requests += _requests(maps, _passing(passing), sorted(devices))
         self._nf_tables.send(requests)
 
     def watch(self) -> Watch:
@@ -61,22 +68,26 @@ class Block:
         self._nf_tables.close()
 
 
-def _requests(maps: _Maps, devices: Sequence[str]) -> list[Request]:
+def _requests(maps: _Maps, passing: _Maps, devices: Sequence[str]) -> list[Request]:
     requests = [
         TABLE.add(),
         TABLE.add_chain(_IN, nftables.PREROUTING, nftables.RAW_PRIORITY),
         TABLE.add_chain(_OUT, nftables.POSTROUTING, _AFTER_NAT),
     ]
-    requests += [TABLE.add_map(shape.name, shape.fields()) for shape in maps]
+    requests += [TABLE.add_map(shape.name, shape.fields()) for shape in (*passing, *maps)]
     let_in = [*map(nftables.from_device, devices), *_LET_IN]
     let_out = [*map(nftables.to_device, devices), *_LET_OUT]
     for chain, let in ((_IN, let_in), (_OUT, let_out)):
         accept = nftables.conclude(nftables.ACCEPT)
         requests += [TABLE.add_rule(chain, matches + accept) for matches in let]
-    requests += [TABLE.add_rule(_OUT if shape.is_outbound else _IN, shape.rule()) for shape in maps]
     requests += [
-        TABLE.add_element(shape.name, value, nftables.DROP)
-        for shape, values in maps.items()
+        TABLE.add_rule(_OUT if shape.is_outbound else _IN, shape.rule())
+        for shape in (*passing, *maps)
+    ]
+    requests += [
+        TABLE.add_element(shape.name, value, verdict)
+        for of_verdict, verdict in ((passing, nftables.ACCEPT), (maps, nftables.DROP))
+        for shape, values in of_verdict.items()
         for value in values
     ]
     return requests
@@ -100,6 +111,19 @@ def _maps(traffic: Iterable[Selector]) -> _Maps:
     return maps
 
 
+def _passing(traffic: Iterable[Selector]) -> _Maps:
+    """Both ways. What of it is within our own side is judged by nobody else, either."""
+    maps: _Maps = defaultdict(set)
+    for selector in traffic:
+        for each, is_outbound in ((selector, True), (selector.reversed(), False)):
+            shape = replace(shape_of(each, _PASSING, is_outbound=is_outbound), own_side=None)
+            maps[shape].add(element_of(each))
+    return maps
+
+
+_PASSING = 1
+"""In the place of a priority: the maps of what passes have other names than those of the rest."""
+
 _LET_IN = (
     nftables.was_protected(),
     nftables.from_device("lo"),
@@ -107,6 +131,8 @@ _LET_IN = (
     # IKE and ESP themselves, where the traffic of the gateways is blocked.
     nftables.to_udp_port(IKE_PORT) + nftables.is_to_us(),
     nftables.to_udp_port(IKE_NATT_PORT) + nftables.is_to_us(),
+    nftables.later_udp_fragment(4) + nftables.is_to_us(),
+    nftables.later_udp_fragment(6) + nftables.is_to_us(),
     nftables.has_protocol(_ESP) + nftables.is_to_us(),
     nftables.has_protocol(_AH) + nftables.is_to_us(),
 )

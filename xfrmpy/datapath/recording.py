@@ -23,7 +23,7 @@ from xfrmpy.datapath.interface import (
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
 from xfrmpy.ipsec.drift import Difference, Dump
 from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
-from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, SaId, Usage
+from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.spd import Place, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
 
@@ -38,6 +38,7 @@ EVERYTHING = Capabilities(
     esn=True,
     udp_encapsulation=True,
     raw_esp=True,
+    dont_fragment=frozenset(DontFragment),
     missing={},
     interfaces=True,
 )

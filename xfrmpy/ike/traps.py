@@ -106,6 +106,7 @@ def _entries(child: ChildPolicy, path: Path) -> tuple[SpdEntry, ...]:
         outbound=outbound,
         inbound=inbound,
         if_id=child.if_id,
+        priority=child.priority,
     )
 
 

@@ -292,7 +292,16 @@ def _child(
         lifetime_octets=esp.max_bytes,
         lifetime_packets=esp.max_packets,
         **_limits(lifetime_seconds=tunnel.lifetime if keys.lifetime is None else keys.lifetime),
-        **_given(mode=tunnel.mode, replay_window=esp.replay_window, inactivity_seconds=inactivity),
+        **_given(
+            mode=tunnel.mode,
+            replay_window=esp.replay_window,
+            copies_dscp=esp.copy_dscp,
+            restores_dscp=esp.restore_dscp,
+            copies_ecn=esp.copy_ecn,
+            dont_fragment=esp.dont_fragment,
+            inactivity_seconds=inactivity,
+            priority=tunnel.priority if keys.priority is None else keys.priority,
+        ),
     )
 
 

@@ -24,6 +24,7 @@ from xfrmpy.datapath.inventory import HeldSa, Inventory
 from xfrmpy.datapath.links import Links
 from xfrmpy.datapath.paths import Paths
 from xfrmpy.datapath.routes import RouteOwner, Routes
+from xfrmpy.datapath.shunt_rules import ShuntRules
 from xfrmpy.datapath.tunnel_interfaces import TunnelInterfaces
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.guard import TABLE, Guard
@@ -37,7 +38,7 @@ from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
 from xfrmpy.ipsec.overhead import inner_mtu
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
-from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, SaId, Usage
+from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
@@ -55,6 +56,7 @@ class UserspaceDatapath:
         self,
         worker: WorkerProcess,
         routes: Routes,
+        shunts: ShuntRules,
         guard: Guard,
         links: Links,
         paths: Paths,
@@ -63,6 +65,7 @@ class UserspaceDatapath:
     ) -> None:
         self._worker = worker
         self._routes = routes
+        self._shunts = shunts
         self._guard = guard
         self._links = links
         self._paths = paths
@@ -83,6 +86,7 @@ class UserspaceDatapath:
         """
         with contextlib.ExitStack() as undo:
             routes = undo.enter_context(contextlib.closing(Routes(RouteOwner.USERSPACE)))
+            shunts = undo.enter_context(contextlib.closing(_shunt_rules()))
             guard = undo.enter_context(contextlib.closing(Guard()))
             links = undo.enter_context(contextlib.closing(Links()))
             worker = WorkerProcess.attach(runtime_dir)
@@ -93,10 +97,11 @@ class UserspaceDatapath:
                 paths = Paths(routes)
                 interfaces = TunnelInterfaces(TunMaker(worker), RouteOwner.USERSPACE, paths)
                 undo.callback(interfaces.close)
-                watch = Watch([ROUTING, source], [routes.port, interfaces.port, port])
+                ports = [held.port for held in (routes, shunts, interfaces)]
+                watch = Watch([ROUTING, source], [*ports, port])
                 undo.callback(watch.close)
                 interfaces.report_to(watch)
-                started = cls(worker, routes, guard, links, paths, interfaces, watch)
+                started = cls(worker, routes, shunts, guard, links, paths, interfaces, watch)
             except DatapathError as error:
                 reason = f"the userspace worker cannot be joined: {error}"
                 raise DatapathError(reason, error.errno) from error
@@ -111,6 +116,8 @@ class UserspaceDatapath:
         """
         with contextlib.closing(Routes(RouteOwner.USERSPACE)) as routes:
             routes.remove_all()
+        with contextlib.closing(_shunt_rules()) as shunts:
+            shunts.clear()
         with contextlib.closing(Guard()) as guard:
             guard.enforce(())
         worker = WorkerProcess.find(runtime_dir)
@@ -127,19 +134,17 @@ class UserspaceDatapath:
             for integrity in algorithms.INTEGRITY
         }
         aead = {cipher.name for cipher in algorithms.CIPHERS if cipher.is_aead}
-        missing = {"transport mode": "the userspace datapath knows tunnel mode only"}
         refusal = self._worker.ask("raw_refusal")
-        if refusal is not None:
-            missing["raw esp"] = str(refusal)
         return Capabilities(
             protocols=frozenset({ProtocolId.ESP}),
-            modes=frozenset({Mode.TUNNEL}),
+            modes=frozenset(Mode),
             suites=frozenset(combined | aead),
             esn=True,
             udp_encapsulation=True,
             raw_esp=refusal is None,
+            dont_fragment=frozenset(DontFragment),
             interfaces=True,
-            missing=missing,
+            missing={} if refusal is None else {"raw esp": str(refusal)},
         )
 
     def add_sa(self, entry: SadEntry) -> None:
@@ -163,8 +168,8 @@ class UserspaceDatapath:
         self._worker.ask("remove_sa", to_plain(sa))
 
     def add_policy(self, entry: SpdEntry) -> None:
-        """A BYPASS entry has no route, so one that is narrower than a PROTECT entry bypasses
-        nothing: its packets are led into the device, and dropped there."""
+        """What is not to be protected never meets the worker: rules lead it past the routes into
+        the device, or nowhere (`shunt_rules`)."""
         self.add([entry])
 
     def add(self, entries: Sequence[SadEntry | SpdEntry]) -> None:
@@ -200,10 +205,12 @@ class UserspaceDatapath:
             self._set_inner_mtu(entry.reqid, self._mtu_of(entry))
             self._note(entry)
         elif entry.direction is PolicyDirection.OUT and not entry.if_id:
-            if entry.action is Action.BYPASS:
-                self._remove_route(entry)
-            else:
+            if entry.action is Action.PROTECT:
+                self._shunts.remove(entry)
                 self._add_route(entry)
+            else:
+                self._shunts.add(entry)
+                self._remove_route(entry)
 
     def _take_back(self, entries: Sequence[SadEntry | SpdEntry]) -> None:
         for entry in entries:
@@ -217,6 +224,7 @@ class UserspaceDatapath:
             self._guard.remove(entry)
         elif not entry.if_id:
             self._remove_route(entry)
+            self._shunts.remove(entry)
         self._worker.ask("remove_policy", to_plain(entry))
 
     def usage(self, sa: SaId) -> Usage:
@@ -284,7 +292,7 @@ class UserspaceDatapath:
         if self._guard.is_doubtful:
             what = f"nf_tables' table {TABLE.name}"
             found.append(Difference(finding=Finding.GUARD_CHANGED, what=what))
-        return (*found, *self._routes.find_amiss())
+        return (*found, *self._routes.find_amiss(), *self._shunts.find_amiss())
 
     def _find_device_amiss(self) -> Iterator[Difference]:
         try:
@@ -305,6 +313,8 @@ class UserspaceDatapath:
                 self._guard.renew()
             case Finding.INTERFACE_MISSING | Finding.INTERFACE_CHANGED:
                 self._interfaces.mend(amiss)
+            case Finding.SHUNT_RULES_CHANGED:
+                self._shunts.mend()
             case Finding.PATH_CHANGED:
                 assert isinstance(amiss.subject, tuple)
                 self._interfaces.follow(amiss.subject)
@@ -324,6 +334,7 @@ class UserspaceDatapath:
 
     def remove_ours(self) -> int:
         self._routes.remove_all()
+        self._shunts.clear()
         self._guard.enforce(())
         self._routed.clear()
         self._routed_by_reqid.clear()
@@ -362,13 +373,16 @@ class UserspaceDatapath:
         self._events.close()
         self._worker.close()
         # The watch last: the interfaces take their leave of it.
-        for held in (self._routes, self._guard, self._links, self._interfaces, self._watch):
-            held.close()
+        held = (self._routes, self._shunts, self._guard, self._links, self._interfaces, self._watch)
+        for each in held:
+            each.close()
 
     def stop(self) -> None:
         """End the worker, and with it its device and routes."""
         with contextlib.suppress(DatapathError):
             self._routes.remove_all()
+        with contextlib.suppress(DatapathError):
+            self._shunts.clear()
         with contextlib.suppress(DatapathError):
             self._guard.enforce(())
         self._worker.stop()
@@ -392,12 +406,13 @@ class UserspaceDatapath:
         self._guard.enforce(filter(_is_guarded, dump.spd))
         for policy in dump.spd:
             is_led = policy.direction is PolicyDirection.OUT and not policy.if_id
-            if is_led and policy.action is not Action.BYPASS:
+            if is_led and policy.action is Action.PROTECT:
                 self._add_route(policy)
+        self._shunts.claim(dump.spd)
         self._routes.remove_unclaimed()
 
     def _add_route(self, entry: SpdEntry) -> None:
-        """Lead packets to the device; also those to DISCARD, which end there."""
+        """Lead packets to the device."""
         reqid = _reqid_of(entry)
         mtu = None if reqid is None else self._inner_mtu.get(reqid)
         destination = entry.selector.destination
@@ -448,6 +463,10 @@ class UserspaceDatapath:
             encapsulated=entry.encapsulation is not None,
             mode=entry.mode,
         )
+
+
+def _shunt_rules() -> ShuntRules:
+    return ShuntRules(RouteOwner.USERSPACE, [Action.BYPASS, Action.DISCARD])
 
 
 def _is_guarded(entry: SadEntry | SpdEntry) -> TypeGuard[SpdEntry]:
