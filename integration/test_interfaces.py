@@ -158,6 +158,28 @@ def test_apply_changes_an_interface_without_touching_an_sa(site: Site) -> None:
     site.assert_protected()
 
 
+def test_an_interface_that_cannot_be_had_is_taken_back(site: Site) -> None:
+    ours, _ = pair(site)
+    moon, spis = site.network.moon, ours.spis()
+    for changed in ({"name": "lan"}, {"name": "lan", "if_id": 42}, {"vrf": "nowhere"}):
+        ours.change(0, **keys(1, **changed))
+        answer = ours.command("apply")
+        assert answer.code == 78
+        assert "XF3009" in answer.errors
+        assert has_address(moon, LINK[1])
+        ours.change(0, **keys(1))
+        assert not drift(ours)
+        site.assert_protected()
+    assert ours.spis()["net0"][0] == spis["net0"][0]
+
+
+def test_it_is_shown_with_what_is_in_force(site: Site) -> None:
+    ours, _ = pair(site)
+    shown = ours.command("show", "kernel").output
+    (line,) = (line for line in shown.splitlines() if "net0" in line and "mtu" in line.lower())
+    assert ("xfrm" if IN_VM else "tun") in line
+
+
 def test_a_tunnel_becomes_route_based_and_policy_based_again(site: Site) -> None:
     tunnel = site.network.tunnel()
     theirs = site.xfrmpy(site.network.sun, tunnel.mirrored(), **keys(2, routes=None))

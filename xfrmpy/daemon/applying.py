@@ -280,8 +280,9 @@ class Applier:
             except TimeoutError:
                 log.info("%s: the peer did not acknowledge that it goes", name)
             self._engine.remove_tunnel(name)
-            remove_interface(tunnel.policy, self._datapaths.of(tunnel.policy))
         del self._tunnels[name]
+        if tunnel.placement.failure is None:
+            remove_interface(tunnel.policy, self._datapaths.of(tunnel.policy))
 
     async def _replace(self, old: Tunnel, placement: Placement, seconds: float) -> None:
         """Take it down, and up again if it was up."""

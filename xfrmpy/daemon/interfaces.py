@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from xfrmpy.control.protocol import InterfaceStatus
 from xfrmpy.daemon.datapaths import Datapaths
@@ -50,12 +51,27 @@ def remove_interface(policy: TunnelPolicy, datapath: Datapath) -> None:
 
 def replace_interface(before: TunnelPolicy, after: TunnelPolicy, datapath: Datapath) -> None:
     """Go over to that of another policy. Raises `OperatorError` XF3009."""
-    if before.interface is not None and (
-        after.interface is None or after.interface.if_id != before.interface.if_id
-    ):
+    if after.interface == before.interface:
+        return
+    if _number(before) != _number(after):
         remove_interface(before, datapath)
-    if after.interface != before.interface:
+    try:
         set_interface(after, datapath)
+    except OperatorError:
+        _put_back(before, after, datapath)
+        raise
+
+
+def _put_back(before: TunnelPolicy, after: TunnelPolicy, datapath: Datapath) -> None:
+    """The tunnel goes on as it was: its interface, too."""
+    with suppress(OperatorError):
+        if _number(before) != _number(after):
+            remove_interface(after, datapath)
+        set_interface(before, datapath)
+
+
+def _number(policy: TunnelPolicy) -> int | None:
+    return None if policy.interface is None else policy.interface.if_id
 
 
 def begin_interfaces(

@@ -44,6 +44,8 @@ from xfrmpy.ipsec.addresses import IpNetwork
 from xfrmpy.ipsec.interfaces import InterfaceAddress
 
 MAIN_TABLE = 254  # RT_TABLE_MAIN
+OUR_GROUP = 0x5846
+"""`XF`, of the devices that we have made: `ip link show group 22598`."""
 
 _NAMESPACES = Path("/run/netns")
 _CLONE_NEWNET = 0x40000000
@@ -142,6 +144,10 @@ class Devices:
             attributes={LinkAttribute.AF_SPEC: encode_attributes({AF_INET6: mode})},
         )
         self._netlink.ask(Request(setting, "keep a device without an address of its own"))
+
+    def set_group(self, device: Device, group: int) -> None:
+        what = f"put {device.name} into the group {group}"
+        self._set(device, what, {LinkAttribute.GROUP: NUMBER.pack(group)})
 
     def set_mtu(self, device: Device, mtu: int) -> None:
         what = f"give {device.name} an MTU of {mtu}"

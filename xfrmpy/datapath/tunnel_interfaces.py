@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from xfrmpy.datapath.interface import DatapathError
-from xfrmpy.datapath.netdevices import MAIN_TABLE, Device, Devices, Routed, identity_of, within
+from xfrmpy.datapath.netdevices import (
+    MAIN_TABLE,
+    OUR_GROUP,
+    Device,
+    Devices,
+    Routed,
+    identity_of,
+    within,
+)
 from xfrmpy.datapath.netlink.route import RTNETLINK
 from xfrmpy.datapath.netlink.socket import NetlinkSocket
 from xfrmpy.datapath.paths import Paths
@@ -346,6 +354,8 @@ class TunnelInterfaces:
     def _begun(self, place: Devices, device: Device, held: _Held) -> Device:
         """As WireGuard's: whoever wants a link-local address gives it one."""
         if self._maker.is_ours(device):
+            if device.group != OUR_GROUP:
+                place.set_group(device, OUR_GROUP)
             with suppress(DatapathError):  # There is no IPv6.
                 place.silence(device.index)
             if held.fitting_mtu is None:

@@ -10,11 +10,8 @@ import errno
 from collections.abc import Collection
 
 from xfrmpy.datapath.interface import DatapathError
-from xfrmpy.datapath.netdevices import Device, Devices
+from xfrmpy.datapath.netdevices import OUR_GROUP, Device, Devices
 from xfrmpy.datapath.tunnel_interfaces import taken
-
-OUR_GROUP = 0x5846
-"""`XF`: `ip link show group 22598` shows them."""
 
 
 class XfrmMaker:
