@@ -59,8 +59,7 @@ USES: dict[str, str] = {
     "default policy (SETDEFAULT)": (
         "it is the whole host's, ssh and IKE of others included; `on_down: block` is a tunnel's"
     ),
-    "offload of cryptography": "there is no policy key for it yet",
-    "offload of whole packets": "there is no policy key for it yet",
+    "offload of whole packets": "policies would have to be offloaded too, which is not done yet",
 }
 
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 
 from xfrmpy.daemon.datapaths import Datapaths
+from xfrmpy.daemon.events import Report
+from xfrmpy.daemon.occurrences import offload_refused
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.daemon.totals import Totals
 from xfrmpy.datapath.interface import (
@@ -24,6 +26,7 @@ from xfrmpy.datapath.interface import (
     Expired,
     MappingChanged,
     NotAdded,
+    OffloadRefused,
 )
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.holding import hold_packets
@@ -71,7 +74,7 @@ class Engine:
         sockets: IkeSockets,
         datapaths: Datapaths,
         runtime_dir: FilePath,
-        report: Callable[[Output], None],
+        report: Callable[[Report], None],
         lose: Callable[[OperatorError], None],
         store: Store | None,
         demand: Callable[[str, str, Acquire], None],
@@ -249,6 +252,9 @@ class Engine:
                 self._endpoint.handle_expire(event.sa, self._loop.time(), hard=event.hard)
             elif isinstance(event, MappingChanged):
                 self._endpoint.handle_mapping(event.sa, event.new, self._loop.time())
+            elif isinstance(event, OffloadRefused):
+                whose = self._endpoint.asked_for(event.reqid) or ("", "")
+                self._report(offload_refused(*whose, event))
             else:
                 self._acquire(event)
         self._settle()
@@ -322,6 +328,8 @@ class Engine:
             log.error("%s: the %s datapath: %s", first.tunnel, datapath.name, error)
             refused, *not_done = wanted[error.done :]
             self._endpoint.handle_failure(refused, f"{datapath.name}: {error}", not_done)
+        if any(isinstance(each, AddSa) and each.entry.offload for each in wanted):
+            self._loop.call_soon(self._read_events, datapath)  # Whether it was refused.
 
     def _change(self, output: MoveSa | RemoveSa | RemovePolicy) -> None:
         datapath = self._datapaths.of(self._tunnels[output.tunnel])

@@ -502,6 +502,7 @@ class ChildSa:
                 replay_window=self.policy.replay_window,
                 encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
+                offload=self.policy.offload,
             )
 
         return (

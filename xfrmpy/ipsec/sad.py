@@ -36,6 +36,12 @@ class Mode(StrEnum):
     TRANSPORT = "transport"
 
 
+class Offload(StrEnum):
+    """What of an SA's work a network device is asked to do."""
+
+    CRYPTO = "crypto"
+
+
 @dataclass(frozen=True, slots=True)
 class UdpEncapsulation:
     """The UDP ports of encapsulated ESP (RFC 3948), seen in the direction of the SA.
@@ -81,7 +87,8 @@ class SadEntry:
     """One SA as a datapath takes and gives it.
 
     `encryption_key` is the cipher's key with its salt behind it, as the keying material has them;
-    `integrity_key` is empty for an AEAD cipher.
+    `integrity_key` is empty for an AEAD cipher. `offload` is a wish: a datapath may do without, and
+    then says so, so that entries which differ in nothing else are equal.
     """
 
     direction: Direction
@@ -97,6 +104,7 @@ class SadEntry:
     replay_window: int = DEFAULT_REPLAY_WINDOW
     encapsulation: UdpEncapsulation | None = None
     lifetime: Lifetime = Lifetime()
+    offload: Offload | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not 256 <= self.spi <= 0xFFFFFFFF:  # RFC 4303 section 2.1: 1 to 255 are reserved

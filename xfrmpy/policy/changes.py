@@ -215,6 +215,7 @@ _OF_CHILD: dict[str, _Key] = {
     "mode": _Key("mode", Impact.REPLACE),
     "proposals": _Key("esp.proposals", Impact.REKEY, _listed),
     "replay_window": _Key("esp.replay_window", Impact.REKEY),
+    "offload": _Key("esp.offload", Impact.REKEY, _or_none),
     "lifetime_seconds": _Key("lifetime", Impact.HOT, _or_off),
     "lifetime_octets": _Key("esp.max_bytes", Impact.REKEY, _or_none),
     "lifetime_packets": _Key("esp.max_packets", Impact.REKEY, _or_none),

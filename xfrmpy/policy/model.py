@@ -12,7 +12,7 @@ from enum import StrEnum
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, Mode
+from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, Mode, Offload
 from xfrmpy.ipsec.selectors import TrafficSelector
 
 
@@ -108,6 +108,7 @@ class ChildPolicy:
     proposals: tuple[Proposal, ...]
     mode: Mode = Mode.TUNNEL
     replay_window: int = DEFAULT_REPLAY_WINDOW
+    offload: Offload | None = None
     lifetime_seconds: float | None = 3600.0
     lifetime_octets: int | None = None
     lifetime_packets: int | None = None

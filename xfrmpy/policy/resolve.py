@@ -22,6 +22,7 @@ from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import Findings, Mark
 from xfrmpy.policy.model import (
     ChildPolicy,
+    DatapathChoice,
     OnDown,
     Retransmission,
     SharedKey,
@@ -269,6 +270,9 @@ def _child(
     if inactivity and tunnel.start is StartMode.AUTO:
         message = "'inactivity' would take down what 'start: auto' brings up again"
         place.error("XF1004", ("start",), message, "write on-demand, or manual")
+    if esp.offload is not None and tunnel.datapath is DatapathChoice.USERSPACE:
+        message = "'offload' is the kernel's, and 'datapath' is userspace"
+        place.error("XF1004", ("esp", "offload"), message, "leave out one of them")
     return ChildPolicy(
         name=name,
         reqid=reqid,
@@ -278,7 +282,12 @@ def _child(
         lifetime_octets=esp.max_bytes,
         lifetime_packets=esp.max_packets,
         **_limits(lifetime_seconds=tunnel.lifetime if keys.lifetime is None else keys.lifetime),
-        **_given(mode=tunnel.mode, replay_window=esp.replay_window, inactivity_seconds=inactivity),
+        **_given(
+            mode=tunnel.mode,
+            replay_window=esp.replay_window,
+            offload=esp.offload,
+            inactivity_seconds=inactivity,
+        ),
     )
 
 

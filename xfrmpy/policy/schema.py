@@ -31,7 +31,7 @@ from pydantic_core import ErrorDetails
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.ipsec.sad import Mode
+from xfrmpy.ipsec.sad import Mode, Offload
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy import values
 from xfrmpy.policy.document import Node
@@ -149,6 +149,11 @@ class EspSettings(Keys):
         ]
         | None
     ) = _key("How many packets may overtake one another, 32 to 4096. Default: 256.", 1024)
+    offload: Annotated[Offload, _choice(Offload)] | None = _key(
+        "`crypto` asks the network device to encrypt (kernel datapath). A refusal is told, and the "
+        "kernel does it itself. Default: not asked.",
+        "crypto",
+    )
     max_bytes: (
         Annotated[int, PlainValidator(values.parse_octets), WithJsonSchema({"type": "string"})]
         | None

@@ -27,6 +27,7 @@ from xfrmpy.ipsec.sad import (
     Direction,
     Lifetime,
     Mode,
+    Offload,
     SadEntry,
     SaId,
     UdpEncapsulation,
@@ -41,6 +42,7 @@ _PROTOCOLS = {ProtocolId.ESP: IPPROTO_ESP, ProtocolId.AH: IPPROTO_AH}
 _MODES = {Mode.TRANSPORT: 0, Mode.TUNNEL: 1}
 _DIRECTIONS = {PolicyDirection.IN: 0, PolicyDirection.OUT: 1, PolicyDirection.FORWARD: 2}
 _ALLOW, _BLOCK = 0, 1
+_OFFLOAD_INBOUND = 2  # XFRM_OFFLOAD_INBOUND
 _AF_UNSPEC, _ESN = 32, 128  # XFRM_STATE_*
 _INFINITE = (1 << 64) - 1  # XFRM_INF
 _ESP_IN_UDP = 2  # UDP_ENCAP_ESPINUDP of <linux/udp.h>
@@ -104,6 +106,7 @@ def decode_sa(message: Message) -> SadEntry:
             replay_window=attributes[Attribute.REPLAY_ESN_VAL]["replay_window"],
             encapsulation=_decode_encapsulation(family, attributes.get(Attribute.ENCAP)),
             lifetime=decode_lifetime(body),
+            offload=Offload.CRYPTO if is_offloaded(message) else None,
             **_decode_suite(message),
         )
     except (KeyError, ValueError) as error:
@@ -113,6 +116,16 @@ def decode_sa(message: Message) -> SadEntry:
 def is_outbound(message: Message) -> bool:
     """Which way an SA of ours works: see the module."""
     return bool(message.attributes.get(Attribute.SET_MARK, {}).get("value") == OUR_MARK)
+
+
+def offload_by(entry: SadEntry, device: int) -> Values:
+    """The attribute that asks a device, by its number, to do the cryptography of an SA."""
+    flags = _OFFLOAD_INBOUND if entry.direction is Direction.IN else 0
+    return {"ifindex": device, "flags": flags}
+
+
+def is_offloaded(message: Message) -> bool:
+    return Attribute.OFFLOAD_DEV in message.attributes
 
 
 def encode_sa_id(sa: SaId, kind: MessageType) -> Message:
