@@ -19,6 +19,7 @@ from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.userspace.client import UserspaceDatapath
 from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ipsec.proposals import Proposal, supported_part, without_algorithms
+from xfrmpy.ipsec.sad import DontFragment
 from xfrmpy.policy.model import ChildPolicy, DatapathChoice, TunnelPolicy
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,16 @@ class Datapaths:
         if self._userspace is None:
             with suppress(DatapathError):
                 UserspaceDatapath.retire(self._runtime_dir)
+
+    def open_one(self) -> None:
+        """Have a datapath, though no tunnel may need one. Raises `OperatorError` XF3001."""
+        choices = (DatapathChoice.KERNEL, DatapathChoice.USERSPACE)
+        for choice in choices:
+            if not self.opened():
+                self._probe(choice)
+        if not self.opened():
+            evidence = tuple((c.value, str(self._probe(c))) for c in choices)
+            raise OperatorError("XF3001", "no datapath can carry the shunts", evidence)
 
     def of(self, policy: TunnelPolicy) -> Datapath:
         """The open datapath of a placed policy."""
@@ -178,17 +189,27 @@ class Datapaths:
         if _lacks_raw_esp(policy, choice, can):
             return None
         proposals = _kept(without_algorithms(p, self._broken) for p in policy.proposals)
-        children = [self._restrict_child(child, can) for child in policy.children]
+        children = [self._restrict_child(child, choice, can) for child in policy.children]
         if not proposals or not all(child.proposals for child in children):
             return None
         return replace(policy, datapath=choice, proposals=proposals, children=tuple(children))
 
-    def _restrict_child(self, child: ChildPolicy, can: Capabilities) -> ChildPolicy:
-        if child.mode not in can.modes:
+    def _restrict_child(
+        self, child: ChildPolicy, choice: DatapathChoice, can: Capabilities
+    ) -> ChildPolicy:
+        dont_fragment = child.dont_fragment or _USUAL[choice]
+        if child.mode not in can.modes or dont_fragment not in can.dont_fragment:
             return replace(child, proposals=())
         working = _kept(without_algorithms(p, self._broken) for p in child.proposals)
         kept = _kept(supported_part(p, can.suites, esn=can.esn) for p in working)
-        return replace(child, proposals=kept)
+        return replace(child, proposals=kept, dont_fragment=dont_fragment)
+
+
+_USUAL = {
+    DatapathChoice.KERNEL: DontFragment.COPY,
+    DatapathChoice.USERSPACE: DontFragment.CLEAR,
+}
+"""The kernel learns from ICMP what a path carries, the worker does not."""
 
 
 def _kept(proposals: Iterable[Proposal | None]) -> tuple[Proposal, ...]:
@@ -211,4 +232,9 @@ def _shortcoming(
         return f"`encapsulation: {policy.encapsulation}`: {capabilities.missing['raw esp']}"
     for mode in {child.mode for child in policy.children} - capabilities.modes:
         return capabilities.missing[f"{mode} mode"]
+    for how in {child.dont_fragment for child in policy.children} - {
+        None,
+        *capabilities.dont_fragment,
+    }:
+        return f"the {choice.value} datapath cannot {how} DF"
     return f"the {choice.value} datapath knows none of the algorithms that the policy names"

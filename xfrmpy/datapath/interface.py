@@ -15,7 +15,7 @@ from typing import Protocol, TypeAlias
 
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.drift import Difference, Dump
-from xfrmpy.ipsec.sad import Mode, SadEntry, SaId, Usage
+from xfrmpy.ipsec.sad import DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import SpdEntry
 from xfrmpy.registry import ProtocolId
@@ -55,6 +55,7 @@ class Capabilities:
     esn: bool
     udp_encapsulation: bool
     raw_esp: bool
+    dont_fragment: frozenset[DontFragment]
     missing: dict[str, str]
     features: dict[str, str] = field(default_factory=dict)
 

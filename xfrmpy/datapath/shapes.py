@@ -16,7 +16,6 @@ from xfrmpy.datapath.nftables import Field
 from xfrmpy.ipsec.addresses import IpNetwork
 from xfrmpy.ipsec.selectors import ANY_PROTOCOL, ICMP_PROTOCOLS, MaskedPort, Selector
 
-_NFPROTO = {4: 2, 6: 10}
 _ADDRESS_OFFSETS = {4: (12, 16), 6: (8, 24)}  # of source and destination
 _ADDRESS_TYPES = {4: 7, 6: 8}  # nft's numbers of its datatypes
 _PROTOCOL_TYPE, _PORT_TYPE = 12, 13
@@ -63,10 +62,7 @@ class Shape:
 
     def rule(self) -> bytes:
         """The expressions of its rule."""
-        parts = [
-            nftables.load_meta(nftables.META_NFPROTO),
-            nftables.compare(bytes([_NFPROTO[self.version]])),
-        ]
+        parts = [nftables.is_of_version(self.version)]
         if self.own_side is not None:
             parts += self._is_not_of(self.own_side)
         if self.fragments:
@@ -129,8 +125,8 @@ def shape_of(selector: Selector, priority: int = 0, *, is_outbound: bool = False
         own_side=ours if _contains(theirs, ours) else None,
         has_protocol=selector.protocol != ANY_PROTOCOL,
         is_icmp=selector.protocol in ICMP_PROTOCOLS,
-        source_port_mask=selector.source_port.mask,
-        destination_port_mask=selector.destination_port.mask,
+        source_port_mask=_mask(selector, selector.source_port),
+        destination_port_mask=_mask(selector, selector.destination_port),
     )
 
 
@@ -154,8 +150,13 @@ def _values(selector: Selector) -> Iterator[bytes]:
     if selector.protocol != ANY_PROTOCOL:
         yield bytes([selector.protocol])
     for port in (selector.source_port, selector.destination_port):
-        if port.mask:
+        if _mask(selector, port):
             yield port.value.to_bytes(_port_size(selector.protocol in ICMP_PROTOCOLS), "big")
+
+
+def _mask(selector: Selector, port: MaskedPort) -> int:
+    """ICMP's type and code have an octet each, where a selector has 16 bits."""
+    return port.mask & (0xFF if selector.protocol in ICMP_PROTOCOLS else 0xFFFF)
 
 
 def _port_size(is_icmp: bool) -> int:

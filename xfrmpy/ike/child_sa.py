@@ -242,7 +242,7 @@ class ChildSa:
     @property
     def sends(self) -> bool:
         """Whether the outbound SA is in force."""
-        return any(entry.direction is Direction.OUT for entry in self.in_force)
+        return Direction.OUT in [entry.direction for entry in self.in_force]
 
     @property
     def directions(self) -> tuple[Direction, ...]:
@@ -500,6 +500,7 @@ class ChildSa:
                 integrity_key=key[1],
                 mode=self.policy.mode,
                 replay_window=self.policy.replay_window,
+                outer=self.policy.outer,
                 encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
                 offload=self.policy.offload,
@@ -524,6 +525,7 @@ class ChildSa:
             remote=self.remote,
             outbound=template(path.local.address, path.remote.address),
             inbound=template(path.remote.address, path.local.address),
+            priority=self.policy.priority,
         )
 
     def _names(self) -> _Names:

@@ -12,8 +12,15 @@ from enum import StrEnum
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, Mode, Offload
+from xfrmpy.ipsec.sad import (
+    DEFAULT_REPLAY_WINDOW,
+    DontFragment,
+    Mode,
+    Offload,
+    OuterHeader,
+)
 from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.ipsec.spd import Action
 
 
 class StartMode(StrEnum):
@@ -96,9 +103,13 @@ class ChildPolicy:
 
     `reqid` is unique to it on this host: by it a policy finds the SAs that may carry its traffic.
 
+    `copies_dscp` to `dont_fragment` are as in `OuterHeader`; a `dont_fragment` of None is what is
+    usual for the datapath, once that is decided.
+
     The first Child SA of an IKE SA has no key exchange of its own (RFC 7296 section 1.2): the
     proposals' methods are for those that come later. A lifetime of None is no limit; the SA is
     replaced ahead of its end. Without traffic for `inactivity_seconds` it is deleted; 0 is never.
+    `priority` is that of its SPD entries; None: the more specific ones come first.
     """
 
     name: str
@@ -109,10 +120,39 @@ class ChildPolicy:
     mode: Mode = Mode.TUNNEL
     replay_window: int = DEFAULT_REPLAY_WINDOW
     offload: Offload | None = None
+    copies_dscp: bool = True
+    restores_dscp: bool = False
+    copies_ecn: bool = True
+    dont_fragment: DontFragment | None = None
     lifetime_seconds: float | None = 3600.0
     lifetime_octets: int | None = None
     lifetime_packets: int | None = None
     inactivity_seconds: float = 0.0
+    priority: int | None = None
+
+    @property
+    def outer(self) -> OuterHeader:
+        return OuterHeader(
+            copies_dscp=self.copies_dscp,
+            restores_dscp=self.restores_dscp,
+            copies_ecn=self.copies_ecn,
+            dont_fragment=self.dont_fragment or DontFragment.COPY,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shunt:
+    """Traffic of this host that passes in clear (BYPASS) or not at all (DISCARD), without a peer.
+
+    `priority` None is before every tunnel that has no explicit one; the lower comes first.
+    """
+
+    name: str
+    origin: str
+    action: Action
+    local: tuple[TrafficSelector, ...]
+    remote: tuple[TrafficSelector, ...]
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

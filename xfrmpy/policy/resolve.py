@@ -286,7 +286,12 @@ def _child(
             mode=tunnel.mode,
             replay_window=esp.replay_window,
             offload=esp.offload,
+            copies_dscp=esp.copy_dscp,
+            restores_dscp=esp.restore_dscp,
+            copies_ecn=esp.copy_ecn,
+            dont_fragment=esp.dont_fragment,
             inactivity_seconds=inactivity,
+            priority=tunnel.priority if keys.priority is None else keys.priority,
         ),
     )
 
