@@ -99,7 +99,16 @@ class MappingChanged:
     new: SocketAddress
 
 
-Event: TypeAlias = Acquire | Expired | MappingChanged
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffloadRefused:
+    """An SA is in force and no device does its work, although that was asked for."""
+
+    sa: SaId
+    reqid: int
+    reason: str
+
+
+Event: TypeAlias = Acquire | Expired | MappingChanged | OffloadRefused
 
 
 class Datapath(Protocol):

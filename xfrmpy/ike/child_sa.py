@@ -504,6 +504,7 @@ class ChildSa:
                 encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
                 if_id=self.policy.if_id,
+                offload=self.policy.offload,
             )
 
         return (

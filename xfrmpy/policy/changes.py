@@ -255,6 +255,7 @@ _OF_CHILD: dict[str, _Key] = {
     "mode": _Key("mode", Impact.REPLACE),
     "proposals": _Key("esp.proposals", Impact.REKEY, _listed),
     "replay_window": _Key("esp.replay_window", Impact.REKEY),
+    "offload": _Key("esp.offload", Impact.REKEY, _or_none),
     "copies_dscp": _Key("esp.copy_dscp", Impact.REKEY, _onoff),
     "restores_dscp": _Key("esp.restore_dscp", Impact.REKEY, _onoff),
     "copies_ecn": _Key("esp.copy_ecn", Impact.REKEY, _onoff),

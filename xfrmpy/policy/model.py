@@ -13,7 +13,13 @@ from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.interfaces import TunnelInterface
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, DontFragment, Mode, OuterHeader
+from xfrmpy.ipsec.sad import (
+    DEFAULT_REPLAY_WINDOW,
+    DontFragment,
+    Mode,
+    Offload,
+    OuterHeader,
+)
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import Action
 
@@ -115,6 +121,7 @@ class ChildPolicy:
     proposals: tuple[Proposal, ...]
     mode: Mode = Mode.TUNNEL
     replay_window: int = DEFAULT_REPLAY_WINDOW
+    offload: Offload | None = None
     copies_dscp: bool = True
     restores_dscp: bool = False
     copies_ecn: bool = True

@@ -32,7 +32,7 @@ from xfrmpy.ipsec.addresses import IpAddress, IpNetwork
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.interfaces import InterfaceAddress
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.ipsec.sad import DontFragment, Mode
+from xfrmpy.ipsec.sad import DontFragment, Mode, Offload
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import MAX_PRIORITY
 from xfrmpy.policy import values
@@ -157,6 +157,11 @@ class EspSettings(Keys):
         ]
         | None
     ) = _key("How many packets may overtake one another, 32 to 4096. Default: 256.", 1024)
+    offload: Annotated[Offload, _choice(Offload)] | None = _key(
+        "`crypto` asks the network device to encrypt (kernel datapath). A refusal is told, and the "
+        "kernel does it itself. Default: not asked.",
+        "crypto",
+    )
     copy_dscp: Switch | None = _key(
         "Whether the outer packet has the inner one's DSCP. Default: yes.", "no"
     )

@@ -29,6 +29,7 @@ from xfrmpy.ipsec.sad import (
     DontFragment,
     Lifetime,
     Mode,
+    Offload,
     OuterHeader,
     SadEntry,
     SaId,
@@ -44,6 +45,7 @@ _PROTOCOLS = {ProtocolId.ESP: IPPROTO_ESP, ProtocolId.AH: IPPROTO_AH}
 _MODES = {Mode.TRANSPORT: 0, Mode.TUNNEL: 1}
 _DIRECTIONS = {PolicyDirection.IN: 0, PolicyDirection.OUT: 1, PolicyDirection.FORWARD: 2}
 _ALLOW, _BLOCK = 0, 1
+_OFFLOAD_INBOUND = 2  # XFRM_OFFLOAD_INBOUND
 _NOECN, _DECAP_DSCP, _NOPMTUDISC, _AF_UNSPEC, _ESN = 1, 2, 4, 32, 128  # XFRM_STATE_*
 _DONT_ENCAP_DSCP = 1  # XFRM_SA_XFLAG_*
 _INFINITE = (1 << 64) - 1  # XFRM_INF
@@ -112,6 +114,7 @@ def decode_sa(message: Message) -> SadEntry:
             outer=_decode_outer(message),
             lifetime=decode_lifetime(body),
             if_id=_decode_if_id(attributes),
+            offload=Offload.CRYPTO if is_offloaded(message) else None,
             **_decode_suite(message),
         )
     except (KeyError, ValueError) as error:
@@ -121,6 +124,16 @@ def decode_sa(message: Message) -> SadEntry:
 def is_outbound(message: Message) -> bool:
     """Which way an SA of ours works: see the module."""
     return bool(message.attributes.get(Attribute.SET_MARK, {}).get("value") == OUR_MARK)
+
+
+def offload_by(entry: SadEntry, device: int) -> Values:
+    """The attribute that asks a device, by its number, to do the cryptography of an SA."""
+    flags = _OFFLOAD_INBOUND if entry.direction is Direction.IN else 0
+    return {"ifindex": device, "flags": flags}
+
+
+def is_offloaded(message: Message) -> bool:
+    return Attribute.OFFLOAD_DEV in message.attributes
 
 
 def encode_sa_id(sa: SaId, kind: MessageType) -> Message:
