@@ -146,6 +146,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         replay_window=draw(st.integers(0, 4096)),
         encapsulation=draw(st.none() | ENCAPSULATION),
         outer=draw(OUTER_HEADER),
+        cpi=draw(st.none() | st.integers(256, 61439)),
         lifetime=draw(LIFETIME),
     )
 

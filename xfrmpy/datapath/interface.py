@@ -56,6 +56,7 @@ class Capabilities:
     udp_encapsulation: bool
     raw_esp: bool
     dont_fragment: frozenset[DontFragment]
+    compression: bool
     missing: dict[str, str]
 
 

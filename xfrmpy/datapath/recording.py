@@ -38,6 +38,7 @@ EVERYTHING = Capabilities(
     udp_encapsulation=True,
     raw_esp=True,
     dont_fragment=frozenset(DontFragment),
+    compression=True,
     missing={},
 )
 

@@ -17,6 +17,9 @@ OUR_REQIDS = range(0x58460000, 0x58470000)
 """`XF` in the upper half: how our objects are told from others' in a shared kernel."""
 
 
+NEGOTIATED_CPIS = range(256, 61440)
+"""RFC 3173 section 3.3: the others are well-known, reserved or private."""
+
 USERSPACE_SPI_BIT = 0x80000000
 """Set in the SPI of every inbound SA of the userspace datapath, clear in every one of the kernel's:
 by it the port that both share with IKE tells whose a packet is."""
@@ -103,7 +106,8 @@ class SadEntry:
     """One SA as a datapath takes and gives it.
 
     `encryption_key` is the cipher's key with its salt behind it, as the keying material has them;
-    `integrity_key` is empty for an AEAD cipher.
+    `integrity_key` is empty for an AEAD cipher. With a `cpi` packets are compressed, by DEFLATE
+    under that index (RFC 3173).
     """
 
     direction: Direction
@@ -119,6 +123,7 @@ class SadEntry:
     replay_window: int = DEFAULT_REPLAY_WINDOW
     encapsulation: UdpEncapsulation | None = None
     outer: OuterHeader = OuterHeader()
+    cpi: int | None = None
     lifetime: Lifetime = Lifetime()
 
     def __post_init__(self) -> None:

@@ -222,6 +222,7 @@ _OF_CHILD: dict[str, _Key] = {
     "copies_dscp": _Key("esp.copy_dscp", Impact.REKEY, _onoff),
     "restores_dscp": _Key("esp.restore_dscp", Impact.REKEY, _onoff),
     "copies_ecn": _Key("esp.copy_ecn", Impact.REKEY, _onoff),
+    "compresses": _Key("esp.ipcomp", Impact.REKEY, _onoff),
     "dont_fragment": _Key("esp.dont_fragment", Impact.REKEY, _or_usual),
     "lifetime_seconds": _Key("lifetime", Impact.HOT, _or_off),
     "lifetime_octets": _Key("esp.max_bytes", Impact.REKEY, _or_none),

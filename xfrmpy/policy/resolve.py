@@ -285,6 +285,7 @@ def _child(
             restores_dscp=esp.restore_dscp,
             copies_ecn=esp.copy_ecn,
             dont_fragment=esp.dont_fragment,
+            compresses=esp.ipcomp,
             inactivity_seconds=inactivity,
         ),
     )

@@ -149,6 +149,12 @@ class EspSettings(Keys):
         ]
         | None
     ) = _key("How many packets may overtake one another, 32 to 4096. Default: 256.", 1024)
+    ipcomp: Switch | None = _key(
+        "Whether packets are compressed before they are encrypted (RFC 3173, DEFLATE), if the peer "
+        "agrees; on the userspace datapath alone. How much smaller a packet gets tells of what is "
+        "in it. Default: no.",
+        "yes",
+    )
     copy_dscp: Switch | None = _key(
         "Whether the outer packet has the inner one's DSCP. Default: yes.", "no"
     )

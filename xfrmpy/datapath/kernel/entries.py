@@ -58,6 +58,8 @@ _PORT_PROTOCOLS = frozenset({6, 17, 33, 132, 136})  # TCP, UDP, DCCP, SCTP, UDP-
 
 def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message:
     """The message that puts `entry` in force (NEWSA) or replaces it (UPDSA)."""
+    if entry.cpi is not None:
+        raise DatapathError("the kernel datapath does not compress packets", EOPNOTSUPP)
     body = {
         "id_daddr": entry.destination.packed,
         "id_spi": entry.spi,

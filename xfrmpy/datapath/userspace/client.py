@@ -121,6 +121,7 @@ class UserspaceDatapath:
             udp_encapsulation=True,
             raw_esp=refusal is None,
             dont_fragment=frozenset(DontFragment),
+            compression=True,
             missing={} if refusal is None else {"raw esp": str(refusal)},
         )
 

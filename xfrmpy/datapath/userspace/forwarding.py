@@ -26,6 +26,7 @@ from xfrmpy.datapath.interface import (
 )
 from xfrmpy.datapath.userspace.holding import Holding
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
+from xfrmpy.esp.compression import IPCOMP, BadCompression, compress, decompress
 from xfrmpy.esp.ip import InnerHeader, NotIp, parse_inner_header
 from xfrmpy.esp.outer import Congested, inner_after
 from xfrmpy.esp.packet import (
@@ -67,6 +68,7 @@ class Refusal(StrEnum):
     OUTSIDE_SELECTORS = "outside-selectors"
     NOT_FOR_TRANSPORT = "not-for-transport"
     CONGESTED = "congested"
+    BAD_COMPRESSION = "bad-compression"
 
 
 class Refused(Exception):
@@ -181,6 +183,7 @@ class Forwarder:
                 self._note_use(held, now)
             raise Refused(dropped.reason) from None
         self._note_use(held, now)
+        next_header, inner = _decompressed(sa.entry, next_header, inner)
         if sa.entry.mode is Mode.TRANSPORT:
             inner = _as_in_clear(sa.entry, next_header, inner, fields)
         header = _parse(inner)
@@ -448,13 +451,27 @@ def _priority(entry: SpdEntry) -> int:
 
 def _seal(sa: OutboundSa, packet: bytes, version: int) -> bytes:
     """Raises `Refused` and `Dropped`."""
-    if sa.entry.mode is Mode.TUNNEL:
-        return sa.seal(packet, _NEXT_HEADER[version])
-    try:
-        protocol, payload = payload_of(packet)
-    except NotCarried:
-        raise Refused(Refusal.NOT_FOR_TRANSPORT) from None
+    protocol, payload = _NEXT_HEADER[version], packet
+    if sa.entry.mode is Mode.TRANSPORT:
+        try:
+            protocol, payload = payload_of(packet)
+        except NotCarried:
+            raise Refused(Refusal.NOT_FOR_TRANSPORT) from None
+    if sa.entry.cpi is not None:
+        protocol, payload = compress(protocol, payload, sa.entry.cpi)
     return sa.seal(payload, protocol)
+
+
+def _decompressed(sa: SadEntry, protocol: int, payload: bytes) -> tuple[int, bytes]:
+    """RFC 3173 section 2.2: what did not get smaller comes as it was."""
+    if protocol != IPCOMP:
+        return protocol, payload
+    if sa.cpi is None:
+        raise Refused(Refusal.BAD_COMPRESSION)
+    try:
+        return decompress(payload, sa.cpi)
+    except BadCompression:
+        raise Refused(Refusal.BAD_COMPRESSION) from None
 
 
 def _as_in_clear(sa: SadEntry, protocol: int, payload: bytes, fields: Fields) -> bytes:
