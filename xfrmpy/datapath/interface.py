@@ -9,7 +9,7 @@ the recording one of the tests. A datapath knows nothing of IKE. Calls are synch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Flag
 from typing import Protocol, TypeAlias
 
@@ -58,6 +58,7 @@ class Capabilities:
     dont_fragment: frozenset[DontFragment]
     compression: bool
     missing: dict[str, str]
+    features: dict[str, str] = field(default_factory=dict)
 
 
 class Realm(Flag):

@@ -251,7 +251,7 @@ class ChildSa:
     @property
     def sends(self) -> bool:
         """Whether the outbound SA is in force."""
-        return any(entry.direction is Direction.OUT for entry in self.in_force)
+        return Direction.OUT in [entry.direction for entry in self.in_force]
 
     @property
     def directions(self) -> tuple[Direction, ...]:
@@ -540,6 +540,7 @@ class ChildSa:
             remote=self.remote,
             outbound=template(path.local.address, path.remote.address),
             inbound=template(path.remote.address, path.local.address),
+            priority=self.policy.priority,
         )
 
     def _names(self) -> _Names:

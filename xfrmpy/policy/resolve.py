@@ -287,6 +287,7 @@ def _child(
             dont_fragment=esp.dont_fragment,
             compresses=esp.ipcomp,
             inactivity_seconds=inactivity,
+            priority=tunnel.priority if keys.priority is None else keys.priority,
         ),
     )
 

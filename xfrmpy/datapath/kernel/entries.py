@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from errno import EOPNOTSUPP
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from socket import AF_INET, AF_INET6, IPPROTO_AH, IPPROTO_ESP
 from typing import TypeVar
@@ -382,8 +383,10 @@ _LIMITS = {
 """The kernel's field: the field of `Lifetime`, and the number that stands for "no limit"."""
 
 
-def _encode_lifetime(lifetime: Lifetime) -> Values:
-    values: Values = {}
+@lru_cache(maxsize=256)
+def _encode_lifetime(lifetime: Lifetime) -> Mapping[str, int]:
+    """Those of a gateway's SAs are of a few kinds, all policies' of one."""
+    values: dict[str, int] = {}
     for field, (name, none) in _LIMITS.items():
         limit = getattr(lifetime, name)
         values[field] = none if limit is None else limit
