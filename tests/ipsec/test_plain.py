@@ -147,6 +147,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         encapsulation=draw(st.none() | ENCAPSULATION),
         outer=draw(OUTER_HEADER),
         cpi=draw(st.none() | st.integers(256, 61439)),
+        tfc=draw(st.integers(0, 65535)),
         lifetime=draw(LIFETIME),
     )
 

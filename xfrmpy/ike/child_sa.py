@@ -71,7 +71,7 @@ class ChildSa:
         *("claimed_as", "entries", "established_at", "failure", "gone_spis", "heir", "in_force"),
         *("is_asking_usage", "is_initiator", "is_lost", "is_told", "outdated_at"),
         *("last_received_at", "last_sent_at", "last_used_at", "local", "nonces", "peer_address"),
-        "peer_cpi",
+        *("peer_cpi", "peer_takes_tfc"),
         *("policy", "proposal", "rekey_at", "remote", "replaces", "reqid", "spi_in", "state"),
         *("tunnel", "wait_until", "_absent", "_core", "_packet", "_proposals"),
     )
@@ -96,6 +96,7 @@ class ChildSa:
         self.reqid: int = policy.reqid if replaces is None else replaces.reqid
         self.peer_address: IpAddress | None = None
         self.peer_cpi: int | None = None
+        self.peer_takes_tfc = True
         self._packet = packet or ((), ())
         self.nonces: Nonces = (b"", b"")
         self.is_initiator = False
@@ -148,6 +149,7 @@ class ChildSa:
         self.local, self.remote = traffic.local, traffic.remote
         self.peer_address = traffic.peer_address
         self.peer_cpi = traffic.peer_cpi
+        self.peer_takes_tfc = traffic.peer_takes_tfc
 
     def choose(
         self,
@@ -196,6 +198,7 @@ class ChildSa:
         self.local, self.remote = local, remote
         self.peer_address = traffic.peer_address
         self.peer_cpi = traffic.peer_cpi if self.policy.compresses else None
+        self.peer_takes_tfc = traffic.peer_takes_tfc
 
     def answer(self) -> tuple[OpenPayload, ...]:
         """SA, TSi and TSr of a responder that has chosen, and the mode."""
@@ -512,6 +515,7 @@ class ChildSa:
                 replay_window=self.policy.replay_window,
                 outer=self.policy.outer,
                 cpi=cpis[direction],
+                tfc=self._padding_of(direction),
                 encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
             )
@@ -520,6 +524,11 @@ class ChildSa:
             entry(Direction.IN, self.spi_in, path.remote, path.local, keys_in),
             entry(Direction.OUT, self.spi_out, path.local, path.remote, keys_out),
         )
+
+    def _padding_of(self, direction: Direction) -> int:
+        """What is received needs none told: the inner packet says how long it is."""
+        is_taken = direction is Direction.OUT and self.peer_takes_tfc
+        return self.policy.tfc if is_taken and self.policy.mode is Mode.TUNNEL else 0
 
     def _cpis(self) -> dict[Direction, int | None]:
         """Those of compression, if both ends have agreed to it."""

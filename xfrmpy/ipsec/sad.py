@@ -107,7 +107,8 @@ class SadEntry:
 
     `encryption_key` is the cipher's key with its salt behind it, as the keying material has them;
     `integrity_key` is empty for an AEAD cipher. With a `cpi` packets are compressed, by DEFLATE
-    under that index (RFC 3173).
+    under that index (RFC 3173). In tunnel mode a packet of less than `tfc` octets is padded to that
+    size, as far as the path allows, to hide its own (RFC 4303 section 2.7).
     """
 
     direction: Direction
@@ -124,6 +125,7 @@ class SadEntry:
     encapsulation: UdpEncapsulation | None = None
     outer: OuterHeader = OuterHeader()
     cpi: int | None = None
+    tfc: int = 0
     lifetime: Lifetime = Lifetime()
 
     def __post_init__(self) -> None:

@@ -161,6 +161,18 @@ class EspSettings(Keys):
         "in it. Default: no.",
         "yes",
     )
+    tfc: (
+        Annotated[
+            int,
+            PlainValidator(partial(values.parse_whole_number, 1, 65535)),
+            WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 65535}),
+        ]
+        | None
+    ) = _key(
+        "Octets to which smaller packets are padded in tunnel mode to hide their size, as far as "
+        "the path takes that and the peer accepts it. Default: no padding.",
+        1280,
+    )
     copy_dscp: Switch | None = _key(
         "Whether the outer packet has the inner one's DSCP. Default: yes.", "no"
     )

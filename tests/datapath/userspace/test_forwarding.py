@@ -159,6 +159,24 @@ def test_the_protocol_is_a_part_of_an_sas_name() -> None:
         theirs.unprotect(sealed, None, 1.0, protocol=ProtocolId.AH)
 
 
+@pytest.mark.parametrize(
+    ("tfc", "room", "expected"), [(0, 0, 64), (1200, 0, 1200), (1200, 900, 900)]
+)
+def test_small_packets_are_hidden_in_large_ones(tfc: int, room: int, expected: int) -> None:
+    """RFC 4303 section 2.7."""
+    ours, theirs = gateway(0), gateway(1)
+    plain = len(ours.protect(packet(payload=expected - 20), 0.0)[0])
+    ours.remove_sa(sa(0).id)
+    ours.add_sa(replace(sa(0), spi=sa(0).spi, tfc=tfc), 0.0)
+    if room:
+        ours.set_room(REQID, room)
+    theirs.remove_sa(sa(0).id)
+    theirs.add_sa(received(sa(0)), 0.0)
+    sealed, _ = ours.protect(packet(payload=44), 0.0)
+    assert len(sealed) == plain
+    assert theirs.unprotect(sealed, FIRST, 0.0) == packet(payload=44)
+
+
 # Compression.
 
 

@@ -119,6 +119,7 @@ class Forwarder:
         self._by_priority: dict[PolicyDirection, list[SpdEntry]] = {d: [] for d in PolicyDirection}
         self._hosts: Counter[tuple[int, int]] = Counter()
         self._reassembly = Reassembly()
+        self._room: dict[int, int] = {}
         self._acquired_at: dict[int, float] = {}
         self._holding = Holding()
         self._limits: list[tuple[float, int, SaId]] = []
@@ -148,7 +149,7 @@ class Forwarder:
             raise Refused(Refusal.NO_SA)
         sa, held = candidates[-1]
         try:
-            sealed = _seal(sa, packet[: header.length], header.version)
+            sealed = _seal(sa, packet[: header.length], header.version, self._hiding_in(sa.entry))
         except Dropped as dropped:
             self._check_limits(held, now)
             raise Refused(dropped.reason) from None
@@ -194,6 +195,13 @@ class Forwarder:
         if is_newest and source is not None:
             self._note_source(held, source, now)
         return _with_outer(inner[: header.length], sa.entry, fields)
+
+    def set_room(self, reqid: int, octets: int) -> None:
+        """How large an inner packet the path takes, for those that are padded."""
+        self._room[reqid] = octets
+
+    def _hiding_in(self, sa: SadEntry) -> int:
+        return min(sa.tfc, self._room.get(sa.reqid, sa.tfc))
 
     def _gather(self, packet: bytes) -> tuple[bytes, list[bytes]]:
         """A whole datagram and the packets that it came in. Raises `Waits`."""
@@ -428,6 +436,7 @@ class Forwarder:
             entries.clear()
         self._acquired_at.clear()
         self._hosts.clear()
+        self._room.clear()
         self._holding.clear()
         return count
 
@@ -449,7 +458,7 @@ def _priority(entry: SpdEntry) -> int:
     return entry.priority
 
 
-def _seal(sa: OutboundSa, packet: bytes, version: int) -> bytes:
+def _seal(sa: OutboundSa, packet: bytes, version: int, hidden_in: int) -> bytes:
     """Raises `Refused` and `Dropped`."""
     protocol, payload = _NEXT_HEADER[version], packet
     if sa.entry.mode is Mode.TRANSPORT:
@@ -459,7 +468,9 @@ def _seal(sa: OutboundSa, packet: bytes, version: int) -> bytes:
             raise Refused(Refusal.NOT_FOR_TRANSPORT) from None
     if sa.entry.cpi is not None:
         protocol, payload = compress(protocol, payload, sa.entry.cpi)
-    return sa.seal(payload, protocol)
+    # RFC 4303 section 2.7: the receiver goes by the length that an inner IP packet has.
+    is_packet = protocol == _NEXT_HEADER[version] and sa.entry.mode is Mode.TUNNEL
+    return sa.seal(payload, protocol, hidden_in=hidden_in if is_packet else 0)
 
 
 def _decompressed(sa: SadEntry, protocol: int, payload: bytes) -> tuple[int, bytes]:
