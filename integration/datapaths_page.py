@@ -19,7 +19,7 @@ from xfrmpy.datapath.interface import Capabilities
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.features import FEATURES, OTHERS
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
-from xfrmpy.ipsec.sad import Mode
+from xfrmpy.ipsec.sad import DontFragment, Mode
 from xfrmpy.registry import ProtocolId
 
 PAGE = Path(__file__).parent.parent / "docs" / "datapaths.md"
@@ -90,6 +90,11 @@ def rows(can: Capabilities) -> dict[str, str]:
         "ESP in UDP": told("udp encapsulation", works=can.udp_encapsulation),
         "ESP without UDP": told("raw esp", works=can.raw_esp),
         "extended sequence numbers": told("esn", works=can.esn),
+        "IP compression": told("compression", works=can.compression),
+        **{
+            f"DF of the outer header: {how}": told("df", works=how in can.dont_fragment)
+            for how in DontFragment
+        },
     }
     for cipher in CIPHERS:
         works = any(s == cipher.name or s.startswith(f"{cipher.name}-") for s in can.suites)

@@ -148,6 +148,8 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         replay_window=draw(st.integers(0, 4096)),
         encapsulation=draw(st.none() | ENCAPSULATION),
         outer=draw(OUTER_HEADER),
+        cpi=draw(st.none() | st.integers(256, 61439)),
+        tfc=draw(st.integers(0, 65535)),
         lifetime=draw(LIFETIME),
         if_id=draw(st.integers(0, 0xFFFFFFFF)),
     )

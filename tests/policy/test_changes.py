@@ -82,6 +82,8 @@ OTHER_OF_CHILD: dict[str, tuple[Any, Impact]] = {
     "copies_dscp": (False, Impact.REKEY),
     "restores_dscp": (True, Impact.REKEY),
     "copies_ecn": (False, Impact.REKEY),
+    "compresses": (True, Impact.REKEY),
+    "tfc": (1280, Impact.REKEY),
     "dont_fragment": (DontFragment.CLEAR, Impact.REKEY),
     "lifetime_seconds": (600.0, Impact.HOT),
     "lifetime_octets": (1 << 30, Impact.REKEY),

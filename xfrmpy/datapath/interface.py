@@ -57,6 +57,7 @@ class Capabilities:
     udp_encapsulation: bool
     raw_esp: bool
     dont_fragment: frozenset[DontFragment]
+    compression: bool
     missing: dict[str, str]
     interfaces: bool = False
     features: dict[str, str] = field(default_factory=dict)

@@ -39,6 +39,7 @@ EVERYTHING = Capabilities(
     udp_encapsulation=True,
     raw_esp=True,
     dont_fragment=frozenset(DontFragment),
+    compression=True,
     missing={},
     interfaces=True,
 )

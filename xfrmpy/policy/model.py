@@ -126,6 +126,8 @@ class ChildPolicy:
     restores_dscp: bool = False
     copies_ecn: bool = True
     dont_fragment: DontFragment | None = None
+    compresses: bool = False
+    tfc: int = 0
     lifetime_seconds: float | None = 3600.0
     lifetime_octets: int | None = None
     lifetime_packets: int | None = None

@@ -304,6 +304,8 @@ def _child(
             restores_dscp=esp.restore_dscp,
             copies_ecn=esp.copy_ecn,
             dont_fragment=esp.dont_fragment,
+            compresses=esp.ipcomp,
+            tfc=esp.tfc,
             inactivity_seconds=inactivity,
             priority=tunnel.priority if keys.priority is None else keys.priority,
         ),

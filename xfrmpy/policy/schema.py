@@ -162,6 +162,24 @@ class EspSettings(Keys):
         "kernel does it itself. Default: not asked.",
         "crypto",
     )
+    ipcomp: Switch | None = _key(
+        "Whether packets are compressed before they are encrypted (RFC 3173, DEFLATE), if the peer "
+        "agrees; on the userspace datapath alone. How much smaller a packet gets tells of what is "
+        "in it. Default: no.",
+        "yes",
+    )
+    tfc: (
+        Annotated[
+            int,
+            PlainValidator(partial(values.parse_whole_number, 1, 65535)),
+            WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 65535}),
+        ]
+        | None
+    ) = _key(
+        "Octets to which smaller packets are padded in tunnel mode to hide their size, as far as "
+        "the path takes that and the peer accepts it. Default: no padding.",
+        1280,
+    )
     copy_dscp: Switch | None = _key(
         "Whether the outer packet has the inner one's DSCP. Default: yes.", "no"
     )

@@ -61,6 +61,7 @@ OUTER_HEADERS = st.builds(
 def sad_entries(draw: st.DrawFn) -> SadEntry:
     suite = draw(st.sampled_from(SUITES))
     source, destination = draw(V4 | V6)
+    mode = draw(st.sampled_from(Mode))
     octets = draw(st.binary(min_size=64, max_size=64))
     ports = st.integers(0, 0xFFFF)
     return SadEntry(
@@ -72,7 +73,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         suite=suite,
         encryption_key=octets[: suite.cipher.keymat],
         integrity_key=octets[: suite.integrity.key] if suite.integrity else b"",
-        mode=draw(st.sampled_from(Mode)),
+        mode=mode,
         replay_window=draw(st.integers(0, 4096)),
         encapsulation=draw(
             st.none()
@@ -83,6 +84,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
                 st.sampled_from([None, destination if int(destination) else None]),
             )
         ),
+        tfc=draw(st.integers(0, 65535)) if mode is Mode.TUNNEL else 0,
         outer=draw(OUTER_HEADERS),
         lifetime=draw(LIFETIMES),
         if_id=draw(st.integers(0, 0xFFFFFFFF)),

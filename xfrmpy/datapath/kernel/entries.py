@@ -61,6 +61,8 @@ _PORT_PROTOCOLS = frozenset({6, 17, 33, 132, 136})  # TCP, UDP, DCCP, SCTP, UDP-
 
 def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message:
     """The message that puts `entry` in force (NEWSA) or replaces it (UPDSA)."""
+    if entry.cpi is not None:
+        raise DatapathError("the kernel datapath does not compress packets", EOPNOTSUPP)
     body = {
         "id_daddr": entry.destination.packed,
         "id_spi": entry.spi,
@@ -89,6 +91,8 @@ def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message
             "encap_dport": entry.encapsulation.destination_port,
             "encap_oa": _octets(entry.encapsulation.original),
         }
+    if entry.tfc and entry.mode is Mode.TUNNEL:
+        attributes[Attribute.TFCPAD] = {"value": entry.tfc}
     if not entry.outer.copies_dscp:
         attributes[Attribute.SA_EXTRA_FLAGS] = {"value": _DONT_ENCAP_DSCP}
     if entry.direction is Direction.OUT:
@@ -112,6 +116,7 @@ def decode_sa(message: Message) -> SadEntry:
             replay_window=attributes[Attribute.REPLAY_ESN_VAL]["replay_window"],
             encapsulation=_decode_encapsulation(family, attributes.get(Attribute.ENCAP)),
             outer=_decode_outer(message),
+            tfc=attributes.get(Attribute.TFCPAD, {}).get("value", 0),
             lifetime=decode_lifetime(body),
             if_id=_decode_if_id(attributes),
             offload=Offload.CRYPTO if is_offloaded(message) else None,

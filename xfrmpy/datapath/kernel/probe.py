@@ -77,6 +77,7 @@ def probe(requests: NetlinkSocket) -> Capabilities:
         ),
         raw_esp=True,
         dont_fragment=frozenset({DontFragment.COPY, DontFragment.CLEAR}),
+        compression=False,
         missing=trial.missing,
     )
 
@@ -94,6 +95,7 @@ def _no_esp(trial: _Trial) -> Capabilities:
         udp_encapsulation=False,
         raw_esp=False,
         dont_fragment=frozenset(),
+        compression=False,
         missing=trial.missing | {"esp": why},
     )
 
