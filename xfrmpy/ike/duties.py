@@ -15,6 +15,7 @@ from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.childless import close_if_childless
 from xfrmpy.ike.collisions import UNSETTLED
 from xfrmpy.ike.create_child_sa import CreateChildSa
+from xfrmpy.ike.demand import carries
 from xfrmpy.ike.first_contact import end_doubted
 from xfrmpy.ike.informational import DeleteChildSas
 from xfrmpy.ike.keepalive import check_keepalive, keepalive_at
@@ -72,7 +73,7 @@ def _add_of_ike_sa(sa: IkeSa, found: list[Duty]) -> None:
         found.append((sa.alone_at, partial(close_surplus, sa), False))
     if sa.doubted_until is not None:
         found.append((sa.doubted_until, partial(end_doubted, sa), False))
-    if sa.wanted:
+    if sa.demand.packets:
         found.append((AT_ONCE, partial(_create_wanted, sa), True))
     if sa.create_at is not None:
         found.append((sa.create_at, partial(_create_next, sa), True))
@@ -122,8 +123,8 @@ def _bury(sa: IkeSa, until: float, child: ChildSa, _now: float) -> None:
 
 def _create_wanted(sa: IkeSa, now: float) -> None:
     """Begin a Child SA for a packet, unless it has come to be meanwhile."""
-    policy, packet = sa.wanted.pop(0)
-    if all(child.policy.name != policy.name for child in sa.children):
+    policy, packet = sa.demand.packets.pop(0)
+    if not any(carries(child, policy.name, packet) for child in sa.children):
         sa.start(CreateChildSa(sa, policy, packet=packet), now)
 
 

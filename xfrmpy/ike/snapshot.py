@@ -25,6 +25,7 @@ from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import IKE_SPI_SIZE, Core
 from xfrmpy.ike.crash import TheirTokens
 from xfrmpy.ike.create_child_sa import CreateChildSa
+from xfrmpy.ike.demand import Demand
 from xfrmpy.ike.exchange import Exchange
 from xfrmpy.ike.first_contact import ProofOfLife
 from xfrmpy.ike.ike_sa import IkeSa
@@ -47,7 +48,7 @@ from xfrmpy.wire.cursor import Cursor, Malformed
 from xfrmpy.wire.message import Message, decode_payloads_untrusted, encode_payloads
 from xfrmpy.wire.payloads import IdiPayload, OpenPayload, SaPayload
 
-FORMAT = 3
+FORMAT = 4
 """Of both records. Another table is another format."""
 
 KNOWN_PROPOSALS = 64
@@ -492,19 +493,22 @@ _IKE_SA_REFERENCE = Codec(
 )
 
 
-def _write_wanted(wanted: list[tuple[ChildPolicy, Scope]], _writer: Writer) -> Plain:
-    return [[policy.name, to_plain(packet)] for policy, packet in wanted]
+def _write_demand(demand: Demand, _writer: Writer) -> Plain:
+    children = None if demand.children is None else [*sorted(demand.children)]
+    return [[[p.name, to_plain(packet)] for p, packet in demand.packets], children]
 
 
-def _read_wanted(plain: Any, reader: Reader) -> list[tuple[ChildPolicy, Scope]]:
+def _read_demand(plain: Any, reader: Reader) -> Demand:
     """A child that the policy has no more is not wanted any more."""
     assert reader.sa.tunnel is not None
+    packets, children = plain
     policies = {child.name: child for child in reader.sa.tunnel.children}
-    return [
+    wanted = [
         (policies[name], from_plain(cast("type[Scope]", Scope), packet))
-        for name, packet in _items(plain)
+        for name, packet in _items(packets)
         if name in policies
     ]
+    return Demand(wanted, None if children is None else frozenset(map(str, _items(children))))
 
 
 def _write_key_exchange(key_exchange: KeyExchange, _writer: Writer) -> Plain:
@@ -654,7 +658,7 @@ IKE_SA: Table = {
     "ticket_at": _MOMENT,
     "replaces": _IKE_SA_REFERENCE,
     "heir": _IKE_SA_REFERENCE,
-    "wanted": Codec(_write_wanted, _read_wanted, is_late=True),
+    "demand": Codec(_write_demand, _read_demand, is_late=True),
     "refused_scopes": _collection(frozenset, Scope),
     "postponed": _value(tuple[str, ...]),
     "asks_pairs": _FLAG,

@@ -17,7 +17,7 @@ from xfrmpy.datapath.kernel.messages import MessageType
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
 from xfrmpy.ipsec.proposals import EspSuite
-from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Mode, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, DontFragment, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.registry import ProtocolId
 
 _SPI = 0x5846FFFF
@@ -76,6 +76,7 @@ def probe(requests: NetlinkSocket) -> Capabilities:
             "udp encapsulation", replace(sample, encapsulation=UdpEncapsulation(4500, 4500))
         ),
         raw_esp=True,
+        dont_fragment=frozenset({DontFragment.COPY, DontFragment.CLEAR}),
         missing=trial.missing,
     )
 
@@ -92,6 +93,7 @@ def _no_esp(trial: _Trial) -> Capabilities:
         esn=False,
         udp_encapsulation=False,
         raw_esp=False,
+        dont_fragment=frozenset(),
         missing=trial.missing | {"esp": why},
     )
 
