@@ -578,7 +578,7 @@ def _app_for(arguments: Sequence[str]) -> typer.Typer:
     if not named:
         return app
     alone = copy(app)
-    alone.registered_commands = named
+    alone.registered_commands, alone.registered_groups = named, []
     return alone
 
 
