@@ -97,6 +97,14 @@ COUNTERS: dict[str, Explanation] = {
     Refusal.NO_SA: NO_SA,
     Refusal.UNKNOWN_SPI: UNKNOWN_SPI,
     Refusal.OUTSIDE_SELECTORS: OUTSIDE_SELECTORS,
+    Refusal.NOT_FOR_TRANSPORT: Explanation(
+        meaning="a packet of a kind that transport mode cannot carry",
+        look_at="who sends it; tunnel mode carries any",
+    ),
+    Refusal.CONGESTED: Explanation(
+        meaning="a router had marked a packet of senders that cannot tell (RFC 6040 section 4.2)",
+        look_at="what is congested on the way; `copy_ecn`",
+    ),
     Refusal.ROUTING_LOOP: Explanation(
         meaning="the tunnel's own packets were led into its interface",
         look_at="`ip route get PEER`: a route to the peer must not lead into the tunnel",
