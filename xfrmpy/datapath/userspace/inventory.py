@@ -123,6 +123,10 @@ COUNTERS: dict[str, Explanation] = {
         meaning="an authentic packet is padded otherwise than RFC 4303 section 2.4 says",
         look_at="the peer's implementation",
     ),
+    Refusal.BAD_COMPRESSION: Explanation(
+        meaning="an authentic packet is compressed (RFC 3173) unasked, or cannot be expanded",
+        look_at="the peer's implementation; `ipcomp: no` at one end does without",
+    ),
     EspDrop.DUMMY: Explanation(
         meaning="a dummy packet came, which hides how much is really sent (RFC 4303 section 2.6)",
         look_at="nothing: that is what they are for",
