@@ -6,11 +6,13 @@ machine's kernel. `test_datapaths_page.py` compares.
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+from integration.conftest import MODULES
 from integration.contract.sites import gateway_namespace
 from integration.userspace.place import daemon_sockets, end_workers, open_here
 from xfrmpy.datapath.interface import Capabilities
@@ -59,8 +61,7 @@ USES: dict[str, str] = {
     "default policy (SETDEFAULT)": (
         "it is the whole host's, ssh and IKE of others included; `on_down: block` is a tunnel's"
     ),
-    "offload of cryptography": "there is no policy key for it yet",
-    "offload of whole packets": "there is no policy key for it yet",
+    "offload of whole packets": "policies would have to be offloaded too, which is not done yet",
 }
 
 
@@ -127,4 +128,5 @@ def column(text: str, number: int, names: Mapping[str, str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    subprocess.run(["modprobe", "-qa", *MODULES.split()], check=False)
     print(page(*probe_both()), end="")

@@ -518,6 +518,8 @@ class ChildSa:
                 tfc=self._padding_of(direction),
                 encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
+                if_id=self.policy.if_id,
+                offload=self.policy.offload,
             )
 
         return (
@@ -550,6 +552,7 @@ class ChildSa:
             outbound=template(path.local.address, path.remote.address),
             inbound=template(path.remote.address, path.local.address),
             priority=self.policy.priority,
+            if_id=self.policy.if_id,
         )
 
     def _names(self) -> _Names:

@@ -39,6 +39,12 @@ class Mode(StrEnum):
     TRANSPORT = "transport"
 
 
+class Offload(StrEnum):
+    """What of an SA's work a network device is asked to do."""
+
+    CRYPTO = "crypto"
+
+
 class DontFragment(StrEnum):
     """What becomes of DF in the outer IPv4 header of tunnel mode (RFC 4301 section 8.1)."""
 
@@ -108,7 +114,10 @@ class SadEntry:
     `encryption_key` is the cipher's key with its salt behind it, as the keying material has them;
     `integrity_key` is empty for an AEAD cipher. With a `cpi` packets are compressed, by DEFLATE
     under that index (RFC 3173). In tunnel mode a packet of less than `tfc` octets is padded to that
-    size, as far as the path allows, to hide its own (RFC 4303 section 2.7).
+    size, as far as the path allows, to hide its own (RFC 4303 section 2.7). With an `if_id` it
+    carries what policies of the same one lead to it, and its packets come out of the interface of
+    that number; 0 is none. `offload` is a wish: a datapath may do without, and then says so, so
+    that entries which differ in nothing else are equal.
     """
 
     direction: Direction
@@ -127,6 +136,8 @@ class SadEntry:
     cpi: int | None = None
     tfc: int = 0
     lifetime: Lifetime = Lifetime()
+    if_id: int = 0
+    offload: Offload | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not 256 <= self.spi <= 0xFFFFFFFF:  # RFC 4303 section 2.1: 1 to 255 are reserved

@@ -24,6 +24,7 @@ from xfrmpy.ipsec.sad import (
     DontFragment,
     Lifetime,
     Mode,
+    Offload,
     OuterHeader,
     SadEntry,
     UdpEncapsulation,
@@ -86,6 +87,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         tfc=draw(st.integers(0, 65535)) if mode is Mode.TUNNEL else 0,
         outer=draw(OUTER_HEADERS),
         lifetime=draw(LIFETIMES),
+        if_id=draw(st.integers(0, 0xFFFFFFFF)),
     )
 
 
@@ -114,6 +116,7 @@ def spd_entries(draw: st.DrawFn) -> SpdEntry:
         action=action,
         priority=draw(st.integers(0, 0xFFFFFFFF)),
         template=template if action is Action.PROTECT else None,
+        if_id=draw(st.integers(0, 0xFFFFFFFF)),
     )
 
 
@@ -330,3 +333,14 @@ def test_an_unused_sa_is_not_idle_since_ever() -> None:
 )
 def test_a_soft_limit_is_met_at_its_number(changes: dict[str, int], past: bool) -> None:
     assert entries.is_past_soft_limit(_used(**changes), 1000.0) is past
+
+
+def test_offload_is_asked_of_a_device_and_told_by_it() -> None:
+    asked = entries.offload_by(replace(SA, direction=Direction.IN), 3)
+    assert asked == {"ifindex": 3, "flags": 2}
+    assert entries.offload_by(replace(SA, direction=Direction.OUT), 3)["flags"] == 0
+    message = entries.encode_sa(SA)
+    message.attributes[Attribute.OFFLOAD_DEV] = asked
+    told = entries.decode_sa(XFRM.decode(message.type, XFRM.encode(message)))
+    assert told.offload is Offload.CRYPTO
+    assert told == SA, "to be offloaded or not makes no other SA of it"
