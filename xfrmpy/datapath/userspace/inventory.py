@@ -105,6 +105,10 @@ COUNTERS: dict[str, Explanation] = {
         meaning="a packet was marked as congested on the way, and its inside must not be marked",
         look_at="the load on the way to the peer (RFC 6040 section 4.2)",
     ),
+    Refusal.BAD_COMPRESSION: Explanation(
+        meaning="an authentic packet is compressed in a way that was not agreed to, or too large",
+        look_at="`ipcomp` at both ends, and the peer's log",
+    ),
     Refusal.ROUTING_LOOP: Explanation(
         meaning="the tunnel's own packets were led into its interface",
         look_at="`ip route get PEER`: a route to the peer must not lead into the tunnel",
