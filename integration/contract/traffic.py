@@ -12,7 +12,15 @@ from ipaddress import ip_address
 
 import pytest
 
-from integration.contract.entries import GCM, INNER, OUTER, REQID, SUITES, inner_address
+from integration.contract.entries import (
+    GCM,
+    INNER,
+    OUTER,
+    REQID,
+    SUITES,
+    inner_address,
+    skip_unless_able,
+)
 from integration.contract.sites import (
     SaPair,
     Site,
@@ -53,8 +61,7 @@ class TrafficContract:
         self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int, name: str
     ) -> None:
         suite = SUITES[name]
-        if str(replace(suite, esn=False)) not in capabilities.suites:
-            pytest.skip(capabilities.missing.get(str(replace(suite, esn=False)), "unknown suite"))
+        skip_unless_able(capabilities, suite)
         encapsulated = not capabilities.raw_esp
         install_pair(sites, suite, spi_bits=spi_bits, encapsulated=encapsulated)
         assert sites[0].ping(4)

@@ -195,6 +195,8 @@ def _shortcoming(
         return capabilities
     if "esp" in capabilities.missing:
         return capabilities.missing["esp"]
+    for protocol in {child.protocol for child in policy.children} - capabilities.protocols:
+        return capabilities.missing[protocol.name.lower()]
     for mode in {child.mode for child in policy.children} - capabilities.modes:
         return capabilities.missing[f"{mode} mode"]
     return f"the {choice.value} datapath knows none of the algorithms that the policy names"

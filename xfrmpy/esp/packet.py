@@ -13,6 +13,7 @@ from struct import Struct
 from xfrmpy.crypto.cipher import IntegrityFailed, PacketCipher, packet_cipher
 from xfrmpy.esp.replay import Replayed, ReplayWindow
 from xfrmpy.ipsec.overhead import ALIGNMENT, ESP_TRAILER
+from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import SadEntry, Usage
 
 _HEADER = Struct(">II")  # SPI, low half of the sequence number
@@ -52,24 +53,29 @@ class _Sa:
 
     __slots__ = (
         *("entry", "octets", "packets", "replayed", "integrity_failed"),
-        *("_cipher_made", "_iv_size", "_is_aead", "_esn"),
+        *("_cipher_made", "_suite", "_iv_size", "_whole_iv_size", "_is_aead", "_esn"),
     )
 
     def __init__(self, entry: SadEntry) -> None:
+        suite = entry.suite
+        if not isinstance(suite, EspSuite):
+            raise ValueError(f"{entry.id} is no SA of ESP")
         self.entry = entry
+        self._suite = suite
         self.octets = 0
         self.packets = 0
         self.replayed = 0
         self.integrity_failed = 0
         self._cipher_made: PacketCipher | None = None
-        self._iv_size = entry.suite.cipher.iv
-        self._is_aead = entry.suite.cipher.is_aead
-        self._esn = entry.suite.esn
+        self._iv_size = suite.cipher.iv
+        self._whole_iv_size = suite.cipher.whole_iv
+        self._is_aead = suite.cipher.is_aead
+        self._esn = suite.esn
 
     @property
     def _cipher(self) -> PacketCipher:
         if self._cipher_made is None:
-            entry, suite = self.entry, self.entry.suite
+            entry, suite = self.entry, self._suite
             self._cipher_made = packet_cipher(
                 suite.cipher, suite.integrity, entry.encryption_key, entry.integrity_key
             )
@@ -111,14 +117,15 @@ class _Sa:
 class OutboundSa(_Sa):
     """Seals. Sequence numbers are taken once and never given back."""
 
-    __slots__ = ("_alignment", "_last_sequence", "_random", "_sequence")
+    __slots__ = ("_alignment", "_counts_iv", "_last_sequence", "_random", "_sequence")
 
     def __init__(self, entry: SadEntry, random: Callable[[int], bytes]) -> None:
         super().__init__(entry)
         self._random = random
         self._sequence = 0
         self._last_sequence = (1 << (64 if self._esn else 32)) - 1
-        self._alignment = max(entry.suite.cipher.block, ALIGNMENT)
+        self._alignment = max(self._suite.cipher.block, ALIGNMENT)
+        self._counts_iv = self._suite.cipher.counts_iv
 
     def seal(self, payload: bytes, next_header: int) -> bytes:
         """The ESP packet of a payload. Raises `Dropped` once the SA may carry no more.
@@ -134,17 +141,18 @@ class OutboundSa(_Sa):
         associated, trailer = self._authenticated(self._sequence)
         sealed = self._cipher.seal(iv, plaintext, associated, trailer)
         self._count(len(payload))
-        return _HEADER.pack(self.entry.spi, self._sequence & 0xFFFFFFFF) + iv + sealed
+        header = _HEADER.pack(self.entry.spi, self._sequence & 0xFFFFFFFF)
+        return header + iv[: self._iv_size] + sealed
 
     @property
     def is_past_hard_limit(self) -> bool:
         return super().is_past_hard_limit or self._sequence >= self._last_sequence
 
     def _iv(self) -> bytes:
-        # The sequence number is unique under the key, which is all that AEAD asks (RFC 4106
-        # section 3.1); CBC wants an IV that nobody can predict (RFC 3602 section 3).
-        if self._is_aead:
-            return self._sequence.to_bytes(self._iv_size, "big")
+        # The sequence number is unique under the key, which is all that a counter mode asks (RFC
+        # 4106 section 3.1); CBC wants an IV that nobody can predict (RFC 3602 section 3).
+        if self._counts_iv:
+            return self._sequence.to_bytes(self._whole_iv_size, "big")
         return self._random(self._iv_size)
 
 
@@ -180,10 +188,11 @@ class InboundSa(_Sa):
         iv_end = _HEADER.size + self._iv_size
         try:
             self._window.check(sequence)
+            iv = packet[_HEADER.size : iv_end]
+            if self._iv_size < self._whole_iv_size:  # RFC 8750 section 4
+                iv = sequence.to_bytes(self._whole_iv_size, "big")
             associated, trailer = self._authenticated(sequence)
-            plaintext = self._cipher.open(
-                packet[_HEADER.size : iv_end], packet[iv_end:], associated, trailer
-            )
+            plaintext = self._cipher.open(iv, packet[iv_end:], associated, trailer)
         except Replayed:
             self.replayed += 1
             raise Dropped(EspDrop.REPLAYED) from None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from xfrmpy.ipsec.addresses import IpAddress
-from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.registry import ProtocolId
 
 DEFAULT_REPLAY_WINDOW = 256
@@ -80,8 +80,8 @@ class SaId:
 class SadEntry:
     """One SA as a datapath takes and gives it.
 
-    `encryption_key` is the cipher's key with its salt behind it, as the keying material has them;
-    `integrity_key` is empty for an AEAD cipher.
+    `encryption_key` is the cipher's key with its salt behind it, as the keying material has them,
+    and empty for AH; `integrity_key` is empty for an AEAD cipher. The protocol is the suite's.
     """
 
     direction: Direction
@@ -89,10 +89,9 @@ class SadEntry:
     source: IpAddress
     destination: IpAddress
     reqid: int
-    suite: EspSuite
+    suite: EspSuite | AhSuite
     encryption_key: bytes = field(repr=False)
     integrity_key: bytes = field(default=b"", repr=False)
-    protocol: ProtocolId = ProtocolId.ESP
     mode: Mode = Mode.TUNNEL
     replay_window: int = DEFAULT_REPLAY_WINDOW
     encapsulation: UdpEncapsulation | None = None
@@ -101,11 +100,17 @@ class SadEntry:
     def __post_init__(self) -> None:
         if not 256 <= self.spi <= 0xFFFFFFFF:  # RFC 4303 section 2.1: 1 to 255 are reserved
             raise ValueError(f"SPI 0x{self.spi:x} is out of range")
-        if len(self.encryption_key) != self.suite.cipher.keymat:
+        if len(self.encryption_key) != self.suite.keymat:
             raise ValueError("the encryption key has the wrong size")
         wanted = 0 if self.suite.integrity is None else self.suite.integrity.key
         if len(self.integrity_key) != wanted:
             raise ValueError("the integrity key has the wrong size")
+        if self.encapsulation is not None and isinstance(self.suite, AhSuite):
+            raise ValueError("AH does not go in UDP")  # RFC 3948 section 1
+
+    @property
+    def protocol(self) -> ProtocolId:
+        return self.suite.protocol
 
     @property
     def id(self) -> SaId:

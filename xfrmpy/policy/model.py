@@ -14,6 +14,7 @@ from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.registry import ProtocolId
 
 
 class StartMode(StrEnum):
@@ -106,6 +107,11 @@ class ChildPolicy:
     lifetime_octets: int | None = None
     lifetime_packets: int | None = None
     inactivity_seconds: float = 0.0
+
+    @property
+    def protocol(self) -> ProtocolId:
+        """ESP or AH: all its proposals are of one."""
+        return self.proposals[0].protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,10 +28,10 @@ from xfrmpy.datapath.userspace.guard import TABLE, Guard
 from xfrmpy.datapath.userspace.process import WorkerProcess
 from xfrmpy.datapath.userspace.tun import DEVICE, DEVICE_MTU, MAX_MTU, bring_up
 from xfrmpy.datapath.watch import ROUTING, Watch
-from xfrmpy.ipsec import algorithms
 from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.overhead import inner_mtu
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
+from xfrmpy.ipsec.proposals import ESP_SUITES
 from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
@@ -103,21 +103,17 @@ class UserspaceDatapath:
 
     def probe(self) -> Capabilities:
         """The ciphers are the library's, tried by the daemon's self-test; the rest is ours."""
-        combined = {
-            f"{cipher.name}-{integrity.name}"
-            for cipher in algorithms.CIPHERS
-            if not cipher.is_aead
-            for integrity in algorithms.INTEGRITY
-        }
-        aead = {cipher.name for cipher in algorithms.CIPHERS if cipher.is_aead}
         return Capabilities(
             protocols=frozenset({ProtocolId.ESP}),
             modes=frozenset({Mode.TUNNEL}),
-            suites=frozenset(combined | aead),
+            suites=ESP_SUITES,
             esn=True,
             udp_encapsulation=True,
             raw_esp=False,
-            missing={"transport mode": "the userspace datapath knows tunnel mode only"},
+            missing={
+                "transport mode": "the userspace datapath knows tunnel mode only",
+                "ah": "the userspace datapath carries packets in UDP only, where AH does not go",
+            },
         )
 
     def add_sa(self, entry: SadEntry) -> None:
