@@ -68,7 +68,7 @@ def sad_entry(spi_bits: int, **changes: object) -> SadEntry:
         suite=suite,
         encryption_key=bytes(range(suite.keymat)),
         integrity_key=bytes(range(suite.integrity.key)) if suite.integrity else b"",
-        # The userspace datapath knows ESP in UDP only.
+        # What is usual for each datapath.
         encapsulation=UdpEncapsulation(4500, 4500) if spi_bits else None,
     )
     return replace(entry, **changes)  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ class SuccessionContract:
 
     @pytest.fixture
     def install(self, sites: tuple[Site, Site], spi_bits: int) -> Install:
-        encapsulated = not sites[0].datapath.probe().raw_esp
+        encapsulated = bool(spi_bits)
         return lambda lifetime: install_pair(
             sites, GCM, spi_bits=spi_bits, encapsulated=encapsulated, lifetime=lifetime
         )

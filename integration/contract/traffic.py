@@ -30,7 +30,9 @@ from integration.contract.sites import (
     make_pair,
 )
 from xfrmpy.datapath.interface import Acquire, Capabilities, Event, Expired
-from xfrmpy.ipsec.sad import Direction, Lifetime, SadEntry
+from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.sad import Direction, DontFragment, Lifetime, OuterHeader, SadEntry
+from xfrmpy.registry import ProtocolId
 
 _PING = {4: 84, 6: 104}  # octets of an echo request of `ping`, or of its answer
 _PAYLOAD = b"in clear"
@@ -62,7 +64,7 @@ class TrafficContract:
     ) -> None:
         suite = SUITES[name]
         skip_unless_able(capabilities, suite)
-        encapsulated = not capabilities.raw_esp
+        encapsulated = bool(spi_bits) and suite.protocol is ProtocolId.ESP
         install_pair(sites, suite, spi_bits=spi_bits, encapsulated=encapsulated)
         assert sites[0].ping(4)
         _assert_carried(sites, packets=3, ping_octets=_PING[4])
@@ -79,14 +81,48 @@ class TrafficContract:
         inner: int,
         encapsulated: bool,
     ) -> None:
-        if not (capabilities.udp_encapsulation if encapsulated else capabilities.raw_esp):
-            pytest.skip("this datapath does not do that")
+        assert capabilities.udp_encapsulation if encapsulated else capabilities.raw_esp
         install_pair(
             sites, GCM, spi_bits=spi_bits, outer=outer, inner=inner, encapsulated=encapsulated
         )
         assert sites[0].ping(inner)
         assert sites[1].ping(inner)
         _assert_carried(sites, packets=6, ping_octets=_PING[inner])
+
+    @pytest.mark.parametrize("has_df", [False, True])
+    @pytest.mark.parametrize(
+        ("outer", "traffic_class"),
+        [
+            (OuterHeader(), 0xB9),
+            (OuterHeader(copies_dscp=False), 0x01),
+            (OuterHeader(copies_ecn=False), 0xB8),
+            (OuterHeader(dont_fragment=DontFragment.CLEAR), 0xB9),
+            (OuterHeader(dont_fragment=DontFragment.SET), 0xB9),
+        ],
+        ids=["all", "no-dscp", "no-ecn", "clear", "set"],
+    )
+    def test_the_outer_header_has_of_the_inner_one_what_it_should(
+        self,
+        sites: tuple[Site, Site],
+        capabilities: Capabilities,
+        spi_bits: int,
+        outer: OuterHeader,
+        traffic_class: int,
+        has_df: bool,
+    ) -> None:
+        """RFC 4301 section 5.1.2.1."""
+        if outer.dont_fragment not in capabilities.dont_fragment:
+            pytest.skip("this datapath does not do that")
+        pair = make_pair(GCM, spi_bits=spi_bits, encapsulated=bool(spi_bits))
+        for site in sites:
+            SaPair(replace(pair.forth, outer=outer), pair.back).add_to(site)
+            add_policies(site, inner=4)
+        with closing(_eavesdropper(sites[1])) as wire:
+            assert sites[0].ping(4, "-Q", "0xb9", "-M", "do" if has_df else "dont", count=1)
+            header = _first_from(wire, OUTER[4][0])
+        is_copied = outer.dont_fragment is DontFragment.COPY
+        expected = has_df if is_copied else outer.dont_fragment is DontFragment.SET
+        assert (header[1], bool(header[6] & 0x40)) == (traffic_class, expected)
 
     def test_a_packet_without_an_sa_asks_for_one(self, sites: tuple[Site, Site]) -> None:
         add_policies(sites[0], inner=4, outer=4)
@@ -110,7 +146,6 @@ class TrafficContract:
     def test_each_limit_is_told_once(
         self,
         sites: tuple[Site, Site],
-        capabilities: Capabilities,
         spi_bits: int,
         lifetime: Lifetime,
     ) -> None:
@@ -119,7 +154,7 @@ class TrafficContract:
             sites,
             GCM,
             spi_bits=spi_bits,
-            encapsulated=not capabilities.raw_esp,
+            encapsulated=bool(spi_bits),
             lifetime=lifetime,
         )
         soft = Expired(sa=pair.forth.id, reqid=REQID, hard=False)
@@ -136,13 +171,13 @@ class TrafficContract:
         sites[0].datapath.remove_sa(pair.forth.id)
 
     def test_limits_of_time_hold_for_both_directions(
-        self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
+        self, sites: tuple[Site, Site], spi_bits: int
     ) -> None:
         pair = install_pair(
             sites,
             GCM,
             spi_bits=spi_bits,
-            encapsulated=not capabilities.raw_esp,
+            encapsulated=bool(spi_bits),
             lifetime=Lifetime(soft_seconds=1, hard_seconds=2),
         )
         told = [sites[1].wait_for(Expired) for _ in range(4)]
@@ -151,10 +186,8 @@ class TrafficContract:
         }
         assert sites[1].datapath.dump().sad == ()
 
-    def test_idleness_is_of_one_direction(
-        self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
-    ) -> None:
-        pair = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=not capabilities.raw_esp)
+    def test_idleness_is_of_one_direction(self, sites: tuple[Site, Site], spi_bits: int) -> None:
+        pair = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=bool(spi_bits))
         for _ in range(2):
             begun_at = time.monotonic()
             assert _datagram_arrives(sites)
@@ -166,10 +199,8 @@ class TrafficContract:
             _until(lambda: _idle(sites[0], pair.forth) > 3, "the SA to seem idle")
             assert _idle(sites[1], pair.forth) > 3 - _COUNTED_SECONDS
 
-    def test_many_are_asked_about_at_once(
-        self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
-    ) -> None:
-        pair = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=not capabilities.raw_esp)
+    def test_many_are_asked_about_at_once(self, sites: tuple[Site, Site], spi_bits: int) -> None:
+        pair = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=bool(spi_bits))
         gone = replace(pair.back.id, spi=pair.back.spi + 1)
         assert _datagram_arrives(sites)
         for site in sites:
@@ -179,10 +210,8 @@ class TrafficContract:
             assert all(seconds is not None and seconds < 60 for seconds in idle[2::3])
             assert site.datapath.seconds_idle([]) == ()
 
-    def test_an_update_keeps_the_counters(
-        self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
-    ) -> None:
-        pair = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=not capabilities.raw_esp)
+    def test_an_update_keeps_the_counters(self, sites: tuple[Site, Site], spi_bits: int) -> None:
+        pair = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=bool(spi_bits))
         assert sites[0].ping(4)
         before = sites[0].datapath.usage(pair.forth.id)
         moved = replace(pair.forth, lifetime=Lifetime(hard_seconds=4000))
@@ -191,10 +220,8 @@ class TrafficContract:
         assert sites[0].ping(4), "the peer's replay window would not take a counter from zero"
         assert moved in sites[0].datapath.dump().sad
 
-    def test_a_rekey_touches_no_policy(
-        self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
-    ) -> None:
-        encapsulated = not capabilities.raw_esp
+    def test_a_rekey_touches_no_policy(self, sites: tuple[Site, Site], spi_bits: int) -> None:
+        encapsulated = bool(spi_bits)
         old = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=encapsulated)
         assert sites[0].ping(4)
         new = make_pair(GCM, spi_bits=spi_bits, encapsulated=encapsulated, serial=1)
@@ -206,10 +233,10 @@ class TrafficContract:
         assert len(sites[0].datapath.dump().sad) == 2
 
     def test_a_tunnel_moves_to_another_address_with_its_counters(
-        self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
+        self, sites: tuple[Site, Site], spi_bits: int
     ) -> None:
         """As when the first site's address changes, and both ends have agreed about it."""
-        pair = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=not capabilities.raw_esp)
+        pair = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=bool(spi_bits))
         assert sites[0].ping(4)
         forth = replace(pair.forth, source=_MOVED)
         back = replace(pair.back, destination=_MOVED)
@@ -228,9 +255,9 @@ class TrafficContract:
         _assert_carried(sites, packets=6, ping_octets=_PING[4])
 
     def test_moving_under_traffic_uses_no_number_twice(
-        self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
+        self, sites: tuple[Site, Site], spi_bits: int
     ) -> None:
-        pair = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=not capabilities.raw_esp)
+        pair = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=bool(spi_bits))
         sites[0].run("ip", "address", "add", f"{_MOVED}/24", "dev", "wan")
         ends = (OUTER[4][0], _MOVED)
         try:
@@ -250,10 +277,10 @@ class TrafficContract:
         assert ping.counts[1] > 20
 
     def test_while_two_sas_overlap_the_newest_carries_and_both_are_taken(
-        self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
+        self, sites: tuple[Site, Site], spi_bits: int
     ) -> None:
         """Within one second, too: no clock of a datapath may be too coarse for it."""
-        encapsulated = not capabilities.raw_esp
+        encapsulated = bool(spi_bits)
         old = install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=encapsulated)
         assert _datagram_arrives(sites), "the old SA is in use, and known to whatever caches it"
         new = make_pair(GCM, spi_bits=spi_bits, encapsulated=encapsulated, serial=1)
@@ -268,9 +295,9 @@ class TrafficContract:
         assert _packets(sites, old.forth) == (3, 3)
 
     def test_rekeying_under_traffic_loses_nothing(
-        self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int
+        self, sites: tuple[Site, Site], spi_bits: int
     ) -> None:
-        encapsulated = not capabilities.raw_esp
+        encapsulated = bool(spi_bits)
         pairs = [install_pair(sites, GCM, spi_bits=spi_bits, encapsulated=encapsulated)]
         with sites[0].pinging() as ping:
             for serial in range(1, 8):
@@ -308,6 +335,25 @@ def _assert_carried(sites: tuple[Site, Site], *, packets: int, ping_octets: int)
             assert (usage.packets, usage.replayed, usage.integrity_failed) == (packets, 0, 0)
             assert usage.octets == packets * ping_octets
             assert usage.seconds_idle is None or usage.seconds_idle < 60
+
+
+def _eavesdropper(site: Site) -> socket.socket:
+    """Hears what comes to the site's gateway from outside, from the IP header on."""
+    with inside(site.namespace):
+        opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_IPV4_FRAMES))
+    opened.bind(("wan", _IPV4_FRAMES))
+    opened.settimeout(20)
+    return opened
+
+
+def _first_from(wire: socket.socket, source: IpAddress) -> bytes:
+    while True:
+        packet = wire.recv(65535)
+        if packet[12:16] == source.packed:
+            return packet
+
+
+_IPV4_FRAMES = 0x0800
 
 
 def _datagram_arrives(sites: tuple[Site, Site]) -> bool:

@@ -64,8 +64,11 @@ def daemon_sockets() -> Iterator[None]:
         yield
 
 
-def largest_inner(suite: EspSuite, outer: int, outer_mtu: int = 1500) -> int:
-    return inner_mtu(outer_mtu, suite, outer_version=outer, encapsulated=True, mode=Mode.TUNNEL)
+def largest_inner(
+    suite: EspSuite, outer: int, outer_mtu: int = 1500, *, encapsulated: bool = True
+) -> int:
+    mode = Mode.TUNNEL
+    return inner_mtu(outer_mtu, suite, outer_version=outer, encapsulated=encapsulated, mode=mode)
 
 
 def our_routes(namespace: str, version: int = 4) -> str:

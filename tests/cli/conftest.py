@@ -16,6 +16,14 @@ from typing import Any
 
 import pytest
 
+from xfrmpy.control.kernel import (
+    ErrorCounter,
+    InterfaceInForce,
+    KernelReply,
+    PolicyInForce,
+    SaInForce,
+    TemplateInForce,
+)
 from xfrmpy.control.observed import (
     ChildPolicyStatus,
     ChildSaDetails,
@@ -38,6 +46,7 @@ from xfrmpy.control.protocol import (
     PLAN,
     REKEY,
     ROLLBACK,
+    SHOW_KERNEL,
     SOCKET_NAME,
     STATUS,
     UP,
@@ -86,6 +95,13 @@ OFFICE = TunnelStatus(
             replayed=3,
             integrity_failed=0,
             seconds_up=301.0,
+            total_octets_in=2_000_000_000,
+            total_octets_out=40_000_000,
+            total_packets_in=2_000_001,
+            total_packets_out=30_001,
+            total_replayed=4,
+            total_integrity_failed=1,
+            total_seconds_up=11_500.5,
         )
     ],
     failure=None,
@@ -251,6 +267,131 @@ PLAN_REPLY = PlanReply(
     warnings=["/etc/xfrmpy/conf.d/branch.yaml:3:6: XF1015: the secret is short"],
     directory="/etc/xfrmpy/conf.d",
 )
+SA = SaInForce(
+    datapath="kernel",
+    owner="ours",
+    tunnel="office",
+    child="lan",
+    direction="in",
+    spi="0xc0ffee01",
+    protocol="esp",
+    mode="tunnel",
+    source="198.51.100.1",
+    destination="192.0.2.1",
+    reqid=0x58460007,
+    suite="aes256gcm16-esn",
+    octets=1_288_490_188,
+    packets=1_203_112,
+    replayed=3,
+    integrity_failed=1,
+    seconds_old=301.0,
+    seconds_idle=0.5,
+    limits={"soft_seconds": 3300, "hard_seconds": 3600},
+    options={"encapsulation": "espinudp 4500 to 4500", "replay_window": "256"},
+)
+POLICY_IN_FORCE = PolicyInForce(
+    datapath="kernel",
+    owner="ours",
+    tunnel="office",
+    child="lan",
+    direction="in",
+    selector="10.2.0.0/16 -> 10.1.0.0/16 tcp dport 443",
+    action="protect",
+    priority=96_904,
+    index=1_480_982_528,
+    templates=[
+        TemplateInForce(
+            protocol="esp",
+            mode="tunnel",
+            reqid=0x58460007,
+            source="198.51.100.1",
+            destination="192.0.2.1",
+            optional=False,
+        )
+    ],
+    options={"if_id": "7"},
+)
+KERNEL_REPLY = KernelReply(
+    sas=[
+        SA,
+        replace(SA, direction="out", spi="0xdeadbeef", octets=512, replayed=0, integrity_failed=0),
+        replace(
+            SA,
+            owner="foreign",
+            tunnel="",
+            child="",
+            direction="",
+            spi="0x00000101",
+            protocol="ah",
+            mode="transport",
+            reqid=7,
+            suite="hmac(sha256)\x1b[2J 256/128",
+            limits={},
+            options={},
+        ),
+    ],
+    policies=[
+        POLICY_IN_FORCE,
+        replace(
+            POLICY_IN_FORCE,
+            owner="foreign",
+            tunnel="",
+            child="",
+            direction="out",
+            selector="10.77.0.0/16 -> 10.78.0.0/16",
+            action="discard",
+            priority=5,
+            index=17,
+            templates=[],
+            options={},
+        ),
+        replace(
+            POLICY_IN_FORCE,
+            owner="socket",
+            tunnel="",
+            child="",
+            direction="socket-out",
+            selector="any -> any",
+            action="bypass",
+            priority=0,
+            index=28,
+            templates=[],
+            options={},
+        ),
+    ],
+    interfaces=[
+        InterfaceInForce(
+            name="xfrm-office",
+            kind="xfrm",
+            up=True,
+            mtu=1418,
+            if_id=7,
+            underlying="eth0",
+            addresses=["169.254.10.1/30"],
+            tunnels=["office"],
+        )
+    ],
+    errors=[
+        ErrorCounter(
+            datapath="kernel",
+            name="XfrmInNoStates",
+            count=12,
+            meaning="a packet bears an SPI that no SA of ours has",
+            look_at="`xfrmpy status TUNNEL` at both ends",
+        ),
+        ErrorCounter(
+            datapath="kernel", name="XfrmInError", count=0, meaning="anything", look_at=""
+        ),
+        ErrorCounter(
+            datapath="userspace",
+            name="replayed",
+            count=1_205,
+            meaning="a packet was replayed",
+            look_at="`replayed` of each SA",
+        ),
+    ],
+    unread={"userspace": "cannot ask the userspace worker: it has ended"},
+)
 UNKNOWN = FailureReply(
     code="XF1013", summary="no tunnel is called nowhere", evidence=[["known", "branch, office"]]
 )
@@ -316,6 +457,8 @@ class CannedDaemon:
             yield encode_reply(replace(self.status, tunnels=chosen))
         elif method == DESCRIBE and tunnel is not None:
             yield encode_reply(_description(known[tunnel]))
+        elif method == SHOW_KERNEL:
+            yield encode_reply(_kernel(tunnel))
         elif method == METRICS:
             yield encode_reply(MetricsReply(text='xfrmpy_child_up{tunnel="a",child="b"} 1\n'))
         elif method == PLAN:
@@ -345,6 +488,14 @@ class CannedDaemon:
             after = replace(tunnel, state="down" if method == DOWN else "up")
             reply = TunnelReply(changed=self.changed, tunnel=after, warning=self.warning)
             yield encode_reply(reply)
+
+
+def _kernel(tunnel: str | None) -> KernelReply:
+    return replace(
+        KERNEL_REPLY,
+        sas=[sa for sa in KERNEL_REPLY.sas if tunnel in (None, sa.tunnel)],
+        policies=[p for p in KERNEL_REPLY.policies if tunnel in (None, p.tunnel)],
+    )
 
 
 def _description(tunnel: TunnelStatus) -> DescribeReply:

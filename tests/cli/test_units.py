@@ -77,7 +77,7 @@ def test_the_daemon_has_the_rights_it_needs_and_no_others(tmp_path: Path) -> Non
     settings = service(tmp_path, UNITS[0])
     assert settings["User"] == "xfrmpy"
     for rights in ("AmbientCapabilities", "CapabilityBoundingSet"):
-        assert settings[rights] == "CAP_NET_ADMIN CAP_NET_BIND_SERVICE"
+        assert settings[rights] == "CAP_NET_ADMIN CAP_NET_BIND_SERVICE CAP_NET_RAW"
 
 
 def test_what_survival_needs_of_systemd_is_there(tmp_path: Path) -> None:

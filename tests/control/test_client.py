@@ -44,6 +44,13 @@ CHILD = ChildSaStatus(
     replayed=0,
     integrity_failed=0,
     seconds_up=5.5,
+    total_octets_in=2_000_000_000,
+    total_octets_out=40_000_000,
+    total_packets_in=2_000_001,
+    total_packets_out=30_001,
+    total_replayed=4,
+    total_integrity_failed=1,
+    total_seconds_up=11_500.5,
 )
 TUNNEL = TunnelStatus(
     name="office",

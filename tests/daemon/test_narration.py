@@ -126,6 +126,10 @@ NEWS: list[tuple[outputs.Output, str]] = [
         f"IKE SA made anew with {PATH.remote}, aes256gcm16",
     ),
     (
+        outputs.TrapsRefused(tunnel="a", child="net", failure=Failure(code="XF3002", summary="no")),
+        "no trap for net: XF3002 no",
+    ),
+    (
         outputs.SaNotCreated(tunnel="a", child="net", failure=Failure(code="XF2015", summary="no")),
         "no Child SA net: XF2015 no",
     ),

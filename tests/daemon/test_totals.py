@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from xfrmpy.daemon.totals import Carrier, Totals
 from xfrmpy.datapath.recording import RecordingDatapath
 from xfrmpy.ike.outputs import AddSa, MoveSa, RemoveSa
+from xfrmpy.ike.views import ChildSaView
 from xfrmpy.ipsec.algorithms import CIPHERS
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, SadEntry, Usage
@@ -38,7 +39,8 @@ class Engine:
     """Notes, then does, as the daemon's does."""
 
     def __init__(self) -> None:
-        self.totals = Totals()
+        self.now = 100.0
+        self.totals = Totals(lambda: self.now)
         self.datapath = RecordingDatapath()
 
     def add(self, spi: int) -> None:
@@ -104,6 +106,54 @@ def test_an_sa_that_was_refused_carried_nothing(engine: Engine) -> None:
     engine.totals.note(refused, engine.datapath)
     assert engine.octets() == 0
     assert engine.totals._open == {}
+
+
+def test_what_was_in_force_before_the_daemon_is_counted(engine: Engine) -> None:
+    engine.datapath.add_sa(entry(0x1001))
+    engine.carry(0x1001, 1000)
+    child = ChildSaView(
+        child="lan",
+        local=(),
+        remote=(),
+        entries=(entry(0x1001),),
+        established_at=40.0,
+        rekey_at=None,
+    )
+    for _ in range(2):
+        engine.totals.adopt("a", child, engine.datapath)
+        assert engine.octets() == 1000
+    engine.add(0x1002)
+    engine.remove(0x1001)
+    engine.carry(0x1002, 10)
+    assert engine.octets() == 1010
+    assert engine.totals.seconds_carrying(IN) == 60.0
+
+
+def test_the_age_of_a_child_goes_through_rekeyings_and_ends_with_its_last_sa(
+    engine: Engine,
+) -> None:
+    engine.add(0x1001)
+    engine.now += 50
+    engine.add(0x1002)
+    engine.remove(0x1001)
+    engine.now += 50
+    assert engine.totals.seconds_carrying(IN) == 100
+    engine.remove(0x1002)
+    assert engine.totals.seconds_carrying(IN) == 0
+    engine.now += 50
+    engine.add(0x1003)
+    assert engine.totals.seconds_carrying(IN) == 0
+
+
+def test_the_total_has_what_an_sa_carries_that_was_replaced_and_still_receives(
+    engine: Engine,
+) -> None:
+    engine.add(0x1001)
+    engine.add(0x1002)
+    engine.carry(0x1001, 1000)
+    engine.carry(0x1002, 10)
+    assert engine.totals.of(IN).octets == 1010
+    assert engine.totals.seen(entry(0x1002).id).octets == 10
 
 
 @given(st.lists(st.tuples(st.sampled_from(["carry", "rekey", "read"]), st.integers(1, 99))))

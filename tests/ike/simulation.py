@@ -37,7 +37,7 @@ from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.keepalive import KEEPALIVE
 from xfrmpy.ike.kept_policy import is_policy, read_policies
 from xfrmpy.ike.outputs import AddSa, SendDatagram, TunnelClosed
-from xfrmpy.ike.snapshot import count_of, is_lasting, spi_of, write_ike_sa
+from xfrmpy.ike.snapshot import count_of, is_lasting, spi_of, with_count, write_ike_sa
 from xfrmpy.ike.states import ChildSaState, IkeSaState
 from xfrmpy.ipsec.addresses import IKE_PORT, Path, SocketAddress
 from xfrmpy.ipsec.sad import Direction, UdpEncapsulation
@@ -455,8 +455,10 @@ class Simulation:
         assert lasting.keys() == {name for name in kept_names if spi_of(name) == name}
         self._check_kept_policy(host)
         for spi, sa in lasting.items():
-            count = json.loads(host.kept.get(count_of(spi), b"{}"))
-            records = (json.loads(host.kept[spi]) | count, json.loads(write_ike_sa(sa)))
+            record = json.loads(host.kept[spi])
+            if count_of(spi) in host.kept:
+                record = with_count(record, json.loads(host.kept[count_of(spi)]))
+            records = (record, json.loads(write_ike_sa(sa)))
             kept, held = (settled(self._without_forgotten(host, record)) for record in records)
             self._strike_answered_checks(kept, sa)
             assert kept == held, f"a change was not kept: {difference(kept, held)}"

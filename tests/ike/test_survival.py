@@ -40,6 +40,7 @@ from xfrmpy.ike.snapshot import (
     write_ike_sa,
 )
 from xfrmpy.ike.states import IkeSaState
+from xfrmpy.ike.window import OUR_WINDOW_SIZE
 from xfrmpy.ipsec.proposals import parse_proposal
 from xfrmpy.ipsec.sad import Direction
 from xfrmpy.ipsec.selectors import TrafficSelector
@@ -190,6 +191,27 @@ def test_after_liveness_checks_a_restored_ike_sa_goes_on_with_their_numbers(
     kept.assert_mirrored()
     assert host.reports(ChildSaRekeyed)
     assert not host.reports(TunnelClosed)
+
+
+@pytest.mark.parametrize("checks", [1, 5, 20])
+def test_answers_of_both_records_are_there_after_a_kill_and_each_is_in_one_of_them(
+    make_pair: Make, make_policy: Make, make_mirror: Make, checks: int
+) -> None:
+    """One is that of IKE_AUTH, as long as the window reaches back to it."""
+    policy = make_policy()
+    pair = make_pair(policy, replace(make_mirror(policy), dpd_seconds=0), keeps=True)
+    pair.up()
+    pair.run(31.0 * checks)
+    sun, spi = pair.sun, pair.sun.ike_sa.our_spi
+    answers = {n: sent.datagrams for n, sent in sun.ike_sa.channel.window._answers.items()}
+    assert (1 in answers) == (checks < OUR_WINDOW_SIZE)
+    whole = {a["message_id"] for a in json.loads(sun.kept[spi])["window"]["_answers"]}
+    since = {a["message_id"] for a in json.loads(sun.kept[count_of(spi)])["answers"]}
+    assert whole & since == set()
+    assert sun.take_over().unreadable == ()
+    again = {n: sent.datagrams for n, sent in sun.ike_sa.channel.window._answers.items()}
+    assert again == answers
+    assert write_count(sun.ike_sa) == sun.kept[count_of(spi)]
 
 
 def _is_sealed(output: SendDatagram) -> bool:

@@ -200,6 +200,18 @@ def test_a_second_failover_is_answered_too(cluster: Cluster) -> None:
 # What was on its way (section 9).
 
 
+def test_what_was_answered_before_is_forgotten_for_good(make_pair: Any, make_policy: Any) -> None:
+    """A kill of ours brings back neither the answers nor the numbers."""
+    pair = make_pair(make_policy(), keeps=True)
+    pair.up()
+    cluster = Cluster(pair.moon, pair.sun)
+    assert pair.sun.ike_sa.channel.window._answers
+    assert cluster.sync(3, 0) is not None
+    assert pair.sun.take_over().unreadable == ()
+    window = pair.sun.ike_sa.channel.window
+    assert (window._answers, window._expected_id) == ({}, 3)
+
+
 def test_nobody_waits_for_a_request_that_was_lost(cluster: Cluster) -> None:
     """The RFC's example: 4 to 7 have come and 3 has not; 8 is expected from now on."""
     expected = cluster.peer.ike_sa.channel.window._expected_id

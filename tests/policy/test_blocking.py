@@ -37,14 +37,13 @@ def test_each_pair_of_selectors_that_any_packet_can_match_is_blocked(load: Load)
     assert blocked(loaded) == OFFICE_TRAFFIC
 
 
-def test_nothing_is_blocked_unless_the_policy_says_so(load: Load) -> None:
-    loaded = load(
-        **{
-            "a.yaml": OFFICE.replace("on_down: block\n", ""),
-            "b.yaml": OFFICE.replace("block", "clear").replace("10.", "11."),
-        }
-    )
-    assert (len(loaded.tunnels), loaded.blocked) == (2, ())
+def test_a_policy_that_says_nothing_of_it_is_the_safe_one(load: Load) -> None:
+    assert blocked(load(**{"a.yaml": OFFICE.replace("on_down: block\n", "")})) == OFFICE_TRAFFIC
+
+
+def test_nothing_is_blocked_where_the_policy_says_clear(load: Load) -> None:
+    loaded = load(**{"a.yaml": OFFICE.replace("block", "clear")})
+    assert (len(loaded.tunnels), loaded.blocked) == (1, ())
 
 
 def test_in_transport_mode_it_is_the_traffic_with_the_peer(load: Load) -> None:
@@ -64,6 +63,15 @@ def test_in_transport_mode_the_peer_must_be_given_by_address(load: Load, peer: s
     loaded = load(**{"a.yaml": HOSTS.replace("[192.0.2.1, 2001:db8::1]", peer)})
     assert [(error.code, error.line) for error in loaded.errors] == [("XF1004", 5)]
     assert "without the peer's address" in loaded.errors[0].message
+
+
+@pytest.mark.parametrize("peer", ["peer: [192.0.2.1, b.example.org]", "", "peer: c.example.org"])
+def test_in_transport_mode_without_an_address_nothing_is_blocked_unasked(
+    load: Load, peer: str
+) -> None:
+    written = HOSTS.replace("peer: [192.0.2.1, 2001:db8::1]", peer)
+    loaded = load(**{"a.yaml": written.replace("on_down: block\n", "")})
+    assert (loaded.errors, len(loaded.tunnels), loaded.blocked) == ((), 1, ())
 
 
 def test_a_tunnel_whose_secret_is_not_there_is_blocked_all_the_same(load: Load) -> None:

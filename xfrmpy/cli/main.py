@@ -239,6 +239,23 @@ def metrics(output: Format = Output.HUMAN) -> int:
     return _told(output, show)
 
 
+show = typer.Typer(no_args_is_help=True, help="Show what is in force on this host.")
+app.add_typer(show, name="show")
+
+
+@show.command("kernel")
+def show_kernel(tunnel: OneOfAll = None, output: Format = Output.HUMAN) -> int:
+    """Show the SAs, policies and interfaces in force, whosever they are, and counters of drops.
+
+    Of both datapaths, without keys. Where no daemon runs, root sees the kernel's, without names.
+    """
+    from xfrmpy.cli.show_kernel import show_kernel
+
+    client = Client(runtime_dir(os.environ))
+    as_json = output is Output.JSON
+    return _told(output, lambda: show_kernel(client, tunnel, as_json=as_json))
+
+
 class State(StrEnum):
     """What a tunnel can come to."""
 

@@ -21,7 +21,13 @@ from xfrmpy.control.client import Client
 from xfrmpy.control.protocol import ChildSaStatus, StatusReply, TunnelStatus
 from xfrmpy.failures import ExitCode
 
-_STATE_STYLES = {"up": "green", "connecting": "yellow", "disconnecting": "yellow", "down": "dim"}
+_STATE_STYLES = {
+    "up": "green",
+    "connecting": "yellow",
+    "disconnecting": "yellow",
+    "waiting": "cyan",
+    "down": "dim",
+}
 _NAT_WORDS = {
     "none": "none on the way",
     "local": "we are behind one",
@@ -69,8 +75,8 @@ def overview_lines(status: StatusReply, paint: Painter) -> list[str]:
 def _row(tunnel: TunnelStatus) -> list[Cell]:
     style = "red" if tunnel.failure is not None else _STATE_STYLES.get(tunnel.state, "")
     is_up = tunnel.state == "up"
-    octets_in = octets(sum(child.octets_in for child in tunnel.children))
-    octets_out = octets(sum(child.octets_out for child in tunnel.children))
+    octets_in = octets(sum(child.total_octets_in for child in tunnel.children))
+    octets_out = octets(sum(child.total_octets_out for child in tunnel.children))
     return [
         (printable(tunnel.name), "bold"),
         (printable(tunnel.state), style),
@@ -152,16 +158,17 @@ def _nat(tunnel: TunnelStatus) -> str:
 
 def _child(child: ChildSaStatus, paint: Painter) -> Iterator[str]:
     name = paint(printable(child.child), "bold")
-    yield f"  child {name}  {printable(child.mode)} mode, up for {duration(child.seconds_up)}"
+    yield f"  child {name}  {printable(child.mode)} mode, up for {duration(child.total_seconds_up)}"
     selectors = f"{', '.join(child.local)} <=> {', '.join(child.remote)}"
-    into = f"spi {child.spi_in}", _carried(child.octets_in, child.packets_in)
-    out = f"spi {child.spi_out}", _carried(child.octets_out, child.packets_out)
+    into = f"spi {child.spi_in}", _carried(child.total_octets_in, child.total_packets_in)
+    out = f"spi {child.spi_out}", _carried(child.total_octets_out, child.total_packets_out)
     for label, parts in (
         ("carries", (selectors,)),
         ("suite", (child.suite,)),
         ("in", into),
         ("out", out),
         ("refused", (_refused(child),)),
+        ("rekeyed", (_since_rekeying(child),)),
     ):
         yield from labelled(label, parts, paint, indent="    ")
 
@@ -172,8 +179,19 @@ def _carried(count: int, packets: int) -> str:
 
 def _refused(child: ChildSaStatus) -> str:
     """Only what is not zero: on a healthy tunnel this line is missing."""
-    counts = ((child.replayed, "replayed"), (child.integrity_failed, "failed integrity"))
+    counts = (
+        (child.total_replayed, "replayed"),
+        (child.total_integrity_failed, "failed integrity"),
+    )
     return ", ".join(f"{count:,} {what}" for count, what in counts if count)
+
+
+def _since_rekeying(child: ChildSaStatus) -> str:
+    """Only of one that has taken another's place: all else is of both."""
+    if child.total_seconds_up - child.seconds_up < 1:
+        return ""
+    carried = f"since then {octets(child.octets_in)} in, {octets(child.octets_out)} out"
+    return f"{duration(child.seconds_up)} ago, {carried}"
 
 
 def _plural(noun: str, count: int) -> str:

@@ -103,11 +103,24 @@ def table(
 
     Too wide for the stream, the widest column is cut, and cut again, until it fits.
     """
-    widths = [max(len(name), *(len(r[i][0]) for r in rows)) for i, name in enumerate(header)]
-    while sum(widths) + 2 * (len(widths) - 1) > paint.width and max(widths) > 12:
+    widths = _widths(header, rows)
+    while _total(widths) > paint.width and max(widths) > 12:
         widths[widths.index(max(widths))] -= 1
     cells = [[(name, "dim") for name in header], *rows]
     return [_row(row, widths, paint, right) for row in cells]
+
+
+def natural_width(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> int:
+    """The columns of a table of which nothing is cut."""
+    return _total(_widths(header, rows))
+
+
+def _widths(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[int]:
+    return [max(len(name), *(len(r[i][0]) for r in rows)) for i, name in enumerate(header)]
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + 2 * (len(widths) - 1)
 
 
 def _row(row: Sequence[Cell], widths: list[int], paint: Painter, right: frozenset[int]) -> str:

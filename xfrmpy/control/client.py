@@ -24,6 +24,7 @@ from xfrmpy.failures import OperatorError
 
 if TYPE_CHECKING:
     from xfrmpy.control.calls import ApplyCall, PlanCall
+    from xfrmpy.control.kernel import KernelReply
     from xfrmpy.control.observed import DescribeReply, EventsReply, MetricsReply, WaitReply
     from xfrmpy.control.plans import KeepReply, PlanReply
 
@@ -35,6 +36,9 @@ MAX_REPLY = 32 * 1024 * 1024
 """Octets. A tunnel takes about 1.5 KiB in a status, so this is some twenty thousand of them."""
 
 STATUS_SECONDS = 10.0
+KERNEL_SECONDS = 60.0
+"""A kernel with a hundred thousand entries takes a while to tell."""
+
 APPLY_SECONDS = 3600.0
 """A thousand tunnels may be replaced, one after the other."""
 
@@ -81,6 +85,13 @@ class Client:
         from xfrmpy.control.observed import MetricsReply
 
         return _decode(MetricsReply, self._ask(protocol.METRICS, {}, STATUS_SECONDS))
+
+    def show_kernel(self, tunnel: str | None = None) -> KernelReply:
+        """What is in force on both datapaths, or of it what is one tunnel's."""
+        from xfrmpy.control.kernel import KernelReply
+
+        parameters = _without_none({"tunnel": tunnel})
+        return _decode(KernelReply, self._ask(protocol.SHOW_KERNEL, parameters, KERNEL_SECONDS))
 
     def follow(
         self, tunnel: str | None, last: int, *, heartbeat_seconds: float | None = None
@@ -188,6 +199,13 @@ class Client:
             connection.close()
             raise _unreachable(self._socket_path, error) from error
         return connection
+
+
+def read_kernel_reply(octets: bytes) -> KernelReply:
+    """One reply that a program of ours wrote, as the daemon would have. Raises XF4006."""
+    from xfrmpy.control.kernel import KernelReply
+
+    return _decode(KernelReply, _decode_message(octets.rstrip(b"\0")).get("parameters", {}))
 
 
 def _messages(connection: socket.socket, deadline_at: float, socket_path: Path) -> Iterator[bytes]:

@@ -30,6 +30,7 @@ from xfrmpy.control.calls import (
     StatusCall,
     WaitCall,
 )
+from xfrmpy.control.kernel import KernelCall, KernelReply
 from xfrmpy.control.observed import DescribeReply, EventsReply, MetricsReply, WaitReply
 from xfrmpy.control.plans import KeepReply, PlanReply
 from xfrmpy.control.protocol import FailureReply, Progress, StatusReply, TunnelReply
@@ -90,6 +91,12 @@ METHODS: dict[str, Method] = {
         takes=MetricsCall,
         gives=MetricsReply,
         help="The metrics.",
+        for_readers=True,
+    ),
+    protocol.SHOW_KERNEL: Method(
+        takes=KernelCall,
+        gives=KernelReply,
+        help="What is in force on both datapaths, whosever it is; no keys.",
         for_readers=True,
     ),
     protocol.UP: Method(

@@ -24,6 +24,7 @@ DESCRIBE = "org.xfrmpy.Describe"
 METRICS = "org.xfrmpy.Metrics"
 MONITOR = "org.xfrmpy.Monitor"
 WAIT = "org.xfrmpy.Wait"
+SHOW_KERNEL = "org.xfrmpy.ShowKernel"
 DOWN = "org.xfrmpy.Down"
 REKEY = "org.xfrmpy.Rekey"
 PLAN = "org.xfrmpy.Plan"
@@ -72,7 +73,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSaStatus:
-    """One Child SA in force. Octets and packets are those of inner packets."""
+    """One Child SA in force. Octets and packets are those of inner packets.
+
+    What begins with `total` is of all the Child SAs that it has replaced, too, as long as the
+    daemon runs, and never goes back.
+    """
 
     child: str
     spi_in: str
@@ -88,11 +93,19 @@ class ChildSaStatus:
     replayed: int
     integrity_failed: int
     seconds_up: float
+    total_octets_in: int
+    total_octets_out: int
+    total_packets_in: int
+    total_packets_out: int
+    total_replayed: int
+    total_integrity_failed: int
+    total_seconds_up: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelStatus:
-    """`state` is `down`, `connecting`, `up` or `disconnecting`; `failure` is the last one if down.
+    """`state` is `down`, `waiting` (for traffic, which would bring it up), `connecting`, `up` or
+    `disconnecting`; `failure` is the last one if down or waiting.
 
     `datapath_reason` says why the datapath was chosen, empty where it goes without saying.
     """

@@ -17,6 +17,7 @@ from xfrmpy.daemon.datapaths import Datapaths, Placement
 from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.keeper import Keeper, error_of
 from xfrmpy.daemon.narration import summarize
+from xfrmpy.daemon.on_demand import OnDemand
 from xfrmpy.daemon.reconciliation import REMEDIES, Reconciler
 from xfrmpy.daemon.tunnel import Tunnel
 from xfrmpy.datapath.interface import DatapathError
@@ -94,6 +95,7 @@ class Applier:
         self,
         tunnels: dict[str, Tunnel],
         keeper: Keeper,
+        on_demand: OnDemand,
         engine: Engine,
         datapaths: Datapaths,
         reconciler: Reconciler,
@@ -101,6 +103,7 @@ class Applier:
     ) -> None:
         self._tunnels = tunnels
         self._keeper = keeper
+        self._on_demand = on_demand
         self._engine = engine
         self._datapaths = datapaths
         self._reconciler = reconciler
@@ -232,6 +235,7 @@ class Applier:
         self._tunnels[placement.policy.name] = tunnel
         if placement.failure is None:
             self._engine.add_tunnel(placement.policy)
+            self._on_demand.lay_traps(tunnel)
             self._reconciler.watch()
             self._keeper.spawn(self._keeper.resolve(tunnel))
             if placement.policy.start is StartMode.AUTO:
@@ -271,6 +275,7 @@ class Applier:
         tunnel.placement = placement
         with tunnel.listen() as reports:
             self._engine.reconfigure(policy)
+            self._on_demand.lay_traps(tunnel)
             self._keeper.spawn(self._keeper.resolve(tunnel))
             if policy.start is StartMode.AUTO:
                 self._keeper.want(tunnel)

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from xfrmpy.crypto.self_test import failed_algorithms
 from xfrmpy.datapath.interface import Capabilities, Datapath, DatapathError
+from xfrmpy.datapath.inventory import Inventory
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.userspace.client import UserspaceDatapath
 from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ipsec.proposals import Proposal, supported_part, without_algorithms
+from xfrmpy.ipsec.sad import DontFragment
 from xfrmpy.policy.model import ChildPolicy, DatapathChoice, TunnelPolicy
 
 log = logging.getLogger(__name__)
@@ -113,6 +115,10 @@ class Datapaths:
             log.warning("no drop counters: %s", error)
             return {}
 
+    def read_userspace(self) -> Inventory | None:
+        """What the worker has in force; None where no tunnel needs it. Raises `DatapathError`."""
+        return None if self._userspace is None else self._userspace.inventory()
+
     def answer(self) -> bool:
         """Whether those that are processes still do what they are asked."""
         if self._userspace is None:
@@ -170,22 +176,39 @@ class Datapaths:
         self, policy: TunnelPolicy, choice: DatapathChoice, can: Capabilities
     ) -> TunnelPolicy | None:
         """The policy without what this host cannot do; None if nothing useful is left."""
+        if _lacks_raw_esp(policy, choice, can):
+            return None
         proposals = _kept(without_algorithms(p, self._broken) for p in policy.proposals)
-        children = [self._restrict_child(child, can) for child in policy.children]
+        children = [self._restrict_child(child, choice, can) for child in policy.children]
         if not proposals or not all(child.proposals for child in children):
             return None
         return replace(policy, datapath=choice, proposals=proposals, children=tuple(children))
 
-    def _restrict_child(self, child: ChildPolicy, can: Capabilities) -> ChildPolicy:
-        if child.mode not in can.modes:
+    def _restrict_child(
+        self, child: ChildPolicy, choice: DatapathChoice, can: Capabilities
+    ) -> ChildPolicy:
+        dont_fragment = child.dont_fragment or _USUAL[choice]
+        if child.mode not in can.modes or dont_fragment not in can.dont_fragment:
             return replace(child, proposals=())
         working = _kept(without_algorithms(p, self._broken) for p in child.proposals)
         kept = _kept(supported_part(p, can.suites, esn=can.esn) for p in working)
-        return replace(child, proposals=kept)
+        return replace(child, proposals=kept, dont_fragment=dont_fragment)
+
+
+_USUAL = {
+    DatapathChoice.KERNEL: DontFragment.COPY,
+    DatapathChoice.USERSPACE: DontFragment.CLEAR,
+}
+"""The kernel learns from ICMP what a path carries, the worker does not."""
 
 
 def _kept(proposals: Iterable[Proposal | None]) -> tuple[Proposal, ...]:
     return tuple(p for p in proposals if p is not None)
+
+
+def _lacks_raw_esp(policy: TunnelPolicy, choice: DatapathChoice, can: Capabilities) -> bool:
+    """Whether ESP may have to go without UDP, and cannot."""
+    return not can.raw_esp and not replace(policy, datapath=choice).forces_encapsulation
 
 
 def _shortcoming(
@@ -197,6 +220,13 @@ def _shortcoming(
         return capabilities.missing["esp"]
     for protocol in {child.protocol for child in policy.children} - capabilities.protocols:
         return capabilities.missing[protocol.name.lower()]
+    if _lacks_raw_esp(policy, choice, capabilities):
+        return f"`encapsulation: {policy.encapsulation}`: {capabilities.missing['raw esp']}"
     for mode in {child.mode for child in policy.children} - capabilities.modes:
         return capabilities.missing[f"{mode} mode"]
+    for how in {child.dont_fragment for child in policy.children} - {
+        None,
+        *capabilities.dont_fragment,
+    }:
+        return f"the {choice.value} datapath cannot {how} DF"
     return f"the {choice.value} datapath knows none of the algorithms that the policy names"

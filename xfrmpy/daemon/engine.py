@@ -1,7 +1,7 @@
 """Where the IKE core and the datapaths meet.
 
 Every input goes to the core; then everything that the core puts out is done, in order, before the
-next input is looked at (`_settle`). What cannot be done is told to the core at once. What it wants
+next input is looked at (`_do_all`). What cannot be done is told to the core at once. What it wants
 kept is in the store before the next output is done.
 """
 
@@ -17,8 +17,16 @@ from pathlib import Path as FilePath
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.daemon.totals import Totals
-from xfrmpy.datapath.interface import Datapath, DatapathError, Expired, MappingChanged, NotAdded
+from xfrmpy.datapath.interface import (
+    Acquire,
+    Datapath,
+    DatapathError,
+    Expired,
+    MappingChanged,
+    NotAdded,
+)
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
+from xfrmpy.datapath.kernel.holding import hold_packets
 from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation, exempt_from_policies
 from xfrmpy.failures import OperatorError
 from xfrmpy.ike.endpoint import IkeEndpoint
@@ -52,7 +60,8 @@ class Engine:
     """See the module.
 
     `report` is called with every output that is news about a tunnel, `lose` when a datapath has
-    ended and nothing more can be done with it.
+    ended and nothing more can be done with it, `demand` when a packet for a child of a tunnel waits
+    for an IKE SA.
     """
 
     def __init__(
@@ -65,9 +74,9 @@ class Engine:
         report: Callable[[Output], None],
         lose: Callable[[OperatorError], None],
         store: Store | None,
+        demand: Callable[[str, str, Acquire], None],
     ) -> None:
         self.drops: Counter[str] = Counter()
-        self.totals = Totals()
         self._tunnels = tunnels
         self._sockets = sockets
         self._datapaths = datapaths
@@ -75,11 +84,14 @@ class Engine:
         self._report = report
         self._lose = lose
         self._store = store
+        self._demand = demand
         self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
+        self.totals = Totals(self._loop.time)
         self._timer: asyncio.TimerHandle | None = None
         self._heard: list[Datapath] = []
         self._defects = 0
+        self._holds = False
 
     @property
     def keeps(self) -> bool:
@@ -89,9 +101,16 @@ class Engine:
     def start(self) -> None:
         """Listen to the peers and to the datapaths."""
         self._listen_to_datapaths()
+        self._count_what_was_taken_over()
         for each in self._sockets.all():
             self._loop.add_reader(each, self._receive, each)
         self._settle()  # What was taken over has something to do, perhaps.
+
+    def _count_what_was_taken_over(self) -> None:
+        for tunnel, policy in self._tunnels.items():
+            for sa in self._endpoint.ike_sas(tunnel):
+                for child in sa.children:
+                    self.totals.adopt(tunnel, child, self._datapaths.of(policy))
 
     def _listen_to_datapaths(self) -> None:
         for datapath in self._datapaths.opened():
@@ -140,6 +159,22 @@ class Engine:
 
     def ike_sas(self, tunnel: str) -> tuple[IkeSaView, ...]:
         return self._endpoint.ike_sas(tunnel)
+
+    # Traps.
+
+    def set_traps(self, tunnel: str, path: Path) -> None:
+        self._hold_packets(self._datapaths.of(self._tunnels[tunnel]))
+        self._endpoint.set_traps(tunnel, path)
+        self._settle()
+
+    def has_traps(self, tunnel: str) -> bool:
+        return self._endpoint.has_traps(tunnel)
+
+    def is_demanded(self, tunnel: str) -> bool:
+        return self._endpoint.is_demanded(tunnel)
+
+    def forget_demand(self, tunnel: str) -> None:
+        self._endpoint.forget_demand(tunnel)
 
     # Changes of policy.
 
@@ -193,7 +228,8 @@ class Engine:
     def _receive(self, ready: socket.socket) -> None:
         for data, path in self._sockets.read(ready):
             self._endpoint.receive_datagram(data, path, self._loop.time())
-            self._settle()
+            self._do_all()
+        self._arm_timer()
 
     def _handle_timeout(self) -> None:
         self._timer = None
@@ -214,14 +250,27 @@ class Engine:
                 self._endpoint.handle_expire(event.sa, self._loop.time(), hard=event.hard)
             elif isinstance(event, MappingChanged):
                 self._endpoint.handle_mapping(event.sa, event.new, self._loop.time())
+            else:
+                self._acquire(event)
         self._settle()
+
+    def _acquire(self, event: Acquire) -> None:
+        asked = self._endpoint.asked_for(event.reqid)
+        if asked is None:
+            return
+        ends, now = (event.source, event.destination), self._loop.time()
+        if not self._endpoint.handle_acquire(*asked, *ends, now):
+            self._demand(*asked, event)
 
     # Outputs of the core.
 
     def _settle(self) -> None:
+        self._do_all()
+        self._arm_timer()
+
+    def _do_all(self) -> None:
         while (output := self._endpoint.next_output()) is not None:
             self._do(output)
-        self._arm_timer()
 
     def _do(self, output: Output) -> None:
         match output:
@@ -328,6 +377,20 @@ class Engine:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_at(due_at, self._handle_timeout)
+
+    def _hold_packets(self, datapath: Datapath) -> None:
+        """The packet that asks for a tunnel is not to be lost by that."""
+        if self._holds or not isinstance(datapath, KernelDatapath):
+            return
+        self._holds = True
+        try:
+            hold_packets()
+        except OSError as error:
+            log.warning(
+                "packets that wait for a tunnel are dropped, not held: %s=0 is refused: %s",
+                "net.core.xfrm_larval_drop",
+                error.strerror,
+            )
 
     def _prepare_sockets(self) -> None:
         try:

@@ -63,6 +63,8 @@ EVENTS: dict[str, EventKind] = {
         ("tunnel-placed", Severity.INFO, "which datapath carries a tunnel, and why"),
         ("tunnel-unusable", Severity.ERROR, "this host cannot have the tunnel"),
         ("tunnel-wanted", Severity.INFO, "from now on the tunnel is brought up, and kept up"),
+        ("tunnel-demanded", Severity.INFO, "a packet has met a trap: its tunnel is brought up"),
+        ("traps-refused", Severity.ERROR, "the datapath does not take a tunnel's traps"),
         ("tunnel-retrying", Severity.WARNING, "it failed, and is tried again in so many seconds"),
         ("peer-unresolved", Severity.WARNING, "the name of a tunnel's peer cannot be looked up"),
         ("peer-addresses-changed", Severity.INFO, "the names of a tunnel's peer lead elsewhere"),
@@ -104,6 +106,7 @@ EVENTS: dict[str, EventKind] = {
 }
 
 _NAMES: dict[type, str] = {
+    outputs.TrapsRefused: "traps-refused",
     outputs.ExchangeStarted: "exchange-started",
     outputs.RequestRetransmitted: "request-retransmitted",
     outputs.FragmentSizeReduced: "fragment-size-reduced",

@@ -43,7 +43,7 @@ class Measurement:
             Measured(
                 version=__version__,
                 started=self._started,
-                # Without a datapath: what is carried is read once, by `Totals`.
+                # Without totals: what is carried is read once, below.
                 tunnels=[tunnel_status(t, sas[t.policy.name], None, now) for t in tunnels],
                 children={t.policy.name: [c.name for c in t.policy.children] for t in tunnels},
                 ike_sas={name: len(views) for name, views in sas.items()},

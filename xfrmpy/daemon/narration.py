@@ -20,6 +20,7 @@ from xfrmpy.ike.outputs import (
     RequestRefused,
     RequestRetransmitted,
     SaNotCreated,
+    TrapsRefused,
     TunnelClosed,
 )
 from xfrmpy.registry import ExchangeType
@@ -42,6 +43,8 @@ def narrate(report: Output) -> str:
             return f"Child SA {report.child}: {report.suite}, SPI {spis}"
         case ChildSaRekeyed() | IkeSaRekeyed() | SaNotCreated():
             return _narrate_replacement(report)
+        case TrapsRefused():
+            return f"no trap for {report.child}: {summarize(report.failure)}"
         case ChildSaClosed():
             return f"Child SA {report.child} closed (SPI in 0x{report.spi_in:08x})"
         case TunnelClosed() | Redirected() | RequestRefused():

@@ -78,10 +78,15 @@ class Observation:
 
     async def _until(self, tunnel: Tunnel, state: str) -> None:
         with tunnel.listen() as reports:
-            while self._status_of(tunnel).state != state:
+            while _in_brief(self._status_of(tunnel).state) != state:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_SECONDS):
                         await reports.get()
+
+
+def _in_brief(state: str) -> str:
+    """One that waits for traffic is down, too."""
+    return "down" if state == "waiting" else state
 
 
 async def _next_events(listener: Listener, heartbeat_seconds: float | None) -> EventsReply:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from xfrmpy.daemon.datapaths import Placement
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.narration import summarize
+from xfrmpy.datapath.interface import Acquire
 from xfrmpy.failures import Failure
 from xfrmpy.ike.restoration import Restored
 from xfrmpy.ipsec.addresses import IpAddress, Path
@@ -65,6 +66,28 @@ def retrying(tunnel: str, seconds: float, failure: Failure | None) -> Occurrence
         event="tunnel-retrying",
         tunnel=tunnel,
         text=again if failure is None else f"{again}: {summarize(failure)}",
+        failure=failure,
+        details={"seconds": f"{seconds:.1f}"},
+    )
+
+
+def demanded(tunnel: str, child: str, acquire: Acquire) -> Occurrence:
+    """A packet has met a trap."""
+    source, destination = str(acquire.source), str(acquire.destination)
+    return Occurrence(
+        event="tunnel-demanded",
+        tunnel=tunnel,
+        text=f"a packet from {source} to {destination} asks for {child}",
+        details={"child": child, "source": source, "destination": destination},
+    )
+
+
+def refused_on_demand(tunnel: str, seconds: float, failure: Failure) -> Occurrence:
+    """What a packet has asked for could not be had."""
+    return Occurrence(
+        event="tunnel-retrying",
+        tunnel=tunnel,
+        text=f"not before {seconds:.0f} s have passed, by the next packet: {summarize(failure)}",
         failure=failure,
         details={"seconds": f"{seconds:.1f}"},
     )

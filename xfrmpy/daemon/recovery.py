@@ -48,9 +48,10 @@ def take_over(
 ) -> Restored | None:
     """Go on from what was kept; what nobody wants any more is taken out of force.
 
-    None if nothing was kept: then nothing of ours is in force. Raises `OperatorError` XF3002.
+    None if nothing was kept: then nothing of ours is in force, but for traps. Raises
+    `OperatorError` XF3002.
     """
-    if not records:
+    if not records and not endpoint.has_traps_to_keep():
         datapaths.clear()
         return None
     datapaths.retire_unused()
@@ -65,7 +66,7 @@ def take_over(
         log.warning("an IKE SA that an earlier run has kept is refused: %s", sentence)
     for datapath, dump in dumps:
         _remove_surplus(datapath, dump, restored)
-    return restored
+    return restored if records else None
 
 
 def _dump(datapath: Datapath) -> Dump:

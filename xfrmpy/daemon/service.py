@@ -31,6 +31,7 @@ from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.exposition import Exposition, Exposure
+from xfrmpy.daemon.inventory import Surveyor
 from xfrmpy.daemon.keeper import Keeper, error_of
 from xfrmpy.daemon.measurement import Measurement
 from xfrmpy.daemon.narration import is_routine, narrate
@@ -38,6 +39,7 @@ from xfrmpy.daemon.news import News
 from xfrmpy.daemon.notify import ServiceManager
 from xfrmpy.daemon.observation import Observation
 from xfrmpy.daemon.occurrences import placed, started, stopping, taken_over
+from xfrmpy.daemon.on_demand import OnDemand
 from xfrmpy.daemon.policy_calls import PolicyCalls
 from xfrmpy.daemon.reconciliation import Reconciler
 from xfrmpy.daemon.recovery import open_store, take_over
@@ -47,6 +49,7 @@ from xfrmpy.daemon.socket_keeper import SocketKeeper
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.daemon.status import tunnel_status
 from xfrmpy.daemon.tunnel import Tunnel
+from xfrmpy.datapath.interface import Acquire
 from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint
@@ -57,6 +60,7 @@ from xfrmpy.ike.outputs import (
     Redirected,
     RequestRefused,
     RequestRetransmitted,
+    TrapsRefused,
     TunnelClosed,
 )
 from xfrmpy.policy.changes import keep_reqids
@@ -161,9 +165,11 @@ class Service:
             self._hear,
             self._lose,
             self._store,
+            self._demand,
         )
         hear, engine = self._news.hear, self._engine
         self._keeper = Keeper(self._tunnels, engine, hear, self._resolve_seconds)
+        self._on_demand = OnDemand(self._tunnels, self._keeper, engine, hear)
         reconciler = Reconciler(engine, self._datapaths, hear, self._keeper.follow)
         observation = Observation(
             self._news.history, self._find, self._status_of, self._engine.ike_sas
@@ -173,7 +179,13 @@ class Service:
         )
         exposition = Exposition(self._exposure, measurement.text, self._doorkeeper.gid)
         applier = Applier(
-            self._tunnels, self._keeper, engine, self._datapaths, reconciler, self._blocking
+            self._tunnels,
+            self._keeper,
+            self._on_demand,
+            engine,
+            self._datapaths,
+            reconciler,
+            self._blocking,
         )
         self._policy = PolicyCalls(self._loaded, config_path(self._environ), applier)
         control = ControlServer(
@@ -188,7 +200,9 @@ class Service:
             self._blocking.keep(self._news.hear)
             await control.start()
             await exposition.start()
+            self._on_demand.lay_all_traps()
             self._keeper.spawn(self._keeper.keep_resolving())
+            self._keeper.spawn(self._on_demand.keep_traps())
             self._begin_tunnels(frozenset() if restored is None else restored.replaced)
             # The policy lives as long as we do: the collector need not go through it again.
             gc.freeze()
@@ -213,12 +227,18 @@ class Service:
 
     def _methods(self, observation: Observation, measurement: Measurement) -> dict[str, Answer]:
         """What callers may ask, by the names of the protocol."""
+        surveyor = Surveyor(
+            lambda: [tunnel.policy for tunnel in self._tunnels.values()],
+            self._find,
+            self._datapaths.read_userspace,
+        )
         return {
             protocol.STATUS: self._status,
             protocol.DESCRIBE: observation.describe,
             protocol.MONITOR: observation.monitor,
             protocol.WAIT: observation.wait,
             protocol.METRICS: measurement.metrics,
+            protocol.SHOW_KERNEL: surveyor.show_kernel,
             protocol.UP: self._up,
             protocol.DOWN: self._down,
             protocol.REKEY: self._rekey,
@@ -273,6 +293,9 @@ class Service:
         self._lost = error
         self._stopped.set()
 
+    def _demand(self, tunnel: str, child: str, acquire: Acquire) -> None:
+        self._on_demand.demand(tunnel, child, acquire)
+
     # News from the core.
 
     def _hear(self, report: Output) -> None:
@@ -284,7 +307,7 @@ class Service:
             return
         if isinstance(report, ChildSaEstablished):
             tunnel.last_failure = None
-        elif isinstance(report, TunnelClosed | RequestRefused) and report.failure is not None:
+        elif isinstance(report, _FAILURES) and report.failure is not None:
             tunnel.last_failure = report.failure
         elif isinstance(report, RequestRetransmitted) and report.count == 1:
             if self._keeper.state(tunnel) == "up":
@@ -416,13 +439,17 @@ class Service:
         return {**self._engine.drops, **self._datapaths.drops()}
 
     def _status_of(self, tunnel: Tunnel) -> TunnelStatus:
-        placed = tunnel.placement.failure is None
+        name = tunnel.policy.name
         return tunnel_status(
             tunnel,
-            self._engine.ike_sas(tunnel.policy.name),
-            self._datapaths.of(tunnel.policy) if placed else None,
+            self._engine.ike_sas(name),
+            self._engine.totals,
             self._loop.time(),
+            is_trapped=self._engine.has_traps(name),
         )
+
+
+_FAILURES = (TunnelClosed, RequestRefused, TrapsRefused)
 
 
 def _require_peer(tunnel: Tunnel) -> None:

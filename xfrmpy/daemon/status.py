@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import logging
-
 from xfrmpy.control.protocol import ChildSaStatus, TunnelStatus
 from xfrmpy.daemon.replies import reply_of
+from xfrmpy.daemon.totals import Carrier, Totals
 from xfrmpy.daemon.tunnel import Tunnel
-from xfrmpy.datapath.interface import Datapath, DatapathError
 from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ike.views import ChildSaView, IkeSaView
-from xfrmpy.ipsec.sad import SadEntry, Usage
-
-log = logging.getLogger(__name__)
 
 
 def tunnel_status(
-    tunnel: Tunnel, ike_sas: tuple[IkeSaView, ...], datapath: Datapath | None, now: float
+    tunnel: Tunnel,
+    ike_sas: tuple[IkeSaView, ...],
+    totals: Totals | None,
+    now: float,
+    *,
+    is_trapped: bool = False,
 ) -> TunnelStatus:
-    """A tunnel as its operator sees it; of several IKE SAs, the one that carries a Child SA."""
+    """A tunnel as its operator sees it; of several IKE SAs, the one that carries a Child SA.
+
+    Without `totals` its Child SAs are left out: to read what they have carried takes time. One that
+    is down is `waiting` if it `is_trapped`: a packet would bring it up.
+    """
     state = tunnel_state(tunnel, ike_sas)
+    state = "waiting" if state == "down" and is_trapped else state
     sa = max(ike_sas, key=lambda sa: (bool(sa.children), sa.established_at), default=None)
     policy = tunnel.policy
-    failure = tunnel.last_failure if state == "down" else None
-    children = [] if sa is None or datapath is None else sa.children
+    failure = tunnel.last_failure if state in {"down", "waiting"} else None
+    children = [] if sa is None else sa.children
     return TunnelStatus(
         name=policy.name,
         state=state,
@@ -41,7 +46,11 @@ def tunnel_status(
         seconds_up=now - sa.up_since if sa is not None and state == "up" else 0.0,
         spi_i="" if sa is None else sa.spi_i.hex(),
         spi_r="" if sa is None else sa.spi_r.hex(),
-        children=[_child_status(c, datapath, now) for c in children if datapath is not None],
+        children=[
+            _child_status(policy.name, child, totals, now)
+            for child in children
+            if totals is not None
+        ],
         failure=None if failure is None else reply_of(failure),
     )
 
@@ -58,9 +67,14 @@ def tunnel_state(tunnel: Tunnel, ike_sas: tuple[IkeSaView, ...]) -> str:
 _BEGINNING = (IkeSaState.INITIATING, IkeSaState.AUTHENTICATING)
 
 
-def _child_status(child: ChildSaView, datapath: Datapath, now: float) -> ChildSaStatus:
+def _child_status(tunnel: str, child: ChildSaView, totals: Totals, now: float) -> ChildSaStatus:
     inbound, outbound = child.entries
-    received, sent = _usage(datapath, inbound), _usage(datapath, outbound)
+    into, out = (
+        Carrier(tunnel=tunnel, child=child.child, direction=entry.direction)
+        for entry in child.entries
+    )
+    all_received, all_sent = totals.of(into), totals.of(out)
+    received, sent = totals.seen(inbound.id), totals.seen(outbound.id)
     return ChildSaStatus(
         child=child.child,
         spi_in=f"0x{inbound.spi:08x}",
@@ -76,15 +90,14 @@ def _child_status(child: ChildSaView, datapath: Datapath, now: float) -> ChildSa
         replayed=received.replayed,
         integrity_failed=received.integrity_failed,
         seconds_up=now - child.established_at,
+        total_octets_in=all_received.octets,
+        total_octets_out=all_sent.octets,
+        total_packets_in=all_received.packets,
+        total_packets_out=all_sent.packets,
+        total_replayed=all_received.replayed,
+        total_integrity_failed=all_received.integrity_failed,
+        total_seconds_up=totals.seconds_carrying(into),
     )
-
-
-def _usage(datapath: Datapath, entry: SadEntry) -> Usage:
-    try:
-        return datapath.usage(entry.id)
-    except DatapathError as error:
-        log.warning("no counters for %s: %s", entry.id, error)
-        return Usage(octets=0, packets=0)
 
 
 def _nat(nat: NatSituation) -> str:

@@ -1,17 +1,21 @@
 """What each Child SA of the policy has carried since the daemon began, through all its rekeyings.
 
 The datapath counts for each SA. What an SA had carried is added up here just before it is removed,
-so the totals only ever grow, as Prometheus wants of a counter.
+so the totals only ever grow, as Prometheus wants of a counter. Of SAs that an earlier daemon left
+in force, all that they have carried belongs to it.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from xfrmpy.datapath.interface import Datapath, DatapathError
 from xfrmpy.ike.outputs import AddSa, MoveSa, Output, RemoveSa
-from xfrmpy.ipsec.sad import Direction, SadEntry, SaId, Usage
+from xfrmpy.ike.views import ChildSaView
+from xfrmpy.ipsec.sad import Direction, SaId, Usage
 
 log = logging.getLogger(__name__)
 
@@ -35,36 +39,77 @@ class _Open:
 
 
 class Totals:
-    """See the module."""
+    """See the module. `now` is a clock that nobody sets."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
         self._open: dict[SaId, _Open] = {}
         self._closed: dict[Carrier, Usage] = {}
+        self._in_force: defaultdict[Carrier, set[SaId]] = defaultdict(set)
+        self._since: dict[Carrier, float] = {}
 
     def note(self, output: Output, datapath: Datapath) -> None:
         """What is about to be done to a datapath."""
         match output:
             case AddSa():
-                carrier = _carrier(output, output.entry)
-                self._open[output.entry.id] = _Open(carrier=carrier, datapath=datapath)
+                direction = output.entry.direction
+                carrier = Carrier(tunnel=output.tunnel, child=output.child, direction=direction)
+                self._begin(output.entry.id, carrier, datapath, self._now())
             case MoveSa() if output.sa in self._open:
-                self._open[output.entry.id] = self._open.pop(output.sa)
+                opened = self._open.pop(output.sa)
+                self._open[output.entry.id] = opened
+                self._in_force[opened.carrier] ^= {output.sa, output.entry.id}
             case RemoveSa() if output.sa in self._open:
                 self._look(output.sa)
                 self._put_away(output.sa)
 
+    def adopt(self, tunnel: str, child: ChildSaView, datapath: Datapath) -> None:
+        """Know the SAs of a Child SA that came into force without a word here."""
+        for entry in child.entries:
+            if entry.id not in self._open:
+                carrier = Carrier(tunnel=tunnel, child=child.child, direction=entry.direction)
+                self._begin(entry.id, carrier, datapath, child.established_at)
+
+    def of(self, carrier: Carrier) -> Usage:
+        """All of it, now; also of an SA that was replaced and still receives."""
+        for sa in self._in_force.get(carrier, ()):
+            self._look(sa)
+        return self._sum(carrier)
+
+    def seen(self, sa: SaId) -> Usage:
+        """What one SA had carried when it was looked at last, by `of` or `carried`."""
+        return self._open[sa].seen if sa in self._open else NOTHING
+
+    def seconds_carrying(self, carrier: Carrier) -> float:
+        """For how long there has been an SA in force without a gap."""
+        return self._now() - self._since.get(carrier, self._now())
+
     def carried(self) -> dict[Carrier, Usage]:
         """All of it, now."""
-        totals = dict(self._closed)
-        for sa, opened in tuple(self._open.items()):
+        for sa in tuple(self._open):
             if not self._look(sa):
                 self._put_away(sa)  # It did not come to be, or has ended by itself.
-            totals[opened.carrier] = _sum(totals.get(opened.carrier), opened.seen)
-        return totals
+        return {carrier: self._sum(carrier) for carrier in {*self._closed, *self._in_force}}
+
+    def _sum(self, carrier: Carrier) -> Usage:
+        total = self._closed.get(carrier, NOTHING)
+        for sa in self._in_force.get(carrier, ()):
+            total = _sum(total, self._open[sa].seen)
+        return total
+
+    def _begin(self, sa: SaId, carrier: Carrier, datapath: Datapath, since: float) -> None:
+        if not self._in_force[carrier]:
+            self._since[carrier] = since
+        self._in_force[carrier].add(sa)
+        self._open[sa] = _Open(carrier=carrier, datapath=datapath)
 
     def _put_away(self, sa: SaId) -> None:
         opened = self._open.pop(sa)
-        self._closed[opened.carrier] = _sum(self._closed.get(opened.carrier), opened.seen)
+        carrier = opened.carrier
+        self._closed[carrier] = _sum(self._closed.get(carrier, NOTHING), opened.seen)
+        self._in_force[carrier].discard(sa)
+        if not self._in_force[carrier]:
+            del self._in_force[carrier], self._since[carrier]
 
     def _look(self, sa: SaId) -> bool:
         opened = self._open[sa]
@@ -76,13 +121,7 @@ class Totals:
         return True
 
 
-def _carrier(output: AddSa, entry: SadEntry) -> Carrier:
-    return Carrier(tunnel=output.tunnel, child=output.child, direction=entry.direction)
-
-
-def _sum(one: Usage | None, other: Usage) -> Usage:
-    if one is None:
-        return other
+def _sum(one: Usage, other: Usage) -> Usage:
     return Usage(
         octets=one.octets + other.octets,
         packets=one.packets + other.packets,

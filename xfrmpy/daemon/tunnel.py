@@ -18,7 +18,8 @@ class Tunnel:
     up at this moment.
 
     `redirect` is where the peer has sent us, for the next attempt. `addresses` are those of the
-    peer's names, and `left_addresses` those that they had before and have no more.
+    peer's names, and `left_addresses` those that they had before and have no more. `demand` brings
+    it up because of a packet, not before `patience_until`; `patience_seconds` is the last pause.
     """
 
     def __init__(self, placement: Placement) -> None:
@@ -29,6 +30,8 @@ class Tunnel:
         self.redirect: Redirected | None = None
         self.addresses: tuple[IpAddress, ...] = ()
         self.left_addresses: frozenset[IpAddress] = frozenset()
+        self.demand: asyncio.Task[None] | None = None
+        self.patience_until = self.patience_seconds = 0.0
         self.last_failure: Failure | None = placement.failure
         self._listeners: set[asyncio.Queue[Output]] = set()
 

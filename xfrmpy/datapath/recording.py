@@ -21,7 +21,7 @@ from xfrmpy.datapath.interface import (
 )
 from xfrmpy.ipsec.drift import Difference, Dump
 from xfrmpy.ipsec.proposals import AH_SUITES, ESP_SUITES
-from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, SaId, Usage
+from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
@@ -33,6 +33,7 @@ EVERYTHING = Capabilities(
     esn=True,
     udp_encapsulation=True,
     raw_esp=True,
+    dont_fragment=frozenset(DontFragment),
     missing={},
 )
 

@@ -19,6 +19,7 @@ from xfrmpy.failures import Failure
 from xfrmpy.ike.child_sa import ChildSa, proposals_of_first_child
 from xfrmpy.ike.childless import begins_childless, child_offer
 from xfrmpy.ike.create_child_sa import give_up_child
+from xfrmpy.ike.demand import take_first_child
 from xfrmpy.ike.errors import AuthenticationFailed, PeerIncompatible
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import first_error, only, optional
@@ -76,8 +77,10 @@ class IkeAuth:
         self._identity = IdiPayload(identity=_our_identity(sa, tunnel))
         self._child: ChildSa | None = None
         if not begins_childless(sa, tunnel):
-            first = policy_between(tunnel.children[0], sa.path)
-            self._child = ChildSa(sa.core, tunnel, first, proposals_of_first_child(first))
+            wanted, packet = take_first_child(sa, tunnel)
+            first = policy_between(wanted, sa.path)
+            proposals = proposals_of_first_child(first)
+            self._child = ChildSa(sa.core, tunnel, first, proposals, packet=packet)
             sa.children.append(self._child)
 
     def request(self) -> tuple[OpenPayload, ...]:
@@ -158,7 +161,7 @@ class IkeAuth:
 
     def _evidence(self, error: NotifyPayload) -> tuple[tuple[str, str], ...]:
         """What we sent of the thing that the peer did not like."""
-        child = self._tunnel.children[0]
+        child = self._tunnel.children[0] if self._child is None else self._child.policy
         if error.type == NotifyType.NO_PROPOSAL_CHOSEN:
             return (("we offered", ", ".join(map(str, child.proposals))),)
         if error.type == NotifyType.TS_UNACCEPTABLE:

@@ -23,6 +23,7 @@ from xfrmpy.ike.outputs import (
 )
 from xfrmpy.ike.protection import Inner, Protection
 from xfrmpy.ike.synchronization import SYNC_MESSAGE_ID, MessageIdSync
+from xfrmpy.ike.timers import earliest
 from xfrmpy.ike.window import Outstanding, Sent, Window
 from xfrmpy.ipsec.addresses import Path
 from xfrmpy.ipsec.proposals import IkeSuite
@@ -162,6 +163,7 @@ class Channel:
         Raises `Drop` for a replay. The answer is not kept: who missed it asks with higher numbers.
         """
         theirs, ours = self.window.synchronize(asked.next_sent, asked.next_expected)
+        self._core.changed.add(self.our_spi)
         self.discard_fragments()
         answer = MessageIdSync(nonce=asked.nonce, next_sent=ours, next_expected=theirs)
         message = self._message(
@@ -242,8 +244,7 @@ class Channel:
 
     @property
     def next_timeout(self) -> float | None:
-        moments = (self.window.next_timeout, self._reassembler.next_timeout)
-        return min((m for m in moments if m is not None), default=None)
+        return earliest(self.window.next_timeout, self._reassembler.next_timeout)
 
     def forget_fragments(self, now: float) -> None:
         """Give up the messages whose rest does not come."""
@@ -282,7 +283,7 @@ class Channel:
     def _seal(self, message: Message, limit: int) -> Sent:
         """What is never cut into smaller parts is not kept beside its octets."""
         sent = Sent(message=message, datagrams=self._datagrams(message, limit))
-        if not self.may_shrink(sent):
+        if message.payloads and not self.may_shrink(sent):
             sent.message = replace(message, payloads=())
         return sent
 
@@ -321,6 +322,7 @@ class Channel:
             if len(datagrams) > len(sent.datagrams):
                 sent.datagrams, sent.retransmissions = datagrams, 0
                 self._size_step = step
+                self._core.changed.add(self.our_spi)
                 self._report_size(sent, path)
                 return True
         return False

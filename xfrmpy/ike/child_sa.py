@@ -242,7 +242,7 @@ class ChildSa:
     @property
     def sends(self) -> bool:
         """Whether the outbound SA is in force."""
-        return any(entry.direction is Direction.OUT for entry in self.in_force)
+        return Direction.OUT in [entry.direction for entry in self.in_force]
 
     @property
     def directions(self) -> tuple[Direction, ...]:
@@ -434,12 +434,14 @@ class ChildSa:
         """That of the policy, or one apart if the policy has several Child SAs with parts of it.
 
         A datapath finds an SA by its reqid alone: it must carry all that the policies with that
-        reqid want.
+        reqid want, a trap among them.
         """
         kin = [child for child in self._core.kin_of(self) if child.in_force]
         for child in kin:
             if scope_of(child) == scope_of(self):
                 return child.reqid
+        if self.policy.reqid in self._core.trapped_children and _is_part(self):
+            return self._core.new_reqid()
         if any(child.reqid == self.policy.reqid for child in kin):
             return self._core.new_reqid()
         return self.policy.reqid
@@ -507,6 +509,7 @@ class ChildSa:
                 integrity_key=key[1],
                 mode=self.policy.mode,
                 replay_window=self.policy.replay_window,
+                outer=self.policy.outer,
                 encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
             )
@@ -539,6 +542,11 @@ class ChildSa:
 
 def scope_of(limits: ChildPolicy | ChildSa) -> Scope:
     return limits.local, limits.remote
+
+
+def _is_part(child: ChildSa) -> bool:
+    """Whether the peer has narrowed what policy allows."""
+    return scope_of(child) != scope_of(child.policy)
 
 
 class _Names(TypedDict):

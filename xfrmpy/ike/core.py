@@ -18,7 +18,7 @@ from xfrmpy.ipsec.sad import OUR_REQIDS, USERSPACE_SPI_BIT, SaId
 from xfrmpy.policy.model import DatapathChoice, TunnelPolicy
 
 if TYPE_CHECKING:
-    from xfrmpy.ike.child_sa import ChildSa
+    from xfrmpy.ike.child_sa import ChildSa, Scope
     from xfrmpy.ike.crash import TokenMaker
     from xfrmpy.ike.ike_sa import IkeSa
     from xfrmpy.ike.resumption import HeldTicket
@@ -50,7 +50,9 @@ class Core:
     the SPIs of IKE SAs, and `changed_children` the Child SAs, of which a restarted daemon must know
     more than it would; of those that are `counted` it must know only what they have sent, and have
     been asked. `leftovers` are what an earlier one had put in force for a Child SA whose making
-    it did not live to record. The endpoint
+    it did not live to record. `trapped` are the tunnels whose traps are in force, with their ends,
+    and `trapped_children` their children by reqid, each with its tunnel; `demands` are the packets
+    that wait for an IKE SA to be begun, by tunnel and child. The endpoint
     sets `reauthenticate`: it begins an IKE SA that is to take the place of another.
     """
 
@@ -68,6 +70,9 @@ class Core:
         self.children: dict[int, ChildSa] = {}
         self.holders: dict[SaId, ChildSa] = {}
         self.policies = PolicyBook()
+        self.trapped: dict[str, Path] = {}
+        self.trapped_children: dict[int, tuple[str, str]] = {}
+        self.demands: dict[str, dict[str, Scope]] = {}
         self.crash_tokens: TokenMaker | None = None
         self.fragments = FragmentStore()
         self.ticket_keys = TicketKeys(random)

@@ -185,6 +185,7 @@ class CreateChildSa:
     def _postpone(self, now: float, *others: ChildPolicy) -> None:
         """It has its turn again later; the peer is asked for the rest, but for `others`, now."""
         self._sa.postponed += tuple(policy.name for policy in (self._child.policy, *others))
+        self._sa.demand.give_up(self._child.policy)
         self._sa.create_at = now
 
     def _stay_with_old(self, now: float) -> None:

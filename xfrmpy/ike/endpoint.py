@@ -11,7 +11,7 @@ With a `qcd_secret`, the same after a restart, we can prove that we lost our sta
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -31,6 +31,7 @@ from xfrmpy.ike.comparison import compare, find_lost, find_moved, is_recovering
 from xfrmpy.ike.core import Core, Deferred
 from xfrmpy.ike.crash import TokenMaker, show_token
 from xfrmpy.ike.create_child_sa import stop_waiting
+from xfrmpy.ike.demand import carries, demand_of
 from xfrmpy.ike.errors import (
     CriticalPayload,
     Drop,
@@ -61,17 +62,18 @@ from xfrmpy.ike.reconfigure import is_unsettled, reconfigure
 from xfrmpy.ike.redirect import parse_gateway, redirect_established
 from xfrmpy.ike.restoration import Restored, changes_of_policy, restore
 from xfrmpy.ike.resumption import usable_ticket
-from xfrmpy.ike.sequence import Sequence
+from xfrmpy.ike.sequence import Sequence as OutputSequence
 from xfrmpy.ike.session_resume import SessionResume, answer_session_resume
 from xfrmpy.ike.states import ChildSaState, IkeSaState
 from xfrmpy.ike.timers import Timers
+from xfrmpy.ike.traps import set_traps, traps_refused
 from xfrmpy.ike.views import IkeSaView, view
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT, IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.drift import Difference, Dump, Ends
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import SpdEntry
-from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.policy.model import StartMode, TunnelPolicy
 from xfrmpy.registry import ExchangeType, NotifyType
 from xfrmpy.wire.cursor import Malformed
 from xfrmpy.wire.header import IkeHeader, decode_header_untrusted
@@ -83,6 +85,8 @@ DEMANDS = {
     Effort.PUZZLE: DropReason.PUZZLE_DEMANDED,
 }
 """How a request is counted that was answered by a demand only."""
+
+_LIVING = (IkeSaState.INITIATING, IkeSaState.AUTHENTICATING, IkeSaState.ESTABLISHED)
 
 MAX_DUE = 250
 """IKE SAs whose time has come that are attended to before what has arrived gets its turn: some 50
@@ -108,7 +112,7 @@ class IkeEndpoint:
         self._core.tunnels = {t.name: Tunnel(policy=t) for t in tunnels}
         self._admission = Admission(limits or AdmissionLimits(), random)
         self._notices = Notices(random)
-        self._sequence = Sequence(self._core, keeps=keeps)
+        self._sequence = OutputSequence(self._core, keeps=keeps)
         self._timers = Timers()
 
     # Inputs.
@@ -144,6 +148,8 @@ class IkeEndpoint:
         child = self._core.children.get(output.owner)
         if child is not None:
             child.refused(output, reason, not_done)
+        elif output.tunnel in self._core.trapped:
+            traps_refused(self._core, output, reason, not_done)
 
     def handle_expire(self, sa_id: SaId, now: float, *, hard: bool) -> None:
         """An SA reached its soft limit, or its hard one and is gone from the datapath."""
@@ -165,16 +171,31 @@ class IkeEndpoint:
         source: TrafficSelector,
         destination: TrafficSelector,
         now: float,
-    ) -> None:
-        """A packet has met a policy of ours that has no SA: get one that carries the packet."""
-        established = self._established(tunnel)
-        if any(c.policy.name == child for sa in established for c in sa.children):
-            return
-        for sa in established[:1]:
+    ) -> bool:
+        """A packet has met a policy of ours that has no SA: get one that carries the packet.
+
+        False where an IKE SA is to be begun for that: the next `initiate` takes the packet along.
+        """
+        packet = ((source,), (destination,))
+        living = [s for s in self._core.ike_sas_of(tunnel) if s.state in _LIVING]
+        if any(carries(c, child, packet) for sa in living for c in sa.children):
+            return True
+        for sa in (*self._established(tunnel), *living)[:1]:
             assert sa.tunnel is not None
-            packet = ((source,), (destination,))
-            sa.wanted += [(c, packet) for c in sa.tunnel.children if c.name == child]
+            for policy in (c for c in sa.tunnel.children if c.name == child):
+                sa.demand.add(policy, packet)
             self._run(sa, sa.attend, now)
+            return True
+        self._core.demands.setdefault(tunnel, {}).setdefault(child, packet)
+        return False
+
+    def asked_for(self, reqid: int) -> tuple[str, str] | None:
+        """The tunnel and the child that an acquire with this reqid means."""
+        found = self._core.trapped_children.get(reqid)
+        if found is not None:
+            return found
+        children = (c for c in self._core.children.values() if c.reqid == reqid)
+        return next(((c.tunnel.name, c.policy.name) for c in children), None)
 
     def handle_usage(self, sa_id: SaId, seconds_idle: float, now: float) -> None:
         """An answer to `AskUsage`: the last packet was so long ago."""
@@ -201,7 +222,7 @@ class IkeEndpoint:
         self,
         records: Mapping[bytes, bytes],
         sad: Iterable[SadEntry],
-        spd: Iterable[SpdEntry],
+        spd: Sequence[SpdEntry],
         now: float,
     ) -> Restored:
         """Go on where an earlier endpoint was killed, by its records and what is in force.
@@ -240,6 +261,33 @@ class IkeEndpoint:
             if (sa.path.local.address, sa.path.remote.address) in ends:
                 self._run(sa, partial(ask_peer, sa), now)
 
+    # Traps.
+
+    def set_traps(self, tunnel: str, path: Path) -> None:
+        """Have packets for a tunnel of `start: on-demand` ask for it; its SAs are to go that way.
+
+        In place of the traps that it has. Of another tunnel there are none.
+        """
+        if self._core.trapped.get(tunnel) != path:
+            set_traps(self._core, tunnel, path)
+
+    def has_traps(self, tunnel: str) -> bool:
+        """Whether packets for a tunnel ask for it."""
+        return tunnel in self._core.trapped
+
+    def has_traps_to_keep(self) -> bool:
+        """Whether an earlier daemon's traps may be wanted, though it had no IKE SA."""
+        tunnels = self._core.tunnels.values()
+        return any(tunnel.policy.start is StartMode.ON_DEMAND for tunnel in tunnels)
+
+    def forget_demand(self, tunnel: str) -> None:
+        """What its packets have asked for cannot be had now; the next will ask again."""
+        self._core.demands.pop(tunnel, None)
+
+    def is_demanded(self, tunnel: str) -> bool:
+        """Whether a packet waits for an IKE SA to be begun."""
+        return tunnel in self._core.demands
+
     # Commands.
 
     def set_peer_addresses(self, tunnel: str, addresses: tuple[IpAddress, ...]) -> None:
@@ -261,6 +309,8 @@ class IkeEndpoint:
     def remove_tunnel(self, tunnel: str, now: float) -> None:
         """Its IKE SAs end, and nobody can begin another."""
         self.terminate(tunnel, now)
+        set_traps(self._core, tunnel, None)
+        self.forget_demand(tunnel)
         del self._core.tunnels[tunnel]
         self._core.tunnels_changed()
 
@@ -275,6 +325,7 @@ class IkeEndpoint:
     ) -> None:
         """Begin an IKE SA with the peer of a tunnel, or where it has redirected us to."""
         sa, policy = self._new_ike_sa(tunnel, path)
+        sa.demand = demand_of(policy, self._core.demands.pop(tunnel, {}))
         held = usable_ticket(self._core, policy, now)
         if held is None or redirected_from is not None:
             self._begin(sa, IkeSaInit(sa, policy, redirected_from), now)
@@ -508,6 +559,7 @@ class IkeEndpoint:
     def _succeed(self, old: IkeSa, path: Path, now: float) -> None:
         sa, policy = self._new_ike_sa(old.tunnel_name, path)
         sa.replaces = old
+        sa.demand.restrict_to(old.children, policy)
         self._begin(sa, IkeSaInit(sa, policy), now)
 
     def _established(self, tunnel: str) -> list[IkeSa]:

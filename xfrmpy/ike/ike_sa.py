@@ -21,6 +21,7 @@ from xfrmpy.ike.childless import CHILDLESS_SECONDS
 from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.crash import TheirTokens
+from xfrmpy.ike.demand import Demand
 from xfrmpy.ike.duties import next_duty
 from xfrmpy.ike.exchange import (
     Exchange,
@@ -39,12 +40,13 @@ from xfrmpy.ike.outputs import (
 from xfrmpy.ike.resumption import HeldTicket, Resumed
 from xfrmpy.ike.states import IKE_SA_TRANSITIONS, IkeSaState, IllegalTransition
 from xfrmpy.ike.succession import report_unreplaced
+from xfrmpy.ike.timers import earliest
 from xfrmpy.ike.uniqueness import expect_one
 from xfrmpy.ike.window import OUR_WINDOW_SIZE, Outstanding, PeerSilent
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite
-from xfrmpy.policy.model import ChildPolicy, Retransmission, TunnelPolicy
+from xfrmpy.policy.model import Retransmission, TunnelPolicy
 from xfrmpy.wire.payloads import OpenPayload
 
 HALF_OPEN_SECONDS = 30.0
@@ -88,8 +90,8 @@ class IkeSa:
     `is_client` tells who began the first IKE SA of a line of rekeyed ones. `nonces` are those of
     the exchange that made it. `replaces` is the IKE SA whose place it takes once its peer is
     authenticated; `heir` is what the peer has made to take the place of this one, while we were at
-    the same. `retired` Child SAs only receive, each until its moment. `wanted` are the children for
-    which there is a packet, with its selectors. `authenticated_as` is its number among
+    the same. `retired` Child SAs only receive, each until its moment. `demand` is what traffic asks
+    of it. `authenticated_as` is its number among
     all whose peer was authenticated, `begun_after` the last one's when it began. `doubted_until`
     is when it ends, if the peer does not show before that it has it. With an `auth_puzzle` there
     are no keys before its solution.
@@ -98,12 +100,12 @@ class IkeSa:
     __slots__ = (
         *("alone_at", "asks_pairs", "auth_puzzle", "authenticated_as", "begun_after"),
         *("busy_since", "channel", "childless_until", "children", "core", "create_at"),
-        *("doubted_until", "established_at", "heard_at", "heir", "is_asking_sent"),
+        *("demand", "doubted_until", "established_at", "heard_at", "heir", "is_asking_sent"),
         *("is_asking_usage", "is_client", "is_initiator", "is_rekeying", "is_reported", "keys"),
         *("local_id", "nat", "nonces", "on_silence", "peer_follows", "peer_takes_childless"),
         *("postponed", "proposal", "proved", "reauth_at", "redirected_from", "refused_scopes"),
         *("rekey_at", "remote_id", "replaces", "resumed", "retired", "sent_at", "state", "suite"),
-        *("their_tokens", "ticket", "ticket_at", "tunnel", "up_since", "wait_until", "wanted"),
+        *("their_tokens", "ticket", "ticket_at", "tunnel", "up_since", "wait_until"),
         *("_expires_at", "_must_reauth_by", "_refusal", "_step", "_step_at"),
         *("_suspect_again_at", "_was_established"),
     )
@@ -146,7 +148,7 @@ class IkeSa:
         self.retired: list[tuple[float, ChildSa]] = []
         self.replaces: IkeSa | None = None
         self.heir: IkeSa | None = None
-        self.wanted: list[tuple[ChildPolicy, Scope]] = []
+        self.demand = Demand()
         self.refused_scopes = _NO_SCOPES
         self.postponed: tuple[str, ...] = ()
         self.is_rekeying = self.is_asking_usage = self.is_asking_sent = False
@@ -527,13 +529,8 @@ class IkeSa:
     @property
     def next_timeout(self) -> float | None:
         duty = next_duty(self)
-        moments = (
-            self.channel.next_timeout,
-            self._expires_at,
-            self._step_at,
-            None if duty is None else duty.at,
-        )
-        return min((m for m in moments if m is not None), default=None)
+        due_at = None if duty is None else duty[0]
+        return earliest(self.channel.next_timeout, self._expires_at, self._step_at, due_at)
 
     def handle_timeout(self, now: float) -> None:
         """Whatever is due: expiry, a retransmission, a duty."""
@@ -551,8 +548,8 @@ class IkeSa:
 
     def attend(self, now: float) -> None:
         """Do every duty that is due and can be done."""
-        while (duty := next_duty(self)) is not None and duty.at <= now:
-            duty.do(now)
+        while (duty := next_duty(self)) is not None and duty[0] <= now:
+            duty[1](now)
 
     def _compute_on(self, now: float) -> None:
         if self._step is None or self._step_at is None or now < self._step_at:

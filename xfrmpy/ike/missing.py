@@ -26,7 +26,7 @@ def next_missing(sa: IkeSa) -> tuple[ChildPolicy, Scope | None] | None:
     """
     assert sa.tunnel is not None
     for policy in sa.tunnel.children:
-        if policy.name in sa.postponed:
+        if policy.name in sa.postponed or sa.demand.leaves_out(policy):
             continue
         named = (child for child in sa.children if child.policy.name == policy.name)
         there = [child for child in named if not is_displaced(child, policy)]

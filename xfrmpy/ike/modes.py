@@ -107,7 +107,8 @@ def choose_child(
 ) -> tuple[ChildPolicy, Traffic]:
     """The child that the request of an initiator means; else simply the first.
 
-    Where it meets several, the one that asks for just as much, then the one that need not narrow.
+    Where it meets several, the one that asks for just as much, then the one that need not narrow,
+    then the one that carries what is named first.
     RFC 7296 section 2.23.1: "If no SPD entry was found, or (if found) the SPD entry does not allow
     transport mode, undo the Traffic Selector substitutions", and take it for tunnel mode.
     """
@@ -190,7 +191,9 @@ def _likeness(policy: ChildPolicy, traffic: Traffic) -> int:
         return 0
     is_within = all(covered_by(theirs, ours) for theirs, ours in pairs)
     is_all = all(covered_by(ours, theirs) for theirs, ours in pairs)
-    return 1 + 2 * is_within + is_all + (is_within and is_all)
+    # RFC 7296 section 2.9: what comes first may be of the packet that the peer wants to send.
+    has_first = all(covered_by(theirs[:1], ours) for theirs, ours in pairs)
+    return 1 + 2 * has_first + 2 * is_within + is_all + (is_within and is_all)
 
 
 def _address_of(selectors: Selectors) -> IpAddress | None:

@@ -84,6 +84,15 @@ class RemovePolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrapsRefused:
+    """The datapath has not taken a policy that was to wait for a tunnel's traffic."""
+
+    tunnel: str
+    child: str
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExchangeStarted:
     """The first copy of a request has been sent."""
 
@@ -279,6 +288,7 @@ Output: TypeAlias = (
     | RemoveSa
     | AddPolicy
     | RemovePolicy
+    | TrapsRefused
     | ExchangeStarted
     | RequestRetransmitted
     | FragmentSizeReduced

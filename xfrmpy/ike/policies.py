@@ -7,6 +7,7 @@ at a time, the newest; the entry of an older owner comes back when the newest go
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -43,6 +44,16 @@ class PolicyBook:
         claims.append(wanted)
         return wanted if changes else None
 
+    def stand(self, wanted: AddPolicy) -> AddPolicy | None:
+        """Enter a claim beneath all others, or change it; returns it if that is in force."""
+        place = (wanted.entry.direction, wanted.entry.selector)
+        claims = self._claims.setdefault(place, [])
+        if any(claim.owner == wanted.owner for claim in claims):
+            return self.renew(wanted)
+        self._places.setdefault(wanted.owner, []).append(place)
+        claims.insert(0, wanted)
+        return wanted if len(claims) == 1 else None
+
     def renew(self, wanted: AddPolicy) -> AddPolicy | None:
         """Change the entry of a claim that its owner has; returns it if that is in force."""
         claims = self._claims.get((wanted.entry.direction, wanted.entry.selector), [])
@@ -51,10 +62,14 @@ class PolicyBook:
         is_wanted = claims[-1:] == [wanted] and in_force != [wanted]
         return wanted if is_wanted and in_force[0].entry != wanted.entry else None
 
-    def release(self, owner: int) -> list[AddPolicy | RemovePolicy]:
-        """Strike every claim of a Child SA; returns what changes by it."""
+    def release(self, owner: int, but: Collection[Place] = ()) -> list[AddPolicy | RemovePolicy]:
+        """Strike every claim of an owner, but for those places; returns what changes by it."""
         changes: list[AddPolicy | RemovePolicy] = []
-        for place in self._places.pop(owner, []):
+        places = self._places.pop(owner, [])
+        kept = [place for place in places if place in but]
+        if kept:
+            self._places[owner] = kept
+        for place in (place for place in places if place not in but):
             claims = self._claims[place]
             in_force = claims[-1]
             claims[:] = [claim for claim in claims if claim.owner != owner]

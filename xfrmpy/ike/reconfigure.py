@@ -15,6 +15,7 @@ from xfrmpy.ike.core import Core
 from xfrmpy.ike.lifetimes import replacement_seconds
 from xfrmpy.ike.modes import policy_between
 from xfrmpy.ike.states import ChildSaState, IkeSaState
+from xfrmpy.ike.traps import follow_policy
 from xfrmpy.ipsec.selectors import covered_by
 from xfrmpy.policy.changes import Impact, child_impact, compare_tunnels
 from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
@@ -41,6 +42,7 @@ def reconfigure(core: Core, policy: TunnelPolicy, now: float) -> None:
     before = core.tunnels[policy.name].policy
     core.tunnels[policy.name].policy = policy
     core.tunnels_changed()
+    follow_policy(core, policy.name)
     found = core.ike_sas_of(policy.name)
     core.touched.update(found)
     core.changed.update(sa.our_spi for sa in found)
@@ -145,6 +147,7 @@ def _adopt(sa: IkeSa, before: TunnelPolicy, policy: TunnelPolicy, now: float) ->
         child.outdated_at = now
     sa.refused_scopes = frozenset()
     sa.asks_pairs = False
+    sa.demand.restrict_to(sa.children, policy)
     sa.create_at = now if sa.is_client else now + PATIENCE_SECONDS
 
 

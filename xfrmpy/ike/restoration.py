@@ -13,7 +13,7 @@ come again, its IKE SAs say goodbye.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xfrmpy.ike.child_sa import ChildSa
@@ -25,6 +25,7 @@ from xfrmpy.ike.outputs import AddSa
 from xfrmpy.ike.reconfigure import reconfigure
 from xfrmpy.ike.snapshot import read_ike_sas
 from xfrmpy.ike.states import ChildSaState, IkeSaState
+from xfrmpy.ike.traps import adopt_traps
 from xfrmpy.ipsec.sad import Direction, SadEntry, SaId
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
@@ -65,7 +66,7 @@ def restore(
     records: Mapping[bytes, bytes],
     changes: Mapping[str, Change],
     sad: Iterable[SadEntry],
-    spd: Iterable[SpdEntry],
+    spd: Sequence[SpdEntry],
     now: float,
 ) -> Restored:
     """Fill an endpoint that has no IKE SAs. What is to be done follows as its outputs."""
@@ -75,6 +76,7 @@ def restore(
             core.tunnels[name].policy = change.before
     of_ike_sas = {name: record for name, record in records.items() if not is_policy(name)}
     ike_sas, given_up, unreadable = read_ike_sas(core, of_ike_sas, followed)
+    adopt_traps(core, spd)
     core.authentications = max((sa.authenticated_as for sa in ike_sas), default=0)
     children = tuple(core.children.values())
     _claim_policies(core, ike_sas, spd)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from itertools import takewhile
 
 from xfrmpy.ike.core import Core
+from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.kept_policy import PolicyRecords, is_policy
 from xfrmpy.ike.outputs import (
     AddPolicy,
@@ -94,13 +95,21 @@ class Sequence:
             if sa is not None and spi not in whole and spi in self._kept:
                 found += self._change(count_of(spi), write_count(sa))
             else:
-                record = write_ike_sa(sa) if sa is not None and is_lasting(sa) else None
+                record = self._whole(sa)
                 self._policies.follow(spi, None if sa is None or record is None else sa.tunnel_name)
                 # What has been counted only grows, so this is never the record from before it.
                 found += self._change(spi, record)
                 found += self._change(count_of(spi), None)
         found += self._policies.changes()
         return found
+
+    @staticmethod
+    def _whole(sa: IkeSa | None) -> bytes | None:
+        """The record of an IKE SA, if it is to have one."""
+        if sa is None or not is_lasting(sa):
+            return None
+        sa.channel.window.note_kept()
+        return write_ike_sa(sa)
 
     def _change(self, name: bytes, record: bytes | None) -> Iterator[tuple[bytes, bytes | None]]:
         """What must be kept under a name, or nothing, if that is not so already."""

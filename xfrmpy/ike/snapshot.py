@@ -25,6 +25,7 @@ from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import IKE_SPI_SIZE, Core
 from xfrmpy.ike.crash import TheirTokens
 from xfrmpy.ike.create_child_sa import CreateChildSa
+from xfrmpy.ike.demand import Demand
 from xfrmpy.ike.exchange import Exchange
 from xfrmpy.ike.first_contact import ProofOfLife
 from xfrmpy.ike.ike_sa import IkeSa
@@ -47,8 +48,8 @@ from xfrmpy.wire.cursor import Cursor, Malformed
 from xfrmpy.wire.message import Message, decode_payloads_untrusted, encode_payloads
 from xfrmpy.wire.payloads import IdiPayload, OpenPayload, SaPayload
 
-FORMAT = 2
-"""Of the whole record. Another table is another format."""
+FORMAT = 4
+"""Of both records. Another table is another format."""
 
 KNOWN_PROPOSALS = 64
 """Those of policies stand in many records."""
@@ -106,19 +107,25 @@ def spi_of(name: bytes) -> bytes:
 
 def write_count(sa: IkeSa) -> bytes:
     """All that a message changes that says nothing: Message IDs, the count of what was sealed, and
-    what may have to be sent again. It holds until the IKE SA itself is written again."""
+    what may have to be sent again. It holds until the IKE SA itself is written again, whose answers
+    are not repeated (`Window.note_kept`)."""
     writer = Writer(sa)
+    window = sa.channel.window
     return _encode(
         {
             "format": FORMAT,
-            "channel": writer.write(sa.channel, CHANNEL),
-            "window": writer.write(sa.channel.window, WINDOW),
+            "sealed": sa.channel.sealed,
+            "window": writer.write(window, COUNTED),
+            "answers": _write_answers(window.answers_not_kept),
         }
     )
 
 
+_encoder = json.JSONEncoder(separators=(",", ":"))
+
+
 def _encode(record: dict[str, Plain]) -> bytes:
-    return json.dumps(record, separators=(",", ":")).encode()
+    return _encoder.encode(record).encode()
 
 
 def read_ike_sas(
@@ -174,21 +181,34 @@ class Recorded:
     children: list[Any]
     retired_until: tuple[float, ...]
     gone: list[Any]
+    kept_answers: frozenset[int]
 
     @classmethod
     def parse(cls, octets: bytes, count: bytes | None) -> Recorded:
         plain = _decode(octets)
+        kept_answers = frozenset(answer["message_id"] for answer in plain["window"]["_answers"])
         if count is not None:
-            newer = _decode(count)
-            _check(newer.keys() == {"format", "channel", "window"}, "a count is another")
-            plain |= newer
+            plain = with_count(plain, _decode(count))
         bare = {name: plain.pop(name) for name in ("ike_sa", "channel", "window")}
         lists = {name: plain.pop(name) for name in ("children", "gone")}
         _check(all(isinstance(part, dict) for part in bare.values()), "a part is missing")
         _check(all(isinstance(part, list) for part in lists.values()), "a list is missing")
         simple = {name: from_plain(kind, plain.pop(name)) for name, kind in _SIMPLE.items()}
         _check(not plain, "there is more than there should be")
-        return cls(**simple, **bare, **lists)
+        return cls(**simple, **bare, **lists, kept_answers=kept_answers)
+
+
+def with_count(record: dict[str, Any], count: dict[str, Any]) -> dict[str, Any]:
+    """A record, and what has been counted since; of its answers, those that are still kept."""
+    _check(count.keys() == {"format", "sealed", "window", "answers"}, "a count is another")
+    _check(count["window"].keys() == COUNTED.keys(), "a count is of others")
+    window = record["window"] | count["window"]
+    first = window["_highest_id"] - window["_our_size"] + 1
+    answers = [answer for answer in window["_answers"] if answer["message_id"] >= first]
+    return record | {
+        "channel": record["channel"] | {"sealed": count["sealed"]},
+        "window": window | {"_answers": answers + _items(count["answers"])},
+    }
 
 
 def _decode(octets: bytes) -> dict[str, Any]:
@@ -320,6 +340,7 @@ class Reader:
             self.read(sa.channel.window, WINDOW, {**recorded.window, "waiting": []})
             return
         self.read(sa.channel.window, WINDOW, recorded.window)
+        sa.channel.window.note_kept(recorded.kept_answers)
         self._read(sa, self._read_late, recorded.ike_sa)
         for child, plain in zip(
             (*self._children, *self._gone), (*recorded.children, *recorded.gone), strict=True
@@ -472,19 +493,22 @@ _IKE_SA_REFERENCE = Codec(
 )
 
 
-def _write_wanted(wanted: list[tuple[ChildPolicy, Scope]], _writer: Writer) -> Plain:
-    return [[policy.name, to_plain(packet)] for policy, packet in wanted]
+def _write_demand(demand: Demand, _writer: Writer) -> Plain:
+    children = None if demand.children is None else [*sorted(demand.children)]
+    return [[[p.name, to_plain(packet)] for p, packet in demand.packets], children]
 
 
-def _read_wanted(plain: Any, reader: Reader) -> list[tuple[ChildPolicy, Scope]]:
+def _read_demand(plain: Any, reader: Reader) -> Demand:
     """A child that the policy has no more is not wanted any more."""
     assert reader.sa.tunnel is not None
+    packets, children = plain
     policies = {child.name: child for child in reader.sa.tunnel.children}
-    return [
+    wanted = [
         (policies[name], from_plain(cast("type[Scope]", Scope), packet))
-        for name, packet in _items(plain)
+        for name, packet in _items(packets)
         if name in policies
     ]
+    return Demand(wanted, None if children is None else frozenset(map(str, _items(children))))
 
 
 def _write_key_exchange(key_exchange: KeyExchange, _writer: Writer) -> Plain:
@@ -513,12 +537,12 @@ def _read_resumed(plain: Any, reader: Reader) -> Resumed:
 # Messages and exchanges.
 
 
-def _write_sent(sent: Sent, writer: Writer) -> dict[str, Plain]:
+def _write_sent(sent: Sent) -> dict[str, Plain]:
     payloads = cast("tuple[OpenPayload, ...]", sent.message.payloads)
     return {
         "type": sent.message.exchange.value,
         "message_id": sent.message.message_id,
-        "inside": _write_payloads(payloads) if writer.sa.channel.may_shrink(sent) else None,
+        "inside": _write_payloads(payloads) if payloads else None,
         "datagrams": [datagram.hex() for datagram in sent.datagrams],
     }
 
@@ -550,7 +574,7 @@ class Unheeded:
 
 
 def _write_exchange(exchange: Exchange, writer: Writer) -> Plain:
-    name = next(name for name, row in EXCHANGES.items() if type(exchange) is row.kind)
+    name = _NAMES[type(exchange)]
     return [name, writer.write(exchange, EXCHANGES[name].table)]
 
 
@@ -572,7 +596,7 @@ def _write_outstanding(requests: dict[int, Outstanding], writer: Writer) -> Plai
         {
             "due_at": request.due_at,
             "exchange": _write_exchange(request.exchange, writer),
-            **_write_sent(request.sent, writer),
+            **_write_sent(request.sent),
         }
         for request in requests.values()
         if request.sent is not None
@@ -592,8 +616,8 @@ def _read_outstanding(plain: Any, reader: Reader) -> dict[int, Outstanding]:
     return requests
 
 
-def _write_answers(answers: dict[int, Sent], writer: Writer) -> Plain:
-    return [_write_sent(sent, writer) for sent in answers.values()]
+def _write_answers(answers: dict[int, Sent]) -> Plain:
+    return [_write_sent(sent) for sent in answers.values()]
 
 
 def _read_answers(plain: Any, reader: Reader) -> dict[int, Sent]:
@@ -634,7 +658,7 @@ IKE_SA: Table = {
     "ticket_at": _MOMENT,
     "replaces": _IKE_SA_REFERENCE,
     "heir": _IKE_SA_REFERENCE,
-    "wanted": Codec(_write_wanted, _read_wanted, is_late=True),
+    "demand": Codec(_write_demand, _read_demand, is_late=True),
     "refused_scopes": _collection(frozenset, Scope),
     "postponed": _value(tuple[str, ...]),
     "asks_pairs": _FLAG,
@@ -679,8 +703,14 @@ WINDOW: Table = {
     "_our_size": _NUMBER,
     "_expected_id": _NUMBER,
     "_highest_id": _NUMBER,
-    "_answers": Codec(_write_answers, _read_answers),
+    "_answers": Codec(lambda answers, _: _write_answers(answers), _read_answers),
 }
+
+COUNTED = {
+    name: WINDOW[name]
+    for name in ("outstanding", "waiting", "_next_id", "_expected_id", "_highest_id")
+}
+"""What of a window a message changes that says nothing, beside its answers."""
 
 CHILD_SA: Table = {
     "state": _value(ChildSaState),
@@ -759,6 +789,8 @@ EXCHANGES: dict[str, ExchangeRow] = {
     "unheeded": ExchangeRow(Unheeded, {"type": _value(ExchangeType)}, of_sa=()),
 }
 """Every exchange that can be under way on an IKE SA that is kept."""
+
+_NAMES = {row.kind: name for name, row in EXCHANGES.items()}
 
 LEFT_OUT: dict[type[Any], frozenset[str]] = {
     IkeSa: frozenset(

@@ -42,10 +42,9 @@ def inherit(new: IkeSa, old: IkeSa) -> None:
     new.replaces, old.replaces = old.replaces, None
     new.children += old.children
     new.retired += old.retired
-    new.wanted += old.wanted
+    new.demand.take_over(old.demand)
     old.children.clear()
     old.retired.clear()
-    old.wanted.clear()
     for other in new.core.ike_sas_of(new.tunnel_name):
         if other.replaces is old:
             other.replaces = new

@@ -8,7 +8,7 @@ machine only knows messages, numbers and deadlines.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from xfrmpy.ike.errors import Drop, DropReason
@@ -28,12 +28,14 @@ class Sent:
     """A message of ours as it left, in one datagram or in fragments.
 
     What is sent again are the same octets (RFC 7296 section 2.1), unless the datagrams must become
-    smaller; `message` is what others can be made of.
+    smaller; `message` is what others can be made of. `is_kept` once it is in the record of its IKE
+    SA.
     """
 
     message: Message = field(repr=False)
     datagrams: tuple[bytes, ...] = field(repr=False)
     retransmissions: int = 0
+    is_kept: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -152,7 +154,9 @@ class Window:
 
     @property
     def next_timeout(self) -> float | None:
-        return min((request.due_at for request in self.outstanding.values()), default=None)
+        if not self.outstanding:
+            return None
+        return min([request.due_at for request in self.outstanding.values()])
 
     def due(self, now: float) -> Outstanding | None:
         """A request whose time has come, if there is one: to `retransmit`, or to `start_over`."""
@@ -212,6 +216,16 @@ class Window:
         self._answers[message_id] = response
         while self._expected_id in self._answers:
             self._expected_id += 1
+
+    @property
+    def answers_not_kept(self) -> dict[int, Sent]:
+        """Those that a record of the IKE SA has not."""
+        return {number: sent for number, sent in self._answers.items() if not sent.is_kept}
+
+    def note_kept(self, numbers: Collection[int] | None = None) -> None:
+        """These answers, or all, are in the record of the IKE SA."""
+        for number, sent in self._answers.items():
+            sent.is_kept = numbers is None or number in numbers
 
     # Both, after a failover of the peer.
 

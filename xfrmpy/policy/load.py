@@ -29,6 +29,7 @@ from xfrmpy.policy.resolve import (
     assign_reqids,
     child_names,
     find_overlaps,
+    on_down,
     resolve_tunnel,
 )
 from xfrmpy.policy.schema import PolicyFile, Tunnel, validate
@@ -166,7 +167,7 @@ def _load(
         policy = resolve_tunnel(written.name, written.tunnel, written.place, ours, read_key)
         if policy is not None:
             resolved.append((written.place, policy))
-        elif written.tunnel.on_down is OnDown.BLOCK:
+        elif on_down(written.tunnel) is OnDown.BLOCK:
             left_out.append(_without_secret(written, ours))
     _report_overlaps(resolved)
     findings = [*faults, *(file.findings for file in files)]

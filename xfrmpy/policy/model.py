@@ -12,7 +12,7 @@ from enum import StrEnum
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, Mode
+from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, DontFragment, Mode, OuterHeader
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.registry import ProtocolId
 
@@ -21,6 +21,7 @@ class StartMode(StrEnum):
     """When a tunnel is brought up."""
 
     AUTO = "auto"
+    ON_DEMAND = "on-demand"
     LISTEN = "listen"
     MANUAL = "manual"
 
@@ -34,9 +35,14 @@ class DatapathChoice(StrEnum):
 
 
 class Encapsulation(StrEnum):
-    """AUTO: ESP in UDP when there is a NAT on the way. FORCE: always."""
+    """NAT: ESP in UDP when there is a NAT on the way. FORCE: always.
+
+    AUTO is FORCE on the userspace datapath, which shares UDP port 4500 with IKE and for anything
+    else needs raw sockets; and NAT on the kernel's.
+    """
 
     AUTO = "auto"
+    NAT = "nat"
     FORCE = "force"
 
 
@@ -91,6 +97,9 @@ class ChildPolicy:
 
     `reqid` is unique to it on this host: by it a policy finds the SAs that may carry its traffic.
 
+    `copies_dscp` to `dont_fragment` are as in `OuterHeader`; a `dont_fragment` of None is what is
+    usual for the datapath, once that is decided.
+
     The first Child SA of an IKE SA has no key exchange of its own (RFC 7296 section 1.2): the
     proposals' methods are for those that come later. A lifetime of None is no limit; the SA is
     replaced ahead of its end. Without traffic for `inactivity_seconds` it is deleted; 0 is never.
@@ -103,6 +112,10 @@ class ChildPolicy:
     proposals: tuple[Proposal, ...]
     mode: Mode = Mode.TUNNEL
     replay_window: int = DEFAULT_REPLAY_WINDOW
+    copies_dscp: bool = True
+    restores_dscp: bool = False
+    copies_ecn: bool = True
+    dont_fragment: DontFragment | None = None
     lifetime_seconds: float | None = 3600.0
     lifetime_octets: int | None = None
     lifetime_packets: int | None = None
@@ -112,6 +125,15 @@ class ChildPolicy:
     def protocol(self) -> ProtocolId:
         """ESP or AH: all its proposals are of one."""
         return self.proposals[0].protocol
+
+    @property
+    def outer(self) -> OuterHeader:
+        return OuterHeader(
+            copies_dscp=self.copies_dscp,
+            restores_dscp=self.restores_dscp,
+            copies_ecn=self.copies_ecn,
+            dont_fragment=self.dont_fragment or DontFragment.COPY,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +171,7 @@ class TunnelPolicy:
     childless: bool = False
     redirect: bool = True
     redirect_to: str | None = None
-    on_down: OnDown = OnDown.CLEAR
+    on_down: OnDown = OnDown.BLOCK
 
     def identity_at(self, address: IpAddress) -> Identity:
         """Who we say we are when we use this address of ours."""
@@ -157,7 +179,8 @@ class TunnelPolicy:
 
     @property
     def forces_encapsulation(self) -> bool:
-        """Whether ESP must go in UDP: asked for, or because the datapath knows no other way."""
-        return (
-            self.encapsulation is Encapsulation.FORCE or self.datapath is DatapathChoice.USERSPACE
+        """Whether ESP must go in UDP, NAT or not."""
+        is_automatic = self.encapsulation is Encapsulation.AUTO
+        return self.encapsulation is Encapsulation.FORCE or (
+            is_automatic and self.datapath is DatapathChoice.USERSPACE
         )

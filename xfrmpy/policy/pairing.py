@@ -108,7 +108,7 @@ def _of_beginning(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagree
     if not ours.peers and not theirs.peers:
         message = "each end waits for the other to begin"
         yield Disagreement(code="XF1014", message=message, ours="no peer", theirs="no peer")
-    elif StartMode.AUTO not in (ours.start, theirs.start):
+    elif not {StartMode.AUTO, StartMode.ON_DEMAND} & {ours.start, theirs.start}:
         message = "neither end begins by itself"
         yield Disagreement(code="", message=message, ours=ours.start, theirs=theirs.start)
     for here, there, is_ours in ((ours, theirs, True), (theirs, ours, False)):

@@ -124,7 +124,7 @@ def resolve_tunnel(
             childless=tunnel.childless,
             redirect=tunnel.redirect,
             redirect_to=tunnel.redirect_to,
-            on_down=tunnel.on_down,
+            on_down=on_down(tunnel),
             retransmission=_retransmission(tunnel.retransmission or Retransmit()),
         ),
     )
@@ -135,13 +135,25 @@ def _given(**values: object) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def on_down(tunnel: Tunnel) -> OnDown:
+    """What the policy says, or the safe way where it can be gone."""
+    if tunnel.on_down is not None:
+        return tunnel.on_down
+    return OnDown.BLOCK if _can_block(tunnel) else OnDown.CLEAR
+
+
+def _can_block(tunnel: Tunnel) -> bool:
+    """Transport mode is about the peer's address, and so must know it."""
+    known = [_address(peer) is not None for peer in tunnel.peer or ()]
+    return tunnel.mode is not Mode.TRANSPORT or (bool(known) and all(known))
+
+
 def _check_peer(tunnel: Tunnel, place: Place) -> None:
     if not tunnel.peer and tunnel.start not in (None, StartMode.LISTEN):
         message = f"'start' cannot be {tunnel.start} without a 'peer'"
         place.error("XF1004", ("start",), message, "write listen, or add 'peer'")
     addresses = [address for address in map(_address, tunnel.peer or ()) if address is not None]
-    blocks_hosts = tunnel.on_down is OnDown.BLOCK and tunnel.mode is Mode.TRANSPORT
-    if blocks_hosts and (not addresses or len(addresses) < len(tunnel.peer or ())):
+    if tunnel.on_down is OnDown.BLOCK and not _can_block(tunnel):
         message = "'on_down' cannot be block in transport mode without the peer's address"
         place.error("XF1004", ("on_down",), message, "write the address in 'peer'")
     ours = tunnel.local_address
@@ -313,7 +325,7 @@ def _child(
     inactivity = tunnel.inactivity if keys.inactivity is None else keys.inactivity
     if inactivity and tunnel.start is StartMode.AUTO:
         message = "'inactivity' would take down what 'start: auto' brings up again"
-        place.error("XF1004", ("start",), message, "write manual")
+        place.error("XF1004", ("start",), message, "write on-demand, or manual")
     return ChildPolicy(
         name=name,
         reqid=reqid,
@@ -324,7 +336,13 @@ def _child(
         lifetime_packets=packets.max_packets,
         **_limits(lifetime_seconds=tunnel.lifetime if keys.lifetime is None else keys.lifetime),
         **_given(
-            mode=tunnel.mode, replay_window=packets.replay_window, inactivity_seconds=inactivity
+            mode=tunnel.mode,
+            replay_window=packets.replay_window,
+            copies_dscp=packets.copy_dscp,
+            restores_dscp=packets.restore_dscp,
+            copies_ecn=packets.copy_ecn,
+            dont_fragment=packets.dont_fragment,
+            inactivity_seconds=inactivity,
         ),
     )
 

@@ -31,7 +31,7 @@ from pydantic_core import ErrorDetails
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.ipsec.sad import Mode
+from xfrmpy.ipsec.sad import DontFragment, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy import values
 from xfrmpy.policy.document import Node
@@ -156,6 +156,22 @@ class EspSettings(Keys):
         ]
         | None
     ) = _key("How many packets may overtake one another, 32 to 4096. Default: 256.", 1024)
+    copy_dscp: Switch | None = _key(
+        "Whether the outer packet has the inner one's DSCP. Default: yes.", "no"
+    )
+    restore_dscp: Switch | None = _key(
+        "Whether the inner packet gets the DSCP that the outer one arrives with. Default: no.",
+        "yes",
+    )
+    copy_ecn: Switch | None = _key(
+        "Whether congestion on the way is told across the tunnel (RFC 6040). Default: yes.", "no"
+    )
+    dont_fragment: Annotated[DontFragment, _choice(DontFragment)] | None = _key(
+        "DF of the outer IPv4 packet: `copy` the inner one's, `clear` it so that a narrow path may "
+        "cut the packet, or `set` it (on the userspace datapath alone). Default: `copy` on the "
+        "kernel datapath, which heeds what the path says of its MTU; `clear` on the userspace one.",
+        "clear",
+    )
     max_bytes: (
         Annotated[int, PlainValidator(values.parse_octets), WithJsonSchema({"type": "string"})]
         | None
@@ -314,8 +330,9 @@ class Tunnel(Keys):
         "`remote` may leave out some. Default: `tunnel`.",
         "transport",
     )
-    start: Annotated[StartMode, _choice(StartMode, "on-demand")] | None = _key(
-        "`auto`: with the daemon; `manual`: by `xfrmpy up`; `listen`: by the peer alone. "
+    start: Annotated[StartMode, _choice(StartMode)] | None = _key(
+        "`auto`: with the daemon; `on-demand`: by the first packet for it; `manual`: by "
+        "`xfrmpy up`; `listen`: by the peer alone. "
         "Default: `manual`, or `listen` without a `peer`.",
         "auto",
     )
@@ -325,7 +342,10 @@ class Tunnel(Keys):
         "userspace",
     )
     encapsulation: Annotated[Encapsulation, _choice(Encapsulation)] | None = _key(
-        "ESP in UDP: `auto`, behind a NAT only; or `force`. Default: `auto`.", "force"
+        "ESP in UDP: `nat`, behind a NAT only; `force`, always; `auto`, as `nat` on the kernel "
+        "datapath and as `force` on the userspace one, which has to have CAP_NET_RAW for `nat`. "
+        "Default: `auto`.",
+        "force",
     )
     fragmentation: Switch | None = _key(
         "Large IKE messages go in parts that need no IP fragments, if the peer can: `yes` or `no`. "
@@ -385,8 +405,9 @@ class Tunnel(Keys):
     )
     on_down: Annotated[OnDown, _choice(OnDown)] | None = _key(
         "What becomes of the traffic that no SA carries: `block`, never in clear, from boot on and "
-        "whatever becomes of the daemon; or `clear`. Default: `clear`.",
-        "block",
+        "whatever becomes of the daemon; or `clear`, where the routes lead. Default: `block`; "
+        "`clear` in transport mode with a peer whose address is not written.",
+        "clear",
     )
     interface: NotYet = None
     cert: NotYet = None

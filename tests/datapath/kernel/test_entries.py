@@ -21,8 +21,10 @@ from xfrmpy.ipsec.proposals import AhSuite
 from xfrmpy.ipsec.sad import (
     OUR_REQIDS,
     Direction,
+    DontFragment,
     Lifetime,
     Mode,
+    OuterHeader,
     SadEntry,
     UdpEncapsulation,
 )
@@ -37,6 +39,15 @@ LIMIT = st.none() | st.integers(1, (1 << 63) - 1)
 LIFETIMES = st.builds(
     Lifetime,
     **{f.name: LIMIT for f in fields(Lifetime)},
+)
+
+
+OUTER_HEADERS = st.builds(
+    OuterHeader,
+    copies_dscp=st.booleans(),
+    restores_dscp=st.booleans(),
+    copies_ecn=st.booleans(),
+    dont_fragment=st.sampled_from([DontFragment.COPY, DontFragment.CLEAR]),
 )
 
 
@@ -68,6 +79,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
                 st.sampled_from([None, destination if int(destination) else None]),
             )
         ),
+        outer=draw(OUTER_HEADERS),
         lifetime=draw(LIFETIMES),
     )
 

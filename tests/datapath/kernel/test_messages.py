@@ -50,7 +50,7 @@ def test_attributes_begin_at_multiples_of_four() -> None:
 
 
 def test_a_message_without_a_row_survives() -> None:
-    message = XFRM.decode(0x21, b"whatever")
+    message = XFRM.decode(0x20, b"whatever")
     assert message.unknown == b"whatever"
     assert XFRM.encode(message) == b"whatever"
 

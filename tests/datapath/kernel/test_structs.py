@@ -1,4 +1,8 @@
-"""Sizes and offsets as gcc gives them for <linux/xfrm.h> of Linux 6.1 on x86-64."""
+"""Sizes and offsets as gcc gives them for <linux/xfrm.h> of Linux 6.1 on x86-64.
+
+The numbers of SA_DIR (6.10), NAT_KEEPALIVE_INTERVAL (6.11), SA_PCPU (6.13) and IPTFS_* (6.14) are
+those of the header of 6.18.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,16 @@ SIZES = {
     "ALGO_AUTH": 72,
     "ALGO_AEAD": 72,
     "REPLAY_STATE_ESN": 24,
+    "REPLAY_STATE": 12,
+    "AEVENT_ID": 48,
+    "USER_MIGRATE": 76,
+    "USER_OFFLOAD": 8,
+    "USERPOLICY_DEFAULT": 3,
+    "MARK": 8,
+    "U8": 1,
+    "U16": 2,
+    "U32": 4,
+    "U64": 8,
 }
 
 OFFSETS = """
@@ -59,6 +73,13 @@ ALGO: alg_name 0, alg_key_len 64
 ALGO_AUTH: alg_name 0, alg_key_len 64, alg_trunc_len 68
 ALGO_AEAD: alg_name 0, alg_key_len 64, alg_icv_len 68
 REPLAY_STATE_ESN: bmp_len 0, oseq 4, seq 8, oseq_hi 12, seq_hi 16, replay_window 20
+REPLAY_STATE: oseq 0, seq 4, bitmap 8
+AEVENT_ID: sa_daddr 0, sa_spi 16, saddr 24, flags 40, reqid 44
+USER_MIGRATE: old_daddr 0, old_saddr 16, new_daddr 32, new_saddr 48, proto 64, mode 65, reqid 68,
+  old_family 72, new_family 74
+USER_OFFLOAD: ifindex 0, flags 4
+USERPOLICY_DEFAULT: in 0, fwd 1, out 2
+MARK: v 0, m 4
 """
 
 NUMBERS: dict[type[MessageType | Attribute | Group], dict[str, int]] = {
@@ -74,21 +95,65 @@ NUMBERS: dict[type[MessageType | Attribute | Group], dict[str, int]] = {
         "EXPIRE": 24,
         "UPDPOLICY": 25,
         "UPDSA": 26,
+        "NEWAE": 30,
+        "GETAE": 31,
+        "MIGRATE": 33,
         "MAPPING": 38,
+        "SETDEFAULT": 39,
+        "GETDEFAULT": 40,
     },
     Attribute: {
+        "ALG_AUTH": 1,
         "ALG_CRYPT": 2,
+        "ALG_COMP": 3,
         "ENCAP": 4,
         "TMPL": 5,
         "SA": 6,
+        "POLICY": 7,
+        "SEC_CTX": 8,
         "LTIME_VAL": 9,
+        "REPLAY_VAL": 10,
+        "REPLAY_THRESH": 11,
+        "ETIMER_THRESH": 12,
+        "SRCADDR": 13,
+        "COADDR": 14,
         "LASTUSED": 15,
+        "POLICY_TYPE": 16,
+        "MIGRATE": 17,
         "ALG_AEAD": 18,
+        "KMADDRESS": 19,
         "ALG_AUTH_TRUNC": 20,
+        "MARK": 21,
+        "TFCPAD": 22,
         "REPLAY_ESN_VAL": 23,
+        "SA_EXTRA_FLAGS": 24,
+        "PROTO": 25,
+        "ADDRESS_FILTER": 26,
+        "PAD": 27,
+        "OFFLOAD_DEV": 28,
         "SET_MARK": 29,
+        "SET_MARK_MASK": 30,
+        "IF_ID": 31,
+        "MTIMER_THRESH": 32,
+        "SA_DIR": 33,
+        "NAT_KEEPALIVE_INTERVAL": 34,
+        "SA_PCPU": 35,
+        "IPTFS_DROP_TIME": 36,
+        "IPTFS_REORDER_WINDOW": 37,
+        "IPTFS_DONT_FRAG": 38,
+        "IPTFS_INIT_DELAY": 39,
+        "IPTFS_MAX_QSIZE": 40,
+        "IPTFS_PKT_SIZE": 41,
     },
-    Group: {"ACQUIRE": 1, "EXPIRE": 2, "SA": 3, "POLICY": 4, "MAPPING": 8},
+    Group: {
+        "ACQUIRE": 1,
+        "EXPIRE": 2,
+        "SA": 3,
+        "POLICY": 4,
+        "AEVENTS": 5,
+        "MIGRATE": 7,
+        "MAPPING": 8,
+    },
 }
 
 LAYOUTS: dict[str, Layout] = {name: getattr(structs, name) for name in SIZES}

@@ -18,9 +18,12 @@ from xfrmpy.datapath.userspace.forwarding import (
     ACQUIRE_SECONDS,
     MAPPING_SECONDS,
     Forwarder,
+    InClear,
     Refusal,
     Refused,
+    Waits,
 )
+from xfrmpy.datapath.userspace.holding import PACKETS, SECONDS
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.packet import (
     IPV4_IN_ESP,
@@ -29,12 +32,14 @@ from xfrmpy.esp.packet import (
     EspDrop,
     OutboundSa,
 )
+from xfrmpy.esp.transport import Fields, fields_of, payload_of, with_header
 from xfrmpy.ipsec.addresses import SocketAddress
-from xfrmpy.ipsec.algorithms import CIPHERS
-from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
+from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import Direction, Lifetime, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import Selector, TrafficSelector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template, protect_entries
+from xfrmpy.registry import ProtocolId
 
 OUTER = (ip_address("198.51.100.1"), ip_address("198.51.100.2"))
 NETWORKS = (
@@ -127,6 +132,111 @@ def test_packets_of_either_family_cross_both_ways() -> None:
     for end in ends:
         assert list(end.events) == []
         assert {end.usage(e.id, 2.0).packets for e in end.dump().sad} == {2}
+
+
+def test_what_comes_without_udp_is_taken_and_moves_nobody() -> None:
+    """RFC 7296 section 2.23: in UDP and not, "at any time"; there is no port to follow."""
+    ours, theirs = gateway(0), gateway(1)
+    sealed, _ = ours.protect(packet(), 1.0)
+    assert theirs.unprotect(sealed, None, 1.0) == packet()
+    assert list(theirs.events) == []
+
+
+def test_who_sends_in_udp_what_is_agreed_without_is_not_followed() -> None:
+    ours, theirs = gateway(0), gateway(1)
+    theirs.update_sa(replace(received(sa(0)), encapsulation=None))
+    sealed, _ = ours.protect(packet(), 1.0)
+    assert theirs.unprotect(sealed, source_of(0, 40_000), 1.0) == packet()
+    assert list(theirs.events) == []
+
+
+def test_the_protocol_is_a_part_of_an_sas_name() -> None:
+    """RFC 4301 section 4.1."""
+    ours, theirs = gateway(0), gateway(1)
+    sealed, _ = ours.protect(packet(), 1.0)
+    with refused(Refusal.UNKNOWN_SPI):
+        theirs.unprotect(sealed, None, 1.0, protocol=ProtocolId.AH)
+
+
+# Transport mode.
+
+
+def host(end: int, traffic: str = "") -> Forwarder:
+    """One of two hosts that protect what they say to each other, or a part of it."""
+    made = Forwarder(secrets.token_bytes)
+    made.add_sa(replace(sa(end), mode=Mode.TRANSPORT), 0.0)
+    made.add_sa(replace(received(sa(1 - end)), mode=Mode.TRANSPORT), 0.0)
+    ours, theirs = (TrafficSelector.parse(f"{OUTER[e]}{traffic}") for e in (end, 1 - end))
+    templates = (
+        Template(source=a, destination=b, reqid=REQID, mode=Mode.TRANSPORT)
+        for a, b in ((OUTER[end], OUTER[1 - end]), (OUTER[1 - end], OUTER[end]))
+    )
+    for entry in protect_entries(
+        local=[ours], remote=[theirs], outbound=next(templates), inbound=next(templates)
+    ):
+        made.add_policy(entry)
+    return made
+
+
+def between_hosts(protocol: int = 17, payload: bytes = bytes(64)) -> bytes:
+    return with_header(*OUTER, protocol, payload, Fields(traffic_class=0x2E << 2, hops=61))
+
+
+def test_a_host_gets_what_the_other_said_with_the_fields_of_the_outer_header() -> None:
+    ours, theirs = host(0), host(1)
+    sealed, entry = ours.protect(between_hosts(), 0.0)
+    assert entry.mode is Mode.TRANSPORT
+    fields = Fields(traffic_class=0x2E << 2, hops=60)
+    arrived = theirs.unprotect(sealed, source_of(0), 0.0, fields=fields)
+    assert fields_of(arrived) == fields
+    assert payload_of(arrived) == (17, bytes(64))
+    assert arrived[12:20] == OUTER[0].packed + OUTER[1].packed
+
+
+def test_a_datagram_in_pieces_is_protected_as_one() -> None:
+    ours, theirs = host(0), host(1)
+    first, last = between_hosts(payload=bytes(16)), between_hosts(payload=bytes(9))
+    with pytest.raises(Waits):
+        ours.protect(first[:6] + b"\x20\x00" + first[8:], 0.0)
+    sealed, _ = ours.protect(last[:6] + b"\x00\x02" + last[8:], 0.0)
+    assert payload_of(theirs.unprotect(sealed, source_of(0), 0.0)) == (17, bytes(25))
+
+
+def test_other_traffic_of_the_peers_goes_as_it_came() -> None:
+    """Routes know addresses alone, so what a protocol or a port leaves out is led here, too."""
+    ours = host(0, "[tcp/5432]")
+    with pytest.raises(InClear) as exempt:
+        ours.protect(between_hosts(), 0.0)
+    assert exempt.value.packets == [between_hosts()]
+    for entry in ours.dump().spd:
+        ours.remove_policy(entry)
+    with refused(Refusal.NO_POLICY):
+        ours.protect(between_hosts(), 0.0)
+
+
+def test_pieces_of_other_traffic_go_as_they_came() -> None:
+    ours = host(0, "[tcp/5432]")
+    packets = [between_hosts(payload=bytes(size)) for size in (16, 9)]
+    pieces = [p[:6] + bits + p[8:] for p, bits in zip(packets, (b"\x20\0", b"\0\2"), strict=True)]
+    with pytest.raises(Waits):
+        ours.protect(pieces[0], 0.0)
+    with pytest.raises(InClear) as exempt:
+        ours.protect(pieces[1], 0.0)
+    assert exempt.value.packets == pieces
+
+
+def test_transport_mode_has_no_place_for_options() -> None:
+    ours = host(0)
+    plain = between_hosts(payload=bytes(68))
+    with refused(Refusal.NOT_FOR_TRANSPORT):
+        ours.protect(b"\x46" + plain[1:], 0.0)
+
+
+def test_what_is_outside_the_selectors_is_not_taken_from_the_peer() -> None:
+    ours, theirs = host(0), host(1, "[tcp/5432]")
+    sealed, _ = ours.protect(between_hosts(), 0.0)
+    with refused(Refusal.OUTSIDE_SELECTORS):
+        theirs.unprotect(sealed, source_of(0), 0.0)
 
 
 def test_traffic_flow_confidentiality_padding_is_trimmed_by_the_inner_length() -> None:
@@ -317,7 +427,7 @@ def test_a_policy_without_an_sa_asks_for_one_once_until_it_is_answered() -> None
     for entry in policies(0):
         ours.add_policy(entry)
     for now in (0.0, 0.1, ACQUIRE_SECONDS - 0.1, ACQUIRE_SECONDS, ACQUIRE_SECONDS + 0.1):
-        with refused(Refusal.NO_SA):
+        with pytest.raises(Waits):
             ours.protect(packet(), now)
     exact = {"protocol": 17, "start_port": 0, "end_port": 0}
     source, destination = ip_address("10.1.0.9"), ip_address("10.2.0.7")
@@ -329,9 +439,39 @@ def test_a_policy_without_an_sa_asks_for_one_once_until_it_is_answered() -> None
     assert list(ours.events) == [acquire, acquire]
     ours.add_sa(sa(0), ACQUIRE_SECONDS + 1)
     ours.remove_sa(sa(0).id)
-    with refused(Refusal.NO_SA):
+    with pytest.raises(Waits):
         ours.protect(packet(), ACQUIRE_SECONDS + 1.1)
     assert len(ours.events) == 3, "an SA was the answer, so its loss is a new question"
+
+
+def test_packets_wait_for_their_sa_and_go_when_it_is_there() -> None:
+    ours = Forwarder(secrets.token_bytes)
+    for entry in policies(0):
+        ours.add_policy(entry)
+    for _ in range(PACKETS):
+        with pytest.raises(Waits):
+            ours.protect(packet(), 0.0)
+    with refused(Refusal.NO_SA):
+        ours.protect(packet(), 0.0)
+    assert ours.take_waiting(1.0) == []
+    ours.add_sa(sa(0), 1.0)
+    assert ours.take_waiting(1.0) == [packet()] * PACKETS
+    assert ours.take_waiting(1.0) == []
+    assert ours.protect(packet(), 1.0)[1] == sa(0)
+
+
+def test_what_waits_is_told_again_to_another_daemon() -> None:
+    ours = Forwarder(secrets.token_bytes)
+    for entry in policies(0):
+        ours.add_policy(entry)
+    with pytest.raises(Waits):
+        ours.protect(packet(), 0.0)
+    told = list(ours.events)
+    ours.remind()
+    assert list(ours.events) == told * 2
+    ours.expire(SECONDS)
+    ours.remind()
+    assert list(ours.events) == told * 2, "it waits no more"
 
 
 def test_a_soft_limit_is_told_again_to_another_daemon_while_the_sa_is_there() -> None:
@@ -354,7 +494,7 @@ def test_limits_are_reported_once_each_and_the_hard_one_is_kept() -> None:
     expected = [Expired(sa=sa(0).id, reqid=REQID, hard=hard) for hard in (False, True)]
     assert list(ours.events) == expected
     assert sa(0).id not in {e.id for e in ours.dump().sad}
-    with refused(Refusal.NO_SA):
+    with pytest.raises(Waits):
         ours.protect(packet(), 0.0)
 
 
@@ -524,7 +664,6 @@ def test_a_limit_lowered_below_what_was_carried_is_met_at_once() -> None:
         {"direction": Direction.IN},
         {"replay_window": 1024},
         {"suite": replace(SUITE, esn=False)},
-        {"encapsulation": None},
         {"mode": Mode.TRANSPORT},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -539,8 +678,13 @@ def test_an_update_of_anything_else_is_refused(changes: dict[str, object]) -> No
 def test_what_cannot_be_kept_is_refused() -> None:
     ours = Forwarder(secrets.token_bytes)
     for entry in (
-        replace(sa(0), mode=Mode.TRANSPORT),
-        replace(sa(0), encapsulation=None),
+        replace(
+            sa(0),
+            suite=AhSuite(integrity=INTEGRITY[0], esn=True),
+            encryption_key=b"",
+            integrity_key=bytes(INTEGRITY[0].key),
+            encapsulation=None,
+        ),
         replace(received(sa(0)), spi=0x12345678),
     ):
         with pytest.raises(DatapathError):
@@ -584,11 +728,11 @@ def test_removing_everything_leaves_nothing_and_counts() -> None:
         ours.protect(packet(), 0.0)
     for entry in policies(0):
         ours.add_policy(entry)
-    with refused(Refusal.NO_SA):
+    with pytest.raises(Waits):
         ours.protect(packet(), 0.0)
     ours.remove_all()
     for entry in policies(0):
         ours.add_policy(entry)
-    with refused(Refusal.NO_SA):
+    with pytest.raises(Waits):
         ours.protect(packet(), 0.1)
     assert len(ours.events) == 2, "who starts anew is told anew"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import select
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from ipaddress import ip_address
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.datapath.userspace.bpf import result_of
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
     open_shared_udp_socket,
@@ -26,42 +26,16 @@ KEEPALIVE = b"\xff"
 WORKERS = [1, 2, 4, 64]
 
 
-def run(program: bytes, payload: bytes) -> int:
-    """What classic BPF returns for a payload (Linux: Documentation/networking/filter.rst)."""
-    instructions = list(struct.iter_unpack("=HBBI", program))
-    at = accumulator = 0
-    while True:
-        code, if_true, if_false, k = instructions[at]
-        at += 1
-        match code:
-            case 0x20:  # ld [k]; beyond the end, the program returns 0
-                if k + 4 > len(payload):
-                    return 0
-                accumulator = int.from_bytes(payload[k : k + 4], "big")
-            case 0x45:  # jset
-                at += if_true if accumulator & k else if_false
-            case 0x54:
-                accumulator &= k
-            case 0x04:
-                accumulator = (accumulator + k) & 0xFFFFFFFF
-            case 0x06:
-                return int(k)
-            case 0x16:
-                return accumulator
-            case _:
-                raise AssertionError(f"instruction {code:#x}")
-
-
 @given(payload=st.binary(max_size=12), workers=st.sampled_from(WORKERS))
 def test_each_payload_has_its_socket(payload: bytes, workers: int) -> None:
     word = int.from_bytes(payload[:4], "big") if len(payload) >= 4 else 0
     expected = 1 + word % workers if word & USERSPACE_SPI_BIT else 0
-    assert run(reuseport_program(workers), payload) == expected
+    assert result_of(reuseport_program(workers), payload) == expected
 
 
 def test_ike_keepalives_and_the_kernels_esp_are_not_for_workers() -> None:
     for payload in (bytes(28), KEEPALIVE, b"", b"\x80\0\0", b"\x7f\xff\xff\xff" + bytes(40)):
-        assert run(reuseport_program(4), payload) == 0
+        assert result_of(reuseport_program(4), payload) == 0
 
 
 @pytest.mark.parametrize("workers", [0, -1, 3, 6])
@@ -119,7 +93,7 @@ def test_the_kernel_agrees_with_the_twin(
     words = [0, 1, 0x7FFFFFFF, 0x80000000, 0x80000001, 0x80000002, 0xFFFFFFFF]
     payloads = [word.to_bytes(4, "big") + bytes(8) for word in words]
     for payload in (*payloads, KEEPALIVE, b"\x80\x00\x00"):
-        assert group.receiver_of(payload) == run(program, payload)
+        assert group.receiver_of(payload) == result_of(program, payload)
 
 
 def test_a_worker_that_opens_anew_behind_a_new_daemon_keeps_the_order(

@@ -16,7 +16,7 @@ from xfrmpy.datapath.kernel.messages import MessageType
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Cipher, Integrity
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
-from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Mode, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, DontFragment, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.registry import EncryptionAlgorithm, ProtocolId
 
 _SPI = 0x5846FFFF
@@ -75,13 +75,21 @@ def probe(requests: NetlinkSocket) -> Capabilities:
             "udp encapsulation", replace(sample, encapsulation=UdpEncapsulation(4500, 4500))
         ),
         raw_esp=True,
-        missing=trial.missing | _no_ah(working),
+        dont_fragment=frozenset({DontFragment.COPY, DontFragment.CLEAR}),
+        missing=trial.missing | _no_ah(working) | _NO_IMPLICIT_IV,
     )
 
 
 def _no_ah(working: list[EspSuite | AhSuite]) -> dict[str, str]:
     has_ah = any(suite.protocol is ProtocolId.AH for suite in working)
     return {} if has_ah else {"ah": "this kernel has no AH (there is no ah4 module)"}
+
+
+_NO_IMPLICIT_IV = {
+    cipher.name: "Linux has no implicit IV (RFC 8750)"
+    for cipher in CIPHERS
+    if not cipher.kernel_name
+}
 
 
 def _no_esp(trial: _Trial) -> Capabilities:
@@ -96,6 +104,7 @@ def _no_esp(trial: _Trial) -> Capabilities:
         esn=False,
         udp_encapsulation=False,
         raw_esp=False,
+        dont_fragment=frozenset(),
         missing=trial.missing | {"esp": why},
     )
 

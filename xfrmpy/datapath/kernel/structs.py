@@ -129,6 +129,36 @@ REPLAY_STATE_ESN = Layout(
     bmp_len="I", oseq="I", seq="I", oseq_hi="I", seq_hi="I", replay_window="I"
 )
 
+REPLAY_STATE = Layout(oseq="I", seq="I", bitmap="I")
+
+AEVENT_ID = Layout(sa=USERSA_ID, saddr=ADDRESS, flags="I", reqid="I")
+
+USER_MIGRATE = Layout(
+    old_daddr=ADDRESS,
+    old_saddr=ADDRESS,
+    new_daddr=ADDRESS,
+    new_saddr=ADDRESS,
+    proto="B",
+    mode="B",
+    reserved="H",
+    reqid="I",
+    old_family="H",
+    new_family="H",
+)
+
+USER_OFFLOAD = Layout(ifindex="i", flags="B", pad="3x")
+
+USERPOLICY_DEFAULT = Layout(**{"in": "B", "fwd": "B", "out": "B"})
+
+MARK = Layout(v="I", m="I")
+
+FLAG = Layout()
+"""An attribute that says all by being there."""
+
+U8 = Layout(value="B")
+
+U16 = Layout(value="H")
+
 U32 = Layout(value="I")
 
 U64 = Layout(value="Q")

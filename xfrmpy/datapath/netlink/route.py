@@ -45,8 +45,23 @@ class LinkAttribute(IntEnum):
 
     IFNAME = 3
     MTU = 4
+    LINKINFO = 18
     AF_SPEC = 26
     EXT_MASK = 29
+
+
+class LinkInfo(IntEnum):
+    """IFLA_INFO_*, within `LinkAttribute.LINKINFO`."""
+
+    KIND = 1
+    DATA = 2
+
+
+class XfrmLink(IntEnum):
+    """IFLA_XFRM_*, within `LinkInfo.DATA` of the kind `xfrm`."""
+
+    LINK = 1
+    IF_ID = 2
 
 
 class LinkInet6(IntEnum):

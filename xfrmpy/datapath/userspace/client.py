@@ -20,11 +20,13 @@ from xfrmpy.datapath.interface import (
     NotAdded,
     Realm,
 )
+from xfrmpy.datapath.inventory import HeldSa, Inventory
 from xfrmpy.datapath.links import Links
 from xfrmpy.datapath.paths import Paths
 from xfrmpy.datapath.routes import RouteOwner, Routes
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.guard import TABLE, Guard
+from xfrmpy.datapath.userspace.inventory import held_policy, held_sa
 from xfrmpy.datapath.userspace.process import WorkerProcess
 from xfrmpy.datapath.userspace.tun import DEVICE, DEVICE_MTU, MAX_MTU, bring_up
 from xfrmpy.datapath.watch import ROUTING, Watch
@@ -32,7 +34,7 @@ from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.overhead import inner_mtu
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.proposals import ESP_SUITES
-from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, SaId, Usage
+from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
@@ -103,17 +105,17 @@ class UserspaceDatapath:
 
     def probe(self) -> Capabilities:
         """The ciphers are the library's, tried by the daemon's self-test; the rest is ours."""
+        refusal = self._worker.ask("raw_refusal")
+        no_ah = {"ah": "the userspace datapath does not do AH"}
         return Capabilities(
             protocols=frozenset({ProtocolId.ESP}),
-            modes=frozenset({Mode.TUNNEL}),
+            modes=frozenset(Mode),
             suites=ESP_SUITES,
             esn=True,
             udp_encapsulation=True,
-            raw_esp=False,
-            missing={
-                "transport mode": "the userspace datapath knows tunnel mode only",
-                "ah": "the userspace datapath carries packets in UDP only, where AH does not go",
-            },
+            raw_esp=refusal is None,
+            dont_fragment=frozenset(DontFragment),
+            missing=no_ah if refusal is None else {**no_ah, "raw esp": str(refusal)},
         )
 
     def add_sa(self, entry: SadEntry) -> None:
@@ -221,6 +223,20 @@ class UserspaceDatapath:
             sad=tuple(from_plain(SadEntry, plain) for plain in tables["sad"]),
             spd=tuple(from_plain(SpdEntry, plain) for plain in tables["spd"]),
         )
+
+    def inventory(self) -> Inventory:
+        """What the worker has in force, and its counters of drops; its device is the host's."""
+        dump = self.dump()
+        sas: list[HeldSa] = []
+        for start in range(0, len(dump.sad), requests.SURVEYED_PER_PACKET):
+            piece = dump.sad[start : start + requests.SURVEYED_PER_PACKET]
+            told = self._worker.ask("survey", to_plain(tuple(entry.id for entry in piece)))
+            assert isinstance(told, list)
+            for entry, known in zip(piece, told, strict=True):
+                if known is not None:
+                    sas.append(held_sa(entry, from_plain(Usage, known[1]), known[0]))
+        policies = tuple(map(held_policy, dump.spd))
+        return Inventory(sas=tuple(sas), policies=policies, errors=self.drops())
 
     def find_amiss(self) -> tuple[Difference, ...]:
         ends = (_ends(entry) for entry in self._outbound.values())

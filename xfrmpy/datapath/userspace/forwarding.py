@@ -24,8 +24,10 @@ from xfrmpy.datapath.interface import (
     Expired,
     MappingChanged,
 )
+from xfrmpy.datapath.userspace.holding import Holding
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.ip import InnerHeader, NotIp, parse_inner_header
+from xfrmpy.esp.outer import Congested, inner_after
 from xfrmpy.esp.packet import (
     IPV4_IN_ESP,
     IPV6_IN_ESP,
@@ -34,14 +36,17 @@ from xfrmpy.esp.packet import (
     InboundSa,
     OutboundSa,
 )
+from xfrmpy.esp.reassembly import Reassembly, fragment_of
+from xfrmpy.esp.transport import Fields, NotCarried, payload_of, with_checksum, with_header
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import ICMP_PROTOCOLS, MAX_PORT, Selector, TrafficSelector
-from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
+from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
+from xfrmpy.registry import ProtocolId
 
 ACQUIRE_SECONDS = 5.0
-"""How often a policy without an SA asks for one; its packets meanwhile are dropped."""
+"""How often a policy without an SA asks for one; its packets meanwhile are held, as many as may."""
 
 MAPPING_SECONDS = 5.0
 """How often the same new address of a peer is told, as long as the SA is not updated to it."""
@@ -49,6 +54,7 @@ MAPPING_SECONDS = 5.0
 _NEXT_HEADER = {4: IPV4_IN_ESP, 6: IPV6_IN_ESP}
 _ADDRESS: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
 _SPI = slice(0, 4)
+_NO_FIELDS = Fields()
 
 
 class Refusal(StrEnum):
@@ -59,6 +65,8 @@ class Refusal(StrEnum):
     NO_SA = "no-sa"
     UNKNOWN_SPI = "unknown-spi"
     OUTSIDE_SELECTORS = "outside-selectors"
+    NOT_FOR_TRANSPORT = "not-for-transport"
+    CONGESTED = "congested"
 
 
 class Refused(Exception):
@@ -67,6 +75,19 @@ class Refused(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Waits(Exception):
+    """The packet goes no further now: it waits for an SA (`Forwarder.take_waiting`), or is a
+    fragment and waits for the rest of its datagram."""
+
+
+class InClear(Exception):
+    """No SA is to carry these `packets`, which are one datagram: they go as they are."""
+
+    def __init__(self, packets: list[bytes]) -> None:
+        super().__init__()
+        self.packets = packets
 
 
 class Held:
@@ -90,57 +111,103 @@ class Forwarder:
         self.refused: Counter[str] = Counter()
         self._random = random
         self._sad: dict[SaId, Held] = {}
-        self._inbound: dict[bytes, tuple[InboundSa, Held]] = {}
+        self._inbound: dict[tuple[ProtocolId, bytes], tuple[InboundSa, Held]] = {}
         self._outbound: dict[int, list[tuple[OutboundSa, Held]]] = {}
         self._spd: dict[tuple[PolicyDirection, Selector], SpdEntry] = {}
         self._by_priority: dict[PolicyDirection, list[SpdEntry]] = {d: [] for d in PolicyDirection}
+        self._hosts: Counter[tuple[int, int]] = Counter()
+        self._reassembly = Reassembly()
         self._acquired_at: dict[int, float] = {}
+        self._holding = Holding()
         self._limits: list[tuple[float, int, SaId]] = []
         self._serial = count()
 
     # Packets.
 
     def protect(self, packet: bytes, now: float) -> tuple[bytes, SadEntry]:
-        """An inner packet as ESP, and the SA that carries it. Raises `Refused`."""
+        """An inner packet as ESP, and the SA that carries it.
+
+        Raises `Refused` and `Waits`, and `InClear` for packets to the peer of transport mode.
+        """
         header = _parse(packet)
+        pieces = [packet]
+        if (header.version, header.destination) in self._hosts:
+            packet, pieces = self._gather(packet)
+            header = _parse(packet)
         policy = self._policy_for(PolicyDirection.OUT, header)
-        if policy is None or policy.template is None:  # None of ours, or BYPASS, or DISCARD.
+        if policy is None or policy.template is None:
+            self._let_pass(policy, header, pieces)
             raise Refused(Refusal.NO_POLICY)
         candidates = self._outbound.get(policy.template.reqid)
         if not candidates:
             self._acquire(policy.template.reqid, header, now)
+            if self._holding.hold(policy.template.reqid, packet, now):
+                raise Waits
             raise Refused(Refusal.NO_SA)
         sa, held = candidates[-1]
         try:
-            sealed = sa.seal(packet[: header.length], _NEXT_HEADER[header.version])
+            sealed = _seal(sa, packet[: header.length], header.version)
         except Dropped as dropped:
             self._check_limits(held, now)
             raise Refused(dropped.reason) from None
         self._note_use(held, now)
         return sealed, sa.entry
 
-    def unprotect(self, datagram: bytes, source: SocketAddress, now: float) -> bytes:
-        """The inner packet of an ESP datagram. Raises `Refused`."""
-        found = self._inbound.get(datagram[_SPI])
+    def unprotect(
+        self,
+        packet: bytes,
+        source: SocketAddress | None,
+        now: float,
+        *,
+        protocol: ProtocolId = ProtocolId.ESP,
+        fields: Fields = _NO_FIELDS,
+    ) -> bytes:
+        """The inner packet of a protected one, from its SPI on. Raises `Refused`.
+
+        `source` is where it came from in UDP; None if it came without. `fields` are those of its IP
+        header. RFC 7296 section 2.23: "all
+        devices MUST be able to receive and process both UDP-encapsulated ESP and non-UDP-
+        encapsulated ESP packets at any time".
+        """
+        found = self._inbound.get((protocol, packet[_SPI]))
         if found is None:
             raise Refused(Refusal.UNKNOWN_SPI)
         sa, held = found
         try:
-            next_header, packet, is_newest = sa.open(datagram)
+            next_header, inner, is_newest = sa.open(packet)
         except Dropped as dropped:
             # Only what is authentic is use: a forger must not make a dead peer look alive.
             if dropped.reason is EspDrop.DUMMY:
                 self._note_use(held, now)
             raise Refused(dropped.reason) from None
         self._note_use(held, now)
-        header = _parse(packet)
-        if next_header != _NEXT_HEADER[header.version]:
+        if sa.entry.mode is Mode.TRANSPORT:
+            inner = _as_in_clear(sa.entry, next_header, inner, fields)
+        header = _parse(inner)
+        if sa.entry.mode is Mode.TUNNEL and next_header != _NEXT_HEADER[header.version]:
             raise Refused(Refusal.NOT_IP)
         if not self._is_allowed(sa.entry, header):
             raise Refused(Refusal.OUTSIDE_SELECTORS)
-        if is_newest:
+        if is_newest and source is not None:
             self._note_source(held, source, now)
-        return packet[: header.length]
+        return _with_outer(inner[: header.length], sa.entry, fields)
+
+    def _gather(self, packet: bytes) -> tuple[bytes, list[bytes]]:
+        """A whole datagram and the packets that it came in. Raises `Waits`."""
+        fragment = fragment_of(packet)
+        if fragment is None:
+            return packet, [packet]
+        gathered = self._reassembly.add(packet, fragment)
+        if gathered is None:
+            raise Waits
+        return gathered
+
+    def _let_pass(self, policy: SpdEntry | None, header: InnerHeader, pieces: list[bytes]) -> None:
+        """What routes led here though no SA is to carry it: the peer of transport mode has other
+        traffic, too, as its selectors go by protocol and port and routes do not."""
+        is_exempt = policy is None or policy.action is Action.BYPASS
+        if is_exempt and (header.version, header.destination) in self._hosts:
+            raise InClear(pieces)
 
     def _policy_for(self, direction: PolicyDirection, header: InnerHeader) -> SpdEntry | None:
         entries = self._by_priority[direction]
@@ -161,14 +228,31 @@ class Forwarder:
         if now < self._acquired_at.get(reqid, -ACQUIRE_SECONDS) + ACQUIRE_SECONDS:
             return
         self._acquired_at[reqid] = now
+        self._ask_for(reqid, header)
+
+    def _ask_for(self, reqid: int, header: InnerHeader) -> None:
         source = _selector_of(header, header.source, header.source_port)
         destination = _selector_of(header, header.destination, header.destination_port)
         self.events.append(Acquire(reqid=reqid, source=source, destination=destination))
 
+    def take_waiting(self, now: float) -> list[bytes]:
+        """What has waited for an SA that is there by now; for the rest of it another is asked."""
+        taken = self._holding.take(self._has_sa, now)
+        served = {reqid for reqid, _ in taken}
+        for reqid, packet in self._holding.firsts():
+            if reqid in served:
+                self._ask_for(reqid, _parse(packet))
+        return [packet for _, packet in taken]
+
+    def _has_sa(self, packet: bytes) -> bool:
+        policy = self._policy_for(PolicyDirection.OUT, _parse(packet))
+        return policy is None or policy.template is None or policy.template.reqid in self._outbound
+
     def _note_source(self, held: Held, source: SocketAddress, now: float) -> None:
         entry = held.sa.entry
-        known = entry.encapsulation
-        old = SocketAddress(entry.source, known.source_port if known else source.port)
+        if entry.encapsulation is None:  # No NAT is known of that would forget a mapping.
+            return
+        old = SocketAddress(entry.source, entry.encapsulation.source_port)
         if source == old:
             held.told_source = None
             return
@@ -182,6 +266,7 @@ class Forwarder:
 
     def expire(self, now: float) -> None:
         """Report soft limits, and take out what is past a hard one, by time."""
+        self._holding.expire(now)
         due: list[Held] = []
         while self._limits and self._limits[0][0] <= now:
             held = self._sad.get(heappop(self._limits)[2])
@@ -192,7 +277,10 @@ class Forwarder:
             self._expect_limit(held)
 
     def remind(self) -> None:
-        """Tell again of the SAs past a soft limit: whoever was told may have died of it since."""
+        """Tell again of the SAs past a soft limit, and of packets that wait for one: whoever was
+        told may have died of it since."""
+        for reqid, packet in self._holding.firsts():
+            self._ask_for(reqid, _parse(packet))
         for held in self._sad.values():
             if held.is_soft_reported:
                 self._expired(held, hard=False)
@@ -231,9 +319,8 @@ class Forwarder:
         """Raises `DatapathError` for an entry that is there already, or not for us."""
         if entry.id in self._sad:
             raise DatapathError(f"{entry.id} is in force already", errno.EEXIST)
-        _check_mode(entry.mode)
-        if entry.encapsulation is None:
-            raise DatapathError("the userspace datapath carries ESP in UDP only", errno.EOPNOTSUPP)
+        if entry.protocol is not ProtocolId.ESP:
+            raise DatapathError("the userspace datapath carries ESP only", errno.EOPNOTSUPP)
         if entry.direction is Direction.IN:
             self._add_inbound(entry, now)
         else:
@@ -244,14 +331,13 @@ class Forwarder:
         self._acquired_at.pop(entry.reqid, None)
 
     def _add_inbound(self, entry: SadEntry, now: float) -> None:
-        spi = entry.spi.to_bytes(4, "big")
         if not entry.spi & USERSPACE_SPI_BIT:
             raise DatapathError(f"SPI 0x{entry.spi:08x} is not of the userspace datapath's half")
-        if spi in self._inbound:
+        if _inbound_key(entry) in self._inbound:
             raise DatapathError(f"SPI 0x{entry.spi:08x} is in force already", errno.EEXIST)
         inbound = InboundSa(entry)
         self._sad[entry.id] = Held(inbound, now)
-        self._inbound[spi] = (inbound, self._sad[entry.id])
+        self._inbound[_inbound_key(entry)] = (inbound, self._sad[entry.id])
 
     def update_sa(self, entry: SadEntry) -> None:
         """As `move_sa`, for the SA of the same id."""
@@ -271,7 +357,7 @@ class Forwarder:
             encapsulation=entry.encapsulation,
             lifetime=entry.lifetime,
         )
-        if entry != changed or entry.encapsulation is None:
+        if entry != changed:
             raise DatapathError(f"{sa} cannot become another SA", errno.EINVAL)
         if entry.id != sa and entry.id in self._sad:
             raise DatapathError(f"{entry.id} is in force already", errno.EEXIST)
@@ -287,7 +373,7 @@ class Forwarder:
             return
         entry = held.sa.entry
         if entry.direction is Direction.IN:
-            del self._inbound[entry.spi.to_bytes(4, "big")]
+            del self._inbound[_inbound_key(entry)]
             return
         left = [pair for pair in self._outbound[entry.reqid] if pair[1] is not held]
         self._outbound[entry.reqid] = left
@@ -295,11 +381,10 @@ class Forwarder:
             del self._outbound[entry.reqid]
 
     def add_policy(self, entry: SpdEntry) -> None:
-        """Raises `DatapathError` for a policy that could not be kept."""
-        if entry.template is not None:
-            _check_mode(entry.template.mode)
+        """In place of one of the same direction and selector."""
         self.remove_policy(entry)
         self._spd[entry.direction, entry.selector] = entry
+        self._hosts.update(_hosts_of(entry))
         insort(self._by_priority[entry.direction], entry, key=_priority)
 
     def remove_policy(self, entry: SpdEntry) -> None:
@@ -311,6 +396,7 @@ class Forwarder:
             while entries[place] is not old:
                 place += 1
             del entries[place]
+            self._hosts -= Counter(_hosts_of(old))
 
     def usage(self, sa: SaId, now: float) -> Usage:
         return self._find(sa).sa.usage(self.seconds_idle(sa, now))
@@ -319,6 +405,11 @@ class Forwarder:
         """Since the last packet; None if there was none, or there is no such SA."""
         held = self._sad.get(sa)
         return None if held is None or held.used_at is None else now - held.used_at
+
+    def seconds_old(self, sa: SaId, now: float) -> float | None:
+        """Since it was put in force; None if there is no such SA."""
+        held = self._sad.get(sa)
+        return None if held is None else now - held.installed_at
 
     def dump(self) -> Dump:
         return Dump(
@@ -333,6 +424,8 @@ class Forwarder:
         for entries in self._by_priority.values():
             entries.clear()
         self._acquired_at.clear()
+        self._hosts.clear()
+        self._holding.clear()
         return count
 
     def _find(self, sa: SaId) -> Held:
@@ -341,13 +434,54 @@ class Forwarder:
         return self._sad[sa]
 
 
+def _inbound_key(entry: SadEntry) -> tuple[ProtocolId, bytes]:
+    """RFC 4301 section 4.1: the SPI "in conjunction with the IPsec protocol type" specifies an SA.
+
+    The destination is left out, for SPIs are of our choice and no two SAs have the same one.
+    """
+    return entry.protocol, entry.spi.to_bytes(4, "big")
+
+
 def _priority(entry: SpdEntry) -> int:
     return entry.priority
 
 
-def _check_mode(mode: Mode) -> None:
-    if mode is not Mode.TUNNEL:
-        raise DatapathError(f"the userspace datapath has no {mode} mode", errno.EOPNOTSUPP)
+def _seal(sa: OutboundSa, packet: bytes, version: int) -> bytes:
+    """Raises `Refused` and `Dropped`."""
+    if sa.entry.mode is Mode.TUNNEL:
+        return sa.seal(packet, _NEXT_HEADER[version])
+    try:
+        protocol, payload = payload_of(packet)
+    except NotCarried:
+        raise Refused(Refusal.NOT_FOR_TRANSPORT) from None
+    return sa.seal(payload, protocol)
+
+
+def _as_in_clear(sa: SadEntry, protocol: int, payload: bytes, fields: Fields) -> bytes:
+    """The packet of transport mode as its host is to have it, between the addresses of the SA."""
+    ends = sa.source, sa.destination
+    if sa.encapsulation is not None:  # A NAT may be on the way.
+        payload = with_checksum(*ends, protocol, payload)
+    return with_header(*ends, protocol, payload, fields)
+
+
+def _with_outer(inner: bytes, sa: SadEntry, fields: Fields) -> bytes:
+    if sa.mode is Mode.TRANSPORT:
+        return inner
+    try:
+        return inner_after(inner, fields, sa.outer)
+    except Congested:
+        raise Refused(Refusal.CONGESTED) from None
+
+
+def _hosts_of(entry: SpdEntry) -> list[tuple[int, int]]:
+    """Whom a policy of transport mode leads all packets here for, by version and address."""
+    template, there = entry.template, entry.selector.destination
+    if template is None or template.mode is not Mode.TRANSPORT:
+        return []
+    if entry.direction is not PolicyDirection.OUT or there.prefixlen < there.max_prefixlen:
+        return []
+    return [(there.version, int(there.network_address))]
 
 
 def _parse(packet: bytes) -> InnerHeader:

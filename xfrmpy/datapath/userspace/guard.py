@@ -24,6 +24,7 @@ from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 
 TABLE = nftables.Table("xfrmpy-userspace")
 CHAIN = "in"
+_ESP, _AH = 50, 51
 
 _Key: TypeAlias = tuple[PolicyDirection, Selector]
 _Entries: TypeAlias = Sequence[tuple[_Key, SpdEntry | None]]
@@ -201,9 +202,13 @@ _EXEMPT = tuple(
     for matches in (
         nftables.from_device(DEVICE),
         nftables.from_device("lo"),
-        # IKE and ESP themselves, where a policy covers the gateways (RFC 7296 section 2.23).
+        # IKE, ESP and AH themselves, where a policy covers the gateways (RFC 7296 section 2.23).
         nftables.to_udp_port(IKE_PORT),
         nftables.to_udp_port(IKE_NATT_PORT),
+        nftables.later_udp_fragment(4) + nftables.is_to_us(),
+        nftables.later_udp_fragment(6) + nftables.is_to_us(),
+        nftables.has_protocol(_ESP),
+        nftables.has_protocol(_AH),
         # Hop limit 255 keeps it on the link (RFC 4861 section 6.1); without it nothing moves.
         nftables.neighbour_discovery(),
     )

@@ -22,8 +22,10 @@ from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import (
     Direction,
+    DontFragment,
     Lifetime,
     Mode,
+    OuterHeader,
     SadEntry,
     SaId,
     UdpEncapsulation,
@@ -43,6 +45,9 @@ ENTRIES_PER_PACKET = 50
 IDS_PER_PACKET = 500
 """An `SaId` takes up to 90 octets, what is said of it fewer."""
 
+SURVEYED_PER_PACKET = 250
+"""What is told of one SA takes up to 180 octets."""
+
 MAX_EVENTS = 1000
 """Kept for a daemon that is away, or does not read; then the oldest is forgotten."""
 
@@ -56,7 +61,8 @@ _MEANING = 1
 
 VALUES = (
     *(SadEntry, SpdEntry, SaId, Usage, EspSuite, AhSuite, Cipher, Integrity, UdpEncapsulation),
-    *(Lifetime, Selector, MaskedPort, Template, TrafficSelector, SocketAddress),
+    *(Lifetime, OuterHeader),
+    *(Selector, MaskedPort, Template, TrafficSelector, SocketAddress),
     *(Acquire, Expired, MappingChanged),
 )
 
@@ -67,7 +73,8 @@ def _format() -> str:
         kind.__name__: [(f.name, str(f.type)) for f in dataclasses.fields(kind)] for kind in VALUES
     }
     words = [
-        [str(member) for member in each] for each in (Mode, Direction, Action, PolicyDirection)
+        [str(member) for member in each]
+        for each in (Mode, DontFragment, Direction, Action, PolicyDirection)
     ]
     algorithms = [[c.name for c in CIPHERS], [i.name for i in INTEGRITY]]
     everything = json.dumps([_MEANING, shapes, words, algorithms])

@@ -7,32 +7,20 @@ word of each payload and names the socket.
 
 from __future__ import annotations
 
-import ctypes
 import socket
 from struct import Struct
 
+from xfrmpy.datapath.userspace import bpf
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT
 
 _SO_ATTACH_REUSEPORT_CBPF = 51  # <asm-generic/socket.h>
-
-_INSTRUCTION = Struct("=HBBI")  # struct sock_filter
-_LOAD_WORD = 0x20  # BPF_LD | BPF_W | BPF_ABS
-_JUMP_IF_SET = 0x45  # BPF_JMP | BPF_JSET | BPF_K
-_AND, _ADD = 0x54, 0x04  # BPF_ALU | ... | BPF_K
-_RETURN_A, _RETURN = 0x16, 0x06
 
 DAEMON = 0
 
 IP_PKTINFO = 8  # <linux/in.h>; Python 3.11 has no name for it
 IPV4_INFO = Struct("=i4s4s")  # ifindex, local address, address in the header
 IPV6_INFO = Struct("=16si")  # local address, ifindex
-
-
-class _Program(ctypes.Structure):
-    """struct sock_fprog."""
-
-    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
 
 def open_shared_udp_socket(family: socket.AddressFamily, port: int) -> socket.socket:
@@ -57,10 +45,7 @@ def attach_reuseport_selector(member: socket.socket, workers: int) -> None:
 
     Raises `OSError`.
     """
-    program = reuseport_program(workers)
-    code = ctypes.create_string_buffer(program, len(program))
-    descriptor = _Program(len(program) // _INSTRUCTION.size, ctypes.cast(code, ctypes.c_char_p))
-    member.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, bytes(descriptor))
+    bpf.attach(member, _SO_ATTACH_REUSEPORT_CBPF, reuseport_program(workers))
 
 
 def reuseport_program(workers: int) -> bytes:
@@ -71,16 +56,13 @@ def reuseport_program(workers: int) -> bytes:
     """
     if workers < 1 or workers & (workers - 1):
         raise ValueError("the number of workers is a power of two")
-    return b"".join(
-        _INSTRUCTION.pack(*fields)
-        for fields in (
-            (_LOAD_WORD, 0, 0, 0),
-            (_JUMP_IF_SET, 1, 0, USERSPACE_SPI_BIT),
-            (_RETURN, 0, 0, DAEMON),
-            (_AND, 0, 0, workers - 1),
-            (_ADD, 0, 0, 1),
-            (_RETURN_A, 0, 0, 0),
-        )
+    return bpf.assemble(
+        (bpf.LOAD_WORD, 0, 0, 0),
+        (bpf.JUMP_IF_SET, 1, 0, USERSPACE_SPI_BIT),
+        (bpf.RETURN, 0, 0, DAEMON),
+        (bpf.AND, 0, 0, workers - 1),
+        (bpf.ADD, 0, 0, 1),
+        (bpf.RETURN_A, 0, 0, 0),
     )
 
 

@@ -28,18 +28,29 @@ from xfrmpy import __version__
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.datapath.userspace import requests
+from xfrmpy.datapath.userspace.ancillary import (
+    ROOM,
+    DfSwitch,
+    ask_for_fields,
+    decode_fields,
+    encode_fields,
+)
 from xfrmpy.datapath.userspace.control import ControlSocket
-from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused
+from xfrmpy.datapath.userspace.forwarding import Forwarder, InClear, Refused, Waits
+from xfrmpy.datapath.userspace.raw import Arrived, RawSocket, RawSockets
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
     open_shared_udp_socket,
     packet_info,
 )
+from xfrmpy.esp.outer import dont_fragment, outer_fields
+from xfrmpy.esp.transport import Fields, fields_of
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
-from xfrmpy.ipsec.sad import SadEntry, SaId
+from xfrmpy.ipsec.sad import Mode, SadEntry, SaId, UdpEncapsulation
 from xfrmpy.ipsec.spd import SpdEntry
+from xfrmpy.registry import ProtocolId
 
 BATCH = 64
 """Packets taken from one side before the other gets its turn."""
@@ -68,6 +79,8 @@ class Worker:
         self._forwarder = Forwarder(secrets.token_bytes)
         self._selector = selectors.DefaultSelector()
         self._udp: dict[int, socket.socket] = {}
+        self._udp_df: DfSwitch | None = None
+        self._raw: RawSockets | None = None
         self._tun: Tun | None = None
         self._running = True
         self._next_check_at = 0.0
@@ -130,31 +143,84 @@ class Worker:
         self._selector.register(self._tun, selectors.EVENT_READ, partial(self._read_tun, self._tun))
 
     def _protect(self, packet: bytes) -> None:
-        sealed, entry = self._forwarder.protect(packet, time.monotonic())
-        ports = entry.encapsulation
-        assert ports is not None, "the forwarder takes no SA without"
+        assert self._raw is not None, "without a device there are no packets"
+        try:
+            sealed, entry = self._forwarder.protect(packet, time.monotonic())
+        except InClear as exempt:
+            self._send_in_clear(exempt.packets)
+            return
+        fields, has_df = _outer_header(packet, entry)
+        if entry.encapsulation is not None:
+            self._send_in_udp(sealed, entry, entry.encapsulation, fields, has_df)
+            return
+        try:
+            self._raw.send(sealed, entry, fields, has_df)
+        except OSError as error:
+            raise _refused("raw-send", error) from error
+
+    def _send_in_clear(self, packets: list[bytes]) -> None:
+        assert self._raw is not None, "without a device there are no packets"
+        try:
+            for packet in packets:
+                self._raw.send_in_clear(packet)
+        except OSError as error:
+            raise _refused("clear-send", error) from error
+
+    def _send_in_udp(
+        self,
+        sealed: bytes,
+        entry: SadEntry,
+        ports: UdpEncapsulation,
+        fields: Fields | None,
+        has_df: bool,
+    ) -> None:
         sender = self._udp.get(entry.source.version)
         if sender is None:
             raise Refused("no-udp-socket")
         destination = (str(entry.destination), ports.destination_port)
+        told = [packet_info(entry.source)]
+        if fields is not None:
+            told += encode_fields(fields, entry.source.version)
         try:
-            sender.sendmsg([sealed], [packet_info(entry.source)], 0, destination)
+            if entry.source.version == 4 and self._udp_df is not None:
+                self._udp_df.turn(on=has_df)
+            sender.sendmsg([sealed], told, 0, destination)
         except OSError as error:
             raise _refused("udp-send", error) from error
 
-    def _read_udp(self, receiver: socket.socket) -> None:
+    def _read_udp(self, receiver: socket.socket, version: int) -> None:
         for _ in range(BATCH):
             try:
-                datagram, address = receiver.recvfrom(MAX_DATAGRAM)
+                datagram, told, _flags, address = receiver.recvmsg(MAX_DATAGRAM, ROOM)
             except BlockingIOError:
                 return
             except OSError:
                 continue  # An ICMP error for something sent earlier.
-            self._guarded(partial(self._unprotect, datagram, address))
+            fields = decode_fields(told, version)
+            self._guarded(partial(self._unprotect, datagram, address, fields))
 
-    def _unprotect(self, datagram: bytes, address: tuple[Any, ...]) -> None:
+    def _read_raw(self, receiver: RawSocket) -> None:
+        for _ in range(BATCH):
+            try:
+                arrived = receiver.receive()
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # An ICMP error for something sent earlier.
+            self._guarded(partial(self._unprotect_raw, receiver.protocol, arrived))
+
+    def _unprotect(self, datagram: bytes, address: tuple[Any, ...], fields: Fields) -> None:
         source = SocketAddress(ip_address(address[0].partition("%")[0]), address[1])
-        packet = self._forwarder.unprotect(datagram, source, time.monotonic())
+        now = time.monotonic()
+        self._deliver(self._forwarder.unprotect(datagram, source, now, fields=fields))
+
+    def _unprotect_raw(self, protocol: ProtocolId, arrived: Arrived) -> None:
+        fields, now = fields_of(arrived.header), time.monotonic()
+        self._deliver(
+            self._forwarder.unprotect(arrived.payload, None, now, protocol=protocol, fields=fields)
+        )
+
+    def _deliver(self, packet: bytes) -> None:
         assert self._tun is not None, "without a device there are no UDP sockets"
         try:
             self._tun.write(packet)
@@ -165,6 +231,8 @@ class Worker:
         """No packet ends the worker."""
         try:
             handle()
+        except Waits:
+            pass
         except Refused as refused:
             self._count(refused.reason)
         except Exception as error:
@@ -187,19 +255,31 @@ class Worker:
         self._close_udp()
         try:
             for family, version in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
-                if version == 6 and not Path("/proc/net/if_inet6").exists():
+                if version == 6 and not _has_ipv6():
                     continue
                 self._udp[version] = opened = _open_udp(family)
+                if version == 4:
+                    self._udp_df = DfSwitch(opened)
                 self._selector.register(
-                    opened, selectors.EVENT_READ, partial(self._read_udp, opened)
+                    opened, selectors.EVENT_READ, partial(self._read_udp, opened, version)
                 )
         except OSError as error:
             self._close_udp()
             reason = f"UDP port {IKE_NATT_PORT} cannot be shared: {error.strerror}"
             raise DatapathError(reason, error.errno) from error
 
+    def _open_raw(self) -> None:
+        self._raw = RawSockets(_prepare, (4, 6) if _has_ipv6() else (4,))
+        for opened in self._raw:
+            self._selector.register(opened, selectors.EVENT_READ, partial(self._read_raw, opened))
+
     def _shut(self) -> None:
         self._close_udp()
+        if self._raw is not None:
+            for opened in self._raw:
+                self._selector.unregister(opened)
+            self._raw.close()
+            self._raw = None
         if self._tun is not None:
             self._selector.unregister(self._tun)
             self._tun.close()
@@ -226,6 +306,11 @@ class Worker:
             "is_open": self._tun is not None,
         }
 
+    def raw_refusal(self, _: Plain) -> Plain:
+        """Why packets cannot go without UDP; None if they can, or nothing is open."""
+        refusal = None if self._raw is None else self._raw.refusal
+        return None if refusal is None else str(refusal)
+
     def open(self, _: Plain) -> None:
         """Begin to carry packets, or go on."""
         self._forwarder.remind()
@@ -234,6 +319,7 @@ class Worker:
         try:
             if self._tun is None:
                 self._open_tun()
+                self._open_raw()
             # Whoever did not leave us its sockets may have opened others since.
             self._join()
         except DatapathError:
@@ -256,22 +342,39 @@ class Worker:
             except Exception as error:
                 reason = str(error) if isinstance(error, DatapathError) else repr(error)
                 return {"done": done, "error": reason, "errno": getattr(error, "errno", None)}
+        self._send_waiting()
         return {"done": len(entries)}
+
+    def _send_waiting(self) -> None:
+        """What waited for an SA that is in force now."""
+        for packet in self._forwarder.take_waiting(time.monotonic()):
+            self._guarded(partial(self._protect, packet))
 
     def _add(self, entry: SadEntry | SpdEntry) -> None:
         if isinstance(entry, SadEntry):
+            self._check_carriage(entry)
             self._forwarder.add_sa(entry, time.monotonic())
         else:
             self._forwarder.add_policy(entry)
 
+    def _check_carriage(self, entry: SadEntry) -> None:
+        if entry.encapsulation is None:
+            if self._raw is None:
+                raise DatapathError("the worker carries nothing", errno.ENOTCONN)
+            self._raw.check(entry)
+
     def update_sa(self, plain: Plain) -> None:
-        self._forwarder.update_sa(from_plain(SadEntry, plain))
+        entry = from_plain(SadEntry, plain)
+        self._check_carriage(entry)
+        self._forwarder.update_sa(entry)
 
     def move_sa(self, plain: Plain) -> None:
         """`plain` has the id of old, and the entry."""
         if not isinstance(plain, list) or len(plain) != 2:
             raise ValueError("a move has two parts")
-        self._forwarder.move_sa(from_plain(SaId, plain[0]), from_plain(SadEntry, plain[1]))
+        entry = from_plain(SadEntry, plain[1])
+        self._check_carriage(entry)
+        self._forwarder.move_sa(from_plain(SaId, plain[0]), entry)
 
     def remove_sa(self, plain: Plain) -> None:
         self._forwarder.remove_sa(from_plain(SaId, plain))
@@ -285,6 +388,15 @@ class Worker:
     def seconds_idle(self, plain: Plain) -> Plain:
         sas, now = from_plain(tuple[SaId, ...], plain), time.monotonic()
         return [self._forwarder.seconds_idle(sa, now) for sa in sas]
+
+    def survey(self, plain: Plain) -> Plain:
+        """Of each SA how long it is in force, and what it has carried; null of one that is not."""
+        sas, now = from_plain(tuple[SaId, ...], plain), time.monotonic()
+        ages = [(sa, self._forwarder.seconds_old(sa, now)) for sa in sas]
+        return [
+            None if age is None else [age, to_plain(self._forwarder.usage(sa, now))]
+            for sa, age in ages
+        ]
 
     def drops(self, _: Plain) -> Plain:
         return dict(self._forwarder.refused)
@@ -327,6 +439,7 @@ def _single(method: Callable[[Worker, Plain], Plain | None]) -> _Handler:
 
 _HANDLERS: dict[str, _Handler] = {
     "hello": _single(Worker.hello),
+    "raw_refusal": _single(Worker.raw_refusal),
     "open": _single(Worker.open),
     "shut": _single(Worker.shut),
     "add": _single(Worker.add),
@@ -336,6 +449,7 @@ _HANDLERS: dict[str, _Handler] = {
     "remove_policy": _single(Worker.remove_policy),
     "usage": _single(Worker.usage),
     "seconds_idle": _single(Worker.seconds_idle),
+    "survey": _single(Worker.survey),
     "drops": _single(Worker.drops),
     "remove_all": _single(Worker.remove_all),
     "stop": _single(Worker.stop),
@@ -351,9 +465,26 @@ def network_namespace() -> int:
     return os.stat("/proc/thread-self/ns/net").st_ino
 
 
+def _outer_header(packet: bytes, entry: SadEntry) -> tuple[Fields | None, bool]:
+    """The fields of what a packet becomes, None for the usual ones; and whether it has DF."""
+    if entry.mode is Mode.TRANSPORT:
+        return fields_of(packet), False
+    fields = outer_fields(packet, entry.outer)
+    return fields if fields.traffic_class else None, dont_fragment(packet, entry.outer)
+
+
 def _open_udp(family: socket.AddressFamily) -> socket.socket:
+    version = 4 if family == socket.AF_INET else 6
     opened = open_shared_udp_socket(family, IKE_NATT_PORT)
     opened.setblocking(False)
+    _prepare(opened, version)
+    ask_for_fields(opened, version)
+    attach_reuseport_selector(opened, workers=1)
+    return opened
+
+
+def _prepare(opened: socket.socket, version: int) -> None:
+    """What every socket has that protected packets go and come by."""
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, OUR_MARK)
     try:
         opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
@@ -361,12 +492,14 @@ def _open_udp(family: socket.AddressFamily) -> socket.socket:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     # The inner MTU keeps outer packets within the path we know of; where the path is narrower
     # farther on, a fragmented packet arrives and a dropped one does not (RFC 4301 section 8.1).
-    if family == socket.AF_INET:
+    if version == 4:
         opened.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
     else:
         opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
-    attach_reuseport_selector(opened, workers=1)
-    return opened
+
+
+def _has_ipv6() -> bool:
+    return Path("/proc/net/if_inet6").exists()
 
 
 def _complain(words: str) -> None:

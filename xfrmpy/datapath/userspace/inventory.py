@@ -1,0 +1,126 @@
+"""The worker's SAD and SPD as an operator looks at them, and what its counters of drops mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from xfrmpy.datapath.inventory import (
+    NO_SA,
+    NOT_AUTHENTIC,
+    OUTSIDE_SELECTORS,
+    REPLAYED,
+    UNKNOWN_SPI,
+    Explanation,
+    HeldPolicy,
+    HeldSa,
+    HeldTemplate,
+    selector_words,
+)
+from xfrmpy.datapath.userspace.forwarding import Refusal
+from xfrmpy.esp.packet import EspDrop
+from xfrmpy.ipsec.sad import SadEntry, Usage
+from xfrmpy.ipsec.spd import SpdEntry
+
+
+def held_sa(entry: SadEntry, usage: Usage, seconds_old: float) -> HeldSa:
+    return HeldSa(
+        spi=entry.spi,
+        protocol=entry.protocol.name.lower(),
+        mode=entry.mode.value,
+        direction=entry.direction,
+        source=entry.source,
+        destination=entry.destination,
+        reqid=entry.reqid,
+        suite=str(entry.suite),
+        usage=usage,
+        lifetime=entry.lifetime,
+        seconds_old=seconds_old,
+        is_ours=True,
+        options=dict(_options(entry)),
+    )
+
+
+def _options(entry: SadEntry) -> Iterator[tuple[str, str]]:
+    encapsulation = entry.encapsulation
+    if encapsulation is not None:
+        ports = f"{encapsulation.source_port} to {encapsulation.destination_port}"
+        yield "encapsulation", f"espinudp {ports}"
+    yield "replay_window", str(entry.replay_window)
+
+
+def held_policy(entry: SpdEntry) -> HeldPolicy:
+    selector, template = entry.selector, entry.template
+    return HeldPolicy(
+        direction=entry.direction.value,
+        selector=selector_words(
+            str(selector.source),
+            str(selector.destination),
+            selector.protocol,
+            selector.source_port,
+            selector.destination_port,
+        ),
+        action=entry.action.value,
+        priority=entry.priority,
+        index=None,
+        is_ours=True,
+        templates=()
+        if template is None
+        else (
+            HeldTemplate(
+                protocol=template.protocol.name.lower(),
+                mode=template.mode.value,
+                reqid=template.reqid,
+                source=str(template.source),
+                destination=str(template.destination),
+            ),
+        ),
+    )
+
+
+def explain(reason: str) -> Explanation | None:
+    """What a counter of the worker's counts; those of the system's refusals bear an errno."""
+    for name, explanation in COUNTERS.items():
+        if reason == name or reason.startswith(f"{name}-"):
+            return explanation
+    return None
+
+
+COUNTERS: dict[str, Explanation] = {
+    Refusal.NOT_IP: Explanation(
+        meaning="what came out of the device or of an SA is no IP packet, or not the one announced",
+        look_at="who sends it; the mode at the peer",
+    ),
+    Refusal.NO_POLICY: Explanation(
+        meaning="a packet was led into the device and no policy protects it",
+        look_at="`local` and `remote`; `xfrmpy plan` for routes that drifted",
+    ),
+    Refusal.NO_SA: NO_SA,
+    Refusal.UNKNOWN_SPI: UNKNOWN_SPI,
+    Refusal.OUTSIDE_SELECTORS: OUTSIDE_SELECTORS,
+    EspDrop.TOO_SHORT: Explanation(
+        meaning="an ESP packet is shorter than its cipher makes any",
+        look_at="whether something on the way cuts packets",
+    ),
+    EspDrop.REPLAYED: REPLAYED,
+    EspDrop.NOT_AUTHENTIC: NOT_AUTHENTIC,
+    EspDrop.BAD_PADDING: Explanation(
+        meaning="an authentic packet is padded otherwise than RFC 4303 section 2.4 says",
+        look_at="the peer's implementation",
+    ),
+    EspDrop.DUMMY: Explanation(
+        meaning="a dummy packet came, which hides how much is really sent (RFC 4303 section 2.6)",
+        look_at="nothing: that is what they are for",
+    ),
+    EspDrop.EXPIRED: Explanation(
+        meaning="a packet met an SA at its hard limit",
+        look_at="`xfrmpy log TUNNEL`: rekeying should have come earlier, and does not succeed",
+    ),
+    "udp-send": Explanation(
+        meaning="the system did not take an ESP packet that was to go out, for the errno behind it",
+        look_at="the route to the peer; free memory; the rules of nf_tables",
+    ),
+    "tun-write": Explanation(
+        meaning="the system did not take a packet out of an SA, for the errno that stands behind",
+        look_at="whether the device is up (`xfrmpy plan`); free memory",
+    ),
+}
