@@ -13,15 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xfrmpy.esp.packet import (
-    IPV4_IN_ESP,
-    IPV6_IN_ESP,
-    NO_NEXT_HEADER,
-    Dropped,
-    EspDrop,
-    InboundSa,
-    OutboundSa,
-)
+from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, NO_NEXT_HEADER, InboundSa, OutboundSa
+from xfrmpy.esp.sa import Dropped, EspDrop
 from xfrmpy.ipsec import algorithms
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import Direction, Lifetime, SadEntry

@@ -7,14 +7,14 @@ numbers, its window and its counters. What may pass it is the SPD's business, no
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 from struct import Struct
 
 from xfrmpy.crypto.cipher import IntegrityFailed, PacketCipher, packet_cipher
 from xfrmpy.esp.replay import Replayed, ReplayWindow
+from xfrmpy.esp.sa import Dropped, EspDrop, Sa
 from xfrmpy.ipsec.overhead import ALIGNMENT, ESP_TRAILER
 from xfrmpy.ipsec.proposals import EspSuite
-from xfrmpy.ipsec.sad import SadEntry, Usage
+from xfrmpy.ipsec.sad import SadEntry
 
 _HEADER = Struct(">II")  # SPI, low half of the sequence number
 _EXTENDED = Struct(">IQ")  # SPI, whole sequence number: the AAD with ESN (RFC 4106 section 5)
@@ -25,52 +25,25 @@ _PADDING = bytes(range(1, 256))
 """RFC 4303 section 2.4: "a series of (unsigned, 1-byte) integer values" from 1 on."""
 
 
-class EspDrop(StrEnum):
-    """Why a packet went no further; each is a counter."""
+class _Sa(Sa):
+    """What both directions share: the cipher.
 
-    TOO_SHORT = "too-short"
-    REPLAYED = "replayed"
-    NOT_AUTHENTIC = "not-authentic"
-    BAD_PADDING = "bad-padding"
-    DUMMY = "dummy"
-    EXPIRED = "expired"
-
-
-class Dropped(Exception):
-    """The packet is dropped, and `reason` counted."""
-
-    def __init__(self, reason: EspDrop) -> None:
-        super().__init__(reason.value)
-        self.reason = reason
-
-
-class _Sa:
-    """What both directions share: the cipher, the counters, and the limits of the lifetime.
-
-    The cipher is made for the first packet: OpenSSL's takes 2.5 KiB, and most SAs of a gateway with
+    It is made for the first packet: OpenSSL's takes 2.5 KiB, and most SAs of a gateway with
     thousands carry nothing.
     """
 
-    __slots__ = (
-        *("entry", "octets", "packets", "replayed", "integrity_failed"),
-        *("_cipher_made", "_suite", "_iv_size", "_whole_iv_size", "_is_aead", "_esn"),
-    )
+    __slots__ = ("_cipher_made", "_is_aead", "_iv_size", "_suite", "_whole_iv_size")
 
     def __init__(self, entry: SadEntry) -> None:
         suite = entry.suite
         if not isinstance(suite, EspSuite):
             raise ValueError(f"{entry.id} is no SA of ESP")
-        self.entry = entry
+        super().__init__(entry)
         self._suite = suite
-        self.octets = 0
-        self.packets = 0
-        self.replayed = 0
-        self.integrity_failed = 0
         self._cipher_made: PacketCipher | None = None
         self._iv_size = suite.cipher.iv
         self._whole_iv_size = suite.cipher.whole_iv
         self._is_aead = suite.cipher.is_aead
-        self._esn = suite.esn
 
     @property
     def _cipher(self) -> PacketCipher:
@@ -81,25 +54,6 @@ class _Sa:
             )
         return self._cipher_made
 
-    @property
-    def is_past_soft_limit(self) -> bool:
-        life = self.entry.lifetime
-        return _reached(self.octets, life.soft_bytes) or _reached(self.packets, life.soft_packets)
-
-    @property
-    def is_past_hard_limit(self) -> bool:
-        life = self.entry.lifetime
-        return _reached(self.octets, life.hard_bytes) or _reached(self.packets, life.hard_packets)
-
-    def usage(self, seconds_idle: float | None) -> Usage:
-        return Usage(
-            octets=self.octets,
-            packets=self.packets,
-            replayed=self.replayed,
-            integrity_failed=self.integrity_failed,
-            seconds_idle=seconds_idle,
-        )
-
     def _authenticated(self, sequence: int) -> tuple[bytes, bytes]:
         """The associated data, and the trailer that HMAC covers, for a sequence number."""
         spi = self.entry.spi
@@ -108,10 +62,6 @@ class _Sa:
         if self._is_aead:
             return _EXTENDED.pack(spi, sequence), b""
         return _HEADER.pack(spi, sequence & 0xFFFFFFFF), _HIGH.pack(sequence >> 32)
-
-    def _count(self, octets: int) -> None:
-        self.octets += octets
-        self.packets += 1
 
 
 class OutboundSa(_Sa):
@@ -209,7 +159,3 @@ def _without_padding(plaintext: bytes) -> tuple[int, bytes]:
     if end < 0 or plaintext[end : end + padding] != _PADDING[:padding]:
         raise Dropped(EspDrop.BAD_PADDING)
     return next_header, plaintext[:end]
-
-
-def _reached(count: int, limit: int | None) -> bool:
-    return limit is not None and count >= limit

@@ -25,13 +25,8 @@ from xfrmpy.datapath.userspace.forwarding import (
 )
 from xfrmpy.datapath.userspace.holding import PACKETS, SECONDS
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
-from xfrmpy.esp.packet import (
-    IPV4_IN_ESP,
-    IPV6_IN_ESP,
-    NO_NEXT_HEADER,
-    EspDrop,
-    OutboundSa,
-)
+from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, NO_NEXT_HEADER, OutboundSa
+from xfrmpy.esp.sa import EspDrop
 from xfrmpy.esp.transport import Fields, fields_of, payload_of, with_header
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY

@@ -28,15 +28,9 @@ from xfrmpy.datapath.userspace.holding import Holding
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.ip import InnerHeader, NotIp, parse_inner_header
 from xfrmpy.esp.outer import Congested, inner_after
-from xfrmpy.esp.packet import (
-    IPV4_IN_ESP,
-    IPV6_IN_ESP,
-    Dropped,
-    EspDrop,
-    InboundSa,
-    OutboundSa,
-)
+from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, InboundSa, OutboundSa
 from xfrmpy.esp.reassembly import Reassembly, fragment_of
+from xfrmpy.esp.sa import Dropped, EspDrop
 from xfrmpy.esp.transport import Fields, NotCarried, payload_of, with_checksum, with_header
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.drift import Dump

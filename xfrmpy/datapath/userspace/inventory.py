@@ -17,7 +17,7 @@ from xfrmpy.datapath.inventory import (
     selector_words,
 )
 from xfrmpy.datapath.userspace.forwarding import Refusal
-from xfrmpy.esp.packet import EspDrop
+from xfrmpy.esp.sa import EspDrop
 from xfrmpy.ipsec.sad import SadEntry, Usage
 from xfrmpy.ipsec.spd import SpdEntry
 
