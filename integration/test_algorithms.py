@@ -234,13 +234,13 @@ def test_ah_with_extended_sequence_numbers_is_rekeyed(site: Site) -> None:
     assert pair.ours.tunnel().children[0].spi_in != before
 
 
-def _assert_authenticated(pair: Pair, suite: str, mode: str) -> None:
+def _assert_authenticated(pair: Pair, suite: str, mode: str, outside: int = 4) -> None:
     """Pings in both directions, each packet in AH; and our end says so."""
     network = pair.site.network
     with pair.site.capture() as wire:
         if mode == "transport":
-            assert network.moon.ping(network.sun.public[4]) == 0
-            assert network.sun.ping(network.moon.public[4]) == 0
+            assert network.moon.ping(network.sun.public[outside]) == 0
+            assert network.sun.ping(network.moon.public[outside]) == 0
         else:
             assert network.alice.ping(network.bob.inside_address()) == 0
             assert network.bob.ping(network.alice.inside_address()) == 0
@@ -262,11 +262,14 @@ def test_behind_a_nat_ah_fails_and_says_why(site: Site) -> None:
 
 
 @pytest.mark.native
-def test_the_userspace_datapath_says_that_it_has_no_ah(site: Site) -> None:
-    ours = site.xfrmpy(
-        site.network.moon, replace(site.network.tunnel(), ah="sha256-noesn"), datapath="auto"
+@pytest.mark.parametrize("outside", [4, 6])
+@pytest.mark.parametrize("mode", ["tunnel", "transport"])
+@pytest.mark.parametrize("name", ["sha256", "aescmac"])
+def test_two_userspace_datapaths_speak_ah(site: Site, name: str, mode: str, outside: int) -> None:
+    tunnel = site.network.tunnel(
+        outside=outside, ah=f"{name}-esn", is_transport=mode == "transport"
     )
-    answer = ours.command("up", "net0")
-    assert answer.code == 78
-    assert "XF3001" in answer.errors
-    assert "AH does not go" in answer.errors
+    theirs = site.xfrmpy(site.network.sun, tunnel.mirrored())
+    pair = Pair(site, site.xfrmpy(site.network.moon, tunnel), theirs)
+    pair.connect(Role.INITIATOR)
+    _assert_authenticated(pair, f"ah-{name}-esn", mode, outside)

@@ -14,6 +14,7 @@ from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template
+from xfrmpy.registry import ProtocolId
 
 ESP = {str(suite): suite for suite in ESP_SUITES}
 SUITES: dict[str, EspSuite | AhSuite] = {**ESP, **{str(suite): suite for suite in AH_SUITES}}
@@ -69,7 +70,9 @@ def sad_entry(spi_bits: int, **changes: object) -> SadEntry:
         encryption_key=bytes(range(suite.keymat)),
         integrity_key=bytes(range(suite.integrity.key)) if suite.integrity else b"",
         # What is usual for each datapath.
-        encapsulation=UdpEncapsulation(4500, 4500) if spi_bits else None,
+        encapsulation=UdpEncapsulation(4500, 4500)
+        if spi_bits and suite.protocol is ProtocolId.ESP
+        else None,
     )
     return replace(entry, **changes)  # type: ignore[arg-type]
 

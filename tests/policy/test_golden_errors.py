@@ -118,12 +118,6 @@ APPENDED: dict[str, tuple[str, ...]] = {
             "(write auto)"
         ),
     ),
-    "datapath: userspace\nah: sha256\n": (
-        (
-            "11: XF1004: 'datapath' cannot be userspace with 'ah': what it carries goes in UDP "
-            "(write auto or kernel)"
-        ),
-    ),
     "datapath: kernel\nesp: aes128gcm16iiv\n": (
         (
             "11: XF1004: 'datapath' cannot be kernel: Linux has none of the ciphers of 'esp' "

@@ -179,8 +179,9 @@ class TunnelPolicy:
 
     @property
     def forces_encapsulation(self) -> bool:
-        """Whether ESP must go in UDP, NAT or not."""
+        """Whether ESP must go in UDP, NAT or not; AH never does."""
         is_automatic = self.encapsulation is Encapsulation.AUTO
+        has_ah = any(p.protocol == ProtocolId.AH for c in self.children for p in c.proposals)
         return self.encapsulation is Encapsulation.FORCE or (
-            is_automatic and self.datapath is DatapathChoice.USERSPACE
+            is_automatic and self.datapath is DatapathChoice.USERSPACE and not has_ah
         )

@@ -231,9 +231,6 @@ def _check_ah(tunnel: Tunnel, place: Place) -> None:
     if tunnel.encapsulation is Encapsulation.FORCE:
         message = "'encapsulation' cannot be force with 'ah', which does not go in UDP"
         place.error("XF1004", ("encapsulation",), message, "write auto")
-    if tunnel.datapath is DatapathChoice.USERSPACE:
-        message = "'datapath' cannot be userspace with 'ah': what it carries goes in UDP"
-        place.error("XF1004", ("datapath",), message, "write auto or kernel")
 
 
 def _is_in_linux(proposal: Proposal) -> bool:

@@ -33,7 +33,7 @@ from xfrmpy.datapath.watch import ROUTING, Watch
 from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.overhead import inner_mtu
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
-from xfrmpy.ipsec.proposals import ESP_SUITES
+from xfrmpy.ipsec.proposals import AH_SUITES, ESP_SUITES
 from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
@@ -106,16 +106,16 @@ class UserspaceDatapath:
     def probe(self) -> Capabilities:
         """The ciphers are the library's, tried by the daemon's self-test; the rest is ours."""
         refusal = self._worker.ask("raw_refusal")
-        no_ah = {"ah": "the userspace datapath does not do AH"}
+        has_raw = refusal is None
         return Capabilities(
-            protocols=frozenset({ProtocolId.ESP}),
+            protocols=frozenset({ProtocolId.ESP, *((ProtocolId.AH,) if has_raw else ())}),
             modes=frozenset(Mode),
-            suites=ESP_SUITES,
+            suites=ESP_SUITES | AH_SUITES if has_raw else ESP_SUITES,
             esn=True,
             udp_encapsulation=True,
-            raw_esp=refusal is None,
+            raw_esp=has_raw,
             dont_fragment=frozenset(DontFragment),
-            missing=no_ah if refusal is None else {**no_ah, "raw esp": str(refusal)},
+            missing={} if has_raw else dict.fromkeys(("raw esp", "ah"), str(refusal)),
         )
 
     def add_sa(self, entry: SadEntry) -> None:
