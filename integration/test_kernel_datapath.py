@@ -19,6 +19,7 @@ import pytest
 
 from integration.contract.entries import GCM, INNER, OUTER, REQID, SUITES, sad_entry, spd_entry
 from integration.contract.entries_in_force import DatapathContract
+from integration.contract.selecting import SelectorContract
 from integration.contract.sites import Site, gateway_namespace, inside, install_pair, run, two_sites
 from integration.contract.succession import SuccessionContract
 from integration.contract.traffic import TrafficContract
@@ -224,6 +225,12 @@ class TestTraffic(TrafficContract):
 @pytest.mark.vm
 @pytest.mark.usefixtures("esp")
 class TestTransport(TransportContract):
+    pass
+
+
+@pytest.mark.vm
+@pytest.mark.usefixtures("esp")
+class TestSelectors(SelectorContract):
     pass
 
 

@@ -370,6 +370,15 @@ CATALOGUE: dict[str, FailureKind] = {
         ),
         fixes=("`xfrmpy log` tells what was found and done; `ip monitor` who else is at it",),
     ),
+    "XF3010": FailureKind(
+        title="a datapath does not take the shunts",
+        exit_code=ExitCode.HOST_CANNOT,
+        causes=(
+            "another program has a policy of the same selector in the kernel's SPD",
+            "without the kernel's SPD a shunt cannot tell ICMP types, nor stand between tunnels",
+        ),
+        fixes=("`ip xfrm policy` shows the kernel's; see `Shunts` in docs/policy.md",),
+    ),
     "XF4001": FailureKind(
         title="the daemon is not running",
         exit_code=ExitCode.DAEMON_UNREACHABLE,

@@ -11,6 +11,7 @@ import pytest
 
 from integration.contract.entries import GCM, OUTER, REQID, sad_entry
 from integration.contract.entries_in_force import DatapathContract
+from integration.contract.selecting import SelectorContract
 from integration.contract.sites import (
     Site,
     gateway_namespace,
@@ -185,6 +186,10 @@ class TestWatching(WatchContract):
         assert findings(watching) == [Finding.PATH_CHANGED]
         watching.mend(amiss)
         assert findings(watching) == []
+
+
+class TestSelectors(SelectorContract):
+    pass
 
 
 class TestTraffic(TrafficContract):

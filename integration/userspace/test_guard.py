@@ -270,8 +270,8 @@ def test_of_icmp_only_the_types_of_a_policy_are_kept_out(network: Network) -> No
         selector = replace(
             policy_for.selector,
             protocol=ICMP,
-            source_port=MaskedPort(kind, 0xFF),
-            destination_port=MaskedPort(0, 0xFF),
+            source_port=MaskedPort(kind, 0xFFFF),
+            destination_port=MaskedPort(0, 0xFFFF),
         )
         with enforced(network, replace(policy_for, selector=selector)):
             done = subprocess.run(network.internet.command(*ping), check=False, capture_output=True)

@@ -91,6 +91,7 @@ OTHER_OF_CHILD: dict[str, tuple[Any, Impact]] = {
     "lifetime_octets": (1 << 30, Impact.REKEY),
     "lifetime_packets": (1 << 20, Impact.REKEY),
     "inactivity_seconds": (60.0, Impact.HOT),
+    "priority": (500, Impact.REKEY),
 }
 
 

@@ -19,6 +19,7 @@ from xfrmpy.daemon.keeper import Keeper, error_of
 from xfrmpy.daemon.narration import summarize
 from xfrmpy.daemon.on_demand import OnDemand
 from xfrmpy.daemon.reconciliation import REMEDIES, Reconciler
+from xfrmpy.daemon.shunts import Shunts
 from xfrmpy.daemon.tunnel import Tunnel
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.failures import Failure, OperatorError
@@ -33,7 +34,8 @@ from xfrmpy.policy.changes import (
     compare_policies,
     keep_reqids,
 )
-from xfrmpy.policy.model import StartMode, TunnelPolicy
+from xfrmpy.policy.model import Shunt, StartMode, TunnelPolicy
+from xfrmpy.policy.shunts import ShuntChange, compare_shunts
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +78,12 @@ class PlannedChange:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What would be done, in this order; `drift` is what others have changed of what is in force,
-    and is put right after it."""
+    and is put right after it. `shunts` are those that there would be."""
 
     changes: tuple[PlannedChange, ...]
     drift: tuple[Difference, ...] = ()
+    shunts: tuple[Shunt, ...] = ()
+    shunt_changes: tuple[ShuntChange, ...] = ()
 
     @property
     def failure(self) -> Failure | None:
@@ -100,6 +104,7 @@ class Applier:
         datapaths: Datapaths,
         reconciler: Reconciler,
         blocking: Blocking,
+        shunts: Shunts,
     ) -> None:
         self._tunnels = tunnels
         self._keeper = keeper
@@ -108,13 +113,18 @@ class Applier:
         self._datapaths = datapaths
         self._reconciler = reconciler
         self._blocking = blocking
+        self._shunts = shunts
 
     def policies(self) -> tuple[TunnelPolicy, ...]:
         """Those in force, as this host can keep them."""
         return tuple(tunnel.policy for tunnel in self._tunnels.values())
 
-    def plan(self, wanted: Iterable[TunnelPolicy]) -> Plan:
-        """What it takes to get from the tunnels as they are to these."""
+    def shunts(self) -> tuple[Shunt, ...]:
+        """Those in force."""
+        return self._shunts.wanted
+
+    def plan(self, wanted: Iterable[TunnelPolicy], shunts: Iterable[Shunt]) -> Plan:
+        """What it takes to get from the tunnels and shunts as they are to these."""
         in_force = self.policies()
         placements = {p.name: self._datapaths.place(p) for p in keep_reqids(wanted, in_force)}
         changes = compare_policies(in_force, (p.policy for p in placements.values()))
@@ -128,6 +138,8 @@ class Applier:
                 for change in changes
             ),
             drift=self._find_drift(),
+            shunts=(after := tuple(shunts)),
+            shunt_changes=tuple(compare_shunts(self._shunts.wanted, after)),
         )
 
     def _find_drift(self) -> tuple[Difference, ...]:
@@ -145,11 +157,23 @@ class Applier:
         if plan.failure is not None:
             raise error_of(plan.failure)
         wanted = (planned.change.after for planned in plan.changes)
-        self._blocking.follow((*self.policies(), *(p for p in wanted if p is not None)))
+        before = self._shunts.wanted
+        both = (*self.policies(), *(p for p in wanted if p is not None))
+        self._blocking.follow(both, before)
         try:
+            self._change_shunts(plan.shunts, tell)
             await self._change(plan, seconds, tell, allow_pending=allow_pending)
+        except OperatorError:
+            self._change_shunts(before, tell)
+            raise
         finally:
-            self._blocking.follow(self.policies())
+            self._blocking.follow(self.policies(), self._shunts.wanted)
+
+    def _change_shunts(self, wanted: tuple[Shunt, ...], tell: Tell) -> None:
+        if wanted != self._shunts.wanted:
+            tell("shunts", "changed")
+            self._shunts.follow(wanted)
+            self._reconciler.watch()
 
     async def _change(self, plan: Plan, seconds: float, tell: Tell, *, allow_pending: bool) -> None:
         undo: list[PlannedChange] = []
@@ -234,6 +258,7 @@ class Applier:
         tunnel = Tunnel(placement)
         self._tunnels[placement.policy.name] = tunnel
         if placement.failure is None:
+            self._shunts.enforce()
             self._engine.add_tunnel(placement.policy)
             self._on_demand.lay_traps(tunnel)
             self._reconciler.watch()

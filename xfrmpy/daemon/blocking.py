@@ -24,7 +24,8 @@ from xfrmpy.failures import ExitCode, OperatorError
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.policy.blocking import blocked_traffic
 from xfrmpy.policy.load import LoadedPolicy, config_path, load_policy
-from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.policy.model import Shunt, TunnelPolicy
+from xfrmpy.policy.shunts import bypassed
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Blocking:
     def __init__(self) -> None:
         self._block: Block | None = None
         self._traffic: frozenset[Selector] = frozenset()
+        self._passing: frozenset[Selector] = frozenset()
         self._is_known = False
         self._watch: Watch | None = None
         self._hear: Callable[[Occurrence], None] | None = None
@@ -46,23 +48,25 @@ class Blocking:
         that cannot block anything is good enough for a policy that asks for nothing.
         """
         try:
-            self._enforce(frozenset(loaded.blocked), keep_others=bool(loaded.errors))
+            passing = frozenset(bypassed(loaded.shunts))
+            traffic = frozenset(loaded.blocked)
+            self._enforce(traffic, passing, keep_others=bool(loaded.errors))
         except OperatorError as error:
             if loaded.blocked:
                 raise
             log.debug("%s", error)
         self._is_known = not loaded.errors
 
-    def follow(self, policies: Iterable[TunnelPolicy]) -> None:
-        """Block the traffic of these and of no others."""
-        traffic = frozenset(blocked_traffic(policies))
-        if traffic != self._traffic or not self._is_known:
-            self._enforce(traffic)
+    def follow(self, policies: Iterable[TunnelPolicy], shunts: Iterable[Shunt]) -> None:
+        """Block the traffic of these and of no others, but for what shunts let through."""
+        traffic, passing = frozenset(blocked_traffic(policies)), frozenset(bypassed(shunts))
+        if (traffic, passing) != (self._traffic, self._passing) or not self._is_known:
+            self._enforce(traffic, passing)
             self._is_known = True
 
     def lift(self) -> None:
         """Block nothing any more."""
-        self._enforce(frozenset())
+        self._enforce(frozenset(), frozenset())
 
     def keep(self, hear: Callable[[Occurrence], None]) -> None:
         """Put back from now on what others take away, and tell of it."""
@@ -77,12 +81,18 @@ class Blocking:
             self._block.close()
             self._block = None
 
-    def _enforce(self, traffic: frozenset[Selector], *, keep_others: bool = False) -> None:
+    def _enforce(
+        self,
+        traffic: frozenset[Selector],
+        passing: frozenset[Selector],
+        *,
+        keep_others: bool = False,
+    ) -> None:
         with _explained():
             if self._block is None:
                 self._block = Block(DEVICE)
-            self._block.enforce(traffic, keep_others=keep_others)
-            self._traffic = traffic
+            self._block.enforce(traffic, passing=passing, keep_others=keep_others)
+            self._traffic, self._passing = traffic, passing
             self._look()
 
     def _look(self) -> None:
@@ -104,7 +114,7 @@ class Blocking:
             with _explained():
                 if not self._watch.read():
                     return
-            self._enforce(self._traffic)
+            self._enforce(self._traffic, self._passing)
         except OperatorError as error:
             summary = error.failure.summary
             self._hear(Occurrence(event="block-lost", text=summary, failure=error.failure))

@@ -96,6 +96,16 @@ class Datapaths:
             with suppress(DatapathError):
                 UserspaceDatapath.retire(self._runtime_dir)
 
+    def open_one(self) -> None:
+        """Have a datapath, though no tunnel may need one. Raises `OperatorError` XF3001."""
+        choices = (DatapathChoice.KERNEL, DatapathChoice.USERSPACE)
+        for choice in choices:
+            if not self.opened():
+                self._probe(choice)
+        if not self.opened():
+            evidence = tuple((c.value, str(self._probe(c))) for c in choices)
+            raise OperatorError("XF3001", "no datapath can carry the shunts", evidence)
+
     def of(self, policy: TunnelPolicy) -> Datapath:
         """The open datapath of a placed policy."""
         found = self._kernel if policy.datapath is DatapathChoice.KERNEL else self._userspace

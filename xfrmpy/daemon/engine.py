@@ -8,6 +8,7 @@ kept is in the store before the next output is done.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from collections import Counter, defaultdict
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 
 from xfrmpy.daemon.datapaths import Datapaths
+from xfrmpy.daemon.shunts import Shunts
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.daemon.totals import Totals
 from xfrmpy.datapath.interface import (
@@ -29,6 +31,7 @@ from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.holding import hold_packets
 from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation, exempt_from_policies
 from xfrmpy.failures import OperatorError
+from xfrmpy.ike.comparison import place_of
 from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.outputs import (
     AddPolicy,
@@ -61,7 +64,7 @@ class Engine:
 
     `report` is called with every output that is news about a tunnel, `lose` when a datapath has
     ended and nothing more can be done with it, `demand` when a packet for a child of a tunnel waits
-    for an IKE SA.
+    for an IKE SA. What `shunts` have in force is not the core's.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Engine:
         lose: Callable[[OperatorError], None],
         store: Store | None,
         demand: Callable[[str, str, Acquire], None],
+        shunts: Shunts,
     ) -> None:
         self.drops: Counter[str] = Counter()
         self._tunnels = tunnels
@@ -85,6 +89,7 @@ class Engine:
         self._lose = lose
         self._store = store
         self._demand = demand
+        self._shunts = shunts
         self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
         self.totals = Totals(self._loop.time)
@@ -208,7 +213,8 @@ class Engine:
         """How its SAs and policies differ from those wanted. Raises `DatapathError`."""
         self._read_events(datapath)  # What has expired is not missing.
         carried = {n for n, p in self._tunnels.items() if self._datapaths.of(p) is datapath}
-        return self._endpoint.compare(carried, datapath.dump())
+        dump, of_shunts = self._shunts.part(datapath.dump())
+        return (*self._endpoint.compare(carried, dump), *of_shunts)
 
     def recover(self, differences: Sequence[Difference]) -> None:
         """Have the core replace or move the SAs that are missing or were changed."""
@@ -321,11 +327,19 @@ class Engine:
         for output in wanted:
             self.totals.note(output, datapath)
         try:
+            self._refuse_shunted(wanted)
             datapath.add([output.entry for output in wanted])
         except NotAdded as error:
             log.error("%s: the %s datapath: %s", first.tunnel, datapath.name, error)
             refused, *not_done = wanted[error.done :]
             self._endpoint.handle_failure(refused, f"{datapath.name}: {error}", not_done)
+
+    def _refuse_shunted(self, wanted: Sequence[AddSa | AddPolicy]) -> None:
+        """An SPD has one entry of a selector; what a peer narrows must not take a shunt's place."""
+        for output in wanted:
+            if isinstance(output, AddPolicy) and place_of(output.entry) in self._shunts.places:
+                reason = f"a shunt has the selector {output.entry.selector}"
+                raise NotAdded(0, DatapathError(reason, errno.EEXIST))
 
     def _change(self, output: MoveSa | RemoveSa | RemovePolicy) -> None:
         datapath = self._datapaths.of(self._tunnels[output.tunnel])

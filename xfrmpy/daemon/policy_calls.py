@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from xfrmpy.failures import OperatorError
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.drift import Difference
 from xfrmpy.policy.load import LoadedPolicy, Overlay, load_policy, operator_layer
-from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.policy.model import Shunt, TunnelPolicy
+from xfrmpy.policy.shunts import ShuntChange
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class _Applied:
     """What was in force before the last change, and what belongs to it."""
 
     before: tuple[TunnelPolicy, ...]
+    shunts: tuple[Shunt, ...]
     files: list[PolicyText] | None
     prune: bool
     pending: asyncio.Task[None] | None = None
@@ -75,16 +77,18 @@ class PolicyCalls:
             cut = [change.tunnel for change in reply.changes if change.cuts]
             if cut and not (call.accept_cut or call.confirm_seconds):
                 raise OperatorError("XF4022", f"this session would be cut by: {', '.join(cut)}")
-            before = self._applier.policies()
+            before, shunts = self._applier.policies(), self._applier.shunts()
             work = self._start(plan, call.timeout_seconds, allow_pending=call.allow_pending)
             async for progress in work:
                 yield progress
             self.loaded = loaded
+            has_changes = bool(plan.changes or plan.shunt_changes)
             self._applied = _Applied(
                 before=before,
+                shunts=shunts,
                 files=call.files,
                 prune=call.prune,
-                pending=self._expect_confirmation(call.confirm_seconds) if plan.changes else None,
+                pending=self._expect_confirmation(call.confirm_seconds) if has_changes else None,
             )
         yield reply
 
@@ -93,7 +97,7 @@ class PolicyCalls:
         if applied is None or applied.pending is None:
             raise OperatorError("XF4023", "nothing that was applied waits to be confirmed")
         applied.pending.cancel()
-        self._applied = _Applied(before=applied.before, files=None, prune=False)
+        self._applied = replace(applied, files=None, prune=False, pending=None)
         log.info("the policy was confirmed")
         yield KeepReply(files=applied.files, prune=applied.prune, directory=self._directory)
 
@@ -108,7 +112,7 @@ class PolicyCalls:
             if applied.pending is not None:
                 applied.pending.cancel()
             self._applied = None
-            plan = self._applier.plan(applied.before)
+            plan = self._applier.plan(applied.before, applied.shunts)
             reply = self._reply(plan, self.loaded, None)
             async for progress in self._start(plan, seconds):
                 yield progress
@@ -128,7 +132,7 @@ class PolicyCalls:
                 f"the policy has {count} error{'s' * (count > 1)}, and was not looked at further",
                 tuple(("error", str(error)) for error in loaded.errors),
             )
-        return self._applier.plan(loaded.tunnels), loaded
+        return self._applier.plan(loaded.tunnels, loaded.shunts), loaded
 
     async def _start(
         self, plan: Plan, seconds: float, *, allow_pending: bool = False
@@ -158,7 +162,10 @@ class PolicyCalls:
 
     def _reply(self, plan: Plan, loaded: LoadedPolicy, session: Session | None) -> PlanReply:
         return PlanReply(
-            changes=[_change_reply(planned, session) for planned in plan.changes],
+            changes=[
+                *(_shunt_reply(change, session) for change in plan.shunt_changes),
+                *(_change_reply(planned, session) for planned in plan.changes),
+            ],
             drift=[_drift_reply(difference) for difference in plan.drift],
             warnings=[str(warning) for warning in loaded.warnings],
             directory=self._directory,
@@ -183,7 +190,7 @@ class PolicyCalls:
         log.warning("nobody has confirmed the policy within %g seconds: taking it back", seconds)
         async with self._lock:
             try:
-                plan = self._applier.plan(applied.before)
+                plan = self._applier.plan(applied.before, applied.shunts)
                 await self._applier.apply(plan, UNCONFIRMED_SECONDS, _tell_the_log)
             except OperatorError as error:
                 log.error("it could not be taken back: %s", summarize(error.failure))
@@ -214,6 +221,21 @@ def _change_reply(planned: PlannedChange, session: Session | None) -> ChangeRepl
                 key=d.key, child=d.child, before=d.before, after=d.after, impact=str(d.impact)
             )
             for d in change.differences
+        ],
+    )
+
+
+def _shunt_reply(change: ShuntChange, session: Session | None) -> ChangeReply:
+    action = "update" if change.before and change.after else "create" if change.after else "delete"
+    return ChangeReply(
+        tunnel=f"shunt {change.name}",
+        action=action,
+        impact="hot",
+        live=True,
+        cuts=session is not None and change.cuts(*session),
+        differences=[
+            DifferenceReply(key=key, child="", before=before, after=after, impact="hot")
+            for key, before, after in sorted(change.differences())
         ],
     )
 

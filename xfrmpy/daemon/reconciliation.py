@@ -42,6 +42,7 @@ REMEDIES: dict[Finding, str] = {
     Finding.DEVICE_CHANGED: "brought up again",
     Finding.GUARD_CHANGED: "made anew",
     Finding.RULE_MISSING: "put back",
+    Finding.SHUNT_RULES_CHANGED: "made anew",
     Finding.ROUTE_MISSING: "put back",
     Finding.ROUTE_CHANGED: "changed back",
     Finding.ROUTE_SURPLUS: "removed",

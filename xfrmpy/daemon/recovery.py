@@ -7,13 +7,14 @@ taken out of force, and this run begins with nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.datapath.interface import Datapath, DatapathError
 from xfrmpy.failures import OperatorError
 from xfrmpy.ike.endpoint import IkeEndpoint
+from xfrmpy.ike.policies import Place
 from xfrmpy.ike.restoration import Restored
 from xfrmpy.ipsec.drift import Dump
 from xfrmpy.store.interface import Store, StoreError
@@ -44,14 +45,18 @@ def open_store(runtime_dir: Path) -> tuple[Store | None, dict[bytes, bytes]]:
 
 
 def take_over(
-    endpoint: IkeEndpoint, records: Mapping[bytes, bytes], datapaths: Datapaths, now: float
+    endpoint: IkeEndpoint,
+    records: Mapping[bytes, bytes],
+    datapaths: Datapaths,
+    shunts: Collection[Place],
+    now: float,
 ) -> Restored | None:
-    """Go on from what was kept; what nobody wants any more is taken out of force.
+    """Go on from what was kept; what nobody wants any more is taken out of force, but for shunts.
 
     None if nothing was kept: then nothing of ours is in force, but for traps. Raises
     `OperatorError` XF3002.
     """
-    if not records and not endpoint.has_traps_to_keep():
+    if not records and not shunts and not endpoint.has_traps_to_keep():
         datapaths.clear()
         return None
     datapaths.retire_unused()
@@ -65,7 +70,7 @@ def take_over(
     for sentence in restored.unreadable:
         log.warning("an IKE SA that an earlier run has kept is refused: %s", sentence)
     for datapath, dump in dumps:
-        _remove_surplus(datapath, dump, restored)
+        _remove_surplus(datapath, dump, restored, shunts)
     return restored if records else None
 
 
@@ -77,10 +82,13 @@ def _dump(datapath: Datapath) -> Dump:
         raise OperatorError("XF3002", summary) from error
 
 
-def _remove_surplus(datapath: Datapath, dump: Dump, restored: Restored) -> None:
+def _remove_surplus(
+    datapath: Datapath, dump: Dump, restored: Restored, shunts: Collection[Place]
+) -> None:
     """SAs first: as long as there is a policy, nothing leaves in clear."""
     sas = [entry.id for entry in dump.sad if entry.id not in restored.sad]
-    policies = [p for p in dump.spd if (p.direction, p.selector) not in restored.spd]
+    wanted = restored.spd | frozenset(shunts)
+    policies = [p for p in dump.spd if (p.direction, p.selector) not in wanted]
     try:
         for sa in sas:
             datapath.remove_sa(sa)

@@ -45,6 +45,7 @@ from xfrmpy.daemon.reconciliation import Reconciler
 from xfrmpy.daemon.recovery import open_store, take_over
 from xfrmpy.daemon.rekeying import has_forward_secrecy, replace_child_sas, replace_sas
 from xfrmpy.daemon.replies import reply_of
+from xfrmpy.daemon.shunts import Shunts
 from xfrmpy.daemon.socket_keeper import SocketKeeper
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.daemon.status import tunnel_status
@@ -134,12 +135,17 @@ class Service:
             raise self._lost
 
     def _place_tunnels(self, records: Mapping[bytes, bytes]) -> None:
-        """Those that an earlier daemon had keep their reqids, by which their SAs are found."""
+        """Those that an earlier daemon had keep their reqids, by which their SAs are found.
+
+        What is beside all tunnels is put in force on their datapaths.
+        """
         in_force = (kept.policy for kept in read_policies(records).values())
         for policy in keep_reqids(self._loaded.tunnels, in_force):
             placement = self._datapaths.place(policy)
             self._tunnels[policy.name] = Tunnel(placement)
             self._news.hear(placed(placement))
+        self._shunts = Shunts(self._datapaths, self._loaded.shunts)
+        self._shunts.enforce()
 
     async def _serve(self, sockets: IkeSockets) -> None:
         # A tunnel that cannot be had here is no tunnel to a peer that calls, either.
@@ -153,7 +159,9 @@ class Service:
             qcd_secret=crash_secret(self._runtime_dir),
             keeps=self._store is not None,
         )
-        restored = take_over(endpoint, records, self._datapaths, self._loop.time())
+        restored = take_over(
+            endpoint, records, self._datapaths, self._shunts.places, self._loop.time()
+        )
         if restored is not None:
             self._news.hear(taken_over(restored))
         self._engine = Engine(
@@ -166,6 +174,7 @@ class Service:
             self._lose,
             self._store,
             self._demand,
+            self._shunts,
         )
         hear, engine = self._news.hear, self._engine
         self._keeper = Keeper(self._tunnels, engine, hear, self._resolve_seconds)
@@ -186,6 +195,7 @@ class Service:
             self._datapaths,
             reconciler,
             self._blocking,
+            self._shunts,
         )
         self._policy = PolicyCalls(self._loaded, config_path(self._environ), applier)
         control = ControlServer(

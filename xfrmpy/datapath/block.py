@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 
 from xfrmpy.datapath import nftables
 from xfrmpy.datapath.interface import Realm
@@ -40,33 +41,41 @@ class Block:
         self._let_out = [nftables.to_device(device), *_LET_OUT]
         self._nf_tables = NfTables()
 
-    def enforce(self, traffic: Iterable[Selector], *, keep_others: bool = False) -> None:
+    def enforce(
+        self,
+        traffic: Iterable[Selector],
+        *,
+        passing: Iterable[Selector] = (),
+        keep_others: bool = False,
+    ) -> None:
         """Block what leaves like this and what comes back, and nothing else; none: no table.
 
-        With `keep_others` also what is blocked already.
+        What is `passing` passes all the same. With `keep_others` also what is blocked already.
         """
         maps = _maps(traffic)
         requests = [] if keep_others else TABLE.delete()
         if maps:
-            requests += self._requests(maps)
+            requests += self._requests(maps, _passing(passing))
         self._nf_tables.send(requests)
 
-    def _requests(self, maps: _Maps) -> list[Request]:
+    def _requests(self, maps: _Maps, passing: _Maps) -> list[Request]:
         requests = [
             TABLE.add(),
             TABLE.add_chain(_IN, nftables.PREROUTING, nftables.RAW_PRIORITY),
             TABLE.add_chain(_OUT, nftables.POSTROUTING, _AFTER_NAT),
         ]
-        requests += [TABLE.add_map(shape.name, shape.fields()) for shape in maps]
+        requests += [TABLE.add_map(shape.name, shape.fields()) for shape in (*passing, *maps)]
         for chain, let in ((_IN, self._let_in), (_OUT, self._let_out)):
             accept = nftables.conclude(nftables.ACCEPT)
             requests += [TABLE.add_rule(chain, matches + accept) for matches in let]
         requests += [
-            TABLE.add_rule(_OUT if shape.is_outbound else _IN, shape.rule()) for shape in maps
+            TABLE.add_rule(_OUT if shape.is_outbound else _IN, shape.rule())
+            for shape in (*passing, *maps)
         ]
         requests += [
-            TABLE.add_element(shape.name, value, nftables.DROP)
-            for shape, values in maps.items()
+            TABLE.add_element(shape.name, value, verdict)
+            for of_verdict, verdict in ((passing, nftables.ACCEPT), (maps, nftables.DROP))
+            for shape, values in of_verdict.items()
             for value in values
         ]
         return requests
@@ -99,6 +108,19 @@ def _maps(traffic: Iterable[Selector]) -> _Maps:
                 maps[later[0]].add(element_of(later[1]))
     return maps
 
+
+def _passing(traffic: Iterable[Selector]) -> _Maps:
+    """Both ways. What of it is within our own side is judged by nobody else, either."""
+    maps: _Maps = defaultdict(set)
+    for selector in traffic:
+        for each, is_outbound in ((selector, True), (selector.reversed(), False)):
+            shape = replace(shape_of(each, _PASSING, is_outbound=is_outbound), own_side=None)
+            maps[shape].add(element_of(each))
+    return maps
+
+
+_PASSING = 1
+"""In the place of a priority: the maps of what passes have other names than those of the rest."""
 
 _LET_IN = (
     nftables.was_protected(),

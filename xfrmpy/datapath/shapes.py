@@ -125,8 +125,8 @@ def shape_of(selector: Selector, priority: int = 0, *, is_outbound: bool = False
         own_side=ours if _contains(theirs, ours) else None,
         has_protocol=selector.protocol != ANY_PROTOCOL,
         is_icmp=selector.protocol in ICMP_PROTOCOLS,
-        source_port_mask=selector.source_port.mask,
-        destination_port_mask=selector.destination_port.mask,
+        source_port_mask=_mask(selector, selector.source_port),
+        destination_port_mask=_mask(selector, selector.destination_port),
     )
 
 
@@ -150,8 +150,13 @@ def _values(selector: Selector) -> Iterator[bytes]:
     if selector.protocol != ANY_PROTOCOL:
         yield bytes([selector.protocol])
     for port in (selector.source_port, selector.destination_port):
-        if port.mask:
+        if _mask(selector, port):
             yield port.value.to_bytes(_port_size(selector.protocol in ICMP_PROTOCOLS), "big")
+
+
+def _mask(selector: Selector, port: MaskedPort) -> int:
+    """ICMP's type and code have an octet each, where a selector has 16 bits."""
+    return port.mask & (0xFF if selector.protocol in ICMP_PROTOCOLS else 0xFFFF)
 
 
 def _port_size(is_icmp: bool) -> int:

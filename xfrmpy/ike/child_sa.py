@@ -534,6 +534,7 @@ class ChildSa:
             remote=self.remote,
             outbound=template(path.local.address, path.remote.address),
             inbound=template(path.remote.address, path.local.address),
+            priority=self.policy.priority,
         )
 
     def _names(self) -> _Names:

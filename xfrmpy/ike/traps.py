@@ -101,7 +101,11 @@ def _entries(child: ChildPolicy, path: Path) -> tuple[SpdEntry, ...]:
         for source, destination in ((ours, theirs), (theirs, ours))
     )
     return protect_entries(
-        local=child.local, remote=child.remote, outbound=outbound, inbound=inbound
+        local=child.local,
+        remote=child.remote,
+        outbound=outbound,
+        inbound=inbound,
+        priority=child.priority,
     )
 
 

@@ -48,6 +48,7 @@ class Finding(StrEnum):
     DEVICE_CHANGED = "device-changed"
     GUARD_CHANGED = "guard-changed"
     RULE_MISSING = "rule-missing"
+    SHUNT_RULES_CHANGED = "shunt-rules-changed"
     ROUTE_MISSING = "route-missing"
     ROUTE_CHANGED = "route-changed"
     ROUTE_SURPLUS = "route-surplus"

@@ -60,14 +60,16 @@ def protect_entries(
     remote: Iterable[TrafficSelector],
     outbound: Template,
     inbound: Template,
+    priority: int | None = None,
 ) -> tuple[SpdEntry, ...]:
     """The OUT, IN and FORWARD entries of one pair of SAs.
 
-    FORWARD stands beside IN in tunnel mode only: transport mode ends on this host.
+    FORWARD stands beside IN in tunnel mode only: transport mode ends on this host. Without a
+    `priority` the more specific selector is looked at first.
     """
     entries: list[SpdEntry] = []
     for selector in selectors_between(local, remote):
-        priority = selector_priority(selector)
+        urgency = selector_priority(selector) if priority is None else priority
         back = selector.reversed()
         directions = [
             (PolicyDirection.OUT, selector, outbound),
@@ -76,10 +78,37 @@ def protect_entries(
         if inbound.mode is Mode.TUNNEL:
             directions.append((PolicyDirection.FORWARD, back, inbound))
         entries += [
-            SpdEntry(direction=d, selector=s, priority=priority, template=t)
+            SpdEntry(direction=d, selector=s, priority=urgency, template=t)
             for d, s, t in directions
         ]
     return tuple(entries)
+
+
+def shunt_entries(
+    *,
+    local: Iterable[TrafficSelector],
+    remote: Iterable[TrafficSelector],
+    action: Action,
+    priority: int | None = None,
+) -> tuple[SpdEntry, ...]:
+    """The OUT, IN and FORWARD entries of a BYPASS or a DISCARD.
+
+    Without a `priority` they are looked at before all PROTECT entries that have none either.
+    """
+    return tuple(
+        SpdEntry(
+            direction=direction,
+            selector=each,
+            action=action,
+            priority=selector_priority(selector) - SHUNTS_FIRST if priority is None else priority,
+        )
+        for selector in selectors_between(local, remote)
+        for direction, each in (
+            (PolicyDirection.OUT, selector),
+            (PolicyDirection.IN, selector.reversed()),
+            (PolicyDirection.FORWARD, selector.reversed()),
+        )
+    )
 
 
 def selector_priority(selector: Selector) -> int:
@@ -95,3 +124,11 @@ def selector_priority(selector: Selector) -> int:
 
 _LEAST_SPECIFIC = 100_000
 """Above the 256 * 128 + 96 that the most specific selector takes off; below 2**31 by far."""
+
+SHUNTS_FIRST = 50_000
+"""Which a shunt is before a tunnel of the same selector: more than all specificity counts."""
+
+BEFORE_TUNNELS, BEHIND_TUNNELS = _LEAST_SPECIFIC - SHUNTS_FIRST, _LEAST_SPECIFIC
+"""No entry of a tunnel without an explicit priority is up to the one, or beyond the other."""
+
+MAX_PRIORITY = 1_000_000

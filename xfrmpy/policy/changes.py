@@ -230,6 +230,7 @@ _OF_CHILD: dict[str, _Key] = {
     "lifetime_octets": _Key("esp.max_bytes", Impact.REKEY, _or_none),
     "lifetime_packets": _Key("esp.max_packets", Impact.REKEY, _or_none),
     "inactivity_seconds": _Key("inactivity", Impact.HOT, _or_off),
+    "priority": _Key("priority", Impact.REKEY, _or_none),
 }
 
 _DERIVED_OF_CHILD = {

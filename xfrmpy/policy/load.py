@@ -22,7 +22,7 @@ from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.policy.blocking import blocked_traffic
 from xfrmpy.policy.document import Node, compose_document, decode_text
 from xfrmpy.policy.errors import START, Findings, Mark, PolicyError
-from xfrmpy.policy.model import OnDown, SharedKey, TunnelPolicy
+from xfrmpy.policy.model import OnDown, SharedKey, Shunt, TunnelPolicy
 from xfrmpy.policy.resolve import (
     MAX_TUNNELS,
     Place,
@@ -32,7 +32,8 @@ from xfrmpy.policy.resolve import (
     on_down,
     resolve_tunnel,
 )
-from xfrmpy.policy.schema import PolicyFile, Tunnel, validate
+from xfrmpy.policy.schema import PolicyFile, ShuntKeys, Tunnel, validate
+from xfrmpy.policy.shunts import find_ambiguities, resolve_shunt
 from xfrmpy.policy.values import NAME, NAME_RULE, SecretReference
 
 __all__ = [
@@ -73,6 +74,7 @@ class LoadedPolicy:
     errors: tuple[PolicyError, ...]
     warnings: tuple[PolicyError, ...]
     blocked: tuple[Selector, ...] = ()
+    shunts: tuple[Shunt, ...] = ()
 
 
 def config_path(environ: Mapping[str, str]) -> tuple[Path, ...]:
@@ -146,11 +148,13 @@ class _Written:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """`names` are those of all its tunnels, `tunnels` those that could be parsed."""
+    """`names` are those of all its tunnels, `tunnels` those that could be parsed; `shunts` are
+    there if the whole could be."""
 
     findings: Findings
     names: dict[str, Mark] = field(default_factory=dict)
     tunnels: tuple[_Written, ...] = ()
+    shunts: tuple[tuple[Place, Shunt], ...] = ()
 
 
 def _load(
@@ -170,6 +174,8 @@ def _load(
         elif on_down(written.tunnel) is OnDown.BLOCK:
             left_out.append(_without_secret(written, ours))
     _report_overlaps(resolved)
+    shunts = [shunt for file in files for shunt in file.shunts]
+    _report_ambiguities(shunts, [policy for _, policy in resolved])
     findings = [*faults, *(file.findings for file in files)]
     good = [policy for place, policy in resolved if not place.findings.errors]
     return LoadedPolicy(
@@ -179,6 +185,7 @@ def _load(
         blocked=blocked_traffic(
             policy for policy in (*(p for _, p in resolved), *left_out) if policy is not None
         ),
+        shunts=tuple(shunt for place, shunt in shunts if not place.findings.errors),
     )
 
 
@@ -243,6 +250,30 @@ def _report_overlaps(resolved: Sequence[tuple[Place, TunnelPolicy]]) -> None:
             f"({earlier.origin}): {overlap.local} to {overlap.remote}"
         )
         place.error("XF1007", path, message)
+
+
+def _report_ambiguities(
+    shunts: Sequence[tuple[Place, Shunt]], tunnels: Sequence[TunnelPolicy]
+) -> None:
+    first: dict[str, str] = {}
+    for place, shunt in shunts:
+        if shunt.name in first:
+            message = f"shunt '{shunt.name}' is defined already at {first[shunt.name]}"
+            place.error("XF1006", (), message, at_key=True)
+        first.setdefault(shunt.name, shunt.origin)
+    for found in find_ambiguities([shunt for _, shunt in shunts], tunnels):
+        place, shunt = shunts[found.shunt]
+        message = (
+            f"shunt '{shunt.name}' is about the same traffic as {found.what} ({found.origin}), "
+            f"and nothing says which comes first: {found.selector}"
+        )
+        place.error(
+            "XF1007",
+            (),
+            message,
+            "give one another 'priority', or if it is the very same, other traffic",
+            at_key=True,
+        )
 
 
 def _list_directory(directory: Path, faults: list[Findings]) -> list[Path]:
@@ -315,7 +346,19 @@ def _read_long_form(root: Node, keys: dict[str, Node], findings: Findings) -> _F
         )
         for name, node, tunnel in _long_form_tunnels(root, nodes, defaults, findings)
     ]
-    return _File(findings=findings, names=names, tunnels=tuple(written))
+    shunts = tuple(_shunts(keys.get("shunts"), findings))
+    return _File(findings=findings, names=names, tunnels=tuple(written), shunts=shunts)
+
+
+def _shunts(node: Node | None, findings: Findings) -> Iterator[tuple[Place, Shunt]]:
+    """Those of a file that can be parsed; what is wrong with the others is reported already."""
+    for name, each in node.value.items() if node and isinstance(node.value, dict) else ():
+        keys = validate(ShuntKeys, each, Findings(file=findings.file))
+        if keys is not None:
+            place = Place(findings=findings, node=each)
+            shunt = resolve_shunt(name, keys, place)
+            if shunt is not None:
+                yield place, shunt
 
 
 def _long_form_tunnels(

@@ -14,6 +14,7 @@ from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, DontFragment, Mode, OuterHeader
 from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.ipsec.spd import Action
 from xfrmpy.registry import ProtocolId
 
 
@@ -103,6 +104,7 @@ class ChildPolicy:
     The first Child SA of an IKE SA has no key exchange of its own (RFC 7296 section 1.2): the
     proposals' methods are for those that come later. A lifetime of None is no limit; the SA is
     replaced ahead of its end. Without traffic for `inactivity_seconds` it is deleted; 0 is never.
+    `priority` is that of its SPD entries; None: the more specific ones come first.
     """
 
     name: str
@@ -120,6 +122,7 @@ class ChildPolicy:
     lifetime_octets: int | None = None
     lifetime_packets: int | None = None
     inactivity_seconds: float = 0.0
+    priority: int | None = None
 
     @property
     def protocol(self) -> ProtocolId:
@@ -134,6 +137,21 @@ class ChildPolicy:
             copies_ecn=self.copies_ecn,
             dont_fragment=self.dont_fragment or DontFragment.COPY,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shunt:
+    """Traffic of this host that passes in clear (BYPASS) or not at all (DISCARD), without a peer.
+
+    `priority` None is before every tunnel that has no explicit one; the lower comes first.
+    """
+
+    name: str
+    origin: str
+    action: Action
+    local: tuple[TrafficSelector, ...]
+    remote: tuple[TrafficSelector, ...]
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

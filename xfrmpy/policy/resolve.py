@@ -340,6 +340,7 @@ def _child(
             copies_ecn=packets.copy_ecn,
             dont_fragment=packets.dont_fragment,
             inactivity_seconds=inactivity,
+            priority=tunnel.priority if keys.priority is None else keys.priority,
         ),
     )
 

@@ -33,6 +33,7 @@ from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import DontFragment, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.ipsec.spd import MAX_PRIORITY
 from xfrmpy.policy import values
 from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import MAX_FINDINGS, Findings, shown
@@ -75,6 +76,11 @@ Address = Annotated[IpAddress, PlainValidator(values.parse_address), _Text]
 Switch = Annotated[bool, PlainValidator(values.parse_yes_no), _YesNo]
 Secret = Annotated[values.SecretReference, PlainValidator(values.parse_secret_reference), _Text]
 Lifetime = Annotated[float, PlainValidator(values.parse_lifetime), _Time]
+Priority = Annotated[
+    int,
+    PlainValidator(partial(values.parse_whole_number, 1, MAX_PRIORITY)),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_PRIORITY}),
+]
 ProfileName = Annotated[
     str, PlainValidator(values.parse_profile), WithJsonSchema({"enum": [*PROFILES]})
 ]
@@ -230,7 +236,32 @@ class Child(Keys):
     )
     lifetime: Lifetime | None = _key("As `lifetime` of the tunnel, for this Child SA.", "30m")
     inactivity: Lifetime | None = _key("As `inactivity` of the tunnel, for this Child SA.", "10m")
+    priority: Priority | None = _key("As `priority` of the tunnel, for this Child SA.", 500)
     traffic: NotYet = None
+
+
+class ShuntKeys(Keys):
+    """Traffic that passes in clear or not at all, whatever tunnels say."""
+
+    action: (
+        Annotated[
+            str,
+            PlainValidator(values.parse_shunt_action),
+            WithJsonSchema({"enum": ["bypass", "drop"]}),
+        ]
+        | None
+    ) = _key("`bypass`: it passes in clear; `drop`: it does not pass, in either direction.", "drop")
+    local: Selectors | None = _key(
+        "Traffic of our side, as `local` of a tunnel. Default: any.", "10.1.0.0/16"
+    )
+    remote: Selectors | None = _key(
+        "Traffic of the other side, as `remote` of a tunnel.", ["10.0.0.0/8", "0.0.0.0/0[tcp/25]"]
+    )
+    priority: Priority | None = _key(
+        "Which comes first, 1 to 1000000, the lower. Default: before every tunnel, and of shunts "
+        "the more specific first (17136 to 50000; tunnels are 67136 to 100000).",
+        200000,
+    )
 
 
 class Retransmit(Keys):
@@ -289,6 +320,11 @@ class Tunnel(Keys):
     )
     inactivity: Lifetime | None = _key(
         "After what time without traffic a Child SA is deleted, or `off`. Default: off.", "10m"
+    )
+    priority: Priority | None = _key(
+        "Which traffic comes first where several tunnels or shunts could have it, 1 to 1000000, "
+        "the lower. Default: the more specific (67136 to 100000).",
+        500,
     )
     local_address: Address | None = _key(
         "Which of our addresses to use. Default: the one that the route to the peer takes.",
@@ -423,6 +459,10 @@ class PolicyFile(Keys):
     )
     defaults: Tunnel | None = _key(
         "Keys that every tunnel of this file has unless it gives its own.", {"dpd": "10s"}
+    )
+    shunts: dict[Name, ShuntKeys] | None = _key(
+        "Traffic that passes in clear, or not at all, by name.",
+        {"printers": {"action": "bypass", "remote": "10.1.7.0/24"}},
     )
     gateways: NotYet = None
 

@@ -82,6 +82,14 @@ def parse_choice(kind: type[StrEnum], future: tuple[str, ...], value: object) ->
     return kind(text)
 
 
+def parse_shunt_action(value: object) -> str:
+    text = parse_text(value)
+    if text not in ("bypass", "drop"):
+        hint = nearest(text, ("bypass", "drop"))
+        refuse("XF1004", f"must be bypass or drop, not {shown(text)}", hint)
+    return text
+
+
 def parse_number(least: float, most: float, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         refuse("XF1004", f"must be a number from {least:g} to {most:g}, not {shown(value)}")

@@ -32,12 +32,13 @@ from xfrmpy.datapath.netlink.messages import Message, Values
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Reply, Request, Words
 from xfrmpy.datapath.paths import Paths
 from xfrmpy.datapath.routes import RouteOwner, Routes, Way
+from xfrmpy.datapath.shunt_rules import ShuntRules
 from xfrmpy.datapath.watch import ROUTING, Source, Watch
 from xfrmpy.ipsec.addresses import IpNetwork
 from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.sad import OUR_REQIDS, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
-from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
+from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 
 
 class KernelDatapath:
@@ -52,6 +53,7 @@ class KernelDatapath:
         deletions: NetlinkSocket,
         routes: Routes,
         watch: Watch,
+        shunts: ShuntRules,
     ) -> None:
         self._requests = requests
         self._events = events
@@ -59,6 +61,7 @@ class KernelDatapath:
         self._routes = routes
         self._paths = Paths(routes)
         self._watch = watch
+        self._shunts = shunts
         self._sas: dict[SaId, int] = {}  # the reqids of those in force, to notice lost events
         self._seen: dict[SaId, tuple[int, float]] = {}  # packets, and when there were first so many
         self._routed: dict[Selector, SpdEntry] = {}  # the OUT policies that have a route
@@ -76,9 +79,11 @@ class KernelDatapath:
             events = stack.enter_context(closing(NetlinkSocket(XFRM, _EVENT_GROUPS)))
             deletions = stack.enter_context(closing(NetlinkSocket(XFRM)))
             routes = stack.enter_context(closing(Routes(RouteOwner.KERNEL)))
-            ports = [held.port for held in (requests, deletions, routes)]
+            shunts = ShuntRules(RouteOwner.KERNEL, [Action.BYPASS])
+            stack.enter_context(closing(shunts))
+            ports = [held.port for held in (requests, deletions, routes, shunts)]
             watch = stack.enter_context(closing(Watch([_ENTRIES, ROUTING], ports)))
-            opened = cls(requests, events, deletions, routes, watch)
+            opened = cls(requests, events, deletions, routes, watch, shunts)
             opened._adopt()
             stack.pop_all()
         return opened
@@ -168,6 +173,7 @@ class KernelDatapath:
 
     def remove_policy(self, entry: SpdEntry) -> None:
         self._drop_route(entry)
+        self._shunts.remove(entry)
         what = f"remove the {entry.direction} policy {entry.selector}"
         with _gone_is_fine():
             found = self._our_policy(entry, what)
@@ -204,9 +210,16 @@ class KernelDatapath:
 
     def find_amiss(self) -> tuple[Difference, ...]:
         ends = (_ends(entry) for entry in self._routed.values())
-        return (*self._paths.find_amiss(ends), *self._routes.find_amiss())
+        return (
+            *self._paths.find_amiss(ends),
+            *self._routes.find_amiss(),
+            *self._shunts.find_amiss(),
+        )
 
     def mend(self, amiss: Difference) -> None:
+        if amiss.finding is Finding.SHUNT_RULES_CHANGED:
+            self._shunts.mend()
+            return
         if amiss.finding is not Finding.PATH_CHANGED:
             self._routes.mend(amiss)
             return
@@ -216,6 +229,7 @@ class KernelDatapath:
 
     def remove_ours(self) -> int:
         self._routes.remove_all()
+        self._shunts.clear()
         sas = self._dump_sas() + self._claim_larval()
         deletions = [entries.encode_policy_index(policy) for policy in self._dump_policies()]
         deletions += [_deletion(sa) for sa in sas]
@@ -245,6 +259,7 @@ class KernelDatapath:
     def close(self) -> None:
         for held in (self._requests, self._events, self._deletions, self._routes, self._watch):
             held.close()
+        self._shunts.close()
 
     def _adopt(self) -> None:
         """Know what is in force since before this process, and mend its routes."""
@@ -252,8 +267,10 @@ class KernelDatapath:
             self._sas[entries.decode_sa_id(sa.body)] = sa.body["reqid"]
         policies = self._dump_policies()
         self._taken.update(policy.body["index"] for policy in policies)
-        for entry in _readable(entries.decode_policy, policies):
+        adopted = [*_readable(entries.decode_policy, policies)]
+        for entry in adopted:
             self._adopt_route(entry)
+        self._shunts.claim(adopted)
         self._routes.remove_unclaimed()
         self._untold = self._missed_events()
 
@@ -344,8 +361,14 @@ class KernelDatapath:
     def _set_routes(self, added: Sequence[SadEntry | SpdEntry]) -> tuple[int, DatapathError | None]:
         """Lead packets to the policies among them; how many can stay, and why the next cannot."""
         routed: dict[int, SpdEntry] = {}
+        failed: dict[int, DatapathError] = {}
         for place, entry in enumerate(added):
             if not isinstance(entry, SpdEntry) or entry.direction is not PolicyDirection.OUT:
+                continue
+            try:
+                self._set_shunt(entry)
+            except DatapathError as error:
+                failed[place] = error
                 continue
             if entry.template is None or entry.template.mode is not Mode.TUNNEL:
                 self._drop_route(entry)  # this one may replace one that had a route
@@ -353,19 +376,18 @@ class KernelDatapath:
                 routed[place] = entry
         paths = self._paths.find_many({_ends(entry) for entry in routed.values()})
         wanted: dict[int, tuple[IpNetwork, Way]] = {}
-        failed: dict[int, DatapathError] = {}
         for place, entry in routed.items():
             via, selector = paths[_ends(entry)], entry.selector
             if isinstance(via, DatapathError):
                 failed[place] = via
             else:
                 wanted[place] = (selector.destination, Way(local=selector.source, via=via))
-        errors = self._routes.add_many(tuple(wanted.values()))
-        for place, error in zip(wanted, errors, strict=True):
-            if error is None:
+        refusals = self._routes.add_many(tuple(wanted.values()))
+        for place, refusal in zip(wanted, refusals, strict=True):
+            if refusal is None:
                 self._note_route(routed[place])
             else:
-                failed[place] = error
+                failed[place] = refusal
         first = min(failed, default=len(added))
         return first, failed.get(first)
 
@@ -373,6 +395,13 @@ class KernelDatapath:
         if entry.selector in self._routed:
             self._routes.remove(entry.selector.destination)  # It counts how often it was added.
         self._routed[entry.selector] = entry
+
+    def _set_shunt(self, entry: SpdEntry) -> None:
+        """A PROTECT entry may be in the place of one that passed by our routes."""
+        if self._shunts.concerns(entry):
+            self._shunts.add(entry)
+        elif entry.direction is PolicyDirection.OUT:
+            self._shunts.remove(entry)
 
     def _drop_route(self, entry: SpdEntry) -> None:
         if entry.direction is PolicyDirection.OUT and entry.selector in self._routed:

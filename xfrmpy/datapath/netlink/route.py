@@ -99,9 +99,16 @@ class Metric(IntEnum):
 class Rule(IntEnum):
     """FRA_*."""
 
+    DST = 1
+    SRC = 2
+    GOTO = 4
     PRIORITY = 6
     FWMARK = 10
     TABLE = 15
+    PROTOCOL = 21
+    IP_PROTO = 22
+    SPORT_RANGE = 23
+    DPORT_RANGE = 24
 
 
 LINK = Layout(family="B", pad="x", type="H", index="i", flags="I", change="I")

@@ -24,6 +24,7 @@ from xfrmpy.datapath.inventory import HeldSa, Inventory
 from xfrmpy.datapath.links import Links
 from xfrmpy.datapath.paths import Paths
 from xfrmpy.datapath.routes import RouteOwner, Routes
+from xfrmpy.datapath.shunt_rules import ShuntRules
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.guard import TABLE, Guard
 from xfrmpy.datapath.userspace.inventory import held_policy, held_sa
@@ -49,10 +50,17 @@ class UserspaceDatapath:
     name = "userspace"
 
     def __init__(
-        self, worker: WorkerProcess, routes: Routes, guard: Guard, links: Links, watch: Watch
+        self,
+        worker: WorkerProcess,
+        routes: Routes,
+        shunts: ShuntRules,
+        guard: Guard,
+        links: Links,
+        watch: Watch,
     ) -> None:
         self._worker = worker
         self._routes = routes
+        self._shunts = shunts
         self._guard = guard
         self._links = links
         self._paths = Paths(routes)
@@ -72,6 +80,7 @@ class UserspaceDatapath:
         """
         with contextlib.ExitStack() as undo:
             routes = undo.enter_context(contextlib.closing(Routes(RouteOwner.USERSPACE)))
+            shunts = undo.enter_context(contextlib.closing(_shunt_rules()))
             guard = undo.enter_context(contextlib.closing(Guard()))
             links = undo.enter_context(contextlib.closing(Links()))
             worker = WorkerProcess.attach(runtime_dir)
@@ -79,9 +88,9 @@ class UserspaceDatapath:
             try:
                 worker.ask("open")
                 source, port = guard.watch()
-                watch = Watch([ROUTING, source], [routes.port, port])
+                watch = Watch([ROUTING, source], [routes.port, shunts.port, port])
                 undo.callback(watch.close)
-                started = cls(worker, routes, guard, links, watch)
+                started = cls(worker, routes, shunts, guard, links, watch)
             except DatapathError as error:
                 reason = f"the userspace worker cannot be joined: {error}"
                 raise DatapathError(reason, error.errno) from error
@@ -96,6 +105,8 @@ class UserspaceDatapath:
         """
         with contextlib.closing(Routes(RouteOwner.USERSPACE)) as routes:
             routes.remove_all()
+        with contextlib.closing(_shunt_rules()) as shunts:
+            shunts.clear()
         with contextlib.closing(Guard()) as guard:
             guard.enforce(())
         worker = WorkerProcess.find(runtime_dir)
@@ -139,8 +150,8 @@ class UserspaceDatapath:
         self._worker.ask("remove_sa", to_plain(sa))
 
     def add_policy(self, entry: SpdEntry) -> None:
-        """A BYPASS entry has no route, so one that is narrower than a PROTECT entry bypasses
-        nothing: its packets are led into the device, and dropped there."""
+        """What is not to be protected never meets the worker: rules lead it past the routes into
+        the device, or nowhere (`shunt_rules`)."""
         self.add([entry])
 
     def add(self, entries: Sequence[SadEntry | SpdEntry]) -> None:
@@ -176,10 +187,12 @@ class UserspaceDatapath:
             self._set_inner_mtu(entry.reqid, self._mtu_of(entry))
             self._note(entry)
         elif entry.direction is PolicyDirection.OUT:
-            if entry.action is Action.BYPASS:
-                self._remove_route(entry)
-            else:
+            if entry.action is Action.PROTECT:
+                self._shunts.remove(entry)
                 self._add_route(entry)
+            else:
+                self._shunts.add(entry)
+                self._remove_route(entry)
 
     def _take_back(self, entries: Sequence[SadEntry | SpdEntry]) -> None:
         for entry in entries:
@@ -191,6 +204,7 @@ class UserspaceDatapath:
     def remove_policy(self, entry: SpdEntry) -> None:
         if entry.direction is PolicyDirection.OUT:
             self._remove_route(entry)
+            self._shunts.remove(entry)
         else:
             self._guard.remove(entry)
         self._worker.ask("remove_policy", to_plain(entry))
@@ -244,7 +258,7 @@ class UserspaceDatapath:
         if self._guard.is_doubtful:
             what = f"nf_tables' table {TABLE.name}"
             found.append(Difference(finding=Finding.GUARD_CHANGED, what=what))
-        return (*found, *self._routes.find_amiss())
+        return (*found, *self._routes.find_amiss(), *self._shunts.find_amiss())
 
     def _find_device_amiss(self) -> Iterator[Difference]:
         try:
@@ -263,6 +277,8 @@ class UserspaceDatapath:
                 self._mend_device()
             case Finding.GUARD_CHANGED:
                 self._guard.renew()
+            case Finding.SHUNT_RULES_CHANGED:
+                self._shunts.mend()
             case Finding.PATH_CHANGED:
                 for entry in tuple(self._outbound.values()):
                     if _ends(entry) == amiss.subject:
@@ -280,6 +296,7 @@ class UserspaceDatapath:
 
     def remove_ours(self) -> int:
         self._routes.remove_all()
+        self._shunts.clear()
         self._guard.enforce(())
         self._routed.clear()
         self._routed_by_reqid.clear()
@@ -316,13 +333,15 @@ class UserspaceDatapath:
     def close(self) -> None:
         self._events.close()
         self._worker.close()
-        for held in (self._routes, self._guard, self._links, self._watch):
+        for held in (self._routes, self._shunts, self._guard, self._links, self._watch):
             held.close()
 
     def stop(self) -> None:
         """End the worker, and with it its device and routes."""
         with contextlib.suppress(DatapathError):
             self._routes.remove_all()
+        with contextlib.suppress(DatapathError):
+            self._shunts.clear()
         with contextlib.suppress(DatapathError):
             self._guard.enforce(())
         self._worker.stop()
@@ -345,12 +364,13 @@ class UserspaceDatapath:
                 self._set_inner_mtu(sa.reqid, self._mtu_of(sa))
         self._guard.enforce(filter(_is_guarded, dump.spd))
         for policy in dump.spd:
-            if policy.direction is PolicyDirection.OUT and policy.action is not Action.BYPASS:
+            if policy.direction is PolicyDirection.OUT and policy.action is Action.PROTECT:
                 self._add_route(policy)
+        self._shunts.claim(dump.spd)
         self._routes.remove_unclaimed()
 
     def _add_route(self, entry: SpdEntry) -> None:
-        """Lead packets to the device; also those to DISCARD, which end there."""
+        """Lead packets to the device."""
         reqid = _reqid_of(entry)
         mtu = None if reqid is None else self._inner_mtu.get(reqid)
         destination = entry.selector.destination
@@ -396,6 +416,10 @@ class UserspaceDatapath:
             encapsulated=entry.encapsulation is not None,
             mode=entry.mode,
         )
+
+
+def _shunt_rules() -> ShuntRules:
+    return ShuntRules(RouteOwner.USERSPACE, [Action.BYPASS, Action.DISCARD])
 
 
 def _is_guarded(entry: SadEntry | SpdEntry) -> TypeGuard[SpdEntry]:

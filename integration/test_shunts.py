@@ -1,0 +1,115 @@
+"""Shunts beside a tunnel: what passes in clear, what does not pass, and what becomes of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from integration.lab.gateway import XfrmpyGateway
+from integration.lab.network import subnet
+from integration.lab.process import eventually
+from integration.lab.site import Pair, Site
+
+pytestmark = [pytest.mark.native, pytest.mark.vm]
+
+OCTETS = 20_000
+
+
+@pytest.fixture
+def pair(site: Site) -> Pair:
+    """A tunnel that is up, and a way between the sites without it."""
+    network = site.network
+    tunnel = network.tunnel()
+    network.moon.batch(f"route add {subnet(2)} via 192.0.2.2")
+    network.sun.batch(f"route add {subnet(1)} via 192.0.2.1")
+    theirs = site.xfrmpy(network.sun, tunnel.mirrored())
+    ours = site.xfrmpy(network.moon, tunnel)
+    site.connect(ours, theirs)
+    return Pair(site, ours, theirs)
+
+
+def shunt(gateway: XfrmpyGateway, **shunts: dict[str, Any]) -> None:
+    """These and no others are in force."""
+    (gateway.policies / "shunts.yaml").write_text(yaml.safe_dump({"shunts": shunts}))
+    answer = gateway.command("apply")
+    assert answer.code == 0, answer
+
+
+def both(pair: Pair, action: str, traffic: str, **keys: Any) -> None:
+    assert isinstance(pair.theirs, XfrmpyGateway)
+    for gateway, remote in ((pair.ours, subnet(2)), (pair.theirs, subnet(1))):
+        shunt(gateway, some={"action": action, "remote": f"{remote}{traffic}", **keys})
+
+
+def test_what_is_bypassed_goes_in_clear_and_the_rest_is_protected(pair: Pair) -> None:
+    spis = pair.ours.spis()
+    both(pair, "bypass", "[icmp]")
+    alice, bob = pair.site.network.alice, pair.site.network.bob
+    with pair.site.capture() as wire:
+        assert alice.ping(bob.inside_address()) == 0
+    assert wire.kinds["clear"] == 6
+    assert wire.protected == 0
+    pair.site.transfer(OCTETS)
+    assert pair.ours.spis() == spis
+    for gateway in (pair.ours, pair.theirs):
+        assert isinstance(gateway, XfrmpyGateway)
+        shunt(gateway)
+    pair.site.assert_protected()
+
+
+def test_what_is_dropped_passes_in_neither_direction_and_the_rest_is_protected(
+    pair: Pair,
+) -> None:
+    shunt(pair.ours, pings={"action": "drop", "remote": f"{subnet(2)}[icmp]"})
+    pair.site.assert_blocked()
+    alice, bob = pair.site.network.alice, pair.site.network.bob
+    assert bob.ping(alice.inside_address(), 1) == 1
+    pair.site.transfer(OCTETS)
+
+
+def test_a_drop_behind_the_tunnels_leaves_them_alone(pair: Pair) -> None:
+    moon = pair.site.network.moon
+    ping = ("ping", "-n", "-c", "1", "-W", "1", "192.0.2.254")
+    assert "1 received" in moon.run(*ping)
+    shunt(pair.ours, rest={"action": "drop", "remote": "0.0.0.0/0", "priority": 200_000})
+    assert "1 received" not in moon.run(*ping, check=False)
+    pair.site.assert_protected()
+    pair.ours.rekey()
+    pair.ours.terminate()
+    pair.ours.initiate()
+    pair.site.assert_protected()
+
+
+def test_shunts_outlive_the_daemon_and_go_with_it(pair: Pair) -> None:
+    shunt(pair.ours, pings={"action": "drop", "remote": f"{subnet(2)}[icmp]"})
+    pair.ours.crash()
+    pair.site.assert_blocked()
+    pair.ours.start_again()
+    pair.site.assert_blocked()
+    pair.ours.stop()
+
+
+def test_a_shunt_that_somebody_removes_is_put_back(pair: Pair) -> None:
+    shunt(pair.ours, pings={"action": "bypass", "remote": f"{subnet(2)}[icmp]"})
+    pair.site.network.moon.run("ip", "rule", "del", "priority", "218")
+
+    def is_back() -> bool:
+        return "218:" in pair.site.network.moon.run("ip", "rule")
+
+    eventually("the rule to be back", is_back)
+    plan = json.loads(pair.ours.command("plan", "-o", "json").output)
+    assert (plan["drift"], plan["changes"]) == ([], [])
+
+
+def test_a_plan_shows_what_becomes_of_shunts_and_rollback_takes_it_back(pair: Pair) -> None:
+    shunt(pair.ours, pings={"action": "drop", "remote": f"{subnet(2)}[icmp]"})
+    (pair.ours.policies / "shunts.yaml").unlink()
+    answer = pair.ours.command("plan")
+    assert "shunt pings" in answer.output
+    assert pair.ours.command("apply").code == 0
+    assert pair.site.network.alice.ping(pair.site.network.bob.inside_address(), 1) == 0
+    assert pair.ours.command("rollback").code == 0
+    pair.site.assert_blocked()

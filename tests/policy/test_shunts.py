@@ -1,0 +1,158 @@
+"""Shunts in policy files: what they mean, what is refused, and what comes first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from xfrmpy.ipsec.selectors import selectors_between
+from xfrmpy.ipsec.spd import Action, PolicyDirection, selector_priority
+from xfrmpy.policy.load import LoadedPolicy, load_files
+from xfrmpy.policy.shunts import bypassed, compare_shunts, entries_of
+
+TUNNEL = """\
+tunnels:
+  a:
+    peer: 192.0.2.2
+    psk: secret:a
+    local: 10.1.0.0/16
+    remote: 10.2.0.0/16
+"""
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> Path:
+    directory = tmp_path / "secrets"
+    directory.mkdir()
+    (directory / "a").write_text("a secret of some thirty octets\n")
+    (directory / "a").chmod(0o600)
+    return directory
+
+
+def read(secrets: Path, text: str) -> LoadedPolicy:
+    file = secrets.parent / "t.yaml"
+    file.write_text(text)
+    return load_files([file], secrets=[secrets])
+
+
+def messages(loaded: LoadedPolicy) -> list[str]:
+    return [f"{e.line}: {e.code}: {e.message}" for e in loaded.errors]
+
+
+def test_a_shunt_has_its_entries_in_every_direction(secrets: Path) -> None:
+    loaded = read(secrets, "shunts:\n  x: {action: drop, remote: '10.9.0.0/16[tcp/25]'}\n")
+    assert messages(loaded) == []
+    (shunt,) = loaded.shunts
+    assert (shunt.name, shunt.action, shunt.priority) == ("x", Action.DISCARD, None)
+    entries = entries_of([shunt])
+    assert [(str(e.direction), str(e.selector)) for e in entries] == [
+        ("out", "0.0.0.0/0 -> 10.9.0.0/16 tcp"),
+        ("in", "10.9.0.0/16 -> 0.0.0.0/0 tcp"),
+        ("fwd", "10.9.0.0/16 -> 0.0.0.0/0 tcp"),
+    ]
+    assert entries[0].selector.destination_port.value == 25
+    assert entries[1].selector.source_port.value == 25
+
+
+def test_the_widest_shunt_comes_before_the_most_specific_tunnel(secrets: Path) -> None:
+    loaded = read(
+        secrets,
+        TUNNEL.replace("10.1.0.0/16", "fd00::1[tcp/1]").replace("10.2.0.0/16", "fd00::2[tcp/2]")
+        + "shunts:\n  x: {action: bypass, local: '::/0', remote: '::/0'}\n",
+    )
+    (child,) = loaded.tunnels[0].children
+    (selector,) = selectors_between(child.local, child.remote)
+    protect = selector_priority(selector)
+    assert all(entry.priority < protect for entry in entries_of(loaded.shunts))
+
+
+def test_an_explicit_priority_counts_for_shunts_and_for_children(secrets: Path) -> None:
+    text = (
+        TUNNEL + "    priority: 7\nshunts:\n  x: {action: drop, remote: '::/0', priority: 200000}\n"
+    )
+    loaded = read(secrets, text)
+    assert messages(loaded) == []
+    assert {entry.priority for entry in entries_of(loaded.shunts)} == {200_000}
+    assert loaded.tunnels[0].children[0].priority == 7
+
+
+@pytest.mark.parametrize(
+    ("shunts", "expected"),
+    [
+        ("  x: {remote: 10.0.0.0/8}\n", "9: XF1005: 'action' is missing"),
+        ("  x: {action: drop}\n", "9: XF1005: 'remote' is missing"),
+        (
+            "  x: {action: pass, remote: 10.0.0.0/8}\n",
+            "9: XF1004: 'action' must be bypass or drop, not 'pass'",
+        ),
+        (
+            "  x: {action: drop, remote: 10.0.0.0/8, priority: 0}\n",
+            "9: XF1004: 'priority' must be a whole number from 1 to 1000000, not 0",
+        ),
+        (
+            "  x: {action: drop, local: '10.0.0.0/8[udp]', remote: '10.0.0.0/8[tcp]'}\n",
+            "9: XF1004: 'local' and 'remote' have no address family and protocol in common",
+        ),
+        (
+            "  x: {action: drop, remote: 10.0.0.0/8, peer: a}\n",
+            "9: XF1002: unknown key 'peer'",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_shunt_is_told(secrets: Path, shunts: str, expected: str) -> None:
+    loaded = read(secrets, f"{TUNNEL}\nshunts:\n{shunts}")
+    assert messages(loaded) == [expected]
+    assert loaded.shunts == ()
+
+
+@pytest.mark.parametrize(
+    ("second", "is_ambiguous"),
+    [
+        ("{action: bypass, local: 10.0.0.0/8, remote: 10.9.0.0/16}", True),
+        ("{action: bypass, local: 10.0.0.0/8, remote: 10.9.0.0/16, priority: 5}", False),
+        ("{action: drop, local: 10.0.0.0/8, remote: 10.9.0.0/16}", False),
+        ("{action: bypass, local: 10.0.0.0/8, remote: 10.9.1.0/24}", False),
+        ("{action: bypass, local: 11.0.0.0/8, remote: 10.9.0.0/16}", False),
+        ("{action: drop, local: 10.0.0.0/16, remote: 10.8.0.0/8, priority: 9}", None),
+        ("{action: drop, local: 10.0.0.0/16, remote: 10.0.0.0/8, priority: 9}", True),
+    ],
+)
+def test_shunts_of_which_nothing_says_which_comes_first_are_refused(
+    secrets: Path, second: str, is_ambiguous: bool | None
+) -> None:
+    first = "{action: drop, local: 10.0.0.0/16, remote: 10.0.0.0/8}"
+    loaded = read(secrets, f"shunts:\n  x: {first}\n  y: {second}\n")
+    codes = [error.code for error in loaded.errors]
+    assert codes == {True: ["XF1007"], False: [], None: ["XF1004"]}[is_ambiguous]
+
+
+def test_a_shunt_is_not_of_the_very_traffic_of_a_tunnel(secrets: Path) -> None:
+    shunt = "{action: drop, local: 10.1.0.0/16, remote: 10.2.0.0/16, priority: 5}"
+    (error,) = read(secrets, f"{TUNNEL}shunts:\n  x: {shunt}\n").errors
+    assert error.code == "XF1007"
+    assert "tunnel 'a'" in error.message
+
+
+def test_two_shunts_of_a_name_are_refused(secrets: Path) -> None:
+    for number, name in enumerate(("one", "two")):
+        file = secrets.parent / f"{name}.yaml"
+        file.write_text(f"shunts:\n  x: {{action: drop, remote: 10.{number}.0.0/16}}\n")
+    files = sorted(secrets.parent.glob("*.yaml"))
+    loaded = load_files(files, secrets=[secrets])
+    assert [error.code for error in loaded.errors] == ["XF1006"]
+
+
+def test_what_changes_is_told_by_name(secrets: Path) -> None:
+    before = read(secrets, "shunts:\n  x: {action: drop, remote: 10.0.0.0/8}\n").shunts
+    after = read(
+        secrets,
+        "shunts:\n\n  x: {action: bypass, remote: 10.0.0.0/8}\n"
+        "  y: {action: drop, remote: '::/0'}\n",
+    ).shunts
+    changes = list(compare_shunts(before, after))
+    assert [change.name for change in changes] == ["x", "y"]
+    assert list(changes[0].differences()) == [("action", "drop", "bypass")]
+    assert list(compare_shunts(after, after)) == []
+    assert [str(s.destination) for s in bypassed(after)] == ["10.0.0.0/8"]
+    assert entries_of(after)[0].direction is PolicyDirection.OUT

@@ -1,0 +1,89 @@
+"""The shunts of the policy, in force on every datapath that has tunnels, or on one if none has.
+
+They belong to nobody's tunnel, so the IKE core knows nothing of them: what a datapath has is
+compared here, apart from what the core wants there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+
+from xfrmpy.daemon.datapaths import Datapaths
+from xfrmpy.datapath.interface import Datapath, DatapathError
+from xfrmpy.failures import OperatorError
+from xfrmpy.ipsec.drift import Difference, Dump, Finding
+from xfrmpy.ipsec.selectors import Selector
+from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
+from xfrmpy.policy.model import Shunt
+from xfrmpy.policy.shunts import entries_of
+
+log = logging.getLogger(__name__)
+
+
+class Shunts:
+    """See the module. `wanted` are those that the policy in force has."""
+
+    def __init__(self, datapaths: Datapaths, wanted: Iterable[Shunt]) -> None:
+        self.wanted = tuple(wanted)
+        self._datapaths = datapaths
+        self._entries = _by_place(self.wanted)
+
+    @property
+    def places(self) -> frozenset[tuple[PolicyDirection, Selector]]:
+        """Of the entries that are not the core's, and that no Child SA may have."""
+        return frozenset(self._entries)
+
+    def enforce(self) -> None:
+        """Put them in force, and on datapaths opened since. Raises `OperatorError` XF3010."""
+        if self._entries:
+            self._datapaths.open_one()
+        for datapath in self._datapaths.opened():
+            self._enforce(datapath, {})
+
+    def follow(self, wanted: Iterable[Shunt]) -> None:
+        """Have others in force than before; what is new comes first. Raises `OperatorError`."""
+        before, self.wanted = self._entries, tuple(wanted)
+        self._entries = _by_place(self.wanted)
+        if self._entries:
+            self._datapaths.open_one()
+        for datapath in self._datapaths.opened():
+            self._enforce(datapath, before)
+
+    def _enforce(
+        self, datapath: Datapath, before: dict[tuple[PolicyDirection, Selector], SpdEntry]
+    ) -> None:
+        try:
+            there = {_place(entry): entry for entry in datapath.dump().spd}
+            for place, entry in self._entries.items():
+                if there.get(place) != entry:
+                    datapath.add_policy(entry)
+            for place, entry in before.items():
+                if place not in self._entries:
+                    datapath.remove_policy(entry)
+        except DatapathError as error:
+            raise OperatorError(
+                "XF3010", f"the {datapath.name} datapath does not take the shunts: {error}"
+            ) from error
+
+    def part(self, dump: Dump) -> tuple[Dump, tuple[Difference, ...]]:
+        """A dump without them, and how they differ from those wanted."""
+        there = {_place(e): e for e in dump.spd if _place(e) in self._entries}
+        differences: list[Difference] = []
+        for place, entry in self._entries.items():
+            found = there.get(place)
+            if found != entry:
+                finding = Finding.POLICY_MISSING if found is None else Finding.POLICY_CHANGED
+                what = f"the {entry.direction} shunt {entry.selector}"
+                differences.append(Difference(finding=finding, what=what, subject=entry))
+        rest = tuple(entry for entry in dump.spd if _place(entry) not in there)
+        return replace(dump, spd=rest), tuple(differences)
+
+
+def _place(entry: SpdEntry) -> tuple[PolicyDirection, Selector]:
+    return entry.direction, entry.selector
+
+
+def _by_place(shunts: Iterable[Shunt]) -> dict[tuple[PolicyDirection, Selector], SpdEntry]:
+    return {_place(entry): entry for entry in entries_of(shunts)}

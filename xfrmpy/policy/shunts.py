@@ -1,0 +1,182 @@
+"""Shunts: traffic that no tunnel is asked about, because it passes in clear or not at all.
+
+Read RFC 4301 section 4.4.1 first: BYPASS and DISCARD beside PROTECT, in an order. A shunt comes
+before every tunnel unless its `priority` says otherwise; of two of the same priority that overlap,
+nothing says which holds, so they are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.selectors import Selector, meet, selectors_between
+from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, shunt_entries
+from xfrmpy.policy.model import Shunt, TunnelPolicy
+from xfrmpy.policy.resolve import EVERYTHING, Place
+from xfrmpy.policy.schema import ShuntKeys
+
+
+def resolve_shunt(name: str, keys: ShuntKeys, place: Place) -> Shunt | None:
+    """The shunt of a map of keys; or None, with an error for each reason."""
+    before = len(place.findings.errors)
+    for key, example in (("action", "drop"), ("remote", "PREFIX")):
+        if getattr(keys, key) is None:
+            place.error("XF1005", (), f"'{key}' is missing", f"{key}: {example}", at_key=True)
+    local, remote = tuple(keys.local or EVERYTHING), tuple(keys.remote or ())
+    if remote and not any(meet(ours, theirs) for ours in local for theirs in remote):
+        message = "'local' and 'remote' have no address family and protocol in common"
+        place.error("XF1004", ("remote",), message)
+    if len(place.findings.errors) > before or keys.action is None:
+        return None
+    return Shunt(
+        name=name,
+        origin=f"{place.findings.file}:{place.node.key_mark.line}",
+        action=Action.DISCARD if keys.action == "drop" else Action.BYPASS,
+        local=local,
+        remote=remote,
+        priority=keys.priority,
+    )
+
+
+def entries_of(shunts: Iterable[Shunt]) -> tuple[SpdEntry, ...]:
+    """What shunts are in an SPD."""
+    return tuple(
+        entry
+        for shunt in shunts
+        for entry in shunt_entries(
+            local=shunt.local,
+            remote=shunt.remote,
+            action=shunt.action,
+            priority=shunt.priority,
+        )
+    )
+
+
+def bypassed(shunts: Iterable[Shunt]) -> tuple[Selector, ...]:
+    """What they let through in clear, as it leaves."""
+    return tuple(
+        entry.selector
+        for entry in entries_of(shunt for shunt in shunts if shunt.action is Action.BYPASS)
+        if entry.direction is PolicyDirection.OUT
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShuntChange:
+    """What happens to one shunt; `before` is None if it is new, `after` if it goes."""
+
+    before: Shunt | None
+    after: Shunt | None
+
+    @property
+    def name(self) -> str:
+        shunt = self.after or self.before
+        assert shunt is not None
+        return shunt.name
+
+    def cuts(self, local: IpAddress, remote: IpAddress) -> bool:
+        """Whether packets between two addresses may be dropped from now on."""
+        after = self.after
+        return (
+            after is not None
+            and after.action is Action.DISCARD
+            and any(s.has(local) for s in after.local)
+            and any(s.has(remote) for s in after.remote)
+        )
+
+    def differences(self) -> Iterator[tuple[str, str, str]]:
+        """Each key that has another value, with what it was and what it is to be."""
+        before, after = _shown(self.before), _shown(self.after)
+        for key in before.keys() | after.keys():
+            values = before.get(key, ""), after.get(key, "")
+            if values[0] != values[1]:
+                yield key, *values
+
+
+def _shown(shunt: Shunt | None) -> dict[str, str]:
+    if shunt is None:
+        return {}
+    return {
+        "action": "drop" if shunt.action is Action.DISCARD else "bypass",
+        "local": ", ".join(map(str, shunt.local)),
+        "remote": ", ".join(map(str, shunt.remote)),
+        "priority": "default" if shunt.priority is None else str(shunt.priority),
+    }
+
+
+def compare_shunts(before: Iterable[Shunt], after: Iterable[Shunt]) -> Iterator[ShuntChange]:
+    """What changes, by name; where a shunt is written is no difference."""
+    old, new = ({shunt.name: shunt for shunt in shunts} for shunts in (before, after))
+    for name in sorted(old.keys() | new.keys()):
+        change = ShuntChange(before=old.get(name), after=new.get(name))
+        if any(change.differences()):
+            yield change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ambiguity:
+    """A shunt, by its number, of whose traffic something else says another thing no less."""
+
+    shunt: int
+    what: str
+    origin: str
+    selector: Selector
+
+
+def find_ambiguities(
+    shunts: Sequence[Shunt], tunnels: Iterable[TunnelPolicy]
+) -> Iterator[Ambiguity]:
+    """For each shunt one thing that it cannot stand beside, if there is one."""
+    outbound = [_outbound(shunt) for shunt in shunts]
+    of_tunnels = _selectors_of(tunnels) if shunts else {}
+    for number, entries in enumerate(outbound):
+        found = next(_rivals(number, shunts, outbound), None)
+        for entry in entries:
+            tunnel = of_tunnels.get(entry.selector)
+            if found is None and tunnel is not None:
+                found = Ambiguity(
+                    shunt=number,
+                    what=f"tunnel '{tunnel.name}'",
+                    origin=tunnel.origin,
+                    selector=entry.selector,
+                )
+        if found is not None:
+            yield found
+
+
+def _rivals(
+    number: int, shunts: Sequence[Shunt], outbound: Sequence[Sequence[SpdEntry]]
+) -> Iterator[Ambiguity]:
+    for other in range(number):
+        for entry in outbound[number]:
+            if any(_clash(entry, theirs) for theirs in outbound[other]):
+                yield Ambiguity(
+                    shunt=number,
+                    what=f"shunt '{shunts[other].name}'",
+                    origin=shunts[other].origin,
+                    selector=entry.selector,
+                )
+
+
+def _clash(one: SpdEntry, other: SpdEntry) -> bool:
+    """Of one selector an SPD has one entry, whatever the priorities."""
+    return one.selector == other.selector or (
+        one.action is not other.action
+        and one.priority == other.priority
+        and one.selector.overlaps(other.selector)
+    )
+
+
+def _outbound(shunt: Shunt) -> tuple[SpdEntry, ...]:
+    return tuple(e for e in entries_of([shunt]) if e.direction is PolicyDirection.OUT)
+
+
+def _selectors_of(tunnels: Iterable[TunnelPolicy]) -> dict[Selector, TunnelPolicy]:
+    return {
+        selector: tunnel
+        for tunnel in tunnels
+        for child in tunnel.children
+        for selector in selectors_between(child.local, child.remote)
+    }
