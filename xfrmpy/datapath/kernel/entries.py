@@ -314,7 +314,7 @@ _INTEGRITY = {(i.kernel_name, i.key * 8, i.icv * 8): i for i in INTEGRITY}
 def _decode_suite(message: Message) -> Values:
     """The suite and the keys, by the names of `SadEntry`. Raises `KeyError`."""
     esn = bool(message.body["flags"] & _ESN)
-    if message.body["id_proto"] == IPPROTO_AH:
+    if _decoded(_PROTOCOLS, message.body["id_proto"]) is ProtocolId.AH:
         auth = message.attributes[Attribute.ALG_AUTH_TRUNC]
         ah = AhSuite(integrity=_decode_integrity(auth), esn=esn)
         return {"suite": ah, "encryption_key": b"", "integrity_key": auth["alg_key"]}

@@ -97,6 +97,14 @@ COUNTERS: dict[str, Explanation] = {
     Refusal.NO_SA: NO_SA,
     Refusal.UNKNOWN_SPI: UNKNOWN_SPI,
     Refusal.OUTSIDE_SELECTORS: OUTSIDE_SELECTORS,
+    Refusal.NOT_FOR_TRANSPORT: Explanation(
+        meaning="a packet with IP options, or an extension header, was to go in transport mode",
+        look_at="what sends it; tunnel mode carries it",
+    ),
+    Refusal.CONGESTED: Explanation(
+        meaning="the path marked a packet whose ends do not know of marks (RFC 6040 section 4.2)",
+        look_at="the path, which is congested",
+    ),
     EspDrop.TOO_SHORT: Explanation(
         meaning="an ESP packet is shorter than its cipher makes any",
         look_at="whether something on the way cuts packets",
@@ -106,6 +114,10 @@ COUNTERS: dict[str, Explanation] = {
     EspDrop.BAD_PADDING: Explanation(
         meaning="an authentic packet is padded otherwise than RFC 4303 section 2.4 says",
         look_at="the peer's implementation",
+    ),
+    EspDrop.BAD_HEADER: Explanation(
+        meaning="an AH packet, or the IP header before it, is not laid out as RFC 4302 says",
+        look_at="whether something on the way adds options, and the peer's implementation",
     ),
     EspDrop.DUMMY: Explanation(
         meaning="a dummy packet came, which hides how much is really sent (RFC 4303 section 2.6)",
