@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.interfaces import TunnelInterface
 from xfrmpy.ipsec.proposals import parse_proposal
-from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode
+from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode, Offload
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy import changes
 from xfrmpy.policy.changes import (
@@ -76,6 +77,7 @@ OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
     "redirect": (False, Impact.HOT),
     "redirect_to": ("192.0.2.8", Impact.HOT),
     "on_down": (OnDown.CLEAR, Impact.HOT),
+    "interface": (TunnelInterface(name="office", if_id=7), Impact.HOT),
 }
 OTHER_OF_CHILD: dict[str, tuple[Any, Impact]] = {
     "local": ((TrafficSelector.parse("10.3.0.0/16"),), Impact.REPLACE),
@@ -83,15 +85,19 @@ OTHER_OF_CHILD: dict[str, tuple[Any, Impact]] = {
     "mode": (Mode.TRANSPORT, Impact.REPLACE),
     "proposals": ((parse_proposal("aes256gcm16", ProtocolId.ESP),), Impact.REKEY),
     "replay_window": (1024, Impact.REKEY),
+    "offload": (Offload.CRYPTO, Impact.REKEY),
     "copies_dscp": (False, Impact.REKEY),
     "restores_dscp": (True, Impact.REKEY),
     "copies_ecn": (False, Impact.REKEY),
+    "compresses": (True, Impact.REKEY),
+    "tfc": (1280, Impact.REKEY),
     "dont_fragment": (DontFragment.CLEAR, Impact.REKEY),
     "lifetime_seconds": (600.0, Impact.HOT),
     "lifetime_octets": (1 << 30, Impact.REKEY),
     "lifetime_packets": (1 << 20, Impact.REKEY),
     "inactivity_seconds": (60.0, Impact.HOT),
     "priority": (500, Impact.REKEY),
+    "if_id": (7, Impact.REPLACE),
 }
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import socket
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from xfrmpy.datapath.interface import (
     Capabilities,
@@ -20,10 +21,10 @@ from xfrmpy.datapath.interface import (
     add_one_by_one,
 )
 from xfrmpy.ipsec.drift import Difference, Dump
+from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
 from xfrmpy.ipsec.proposals import AH_SUITES, ESP_SUITES
 from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
-from xfrmpy.ipsec.selectors import Selector
-from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
+from xfrmpy.ipsec.spd import Place, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
 
 EVERYTHING = Capabilities(
@@ -34,8 +35,13 @@ EVERYTHING = Capabilities(
     udp_encapsulation=True,
     raw_esp=True,
     dont_fragment=frozenset(DontFragment),
+    compression=True,
     missing={},
+    interfaces=True,
 )
+
+
+Argument: TypeAlias = SadEntry | SpdEntry | SaId | Difference | TunnelInterface | int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,7 @@ class Call:
     """One call that changes something: the method's name and its argument."""
 
     name: str
-    argument: SadEntry | SpdEntry | SaId | Difference | None = None
+    argument: Argument = None
 
 
 class RecordingDatapath:
@@ -54,8 +60,9 @@ class RecordingDatapath:
     def __init__(self, capabilities: Capabilities = EVERYTHING) -> None:
         self.calls: list[Call] = []
         self.sad: dict[SaId, SadEntry] = {}
-        self.spd: dict[tuple[PolicyDirection, Selector], SpdEntry] = {}
+        self.spd: dict[Place, SpdEntry] = {}
         self.used: dict[SaId, Usage] = {}
+        self.interfaces: dict[int, TunnelInterface] = {}
         self._capabilities = capabilities
         self._refusals: dict[tuple[str, int], str] = {}
         self._counts: Counter[str] = Counter()
@@ -119,11 +126,11 @@ class RecordingDatapath:
 
     def add_policy(self, entry: SpdEntry) -> None:
         self._record("add_policy", entry, entry.direction)
-        self.spd[entry.direction, entry.selector] = entry
+        self.spd[entry.place] = entry
 
     def remove_policy(self, entry: SpdEntry) -> None:
         self._record("remove_policy", entry, entry.direction)
-        self.spd.pop((entry.direction, entry.selector), None)
+        self.spd.pop(entry.place, None)
 
     def usage(self, sa: SaId) -> Usage:
         self._entry(sa, "read the usage of")
@@ -131,6 +138,24 @@ class RecordingDatapath:
 
     def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
         return tuple(self.usage(sa).seconds_idle if sa in self.sad else None for sa in sas)
+
+    def set_interface(self, interface: TunnelInterface) -> None:
+        self._record("set_interface", interface)
+        self.interfaces[interface.if_id] = interface
+
+    def remove_interface(self, if_id: int) -> None:
+        self._record("remove_interface", if_id)
+        self.interfaces.pop(if_id, None)
+
+    def keep_interfaces(self, if_ids: Collection[int]) -> None:
+        self.interfaces = {n: i for n, i in self.interfaces.items() if n in if_ids}
+
+    def interface_state(self, if_id: int) -> InterfaceState | None:
+        found = self.interfaces.get(if_id)
+        if found is None:
+            return None
+        mtu = found.mtu or 1400
+        return InterfaceState(name=found.name, if_id=if_id, is_up=True, mtu=mtu, is_adopted=False)
 
     def dump(self) -> Dump:
         return Dump(sad=tuple(self.sad.values()), spd=tuple(self.spd.values()))
@@ -181,7 +206,7 @@ class RecordingDatapath:
     def _record(
         self,
         name: str,
-        argument: SadEntry | SpdEntry | SaId | Difference | None = None,
+        argument: Argument = None,
         direction: Direction | PolicyDirection | None = None,
     ) -> None:
         self.calls.append(Call(name, argument))

@@ -44,7 +44,7 @@ def trap_changes(core: Core, tunnel: str, path: Path | None) -> Iterator[AddPoli
             if change is not None:
                 yield change
     for reqid in old | wanted.keys():
-        places = [(a.entry.direction, a.entry.selector) for a in wanted.get(reqid, ())]
+        places = [a.entry.place for a in wanted.get(reqid, ())]
         yield from core.policies.release(_owner(reqid), but=places)
     for reqid in old - wanted.keys():
         del core.trapped_children[reqid]
@@ -106,6 +106,7 @@ def _entries(child: ChildPolicy, path: Path) -> tuple[SpdEntry, ...]:
         outbound=outbound,
         inbound=inbound,
         priority=child.priority,
+        if_id=child.if_id,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeAlias
 
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.sad import Mode
@@ -39,19 +40,32 @@ class Template:
     mode: Mode = Mode.TUNNEL
 
 
+Place: TypeAlias = tuple[PolicyDirection, Selector, int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpdEntry:
-    """One policy as a datapath takes and gives it; the lower `priority` is looked at first."""
+    """One policy as a datapath takes and gives it; the lower `priority` is looked at first.
+
+    With an `if_id` it is about what goes into the interface of that number and comes out of it, and
+    about nothing else; 0 is about everything else.
+    """
 
     direction: PolicyDirection
     selector: Selector
     action: Action = Action.PROTECT
     priority: int
     template: Template | None = None
+    if_id: int = 0
 
     def __post_init__(self) -> None:
         if (self.template is None) == (self.action is Action.PROTECT):
             raise ValueError("a template goes with PROTECT, and only with it")
+
+    @property
+    def place(self) -> Place:
+        """Where in the SPD it stands: another one there would take its place."""
+        return self.direction, self.selector, self.if_id
 
 
 def protect_entries(
@@ -61,6 +75,7 @@ def protect_entries(
     outbound: Template,
     inbound: Template,
     priority: int | None = None,
+    if_id: int = 0,
 ) -> tuple[SpdEntry, ...]:
     """The OUT, IN and FORWARD entries of one pair of SAs.
 
@@ -78,7 +93,7 @@ def protect_entries(
         if inbound.mode is Mode.TUNNEL:
             directions.append((PolicyDirection.FORWARD, back, inbound))
         entries += [
-            SpdEntry(direction=d, selector=s, priority=urgency, template=t)
+            SpdEntry(direction=d, selector=s, priority=urgency, template=t, if_id=if_id)
             for d, s, t in directions
         ]
     return tuple(entries)

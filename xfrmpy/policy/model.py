@@ -11,8 +11,15 @@ from enum import StrEnum
 
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.interfaces import TunnelInterface
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, DontFragment, Mode, OuterHeader
+from xfrmpy.ipsec.sad import (
+    DEFAULT_REPLAY_WINDOW,
+    DontFragment,
+    Mode,
+    Offload,
+    OuterHeader,
+)
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import Action
 from xfrmpy.registry import ProtocolId
@@ -105,6 +112,7 @@ class ChildPolicy:
     proposals' methods are for those that come later. A lifetime of None is no limit; the SA is
     replaced ahead of its end. Without traffic for `inactivity_seconds` it is deleted; 0 is never.
     `priority` is that of its SPD entries; None: the more specific ones come first.
+    `if_id` is that of the tunnel's interface, 0 if it has none.
     """
 
     name: str
@@ -114,15 +122,19 @@ class ChildPolicy:
     proposals: tuple[Proposal, ...]
     mode: Mode = Mode.TUNNEL
     replay_window: int = DEFAULT_REPLAY_WINDOW
+    offload: Offload | None = None
     copies_dscp: bool = True
     restores_dscp: bool = False
     copies_ecn: bool = True
     dont_fragment: DontFragment | None = None
+    compresses: bool = False
+    tfc: int = 0
     lifetime_seconds: float | None = 3600.0
     lifetime_octets: int | None = None
     lifetime_packets: int | None = None
     inactivity_seconds: float = 0.0
     priority: int | None = None
+    if_id: int = 0
 
     @property
     def protocol(self) -> ProtocolId:
@@ -190,6 +202,7 @@ class TunnelPolicy:
     redirect: bool = True
     redirect_to: str | None = None
     on_down: OnDown = OnDown.BLOCK
+    interface: TunnelInterface | None = None
 
     def identity_at(self, address: IpAddress) -> Identity:
         """Who we say we are when we use this address of ours."""

@@ -29,6 +29,7 @@ from xfrmpy.ipsec.sad import (
     DontFragment,
     Lifetime,
     Mode,
+    Offload,
     OuterHeader,
     SadEntry,
     SaId,
@@ -44,6 +45,7 @@ _PROTOCOLS = {ProtocolId.ESP: IPPROTO_ESP, ProtocolId.AH: IPPROTO_AH}
 _MODES = {Mode.TRANSPORT: 0, Mode.TUNNEL: 1}
 _DIRECTIONS = {PolicyDirection.IN: 0, PolicyDirection.OUT: 1, PolicyDirection.FORWARD: 2}
 _ALLOW, _BLOCK = 0, 1
+_OFFLOAD_INBOUND = 2  # XFRM_OFFLOAD_INBOUND
 _NOECN, _DECAP_DSCP, _NOPMTUDISC, _AF_UNSPEC = 1, 2, 4, 32  # XFRM_STATE_*
 _ALIGN4, _ESN = 64, 128
 _DONT_ENCAP_DSCP = 1  # XFRM_SA_XFLAG_*
@@ -60,6 +62,8 @@ _PORT_PROTOCOLS = frozenset({6, 17, 33, 132, 136})  # TCP, UDP, DCCP, SCTP, UDP-
 
 def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message:
     """The message that puts `entry` in force (NEWSA) or replaces it (UPDSA)."""
+    if entry.cpi is not None:
+        raise DatapathError("the kernel datapath does not compress packets", EOPNOTSUPP)
     body = {
         "id_daddr": entry.destination.packed,
         "id_spi": entry.spi,
@@ -88,11 +92,13 @@ def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message
             "encap_dport": entry.encapsulation.destination_port,
             "encap_oa": _octets(entry.encapsulation.original),
         }
+    if entry.tfc and entry.mode is Mode.TUNNEL:
+        attributes[Attribute.TFCPAD] = {"value": entry.tfc}
     if not entry.outer.copies_dscp:
         attributes[Attribute.SA_EXTRA_FLAGS] = {"value": _DONT_ENCAP_DSCP}
     if entry.direction is Direction.OUT:
         attributes[Attribute.SET_MARK] = {"value": OUR_MARK}
-    return Message(type=kind, body=body, attributes=attributes)
+    return Message(type=kind, body=body, attributes=attributes | _encode_if_id(entry.if_id))
 
 
 def decode_sa(message: Message) -> SadEntry:
@@ -110,7 +116,10 @@ def decode_sa(message: Message) -> SadEntry:
             replay_window=attributes[Attribute.REPLAY_ESN_VAL]["replay_window"],
             encapsulation=_decode_encapsulation(family, attributes.get(Attribute.ENCAP)),
             outer=_decode_outer(message),
+            tfc=attributes.get(Attribute.TFCPAD, {}).get("value", 0),
             lifetime=decode_lifetime(body),
+            if_id=_decode_if_id(attributes),
+            offload=Offload.CRYPTO if is_offloaded(message) else None,
             **_decode_suite(message),
         )
     except (KeyError, ValueError) as error:
@@ -120,6 +129,16 @@ def decode_sa(message: Message) -> SadEntry:
 def is_outbound(message: Message) -> bool:
     """Which way an SA of ours works: see the module."""
     return bool(message.attributes.get(Attribute.SET_MARK, {}).get("value") == OUR_MARK)
+
+
+def offload_by(entry: SadEntry, device: int) -> Values:
+    """The attribute that asks a device, by its number, to do the cryptography of an SA."""
+    flags = _OFFLOAD_INBOUND if entry.direction is Direction.IN else 0
+    return {"ifindex": device, "flags": flags}
+
+
+def is_offloaded(message: Message) -> bool:
+    return Attribute.OFFLOAD_DEV in message.attributes
 
 
 def encode_sa_id(sa: SaId, kind: MessageType) -> Message:
@@ -192,7 +211,7 @@ def encode_policy(entry: SpdEntry, index: int = 0, *, replace: bool = False) -> 
         "action": _BLOCK if entry.action is Action.DISCARD else _ALLOW,
     }
     template = entry.template
-    attributes: dict[int, tuple[Values, ...]] = {}
+    attributes: dict[int, Values | tuple[Values, ...]] = {**_encode_if_id(entry.if_id)}
     if template is not None:
         attributes[Attribute.TMPL] = (_encode_template(template),)
     kind = MessageType.UPDPOLICY if replace else MessageType.NEWPOLICY
@@ -211,6 +230,7 @@ def decode_policy(message: Message) -> SpdEntry:
             action=Action.PROTECT if templates else action,
             priority=body["priority"],
             template=_decode_template(templates[0]) if templates else None,
+            if_id=_decode_if_id(message.attributes),
         )
     except (KeyError, ValueError) as error:
         what = f"the kernel has a policy that is not like ours: {error!r}"
@@ -218,15 +238,16 @@ def decode_policy(message: Message) -> SpdEntry:
 
 
 def encode_policy_id(entry: SpdEntry, kind: MessageType) -> Message:
-    """GETPOLICY or DELPOLICY by direction and selector."""
+    """GETPOLICY or DELPOLICY by direction, selector and interface."""
     body = {**_encode_selector(entry.selector), "dir": _DIRECTIONS[entry.direction]}
-    return Message(type=kind, body=body)
+    return Message(type=kind, body=body, attributes=_encode_if_id(entry.if_id))
 
 
 def encode_policy_index(policy: Message) -> Message:
     """DELPOLICY of exactly the policy that a dump showed."""
     body = {"index": policy.body["index"], "dir": policy.body["dir"]}
-    return Message(type=MessageType.DELPOLICY, body=body)
+    attributes = _encode_if_id(_decode_if_id(policy.attributes))
+    return Message(type=MessageType.DELPOLICY, body=body, attributes=attributes)
 
 
 def policy_index(number: int, direction: PolicyDirection) -> int:
@@ -279,6 +300,14 @@ def decode_mapping(message: Message) -> MappingChanged | None:
         old=SocketAddress(_address(family, body["old_saddr"]), body["old_sport"]),
         new=SocketAddress(_address(family, body["new_saddr"]), body["new_sport"]),
     )
+
+
+def _encode_if_id(if_id: int) -> dict[int, Values]:
+    return {Attribute.IF_ID: {"value": if_id}} if if_id else {}
+
+
+def _decode_if_id(attributes: Mapping[int, Values]) -> int:
+    return int(attributes.get(Attribute.IF_ID, {"value": 0})["value"])
 
 
 def _encode_suite(entry: SadEntry) -> dict[int, Values]:

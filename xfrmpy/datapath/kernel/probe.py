@@ -76,6 +76,7 @@ def probe(requests: NetlinkSocket) -> Capabilities:
         ),
         raw_esp=True,
         dont_fragment=frozenset({DontFragment.COPY, DontFragment.CLEAR}),
+        compression=False,
         missing=trial.missing | _no_ah(working) | _NO_IMPLICIT_IV,
     )
 
@@ -105,6 +106,7 @@ def _no_esp(trial: _Trial) -> Capabilities:
         udp_encapsulation=False,
         raw_esp=False,
         dont_fragment=frozenset(),
+        compression=False,
         missing=trial.missing | {"esp": why},
     )
 

@@ -98,12 +98,24 @@ COUNTERS: dict[str, Explanation] = {
     Refusal.UNKNOWN_SPI: UNKNOWN_SPI,
     Refusal.OUTSIDE_SELECTORS: OUTSIDE_SELECTORS,
     Refusal.NOT_FOR_TRANSPORT: Explanation(
-        meaning="a packet with IP options, or an extension header, was to go in transport mode",
-        look_at="what sends it; tunnel mode carries it",
+        meaning="transport mode cannot carry the packet as it is: a fragment, or with options",
+        look_at="what the host sends; `mode: tunnel` carries it",
     ),
     Refusal.CONGESTED: Explanation(
-        meaning="the path marked a packet whose ends do not know of marks (RFC 6040 section 4.2)",
-        look_at="the path, which is congested",
+        meaning="a packet was marked as congested on the way, and its inside must not be marked",
+        look_at="the load on the way to the peer (RFC 6040 section 4.2)",
+    ),
+    Refusal.ROUTING_LOOP: Explanation(
+        meaning="the tunnel's own packets were led into its interface",
+        look_at="`ip route get PEER`: a route to the peer must not lead into the tunnel",
+    ),
+    "no-interface": Explanation(
+        meaning="a packet came out of an SA whose interface is not there",
+        look_at="`xfrmpy status TUNNEL`; `xfrmpy log TUNNEL` for `interface-refused`",
+    ),
+    Refusal.BAD_COMPRESSION: Explanation(
+        meaning="a packet is compressed otherwise than the two ends agreed, or too large inside",
+        look_at="`ipcomp` at both ends; the peer's implementation",
     ),
     EspDrop.TOO_SHORT: Explanation(
         meaning="an ESP packet is shorter than its cipher makes any",
@@ -126,6 +138,14 @@ COUNTERS: dict[str, Explanation] = {
     EspDrop.EXPIRED: Explanation(
         meaning="a packet met an SA at its hard limit",
         look_at="`xfrmpy log TUNNEL`: rekeying should have come earlier, and does not succeed",
+    ),
+    "raw-send": Explanation(
+        meaning="the system did not take a raw ESP packet, for the errno that stands behind",
+        look_at="the route to the peer; free memory; the rules of nf_tables",
+    ),
+    "clear-send": Explanation(
+        meaning="the system did not take a packet that goes in clear, for the errno behind it",
+        look_at="the route to where it goes; free memory; the rules of nf_tables",
     ),
     "udp-send": Explanation(
         meaning="the system did not take an ESP packet that was to go out, for the errno behind it",

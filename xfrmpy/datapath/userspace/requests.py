@@ -15,7 +15,13 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-from xfrmpy.datapath.interface import Acquire, Event, Expired, MappingChanged
+from xfrmpy.datapath.interface import (
+    Acquire,
+    Event,
+    Expired,
+    MappingChanged,
+    OffloadRefused,
+)
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Cipher, Integrity
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
@@ -52,7 +58,7 @@ MAX_EVENTS = 1000
 """Kept for a daemon that is away, or does not read; then the oldest is forgotten."""
 
 EVENT_KINDS: dict[str, type[Event]] = {
-    kind.__name__: kind for kind in (Acquire, Expired, MappingChanged)
+    kind.__name__: kind for kind in (Acquire, Expired, MappingChanged, OffloadRefused)
 }
 
 
@@ -63,7 +69,7 @@ VALUES = (
     *(SadEntry, SpdEntry, SaId, Usage, EspSuite, AhSuite, Cipher, Integrity, UdpEncapsulation),
     *(Lifetime, OuterHeader),
     *(Selector, MaskedPort, Template, TrafficSelector, SocketAddress),
-    *(Acquire, Expired, MappingChanged),
+    *(Acquire, Expired, MappingChanged, OffloadRefused),
 )
 
 
