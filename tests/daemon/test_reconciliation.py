@@ -119,11 +119,11 @@ def test_what_bears_our_mark_and_is_not_ours_is_removed() -> None:
         policy = next(iter(daemon.datapath.spd.values()))
         other = replace(policy, selector=replace(policy.selector, protocol=6))
         daemon.datapath.sad[stray.id] = stray
-        daemon.datapath.spd[other.direction, other.selector] = other
+        daemon.datapath.spd[other.place] = other
         daemon.datapath.change(Realm.ENTRIES)
         await daemon.rest()
         assert stray.id not in daemon.datapath.sad
-        assert (other.direction, other.selector) not in daemon.datapath.spd
+        assert other.place not in daemon.datapath.spd
         assert daemon.events == ["drift-healed", "drift-healed"]
         assert stray.reqid in OUR_REQIDS
 

@@ -167,7 +167,7 @@ class Host:
             if sa.id not in restored.sad:
                 self.datapath.remove_sa(sa.id)
         for policy in dump.spd:
-            if (policy.direction, policy.selector) not in restored.spd:
+            if policy.place not in restored.spd:
                 self.datapath.remove_policy(policy)
         return restored
 
@@ -398,7 +398,7 @@ def _sas(host: Host, direction: Direction) -> set[tuple[object, ...]]:
 
 
 def _selectors(host: Host, direction: PolicyDirection) -> set[object]:
-    return {selector for kind, selector in host.datapath.spd if kind is direction}
+    return {selector for kind, selector, *_ in host.datapath.spd if kind is direction}
 
 
 class Held:

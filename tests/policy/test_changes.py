@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import parse_proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector
@@ -81,6 +82,8 @@ OTHER_OF_CHILD: dict[str, tuple[Any, Impact]] = {
     "lifetime_packets": (1 << 20, Impact.REKEY),
     "inactivity_seconds": (60.0, Impact.HOT),
     "priority": (500, Impact.REKEY),
+    "mark_out": (Mark(1), Impact.REKEY),
+    "mark_in": (Mark(2, 0xF), Impact.REKEY),
 }
 
 

@@ -31,7 +31,6 @@ from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.holding import hold_packets
 from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation, exempt_from_policies
 from xfrmpy.failures import OperatorError
-from xfrmpy.ike.comparison import place_of
 from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.outputs import (
     AddPolicy,
@@ -333,7 +332,7 @@ class Engine:
     def _refuse_shunted(self, wanted: Sequence[AddSa | AddPolicy]) -> None:
         """An SPD has one entry of a selector; what a peer narrows must not take a shunt's place."""
         for output in wanted:
-            if isinstance(output, AddPolicy) and place_of(output.entry) in self._shunts.places:
+            if isinstance(output, AddPolicy) and output.entry.place in self._shunts.places:
                 reason = f"a shunt has the selector {output.entry.selector}"
                 raise NotAdded(0, DatapathError(reason, errno.EEXIST))
 

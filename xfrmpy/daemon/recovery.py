@@ -14,9 +14,9 @@ from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.datapath.interface import Datapath, DatapathError
 from xfrmpy.failures import OperatorError
 from xfrmpy.ike.endpoint import IkeEndpoint
-from xfrmpy.ike.policies import Place
 from xfrmpy.ike.restoration import Restored
 from xfrmpy.ipsec.drift import Dump
+from xfrmpy.ipsec.spd import Place
 from xfrmpy.store.interface import Store, StoreError
 from xfrmpy.store.sqlite import SqliteStore, is_there
 
@@ -88,7 +88,7 @@ def _remove_surplus(
     """SAs first: as long as there is a policy, nothing leaves in clear."""
     sas = [entry.id for entry in dump.sad if entry.id not in restored.sad]
     wanted = restored.spd | frozenset(shunts)
-    policies = [p for p in dump.spd if (p.direction, p.selector) not in wanted]
+    policies = [p for p in dump.spd if p.place not in wanted]
     try:
         for sa in sas:
             datapath.remove_sa(sa)

@@ -14,8 +14,7 @@ from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.datapath.interface import Datapath, DatapathError
 from xfrmpy.failures import OperatorError
 from xfrmpy.ipsec.drift import Difference, Dump, Finding
-from xfrmpy.ipsec.selectors import Selector
-from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
+from xfrmpy.ipsec.spd import Place, SpdEntry
 from xfrmpy.policy.model import Shunt
 from xfrmpy.policy.shunts import entries_of
 
@@ -31,7 +30,7 @@ class Shunts:
         self._entries = _by_place(self.wanted)
 
     @property
-    def places(self) -> frozenset[tuple[PolicyDirection, Selector]]:
+    def places(self) -> frozenset[Place]:
         """Of the entries that are not the core's, and that no Child SA may have."""
         return frozenset(self._entries)
 
@@ -51,11 +50,9 @@ class Shunts:
         for datapath in self._datapaths.opened():
             self._enforce(datapath, before)
 
-    def _enforce(
-        self, datapath: Datapath, before: dict[tuple[PolicyDirection, Selector], SpdEntry]
-    ) -> None:
+    def _enforce(self, datapath: Datapath, before: dict[Place, SpdEntry]) -> None:
         try:
-            there = {_place(entry): entry for entry in datapath.dump().spd}
+            there = {entry.place: entry for entry in datapath.dump().spd}
             for place, entry in self._entries.items():
                 if there.get(place) != entry:
                     datapath.add_policy(entry)
@@ -69,7 +66,7 @@ class Shunts:
 
     def part(self, dump: Dump) -> tuple[Dump, tuple[Difference, ...]]:
         """A dump without them, and how they differ from those wanted."""
-        there = {_place(e): e for e in dump.spd if _place(e) in self._entries}
+        there = {e.place: e for e in dump.spd if e.place in self._entries}
         differences: list[Difference] = []
         for place, entry in self._entries.items():
             found = there.get(place)
@@ -77,13 +74,9 @@ class Shunts:
                 finding = Finding.POLICY_MISSING if found is None else Finding.POLICY_CHANGED
                 what = f"the {entry.direction} shunt {entry.selector}"
                 differences.append(Difference(finding=finding, what=what, subject=entry))
-        rest = tuple(entry for entry in dump.spd if _place(entry) not in there)
+        rest = tuple(entry for entry in dump.spd if entry.place not in there)
         return replace(dump, spd=rest), tuple(differences)
 
 
-def _place(entry: SpdEntry) -> tuple[PolicyDirection, Selector]:
-    return entry.direction, entry.selector
-
-
-def _by_place(shunts: Iterable[Shunt]) -> dict[tuple[PolicyDirection, Selector], SpdEntry]:
-    return {_place(entry): entry for entry in entries_of(shunts)}
+def _by_place(shunts: Iterable[Shunt]) -> dict[Place, SpdEntry]:
+    return {entry.place: entry for entry in entries_of(shunts)}

@@ -56,6 +56,7 @@ class Capabilities:
     udp_encapsulation: bool
     raw_esp: bool
     missing: dict[str, str]
+    marks: bool = False
 
 
 class Realm(Flag):

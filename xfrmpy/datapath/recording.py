@@ -22,8 +22,7 @@ from xfrmpy.datapath.interface import (
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
 from xfrmpy.ipsec.drift import Difference, Dump
 from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, SaId, Usage
-from xfrmpy.ipsec.selectors import Selector
-from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
+from xfrmpy.ipsec.spd import Place, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
 
 EVERYTHING = Capabilities(
@@ -37,6 +36,7 @@ EVERYTHING = Capabilities(
     esn=True,
     udp_encapsulation=True,
     raw_esp=True,
+    marks=True,
     missing={},
 )
 
@@ -57,7 +57,7 @@ class RecordingDatapath:
     def __init__(self, capabilities: Capabilities = EVERYTHING) -> None:
         self.calls: list[Call] = []
         self.sad: dict[SaId, SadEntry] = {}
-        self.spd: dict[tuple[PolicyDirection, Selector], SpdEntry] = {}
+        self.spd: dict[Place, SpdEntry] = {}
         self.used: dict[SaId, Usage] = {}
         self._capabilities = capabilities
         self._refusals: dict[tuple[str, int], str] = {}
@@ -122,11 +122,11 @@ class RecordingDatapath:
 
     def add_policy(self, entry: SpdEntry) -> None:
         self._record("add_policy", entry, entry.direction)
-        self.spd[entry.direction, entry.selector] = entry
+        self.spd[entry.place] = entry
 
     def remove_policy(self, entry: SpdEntry) -> None:
         self._record("remove_policy", entry, entry.direction)
-        self.spd.pop((entry.direction, entry.selector), None)
+        self.spd.pop(entry.place, None)
 
     def usage(self, sa: SaId) -> Usage:
         self._entry(sa, "read the usage of")

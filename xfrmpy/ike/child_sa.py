@@ -502,6 +502,7 @@ class ChildSa:
                 replay_window=self.policy.replay_window,
                 encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
+                set_mark=self.policy.mark_in if direction is Direction.IN else None,
             )
 
         return (
@@ -524,6 +525,8 @@ class ChildSa:
             outbound=template(path.local.address, path.remote.address),
             inbound=template(path.remote.address, path.local.address),
             priority=self.policy.priority,
+            mark_out=self.policy.mark_out,
+            mark_in=self.policy.mark_in,
         )
 
     def _names(self) -> _Names:

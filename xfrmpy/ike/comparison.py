@@ -15,9 +15,9 @@ from xfrmpy.ike.core import Core
 from xfrmpy.ike.outputs import AddPolicy, MoveSa
 from xfrmpy.ike.states import ChildSaState
 from xfrmpy.ipsec.drift import Difference, Dump, Finding
+from xfrmpy.ipsec.marks import are_apart
 from xfrmpy.ipsec.sad import SadEntry, SaId
-from xfrmpy.ipsec.selectors import Selector
-from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
+from xfrmpy.ipsec.spd import SpdEntry
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,10 +96,6 @@ def move_back(child: ChildSa, there: SaId, entry: SadEntry) -> MoveSa:
     )
 
 
-def place_of(entry: SpdEntry) -> tuple[PolicyDirection, Selector]:
-    return entry.direction, entry.selector
-
-
 def compare(core: Core, tunnels: Collection[str], dump: Dump) -> tuple[Difference, ...]:
     """How a datapath differs from what the Child SAs of its tunnels want in force on it."""
     return (*_compare_sas(core, tunnels, dump), *_compare_policies(core, tunnels, dump))
@@ -128,10 +124,10 @@ def _of_child(child: ChildSa, finding: Finding, entry: SadEntry) -> Difference:
 
 
 def _compare_policies(core: Core, tunnels: Collection[str], dump: Dump) -> Iterator[Difference]:
-    there = {place_of(entry): entry for entry in dump.spd}
+    there = {entry.place: entry for entry in dump.spd}
     wanted = [policy for policy in core.policies.in_force() if policy.tunnel in tunnels]
     for policy in wanted:
-        found = there.pop(place_of(policy.entry), None)
+        found = there.pop(policy.entry.place, None)
         if found is None:
             yield _of_policy(policy, Finding.POLICY_MISSING)
         elif found != policy.entry:
@@ -163,5 +159,6 @@ def overrules(other: SpdEntry, ours: SpdEntry) -> bool:
     return (
         other.priority < ours.priority
         and other.direction is ours.direction
+        and not are_apart(other.mark, ours.mark)
         and other.selector.overlaps(ours.selector)
     )

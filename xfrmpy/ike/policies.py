@@ -9,17 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import TypeAlias
 
 from xfrmpy.ike.outputs import AddPolicy, RemovePolicy
-from xfrmpy.ipsec.selectors import Selector
-from xfrmpy.ipsec.spd import PolicyDirection
-
-Place: TypeAlias = tuple[PolicyDirection, Selector]
+from xfrmpy.ipsec.spd import Place
 
 
 class PolicyBook:
-    """The claims on each direction and selector, oldest first."""
+    """The claims on each place of the SPD, oldest first."""
 
     def __init__(self) -> None:
         self._claims: dict[Place, list[AddPolicy]] = {}
@@ -37,7 +33,7 @@ class PolicyBook:
 
     def claim(self, wanted: AddPolicy) -> AddPolicy | None:
         """Enter a claim; returns it if it changes what is in force."""
-        place = (wanted.entry.direction, wanted.entry.selector)
+        place = wanted.entry.place
         claims = self._claims.setdefault(place, [])
         self._places.setdefault(wanted.owner, []).append(place)
         changes = not claims or claims[-1].entry != wanted.entry
@@ -46,7 +42,7 @@ class PolicyBook:
 
     def stand(self, wanted: AddPolicy) -> AddPolicy | None:
         """Enter a claim beneath all others, or change it; returns it if that is in force."""
-        place = (wanted.entry.direction, wanted.entry.selector)
+        place = wanted.entry.place
         claims = self._claims.setdefault(place, [])
         if any(claim.owner == wanted.owner for claim in claims):
             return self.renew(wanted)
@@ -56,7 +52,7 @@ class PolicyBook:
 
     def renew(self, wanted: AddPolicy) -> AddPolicy | None:
         """Change the entry of a claim that its owner has; returns it if that is in force."""
-        claims = self._claims.get((wanted.entry.direction, wanted.entry.selector), [])
+        claims = self._claims.get(wanted.entry.place, [])
         in_force = claims[-1:]
         claims[:] = [wanted if claim.owner == wanted.owner else claim for claim in claims]
         is_wanted = claims[-1:] == [wanted] and in_force != [wanted]

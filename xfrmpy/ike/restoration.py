@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xfrmpy.ike.child_sa import ChildSa
-from xfrmpy.ike.comparison import match_sas, move_back, name_of, place_of
+from xfrmpy.ike.comparison import match_sas, move_back, name_of
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.kept_policy import is_policy, read_policies
@@ -27,8 +27,7 @@ from xfrmpy.ike.snapshot import read_ike_sas
 from xfrmpy.ike.states import ChildSaState, IkeSaState
 from xfrmpy.ike.traps import adopt_traps
 from xfrmpy.ipsec.sad import Direction, SadEntry, SaId
-from xfrmpy.ipsec.selectors import Selector
-from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
+from xfrmpy.ipsec.spd import Place, SpdEntry
 from xfrmpy.policy.changes import Change, compare_tunnels
 
 
@@ -44,7 +43,7 @@ class Restored:
     ike_sas: int
     child_sas: int
     sad: frozenset[SaId]
-    spd: frozenset[tuple[PolicyDirection, Selector]]
+    spd: frozenset[Place]
     given_up: int
     replaced: frozenset[str]
     lost: tuple[int, ...]
@@ -95,7 +94,7 @@ def restore(
         ike_sas=len(ike_sas),
         child_sas=sum(child.sends for child in children),
         sad=frozenset([*in_force, *core.leftovers, *moving]),
-        spd=frozenset(place_of(addition.entry) for addition in core.policies.in_force()),
+        spd=frozenset(addition.entry.place for addition in core.policies.in_force()),
         given_up=len(given_up),
         replaced=frozenset(up) & changes.keys(),
         lost=tuple(lost),

@@ -141,7 +141,6 @@ def _is_in_place(held: Output, added: Output) -> bool:
         case RemoveSa(), AddSa() | MoveSa():
             return held.sa == added.entry.id
         case RemovePolicy(), AddPolicy():
-            ours, theirs = held.entry, added.entry
-            return (ours.direction, ours.selector) == (theirs.direction, theirs.selector)
+            return held.entry.place == added.entry.place
         case _:
             return False

@@ -44,7 +44,7 @@ def trap_changes(core: Core, tunnel: str, path: Path | None) -> Iterator[AddPoli
             if change is not None:
                 yield change
     for reqid in old | wanted.keys():
-        places = [(a.entry.direction, a.entry.selector) for a in wanted.get(reqid, ())]
+        places = [addition.entry.place for addition in wanted.get(reqid, ())]
         yield from core.policies.release(_owner(reqid), but=places)
     for reqid in old - wanted.keys():
         del core.trapped_children[reqid]
@@ -106,6 +106,8 @@ def _entries(child: ChildPolicy, path: Path) -> tuple[SpdEntry, ...]:
         outbound=outbound,
         inbound=inbound,
         priority=child.priority,
+        mark_out=child.mark_out,
+        mark_in=child.mark_in,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.registry import ProtocolId
 
@@ -81,7 +82,8 @@ class SadEntry:
     """One SA as a datapath takes and gives it.
 
     `encryption_key` is the cipher's key with its salt behind it, as the keying material has them;
-    `integrity_key` is empty for an AEAD cipher.
+    `integrity_key` is empty for an AEAD cipher. `set_mark` is what an inbound one gives to the
+    packets that it takes in.
     """
 
     direction: Direction
@@ -97,6 +99,7 @@ class SadEntry:
     replay_window: int = DEFAULT_REPLAY_WINDOW
     encapsulation: UdpEncapsulation | None = None
     lifetime: Lifetime = Lifetime()
+    set_mark: Mark | None = None
 
     def __post_init__(self) -> None:
         if not 256 <= self.spi <= 0xFFFFFFFF:  # RFC 4303 section 2.1: 1 to 255 are reserved

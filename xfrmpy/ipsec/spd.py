@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeAlias
 
 from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.sad import Mode
 from xfrmpy.ipsec.selectors import Selector, TrafficSelector, selectors_between
 from xfrmpy.registry import ProtocolId
@@ -39,19 +41,31 @@ class Template:
     mode: Mode = Mode.TUNNEL
 
 
+Place: TypeAlias = tuple[PolicyDirection, Selector, Mark | None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpdEntry:
-    """One policy as a datapath takes and gives it; the lower `priority` is looked at first."""
+    """One policy as a datapath takes and gives it; the lower `priority` is looked at first.
+
+    With a `mark` it is about packets that bear it, and about no others.
+    """
 
     direction: PolicyDirection
     selector: Selector
     action: Action = Action.PROTECT
     priority: int
     template: Template | None = None
+    mark: Mark | None = None
 
     def __post_init__(self) -> None:
         if (self.template is None) == (self.action is Action.PROTECT):
             raise ValueError("a template goes with PROTECT, and only with it")
+
+    @property
+    def place(self) -> Place:
+        """Where in the SPD it stands: another one there would take its place."""
+        return self.direction, self.selector, self.mark
 
 
 def protect_entries(
@@ -61,6 +75,8 @@ def protect_entries(
     outbound: Template,
     inbound: Template,
     priority: int | None = None,
+    mark_out: Mark | None = None,
+    mark_in: Mark | None = None,
 ) -> tuple[SpdEntry, ...]:
     """The OUT, IN and FORWARD entries of one pair of SAs.
 
@@ -72,14 +88,14 @@ def protect_entries(
         urgency = selector_priority(selector) if priority is None else priority
         back = selector.reversed()
         directions = [
-            (PolicyDirection.OUT, selector, outbound),
-            (PolicyDirection.IN, back, inbound),
+            (PolicyDirection.OUT, selector, outbound, mark_out),
+            (PolicyDirection.IN, back, inbound, mark_in),
         ]
         if inbound.mode is Mode.TUNNEL:
-            directions.append((PolicyDirection.FORWARD, back, inbound))
+            directions.append((PolicyDirection.FORWARD, back, inbound, mark_in))
         entries += [
-            SpdEntry(direction=d, selector=s, priority=urgency, template=t)
-            for d, s, t in directions
+            SpdEntry(direction=d, selector=s, priority=urgency, template=t, mark=m)
+            for d, s, t, m in directions
         ]
     return tuple(entries)
 

@@ -17,6 +17,7 @@ from xfrmpy.datapath.netlink.layout import UnreadableMessage
 from xfrmpy.datapath.netlink.messages import Message
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import (
     OUR_REQIDS,
@@ -45,14 +46,19 @@ LIFETIMES = st.builds(
 )
 
 
+MARKS = st.sampled_from([None, Mark(1), Mark(0x20, 0xF0), Mark(0, 1), Mark(0xFFFFFFFF)])
+
+
 @st.composite
 def sad_entries(draw: st.DrawFn) -> SadEntry:
     suite = draw(st.sampled_from(SUITES))
+    direction = draw(st.sampled_from(Direction))
     source, destination = draw(V4 | V6)
     octets = draw(st.binary(min_size=64, max_size=64))
     ports = st.integers(0, 0xFFFF)
     return SadEntry(
-        direction=draw(st.sampled_from(Direction)),
+        direction=direction,
+        set_mark=draw(MARKS) if direction is Direction.IN else None,
         spi=draw(st.integers(256, 0xFFFFFFFF)),
         source=source,
         destination=destination,
@@ -100,6 +106,7 @@ def spd_entries(draw: st.DrawFn) -> SpdEntry:
         action=action,
         priority=draw(st.integers(0, 0xFFFFFFFF)),
         template=template if action is Action.PROTECT else None,
+        mark=draw(MARKS),
     )
 
 

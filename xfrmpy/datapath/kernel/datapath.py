@@ -35,8 +35,7 @@ from xfrmpy.datapath.shunt_rules import ShuntRules
 from xfrmpy.datapath.watch import ROUTING, Source, Watch
 from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.sad import OUR_REQIDS, Mode, SadEntry, SaId, Usage
-from xfrmpy.ipsec.selectors import Selector
-from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
+from xfrmpy.ipsec.spd import Action, Place, PolicyDirection, SpdEntry
 
 
 class KernelDatapath:
@@ -62,7 +61,7 @@ class KernelDatapath:
         self._shunts = shunts
         self._sas: dict[SaId, int] = {}  # the reqids of those in force, to notice lost events
         self._seen: dict[SaId, tuple[int, float]] = {}  # packets, and when there were first so many
-        self._routed: dict[Selector, SpdEntry] = {}  # the OUT policies that have a route
+        self._routed: dict[Place, SpdEntry] = {}  # the OUT policies that have a route
         self._taken: set[int] = set()  # the indices of our policies
         self._untold: list[Event] = []  # what happened before this process
 
@@ -233,7 +232,7 @@ class KernelDatapath:
             self._set_route(entry)
         except DatapathError:  # The way to the peer may be down just now.
             self._routes.claim(entry.selector.destination, local=entry.selector.source)
-            self._routed[entry.selector] = entry
+            self._routed[entry.place] = entry
 
     def _forget(self, sa: SaId) -> None:
         self._sas.pop(sa, None)
@@ -317,9 +316,9 @@ class KernelDatapath:
         source, destination = entry.selector.source, entry.selector.destination
         via = self._paths.find(_ends(entry))
         self._routes.add(destination, local=source, via=via)
-        if entry.selector in self._routed:
+        if entry.place in self._routed:
             self._routes.remove(destination)
-        self._routed[entry.selector] = entry
+        self._routed[entry.place] = entry
 
     def _set_shunt(self, entry: SpdEntry) -> None:
         """A PROTECT entry may be in the place of one that passed by our routes."""
@@ -329,9 +328,9 @@ class KernelDatapath:
             self._shunts.remove(entry)
 
     def _drop_route(self, entry: SpdEntry) -> None:
-        if entry.direction is PolicyDirection.OUT and entry.selector in self._routed:
+        if entry.direction is PolicyDirection.OUT and entry.place in self._routed:
             self._routes.remove(entry.selector.destination)
-            del self._routed[entry.selector]
+            del self._routed[entry.place]
 
     def _dump_sas(self) -> list[Message]:
         return [sa for sa in self._dump_states() if not entries.is_larval(sa)]

@@ -20,6 +20,7 @@ from xfrmpy.datapath.netlink.messages import Message, Values
 from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.ipsec.addresses import IpAddress, IpNetwork, SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import (
     OUR_REQIDS,
@@ -84,6 +85,9 @@ def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message
         }
     if entry.direction is Direction.OUT:
         attributes[Attribute.SET_MARK] = {"value": OUR_MARK}
+    elif entry.set_mark is not None:
+        attributes[Attribute.SET_MARK] = {"value": entry.set_mark.value}
+        attributes[Attribute.SET_MARK_MASK] = {"value": entry.set_mark.mask}
     return Message(type=kind, body=body, attributes=attributes)
 
 
@@ -103,6 +107,7 @@ def decode_sa(message: Message) -> SadEntry:
             replay_window=attributes[Attribute.REPLAY_ESN_VAL]["replay_window"],
             encapsulation=_decode_encapsulation(family, attributes.get(Attribute.ENCAP)),
             lifetime=decode_lifetime(body),
+            set_mark=_decode_set_mark(message),
             **_decode_suite(message),
         )
     except (KeyError, ValueError) as error:
@@ -112,6 +117,14 @@ def decode_sa(message: Message) -> SadEntry:
 def is_outbound(message: Message) -> bool:
     """Which way an SA of ours works: see the module."""
     return bool(message.attributes.get(Attribute.SET_MARK, {}).get("value") == OUR_MARK)
+
+
+def _decode_set_mark(message: Message) -> Mark | None:
+    """Of an inbound SA; that of an outbound one is ours."""
+    value = message.attributes.get(Attribute.SET_MARK, {}).get("value")
+    if value is None or is_outbound(message):
+        return None
+    return Mark(value, message.attributes[Attribute.SET_MARK_MASK]["value"])
 
 
 def encode_sa_id(sa: SaId, kind: MessageType) -> Message:
@@ -184,7 +197,7 @@ def encode_policy(entry: SpdEntry, index: int = 0, *, replace: bool = False) -> 
         "action": _BLOCK if entry.action is Action.DISCARD else _ALLOW,
     }
     template = entry.template
-    attributes: dict[int, tuple[Values, ...]] = {}
+    attributes: dict[int, Values | tuple[Values, ...]] = {**_encode_mark(entry)}
     if template is not None:
         attributes[Attribute.TMPL] = (_encode_template(template),)
     kind = MessageType.UPDPOLICY if replace else MessageType.NEWPOLICY
@@ -203,6 +216,7 @@ def decode_policy(message: Message) -> SpdEntry:
             action=Action.PROTECT if templates else action,
             priority=body["priority"],
             template=_decode_template(templates[0]) if templates else None,
+            mark=_decode_mark(message.attributes.get(Attribute.MARK)),
         )
     except (KeyError, ValueError) as error:
         what = f"the kernel has a policy that is not like ours: {error!r}"
@@ -212,7 +226,17 @@ def decode_policy(message: Message) -> SpdEntry:
 def encode_policy_id(entry: SpdEntry, kind: MessageType) -> Message:
     """GETPOLICY or DELPOLICY by direction and selector."""
     body = {**_encode_selector(entry.selector), "dir": _DIRECTIONS[entry.direction]}
-    return Message(type=kind, body=body)
+    return Message(type=kind, body=body, attributes=_encode_mark(entry))
+
+
+def _encode_mark(entry: SpdEntry) -> dict[int, Values]:
+    """A mark is a part of what names a policy."""
+    mark = entry.mark
+    return {} if mark is None else {Attribute.MARK: {"v": mark.value, "m": mark.mask}}
+
+
+def _decode_mark(values: Values | None) -> Mark | None:
+    return None if values is None else Mark(values["v"], values["m"])
 
 
 def encode_policy_index(policy: Message) -> Message:

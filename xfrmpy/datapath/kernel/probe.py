@@ -16,6 +16,7 @@ from xfrmpy.datapath.kernel import entries
 from xfrmpy.datapath.kernel.messages import MessageType
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.registry import ProtocolId
@@ -76,6 +77,9 @@ def probe(requests: NetlinkSocket) -> Capabilities:
             "udp encapsulation", replace(sample, encapsulation=UdpEncapsulation(4500, 4500))
         ),
         raw_esp=True,
+        marks=trial.works(
+            "marks", replace(sample, direction=Direction.IN, set_mark=Mark(0xA0, 0xF0))
+        ),
         missing=trial.missing,
     )
 

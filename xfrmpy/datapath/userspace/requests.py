@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from xfrmpy.datapath.interface import Acquire, Event, Expired, MappingChanged
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Cipher, Integrity
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import (
@@ -59,7 +60,7 @@ _MEANING = 1
 
 VALUES = (
     *(SadEntry, SpdEntry, SaId, Usage, EspSuite, Cipher, Integrity, UdpEncapsulation, Lifetime),
-    *(Selector, MaskedPort, Template, TrafficSelector, SocketAddress),
+    *(Selector, MaskedPort, Mark, Template, TrafficSelector, SocketAddress),
     *(Acquire, Expired, MappingChanged),
 )
 
