@@ -23,6 +23,7 @@ from integration.contract.selecting import SelectorContract
 from integration.contract.sites import Site, gateway_namespace, inside, install_pair, run, two_sites
 from integration.contract.succession import SuccessionContract
 from integration.contract.traffic import TrafficContract
+from integration.contract.transport import TransportContract
 from integration.contract.watching import WatchContract, is_told
 from xfrmpy.datapath.interface import Acquire, DatapathError, Expired, MappingChanged, Realm
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
@@ -217,6 +218,12 @@ class TestTraffic(TrafficContract):
             assert sites[0].ping(4)
         finally:
             sites[0].run("ip", "route", "del", *route)
+
+
+@pytest.mark.vm
+@pytest.mark.usefixtures("esp")
+class TestTransport(TransportContract):
+    pass
 
 
 @pytest.mark.vm

@@ -1,7 +1,4 @@
-"""Transport mode between the two gateways themselves, with and without NATs between them.
-
-In the kernel alone: the userspace datapath has none, and says so.
-"""
+"""Transport mode between the two gateways themselves, with and without NATs between them."""
 
 from __future__ import annotations
 
@@ -79,9 +76,31 @@ def test_a_peer_that_makes_a_tunnel_of_it_is_refused(site: Site) -> None:
 
 
 @pytest.mark.native
-def test_the_userspace_datapath_says_that_it_has_none(site: Site) -> None:
-    ours = site.xfrmpy(site.network.moon, _tunnel(site))
-    answer = ours.command("up", "net0")
-    assert answer.code == 78
-    assert "XF3001" in answer.errors
-    assert "the userspace datapath knows tunnel mode only" in answer.errors
+def test_two_hosts_protect_what_they_say_in_user_space(site: Site) -> None:
+    pair = Pair(site, site.xfrmpy(site.network.moon, _tunnel(site)), _xfrmpy_at_sun(site))
+    for _ in pair.each_role():
+        _assert_carries(site, "udp-esp")
+
+
+@pytest.mark.native
+@pytest.mark.nat
+def test_a_nat_between_changes_no_checksum_in_user_space(site: Site) -> None:
+    pair = Pair(site, site.xfrmpy(site.network.moon, _tunnel(site)), _xfrmpy_at_sun(site))
+    for _ in pair.each_role():
+        _assert_carries(site, "udp-esp")
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("encapsulation", ["nat", "force"])
+def test_user_space_and_the_kernel_of_another_take_each_other(
+    site: Site, encapsulation: str
+) -> None:
+    theirs = site.strongswan(site.network.sun, _tunnel(site, moon=False))
+    keys = {"datapath": "userspace", "encapsulation": encapsulation}
+    pair = Pair(site, site.xfrmpy(site.network.moon, _tunnel(site), **keys), theirs)
+    for _ in pair.each_role():
+        _assert_carries(site, "esp" if encapsulation == "nat" else "udp-esp")
+
+
+def _xfrmpy_at_sun(site: Site) -> Peer:
+    return site.xfrmpy(site.network.sun, _tunnel(site, moon=False))

@@ -15,7 +15,7 @@ from integration.contract.entries import OUTER, SUITES, sad_entry, spd_entry
 from integration.contract.sites import OpenDatapath
 from xfrmpy.datapath.interface import Datapath, DatapathError, NotAdded
 from xfrmpy.ipsec.drift import Dump
-from xfrmpy.ipsec.sad import Direction, Lifetime, Mode, UdpEncapsulation
+from xfrmpy.ipsec.sad import Direction, DontFragment, Lifetime, Mode, OuterHeader, UdpEncapsulation
 from xfrmpy.ipsec.selectors import MaskedPort
 from xfrmpy.ipsec.spd import Action, PolicyDirection
 
@@ -51,6 +51,11 @@ class DatapathContract:
         [
             {"replay_window": 32},
             {"replay_window": 1024},
+            {"replay_window": 4096},
+            {"outer": OuterHeader(copies_dscp=False)},
+            {"outer": OuterHeader(restores_dscp=True)},
+            {"outer": OuterHeader(copies_ecn=False)},
+            {"outer": OuterHeader(dont_fragment=DontFragment.CLEAR)},
             {"mode": Mode.TRANSPORT},
             {"encapsulation": UdpEncapsulation(40_000, 4500)},
             {"source": OUTER[6][1], "destination": OUTER[6][0]},

@@ -18,7 +18,7 @@ from integration.lab.process import PATIENCE, eventually
 from xfrmpy.datapath.interface import Datapath, Event
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.proposals import EspSuite
-from xfrmpy.ipsec.sad import Direction, Lifetime, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.sad import Direction, Lifetime, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import Template, protect_entries
 
@@ -57,7 +57,14 @@ class Site:
 
     def ping(self, version: int, *options: str, count: int = 3) -> bool:
         """Ping the other's inner address, from whatever address the routes choose."""
-        target = str(inner_address(version, 1 - self.end))
+        return self._ping(inner_address(version, 1 - self.end), *options, count=count)
+
+    def ping_host(self, version: int, *options: str, count: int = 3) -> bool:
+        """Ping the other's outer address."""
+        return self._ping(OUTER[version][1 - self.end], *options, count=count)
+
+    def _ping(self, address: IpAddress, *options: str, count: int) -> bool:
+        target = str(address)
         command = ("ping", "-n", "-q", "-c", str(count), "-i", "0.1", "-W", "3", *options, target)
         with inside(self.namespace):
             return subprocess.run(command, check=False, capture_output=True).returncode == 0
@@ -123,6 +130,7 @@ def make_pair(
     outer: int = 4,
     encapsulated: bool = False,
     lifetime: Lifetime | None = None,
+    mode: Mode = Mode.TUNNEL,
     serial: int = 0,
 ) -> SaPair:
     """Outbound entries, of both directions; `serial` makes other SPIs and keys."""
@@ -136,6 +144,7 @@ def make_pair(
             destination=OUTER[outer][1 - number],
             reqid=REQID,
             suite=suite,
+            mode=mode,
             encryption_key=fill * suite.cipher.keymat,
             integrity_key=fill * (suite.integrity.key if suite.integrity else 0),
             encapsulation=UdpEncapsulation(4500, 4500) if encapsulated else None,
@@ -162,6 +171,32 @@ def install_pair(
     for site in sites:
         pair.add_to(site)
         add_policies(site, inner=inner, outer=outer)
+    return pair
+
+
+def install_transport(
+    sites: tuple[Site, Site],
+    suite: EspSuite,
+    *,
+    spi_bits: int,
+    outer: int = 4,
+    encapsulated: bool = False,
+    traffic: str = "",
+) -> SaPair:
+    """SAs and policies for what the two gateways say to each other, e.g. `udp/7777` of it."""
+    mode = Mode.TRANSPORT
+    pair = make_pair(suite, spi_bits=spi_bits, outer=outer, encapsulated=encapsulated, mode=mode)
+    limit = f"[{traffic}]" if traffic else ""
+    for site in sites:
+        pair.add_to(site)
+        us, them = (OUTER[outer][end] for end in (site.end, 1 - site.end))
+        for entry in protect_entries(
+            local=[TrafficSelector.parse(f"{us}{limit}")],
+            remote=[TrafficSelector.parse(f"{them}{limit}")],
+            outbound=Template(source=us, destination=them, reqid=REQID, mode=mode),
+            inbound=Template(source=them, destination=us, reqid=REQID, mode=mode),
+        ):
+            site.datapath.add_policy(entry)
     return pair
 
 

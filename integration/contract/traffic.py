@@ -22,7 +22,8 @@ from integration.contract.sites import (
     make_pair,
 )
 from xfrmpy.datapath.interface import Acquire, Capabilities, Event, Expired
-from xfrmpy.ipsec.sad import Direction, Lifetime, SadEntry
+from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.sad import Direction, DontFragment, Lifetime, OuterHeader, SadEntry
 
 _PING = {4: 84, 6: 104}  # octets of an echo request of `ping`, or of its answer
 _PAYLOAD = b"in clear"
@@ -79,6 +80,41 @@ class TrafficContract:
         assert sites[0].ping(inner)
         assert sites[1].ping(inner)
         _assert_carried(sites, packets=6, ping_octets=_PING[inner])
+
+    @pytest.mark.parametrize("has_df", [False, True])
+    @pytest.mark.parametrize(
+        ("outer", "traffic_class"),
+        [
+            (OuterHeader(), 0xB9),
+            (OuterHeader(copies_dscp=False), 0x01),
+            (OuterHeader(copies_ecn=False), 0xB8),
+            (OuterHeader(dont_fragment=DontFragment.CLEAR), 0xB9),
+            (OuterHeader(dont_fragment=DontFragment.SET), 0xB9),
+        ],
+        ids=["all", "no-dscp", "no-ecn", "clear", "set"],
+    )
+    def test_the_outer_header_has_of_the_inner_one_what_it_should(
+        self,
+        sites: tuple[Site, Site],
+        capabilities: Capabilities,
+        spi_bits: int,
+        outer: OuterHeader,
+        traffic_class: int,
+        has_df: bool,
+    ) -> None:
+        """RFC 4301 section 5.1.2.1."""
+        if outer.dont_fragment not in capabilities.dont_fragment:
+            pytest.skip("this datapath does not do that")
+        pair = make_pair(GCM, spi_bits=spi_bits, encapsulated=bool(spi_bits))
+        for site in sites:
+            SaPair(replace(pair.forth, outer=outer), pair.back).add_to(site)
+            add_policies(site, inner=4)
+        with closing(_eavesdropper(sites[1])) as wire:
+            assert sites[0].ping(4, "-Q", "0xb9", "-M", "do" if has_df else "dont", count=1)
+            header = _first_from(wire, OUTER[4][0])
+        is_copied = outer.dont_fragment is DontFragment.COPY
+        expected = has_df if is_copied else outer.dont_fragment is DontFragment.SET
+        assert (header[1], bool(header[6] & 0x40)) == (traffic_class, expected)
 
     def test_a_packet_without_an_sa_asks_for_one(self, sites: tuple[Site, Site]) -> None:
         add_policies(sites[0], inner=4, outer=4)
@@ -291,6 +327,25 @@ def _assert_carried(sites: tuple[Site, Site], *, packets: int, ping_octets: int)
             assert (usage.packets, usage.replayed, usage.integrity_failed) == (packets, 0, 0)
             assert usage.octets == packets * ping_octets
             assert usage.seconds_idle is None or usage.seconds_idle < 60
+
+
+def _eavesdropper(site: Site) -> socket.socket:
+    """Hears what comes to the site's gateway from outside, from the IP header on."""
+    with inside(site.namespace):
+        opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_IPV4_FRAMES))
+    opened.bind(("wan", _IPV4_FRAMES))
+    opened.settimeout(20)
+    return opened
+
+
+def _first_from(wire: socket.socket, source: IpAddress) -> bytes:
+    while True:
+        packet = wire.recv(65535)
+        if packet[12:16] == source.packed:
+            return packet
+
+
+_IPV4_FRAMES = 0x0800
 
 
 def _datagram_arrives(sites: tuple[Site, Site]) -> bool:

@@ -14,7 +14,7 @@ from integration.lab.network import Host, Network, subnet
 from xfrmpy.datapath.userspace.client import UserspaceDatapath
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IpAddress
 from xfrmpy.ipsec.proposals import EspSuite
-from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import SpdEntry, Template, protect_entries
 
@@ -39,10 +39,17 @@ class Laboratory:
     sun: UserspaceDatapath
 
     def connect(
-        self, suite: EspSuite, *, outer: int = 4, inner: int = 4, encapsulated: bool = True
+        self,
+        suite: EspSuite,
+        *,
+        outer: int = 4,
+        inner: int = 4,
+        encapsulated: bool = True,
+        mode: Mode = Mode.TUNNEL,
     ) -> Pair:
-        """Take what there is out of force, and put a tunnel into it."""
+        """Take what there is out of force, and put a tunnel into it, or transport mode."""
         pair = self.pair(suite, outer=outer, encapsulated=encapsulated)
+        pair = Pair(replace(pair.forth, mode=mode), replace(pair.back, mode=mode))
         for datapath, host, (own, peers) in (
             (self.moon, self.network.moon, (pair.forth, pair.back)),
             (self.sun, self.network.sun, (pair.back, pair.forth)),
@@ -95,11 +102,18 @@ def entries(
     here: Host, there: Host, own: SadEntry, peers: SadEntry, inner: int
 ) -> list[SadEntry | SpdEntry]:
     """What one gateway puts in force for a tunnel."""
+    local, remote = (subnet(host.site, 0, inner) for host in (here, there))
+    if own.mode is Mode.TRANSPORT:
+        local, remote = str(own.source), str(peers.source)
+    templates = (
+        Template(source=sa.source, destination=sa.destination, reqid=REQID, mode=sa.mode)
+        for sa in (own, peers)
+    )
     policies = protect_entries(
-        local=[TrafficSelector.parse(subnet(here.site, 0, inner))],
-        remote=[TrafficSelector.parse(subnet(there.site, 0, inner))],
-        outbound=Template(source=own.source, destination=own.destination, reqid=REQID),
-        inbound=Template(source=peers.source, destination=peers.destination, reqid=REQID),
+        local=[TrafficSelector.parse(local)],
+        remote=[TrafficSelector.parse(remote)],
+        outbound=next(templates),
+        inbound=next(templates),
     )
     return [own, replace(peers, direction=Direction.IN), *policies]
 

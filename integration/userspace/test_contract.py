@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.contract.entries import GCM, OUTER, REQID, sad_entry, spd_entry
+from integration.contract.entries import GCM, OUTER, REQID, sad_entry
 from integration.contract.entries_in_force import DatapathContract
 from integration.contract.selecting import SelectorContract
 from integration.contract.sites import (
@@ -23,6 +23,7 @@ from integration.contract.sites import (
 )
 from integration.contract.succession import SuccessionContract
 from integration.contract.traffic import TrafficContract
+from integration.contract.transport import TransportContract
 from integration.contract.watching import WatchContract, await_calm, findings, is_told
 from integration.lab.process import eventually
 from integration.userspace.laboratory import CBC
@@ -40,9 +41,8 @@ from xfrmpy.datapath.userspace.client import UserspaceDatapath
 from xfrmpy.datapath.userspace.guard import TABLE
 from xfrmpy.datapath.userspace.tun import DEVICE
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
-from xfrmpy.ipsec.drift import Dump, Finding
-from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, UdpEncapsulation
-from xfrmpy.ipsec.spd import PolicyDirection
+from xfrmpy.ipsec.drift import Finding
+from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, UdpEncapsulation
 
 pytestmark = pytest.mark.native
 
@@ -82,23 +82,6 @@ def sites(open_datapath: Callable[[], UserspaceDatapath]) -> Iterator[tuple[Site
 
 
 class TestContract(DatapathContract):
-    @pytest.fixture(autouse=True)
-    def _skip_what_it_refuses(self, request: pytest.FixtureRequest) -> None:
-        parameters = getattr(request.node, "callspec", None)
-        given = {} if parameters is None else parameters.params
-        changes = given.get("changes", {})
-        if Mode.TRANSPORT in (given.get("mode"), changes.get("mode")):
-            pytest.skip("the userspace datapath has tunnel mode only")
-
-    def test_another_mode_is_refused(self, datapath: UserspaceDatapath) -> None:
-        mode = Mode.TRANSPORT
-        with pytest.raises(DatapathError, match="no transport mode"):
-            datapath.add_sa(sad_entry(USERSPACE_SPI_BIT, mode=mode))
-        for direction in PolicyDirection:
-            with pytest.raises(DatapathError, match="no transport mode"):
-                datapath.add_policy(spd_entry(direction, mode=mode))
-        assert datapath.dump() == Dump(sad=(), spd=())
-
     def test_more_entries_than_go_into_a_packet_are_dumped(
         self, datapath: UserspaceDatapath
     ) -> None:
@@ -108,6 +91,10 @@ class TestContract(DatapathContract):
             datapath.add_sa(entry)
         assert set(datapath.dump().sad) == entries
         assert datapath.remove_ours() == len(entries)
+
+
+class TestTransport(TransportContract):
+    pass
 
 
 class TestSuccession(SuccessionContract):

@@ -18,7 +18,7 @@ from integration.userspace.place import largest_inner, our_routes
 from xfrmpy.datapath.userspace.tun import DEVICE
 from xfrmpy.esp.packet import IPV4_IN_ESP, OutboundSa
 from xfrmpy.ipsec.proposals import EspSuite
-from xfrmpy.ipsec.sad import Direction
+from xfrmpy.ipsec.sad import Direction, Mode
 
 pytestmark = pytest.mark.native
 
@@ -146,18 +146,27 @@ _TSHARK = {
 }
 
 
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("encapsulated", [True, False], ids=["udp", "esp"])
 @pytest.mark.parametrize("name", _TSHARK)
-def test_tshark_reads_our_packets_with_the_keys(laboratory: Laboratory, name: str) -> None:
-    pair = laboratory.connect(SUITES[name])
+def test_tshark_reads_our_packets_with_the_keys(
+    laboratory: Laboratory, name: str, encapsulated: bool, mode: Mode
+) -> None:
+    pair = laboratory.connect(SUITES[name], encapsulated=encapsulated, mode=mode)
+    moon, sun = laboratory.network.moon, laboratory.network.sun
+    sender, target = laboratory.network.alice, laboratory.bob(4)
+    address = sender.inside_address()
+    if mode is Mode.TRANSPORT:
+        sender, target, address = moon, sun.outside[4], moon.outside[4]
     network, file = laboratory.network, laboratory.directory / f"{name}.pcap"
     log = laboratory.directory / "tcpdump.log"
     log.unlink(missing_ok=True)
-    options = ("-Z", "root", "-U", "-n", "-i", "br0", "-w", str(file), "udp port 4500")
+    options = ("-Z", "root", "-U", "-n", "-i", "br0", "-w", str(file), "udp port 4500 or esp")
     tcpdump = Background(network.internet.command("tcpdump", *options), log)
     try:
         eventually("tcpdump to listen", lambda: "listening on" in tcpdump.output)
-        assert network.alice.ping(laboratory.bob(4)) == 0
-        eventually("six packets", lambda: file.stat().st_size >= 6 * 150)
+        assert sender.ping(target) == 0
+        eventually("six packets", lambda: file.stat().st_size >= 6 * 130)
     finally:
         tcpdump.stop(signal.SIGINT)
     command = ["tshark", "-r", str(file), "-o", "esp.enable_encryption_decode:TRUE"]
@@ -169,11 +178,12 @@ def test_tshark_reads_our_packets_with_the_keys(laboratory: Laboratory, name: st
         fields += [f"0x{sa.integrity_key.hex()}" if sa.integrity_key else "", "32-bit", "0x0"]
         command += ["-o", "uat:esp_sa:" + ",".join(f'"{field}"' for field in fields)]
     command += ["-T", "fields", "-e", "ip.src", "-e", "icmp.type", "-e", "icmp.checksum.status"]
-    command += ["-e", "esp.icv_good"]
+    command += ["-e", "esp.icv_good", "-e", "udp.port"]
     lines = [line.split("\t") for line in run(*command).splitlines()]
     assert sorted(line[1] for line in lines) == ["0"] * 3 + ["8"] * 3
     assert {line[2] for line in lines} == {"1"}, "the echo's checksum is right"
-    assert lines[0][0].split(",")[-1] == network.alice.inside_address()
+    assert lines[0][0].split(",")[-1] == address
+    assert {bool(line[4]) for line in lines} == {encapsulated}
     assert {line[3] for line in lines} <= {"1", "True", ""}
 
 

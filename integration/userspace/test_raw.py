@@ -71,7 +71,7 @@ def test_only_what_bears_an_spi_of_ours_comes_in(
     ends = [ip_address(host.outside[version]) for host in (network.moon, network.sun)]
     for spi in (KERNELS, OURS):
         packet = _packet(protocol, spi) + b"payload"
-        sender.send(_whole(network, packet) if sender.takes_headers else packet, *ends)
+        sender.send(_whole(network, packet) if sender.takes_headers else packet, ends[0], ends[1])
     arrived = _received(receiver)
     assert arrived.payload == _packet(protocol, OURS) + b"payload"
     with pytest.raises(BlockingIOError):
@@ -88,7 +88,8 @@ def test_the_header_that_an_icv_covers_is_sent_as_it_is(
 ) -> None:
     sender, receiver = (opened(host.namespace) for host in (network.moon, network.sun))
     packet = _whole(network, _packet(protocol, OURS))
-    sender.send(packet, *(ip_address(host.outside[4]) for host in (network.moon, network.sun)))
+    ends = [ip_address(host.outside[4]) for host in (network.moon, network.sun)]
+    sender.send(packet, ends[0], ends[1])
     arrived = _received(receiver)
     # Hops change on the way, and with them the checksum; the rest may not (RFC 4302 3.3.3.1.1.1).
     assert arrived.header[:8] + arrived.header[9:10] + arrived.header[12:] == (

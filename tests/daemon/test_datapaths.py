@@ -11,6 +11,7 @@ from tests.policy.test_changes import OFFICE
 from xfrmpy.daemon.datapaths import Datapaths, Placement
 from xfrmpy.datapath.interface import Capabilities
 from xfrmpy.datapath.recording import EVERYTHING
+from xfrmpy.ipsec.sad import DontFragment
 from xfrmpy.policy.model import DatapathChoice, Encapsulation, TunnelPolicy
 
 NO_RAW = replace(EVERYTHING, raw_esp=False, missing={"raw esp": "there are no raw sockets"})
@@ -41,3 +42,27 @@ def test_esp_without_udp_is_refused_where_there_are_no_raw_sockets(
         assert placement.failure.code == "XF3001"
         reasons = dict(placement.failure.evidence)
         assert reasons["userspace"] == "`encapsulation: nat`: there are no raw sockets"
+
+
+def test_df_that_the_kernel_cannot_set_is_for_the_userspace_datapath(tmp_path: Path) -> None:
+    (lan,) = OFFICE.children
+    policy = replace(OFFICE, children=(replace(lan, dont_fragment=DontFragment.SET),))
+    kernel = replace(EVERYTHING, dont_fragment=frozenset({DontFragment.COPY}))
+    placement = placed(tmp_path, policy, kernel=kernel, userspace=EVERYTHING)
+    assert placement.policy.datapath is DatapathChoice.USERSPACE
+    assert placement.reason == "the kernel datapath cannot set DF"
+
+
+@pytest.mark.parametrize(
+    ("choice", "usual"),
+    [
+        (DatapathChoice.KERNEL, DontFragment.COPY),
+        (DatapathChoice.USERSPACE, DontFragment.CLEAR),
+    ],
+)
+def test_df_is_treated_as_is_usual_for_the_datapath(
+    tmp_path: Path, choice: DatapathChoice, usual: DontFragment
+) -> None:
+    policy = replace(OFFICE, datapath=choice)
+    placement = placed(tmp_path, policy, kernel=EVERYTHING, userspace=EVERYTHING)
+    assert {child.dont_fragment for child in placement.policy.children} == {usual}

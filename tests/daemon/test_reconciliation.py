@@ -112,6 +112,19 @@ def test_what_is_missing_is_put_right_and_told_in_one_sentence_each() -> None:
     run(test)
 
 
+def test_a_policy_that_is_refused_does_not_keep_the_others_out() -> None:
+    async def test(daemon: Daemon) -> None:
+        spd = dict(daemon.datapath.spd)
+        daemon.datapath.spd.clear()
+        daemon.datapath.refuse("add_policy", nth=len(spd) + 2)  # They were all added once.
+        daemon.datapath.change(Realm.ENTRIES)
+        await daemon.rest()
+        assert daemon.datapath.spd == spd
+        assert [each.details["count"] for each in daemon.told] == ["3"]
+
+    run(test)
+
+
 def test_what_bears_our_mark_and_is_not_ours_is_removed() -> None:
     async def test(daemon: Daemon) -> None:
         entry = next(iter(daemon.datapath.sad.values()))

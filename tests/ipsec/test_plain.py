@@ -32,8 +32,10 @@ from xfrmpy.ipsec.plain import from_plain, to_plain
 from xfrmpy.ipsec.proposals import EspSuite, IkeSuite, Proposal, Transform
 from xfrmpy.ipsec.sad import (
     Direction,
+    DontFragment,
     Lifetime,
     Mode,
+    OuterHeader,
     SadEntry,
     SaId,
     UdpEncapsulation,
@@ -79,6 +81,13 @@ TRANSFORM = st.builds(
 LIMIT = st.none() | st.integers(0, 1 << 63)
 LIFETIME = st.builds(Lifetime, **{field.name: LIMIT for field in dataclasses.fields(Lifetime)})
 ENCAPSULATION = st.builds(UdpEncapsulation, PORT, PORT)
+OUTER_HEADER = st.builds(
+    OuterHeader,
+    copies_dscp=st.booleans(),
+    restores_dscp=st.booleans(),
+    copies_ecn=st.booleans(),
+    dont_fragment=st.sampled_from(DontFragment),
+)
 MASKED_PORT = st.builds(MaskedPort, PORT, PORT)
 
 
@@ -136,6 +145,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         mode=draw(st.sampled_from(Mode)),
         replay_window=draw(st.integers(0, 4096)),
         encapsulation=draw(st.none() | ENCAPSULATION),
+        outer=draw(OUTER_HEADER),
         lifetime=draw(LIFETIME),
     )
 
@@ -171,6 +181,7 @@ VALUES: dict[type, st.SearchStrategy[Any]] = {
     IkeSuite: IKE_SUITE,
     EspSuite: ESP_SUITE,
     UdpEncapsulation: ENCAPSULATION,
+    OuterHeader: OUTER_HEADER,
     Lifetime: LIFETIME,
     SaId: st.builds(SaId, spi=st.integers(0, 0xFFFFFFFF), protocol=PROTOCOL, destination=ADDRESS),
     SadEntry: sad_entries(),
@@ -246,7 +257,7 @@ def _is_a_part(garbage: Any, kind: type) -> bool:
 @settings(max_examples=40, deadline=None)
 def test_garbage_is_refused_whatever_was_wanted(garbage: Any) -> None:
     for kind in KINDS:
-        if kind in (Lifetime, MaskedPort) and _is_a_part(garbage, kind):
+        if kind in (Lifetime, MaskedPort, OuterHeader) and _is_a_part(garbage, kind):
             continue  # Each of their fields has a default.
         if garbage == CIPHERS[2].name and kind is Cipher:
             continue

@@ -19,6 +19,7 @@ from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.userspace.client import UserspaceDatapath
 from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ipsec.proposals import Proposal, supported_part, without_algorithms
+from xfrmpy.ipsec.sad import DontFragment
 from xfrmpy.policy.model import ChildPolicy, DatapathChoice, TunnelPolicy
 
 log = logging.getLogger(__name__)
@@ -188,19 +189,29 @@ class Datapaths:
         if _lacks_raw_esp(policy, choice, can):
             return None
         proposals = _kept(without_algorithms(p, self._broken) for p in policy.proposals)
-        children = [self._restrict_child(child, can) for child in policy.children]
+        children = [self._restrict_child(child, choice, can) for child in policy.children]
         if not proposals or not all(child.proposals for child in children):
             return None
         if _has_marks(policy) and not can.marks:
             return None
         return replace(policy, datapath=choice, proposals=proposals, children=tuple(children))
 
-    def _restrict_child(self, child: ChildPolicy, can: Capabilities) -> ChildPolicy:
-        if child.mode not in can.modes:
+    def _restrict_child(
+        self, child: ChildPolicy, choice: DatapathChoice, can: Capabilities
+    ) -> ChildPolicy:
+        dont_fragment = child.dont_fragment or _USUAL[choice]
+        if child.mode not in can.modes or dont_fragment not in can.dont_fragment:
             return replace(child, proposals=())
         working = _kept(without_algorithms(p, self._broken) for p in child.proposals)
         kept = _kept(supported_part(p, can.suites, esn=can.esn) for p in working)
-        return replace(child, proposals=kept)
+        return replace(child, proposals=kept, dont_fragment=dont_fragment)
+
+
+_USUAL = {
+    DatapathChoice.KERNEL: DontFragment.COPY,
+    DatapathChoice.USERSPACE: DontFragment.CLEAR,
+}
+"""The kernel learns from ICMP what a path carries, the worker does not."""
 
 
 def _kept(proposals: Iterable[Proposal | None]) -> tuple[Proposal, ...]:
@@ -229,4 +240,9 @@ def _shortcoming(
         return capabilities.missing[f"{mode} mode"]
     if _has_marks(policy) and not capabilities.marks:
         return f"the {choice.value} datapath knows no marks"
+    for how in {child.dont_fragment for child in policy.children} - {
+        None,
+        *capabilities.dont_fragment,
+    }:
+        return f"the {choice.value} datapath cannot {how} DF"
     return f"the {choice.value} datapath knows none of the algorithms that the policy names"

@@ -1,7 +1,7 @@
 """Where the IKE core and the datapaths meet.
 
 Every input goes to the core; then everything that the core puts out is done, in order, before the
-next input is looked at (`_settle`). What cannot be done is told to the core at once. What it wants
+next input is looked at (`_do_all`). What cannot be done is told to the core at once. What it wants
 kept is in the store before the next output is done.
 """
 
@@ -233,7 +233,8 @@ class Engine:
     def _receive(self, ready: socket.socket) -> None:
         for data, path in self._sockets.read(ready):
             self._endpoint.receive_datagram(data, path, self._loop.time())
-            self._settle()
+            self._do_all()
+        self._arm_timer()
 
     def _handle_timeout(self) -> None:
         self._timer = None
@@ -269,9 +270,12 @@ class Engine:
     # Outputs of the core.
 
     def _settle(self) -> None:
+        self._do_all()
+        self._arm_timer()
+
+    def _do_all(self) -> None:
         while (output := self._endpoint.next_output()) is not None:
             self._do(output)
-        self._arm_timer()
 
     def _do(self, output: Output) -> None:
         match output:

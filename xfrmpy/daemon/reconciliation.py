@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from xfrmpy.daemon.datapaths import Datapaths
@@ -18,7 +18,7 @@ from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.occurrences import drift_healed, drift_left
 from xfrmpy.daemon.restraint import FREELY, WITHIN_SECONDS, Restraint
-from xfrmpy.datapath.interface import Datapath, DatapathError, Realm
+from xfrmpy.datapath.interface import Datapath, DatapathError, NotAdded, Realm
 from xfrmpy.ipsec.drift import Difference, Ends, Finding
 from xfrmpy.ipsec.sad import SaId
 from xfrmpy.ipsec.spd import SpdEntry
@@ -172,8 +172,10 @@ class Reconciler:
             outcome[difference] = self._reason_to_leave(datapath, difference)
         lost = [d for d in found if outcome[d] is None and d.finding in _OF_CORE]
         self._engine.recover(lost)
-        for difference in found:
-            if outcome[difference] is None and difference.finding not in _OF_CORE:
+        amiss = [d for d in found if outcome[d] is None and d.finding not in _OF_CORE]
+        put_back = _put_back(datapath, amiss)
+        for difference in amiss:
+            if difference not in put_back:
                 outcome[difference] = self._mend(datapath, difference)
         for thing in {_thing(d) for d, reason in outcome.items() if reason is None}:
             self._restraint.note(thing, self._loop.time())
@@ -216,6 +218,18 @@ class Reconciler:
             self._hear(drift_healed(differences, REMEDIES[finding]))
 
 
+def _put_back(datapath: Datapath, amiss: Sequence[Difference]) -> set[Difference]:
+    """The policies of them in one go, for a flush takes all; not those behind a refused one."""
+    gone = [d for d in amiss if isinstance(d.subject, SpdEntry) and d.finding in _PUT_BACK]
+    try:
+        datapath.add([d.subject for d in gone if isinstance(d.subject, SpdEntry)])
+    except NotAdded as error:
+        return set(gone[: error.done])
+    return set(gone)
+
+
+_PUT_BACK = (Finding.POLICY_MISSING, Finding.POLICY_CHANGED)
+
 _OF_CORE = (Finding.SA_MISSING, Finding.SA_CHANGED)
 """What only the IKE core can put right."""
 
@@ -226,7 +240,7 @@ def _do(datapath: Datapath, difference: Difference) -> None:
         case Finding.SA_SURPLUS:
             assert isinstance(subject, SaId)
             datapath.remove_sa(subject)
-        case Finding.POLICY_MISSING | Finding.POLICY_CHANGED:
+        case Finding.POLICY_MISSING | Finding.POLICY_CHANGED:  # One that was refused before.
             assert isinstance(subject, SpdEntry)
             datapath.add_policy(subject)
         case Finding.POLICY_SURPLUS:

@@ -129,6 +129,8 @@ _LET_IN = (
     # IKE and ESP themselves, where the traffic of the gateways is blocked.
     nftables.to_udp_port(IKE_PORT) + nftables.is_to_us(),
     nftables.to_udp_port(IKE_NATT_PORT) + nftables.is_to_us(),
+    nftables.later_udp_fragment(4) + nftables.is_to_us(),
+    nftables.later_udp_fragment(6) + nftables.is_to_us(),
     nftables.has_protocol(_ESP) + nftables.is_to_us(),
     nftables.has_protocol(_AH) + nftables.is_to_us(),
 )

@@ -9,13 +9,13 @@ the recording one of the tests. A datapath knows nothing of IKE. Calls are synch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Flag
 from typing import Protocol, TypeAlias
 
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.drift import Difference, Dump
-from xfrmpy.ipsec.sad import Mode, SadEntry, SaId, Usage
+from xfrmpy.ipsec.sad import DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import SpdEntry
 from xfrmpy.registry import ProtocolId
@@ -55,8 +55,10 @@ class Capabilities:
     esn: bool
     udp_encapsulation: bool
     raw_esp: bool
+    dont_fragment: frozenset[DontFragment]
     missing: dict[str, str]
     marks: bool = False
+    features: dict[str, str] = field(default_factory=dict)
 
 
 class Realm(Flag):

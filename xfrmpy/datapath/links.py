@@ -8,7 +8,8 @@ themselves are asked for anew each time: an MTU that a path turns out to have is
 from __future__ import annotations
 
 import errno
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6
@@ -58,10 +59,22 @@ class Links:
         self._by_name: dict[str, Link] = {}
         self._by_index: dict[int, Link] = {}
         self._addresses: dict[int, dict[IpAddress, int]] = {}  # of a version, with their scopes
+        self._within: dict[IpNetwork, IpAddress | None] = {}
+        self._is_still = False
 
     def close(self) -> None:
         self._questions.close()
         self._news.close()
+
+    @contextmanager
+    def stand_still(self) -> Iterator[None]:
+        """Meanwhile what is known counts: whoever asks thousands of times at once waits for it."""
+        self._forget_if_changed()
+        self._is_still = True
+        try:
+            yield
+        finally:
+            self._is_still = False
 
     def named(self, device: str) -> Link:
         self._forget_if_changed()
@@ -75,10 +88,12 @@ class Links:
 
     def address_within(self, network: IpNetwork) -> IpAddress | None:
         """An address of this host's, and not only the host's own business, within `network`."""
-        for address, scope in self._addresses_of(network.version).items():
-            if scope < _HOST_SCOPE and address in network:
-                return address
-        return None
+        addresses = self._addresses_of(network.version)
+        if network not in self._within:
+            self._within[network] = next(
+                (a for a, scope in addresses.items() if scope < _HOST_SCOPE and a in network), None
+            )
+        return self._within[network]
 
     def has(self, address: IpAddress) -> bool:
         """Whether it is one of this host's."""
@@ -91,6 +106,8 @@ class Links:
         return self._addresses[version]
 
     def _forget_if_changed(self) -> None:
+        if self._is_still:
+            return
         try:
             has_changed = bool([*self._news.notifications()])
         except OSError as error:
@@ -98,7 +115,7 @@ class Links:
                 raise DatapathError(f"cannot read of links: {error}", error.errno) from error
             has_changed = True
         if has_changed:
-            for known in (self._by_name, self._by_index, self._addresses):
+            for known in (self._by_name, self._by_index, self._addresses, self._within):
                 known.clear()
 
     def _ask_for(self, device: str) -> Link:

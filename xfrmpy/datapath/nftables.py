@@ -34,6 +34,7 @@ FIRST_REGISTER = 8  # NFT_REG32_00: four octets each
 Request: TypeAlias = tuple[int, int, bytes]
 """A message's type, flags and body."""
 
+_NFPROTO = {4: 2, 6: 10}
 _UDP, _FRAGMENT, _ICMPV6 = 17, 44, 58
 _NETLINK_NETFILTER = 12
 _SO_SNDBUFFORCE = 32
@@ -262,6 +263,10 @@ def will_be_protected() -> bytes:
     return load_route(ROUTE_XFRM) + compare(b"\1")
 
 
+def is_of_version(version: int) -> bytes:
+    return load_meta(META_NFPROTO) + compare(bytes([_NFPROTO[version]]))
+
+
 def has_protocol(number: int) -> bytes:
     return load_meta(META_L4PROTO) + compare(bytes([number]))
 
@@ -301,6 +306,11 @@ def to_udp_port(port: int) -> bytes:
 def _of_udp_port(offset: int, port: int) -> bytes:
     at_offset = load(TRANSPORT_HEADER, offset, 2)
     return has_protocol(_UDP) + at_offset + compare(port.to_bytes(2, "big"))
+
+
+def later_udp_fragment(version: int) -> bytes:
+    """Perhaps of ESP in UDP, whose port is in the first one; without that it comes to nothing."""
+    return is_of_version(version) + has_protocol(_UDP) + is_later_fragment(version)
 
 
 def neighbour_discovery() -> bytes:

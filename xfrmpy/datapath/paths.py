@@ -6,7 +6,7 @@ device gets another MTU, and there is none any more when our own address is gone
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OuterPath, Routes
@@ -22,21 +22,26 @@ class Paths:
 
     def find(self, ends: Ends) -> OuterPath:
         """The path as it is now, which is remembered. Raises `DatapathError` if there is none."""
-        self._known[ends] = None
-        found = self._known[ends] = self._routes.outer_path(*ends)
+        found = self.find_many({ends})[ends]
+        if isinstance(found, DatapathError):
+            raise found
+        return found
+
+    def find_many(self, ends: Set[Ends]) -> dict[Ends, OuterPath | DatapathError]:
+        """`find` of many, which is cheaper: the path, or why there is none."""
+        wanted = tuple(ends)
+        self._known |= dict.fromkeys(wanted)
+        found = dict(zip(wanted, self._routes.outer_paths(wanted), strict=True))
+        self._known |= {each: path for each, path in found.items() if isinstance(path, OuterPath)}
         return found
 
     def find_amiss(self, in_use: Iterable[Ends]) -> Iterator[Difference]:
         """Which of those that are used are not as they were; the rest is forgotten."""
         used = set(in_use)
         self._known = {ends: path for ends, path in self._known.items() if ends in used}
-        for ends in used:
-            if self._look_up(ends) != self._known.get(ends):
+        now = self._routes.outer_paths(tuple(used))
+        for ends, found in zip(used, now, strict=True):
+            path = found if isinstance(found, OuterPath) else None
+            if path != self._known.get(ends):
                 what = f"the path from {ends[0]} to {ends[1]}"
                 yield Difference(finding=Finding.PATH_CHANGED, what=what, subject=ends)
-
-    def _look_up(self, ends: Ends) -> OuterPath | None:
-        try:
-            return self._routes.outer_path(*ends)
-        except DatapathError:
-            return None

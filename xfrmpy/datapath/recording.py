@@ -21,7 +21,7 @@ from xfrmpy.datapath.interface import (
 )
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
 from xfrmpy.ipsec.drift import Difference, Dump
-from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, SaId, Usage
+from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.spd import Place, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
 
@@ -37,6 +37,7 @@ EVERYTHING = Capabilities(
     udp_encapsulation=True,
     raw_esp=True,
     marks=True,
+    dont_fragment=frozenset(DontFragment),
     missing={},
 )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -35,10 +35,10 @@ from xfrmpy.datapath.netlink.route import (
     Route,
     Rule,
 )
-from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
+from xfrmpy.datapath.netlink.socket import NetlinkSocket, Reply, Request, Words
 from xfrmpy.ipsec import marks
 from xfrmpy.ipsec.addresses import IpAddress, IpNetwork
-from xfrmpy.ipsec.drift import Difference, Finding
+from xfrmpy.ipsec.drift import Difference, Ends, Finding
 
 Attributes: TypeAlias = dict[int, bytes]
 
@@ -72,12 +72,12 @@ class OuterPath:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Way:
+class Way:
     """How packets for a destination are to be led; see `Routes.add`."""
 
     local: IpNetwork
     via: OuterPath | str
-    mtu: int | None
+    mtu: int | None = None
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ class _Held:
     exceptions stand beside it."""
 
     users: int = 0
-    way: _Way | None = None
+    way: Way | None = None
     exceptions: set[IpNetwork] = field(default_factory=set)
 
 
@@ -100,6 +100,7 @@ class Routes:
         self._owner = owner
         self._held: dict[IpNetwork, _Held] = {}
         self._exceptions: Counter[IpNetwork] = Counter()
+        self._ruled: set[int] = set()  # the IP versions whose rule is there
         with ExitStack() as stack:
             self._netlink = stack.enter_context(closing(NetlinkSocket(RTNETLINK)))
             self._links = Links()
@@ -119,20 +120,39 @@ class Routes:
         contains `local`, packets for `local` are excepted: they are for our own side. Added again
         for another policy, the newest way counts, and as many `remove` are needed.
         """
-        way = _Way(local=local, via=via, mtu=mtu)
-        self._add(destination, way)
-        if self._is_exception(local, destination):
-            self._add_exception(local)
-        self.claim(destination, local=local)
-        self._held[destination].way = way
+        (error,) = self.add_many([(destination, Way(local=local, via=via, mtu=mtu))])
+        if error is not None:
+            raise error
+
+    def add_many(self, wanted: Sequence[tuple[IpNetwork, Way]]) -> list[DatapathError | None]:
+        """`add` of many, which is cheaper: for each, why it could not be."""
+        errors = self._add(wanted)
+        for place, (destination, way) in enumerate(wanted):
+            if errors[place] is None:
+                errors[place] = self._hold(destination, way)
+        return errors
+
+    def _hold(self, destination: IpNetwork, way: Way) -> DatapathError | None:
+        is_exception = self._is_exception(way.local, destination)
+        try:
+            if is_exception:
+                self._add_exception(way.local)
+        except DatapathError as error:
+            return error
+        self._claim(destination, way.local if is_exception else None).way = way
+        return None
 
     def claim(self, destination: IpNetwork, *, local: IpNetwork) -> None:
         """Know of an `add` of an earlier process, whose route may be there."""
+        self._claim(destination, local if self._is_exception(local, destination) else None)
+
+    def _claim(self, destination: IpNetwork, exception: IpNetwork | None) -> _Held:
         held = self._held.setdefault(destination, _Held())
         held.users += 1
-        if self._is_exception(local, destination):
-            held.exceptions.add(local)
-            self._exceptions[local] += 1
+        if exception is not None:
+            held.exceptions.add(exception)
+            self._exceptions[exception] += 1
+        return held
 
     def remove(self, destination: IpNetwork) -> None:
         """The inverse of one `add`; the route goes with the last. One that is gone is no error."""
@@ -168,22 +188,51 @@ class Routes:
 
     def outer_path(self, source: IpAddress, destination: IpAddress) -> OuterPath:
         """How a packet from one of our addresses to a peer's leaves this host."""
-        what = f"find a route from {source} to {destination}"
+        (found,) = self.outer_paths([(source, destination)])
+        if isinstance(found, DatapathError):
+            raise found
+        return found
+
+    def outer_paths(self, ends: Sequence[Ends]) -> list[OuterPath | DatapathError]:
+        """`outer_path` of many: the way, or why there is none."""
+        with self._links.stand_still():
+            requests = [self._question(*each) for each in ends]
+        asked = [each for each in requests if isinstance(each, Request)]
+        replies = iter(self._netlink.exchange(asked))
+        with self._links.stand_still():
+            return [
+                self._answer(next(replies)) if isinstance(each, Request) else each
+                for each in requests
+            ]
+
+    def _question(self, source: IpAddress, destination: IpAddress) -> Request | DatapathError:
+        what = Words("find a route from", source, "to", destination)
         if not self._links.has(source):
             reason = f"cannot {what}: {source} is no address of this host"
-            raise DatapathError(reason, errno.EADDRNOTAVAIL)
-        body = {
-            "family": FAMILIES[destination.version],
-            "dst_len": destination.max_prefixlen,
-            "src_len": source.max_prefixlen,
-        }
-        packet: Attributes = {
-            Route.DST: destination.packed,
-            Route.SRC: source.packed,
-            Route.MARK: NUMBER.pack(OUR_MARK),
-        }
-        (route,) = self._ask(MessageType.GETROUTE, what, body, packet)
-        link = self._links.numbered(decode_number(route.attributes[Route.OIF]))
+            return DatapathError(reason, errno.EADDRNOTAVAIL)
+        message = Message(
+            type=MessageType.GETROUTE,
+            body={
+                "family": FAMILIES[destination.version],
+                "dst_len": destination.max_prefixlen,
+                "src_len": source.max_prefixlen,
+            },
+            attributes={
+                Route.DST: destination.packed,
+                Route.SRC: source.packed,
+                Route.MARK: NUMBER.pack(OUR_MARK),
+            },
+        )
+        return Request(message, what)
+
+    def _answer(self, reply: Reply) -> OuterPath | DatapathError:
+        if reply.error is not None:
+            return reply.error
+        (route,) = reply.messages
+        try:
+            link = self._links.numbered(decode_number(route.attributes[Route.OIF]))
+        except DatapathError as error:  # it has gone since
+            return error
         gateway = route.attributes.get(Route.GATEWAY)
         metrics = split_attributes(route.attributes.get(Route.METRICS, b""))
         return OuterPath(
@@ -210,13 +259,13 @@ class Routes:
         subject = amiss.subject
         if amiss.finding is Finding.RULE_MISSING:
             assert isinstance(subject, int)
-            rule = Request(_rule(MessageType.NEWRULE, subject), "add our rule", create=True)
-            self._exchange(rule, errno.EEXIST)
+            self._add_rules({subject})
             return
         assert isinstance(subject, IPv4Network | IPv6Network)
         way = self._held.get(subject, _Held()).way
         if way is not None:
-            self._add(subject, way)
+            for error in filter(None, self._add([(subject, way)])):
+                raise error
         elif self._exceptions[subject]:
             self._add_exception(subject)
         else:
@@ -232,18 +281,32 @@ class Routes:
         self._netlink.close()
         self._links.close()
 
-    def _add(self, destination: IpNetwork, way: _Way) -> None:
-        route = self._route_along(destination, way)
-        rule = _rule(MessageType.NEWRULE, destination.version)
-        requests = [
-            Request(route, f"add a route to {destination}", replace=True),
-            Request(rule, "add our rule", create=True),
-        ]
-        added, ruled = self._netlink.exchange(requests)
-        added.unless()
-        ruled.unless(errno.EEXIST)
+    def _add(self, wanted: Sequence[tuple[IpNetwork, Way]]) -> list[DatapathError | None]:
+        """Put routes into the table, and the rules that lead to it; for each, why not."""
+        with self._links.stand_still():
+            requests = [self._addition(*each) for each in wanted]
+        asked = [each for each in requests if isinstance(each, Request)]
+        replies = iter(self._netlink.exchange(asked))
+        errors = [next(replies).error if isinstance(each, Request) else each for each in requests]
+        added = zip(wanted, errors, strict=True)
+        self._add_rules({to.version for (to, _), error in added if error is None} - self._ruled)
+        return errors
 
-    def _route_along(self, destination: IpNetwork, way: _Way) -> Message:
+    def _addition(self, destination: IpNetwork, way: Way) -> Request | DatapathError:
+        try:
+            route = self._route_along(destination, way)
+        except DatapathError as error:
+            return error
+        return Request(route, Words("add a route to", destination), replace=True)
+
+    def _add_rules(self, versions: Set[int]) -> None:
+        """Those that are not there yet; who takes one away is found out by `find_amiss`."""
+        for version in versions:
+            rule = Request(_rule(MessageType.NEWRULE, version), "add our rule", create=True)
+            self._exchange(rule, errno.EEXIST)
+            self._ruled.add(version)
+
+    def _route_along(self, destination: IpNetwork, way: Way) -> Message:
         via = way.via
         device = via if isinstance(via, str) else via.device
         attributes: Attributes = {Route.OIF: NUMBER.pack(self._links.named(device).index)}
@@ -279,7 +342,7 @@ class Routes:
         for destination in there.keys() - self._held.keys():
             yield _amiss(Finding.ROUTE_SURPLUS, destination)
 
-    def _course_along(self, destination: IpNetwork, way: _Way) -> _Course | None:
+    def _course_along(self, destination: IpNetwork, way: Way) -> _Course | None:
         """None if there is no such device just now."""
         try:
             return _course(self._route_along(destination, way))
@@ -301,7 +364,7 @@ class Routes:
 
     def _delete(self, destination: IpNetwork) -> None:
         route = self._route(MessageType.DELROUTE, destination, {"scope": _ANY_SCOPE}, {})
-        self._exchange(Request(route, f"remove the route to {destination}"), errno.ESRCH)
+        self._exchange(Request(route, Words("remove the route to", destination)), errno.ESRCH)
 
     def _route(
         self,
@@ -352,14 +415,9 @@ class Routes:
         if any(held.version == version for held in self._held):
             return
         if next(self._table(version), None) is None:
+            self._ruled.discard(version)
             rule = _rule(MessageType.DELRULE, version)
             self._exchange(Request(rule, "remove our rule"), errno.ENOENT)
-
-    def _ask(
-        self, kind: MessageType, what: str, body: Values, attributes: Attributes
-    ) -> list[Message]:
-        message = Message(type=kind, body=body, attributes=attributes)
-        return self._netlink.ask(Request(message, what))
 
     def _exchange(self, request: Request, *but: int) -> list[Message]:
         """What the kernel answers; an error of a number in `but` is none."""
@@ -410,4 +468,7 @@ def _destination(route: Message, version: int) -> IpNetwork:
 
 
 def _contains(outer: IpNetwork, inner: IpNetwork) -> bool:
-    return outer.version == inner.version and inner.subnet_of(outer)  # type: ignore[arg-type]
+    # The longer prefix is told by numbers, which nearly all pairs differ in: `subnet_of` is slow.
+    if outer.version != inner.version or outer.prefixlen > inner.prefixlen:
+        return False
+    return inner.subnet_of(outer)  # type: ignore[arg-type]

@@ -16,7 +16,6 @@ from xfrmpy.datapath.nftables import Field
 from xfrmpy.ipsec.addresses import IpNetwork
 from xfrmpy.ipsec.selectors import ANY_PROTOCOL, ICMP_PROTOCOLS, MaskedPort, Selector
 
-_NFPROTO = {4: 2, 6: 10}
 _ADDRESS_OFFSETS = {4: (12, 16), 6: (8, 24)}  # of source and destination
 _ADDRESS_TYPES = {4: 7, 6: 8}  # nft's numbers of its datatypes
 _PROTOCOL_TYPE, _PORT_TYPE = 12, 13
@@ -63,10 +62,7 @@ class Shape:
 
     def rule(self) -> bytes:
         """The expressions of its rule."""
-        parts = [
-            nftables.load_meta(nftables.META_NFPROTO),
-            nftables.compare(bytes([_NFPROTO[self.version]])),
-        ]
+        parts = [nftables.is_of_version(self.version)]
         if self.own_side is not None:
             parts += self._is_not_of(self.own_side)
         if self.fragments:

@@ -23,6 +23,7 @@ from xfrmpy.ike.outputs import (
 )
 from xfrmpy.ike.protection import Inner, Protection
 from xfrmpy.ike.synchronization import SYNC_MESSAGE_ID, MessageIdSync
+from xfrmpy.ike.timers import earliest
 from xfrmpy.ike.window import Outstanding, Sent, Window
 from xfrmpy.ipsec.addresses import Path
 from xfrmpy.ipsec.proposals import IkeSuite
@@ -243,8 +244,7 @@ class Channel:
 
     @property
     def next_timeout(self) -> float | None:
-        moments = (self.window.next_timeout, self._reassembler.next_timeout)
-        return min((m for m in moments if m is not None), default=None)
+        return earliest(self.window.next_timeout, self._reassembler.next_timeout)
 
     def forget_fragments(self, now: float) -> None:
         """Give up the messages whose rest does not come."""

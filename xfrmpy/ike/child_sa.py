@@ -242,7 +242,7 @@ class ChildSa:
     @property
     def sends(self) -> bool:
         """Whether the outbound SA is in force."""
-        return any(entry.direction is Direction.OUT for entry in self.in_force)
+        return Direction.OUT in [entry.direction for entry in self.in_force]
 
     @property
     def directions(self) -> tuple[Direction, ...]:
@@ -500,6 +500,7 @@ class ChildSa:
                 integrity_key=key[1],
                 mode=self.policy.mode,
                 replay_window=self.policy.replay_window,
+                outer=self.policy.outer,
                 encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
                 set_mark=self.policy.mark_in if direction is Direction.IN else None,

@@ -6,8 +6,10 @@ Child SAs hold. So nothing that waits can be forgotten, and nothing is done with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
+from typing import TYPE_CHECKING, TypeAlias
 
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.childless import close_if_childless
@@ -32,96 +34,91 @@ if TYPE_CHECKING:
 
 AT_ONCE = float("-inf")
 
+Duty: TypeAlias = tuple[float, Callable[[float], None], bool]
+"""A moment, what is to be done then, and whether that waits for room in the window."""
 
-class Duty(NamedTuple):
-    """Something to do `at` a moment; if it `asks`, it waits for room in the window.
-
-    A tuple, for a handful is made for every IKE SA after everything that happens.
-    """
-
-    at: float
-    do: Callable[[float], None]
-    asks: bool = False
+_INSTALLED = ChildSaState.INSTALLED
 
 
 def next_duty(sa: IkeSa) -> Duty | None:
-    """The earliest of what an IKE SA has to do and can do, if there is anything."""
-    can_ask = sa.can_ask
-    earliest: Duty | None = None
-    for duty in _duties(sa):
-        if (can_ask or not duty.asks) and (earliest is None or duty.at < earliest.at):
-            earliest = duty
-    return earliest
+    """The earliest of what an IKE SA has to do and can do, if there is anything.
+
+    It is asked for several times with every message: so all that there is stands in one list.
+    """
+    found = _duties(sa)
+    if found and not sa.can_ask:
+        found = [duty for duty in found if not duty[2]]
+    return min(found, key=itemgetter(0), default=None)
 
 
-def _duties(sa: IkeSa) -> Iterator[Duty]:
+def _duties(sa: IkeSa) -> list[Duty]:
+    found: list[Duty] = []
     if sa.state is IkeSaState.ESTABLISHED:
-        yield from _of_ike_sa(sa)
+        _add_of_ike_sa(sa, found)
         for child in sa.children:
-            yield from _of_child(sa, child)
+            _add_of_child(sa, child, found)
     elif sa.state is IkeSaState.REKEYED and sa.wait_until is not None:
-        yield Duty(sa.wait_until, lambda now: leave(sa, now))
+        found.append((sa.wait_until, partial(leave, sa), False))
     for until, child in sa.retired:
-        yield _of_retired(sa, until, child)
+        found.append((until, partial(_bury, sa, until, child), False))
+    return found
 
 
-def _of_ike_sa(sa: IkeSa) -> Iterator[Duty]:
-    if any(child.state is ChildSaState.DELETING and not child.is_told for child in sa.children):
-        yield Duty(AT_ONCE, lambda now: sa.start(DeleteChildSas(sa), now), asks=True)
-    yield from _of_rivals(sa)
+def _add_of_ike_sa(sa: IkeSa, found: list[Duty]) -> None:
+    moving = [child for child in sa.children if child.state is not _INSTALLED]
+    if moving and any(c.state is ChildSaState.DELETING and not c.is_told for c in moving):
+        found.append((AT_ONCE, partial(_delete_children, sa), True))
+    # Of one tunnel there may be several IKE SAs, for a while.
+    if sa.alone_at is not None:
+        found.append((sa.alone_at, partial(close_surplus, sa), False))
+    if sa.doubted_until is not None:
+        found.append((sa.doubted_until, partial(end_doubted, sa), False))
     if sa.demand.packets:
-        yield Duty(AT_ONCE, lambda now: _create_wanted(sa, now), asks=True)
+        found.append((AT_ONCE, partial(_create_wanted, sa), True))
     if sa.create_at is not None:
-        yield Duty(sa.create_at, lambda now: _create_next(sa, now), asks=True)
+        found.append((sa.create_at, partial(_create_next, sa), True))
     if sa.childless_until is not None:
-        yield Duty(sa.childless_until, lambda now: close_if_childless(sa, now))
+        found.append((sa.childless_until, partial(close_if_childless, sa), False))
     if sa.ticket_at is not None:
-        yield Duty(sa.ticket_at, lambda now: renew_ticket(sa, now), asks=True)
+        found.append((sa.ticket_at, partial(renew_ticket, sa), True))
     if sa.reauth_at is not None:
-        yield Duty(sa.reauth_at, lambda now: _reauthenticate(sa, now))
+        found.append((sa.reauth_at, partial(_reauthenticate, sa), False))
     if not sa.channel.window.is_idle:
         return
-    if sa.rekey_at is not None and UNSETTLED.isdisjoint(c.state for c in sa.children):
-        yield Duty(sa.rekey_at, lambda now: _rekey(sa, now), asks=True)
-    moment = liveness_at(sa)
-    if moment is not None:
-        yield Duty(moment, lambda now: check_liveness(sa, now), asks=True)
-    moment = keepalive_at(sa)
-    if moment is not None:
-        yield Duty(moment, lambda now: check_keepalive(sa, now))
+    if sa.rekey_at is not None and UNSETTLED.isdisjoint([child.state for child in moving]):
+        found.append((sa.rekey_at, partial(_rekey, sa), True))
+    if (moment := liveness_at(sa)) is not None:
+        found.append((moment, partial(check_liveness, sa), True))
+    if (moment := keepalive_at(sa)) is not None:
+        found.append((moment, partial(check_keepalive, sa), False))
 
 
-def _of_rivals(sa: IkeSa) -> Iterator[Duty]:
-    """Of one tunnel there may be several IKE SAs, for a while."""
-    if sa.alone_at is not None:
-        yield Duty(sa.alone_at, lambda now: close_surplus(sa, now))
-    if sa.doubted_until is not None:
-        yield Duty(sa.doubted_until, lambda now: end_doubted(sa, now))
-
-
-def _of_child(sa: IkeSa, child: ChildSa) -> Iterator[Duty]:
-    moment = conform_at(sa, child)
-    if moment is not None:
-        yield Duty(moment, lambda now: conform(sa, child, now))
-    if child.state is ChildSaState.INSTALLED:
-        if child.rekey_at is not None and (child.sends or child.is_lost):
-            yield Duty(child.rekey_at, lambda now: _rekey_child(sa, child, now), asks=True)
+def _add_of_child(sa: IkeSa, child: ChildSa, found: list[Duty]) -> None:
+    if (moment := conform_at(sa, child)) is not None:
+        found.append((moment, partial(conform, sa, child), False))
+    if child.state is _INSTALLED:
+        if child.rekey_at is not None and (child.is_lost or child.sends):
+            found.append((child.rekey_at, partial(_rekey_child, sa, child), True))
         if child.wait_until is not None and child.waits_to_send:
-            yield Duty(child.wait_until, lambda now: begin_to_send(sa, child, now))
-        moment = idle_at(child)
-        if moment is not None:
-            yield Duty(moment, lambda now: check_idleness(sa, child, now))
+            found.append((child.wait_until, partial(begin_to_send, sa, child), False))
+        if (moment := idle_at(child)) is not None:
+            found.append((moment, partial(check_idleness, sa, child), False))
     elif child.state is ChildSaState.REKEYED and child.wait_until is not None:
-        yield Duty(child.wait_until, lambda _now: child.move_to(ChildSaState.DELETING), asks=True)
+        found.append((child.wait_until, partial(_part_with, child), True))
 
 
-def _of_retired(sa: IkeSa, until: float, child: ChildSa) -> Duty:
-    def bury(_now: float) -> None:
-        sa.retired.remove((until, child))
-        sa.core.changed.add(sa.our_spi)
-        child.close()
+def _delete_children(sa: IkeSa, now: float) -> None:
+    sa.start(DeleteChildSas(sa), now)
 
-    return Duty(until, bury)
+
+def _part_with(child: ChildSa, _now: float) -> None:
+    child.move_to(ChildSaState.DELETING)
+
+
+def _bury(sa: IkeSa, until: float, child: ChildSa, _now: float) -> None:
+    sa.retired.remove((until, child))
+    sa.core.changed.add(sa.our_spi)
+    child.close()
 
 
 def _create_wanted(sa: IkeSa, now: float) -> None:

@@ -160,7 +160,9 @@ class Reassembler:
 
     @property
     def next_timeout(self) -> float | None:
-        return min((p.expires_at for p in self._partial.values()), default=None)
+        if not self._partial:
+            return None
+        return min([partial.expires_at for partial in self._partial.values()])
 
     def expire(self, now: float) -> None:
         """Give up what has waited too long (section 2.6)."""

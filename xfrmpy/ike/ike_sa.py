@@ -40,6 +40,7 @@ from xfrmpy.ike.outputs import (
 from xfrmpy.ike.resumption import HeldTicket, Resumed
 from xfrmpy.ike.states import IKE_SA_TRANSITIONS, IkeSaState, IllegalTransition
 from xfrmpy.ike.succession import report_unreplaced
+from xfrmpy.ike.timers import earliest
 from xfrmpy.ike.uniqueness import expect_one
 from xfrmpy.ike.window import OUR_WINDOW_SIZE, Outstanding, PeerSilent
 from xfrmpy.ipsec.addresses import IpAddress, Path
@@ -528,13 +529,8 @@ class IkeSa:
     @property
     def next_timeout(self) -> float | None:
         duty = next_duty(self)
-        moments = (
-            self.channel.next_timeout,
-            self._expires_at,
-            self._step_at,
-            None if duty is None else duty.at,
-        )
-        return min((m for m in moments if m is not None), default=None)
+        due_at = None if duty is None else duty[0]
+        return earliest(self.channel.next_timeout, self._expires_at, self._step_at, due_at)
 
     def handle_timeout(self, now: float) -> None:
         """Whatever is due: expiry, a retransmission, a duty."""
@@ -552,8 +548,8 @@ class IkeSa:
 
     def attend(self, now: float) -> None:
         """Do every duty that is due and can be done."""
-        while (duty := next_duty(self)) is not None and duty.at <= now:
-            duty.do(now)
+        while (duty := next_duty(self)) is not None and duty[0] <= now:
+            duty[1](now)
 
     def _compute_on(self, now: float) -> None:
         if self._step is None or self._step_at is None or now < self._step_at:

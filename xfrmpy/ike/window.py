@@ -154,7 +154,9 @@ class Window:
 
     @property
     def next_timeout(self) -> float | None:
-        return min((request.due_at for request in self.outstanding.values()), default=None)
+        if not self.outstanding:
+            return None
+        return min([request.due_at for request in self.outstanding.values()])
 
     def due(self, now: float) -> Outstanding | None:
         """A request whose time has come, if there is one: to `retransmit`, or to `start_over`."""

@@ -37,6 +37,28 @@ class Mode(StrEnum):
     TRANSPORT = "transport"
 
 
+class DontFragment(StrEnum):
+    """What becomes of DF in the outer IPv4 header of tunnel mode (RFC 4301 section 8.1)."""
+
+    COPY = "copy"
+    SET = "set"
+    CLEAR = "clear"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OuterHeader:
+    """What the outer header of tunnel mode has of the inner one, and gives back to it.
+
+    RFC 4301 section 5.1.2.1. `copies_dscp` outwards, `restores_dscp` inwards; with `copies_ecn` all
+    that RFC 6040 says of either way. Transport mode has but one header: nothing here is about it.
+    """
+
+    copies_dscp: bool = True
+    restores_dscp: bool = False
+    copies_ecn: bool = True
+    dont_fragment: DontFragment = DontFragment.COPY
+
+
 @dataclass(frozen=True, slots=True)
 class UdpEncapsulation:
     """The UDP ports of encapsulated ESP (RFC 3948), seen in the direction of the SA.
@@ -98,6 +120,7 @@ class SadEntry:
     mode: Mode = Mode.TUNNEL
     replay_window: int = DEFAULT_REPLAY_WINDOW
     encapsulation: UdpEncapsulation | None = None
+    outer: OuterHeader = OuterHeader()
     lifetime: Lifetime = Lifetime()
     set_mark: Mark | None = None
 

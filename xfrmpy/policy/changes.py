@@ -175,6 +175,10 @@ def _or_none(value: object) -> str:
     return "none" if value is None else str(value)
 
 
+def _or_usual(value: object) -> str:
+    return "as usual" if value is None else str(value)
+
+
 def _onoff(value: bool) -> str:
     return "on" if value else "off"
 
@@ -215,6 +219,10 @@ _OF_CHILD: dict[str, _Key] = {
     "mode": _Key("mode", Impact.REPLACE),
     "proposals": _Key("esp.proposals", Impact.REKEY, _listed),
     "replay_window": _Key("esp.replay_window", Impact.REKEY),
+    "copies_dscp": _Key("esp.copy_dscp", Impact.REKEY, _onoff),
+    "restores_dscp": _Key("esp.restore_dscp", Impact.REKEY, _onoff),
+    "copies_ecn": _Key("esp.copy_ecn", Impact.REKEY, _onoff),
+    "dont_fragment": _Key("esp.dont_fragment", Impact.REKEY, _or_usual),
     "lifetime_seconds": _Key("lifetime", Impact.HOT, _or_off),
     "lifetime_octets": _Key("esp.max_bytes", Impact.REKEY, _or_none),
     "lifetime_packets": _Key("esp.max_packets", Impact.REKEY, _or_none),

@@ -13,7 +13,7 @@ from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, Mode
+from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, DontFragment, Mode, OuterHeader
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import Action
 
@@ -98,6 +98,9 @@ class ChildPolicy:
 
     `reqid` is unique to it on this host: by it a policy finds the SAs that may carry its traffic.
 
+    `copies_dscp` to `dont_fragment` are as in `OuterHeader`; a `dont_fragment` of None is what is
+    usual for the datapath, once that is decided.
+
     The first Child SA of an IKE SA has no key exchange of its own (RFC 7296 section 1.2): the
     proposals' methods are for those that come later. A lifetime of None is no limit; the SA is
     replaced ahead of its end. Without traffic for `inactivity_seconds` it is deleted; 0 is never.
@@ -112,6 +115,10 @@ class ChildPolicy:
     proposals: tuple[Proposal, ...]
     mode: Mode = Mode.TUNNEL
     replay_window: int = DEFAULT_REPLAY_WINDOW
+    copies_dscp: bool = True
+    restores_dscp: bool = False
+    copies_ecn: bool = True
+    dont_fragment: DontFragment | None = None
     lifetime_seconds: float | None = 3600.0
     lifetime_octets: int | None = None
     lifetime_packets: int | None = None
@@ -119,6 +126,15 @@ class ChildPolicy:
     priority: int | None = None
     mark_out: Mark | None = None
     mark_in: Mark | None = None
+
+    @property
+    def outer(self) -> OuterHeader:
+        return OuterHeader(
+            copies_dscp=self.copies_dscp,
+            restores_dscp=self.restores_dscp,
+            copies_ecn=self.copies_ecn,
+            dont_fragment=self.dont_fragment or DontFragment.COPY,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

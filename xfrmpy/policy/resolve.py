@@ -286,6 +286,10 @@ def _child(
         **_given(
             mode=tunnel.mode,
             replay_window=esp.replay_window,
+            copies_dscp=esp.copy_dscp,
+            restores_dscp=esp.restore_dscp,
+            copies_ecn=esp.copy_ecn,
+            dont_fragment=esp.dont_fragment,
             inactivity_seconds=inactivity,
             priority=tunnel.priority if keys.priority is None else keys.priority,
             mark_out=keys.mark_out or keys.mark or tunnel.mark_out or tunnel.mark,

@@ -32,7 +32,7 @@ from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.ipsec.sad import Mode
+from xfrmpy.ipsec.sad import DontFragment, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import MAX_PRIORITY
 from xfrmpy.policy import values
@@ -161,6 +161,22 @@ class EspSettings(Keys):
         ]
         | None
     ) = _key("How many packets may overtake one another, 32 to 4096. Default: 256.", 1024)
+    copy_dscp: Switch | None = _key(
+        "Whether the outer packet has the inner one's DSCP. Default: yes.", "no"
+    )
+    restore_dscp: Switch | None = _key(
+        "Whether the inner packet gets the DSCP that the outer one arrives with. Default: no.",
+        "yes",
+    )
+    copy_ecn: Switch | None = _key(
+        "Whether congestion on the way is told across the tunnel (RFC 6040). Default: yes.", "no"
+    )
+    dont_fragment: Annotated[DontFragment, _choice(DontFragment)] | None = _key(
+        "DF of the outer IPv4 packet: `copy` the inner one's, `clear` it so that a narrow path may "
+        "cut the packet, or `set` it (on the userspace datapath alone). Default: `copy` on the "
+        "kernel datapath, which heeds what the path says of its MTU; `clear` on the userspace one.",
+        "clear",
+    )
     max_bytes: (
         Annotated[int, PlainValidator(values.parse_octets), WithJsonSchema({"type": "string"})]
         | None

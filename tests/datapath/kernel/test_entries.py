@@ -22,8 +22,10 @@ from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import (
     OUR_REQIDS,
     Direction,
+    DontFragment,
     Lifetime,
     Mode,
+    OuterHeader,
     SadEntry,
     UdpEncapsulation,
 )
@@ -47,6 +49,13 @@ LIFETIMES = st.builds(
 
 
 MARKS = st.sampled_from([None, Mark(1), Mark(0x20, 0xF0), Mark(0, 1), Mark(0xFFFFFFFF)])
+OUTER_HEADERS = st.builds(
+    OuterHeader,
+    copies_dscp=st.booleans(),
+    restores_dscp=st.booleans(),
+    copies_ecn=st.booleans(),
+    dont_fragment=st.sampled_from([DontFragment.COPY, DontFragment.CLEAR]),
+)
 
 
 @st.composite
@@ -77,6 +86,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
                 st.sampled_from([None, destination if int(destination) else None]),
             )
         ),
+        outer=draw(OUTER_HEADERS),
         lifetime=draw(LIFETIMES),
     )
 

@@ -18,6 +18,7 @@ from xfrmpy.datapath.userspace.forwarding import (
     ACQUIRE_SECONDS,
     MAPPING_SECONDS,
     Forwarder,
+    InClear,
     Refusal,
     Refused,
     Waits,
@@ -31,6 +32,7 @@ from xfrmpy.esp.packet import (
     EspDrop,
     OutboundSa,
 )
+from xfrmpy.esp.transport import Fields, fields_of, payload_of, with_header
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS
 from xfrmpy.ipsec.proposals import EspSuite
@@ -154,6 +156,87 @@ def test_the_protocol_is_a_part_of_an_sas_name() -> None:
     sealed, _ = ours.protect(packet(), 1.0)
     with refused(Refusal.UNKNOWN_SPI):
         theirs.unprotect(sealed, None, 1.0, protocol=ProtocolId.AH)
+
+
+# Transport mode.
+
+
+def host(end: int, traffic: str = "") -> Forwarder:
+    """One of two hosts that protect what they say to each other, or a part of it."""
+    made = Forwarder(secrets.token_bytes)
+    made.add_sa(replace(sa(end), mode=Mode.TRANSPORT), 0.0)
+    made.add_sa(replace(received(sa(1 - end)), mode=Mode.TRANSPORT), 0.0)
+    ours, theirs = (TrafficSelector.parse(f"{OUTER[e]}{traffic}") for e in (end, 1 - end))
+    templates = (
+        Template(source=a, destination=b, reqid=REQID, mode=Mode.TRANSPORT)
+        for a, b in ((OUTER[end], OUTER[1 - end]), (OUTER[1 - end], OUTER[end]))
+    )
+    for entry in protect_entries(
+        local=[ours], remote=[theirs], outbound=next(templates), inbound=next(templates)
+    ):
+        made.add_policy(entry)
+    return made
+
+
+def between_hosts(protocol: int = 17, payload: bytes = bytes(64)) -> bytes:
+    return with_header(*OUTER, protocol, payload, Fields(traffic_class=0x2E << 2, hops=61))
+
+
+def test_a_host_gets_what_the_other_said_with_the_fields_of_the_outer_header() -> None:
+    ours, theirs = host(0), host(1)
+    sealed, entry = ours.protect(between_hosts(), 0.0)
+    assert entry.mode is Mode.TRANSPORT
+    fields = Fields(traffic_class=0x2E << 2, hops=60)
+    arrived = theirs.unprotect(sealed, source_of(0), 0.0, fields=fields)
+    assert fields_of(arrived) == fields
+    assert payload_of(arrived) == (17, bytes(64))
+    assert arrived[12:20] == OUTER[0].packed + OUTER[1].packed
+
+
+def test_a_datagram_in_pieces_is_protected_as_one() -> None:
+    ours, theirs = host(0), host(1)
+    first, last = between_hosts(payload=bytes(16)), between_hosts(payload=bytes(9))
+    with pytest.raises(Waits):
+        ours.protect(first[:6] + b"\x20\x00" + first[8:], 0.0)
+    sealed, _ = ours.protect(last[:6] + b"\x00\x02" + last[8:], 0.0)
+    assert payload_of(theirs.unprotect(sealed, source_of(0), 0.0)) == (17, bytes(25))
+
+
+def test_other_traffic_of_the_peers_goes_as_it_came() -> None:
+    """Routes know addresses alone, so what a protocol or a port leaves out is led here, too."""
+    ours = host(0, "[tcp/5432]")
+    with pytest.raises(InClear) as exempt:
+        ours.protect(between_hosts(), 0.0)
+    assert exempt.value.packets == [between_hosts()]
+    for entry in ours.dump().spd:
+        ours.remove_policy(entry)
+    with refused(Refusal.NO_POLICY):
+        ours.protect(between_hosts(), 0.0)
+
+
+def test_pieces_of_other_traffic_go_as_they_came() -> None:
+    ours = host(0, "[tcp/5432]")
+    packets = [between_hosts(payload=bytes(size)) for size in (16, 9)]
+    pieces = [p[:6] + bits + p[8:] for p, bits in zip(packets, (b"\x20\0", b"\0\2"), strict=True)]
+    with pytest.raises(Waits):
+        ours.protect(pieces[0], 0.0)
+    with pytest.raises(InClear) as exempt:
+        ours.protect(pieces[1], 0.0)
+    assert exempt.value.packets == pieces
+
+
+def test_transport_mode_has_no_place_for_options() -> None:
+    ours = host(0)
+    plain = between_hosts(payload=bytes(68))
+    with refused(Refusal.NOT_FOR_TRANSPORT):
+        ours.protect(b"\x46" + plain[1:], 0.0)
+
+
+def test_what_is_outside_the_selectors_is_not_taken_from_the_peer() -> None:
+    ours, theirs = host(0), host(1, "[tcp/5432]")
+    sealed, _ = ours.protect(between_hosts(), 0.0)
+    with refused(Refusal.OUTSIDE_SELECTORS):
+        theirs.unprotect(sealed, source_of(0), 0.0)
 
 
 def test_traffic_flow_confidentiality_padding_is_trimmed_by_the_inner_length() -> None:
@@ -595,7 +678,6 @@ def test_an_update_of_anything_else_is_refused(changes: dict[str, object]) -> No
 def test_what_cannot_be_kept_is_refused() -> None:
     ours = Forwarder(secrets.token_bytes)
     for entry in (
-        replace(sa(0), mode=Mode.TRANSPORT),
         replace(sa(0), protocol=ProtocolId.AH),
         replace(received(sa(0)), spi=0x12345678),
     ):

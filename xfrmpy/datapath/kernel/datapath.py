@@ -20,19 +20,21 @@ from xfrmpy.datapath.interface import (
     DatapathError,
     Event,
     Expired,
+    NotAdded,
     Realm,
-    add_one_by_one,
 )
 from xfrmpy.datapath.kernel import entries
+from xfrmpy.datapath.kernel.features import probe_features
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, Group, MessageType
 from xfrmpy.datapath.kernel.probe import probe
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
 from xfrmpy.datapath.netlink.messages import Message, Values
-from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
+from xfrmpy.datapath.netlink.socket import NetlinkSocket, Reply, Request, Words
 from xfrmpy.datapath.paths import Paths
-from xfrmpy.datapath.routes import RouteOwner, Routes
+from xfrmpy.datapath.routes import RouteOwner, Routes, Way
 from xfrmpy.datapath.shunt_rules import ShuntRules
 from xfrmpy.datapath.watch import ROUTING, Source, Watch
+from xfrmpy.ipsec.addresses import IpNetwork
 from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.sad import OUR_REQIDS, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.spd import Action, Place, PolicyDirection, SpdEntry
@@ -86,14 +88,69 @@ class KernelDatapath:
         return opened
 
     def probe(self) -> Capabilities:
-        return probe(self._requests)
+        found = probe(self._requests)
+        return replace(found, features=probe_features(self._requests))
 
     def add_sa(self, entry: SadEntry) -> None:
-        self._requests.ask(Request(entries.encode_sa(entry), f"add {entry.id}", create=True))
-        self._sas[entry.id] = entry.reqid
+        self.add([entry])
 
     def add(self, entries: Sequence[SadEntry | SpdEntry]) -> None:
-        add_one_by_one(self, entries)
+        """In pieces: of a piece in which one is refused, those behind it come to be and go."""
+        for start in range(0, len(entries), _PIECE):
+            piece = entries[start : start + _PIECE]
+            done, reason = self._add_piece(piece)
+            if reason is not None:
+                raise NotAdded(start + done, reason) from reason
+
+    def _add_piece(self, piece: Sequence[SadEntry | SpdEntry]) -> tuple[int, DatapathError | None]:
+        """How many are in force by it, and why the next is not."""
+        try:
+            replies = self._requests.exchange([self._addition(entry) for entry in piece])
+        except DatapathError as error:  # Nobody knows what was done before it.
+            for entry in piece:
+                with suppress(DatapathError):
+                    self._take_back(entry)
+            return 0, error
+        concluded, reason = self._conclude(piece, replies)
+        try:
+            done, unled = self._set_routes(piece[:concluded])
+        except DatapathError as error:
+            done, unled = 0, error
+        for place, (entry, reply) in enumerate(zip(piece, replies, strict=True)):
+            if place >= done and (place < concluded or reply.error is None):
+                self._take_back(entry)
+            elif reply.error is not None:
+                self._taken.discard(reply.request.message.body.get("index", 0))
+        return done, unled or reason
+
+    def _conclude(
+        self, piece: Sequence[SadEntry | SpdEntry], replies: Sequence[Reply]
+    ) -> tuple[int, DatapathError | None]:
+        """How many the kernel has taken, or takes in the place of others of ours."""
+        for place, (entry, reply) in enumerate(zip(piece, replies, strict=True)):
+            try:
+                if isinstance(entry, SadEntry):
+                    reply.unless()
+                    self._sas[entry.id] = entry.reqid
+                elif reply.unless(errno.EEXIST).error is not None:
+                    self._replace_policy(entry, reply.request)
+            except DatapathError as error:
+                return place, error
+        return len(piece), None
+
+    def _addition(self, entry: SadEntry | SpdEntry) -> Request:
+        if isinstance(entry, SadEntry):
+            return Request(entries.encode_sa(entry), Words("add", entry.id), create=True)
+        index = self._free_index(entry)
+        self._taken.add(index)
+        what = Words("add the", entry.direction, "policy", entry.selector)
+        return Request(entries.encode_policy(entry, index), what, create=True)
+
+    def _take_back(self, entry: SadEntry | SpdEntry) -> None:
+        if isinstance(entry, SadEntry):
+            self.remove_sa(entry.id)
+        else:
+            self.remove_policy(entry)
 
     def update_sa(self, entry: SadEntry) -> None:
         self._change(entry.id, entry, f"update {entry.id}")
@@ -111,18 +168,7 @@ class KernelDatapath:
             self._requests.ask(Request(entries.encode_sa_id(sa, MessageType.DELSA), what))
 
     def add_policy(self, entry: SpdEntry) -> None:
-        what = f"add the {entry.direction} policy {entry.selector}"
-        index = self._free_index(entry)
-        new = Request(entries.encode_policy(entry, index), what, create=True)
-        if self._requests.exchange([new])[0].unless(errno.EEXIST).error is not None:
-            self._replace_policy(entry, new)
-        self._taken.add(index)
-        try:
-            self._set_route(entry)
-            self._set_shunt(entry)
-        except DatapathError:
-            self.remove_policy(entry)
-            raise
+        self.add([entry])
 
     def remove_policy(self, entry: SpdEntry) -> None:
         self._drop_route(entry)
@@ -278,7 +324,7 @@ class KernelDatapath:
         fresh.attributes[Attribute.LTIME_VAL] = _current_lifetime(gone)
         self._requests.ask(Request(fresh, what, create=True))
 
-    def _our_policy(self, entry: SpdEntry, what: str) -> Message:
+    def _our_policy(self, entry: SpdEntry, what: str | Words) -> Message:
         get = entries.encode_policy_id(entry, MessageType.GETPOLICY)
         found = self._requests.ask(Request(get, what))
         if not found or not entries.is_our_policy(found[0]):
@@ -307,17 +353,46 @@ class KernelDatapath:
         return next(index for index in candidates if index not in self._taken)
 
     def _set_route(self, entry: SpdEntry) -> None:
-        template = entry.template
-        if entry.direction is not PolicyDirection.OUT:
-            return
-        if template is None or template.mode is not Mode.TUNNEL:
-            self._drop_route(entry)  # this one may replace one that had a route
-            return
-        source, destination = entry.selector.source, entry.selector.destination
-        via = self._paths.find(_ends(entry))
-        self._routes.add(destination, local=source, via=via)
+        _, reason = self._set_routes([entry])
+        if reason is not None:
+            raise reason
+
+    def _set_routes(self, added: Sequence[SadEntry | SpdEntry]) -> tuple[int, DatapathError | None]:
+        """Lead packets to the policies among them; how many can stay, and why the next cannot."""
+        routed: dict[int, SpdEntry] = {}
+        failed: dict[int, DatapathError] = {}
+        for place, entry in enumerate(added):
+            if not isinstance(entry, SpdEntry) or entry.direction is not PolicyDirection.OUT:
+                continue
+            try:
+                self._set_shunt(entry)
+            except DatapathError as error:
+                failed[place] = error
+                continue
+            if entry.template is None or entry.template.mode is not Mode.TUNNEL:
+                self._drop_route(entry)  # this one may replace one that had a route
+            else:
+                routed[place] = entry
+        paths = self._paths.find_many({_ends(entry) for entry in routed.values()})
+        wanted: dict[int, tuple[IpNetwork, Way]] = {}
+        for place, entry in routed.items():
+            via, selector = paths[_ends(entry)], entry.selector
+            if isinstance(via, DatapathError):
+                failed[place] = via
+            else:
+                wanted[place] = (selector.destination, Way(local=selector.source, via=via))
+        refusals = self._routes.add_many(tuple(wanted.values()))
+        for place, refusal in zip(wanted, refusals, strict=True):
+            if refusal is None:
+                self._note_route(routed[place])
+            else:
+                failed[place] = refusal
+        first = min(failed, default=len(added))
+        return first, failed.get(first)
+
+    def _note_route(self, entry: SpdEntry) -> None:
         if entry.place in self._routed:
-            self._routes.remove(destination)
+            self._routes.remove(entry.selector.destination)  # It counts how often it was added.
         self._routed[entry.place] = entry
 
     def _set_shunt(self, entry: SpdEntry) -> None:
@@ -404,6 +479,9 @@ _EVENT_GROUPS = (Group.ACQUIRE, Group.EXPIRE, Group.MAPPING)
 _GONE = (errno.ENOENT, errno.ESRCH)
 
 _LARVAL_SPI = 0x58460000
+
+_PIECE = 500
+"""Entries that are put in force, or taken back, together: a hundred tunnels."""
 
 _EVENTS: dict[int, Callable[[Message], Event | None]] = {
     MessageType.ACQUIRE: entries.decode_acquire,

@@ -9,11 +9,13 @@ our own routes. Read RFC 4301 sections 4.4.1 and 4.4.2, and RFC 3948 for the enc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from errno import EOPNOTSUPP
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from socket import AF_INET, AF_INET6, IPPROTO_AH, IPPROTO_ESP
 from typing import TypeVar
 
-from xfrmpy.datapath.interface import Acquire, Expired, MappingChanged
+from xfrmpy.datapath.interface import Acquire, DatapathError, Expired, MappingChanged
 from xfrmpy.datapath.kernel.messages import Attribute, MessageType
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
 from xfrmpy.datapath.netlink.messages import Message, Values
@@ -25,8 +27,10 @@ from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import (
     OUR_REQIDS,
     Direction,
+    DontFragment,
     Lifetime,
     Mode,
+    OuterHeader,
     SadEntry,
     SaId,
     UdpEncapsulation,
@@ -41,7 +45,8 @@ _PROTOCOLS = {ProtocolId.ESP: IPPROTO_ESP, ProtocolId.AH: IPPROTO_AH}
 _MODES = {Mode.TRANSPORT: 0, Mode.TUNNEL: 1}
 _DIRECTIONS = {PolicyDirection.IN: 0, PolicyDirection.OUT: 1, PolicyDirection.FORWARD: 2}
 _ALLOW, _BLOCK = 0, 1
-_AF_UNSPEC, _ESN = 32, 128  # XFRM_STATE_*
+_NOECN, _DECAP_DSCP, _NOPMTUDISC, _AF_UNSPEC, _ESN = 1, 2, 4, 32, 128  # XFRM_STATE_*
+_DONT_ENCAP_DSCP = 1  # XFRM_SA_XFLAG_*
 _INFINITE = (1 << 64) - 1  # XFRM_INF
 _ESP_IN_UDP = 2  # UDP_ENCAP_ESPINUDP of <linux/udp.h>
 _ANY_ALGORITHM = 0xFFFFFFFF
@@ -83,6 +88,8 @@ def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message
             "encap_dport": entry.encapsulation.destination_port,
             "encap_oa": _octets(entry.encapsulation.original),
         }
+    if not entry.outer.copies_dscp:
+        attributes[Attribute.SA_EXTRA_FLAGS] = {"value": _DONT_ENCAP_DSCP}
     if entry.direction is Direction.OUT:
         attributes[Attribute.SET_MARK] = {"value": OUR_MARK}
     elif entry.set_mark is not None:
@@ -106,6 +113,7 @@ def decode_sa(message: Message) -> SadEntry:
             mode=_decoded(_MODES, body["mode"]),
             replay_window=attributes[Attribute.REPLAY_ESN_VAL]["replay_window"],
             encapsulation=_decode_encapsulation(family, attributes.get(Attribute.ENCAP)),
+            outer=_decode_outer(message),
             lifetime=decode_lifetime(body),
             set_mark=_decode_set_mark(message),
             **_decode_suite(message),
@@ -345,7 +353,28 @@ def algorithm_name(algorithm: Values) -> str:
 def _flags(entry: SadEntry) -> int:
     """Without AF_UNSPEC the kernel takes an SA for one of its outer family, as transport is."""
     either_family = _AF_UNSPEC if entry.mode is Mode.TUNNEL else 0
-    return either_family | (_ESN if entry.suite.esn else 0)
+    return either_family | (_ESN if entry.suite.esn else 0) | _outer_flags(entry.outer)
+
+
+def _outer_flags(outer: OuterHeader) -> int:
+    """Of NOPMTUDISC only DF is left: the kernel clears it where it would have copied it."""
+    if outer.dont_fragment is DontFragment.SET:
+        raise DatapathError("the kernel cannot set DF whatever a packet says", EOPNOTSUPP)
+    flags = 0 if outer.copies_ecn else _NOECN
+    if outer.restores_dscp:
+        flags |= _DECAP_DSCP
+    return flags | (_NOPMTUDISC if outer.dont_fragment is DontFragment.CLEAR else 0)
+
+
+def _decode_outer(message: Message) -> OuterHeader:
+    flags = message.body["flags"]
+    extra = message.attributes.get(Attribute.SA_EXTRA_FLAGS, {}).get("value", 0)
+    return OuterHeader(
+        copies_dscp=not extra & _DONT_ENCAP_DSCP,
+        restores_dscp=bool(flags & _DECAP_DSCP),
+        copies_ecn=not flags & _NOECN,
+        dont_fragment=DontFragment.CLEAR if flags & _NOPMTUDISC else DontFragment.COPY,
+    )
 
 
 def _octets(address: IpAddress | None) -> bytes:
@@ -376,8 +405,10 @@ _LIMITS = {
 """The kernel's field: the field of `Lifetime`, and the number that stands for "no limit"."""
 
 
-def _encode_lifetime(lifetime: Lifetime) -> Values:
-    values: Values = {}
+@lru_cache(maxsize=256)
+def _encode_lifetime(lifetime: Lifetime) -> Mapping[str, int]:
+    """Those of a gateway's SAs are of a few kinds, all policies' of one."""
+    values: dict[str, int] = {}
     for field, (name, none) in _LIMITS.items():
         limit = getattr(lifetime, name)
         values[field] = none if limit is None else limit

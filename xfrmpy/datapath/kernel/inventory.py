@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from socket import AF_INET6, IPPROTO_AH, IPPROTO_ESP
 from typing import Any
 
-from xfrmpy.datapath.devices import read_interfaces
+from xfrmpy.datapath.held_interfaces import read_interfaces
 from xfrmpy.datapath.inventory import (
     HeldPolicy,
     HeldSa,

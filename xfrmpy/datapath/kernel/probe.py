@@ -18,7 +18,7 @@ from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import EspSuite
-from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Mode, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, DontFragment, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.registry import ProtocolId
 
 _SPI = 0x5846FFFF
@@ -80,6 +80,7 @@ def probe(requests: NetlinkSocket) -> Capabilities:
         marks=trial.works(
             "marks", replace(sample, direction=Direction.IN, set_mark=Mark(0xA0, 0xF0))
         ),
+        dont_fragment=frozenset({DontFragment.COPY, DontFragment.CLEAR}),
         missing=trial.missing,
     )
 
@@ -96,6 +97,7 @@ def _no_esp(trial: _Trial) -> Capabilities:
         esn=False,
         udp_encapsulation=False,
         raw_esp=False,
+        dont_fragment=frozenset(),
         missing=trial.missing | {"esp": why},
     )
 

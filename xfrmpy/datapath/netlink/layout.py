@@ -52,7 +52,8 @@ class Layout:
         if len(row) != len(self._empty):
             raise TypeError(f"no such fields: {sorted(row.keys() - self._empty.keys())}")
         for name, swap in self._swaps:
-            row[name] = swap(row[name])
+            if row[name]:
+                row[name] = swap(row[name])
         return self._struct.pack(*row.values())
 
     def unpack(self, data: bytes, offset: int = 0) -> dict[str, Any]:

@@ -63,22 +63,22 @@ class Family:
         """The octets behind the netlink header."""
         layout = self.bodies.get(message.type)
         body = message.unknown if layout is None else layout.pack(message.body)
-        return body + encode_attributes(
-            {number: self._encode(number, value) for number, value in message.attributes.items()}
-        )
+        parts = [body, bytes(-len(body) % _ALIGNMENT)]
+        for number, value in message.attributes.items():
+            _append_attribute(parts, number, self._encode(number, value))
+        return b"".join(parts)
 
     def decode(self, kind: int, data: bytes) -> Message:
         """Read the octets behind the netlink header. Raises `UnreadableMessage`."""
         layout = self.bodies.get(kind)
         if layout is None:
             return Message(type=kind, unknown=data)
-        attributes = split_attributes(data[layout.size :])
-        shaped = attributes.keys() & self.attributes.keys()
-        return Message(
-            type=kind,
-            body=layout.unpack(data),
-            attributes={**attributes, **{n: self._decode(n, attributes[n]) for n in shaped}},
-        )
+        attributes: dict[int, Any] = {
+            **split_attributes(data[layout.size + -layout.size % _ALIGNMENT :])
+        }
+        for number in attributes.keys() & self.attributes.keys():
+            attributes[number] = self._decode(number, attributes[number])
+        return Message(type=kind, body=layout.unpack(data), attributes=attributes)
 
     def _encode(self, number: int, value: Any) -> bytes:
         shape = self.attributes.get(number)
@@ -111,9 +111,15 @@ def encode_attributes(attributes: Mapping[int, bytes]) -> bytes:
     """Attributes one after another, each begun at a multiple of four octets."""
     parts: list[bytes] = []
     for number, data in attributes.items():
-        parts.append(_ATTRIBUTE_HEADER.pack(_ATTRIBUTE_HEADER.size + len(data), number))
-        parts.append(data + bytes(-len(data) % _ALIGNMENT))
+        _append_attribute(parts, number, data)
     return b"".join(parts)
+
+
+def _append_attribute(parts: list[bytes], number: int, data: bytes) -> None:
+    parts.append(_ATTRIBUTE_HEADER.pack(_HEADER_SIZE + len(data), number))
+    parts.append(data)
+    if len(data) % _ALIGNMENT:
+        parts.append(bytes(-len(data) % _ALIGNMENT))
 
 
 def split_attributes(data: bytes) -> Mapping[int, bytes]:
@@ -139,5 +145,6 @@ def decode_number(octets: bytes) -> int:
 
 NUMBER = struct.Struct("=I")
 _ATTRIBUTE_HEADER = struct.Struct("=HH")  # struct nlattr: length with the header, type
+_HEADER_SIZE = _ATTRIBUTE_HEADER.size
 _ALIGNMENT = 4
 _TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: without "nested" and "network order"

@@ -1,6 +1,6 @@
 """The netlink socket: requests with their answers, dumps, and notifications; never blocks.
 
-The kernel works while we send: when `sendto` returns, every acknowledgement waits in the socket,
+The kernel works while we send: when `sendto` returns, every answer waits in the socket,
 and a dump goes on each time we read. So requests are synchronous without ever waiting. Every error
 has the kernel's own sentence if it gives one (extended acknowledgements). RFC 3549 is the idea of
 the header; <linux/netlink.h> the numbers. Which messages there are, a `Family` says.
@@ -46,6 +46,18 @@ _BATCH = 100
 """Requests in one send: beyond it nothing is gained (measured), and answers need buffer."""
 
 
+class Words:
+    """A sentence's parts, put together only if somebody wants to read it: most are for errors."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, *parts: object) -> None:
+        self._parts = parts
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self._parts))
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One message to the kernel; `what` completes "cannot ..." in an error.
@@ -54,7 +66,7 @@ class Request:
     """
 
     message: Message
-    what: str
+    what: str | Words
     create: bool = False
     replace: bool = False
     dump: bool = False
@@ -163,32 +175,43 @@ class NetlinkSocket:
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
 
     def _exchange(self, requests: Sequence[Request]) -> list[Reply]:
+        """Only the last is acknowledged if all is well: the kernel works through them in order."""
         replies: dict[int, Reply] = {}
         parts: list[bytes] = []
+        last = requests[-1]
         for request in requests:
             self._sequence = self._sequence % 0xFFFFFFFF + 1  # 0 is the notifications'
             payload = b"" if request.is_bare else self._family.encode(request.message)
-            flags = _REQUEST | (_DUMP if request.dump else _ACK)
+            flags = _DUMP if request.dump else _ACK if request is last else 0
             flags |= _CREATE | _EXCLUSIVE if request.create else 0
             flags |= _CREATE | _REPLACE if request.replace else 0
             size = _HEADER.size + len(payload)
             kind = request.message.type
             # XFRM tells others the port that stands here, not the one that it came from.
-            parts += (_HEADER.pack(size, kind, flags, self._sequence, self.port), payload)
+            parts += (
+                _HEADER.pack(size, kind, _REQUEST | flags, self._sequence, self.port),
+                payload,
+            )
             replies[self._sequence] = Reply(request)
         try:
             self._socket.send(b"".join(parts))
-            self._collect(replies)
+            self._collect(replies, replies[self._sequence])
         except OSError as error:
+            self._discard()
             raise _refused(requests[0].what, error.errno or 0) from error
         return [*replies.values()]
 
-    def _collect(self, replies: dict[int, Reply]) -> None:
-        while not all(reply.done for reply in replies.values()):
+    def _discard(self) -> None:
+        """What is left of answers when some were lost, lest they leave no room for the next."""
+        with suppress(OSError):
+            while self._receive() is not None:
+                pass
+
+    def _collect(self, replies: dict[int, Reply], last: Reply) -> None:
+        while not last.done:
             data = self._receive()
             if data is None:
-                unanswered = next(r for r in replies.values() if not r.done)
-                raise DatapathError(f"cannot {unanswered.request.what}: the kernel did not answer")
+                raise DatapathError(f"cannot {last.request.what}: the kernel did not answer")
             for kind, flags, sequence, payload in _split_messages(data):
                 if sequence in replies:
                     _add_answer(self._family, replies[sequence], kind, flags, payload)
@@ -236,7 +259,7 @@ def _add_answer(family: Family, reply: Reply, kind: int, flags: int, payload: by
         reply.messages.append(family.decode(kind, payload))
 
 
-def _decode_error(what: str, flags: int, payload: bytes) -> DatapathError | None:
+def _decode_error(what: str | Words, flags: int, payload: bytes) -> DatapathError | None:
     """None for an acknowledgement: an error of zero."""
     if len(payload) < _ERROR.size:
         raise UnreadableMessage("the kernel sent an acknowledgement that is cut")
@@ -263,7 +286,7 @@ def _split_messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         offset += size + -size % 4
 
 
-def _refused(what: str, code: int, sentence: str = "") -> DatapathError:
+def _refused(what: str | Words, code: int, sentence: str = "") -> DatapathError:
     reason = sentence or os.strerror(code)
     hint = _HINTS.get(code)
     return DatapathError(f"cannot {what}: {reason}" + (f" ({hint})" if hint else ""), code)

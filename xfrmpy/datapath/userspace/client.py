@@ -35,7 +35,7 @@ from xfrmpy.ipsec import algorithms
 from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.overhead import inner_mtu
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
-from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, SaId, Usage
+from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
@@ -123,18 +123,16 @@ class UserspaceDatapath:
             for integrity in algorithms.INTEGRITY
         }
         aead = {cipher.name for cipher in algorithms.CIPHERS if cipher.is_aead}
-        missing = {"transport mode": "the userspace datapath knows tunnel mode only"}
         refusal = self._worker.ask("raw_refusal")
-        if refusal is not None:
-            missing["raw esp"] = str(refusal)
         return Capabilities(
             protocols=frozenset({ProtocolId.ESP}),
-            modes=frozenset({Mode.TUNNEL}),
+            modes=frozenset(Mode),
             suites=frozenset(combined | aead),
             esn=True,
             udp_encapsulation=True,
             raw_esp=refusal is None,
-            missing=missing,
+            dont_fragment=frozenset(DontFragment),
+            missing={} if refusal is None else {"raw esp": str(refusal)},
         )
 
     def add_sa(self, entry: SadEntry) -> None:

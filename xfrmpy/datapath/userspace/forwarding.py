@@ -27,6 +27,7 @@ from xfrmpy.datapath.interface import (
 from xfrmpy.datapath.userspace.holding import Holding
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.ip import InnerHeader, NotIp, parse_inner_header
+from xfrmpy.esp.outer import Congested, inner_after
 from xfrmpy.esp.packet import (
     IPV4_IN_ESP,
     IPV6_IN_ESP,
@@ -35,11 +36,13 @@ from xfrmpy.esp.packet import (
     InboundSa,
     OutboundSa,
 )
+from xfrmpy.esp.reassembly import Reassembly, fragment_of
+from xfrmpy.esp.transport import Fields, NotCarried, payload_of, with_checksum, with_header
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import ICMP_PROTOCOLS, MAX_PORT, Selector, TrafficSelector
-from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
+from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
 
 ACQUIRE_SECONDS = 5.0
@@ -51,6 +54,7 @@ MAPPING_SECONDS = 5.0
 _NEXT_HEADER = {4: IPV4_IN_ESP, 6: IPV6_IN_ESP}
 _ADDRESS: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
 _SPI = slice(0, 4)
+_NO_FIELDS = Fields()
 
 
 class Refusal(StrEnum):
@@ -61,6 +65,8 @@ class Refusal(StrEnum):
     NO_SA = "no-sa"
     UNKNOWN_SPI = "unknown-spi"
     OUTSIDE_SELECTORS = "outside-selectors"
+    NOT_FOR_TRANSPORT = "not-for-transport"
+    CONGESTED = "congested"
 
 
 class Refused(Exception):
@@ -72,7 +78,16 @@ class Refused(Exception):
 
 
 class Waits(Exception):
-    """The packet goes no further now: it waits for an SA (`Forwarder.take_waiting`)."""
+    """The packet goes no further now: it waits for an SA (`Forwarder.take_waiting`), or is a
+    fragment and waits for the rest of its datagram."""
+
+
+class InClear(Exception):
+    """No SA is to carry these `packets`, which are one datagram: they go as they are."""
+
+    def __init__(self, packets: list[bytes]) -> None:
+        super().__init__()
+        self.packets = packets
 
 
 class Held:
@@ -100,6 +115,8 @@ class Forwarder:
         self._outbound: dict[int, list[tuple[OutboundSa, Held]]] = {}
         self._spd: dict[tuple[PolicyDirection, Selector], SpdEntry] = {}
         self._by_priority: dict[PolicyDirection, list[SpdEntry]] = {d: [] for d in PolicyDirection}
+        self._hosts: Counter[tuple[int, int]] = Counter()
+        self._reassembly = Reassembly()
         self._acquired_at: dict[int, float] = {}
         self._holding = Holding()
         self._limits: list[tuple[float, int, SaId]] = []
@@ -108,10 +125,18 @@ class Forwarder:
     # Packets.
 
     def protect(self, packet: bytes, now: float) -> tuple[bytes, SadEntry]:
-        """An inner packet as ESP, and the SA that carries it. Raises `Refused` and `Waits`."""
+        """An inner packet as ESP, and the SA that carries it.
+
+        Raises `Refused` and `Waits`, and `InClear` for packets to the peer of transport mode.
+        """
         header = _parse(packet)
+        pieces = [packet]
+        if (header.version, header.destination) in self._hosts:
+            packet, pieces = self._gather(packet)
+            header = _parse(packet)
         policy = self._policy_for(PolicyDirection.OUT, header)
-        if policy is None or policy.template is None:  # None of ours, or BYPASS, or DISCARD.
+        if policy is None or policy.template is None:
+            self._let_pass(policy, header, pieces)
             raise Refused(Refusal.NO_POLICY)
         candidates = self._outbound.get(policy.template.reqid)
         if not candidates:
@@ -121,7 +146,7 @@ class Forwarder:
             raise Refused(Refusal.NO_SA)
         sa, held = candidates[-1]
         try:
-            sealed = sa.seal(packet[: header.length], _NEXT_HEADER[header.version])
+            sealed = _seal(sa, packet[: header.length], header.version)
         except Dropped as dropped:
             self._check_limits(held, now)
             raise Refused(dropped.reason) from None
@@ -135,10 +160,12 @@ class Forwarder:
         now: float,
         *,
         protocol: ProtocolId = ProtocolId.ESP,
+        fields: Fields = _NO_FIELDS,
     ) -> bytes:
         """The inner packet of a protected one, from its SPI on. Raises `Refused`.
 
-        `source` is where it came from in UDP; None if it came without. RFC 7296 section 2.23: "all
+        `source` is where it came from in UDP; None if it came without. `fields` are those of its IP
+        header. RFC 7296 section 2.23: "all
         devices MUST be able to receive and process both UDP-encapsulated ESP and non-UDP-
         encapsulated ESP packets at any time".
         """
@@ -154,14 +181,33 @@ class Forwarder:
                 self._note_use(held, now)
             raise Refused(dropped.reason) from None
         self._note_use(held, now)
+        if sa.entry.mode is Mode.TRANSPORT:
+            inner = _as_in_clear(sa.entry, next_header, inner, fields)
         header = _parse(inner)
-        if next_header != _NEXT_HEADER[header.version]:
+        if sa.entry.mode is Mode.TUNNEL and next_header != _NEXT_HEADER[header.version]:
             raise Refused(Refusal.NOT_IP)
         if not self._is_allowed(sa.entry, header):
             raise Refused(Refusal.OUTSIDE_SELECTORS)
         if is_newest and source is not None:
             self._note_source(held, source, now)
-        return inner[: header.length]
+        return _with_outer(inner[: header.length], sa.entry, fields)
+
+    def _gather(self, packet: bytes) -> tuple[bytes, list[bytes]]:
+        """A whole datagram and the packets that it came in. Raises `Waits`."""
+        fragment = fragment_of(packet)
+        if fragment is None:
+            return packet, [packet]
+        gathered = self._reassembly.add(packet, fragment)
+        if gathered is None:
+            raise Waits
+        return gathered
+
+    def _let_pass(self, policy: SpdEntry | None, header: InnerHeader, pieces: list[bytes]) -> None:
+        """What routes led here though no SA is to carry it: the peer of transport mode has other
+        traffic, too, as its selectors go by protocol and port and routes do not."""
+        is_exempt = policy is None or policy.action is Action.BYPASS
+        if is_exempt and (header.version, header.destination) in self._hosts:
+            raise InClear(pieces)
 
     def _policy_for(self, direction: PolicyDirection, header: InnerHeader) -> SpdEntry | None:
         entries = self._by_priority[direction]
@@ -273,7 +319,6 @@ class Forwarder:
         """Raises `DatapathError` for an entry that is there already, or not for us."""
         if entry.id in self._sad:
             raise DatapathError(f"{entry.id} is in force already", errno.EEXIST)
-        _check_mode(entry.mode)
         if entry.protocol is not ProtocolId.ESP:
             raise DatapathError("the userspace datapath carries ESP only", errno.EOPNOTSUPP)
         if entry.direction is Direction.IN:
@@ -336,11 +381,10 @@ class Forwarder:
             del self._outbound[entry.reqid]
 
     def add_policy(self, entry: SpdEntry) -> None:
-        """Raises `DatapathError` for a policy that could not be kept."""
-        if entry.template is not None:
-            _check_mode(entry.template.mode)
+        """In place of one of the same direction and selector."""
         self.remove_policy(entry)
         self._spd[entry.direction, entry.selector] = entry
+        self._hosts.update(_hosts_of(entry))
         insort(self._by_priority[entry.direction], entry, key=_priority)
 
     def remove_policy(self, entry: SpdEntry) -> None:
@@ -352,6 +396,7 @@ class Forwarder:
             while entries[place] is not old:
                 place += 1
             del entries[place]
+            self._hosts -= Counter(_hosts_of(old))
 
     def usage(self, sa: SaId, now: float) -> Usage:
         return self._find(sa).sa.usage(self.seconds_idle(sa, now))
@@ -379,6 +424,7 @@ class Forwarder:
         for entries in self._by_priority.values():
             entries.clear()
         self._acquired_at.clear()
+        self._hosts.clear()
         self._holding.clear()
         return count
 
@@ -400,9 +446,42 @@ def _priority(entry: SpdEntry) -> int:
     return entry.priority
 
 
-def _check_mode(mode: Mode) -> None:
-    if mode is not Mode.TUNNEL:
-        raise DatapathError(f"the userspace datapath has no {mode} mode", errno.EOPNOTSUPP)
+def _seal(sa: OutboundSa, packet: bytes, version: int) -> bytes:
+    """Raises `Refused` and `Dropped`."""
+    if sa.entry.mode is Mode.TUNNEL:
+        return sa.seal(packet, _NEXT_HEADER[version])
+    try:
+        protocol, payload = payload_of(packet)
+    except NotCarried:
+        raise Refused(Refusal.NOT_FOR_TRANSPORT) from None
+    return sa.seal(payload, protocol)
+
+
+def _as_in_clear(sa: SadEntry, protocol: int, payload: bytes, fields: Fields) -> bytes:
+    """The packet of transport mode as its host is to have it, between the addresses of the SA."""
+    ends = sa.source, sa.destination
+    if sa.encapsulation is not None:  # A NAT may be on the way.
+        payload = with_checksum(*ends, protocol, payload)
+    return with_header(*ends, protocol, payload, fields)
+
+
+def _with_outer(inner: bytes, sa: SadEntry, fields: Fields) -> bytes:
+    if sa.mode is Mode.TRANSPORT:
+        return inner
+    try:
+        return inner_after(inner, fields, sa.outer)
+    except Congested:
+        raise Refused(Refusal.CONGESTED) from None
+
+
+def _hosts_of(entry: SpdEntry) -> list[tuple[int, int]]:
+    """Whom a policy of transport mode leads all packets here for, by version and address."""
+    template, there = entry.template, entry.selector.destination
+    if template is None or template.mode is not Mode.TRANSPORT:
+        return []
+    if entry.direction is not PolicyDirection.OUT or there.prefixlen < there.max_prefixlen:
+        return []
+    return [(there.version, int(there.network_address))]
 
 
 def _parse(packet: bytes) -> InnerHeader:

@@ -22,10 +22,9 @@ from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 
-ESP, AH = 50, 51  # IP protocols
-
 TABLE = nftables.Table("xfrmpy-userspace")
 CHAIN = "in"
+_ESP, _AH = 50, 51
 
 _Key: TypeAlias = tuple[PolicyDirection, Selector]
 _Entries: TypeAlias = Sequence[tuple[_Key, SpdEntry | None]]
@@ -206,8 +205,10 @@ _EXEMPT = tuple(
         # IKE, ESP and AH themselves, where a policy covers the gateways (RFC 7296 section 2.23).
         nftables.to_udp_port(IKE_PORT),
         nftables.to_udp_port(IKE_NATT_PORT),
-        nftables.has_protocol(ESP),
-        nftables.has_protocol(AH),
+        nftables.later_udp_fragment(4) + nftables.is_to_us(),
+        nftables.later_udp_fragment(6) + nftables.is_to_us(),
+        nftables.has_protocol(_ESP),
+        nftables.has_protocol(_AH),
         # Hop limit 255 keeps it on the link (RFC 4861 section 6.1); without it nothing moves.
         nftables.neighbour_discovery(),
     )

@@ -13,12 +13,20 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from struct import Struct
 
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.userspace import bpf
+from xfrmpy.datapath.userspace.ancillary import (
+    ROOM,
+    DfSwitch,
+    ask_for_fields,
+    decode_fields,
+    encode_fields,
+)
 from xfrmpy.datapath.userspace.udp import IPV6_INFO, packet_info
+from xfrmpy.esp.transport import Fields
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, SadEntry
 from xfrmpy.registry import ProtocolId
@@ -26,13 +34,12 @@ from xfrmpy.registry import ProtocolId
 NUMBERS = {ProtocolId.ESP: socket.IPPROTO_ESP, ProtocolId.AH: socket.IPPROTO_AH}
 
 _SPI_OFFSET = {ProtocolId.ESP: 0, ProtocolId.AH: 4}
+_RAW = socket.SOCK_RAW | socket.SOCK_NONBLOCK
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>
 _EVERYTHING = 0xFFFFFFFF
 
 _MAX_PACKET = 65535
-_ANCILLARY = 256
-_INTEGER = Struct("=i")
 _IPV6_HEADER = Struct(">IHBB16s16s")
 
 
@@ -54,15 +61,22 @@ class RawSockets:
         """`prepare` sets what every socket of a worker has, by its IP version."""
         self.refusal: DatapathError | None = None
         self._opened: dict[tuple[ProtocolId, int], RawSocket] = {}
+        self._clear: dict[int, socket.socket] = {}
         try:
             with ExitStack() as undo:
                 for key in ((p, v) for p in NUMBERS for v in versions):
                     self._opened[key] = opened = RawSocket(*key)
                     undo.callback(opened.close)
                     prepare(opened.socket, opened.version)
+                for version in versions:
+                    # Such a socket takes whole packets, and is given none.
+                    sender = socket.socket(_FAMILIES[version], _RAW, socket.IPPROTO_RAW)
+                    self._clear[version] = undo.enter_context(sender)
+                    prepare(sender, version)
                 undo.pop_all()
         except OSError as error:
             self._opened.clear()
+            self._clear.clear()
             need = " (it needs CAP_NET_RAW)" if error.errno == errno.EPERM else ""
             reason = f"raw sockets cannot be opened: {error.strerror}{need}"
             self.refusal = DatapathError(reason, error.errno)
@@ -77,17 +91,27 @@ class RawSockets:
                 f"this host has no IPv{entry.source.version}", errno.EAFNOSUPPORT
             )
 
-    def send(self, packet: bytes, entry: SadEntry) -> None:
+    def send(self, packet: bytes, entry: SadEntry, fields: Fields | None, has_df: bool) -> None:
         """Raises `OSError`."""
         opened = self._opened.get(self._key(entry))
         if opened is None:
             raise OSError(errno.EPROTONOSUPPORT, "no raw socket")
-        opened.send(packet, entry.source, entry.destination)
+        opened.send(packet, entry.source, entry.destination, fields, has_df=has_df)
+
+    def send_in_clear(self, packet: bytes) -> None:
+        """A whole packet, as it is. Raises `OSError`."""
+        version = packet[0] >> 4
+        sender = self._clear.get(version)
+        if sender is None:
+            raise OSError(errno.EPROTONOSUPPORT, "no raw socket")
+        where = packet[16:20] if version == 4 else packet[24:40]
+        sender.sendto(packet, (str(ip_address(where)), 0))
 
     def close(self) -> None:
-        for opened in self:
+        for opened in (*self, *self._clear.values()):
             opened.close()
         self._opened.clear()
+        self._clear.clear()
 
     @staticmethod
     def _key(entry: SadEntry) -> tuple[ProtocolId, int]:
@@ -111,6 +135,8 @@ class RawSocket:
             self.socket.close()
             raise
 
+        self._df = DfSwitch(self.socket) if version == 4 else None
+
     def _set_up(self) -> None:
         self.socket.setblocking(False)
         program = filter_program(self.protocol, self.version)
@@ -118,8 +144,8 @@ class RawSocket:
         if self.takes_headers:
             self.socket.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
         if self.version == 6:
-            for told in (socket.IPV6_RECVPKTINFO, socket.IPV6_RECVTCLASS, socket.IPV6_RECVHOPLIMIT):
-                self.socket.setsockopt(socket.IPPROTO_IPV6, told, 1)
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            ask_for_fields(self.socket, 6)
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -130,7 +156,7 @@ class RawSocket:
             packet = self.socket.recv(_MAX_PACKET)
             size = (packet[0] & 0xF) * 4
             return Arrived(packet[:size], packet[size:])
-        payload, told, _, address = self.socket.recvmsg(_MAX_PACKET, _ANCILLARY)
+        payload, told, _, address = self.socket.recvmsg(_MAX_PACKET, ROOM)
         source = IPv6Address(address[0].partition("%")[0])
         return Arrived(self._ipv6_header(len(payload), source, told), payload)
 
@@ -138,17 +164,30 @@ class RawSocket:
         self, length: int, source: IPv6Address, told: list[tuple[int, int, bytes]]
     ) -> bytes:
         words = {kind: octets for level, kind, octets in told if level == socket.IPPROTO_IPV6}
-        traffic_class, hops = (
-            _INTEGER.unpack(words[kind])[0] for kind in (socket.IPV6_TCLASS, socket.IPV6_HOPLIMIT)
-        )
         destination = IPV6_INFO.unpack(words[socket.IPV6_PKTINFO])[0]
-        first = 6 << 28 | traffic_class << 20
+        fields = decode_fields(told, 6)
+        first = 6 << 28 | fields.traffic_class << 20
         number = NUMBERS[self.protocol]
-        return _IPV6_HEADER.pack(first, length, number, hops, source.packed, destination)
+        return _IPV6_HEADER.pack(first, length, number, fields.hops, source.packed, destination)
 
-    def send(self, packet: bytes, source: IpAddress, destination: IpAddress) -> None:
-        """From exactly this address. Raises `OSError`."""
+    def send(
+        self,
+        packet: bytes,
+        source: IpAddress,
+        destination: IpAddress,
+        fields: Fields | None = None,
+        *,
+        has_df: bool = False,
+    ) -> None:
+        """From exactly this address; `fields` are for a header that the kernel makes.
+
+        Raises `OSError`.
+        """
         told = [] if self.takes_headers else [packet_info(source)]
+        if fields is not None:
+            told += encode_fields(fields, self.version)
+        if self._df is not None:
+            self._df.turn(on=has_df)
         self.socket.sendmsg([packet], told, 0, (str(destination), 0))
 
     def close(self) -> None:

@@ -23,8 +23,10 @@ from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import (
     Direction,
+    DontFragment,
     Lifetime,
     Mode,
+    OuterHeader,
     SadEntry,
     SaId,
     UdpEncapsulation,
@@ -60,6 +62,7 @@ _MEANING = 1
 
 VALUES = (
     *(SadEntry, SpdEntry, SaId, Usage, EspSuite, Cipher, Integrity, UdpEncapsulation, Lifetime),
+    OuterHeader,
     *(Selector, MaskedPort, Mark, Template, TrafficSelector, SocketAddress),
     *(Acquire, Expired, MappingChanged),
 )
@@ -71,7 +74,8 @@ def _format() -> str:
         kind.__name__: [(f.name, str(f.type)) for f in dataclasses.fields(kind)] for kind in VALUES
     }
     words = [
-        [str(member) for member in each] for each in (Mode, Direction, Action, PolicyDirection)
+        [str(member) for member in each]
+        for each in (Mode, DontFragment, Direction, Action, PolicyDirection)
     ]
     algorithms = [[c.name for c in CIPHERS], [i.name for i in INTEGRITY]]
     everything = json.dumps([_MEANING, shapes, words, algorithms])

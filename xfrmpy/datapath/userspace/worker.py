@@ -28,18 +28,27 @@ from xfrmpy import __version__
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.datapath.userspace import requests
+from xfrmpy.datapath.userspace.ancillary import (
+    ROOM,
+    DfSwitch,
+    ask_for_fields,
+    decode_fields,
+    encode_fields,
+)
 from xfrmpy.datapath.userspace.control import ControlSocket
-from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused, Waits
-from xfrmpy.datapath.userspace.raw import RawSocket, RawSockets
+from xfrmpy.datapath.userspace.forwarding import Forwarder, InClear, Refused, Waits
+from xfrmpy.datapath.userspace.raw import Arrived, RawSocket, RawSockets
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
     open_shared_udp_socket,
     packet_info,
 )
+from xfrmpy.esp.outer import dont_fragment, outer_fields
+from xfrmpy.esp.transport import Fields, fields_of
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
-from xfrmpy.ipsec.sad import SadEntry, SaId, UdpEncapsulation
+from xfrmpy.ipsec.sad import Mode, SadEntry, SaId, UdpEncapsulation
 from xfrmpy.ipsec.spd import SpdEntry
 from xfrmpy.registry import ProtocolId
 
@@ -70,6 +79,7 @@ class Worker:
         self._forwarder = Forwarder(secrets.token_bytes)
         self._selector = selectors.DefaultSelector()
         self._udp: dict[int, socket.socket] = {}
+        self._udp_df: DfSwitch | None = None
         self._raw: RawSockets | None = None
         self._tun: Tun | None = None
         self._running = True
@@ -133,38 +143,61 @@ class Worker:
         self._selector.register(self._tun, selectors.EVENT_READ, partial(self._read_tun, self._tun))
 
     def _protect(self, packet: bytes) -> None:
-        sealed, entry = self._forwarder.protect(packet, time.monotonic())
-        if entry.encapsulation is None:
-            self._send_raw(sealed, entry)
-        else:
-            self._send_in_udp(sealed, entry, entry.encapsulation)
-
-    def _send_raw(self, sealed: bytes, entry: SadEntry) -> None:
         assert self._raw is not None, "without a device there are no packets"
         try:
-            self._raw.send(sealed, entry)
+            sealed, entry = self._forwarder.protect(packet, time.monotonic())
+        except InClear as exempt:
+            self._send_in_clear(exempt.packets)
+            return
+        fields, has_df = _outer_header(packet, entry)
+        if entry.encapsulation is not None:
+            self._send_in_udp(sealed, entry, entry.encapsulation, fields, has_df)
+            return
+        try:
+            self._raw.send(sealed, entry, fields, has_df)
         except OSError as error:
             raise _refused("raw-send", error) from error
 
-    def _send_in_udp(self, sealed: bytes, entry: SadEntry, ports: UdpEncapsulation) -> None:
+    def _send_in_clear(self, packets: list[bytes]) -> None:
+        assert self._raw is not None, "without a device there are no packets"
+        try:
+            for packet in packets:
+                self._raw.send_in_clear(packet)
+        except OSError as error:
+            raise _refused("clear-send", error) from error
+
+    def _send_in_udp(
+        self,
+        sealed: bytes,
+        entry: SadEntry,
+        ports: UdpEncapsulation,
+        fields: Fields | None,
+        has_df: bool,
+    ) -> None:
         sender = self._udp.get(entry.source.version)
         if sender is None:
             raise Refused("no-udp-socket")
         destination = (str(entry.destination), ports.destination_port)
+        told = [packet_info(entry.source)]
+        if fields is not None:
+            told += encode_fields(fields, entry.source.version)
         try:
-            sender.sendmsg([sealed], [packet_info(entry.source)], 0, destination)
+            if entry.source.version == 4 and self._udp_df is not None:
+                self._udp_df.turn(on=has_df)
+            sender.sendmsg([sealed], told, 0, destination)
         except OSError as error:
             raise _refused("udp-send", error) from error
 
-    def _read_udp(self, receiver: socket.socket) -> None:
+    def _read_udp(self, receiver: socket.socket, version: int) -> None:
         for _ in range(BATCH):
             try:
-                datagram, address = receiver.recvfrom(MAX_DATAGRAM)
+                datagram, told, _flags, address = receiver.recvmsg(MAX_DATAGRAM, ROOM)
             except BlockingIOError:
                 return
             except OSError:
                 continue  # An ICMP error for something sent earlier.
-            self._guarded(partial(self._unprotect, datagram, address))
+            fields = decode_fields(told, version)
+            self._guarded(partial(self._unprotect, datagram, address, fields))
 
     def _read_raw(self, receiver: RawSocket) -> None:
         for _ in range(BATCH):
@@ -174,15 +207,18 @@ class Worker:
                 return
             except OSError:
                 continue  # An ICMP error for something sent earlier.
-            self._guarded(partial(self._unprotect_raw, receiver.protocol, arrived.payload))
+            self._guarded(partial(self._unprotect_raw, receiver.protocol, arrived))
 
-    def _unprotect(self, datagram: bytes, address: tuple[Any, ...]) -> None:
+    def _unprotect(self, datagram: bytes, address: tuple[Any, ...], fields: Fields) -> None:
         source = SocketAddress(ip_address(address[0].partition("%")[0]), address[1])
-        self._deliver(self._forwarder.unprotect(datagram, source, time.monotonic()))
-
-    def _unprotect_raw(self, protocol: ProtocolId, payload: bytes) -> None:
         now = time.monotonic()
-        self._deliver(self._forwarder.unprotect(payload, None, now, protocol=protocol))
+        self._deliver(self._forwarder.unprotect(datagram, source, now, fields=fields))
+
+    def _unprotect_raw(self, protocol: ProtocolId, arrived: Arrived) -> None:
+        fields, now = fields_of(arrived.header), time.monotonic()
+        self._deliver(
+            self._forwarder.unprotect(arrived.payload, None, now, protocol=protocol, fields=fields)
+        )
 
     def _deliver(self, packet: bytes) -> None:
         assert self._tun is not None, "without a device there are no UDP sockets"
@@ -222,8 +258,10 @@ class Worker:
                 if version == 6 and not _has_ipv6():
                     continue
                 self._udp[version] = opened = _open_udp(family)
+                if version == 4:
+                    self._udp_df = DfSwitch(opened)
                 self._selector.register(
-                    opened, selectors.EVENT_READ, partial(self._read_udp, opened)
+                    opened, selectors.EVENT_READ, partial(self._read_udp, opened, version)
                 )
         except OSError as error:
             self._close_udp()
@@ -427,10 +465,20 @@ def network_namespace() -> int:
     return os.stat("/proc/thread-self/ns/net").st_ino
 
 
+def _outer_header(packet: bytes, entry: SadEntry) -> tuple[Fields | None, bool]:
+    """The fields of what a packet becomes, None for the usual ones; and whether it has DF."""
+    if entry.mode is Mode.TRANSPORT:
+        return fields_of(packet), False
+    fields = outer_fields(packet, entry.outer)
+    return fields if fields.traffic_class else None, dont_fragment(packet, entry.outer)
+
+
 def _open_udp(family: socket.AddressFamily) -> socket.socket:
+    version = 4 if family == socket.AF_INET else 6
     opened = open_shared_udp_socket(family, IKE_NATT_PORT)
     opened.setblocking(False)
-    _prepare(opened, 4 if family == socket.AF_INET else 6)
+    _prepare(opened, version)
+    ask_for_fields(opened, version)
     attach_reuseport_selector(opened, workers=1)
     return opened
 

@@ -1,0 +1,70 @@
+"""What an outer header takes from an inner one in tunnel mode, and what it gives back.
+
+Read RFC 4301 section 5.1.2.1 first, and RFC 6040 sections 4.1 and 4.2, which replaces what that
+says of ECN: outwards the field is copied, CE too; inwards the two are combined.
+"""
+
+from __future__ import annotations
+
+from xfrmpy.esp.transport import Fields, fields_of
+from xfrmpy.ipsec.sad import DontFragment, OuterHeader
+
+HOPS = 64
+"""RFC 4301 section 5.1.2.1 leaves the outer hop limit to the sender. Linux's own default."""
+
+_DSCP, _ECN = 0xFC, 0x03
+_NOT_ECT, _ECT_1, _ECT_0, _CE = range(4)
+_DF = 0x40
+
+
+class Congested(Exception):
+    """The path has marked a packet whose ends do not know of marks, so it counts as lost."""
+
+
+def outer_fields(inner: bytes, header: OuterHeader) -> Fields:
+    """Of the packet that an inner one becomes."""
+    traffic_class = fields_of(inner).traffic_class
+    dscp = traffic_class & _DSCP if header.copies_dscp else 0
+    return Fields(dscp | (traffic_class & _ECN if header.copies_ecn else 0), HOPS)
+
+
+def dont_fragment(inner: bytes, header: OuterHeader) -> bool:
+    """Whether the outer packet has DF. An IPv6 packet is never cut on its way, as if it had it."""
+    if header.dont_fragment is not DontFragment.COPY:
+        return header.dont_fragment is DontFragment.SET
+    return inner[0] >> 4 == 6 or bool(inner[6] & _DF)
+
+
+def inner_after(inner: bytes, outer: Fields, header: OuterHeader) -> bytes:
+    """The inner packet with what its outer header brings along. Raises `Congested`."""
+    before = fields_of(inner).traffic_class
+    ecn = (
+        _combined(before & _ECN, outer.traffic_class & _ECN) if header.copies_ecn else before & _ECN
+    )
+    dscp = (outer.traffic_class if header.restores_dscp else before) & _DSCP
+    return inner if dscp | ecn == before else _with_traffic_class(inner, dscp | ecn)
+
+
+def _combined(inner: int, outer: int) -> int:
+    """RFC 6040 figure 4."""
+    if outer == _CE:
+        if inner == _NOT_ECT:
+            raise Congested
+        return _CE
+    return _ECT_1 if (inner, outer) == (_ECT_0, _ECT_1) else inner
+
+
+def _with_traffic_class(packet: bytes, traffic_class: int) -> bytes:
+    if packet[0] >> 4 == 6:
+        first = packet[0] & 0xF0 | traffic_class >> 4
+        return bytes([first, (traffic_class & 0xF) << 4 | packet[1] & 0xF]) + packet[2:]
+    # RFC 1624: the checksum changes by what the word does, in ones' complement.
+    checksum = (packet[10] << 8 | packet[11]) + packet[1] - traffic_class
+    checksum = checksum % 0xFFFF
+    return (
+        packet[:1]
+        + bytes([traffic_class])
+        + packet[2:10]
+        + checksum.to_bytes(2, "big")
+        + packet[12:]
+    )
