@@ -207,6 +207,16 @@ class KernelDatapath:
             others=tuple(_readable(entries.decode_policy, others)),
         )
 
+    def ask_again(self, entry: SpdEntry) -> None:
+        """The next packet that meets a policy is to ask for an SA, as if none had before.
+
+        For half a minute the kernel takes one that it was told of for the answer to every packet.
+        """
+        what = f"forget that {entry.selector} has asked for an SA"
+        claim = Request(entries.encode_acquired_spi(entry, _LARVAL_SPI), what)
+        for larval in self._requests.ask(claim):
+            self._requests.ask(Request(entries.encode_deletion(larval), what))
+
     def find_amiss(self) -> tuple[Difference, ...]:
         ends = (_ends(entry) for entry in self._routed.values())
         return (
@@ -231,7 +241,7 @@ class KernelDatapath:
         self._shunts.clear()
         sas = self._dump_sas() + self._claim_larval()
         deletions = [entries.encode_policy_index(policy) for policy in self._dump_policies()]
-        deletions += [_deletion(sa) for sa in sas]
+        deletions += [entries.encode_deletion(sa) for sa in sas]
         replies = self._requests.exchange([Request(d, "remove what is ours") for d in deletions])
         for known in (self._sas, self._seen, self._routed, self._taken, self._untold):
             known.clear()
@@ -524,10 +534,6 @@ def _sorted_sas(messages: Iterable[Message]) -> tuple[tuple[SadEntry, ...], tupl
             with suppress(UnreadableMessage):
                 strange.append(entries.decode_sa_id(message.body))
     return tuple(ours), tuple(strange)
-
-
-def _deletion(sa: Message) -> Message:
-    return entries.encode_sa_id(entries.decode_sa_id(sa.body), MessageType.DELSA)
 
 
 def _deletion_of(sa: SaId, news: Iterable[Message]) -> Message | None:

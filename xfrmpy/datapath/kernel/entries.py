@@ -164,10 +164,28 @@ def is_larval(message: Message) -> bool:
     return bool(message.body["id_spi"] == 0)
 
 
+def encode_acquired_spi(entry: SpdEntry, spi: int) -> Message:
+    """The same for the larval SA of a policy, which the kernel makes if there is none."""
+    template = entry.template
+    assert template is not None, "only PROTECT entries ask for SAs"
+    body = {
+        "info_id_daddr": template.destination.packed,
+        "info_id_proto": _PROTOCOLS[template.protocol],
+        "info_saddr": template.source.packed,
+        "info_reqid": template.reqid,
+        "info_family": _family(template.destination),
+        "info_mode": _MODES[template.mode],
+        "min": spi,
+        "max": spi,
+    }
+    return Message(type=MessageType.ALLOCSPI, body=body, attributes=_encode_mark(entry))
+
+
 def encode_larval_spi(larval: Message, spi: int) -> Message:
     """Give a larval SA an SPI, without which it cannot be deleted."""
     info = {f"info_{name}": value for name, value in larval.body.items()}
-    return Message(type=MessageType.ALLOCSPI, body={**info, "min": spi, "max": spi})
+    body = {**info, "min": spi, "max": spi}
+    return Message(type=MessageType.ALLOCSPI, body=body, attributes=_naming(larval))
 
 
 def decode_usage(message: Message, now: float) -> Usage:
@@ -250,7 +268,18 @@ def _decode_mark(values: Values | None) -> Mark | None:
 def encode_policy_index(policy: Message) -> Message:
     """DELPOLICY of exactly the policy that a dump showed."""
     body = {"index": policy.body["index"], "dir": policy.body["dir"]}
-    return Message(type=MessageType.DELPOLICY, body=body)
+    return Message(type=MessageType.DELPOLICY, body=body, attributes=_naming(policy))
+
+
+def encode_deletion(sa: Message) -> Message:
+    """DELSA of exactly the SA that a dump showed."""
+    named = encode_sa_id(decode_sa_id(sa.body), MessageType.DELSA)
+    return Message(type=named.type, body=named.body, attributes=_naming(sa))
+
+
+def _naming(shown: Message) -> dict[int, Values]:
+    """What has a mark is found by that, whatever else names it: an index, or an SPI."""
+    return {k: v for k, v in shown.attributes.items() if k == Attribute.MARK}
 
 
 def policy_index(number: int, direction: PolicyDirection) -> int:
