@@ -19,6 +19,7 @@ import pytest
 
 from integration.contract.entries import GCM, INNER, OUTER, REQID, SUITES, sad_entry, spd_entry
 from integration.contract.entries_in_force import DatapathContract
+from integration.contract.interfaces import InterfaceContract
 from integration.contract.selecting import SelectorContract
 from integration.contract.sites import Site, gateway_namespace, inside, install_pair, run, two_sites
 from integration.contract.succession import SuccessionContract
@@ -81,6 +82,12 @@ def sites() -> Iterator[tuple[Site, Site]]:
 @pytest.mark.vm
 @pytest.mark.usefixtures("esp")
 class TestContract(DatapathContract):
+    pass
+
+
+@pytest.mark.vm
+@pytest.mark.usefixtures("esp")
+class TestInterfaces(InterfaceContract):
     pass
 
 

@@ -145,6 +145,12 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("an attacker who answers in the peer's place can try keys at leisure",),
         fixes=("`openssl rand -base64 32` makes a good one; put it into both ends",),
     ),
+    "XF1018": FailureKind(
+        title="two tunnels would have the same interface",
+        exit_code=_POLICY,
+        causes=("`name` or `if_id` of their `interface` are the same",),
+        fixes=("leave them out, or give each tunnel its own",),
+    ),
     "XF2001": FailureKind(
         title="the peer does not answer",
         exit_code=ExitCode.TIMED_OUT,
@@ -349,6 +355,19 @@ CATALOGUE: dict[str, FailureKind] = {
             "the way to a peer, or a device, is down",
         ),
         fixes=("`xfrmpy log` tells what was found and done; `ip monitor` who else is at it",),
+    ),
+    "XF3009": FailureKind(
+        title="the interface of a tunnel cannot be had",
+        exit_code=ExitCode.HOST_CANNOT,
+        causes=(
+            "a network device of another kind, or another program's, has its name",
+            "its VRF or its network namespace is not there",
+            "an address or a route of it is taken",
+        ),
+        fixes=(
+            "`ip -d link show` tells what has the name; give the interface another `name`",
+            "make the VRF or the namespace: the interface follows by itself",
+        ),
     ),
     "XF3010": FailureKind(
         title="a datapath does not take the shunts",

@@ -11,6 +11,7 @@ import pytest
 
 from integration.contract.entries import GCM, OUTER, REQID, sad_entry
 from integration.contract.entries_in_force import DatapathContract
+from integration.contract.interfaces import InterfaceContract
 from integration.contract.selecting import SelectorContract
 from integration.contract.sites import (
     Site,
@@ -98,6 +99,10 @@ class TestTransport(TransportContract):
 
 
 class TestSuccession(SuccessionContract):
+    pass
+
+
+class TestInterfaces(InterfaceContract):
     pass
 
 

@@ -38,6 +38,7 @@ TUNNEL = TunnelStatus(
     seconds_up=1.5,
     children=[],
     failure=None,
+    interface=None,
 )
 
 

@@ -28,6 +28,7 @@ from xfrmpy.ipsec.algorithms import (
     Prf,
 )
 from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.interfaces import InterfaceAddress, InterfaceState, TunnelInterface
 from xfrmpy.ipsec.plain import from_plain, to_plain
 from xfrmpy.ipsec.proposals import EspSuite, IkeSuite, Proposal, Transform
 from xfrmpy.ipsec.sad import (
@@ -79,6 +80,7 @@ TRANSFORM = st.builds(
     unknown_attributes=st.lists(st.integers(0, 0xFFFF), max_size=2).map(tuple),
 )
 LIMIT = st.none() | st.integers(0, 1 << 63)
+INTERFACE_ADDRESS = st.builds(InterfaceAddress, address=ADDRESS, prefixlen=st.integers(0, 32))
 LIFETIME = st.builds(Lifetime, **{field.name: LIMIT for field in dataclasses.fields(Lifetime)})
 ENCAPSULATION = st.builds(UdpEncapsulation, PORT, PORT)
 OUTER_HEADER = st.builds(
@@ -147,6 +149,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         encapsulation=draw(st.none() | ENCAPSULATION),
         outer=draw(OUTER_HEADER),
         lifetime=draw(LIFETIME),
+        if_id=draw(st.integers(0, 0xFFFFFFFF)),
     )
 
 
@@ -159,6 +162,7 @@ def spd_entries(draw: st.DrawFn) -> SpdEntry:
         action=action,
         priority=draw(st.integers(0, 1 << 31)),
         template=draw(TEMPLATE) if action is Action.PROTECT else None,
+        if_id=draw(st.integers(0, 0xFFFFFFFF)),
     )
 
 
@@ -198,6 +202,25 @@ VALUES: dict[type, st.SearchStrategy[Any]] = {
     TrafficSelector: traffic_selectors(),
     Template: TEMPLATE,
     SpdEntry: spd_entries(),
+    InterfaceAddress: INTERFACE_ADDRESS,
+    TunnelInterface: st.builds(
+        TunnelInterface,
+        name=st.text(),
+        if_id=st.integers(0, 0xFFFFFFFF),
+        addresses=st.lists(INTERFACE_ADDRESS, max_size=2).map(tuple),
+        mtu=st.none() | st.integers(576, 65535),
+        vrf=st.text(),
+        namespace=st.text(),
+        routes=st.lists(ADDRESS.map(ip_network), max_size=2).map(tuple),
+    ),
+    InterfaceState: st.builds(
+        InterfaceState,
+        name=st.text(),
+        if_id=st.integers(0, 0xFFFFFFFF),
+        is_up=st.booleans(),
+        mtu=st.integers(0, 65535),
+        is_adopted=st.booleans(),
+    ),
 }
 
 KINDS = sorted(VALUES, key=lambda kind: kind.__name__)

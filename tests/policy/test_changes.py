@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.interfaces import TunnelInterface
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import parse_proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode
@@ -70,6 +71,7 @@ OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
     "redirect": (False, Impact.HOT),
     "redirect_to": ("192.0.2.8", Impact.HOT),
     "on_down": (OnDown.CLEAR, Impact.HOT),
+    "interface": (TunnelInterface(name="office", if_id=7), Impact.HOT),
 }
 OTHER_OF_CHILD: dict[str, tuple[Any, Impact]] = {
     "local": ((TrafficSelector.parse("10.3.0.0/16"),), Impact.REPLACE),
@@ -88,6 +90,7 @@ OTHER_OF_CHILD: dict[str, tuple[Any, Impact]] = {
     "priority": (500, Impact.REKEY),
     "mark_out": (Mark(1), Impact.REKEY),
     "mark_in": (Mark(2, 0xF), Impact.REKEY),
+    "if_id": (7, Impact.REPLACE),
 }
 
 

@@ -128,8 +128,32 @@ APPENDED: dict[str, tuple[str, ...]] = {
     "auth: {psk: secret:key}\n": (
         "1: XF1004: 'auth' stands beside 'psk', to be written inside it",
     ),
-    "interface: 169.254.10.1/30\n": ("1: XF1011: 'interface' is not supported yet",),
-    "interface:\n": ("1: XF1011: 'interface' is not supported yet",),
+    "interface:\n": ("11: XF1004: 'interface' has no value",),
+    "interface: 10.0.0.0.1\n": (
+        "12: XF1004: 'interface' must be an address such as 169.254.10.1/30, not '10.0.0.0.1'",
+    ),
+    "interface: 0.0.0.0/0\n": (
+        "12: XF1004: 'interface' must be the address of one host without a zone, not '0.0.0.0/0'",
+    ),
+    "interface: {name: a/b}\n": (
+        "19: XF1004: 'name' must be the name of a network device: 1 to 15 letters, digits, '.', '_' and '-', the first a letter or digit",
+    ),
+    "interface: {name: lo}\n": (
+        "19: XF1004: 'name' must be the name of a network device: 1 to 15 letters, digits, '.', '_' and '-', the first a letter or digit",
+    ),
+    "interface: {mtu: 68}\n": (
+        "18: XF1004: 'mtu' must be a whole number from 576 to 65535, not 68",
+    ),
+    "interface: {if_id: 1480982528}\n": (
+        "20: XF1004: 'if_id' cannot be 1480982528: such are given by xfrmpy itself",
+    ),
+    "interface: {routes: 10.2.0.1/16}\n": (
+        "21: XF1004: 'routes' must be a prefix, not '10.2.0.1/16' (did you mean 10.2.0.0/16?)",
+    ),
+    "interface: {routes: 192.0.2.0/24}\n": (
+        "21: XF1004: 'routes' lead to the peer 192.0.2.1 through the tunnel itself: 192.0.2.0/24 (put the interface into a 'vrf' or a 'namespace', or name smaller prefixes)",
+    ),
+    "interface: {vrff: red}\n": ("13: XF1002: unknown key 'vrff' (did you mean vrf?)",),
     "traffic: tcp/5432\n": ("1: XF1011: 'traffic' is not supported yet",),
     "on_down: drop\n": ("10: XF1004: 'on_down' must be one of block, clear, not 'drop'",),
     "cert: gw1\n": ("1: XF1011: 'cert' is not supported yet",),

@@ -18,7 +18,7 @@ from xfrmpy.cli.terminal import (
     wrapped,
 )
 from xfrmpy.control.client import Client
-from xfrmpy.control.protocol import ChildSaStatus, StatusReply, TunnelStatus
+from xfrmpy.control.protocol import ChildSaStatus, InterfaceStatus, StatusReply, TunnelStatus
 from xfrmpy.failures import ExitCode
 
 _STATE_STYLES = {
@@ -119,6 +119,7 @@ def tunnel_lines(tunnel: TunnelStatus, paint: Painter) -> Iterator[str]:
         ("SPIs", (ike_spis,)),
         ("NAT", (_nat(tunnel),)),
         ("datapath", (tunnel.datapath, tunnel.datapath_reason)),
+        ("interface", _interface(tunnel.interface)),
     ):
         yield from labelled(label, parts, paint)
     for child in tunnel.children:
@@ -154,6 +155,20 @@ def _nat(tunnel: TunnelStatus) -> str:
     if "forced" in words:
         return "unknown, because ESP in UDP was asked for"
     return ", ".join(_NAT_WORDS.get(word, word) for word in words)
+
+
+def _interface(interface: InterfaceStatus | None) -> tuple[str, ...]:
+    if interface is None:
+        return ()
+    return (
+        f"{interface.name} {interface.state}",
+        *interface.addresses,
+        f"mtu {interface.mtu}" if interface.mtu else "",
+        f"vrf {interface.vrf}" if interface.vrf else "",
+        f"namespace {interface.namespace}" if interface.namespace else "",
+        f"if_id 0x{interface.if_id:x}",
+        "somebody else's" if interface.adopted else "",
+    )
 
 
 def _child(child: ChildSaStatus, paint: Painter) -> Iterator[str]:

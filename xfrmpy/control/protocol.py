@@ -103,6 +103,23 @@ class ChildSaStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceStatus:
+    """The interface of a route-based tunnel; `state` is `up`, `down` or `missing`.
+
+    `adopted`: somebody else made it. `mtu` is 0 while it is missing.
+    """
+
+    name: str
+    state: str
+    if_id: int
+    mtu: int
+    addresses: list[str]
+    vrf: str
+    namespace: str
+    adopted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelStatus:
     """`state` is `down`, `waiting` (for traffic, which would bring it up), `connecting`, `up` or
     `disconnecting`; `failure` is the last one if down or waiting.
@@ -127,6 +144,7 @@ class TunnelStatus:
     spi_r: str
     children: list[ChildSaStatus]
     failure: FailureReply | None
+    interface: InterfaceStatus | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

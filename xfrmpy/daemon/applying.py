@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from xfrmpy.daemon.blocking import Blocking
 from xfrmpy.daemon.datapaths import Datapaths, Placement
 from xfrmpy.daemon.engine import Engine
+from xfrmpy.daemon.interfaces import remove_interface, replace_interface, set_interface
 from xfrmpy.daemon.keeper import Keeper, error_of
 from xfrmpy.daemon.narration import summarize
 from xfrmpy.daemon.on_demand import OnDemand
@@ -260,6 +261,7 @@ class Applier:
         if placement.failure is None:
             self._shunts.enforce()
             self._engine.add_tunnel(placement.policy)
+            set_interface(placement.policy, self._datapaths.of(placement.policy))
             self._on_demand.lay_traps(tunnel)
             self._reconciler.watch()
             self._keeper.spawn(self._keeper.resolve(tunnel))
@@ -279,6 +281,8 @@ class Applier:
                 log.info("%s: the peer did not acknowledge that it goes", name)
             self._engine.remove_tunnel(name)
         del self._tunnels[name]
+        if tunnel.placement.failure is None:
+            remove_interface(tunnel.policy, self._datapaths.of(tunnel.policy))
 
     async def _replace(self, old: Tunnel, placement: Placement, seconds: float) -> None:
         """Take it down, and up again if it was up."""
@@ -297,6 +301,7 @@ class Applier:
         policy = placement.policy
         was_auto = tunnel.policy.start is StartMode.AUTO
         was_up = self._keeper.state(tunnel) == "up"
+        replace_interface(tunnel.policy, policy, self._datapaths.of(policy))
         tunnel.placement = placement
         with tunnel.listen() as reports:
             self._engine.reconfigure(policy)

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.datapath.block import Block
@@ -22,7 +23,7 @@ from xfrmpy.datapath.userspace.tun import DEVICE
 from xfrmpy.datapath.watch import Watch
 from xfrmpy.failures import ExitCode, OperatorError
 from xfrmpy.ipsec.selectors import Selector
-from xfrmpy.policy.blocking import blocked_traffic
+from xfrmpy.policy.blocking import block_exits, blocked_traffic
 from xfrmpy.policy.load import LoadedPolicy, config_path, load_policy
 from xfrmpy.policy.model import Shunt, TunnelPolicy
 from xfrmpy.policy.shunts import bypassed
@@ -30,13 +31,21 @@ from xfrmpy.policy.shunts import bypassed
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """`traffic` is blocked, but for what is `passing`, and may leave by `exits` only."""
+
+    traffic: frozenset[Selector] = frozenset()
+    passing: frozenset[Selector] = frozenset()
+    exits: frozenset[str] = frozenset()
+
+
 class Blocking:
     """What is blocked, as far as we have said so. Methods raise `OperatorError` XF3004."""
 
     def __init__(self) -> None:
         self._block: Block | None = None
-        self._traffic: frozenset[Selector] = frozenset()
-        self._passing: frozenset[Selector] = frozenset()
+        self._wanted = _Wanted()
         self._is_known = False
         self._watch: Watch | None = None
         self._hear: Callable[[Occurrence], None] | None = None
@@ -48,9 +57,12 @@ class Blocking:
         that cannot block anything is good enough for a policy that asks for nothing.
         """
         try:
-            passing = frozenset(bypassed(loaded.shunts))
-            traffic = frozenset(loaded.blocked)
-            self._enforce(traffic, passing, keep_others=bool(loaded.errors))
+            wanted = _Wanted(
+                traffic=frozenset(loaded.blocked),
+                passing=frozenset(bypassed(loaded.shunts)),
+                exits=loaded.block_exits,
+            )
+            self._enforce(wanted, keep_others=bool(loaded.errors))
         except OperatorError as error:
             if loaded.blocked:
                 raise
@@ -59,14 +71,19 @@ class Blocking:
 
     def follow(self, policies: Iterable[TunnelPolicy], shunts: Iterable[Shunt]) -> None:
         """Block the traffic of these and of no others, but for what shunts let through."""
-        traffic, passing = frozenset(blocked_traffic(policies)), frozenset(bypassed(shunts))
-        if (traffic, passing) != (self._traffic, self._passing) or not self._is_known:
-            self._enforce(traffic, passing)
+        policies = tuple(policies)
+        wanted = _Wanted(
+            traffic=frozenset(blocked_traffic(policies)),
+            passing=frozenset(bypassed(shunts)),
+            exits=block_exits(policies),
+        )
+        if wanted != self._wanted or not self._is_known:
+            self._enforce(wanted)
             self._is_known = True
 
     def lift(self) -> None:
         """Block nothing any more."""
-        self._enforce(frozenset(), frozenset())
+        self._enforce(_Wanted())
 
     def keep(self, hear: Callable[[Occurrence], None]) -> None:
         """Put back from now on what others take away, and tell of it."""
@@ -81,23 +98,22 @@ class Blocking:
             self._block.close()
             self._block = None
 
-    def _enforce(
-        self,
-        traffic: frozenset[Selector],
-        passing: frozenset[Selector],
-        *,
-        keep_others: bool = False,
-    ) -> None:
+    def _enforce(self, wanted: _Wanted, *, keep_others: bool = False) -> None:
         with _explained():
             if self._block is None:
-                self._block = Block(DEVICE)
-            self._block.enforce(traffic, passing=passing, keep_others=keep_others)
-            self._traffic, self._passing = traffic, passing
+                self._block = Block()
+            self._block.enforce(
+                wanted.traffic,
+                {DEVICE, *wanted.exits},
+                passing=wanted.passing,
+                keep_others=keep_others,
+            )
+            self._wanted = wanted
             self._look()
 
     def _look(self) -> None:
         """Listen while there is something to lose, and somebody to tell."""
-        is_due = bool(self._traffic) and self._hear is not None
+        is_due = bool(self._wanted.traffic) and self._hear is not None
         if is_due and self._watch is None:
             assert self._block is not None
             self._watch = self._block.watch()
@@ -114,7 +130,7 @@ class Blocking:
             with _explained():
                 if not self._watch.read():
                     return
-            self._enforce(self._traffic, self._passing)
+            self._enforce(self._wanted)
         except OperatorError as error:
             summary = error.failure.summary
             self._hear(Occurrence(event="block-lost", text=summary, failure=error.failure))

@@ -92,6 +92,7 @@ class Datapaths:
             # Where it cannot be opened there is nothing of ours, either.
             with suppress(DatapathError), closing(KernelDatapath.open()) as kernel:
                 kernel.remove_ours()
+                kernel.keep_interfaces(())
         if self._userspace is None:
             with suppress(DatapathError):
                 UserspaceDatapath.retire(self._runtime_dir)
@@ -150,6 +151,7 @@ class Datapaths:
         for datapath in self.opened():
             try:
                 datapath.remove_ours()
+                datapath.keep_interfaces(())
             except DatapathError as error:
                 log.error("cannot clean up the %s datapath: %s", datapath.name, error)
         if self._userspace is not None:
@@ -186,6 +188,8 @@ class Datapaths:
         self, policy: TunnelPolicy, choice: DatapathChoice, can: Capabilities
     ) -> TunnelPolicy | None:
         """The policy without what this host cannot do; None if nothing useful is left."""
+        if policy.interface is not None and not can.interfaces:
+            return None
         if _lacks_raw_esp(policy, choice, can):
             return None
         proposals = _kept(without_algorithms(p, self._broken) for p in policy.proposals)
@@ -234,6 +238,8 @@ def _shortcoming(
         return capabilities
     if "esp" in capabilities.missing:
         return capabilities.missing["esp"]
+    if policy.interface is not None and not capabilities.interfaces:
+        return capabilities.missing["interfaces"]
     if _lacks_raw_esp(policy, choice, capabilities):
         return f"`encapsulation: {policy.encapsulation}`: {capabilities.missing['raw esp']}"
     for mode in {child.mode for child in policy.children} - capabilities.modes:

@@ -94,6 +94,7 @@ EVENTS: dict[str, EventKind] = {
             "others had changed what is in force; put right",
         ),
         ("drift-left", Severity.WARNING, "the same, but it stays as it is, and why"),
+        ("interface-refused", Severity.ERROR, "the interface of a tunnel cannot be had, and why"),
         ("defect-found", Severity.CRITICAL, "a datagram met a defect of ours, and was kept"),
         (
             "block-restored",

@@ -70,7 +70,13 @@ class Surveyor:
                 held["userspace"] = userspace
         except DatapathError as error:
             unread["userspace"] = str(error)
-        yield kernel_reply(held, names_of(self._policies()), unread, tunnel)
+        yield kernel_reply(
+            held,
+            names_of(self._policies()),
+            unread,
+            tunnel,
+            interfaces=interfaces_of(self._policies()),
+        )
 
 
 def names_of(policies: Iterable[TunnelPolicy]) -> dict[int, Name]:
@@ -82,25 +88,37 @@ def names_of(policies: Iterable[TunnelPolicy]) -> dict[int, Name]:
     }
 
 
+def interfaces_of(policies: Iterable[TunnelPolicy]) -> dict[str, set[str]]:
+    """Whose each interface of this namespace is, by its name."""
+    return {
+        policy.interface.name: {policy.name}
+        for policy in policies
+        if policy.interface is not None and not policy.interface.namespace
+    }
+
+
 def kernel_reply(
     held: Mapping[str, Inventory],
     names: Mapping[int, Name],
     unread: Mapping[str, str],
     tunnel: str | None = None,
+    *,
+    interfaces: Mapping[str, set[str]] | None = None,
 ) -> KernelReply:
     """All of it, or what is one tunnel's; counters are everybody's."""
     sas = [_sa(name, sa, names) for name, each in held.items() for sa in each.sas]
     policies = [_policy(name, p, names) for name, each in held.items() for p in each.policies]
     users = _users_of_interfaces(policies)
-    interfaces = [
-        _interface(device, users.get(device.if_id, set()))
+    owners = interfaces or {}
+    found = [
+        _interface(device, users.get(device.if_id, set()) | owners.get(device.name, set()))
         for each in held.values()
         for device in each.interfaces
     ]
     return KernelReply(
         sas=[sa for sa in sas if tunnel in (None, sa.tunnel)],
         policies=[policy for policy in policies if tunnel in (None, policy.tunnel)],
-        interfaces=[i for i in interfaces if tunnel is None or tunnel in i.tunnels],
+        interfaces=[i for i in found if tunnel is None or tunnel in i.tunnels],
         errors=[counter for name, each in held.items() for counter in _errors(name, each)],
         unread=dict(unread),
     )

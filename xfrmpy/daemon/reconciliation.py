@@ -41,6 +41,8 @@ REMEDIES: dict[Finding, str] = {
     Finding.DEVICE_MISSING: "brought up again",
     Finding.DEVICE_CHANGED: "brought up again",
     Finding.GUARD_CHANGED: "made anew",
+    Finding.INTERFACE_MISSING: "put back",
+    Finding.INTERFACE_CHANGED: "changed back",
     Finding.RULE_MISSING: "put back",
     Finding.SHUNT_RULES_CHANGED: "made anew",
     Finding.ROUTE_MISSING: "put back",

@@ -31,6 +31,7 @@ from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.exposition import Exposition, Exposure
+from xfrmpy.daemon.interfaces import begin_interfaces, interface_status, require_interface
 from xfrmpy.daemon.inventory import Surveyor
 from xfrmpy.daemon.keeper import Keeper, error_of
 from xfrmpy.daemon.measurement import Measurement
@@ -50,7 +51,7 @@ from xfrmpy.daemon.socket_keeper import SocketKeeper
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.daemon.status import tunnel_status
 from xfrmpy.daemon.tunnel import Tunnel
-from xfrmpy.datapath.interface import Acquire
+from xfrmpy.datapath.interface import Acquire, Datapath
 from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint
@@ -164,6 +165,7 @@ class Service:
         )
         if restored is not None:
             self._news.hear(taken_over(restored))
+        begin_interfaces(self._tunnels.values(), self._datapaths, self._news.hear)
         self._engine = Engine(
             endpoint,
             usable,
@@ -349,6 +351,7 @@ class Service:
         if tunnel.placement.failure is not None:
             raise error_of(tunnel.placement.failure)
         _require_peer(tunnel)
+        require_interface(tunnel.policy, self._datapaths.of(tunnel.policy))
         attempt = self._keeper.attempt(tunnel)
         async for progress in self._follow(tunnel, attempt, seconds):
             yield progress
@@ -456,7 +459,12 @@ class Service:
             self._engine.totals,
             self._loop.time(),
             is_trapped=self._engine.has_traps(name),
+            interface=interface_status(tunnel.policy, self._datapath_of(tunnel)),
         )
+
+    def _datapath_of(self, tunnel: Tunnel) -> Datapath | None:
+        placed = tunnel.placement.failure is None
+        return self._datapaths.of(tunnel.policy) if placed else None
 
 
 _FAILURES = (TunnelClosed, RequestRefused, TrapsRefused)

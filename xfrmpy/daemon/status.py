@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xfrmpy.control.protocol import ChildSaStatus, TunnelStatus
+from xfrmpy.control.protocol import ChildSaStatus, InterfaceStatus, TunnelStatus
 from xfrmpy.daemon.replies import reply_of
 from xfrmpy.daemon.totals import Carrier, Totals
 from xfrmpy.daemon.tunnel import Tunnel
@@ -18,6 +18,7 @@ def tunnel_status(
     now: float,
     *,
     is_trapped: bool = False,
+    interface: InterfaceStatus | None = None,
 ) -> TunnelStatus:
     """A tunnel as its operator sees it; of several IKE SAs, the one that carries a Child SA.
 
@@ -52,6 +53,7 @@ def tunnel_status(
             if totals is not None
         ],
         failure=None if failure is None else reply_of(failure),
+        interface=interface,
     )
 
 

@@ -1,15 +1,16 @@
 """Keeps the traffic of tunnels from going or coming in clear, whatever becomes of the tunnels.
 
 A table of our own in nf_tables, which knows of no SA and of neither datapath: what is to be blocked
-passes only into an SA of the kernel's or out of one, or through the userspace datapath's device. So
-it stands before there is a daemon, and when there is none any more, and nothing has to be changed
-when a tunnel comes up or goes down. Each change of it comes into force as a whole.
+passes only into an SA of the kernel's or out of one, through the userspace datapath's device, or
+through a route-based tunnel's. So it stands before there is a daemon, and when there is none any
+more, and nothing has to be changed when a tunnel comes up or goes down. Each change of it comes
+into force as a whole.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from xfrmpy.datapath import nftables
@@ -31,54 +32,30 @@ _Maps = dict[Shape, set[bytes]]
 
 
 class Block:
-    """The table of the network namespace of the thread that makes this. Raises `DatapathError`.
+    """The table of the network namespace of the thread that makes this. Raises `DatapathError`."""
 
-    `device` is the userspace datapath's, into which and out of which everything passes.
-    """
-
-    def __init__(self, device: str) -> None:
-        self._let_in = [nftables.from_device(device), *_LET_IN]
-        self._let_out = [nftables.to_device(device), *_LET_OUT]
+    def __init__(self) -> None:
         self._nf_tables = NfTables()
 
     def enforce(
         self,
         traffic: Iterable[Selector],
+        devices: Iterable[str],
         *,
         passing: Iterable[Selector] = (),
         keep_others: bool = False,
     ) -> None:
         """Block what leaves like this and what comes back, and nothing else; none: no table.
 
-        What is `passing` passes all the same. With `keep_others` also what is blocked already.
+        What is `passing` passes all the same, and into and out of `devices` everything: that of the
+        userspace datapath, and those of route-based tunnels. With `keep_others` also what is
+        blocked already.
         """
         maps = _maps(traffic)
         requests = [] if keep_others else TABLE.delete()
         if maps:
-            requests += self._requests(maps, _passing(passing))
+            requests += _requests(maps, _passing(passing), sorted(devices))
         self._nf_tables.send(requests)
-
-    def _requests(self, maps: _Maps, passing: _Maps) -> list[Request]:
-        requests = [
-            TABLE.add(),
-            TABLE.add_chain(_IN, nftables.PREROUTING, nftables.RAW_PRIORITY),
-            TABLE.add_chain(_OUT, nftables.POSTROUTING, _AFTER_NAT),
-        ]
-        requests += [TABLE.add_map(shape.name, shape.fields()) for shape in (*passing, *maps)]
-        for chain, let in ((_IN, self._let_in), (_OUT, self._let_out)):
-            accept = nftables.conclude(nftables.ACCEPT)
-            requests += [TABLE.add_rule(chain, matches + accept) for matches in let]
-        requests += [
-            TABLE.add_rule(_OUT if shape.is_outbound else _IN, shape.rule())
-            for shape in (*passing, *maps)
-        ]
-        requests += [
-            TABLE.add_element(shape.name, value, verdict)
-            for of_verdict, verdict in ((passing, nftables.ACCEPT), (maps, nftables.DROP))
-            for shape, values in of_verdict.items()
-            for value in values
-        ]
-        return requests
 
     def watch(self) -> Watch:
         """What tells of others that take something out of it."""
@@ -89,6 +66,31 @@ class Block:
     def close(self) -> None:
         """What is blocked stays blocked."""
         self._nf_tables.close()
+
+
+def _requests(maps: _Maps, passing: _Maps, devices: Sequence[str]) -> list[Request]:
+    requests = [
+        TABLE.add(),
+        TABLE.add_chain(_IN, nftables.PREROUTING, nftables.RAW_PRIORITY),
+        TABLE.add_chain(_OUT, nftables.POSTROUTING, _AFTER_NAT),
+    ]
+    requests += [TABLE.add_map(shape.name, shape.fields()) for shape in (*passing, *maps)]
+    let_in = [*map(nftables.from_device, devices), *_LET_IN]
+    let_out = [*map(nftables.to_device, devices), *_LET_OUT]
+    for chain, let in ((_IN, let_in), (_OUT, let_out)):
+        accept = nftables.conclude(nftables.ACCEPT)
+        requests += [TABLE.add_rule(chain, matches + accept) for matches in let]
+    requests += [
+        TABLE.add_rule(_OUT if shape.is_outbound else _IN, shape.rule())
+        for shape in (*passing, *maps)
+    ]
+    requests += [
+        TABLE.add_element(shape.name, value, verdict)
+        for of_verdict, verdict in ((passing, nftables.ACCEPT), (maps, nftables.DROP))
+        for shape, values in of_verdict.items()
+        for value in values
+    ]
+    return requests
 
 
 def _is_taken_away(message: Message | None) -> Realm:

@@ -11,6 +11,7 @@ from contextlib import closing
 from ipaddress import ip_address, ip_interface
 
 from xfrmpy.datapath.inventory import HeldInterface
+from xfrmpy.datapath.netdevices import OUR_GROUP
 from xfrmpy.datapath.netlink.messages import NUMBER, Message, decode_number, split_attributes
 from xfrmpy.datapath.netlink.route import (
     RTNETLINK,
@@ -23,7 +24,7 @@ from xfrmpy.datapath.netlink.route import (
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 
 _OUR_STEM = "xfrmpy"
-"""With which the names of our TUN devices begin."""
+"""With which the names of our TUN devices begin that are no tunnel's own."""
 _UP = 1  # IFF_UP
 _WITHOUT_STATISTICS = NUMBER.pack(8)  # RTEXT_FILTER_SKIP_STATS
 
@@ -56,7 +57,13 @@ def _read_addresses(questions: NetlinkSocket) -> Mapping[int, tuple[str, ...]]:
 
 def _leads_to_sas(link: Message) -> bool:
     kind = _kind(link)
-    return kind == "xfrm" or (kind == "tun" and _name(link).startswith(_OUR_STEM))
+    return kind == "xfrm" or (kind == "tun" and _is_our_tun(link))
+
+
+def _is_our_tun(link: Message) -> bool:
+    group = link.attributes.get(LinkAttribute.GROUP)
+    in_ours = group is not None and decode_number(group) == OUR_GROUP
+    return in_ours or _name(link).startswith(_OUR_STEM)
 
 
 def _held(link: Message, names: Mapping[int, str], addresses: tuple[str, ...]) -> HeldInterface:

@@ -8,13 +8,14 @@ the recording one of the tests. A datapath knows nothing of IKE. Calls are synch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Flag
 from typing import Protocol, TypeAlias
 
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.drift import Difference, Dump
+from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
 from xfrmpy.ipsec.sad import DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import SpdEntry
@@ -58,6 +59,7 @@ class Capabilities:
     dont_fragment: frozenset[DontFragment]
     missing: dict[str, str]
     marks: bool = False
+    interfaces: bool = False
     features: dict[str, str] = field(default_factory=dict)
 
 
@@ -135,7 +137,8 @@ class Datapath(Protocol):
     def add_policy(self, entry: SpdEntry) -> None:
         """Put a policy in force, replacing one of the same direction and selector that is ours.
 
-        For an OUT entry of tunnel mode, also the route and the inner MTU that lead packets to it.
+        For an OUT entry of tunnel mode, also the route and the inner MTU that lead packets to it,
+        unless it is an interface's: the routes into that are the host's.
         """
 
     def remove_policy(self, entry: SpdEntry) -> None:
@@ -146,6 +149,22 @@ class Datapath(Protocol):
 
     def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
         """`Usage.seconds_idle` of many SAs in one question; None for one that is not in force."""
+
+    def set_interface(self, interface: TunnelInterface) -> None:
+        """Have a tunnel's interface there, just like this; one of the same number is changed.
+
+        One that somebody else made for this number is used, and stays his. What is refused is still
+        wanted: `find_amiss` finds it, and `mend` tries again.
+        """
+
+    def remove_interface(self, if_id: int) -> None:
+        """The inverse of `set_interface`. One that is gone already is no error."""
+
+    def keep_interfaces(self, if_ids: Collection[int]) -> None:
+        """Remove every other interface that is ours, made since whenever."""
+
+    def interface_state(self, if_id: int) -> InterfaceState | None:
+        """How an interface is at the moment; None if it is not there."""
 
     def dump(self) -> Dump:
         """Every SA and policy in force that is ours."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import socket
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from xfrmpy.datapath.interface import (
     Capabilities,
@@ -21,6 +22,7 @@ from xfrmpy.datapath.interface import (
 )
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
 from xfrmpy.ipsec.drift import Difference, Dump
+from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
 from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.spd import Place, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
@@ -39,7 +41,11 @@ EVERYTHING = Capabilities(
     marks=True,
     dont_fragment=frozenset(DontFragment),
     missing={},
+    interfaces=True,
 )
+
+
+Argument: TypeAlias = SadEntry | SpdEntry | SaId | Difference | TunnelInterface | int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ class Call:
     """One call that changes something: the method's name and its argument."""
 
     name: str
-    argument: SadEntry | SpdEntry | SaId | Difference | None = None
+    argument: Argument = None
 
 
 class RecordingDatapath:
@@ -60,6 +66,7 @@ class RecordingDatapath:
         self.sad: dict[SaId, SadEntry] = {}
         self.spd: dict[Place, SpdEntry] = {}
         self.used: dict[SaId, Usage] = {}
+        self.interfaces: dict[int, TunnelInterface] = {}
         self._capabilities = capabilities
         self._refusals: dict[tuple[str, int], str] = {}
         self._counts: Counter[str] = Counter()
@@ -136,6 +143,24 @@ class RecordingDatapath:
     def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
         return tuple(self.usage(sa).seconds_idle if sa in self.sad else None for sa in sas)
 
+    def set_interface(self, interface: TunnelInterface) -> None:
+        self._record("set_interface", interface)
+        self.interfaces[interface.if_id] = interface
+
+    def remove_interface(self, if_id: int) -> None:
+        self._record("remove_interface", if_id)
+        self.interfaces.pop(if_id, None)
+
+    def keep_interfaces(self, if_ids: Collection[int]) -> None:
+        self.interfaces = {n: i for n, i in self.interfaces.items() if n in if_ids}
+
+    def interface_state(self, if_id: int) -> InterfaceState | None:
+        found = self.interfaces.get(if_id)
+        if found is None:
+            return None
+        mtu = found.mtu or 1400
+        return InterfaceState(name=found.name, if_id=if_id, is_up=True, mtu=mtu, is_adopted=False)
+
     def dump(self) -> Dump:
         return Dump(sad=tuple(self.sad.values()), spd=tuple(self.spd.values()))
 
@@ -185,7 +210,7 @@ class RecordingDatapath:
     def _record(
         self,
         name: str,
-        argument: SadEntry | SpdEntry | SaId | Difference | None = None,
+        argument: Argument = None,
         direction: Direction | PolicyDirection | None = None,
     ) -> None:
         self.calls.append(Call(name, argument))

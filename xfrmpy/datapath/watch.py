@@ -50,6 +50,17 @@ class Watch:
     def fileno(self) -> int:
         return self._poll.fileno()
 
+    def join(self, heard: NetlinkSocket, source: Source, our_ports: Sequence[int]) -> None:
+        """Hear by one more socket, which is of another network namespace and stays the caller's."""
+        heard.ignore(our_ports)
+        self._poll.register(heard.fileno(), select.EPOLLIN)
+        self._sockets.append((heard, source))
+
+    def leave(self, heard: NetlinkSocket) -> None:
+        """The inverse of `join`."""
+        self._poll.unregister(heard.fileno())
+        self._sockets = [(each, source) for each, source in self._sockets if each is not heard]
+
     def read(self) -> Realm:
         """What others may have changed since the last time. Raises `DatapathError`."""
         changed = Realm.NOTHING

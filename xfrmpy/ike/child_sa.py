@@ -504,6 +504,7 @@ class ChildSa:
                 encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
                 set_mark=self.policy.mark_in if direction is Direction.IN else None,
+                if_id=self.policy.if_id,
             )
 
         return (
@@ -528,6 +529,7 @@ class ChildSa:
             priority=self.policy.priority,
             mark_out=self.policy.mark_out,
             mark_in=self.policy.mark_in,
+            if_id=self.policy.if_id,
         )
 
     def _names(self) -> _Names:

@@ -160,5 +160,6 @@ def overrules(other: SpdEntry, ours: SpdEntry) -> bool:
         other.priority < ours.priority
         and other.direction is ours.direction
         and not are_apart(other.mark, ours.mark)
+        and other.if_id == ours.if_id
         and other.selector.overlaps(ours.selector)
     )

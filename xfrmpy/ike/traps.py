@@ -44,7 +44,7 @@ def trap_changes(core: Core, tunnel: str, path: Path | None) -> Iterator[AddPoli
             if change is not None:
                 yield change
     for reqid in old | wanted.keys():
-        places = [addition.entry.place for addition in wanted.get(reqid, ())]
+        places = [a.entry.place for a in wanted.get(reqid, ())]
         yield from core.policies.release(_owner(reqid), but=places)
     for reqid in old - wanted.keys():
         del core.trapped_children[reqid]
@@ -118,6 +118,7 @@ def _entries(child: ChildPolicy, path: Path) -> tuple[SpdEntry, ...]:
         priority=child.priority,
         mark_out=child.mark_out,
         mark_in=child.mark_in,
+        if_id=child.if_id,
     )
 
 

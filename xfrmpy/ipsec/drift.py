@@ -53,6 +53,8 @@ class Finding(StrEnum):
     ROUTE_CHANGED = "route-changed"
     ROUTE_SURPLUS = "route-surplus"
     PATH_CHANGED = "path-changed"
+    INTERFACE_MISSING = "interface-missing"
+    INTERFACE_CHANGED = "interface-changed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +62,8 @@ class Difference:
     """One thing that is not as it should be; `what` names it to an operator.
 
     `subject` is what should be in force or, where it is surplus, what is: an entry, a destination,
-    the two ends of a path, the IP version of a rule. `there` is where a changed SA is found.
+    the two ends of a path, the IP version of a rule, the number of an
+    interface. `there` is where a changed SA is found.
     `tunnel` is empty where it is nobody's, or everybody's.
     """
 

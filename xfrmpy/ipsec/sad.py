@@ -104,8 +104,9 @@ class SadEntry:
     """One SA as a datapath takes and gives it.
 
     `encryption_key` is the cipher's key with its salt behind it, as the keying material has them;
-    `integrity_key` is empty for an AEAD cipher. `set_mark` is what an inbound one gives to the
-    packets that it takes in.
+    `integrity_key` is empty for an AEAD cipher. With an `if_id` it carries what policies of the
+    same one lead to it, and its packets come out of the interface of that number; 0 is none.
+    `set_mark` is what an inbound one gives to the packets that it takes in.
     """
 
     direction: Direction
@@ -123,6 +124,7 @@ class SadEntry:
     outer: OuterHeader = OuterHeader()
     lifetime: Lifetime = Lifetime()
     set_mark: Mark | None = None
+    if_id: int = 0
 
     def __post_init__(self) -> None:
         if not 256 <= self.spi <= 0xFFFFFFFF:  # RFC 4303 section 2.1: 1 to 255 are reserved

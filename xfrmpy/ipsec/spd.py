@@ -41,14 +41,16 @@ class Template:
     mode: Mode = Mode.TUNNEL
 
 
-Place: TypeAlias = tuple[PolicyDirection, Selector, Mark | None]
+Place: TypeAlias = tuple[PolicyDirection, Selector, int, Mark | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpdEntry:
     """One policy as a datapath takes and gives it; the lower `priority` is looked at first.
 
-    With a `mark` it is about packets that bear it, and about no others.
+    With an `if_id` it is about what goes into the interface of that number and comes out of it, and
+    about nothing else; 0 is about everything else. With a `mark`
+    it is about packets that bear it, and about no others.
     """
 
     direction: PolicyDirection
@@ -57,6 +59,7 @@ class SpdEntry:
     priority: int
     template: Template | None = None
     mark: Mark | None = None
+    if_id: int = 0
 
     def __post_init__(self) -> None:
         if (self.template is None) == (self.action is Action.PROTECT):
@@ -65,7 +68,7 @@ class SpdEntry:
     @property
     def place(self) -> Place:
         """Where in the SPD it stands: another one there would take its place."""
-        return self.direction, self.selector, self.mark
+        return self.direction, self.selector, self.if_id, self.mark
 
 
 def protect_entries(
@@ -77,6 +80,7 @@ def protect_entries(
     priority: int | None = None,
     mark_out: Mark | None = None,
     mark_in: Mark | None = None,
+    if_id: int = 0,
 ) -> tuple[SpdEntry, ...]:
     """The OUT, IN and FORWARD entries of one pair of SAs.
 
@@ -94,7 +98,7 @@ def protect_entries(
         if inbound.mode is Mode.TUNNEL:
             directions.append((PolicyDirection.FORWARD, back, inbound, mark_in))
         entries += [
-            SpdEntry(direction=d, selector=s, priority=urgency, template=t, mark=m)
+            SpdEntry(direction=d, selector=s, priority=urgency, template=t, mark=m, if_id=if_id)
             for d, s, t, m in directions
         ]
     return tuple(entries)

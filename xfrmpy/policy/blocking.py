@@ -25,7 +25,19 @@ def blocked_traffic(policies: Iterable[TunnelPolicy]) -> tuple[Selector, ...]:
     return tuple(found)
 
 
+def block_exits(policies: Iterable[TunnelPolicy]) -> frozenset[str]:
+    """The interfaces into which what is blocked may go: from there it leaves protected or not."""
+    blocked = (policy.interface for policy in policies if policy.on_down is OnDown.BLOCK)
+    return frozenset(interface.name for interface in blocked if interface is not None)
+
+
 def _remote(policy: TunnelPolicy, child: ChildPolicy) -> tuple[TrafficSelector, ...]:
+    if policy.interface is not None and policy.interface.routes:
+        routed = (
+            TrafficSelector(start_address=r.network_address, end_address=r.broadcast_address)
+            for r in policy.interface.routes
+        )
+        return narrow_selectors(routed, child.remote)
     if child.mode is Mode.TUNNEL:
         return child.remote
     peers = map(ip_address, policy.peers)

@@ -124,25 +124,60 @@ def keep_reqids(
     """The policies with the reqids that their children have already, and free ones for the others.
 
     Loading gives a reqid by a hash of the name, which may move on when another tunnel comes or
-    goes; a Child SA that is in force must not be disturbed by that.
+    goes; a Child SA that is in force must not be disturbed by that. The same holds for the numbers
+    of interfaces, but those that a policy names.
     """
+    in_force = tuple(in_force)
+    policies = _keep_if_ids(tuple(policies), in_force)
     known = {(t.name, c.name): c.reqid for t in in_force for c in t.children}
-    wanted = tuple(policies)
+    wanted = policies
     keys = [(t.name, c.name) for t in wanted for c in t.children]
     taken = {known[key] for key in keys if key in known}
 
     def reqid(tunnel: TunnelPolicy, child: ChildPolicy) -> int:
         if (tunnel.name, child.name) in known:
             return known[tunnel.name, child.name]
-        free = child.reqid
-        while free in taken:
-            free = OUR_REQIDS[(free - OUR_REQIDS.start + 1) % len(OUR_REQIDS)]
+        free = _free(child.reqid, taken)
         taken.add(free)
         return free
 
     return tuple(
         replace(t, children=tuple(replace(c, reqid=reqid(t, c)) for c in t.children))
         for t in wanted
+    )
+
+
+def _keep_if_ids(
+    policies: tuple[TunnelPolicy, ...], in_force: tuple[TunnelPolicy, ...]
+) -> tuple[TunnelPolicy, ...]:
+    known = {p.name: _if_id(p) for p in in_force if _if_id(p) in OUR_REQIDS}
+    made = {p.name: _if_id(p) for p in policies if _if_id(p) in OUR_REQIDS}
+    taken = {known[name] for name in made if name in known}
+    for name, number in made.items():
+        if name not in known:
+            made[name] = _free(number, taken)
+            taken.add(made[name])
+    numbers = {**made, **{name: known[name] for name in made if name in known}}
+    return tuple(_with_if_id(p, numbers.get(p.name, _if_id(p))) for p in policies)
+
+
+def _free(number: int, taken: set[int]) -> int:
+    while number in taken:
+        number = OUR_REQIDS[(number - OUR_REQIDS.start + 1) % len(OUR_REQIDS)]
+    return number
+
+
+def _if_id(policy: TunnelPolicy) -> int:
+    return 0 if policy.interface is None else policy.interface.if_id
+
+
+def _with_if_id(policy: TunnelPolicy, number: int) -> TunnelPolicy:
+    if policy.interface is None or policy.interface.if_id == number:
+        return policy
+    return replace(
+        policy,
+        interface=replace(policy.interface, if_id=number),
+        children=tuple(replace(child, if_id=number) for child in policy.children),
     )
 
 
@@ -209,6 +244,7 @@ _OF_TUNNEL: dict[str, _Key] = {
     "redirect": _Key("redirect", Impact.HOT, _onoff),
     "redirect_to": _Key("redirect_to", Impact.HOT, _or_none),
     "on_down": _Key("on_down", Impact.HOT),
+    "interface": _Key("interface", Impact.HOT, _or_none),
 }
 
 _OF_CHILD: dict[str, _Key] = {
@@ -230,6 +266,7 @@ _OF_CHILD: dict[str, _Key] = {
     "priority": _Key("priority", Impact.REKEY, _or_none),
     "mark_out": _Key("mark_out", Impact.REKEY, _or_none),
     "mark_in": _Key("mark_in", Impact.REKEY, _or_none),
+    "if_id": _Key("interface.if_id", Impact.REPLACE),
 }
 
 

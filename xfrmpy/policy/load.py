@@ -19,12 +19,14 @@ from functools import partial
 from pathlib import Path
 
 from xfrmpy.ipsec.selectors import Selector
-from xfrmpy.policy.blocking import blocked_traffic
+from xfrmpy.policy.blocking import block_exits, blocked_traffic
 from xfrmpy.policy.document import Node, compose_document, decode_text
 from xfrmpy.policy.errors import START, Findings, Mark, PolicyError
+from xfrmpy.policy.interfaces import report_clashes
 from xfrmpy.policy.model import OnDown, SharedKey, Shunt, TunnelPolicy
 from xfrmpy.policy.resolve import (
     MAX_TUNNELS,
+    Numbers,
     Place,
     assign_reqids,
     child_names,
@@ -67,7 +69,8 @@ below 128 bits even a random secret has less, and can be guessed off-line by an 
 class LoadedPolicy:
     """The tunnels in force, in the order of their names, and all that was found.
 
-    `blocked` is the traffic that must not go in clear, also that of tunnels left out for an error.
+    `blocked` is the traffic that must not go in clear, also that of tunnels left out for an error;
+    it may go by the devices `block_exits`.
     """
 
     tunnels: tuple[TunnelPolicy, ...]
@@ -75,6 +78,7 @@ class LoadedPolicy:
     warnings: tuple[PolicyError, ...]
     blocked: tuple[Selector, ...] = ()
     shunts: tuple[Shunt, ...] = ()
+    block_exits: frozenset[str] = frozenset()
 
 
 def config_path(environ: Mapping[str, str]) -> tuple[Path, ...]:
@@ -163,40 +167,45 @@ def _load(
     files = [_read_file(source) for source in sources]
     _report_duplicates(files)
     reqids = assign_reqids(_labels_within_limit(files))
+    if_ids = _assign_if_ids(files)
     read_key = partial(_read_key, secrets)
     resolved: list[tuple[Place, TunnelPolicy]] = []
     left_out: list[TunnelPolicy | None] = []
     for written in (written for file in files for written in file.tunnels):
-        ours = {child: reqids.get(label, 0) for child, label in _labels(written).items()}
+        ours = Numbers(
+            if_id=if_ids.get(written.name, 0),
+            reqids={child: reqids.get(label, 0) for child, label in _labels(written).items()},
+        )
         policy = resolve_tunnel(written.name, written.tunnel, written.place, ours, read_key)
         if policy is not None:
             resolved.append((written.place, policy))
         elif on_down(written.tunnel) is OnDown.BLOCK:
             left_out.append(_without_secret(written, ours))
     _report_overlaps(resolved)
+    report_clashes(resolved)
     shunts = [shunt for file in files for shunt in file.shunts]
     _report_ambiguities(shunts, [policy for _, policy in resolved])
     findings = [*faults, *(file.findings for file in files)]
     good = [policy for place, policy in resolved if not place.findings.errors]
+    blocking = [p for p in (*(p for _, p in resolved), *left_out) if p is not None]
     return LoadedPolicy(
         tunnels=tuple(sorted(good, key=lambda tunnel: tunnel.name)),
         errors=tuple(error for each in findings for error in _in_order(each.errors)),
         warnings=tuple(warning for each in findings for warning in _in_order(each.warnings)),
-        blocked=blocked_traffic(
-            policy for policy in (*(p for _, p in resolved), *left_out) if policy is not None
-        ),
+        blocked=blocked_traffic(blocking),
+        block_exits=block_exits(blocking),
         shunts=tuple(shunt for place, shunt in shunts if not place.findings.errors),
     )
 
 
-def _without_secret(written: _Written, reqids: Mapping[str, int]) -> TunnelPolicy | None:
+def _without_secret(written: _Written, numbers: Numbers) -> TunnelPolicy | None:
     """What a tunnel would be if its secret could be read: its traffic is to be blocked anyway."""
     place = replace(written.place, findings=Findings(file=written.place.findings.file))
     return resolve_tunnel(
         written.name,
         written.tunnel,
         place,
-        reqids,
+        numbers,
         lambda _reference, _mark, _findings: SharedKey(octets=b"", origin=""),
     )
 
@@ -234,6 +243,12 @@ def _labels_within_limit(files: Iterable[_File]) -> list[str]:
         else:
             labels.update(dict.fromkeys(ours))
     return list(labels)
+
+
+def _assign_if_ids(files: Iterable[_File]) -> dict[str, int]:
+    """For each tunnel with an interface; one that a policy names is not of these."""
+    written = (written for file in files for written in file.tunnels)
+    return assign_reqids(w.name for w in written if w.tunnel.interface is not None)
 
 
 def _report_overlaps(resolved: Sequence[tuple[Place, TunnelPolicy]]) -> None:

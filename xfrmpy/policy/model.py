@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.interfaces import TunnelInterface
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, DontFragment, Mode, OuterHeader
@@ -106,6 +107,7 @@ class ChildPolicy:
     replaced ahead of its end. Without traffic for `inactivity_seconds` it is deleted; 0 is never.
     `priority` is that of its SPD entries; None: the more specific ones come first. Only what leaves
     with `mark_out` is its traffic, and what comes in gets `mark_in`.
+    `if_id` is that of the tunnel's interface, 0 if it has none.
     """
 
     name: str
@@ -126,6 +128,7 @@ class ChildPolicy:
     priority: int | None = None
     mark_out: Mark | None = None
     mark_in: Mark | None = None
+    if_id: int = 0
 
     @property
     def outer(self) -> OuterHeader:
@@ -188,6 +191,7 @@ class TunnelPolicy:
     redirect: bool = True
     redirect_to: str | None = None
     on_down: OnDown = OnDown.BLOCK
+    interface: TunnelInterface | None = None
 
     def identity_at(self, address: IpAddress) -> Identity:
         """Who we say we are when we use this address of ours."""

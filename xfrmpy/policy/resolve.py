@@ -21,6 +21,7 @@ from xfrmpy.ipsec.sad import OUR_REQIDS, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector, meet
 from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import Findings, Mark
+from xfrmpy.policy.interfaces import block_obstacle, resolve_interface
 from xfrmpy.policy.model import (
     ChildPolicy,
     DatapathChoice,
@@ -76,8 +77,16 @@ ReadKey = Callable[[SecretReference, Mark, Findings], SharedKey | None]
 """Reads a secret; or gives None, and reports at the mark why it cannot."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """Those that are a tunnel's alone on this host: of its interface, and of its children."""
+
+    if_id: int
+    reqids: Mapping[str, int]
+
+
 def resolve_tunnel(
-    name: str, tunnel: Tunnel, place: Place, reqids: Mapping[str, int], read_key: ReadKey
+    name: str, tunnel: Tunnel, place: Place, numbers: Numbers, read_key: ReadKey
 ) -> TunnelPolicy | None:
     """The policy of one tunnel, its defaults filled in; or None, with an error for each reason."""
     before = len(place.findings.errors)
@@ -85,7 +94,9 @@ def resolve_tunnel(
     shared_key = _shared_key(tunnel, place, read_key)
     local_id, remote_id = _identities(tunnel, place)
     proposals = _ike_proposals(tunnel.ike or IkeSettings(), place)
-    children = _children(name, tunnel, place, reqids)
+    interface = resolve_interface(name, tunnel, place, numbers.if_id)
+    if_id = 0 if interface is None else interface.if_id
+    children = _children(name, tunnel, place, replace(numbers, if_id=if_id))
     if len(place.findings.errors) > before or shared_key is None or not children:
         return None
     return TunnelPolicy(
@@ -98,6 +109,7 @@ def resolve_tunnel(
         shared_key=shared_key,
         proposals=proposals,
         children=children,
+        interface=interface,
         **_lifetimes(tunnel.ike or IkeSettings()),
         **_given(
             start=tunnel.start if tunnel.peer else StartMode.LISTEN,
@@ -131,7 +143,10 @@ def on_down(tunnel: Tunnel) -> OnDown:
 
 
 def _can_block(tunnel: Tunnel) -> bool:
-    """Transport mode is about the peer's address, and so must know it."""
+    """Transport mode is about the peer's address, and so must know it; an interface is about what
+    is routed, and so must be told."""
+    if tunnel.interface is not None:
+        return block_obstacle(tunnel) is None
     known = [_address(peer) is not None for peer in tunnel.peer or ()]
     return tunnel.mode is not Mode.TRANSPORT or (bool(known) and all(known))
 
@@ -141,7 +156,7 @@ def _check_peer(tunnel: Tunnel, place: Place) -> None:
         message = f"'start' cannot be {tunnel.start} without a 'peer'"
         place.error("XF1004", ("start",), message, "write listen, or add 'peer'")
     addresses = [address for address in map(_address, tunnel.peer or ()) if address is not None]
-    if tunnel.on_down is OnDown.BLOCK and not _can_block(tunnel):
+    if tunnel.on_down is OnDown.BLOCK and tunnel.interface is None and not _can_block(tunnel):
         message = "'on_down' cannot be block in transport mode without the peer's address"
         place.error("XF1004", ("on_down",), message, "write the address in 'peer'")
     ours = tunnel.local_address
@@ -225,9 +240,7 @@ def child_names(name: str, tunnel: Tunnel) -> tuple[str, ...]:
     return (name,) if tunnel.children is None else tuple(tunnel.children)
 
 
-def _children(
-    name: str, tunnel: Tunnel, place: Place, reqids: Mapping[str, int]
-) -> tuple[ChildPolicy, ...]:
+def _children(name: str, tunnel: Tunnel, place: Place, numbers: Numbers) -> tuple[ChildPolicy, ...]:
     """Every child of a tunnel, or fewer, with an error for each reason."""
     if tunnel.children is None:
         written: list[tuple[str, Tunnel | Child, Keypath]] = [(name, tunnel, ())]
@@ -238,7 +251,7 @@ def _children(
         written = [(n, child, ("children", n)) for n, child in tunnel.children.items()]
     proposals = _esp_proposals(tunnel.esp or EspSettings(), tunnel.ike or IkeSettings(), place)
     found = [
-        _child(child_name, keys, path, place, tunnel, proposals, reqids.get(child_name, 0))
+        _child(child_name, keys, path, place, tunnel, proposals, numbers)
         for child_name, keys, path in written
     ]
     children = tuple(child for child in found if child is not None)
@@ -253,10 +266,10 @@ def _child(
     place: Place,
     tunnel: Tunnel,
     proposals: tuple[Proposal, ...],
-    reqid: int,
+    numbers: Numbers,
 ) -> ChildPolicy | None:
     local, remote = keys.local, keys.remote
-    if tunnel.mode is Mode.TRANSPORT:
+    if tunnel.mode is Mode.TRANSPORT or tunnel.interface is not None:
         local, remote = local or [*EVERYTHING], remote or [*EVERYTHING]
     for side, selectors in (("local", local), ("remote", remote)):
         if selectors is None:
@@ -276,10 +289,11 @@ def _child(
         place.error("XF1004", ("start",), message, "write on-demand, or manual")
     return ChildPolicy(
         name=name,
-        reqid=reqid,
+        reqid=numbers.reqids.get(name, 0),
         local=tuple(local),
         remote=tuple(remote),
         proposals=proposals,
+        if_id=numbers.if_id,
         lifetime_octets=esp.max_bytes,
         lifetime_packets=esp.max_packets,
         **_limits(lifetime_seconds=tunnel.lifetime if keys.lifetime is None else keys.lifetime),
@@ -336,7 +350,7 @@ def _retransmission(keys: Retransmit) -> Retransmission:
 
 
 def assign_reqids(names: Iterable[str]) -> dict[str, int]:
-    """A reqid of `OUR_REQIDS` for each of at most `MAX_TUNNELS` names of Child SAs.
+    """A number of `OUR_REQIDS` for each of at most `MAX_TUNNELS` names of Child SAs.
 
     A hash of the name, so that a new tunnel leaves the others' alone; of two names that collide
     (1 in 65,000 for each pair), the one that sorts later moves on.
@@ -356,7 +370,7 @@ def _reqid(name: str, attempt: int) -> int:
 
 
 EVERYTHING = (TrafficSelector.parse("0.0.0.0/0"), TrafficSelector.parse("::/0"))
-"""What transport mode is limited to when a policy does not limit it."""
+"""What transport mode and an interface are limited to when a policy does not limit them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -392,7 +406,8 @@ def _remotes_that_touch(tunnels: Sequence[TunnelPolicy]) -> Iterator[tuple[int, 
         (remote.start_address.version, int(remote.start_address), int(remote.end_address), number)
         for number, tunnel in enumerate(tunnels)
         for child in tunnel.children
-        if child.mode is Mode.TUNNEL  # In transport mode selectors only limit the ends' traffic.
+        # In transport mode selectors only limit the ends' traffic; interfaces are apart.
+        if child.mode is Mode.TUNNEL and not child.if_id
         for remote in child.remote
     )
     open_spans: list[tuple[int, int]] = []
@@ -410,7 +425,7 @@ def _common_traffic(
 ) -> tuple[TrafficSelector, TrafficSelector] | None:
     for ours in one.children:
         for theirs in other.children:
-            if _are_marked_apart(ours, theirs):
+            if ours.if_id != theirs.if_id or _are_marked_apart(ours, theirs):
                 continue
             remotes = _common(ours.remote, theirs.remote)
             for local in _common(ours.local, theirs.local):

@@ -28,8 +28,9 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails
 
-from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.addresses import IpAddress, IpNetwork
 from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.interfaces import InterfaceAddress
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import DontFragment, Mode
@@ -69,6 +70,7 @@ EspProposals = Annotated[
 ]
 SomeIdentity = Annotated[Identity, PlainValidator(values.parse_identity), _Text]
 Address = Annotated[IpAddress, PlainValidator(values.parse_address), _Text]
+Device = Annotated[str, PlainValidator(values.parse_device_name), _Text]
 Switch = Annotated[bool, PlainValidator(values.parse_yes_no), _YesNo]
 Secret = Annotated[values.SecretReference, PlainValidator(values.parse_secret_reference), _Text]
 Lifetime = Annotated[float, PlainValidator(values.parse_lifetime), _Time]
@@ -257,6 +259,62 @@ class ShuntKeys(Keys):
     )
 
 
+class InterfaceSettings(Keys):
+    """The network device of a route-based tunnel."""
+
+    address: (
+        Annotated[
+            list[Annotated[InterfaceAddress, PlainValidator(values.parse_interface_address)]],
+            _OneOrMore,
+            _TextOrList,
+        ]
+        | None
+    ) = _key(
+        "Addresses of the interface, with the length of the prefix on its link.",
+        ["169.254.10.1/30", "fd00:10::1/64"],
+    )
+    name: Device | None = _key(
+        "What it is called. Default: as the tunnel, or what of its name fits.", "dc-east"
+    )
+    mtu: (
+        Annotated[
+            int,
+            PlainValidator(partial(values.parse_whole_number, 576, 65535)),
+            WithJsonSchema({"type": "integer", "minimum": 576, "maximum": 65535}),
+        ]
+        | None
+    ) = _key("Its MTU. Default: what fits through the tunnel in one packet.", 1400)
+    vrf: Device | None = _key("The VRF that it belongs to, which must be there.", "customers")
+    namespace: Annotated[str, PlainValidator(values.parse_name), _Text] | None = _key(
+        "The network namespace that it is moved to, as `ip netns` names it; the tunnel's own "
+        "packets stay outside.",
+        "inside",
+    )
+    routes: (
+        Annotated[
+            list[Annotated[IpNetwork, PlainValidator(values.parse_network)]],
+            _OneOrMore,
+            _TextOrList,
+        ]
+        | None
+    ) = _key(
+        "Prefixes that are routed into it, in the main table, or that of its VRF.",
+        ["10.2.0.0/16"],
+    )
+    if_id: (
+        Annotated[
+            int,
+            PlainValidator(values.parse_if_id),
+            WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 0xFFFFFFFF}),
+        ]
+        | None
+    ) = _key(
+        "The number that ties SAs and policies to it, needed only where somebody else makes the "
+        "interface. Default: one of our own.",
+        42,
+    )
+
+
 class Retransmit(Keys):
     """When an unanswered request is sent again."""
 
@@ -435,10 +493,26 @@ class Tunnel(Keys):
     on_down: Annotated[OnDown, _choice(OnDown)] | None = _key(
         "What becomes of the traffic that no SA carries: `block`, never in clear, from boot on and "
         "whatever becomes of the daemon; or `clear`, where the routes lead. Default: `block`; "
-        "`clear` in transport mode with a peer whose address is not written.",
+        "`clear` in transport mode with a peer whose address is not written, and where an "
+        "`interface` says neither `routes` nor what is `remote`: only what enters it is safe.",
         "clear",
     )
-    interface: NotYet = None
+    interface: (
+        Annotated[
+            InterfaceSettings,
+            BeforeValidator(
+                values.as_interface_settings,
+                json_schema_input_type=str | list[str] | InterfaceSettings,
+            ),
+        ]
+        | None
+    ) = _key(
+        "The tunnel has a network device, and routes say what it carries: its address, a list of "
+        "them, or a map. `local` and `remote` may then be left out: everything. It is there as "
+        "long as the tunnel is in the policy, up or down, and removed with it; one that somebody "
+        "else made, of the same `if_id`, is used and left.",
+        "169.254.10.1/30",
+    )
     cert: NotYet = None
     ca: NotYet = None
     traffic: NotYet = None

@@ -10,15 +10,17 @@ import difflib
 import re
 from collections.abc import Iterable
 from enum import StrEnum
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import NamedTuple, NoReturn
 
 from pydantic_core import PydanticCustomError
 
-from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.addresses import IpAddress, IpNetwork
 from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.interfaces import InterfaceAddress
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import TRANSFORMS_BY_NAME, Proposal, parse_proposal
+from xfrmpy.ipsec.sad import OUR_REQIDS
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy.errors import shown
 from xfrmpy.policy.profiles import FUTURE_PROFILES, PROFILES
@@ -158,6 +160,49 @@ def parse_lifetime(value: object) -> float:
 
 
 _YES_AND_NO = {"yes": True, "no": False}
+
+
+DEVICE_NAME = re.compile(r"(?!(?:all|default|lo)$)[A-Za-z0-9][A-Za-z0-9._-]{0,14}", re.ASCII)
+"""As the kernel has them, less what is of another meaning somewhere."""
+
+
+def parse_device_name(value: object) -> str:
+    text = parse_text(value)
+    if not DEVICE_NAME.fullmatch(text):
+        rule = "1 to 15 letters, digits, '.', '_' and '-', the first a letter or digit"
+        refuse("XF1004", f"must be the name of a network device: {rule}")
+    return text
+
+
+def parse_interface_address(value: object) -> InterfaceAddress:
+    text = parse_text(value)
+    try:
+        found = ip_interface(text)
+    except ValueError:
+        refuse("XF1004", f"must be an address such as 169.254.10.1/30, not {shown(text)}")
+    if "%" in text or found.ip.is_unspecified or found.ip.is_multicast:
+        refuse("XF1004", f"must be the address of one host without a zone, not {shown(text)}")
+    return InterfaceAddress.of(found)
+
+
+def parse_network(value: object) -> IpNetwork:
+    text = parse_text(value)
+    try:
+        return ip_network(text)
+    except ValueError:
+        refuse("XF1004", f"must be a prefix, not {shown(text)}", _network_hint(text))
+
+
+def parse_if_id(value: object) -> int:
+    number = parse_whole_number(1, 0xFFFFFFFF, value)
+    if number in OUR_REQIDS:
+        refuse("XF1004", f"cannot be {shown(value)}: such are given by xfrmpy itself")
+    return number
+
+
+def as_interface_settings(value: object) -> object:
+    """Short forms of `interface`: an address, or a list of them."""
+    return value if isinstance(value, dict) else {"address": value}
 
 
 def parse_yes_no(value: object) -> bool:

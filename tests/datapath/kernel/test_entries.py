@@ -88,6 +88,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         ),
         outer=draw(OUTER_HEADERS),
         lifetime=draw(LIFETIMES),
+        if_id=draw(st.integers(0, 0xFFFFFFFF)),
     )
 
 
@@ -117,6 +118,7 @@ def spd_entries(draw: st.DrawFn) -> SpdEntry:
         priority=draw(st.integers(0, 0xFFFFFFFF)),
         template=template if action is Action.PROTECT else None,
         mark=draw(MARKS),
+        if_id=draw(st.integers(0, 0xFFFFFFFF)),
     )
 
 

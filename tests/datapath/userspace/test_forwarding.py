@@ -95,6 +95,24 @@ def gateway(end: int, *, lifetime: Lifetime | None = None) -> Forwarder:
     return made
 
 
+def of_interface(end: int, if_id: int) -> tuple[SadEntry, list[SpdEntry]]:
+    """The SA by which one end sends into a tunnel with an interface, and its policies."""
+    entry = replace(sa(end, serial=if_id), reqid=REQID + if_id, if_id=if_id)
+    return entry, [replace(each, if_id=if_id) for each in policies(end, REQID + if_id)]
+
+
+def gateway_of_interfaces(end: int) -> Forwarder:
+    """One of two gateways with two tunnels between them, of the same selectors."""
+    made = Forwarder(secrets.token_bytes)
+    for if_id in (1, 2):
+        entry, wanted = of_interface(end, if_id)
+        made.add_sa(entry, 0.0)
+        made.add_sa(received(of_interface(1 - end, if_id)[0]), 0.0)
+        for policy in wanted:
+            made.add_policy(policy)
+    return made
+
+
 def packet(source: str = "10.1.0.9", destination: str = "10.2.0.7", payload: int = 64) -> bytes:
     """A UDP packet of either family, as far as a forwarder looks at it."""
     ends = ip_address(source).packed + ip_address(destination).packed
@@ -128,7 +146,7 @@ def test_packets_of_either_family_cross_both_ways() -> None:
             inner = packet(*(pair if sender == 0 else pair[::-1]))
             sealed, entry = ends[sender].protect(inner, 1.0)
             assert entry == sa(sender)
-            assert ends[1 - sender].unprotect(sealed, source_of(sender), 1.0) == inner
+            assert ends[1 - sender].unprotect(sealed, source_of(sender), 1.0)[0] == inner
     for end in ends:
         assert list(end.events) == []
         assert {end.usage(e.id, 2.0).packets for e in end.dump().sad} == {2}
@@ -138,7 +156,7 @@ def test_what_comes_without_udp_is_taken_and_moves_nobody() -> None:
     """RFC 7296 section 2.23: in UDP and not, "at any time"; there is no port to follow."""
     ours, theirs = gateway(0), gateway(1)
     sealed, _ = ours.protect(packet(), 1.0)
-    assert theirs.unprotect(sealed, None, 1.0) == packet()
+    assert theirs.unprotect(sealed, None, 1.0)[0] == packet()
     assert list(theirs.events) == []
 
 
@@ -146,7 +164,7 @@ def test_who_sends_in_udp_what_is_agreed_without_is_not_followed() -> None:
     ours, theirs = gateway(0), gateway(1)
     theirs.update_sa(replace(received(sa(0)), encapsulation=None))
     sealed, _ = ours.protect(packet(), 1.0)
-    assert theirs.unprotect(sealed, source_of(0, 40_000), 1.0) == packet()
+    assert theirs.unprotect(sealed, source_of(0, 40_000), 1.0)[0] == packet()
     assert list(theirs.events) == []
 
 
@@ -187,7 +205,7 @@ def test_a_host_gets_what_the_other_said_with_the_fields_of_the_outer_header() -
     sealed, entry = ours.protect(between_hosts(), 0.0)
     assert entry.mode is Mode.TRANSPORT
     fields = Fields(traffic_class=0x2E << 2, hops=60)
-    arrived = theirs.unprotect(sealed, source_of(0), 0.0, fields=fields)
+    arrived, _ = theirs.unprotect(sealed, source_of(0), 0.0, fields=fields)
     assert fields_of(arrived) == fields
     assert payload_of(arrived) == (17, bytes(64))
     assert arrived[12:20] == OUTER[0].packed + OUTER[1].packed
@@ -199,7 +217,8 @@ def test_a_datagram_in_pieces_is_protected_as_one() -> None:
     with pytest.raises(Waits):
         ours.protect(first[:6] + b"\x20\x00" + first[8:], 0.0)
     sealed, _ = ours.protect(last[:6] + b"\x00\x02" + last[8:], 0.0)
-    assert payload_of(theirs.unprotect(sealed, source_of(0), 0.0)) == (17, bytes(25))
+    arrived, _ = theirs.unprotect(sealed, source_of(0), 0.0)
+    assert payload_of(arrived) == (17, bytes(25))
 
 
 def test_other_traffic_of_the_peers_goes_as_it_came() -> None:
@@ -248,7 +267,7 @@ def test_traffic_flow_confidentiality_padding_is_trimmed_by_the_inner_length() -
     ):
         inner = packet(source, destination)
         padded = ours.seal(inner + secrets.token_bytes(300), next_header)
-        assert theirs.unprotect(padded, FIRST, 0.0) == inner
+        assert theirs.unprotect(padded, FIRST, 0.0)[0] == inner
 
 
 def test_a_next_header_that_is_not_the_inner_version_is_dropped() -> None:
@@ -269,7 +288,7 @@ def test_a_dummy_packet_is_a_sign_of_life_and_nothing_else() -> None:
 def test_what_lies_behind_the_inner_packet_is_cut_off() -> None:
     ours, theirs = gateway(0), gateway(1)
     sealed, _ = ours.protect(packet() + b"padding", 0.0)
-    assert theirs.unprotect(sealed, FIRST, 0.0) == packet()
+    assert theirs.unprotect(sealed, FIRST, 0.0)[0] == packet()
 
 
 def test_the_newest_sa_of_a_reqid_sends_and_older_ones_still_receive() -> None:
@@ -280,7 +299,7 @@ def test_the_newest_sa_of_a_reqid_sends_and_older_ones_still_receive() -> None:
     new, entry = ours.protect(packet(), 1.0)
     assert entry == sa(0, 1)
     for sealed in (new, old):
-        assert theirs.unprotect(sealed, FIRST, 1.0) == packet()
+        assert theirs.unprotect(sealed, FIRST, 1.0)[0] == packet()
     ours.remove_sa(sa(0, 1).id)
     assert ours.protect(packet(), 1.0)[1] == sa(0)
 
@@ -353,12 +372,50 @@ def test_an_sa_of_another_tunnel_does_not_open_the_door() -> None:
         theirs.unprotect(sealed, FIRST, 0.0)
 
 
+def test_policies_of_two_interfaces_are_apart_however_equal() -> None:
+    ours, theirs = (gateway_of_interfaces(end) for end in (0, 1))
+    for if_id in (1, 2):
+        sealed, entry = ours.protect(packet(), 0.0, if_id)
+        assert entry.if_id == if_id
+        opened, received_by = theirs.unprotect(sealed, FIRST, 0.0)
+        assert (opened, received_by.if_id) == (packet(), if_id)
+    for elsewhere in (0, 3):
+        with refused(Refusal.NO_POLICY):
+            ours.protect(packet(), 0.0, elsewhere)
+    for policy in of_interface(0, 1)[1]:
+        ours.remove_policy(policy)
+    with refused(Refusal.NO_POLICY):
+        ours.protect(packet(), 0.0, 1)
+    assert ours.protect(packet(), 0.0, 2)[1].if_id == 2
+
+
+def test_what_comes_by_an_interface_is_not_judged_by_the_policies_of_another() -> None:
+    ours, theirs = (gateway_of_interfaces(end) for end in (0, 1))
+    sealed, _ = ours.protect(packet(), 0.0, 1)
+    for policy in of_interface(1, 1)[1]:
+        theirs.remove_policy(policy)
+    with refused(Refusal.OUTSIDE_SELECTORS):
+        theirs.unprotect(sealed, FIRST, 0.0)
+
+
+def test_a_tunnel_whose_own_packets_are_routed_into_it_does_not_carry_them() -> None:
+    ours = gateway_of_interfaces(0)
+    for policy in policies(0, REQID + 1, local="0.0.0.0/0", remote="0.0.0.0/0"):
+        ours.add_policy(replace(policy, if_id=1))
+    source, destination = map(str, OUTER)
+    made = bytearray(packet(source, destination))
+    made[20:24] = (4500).to_bytes(2, "big") * 2
+    with refused(Refusal.ROUTING_LOOP):
+        ours.protect(bytes(made), 0.0, 1)
+    assert ours.protect(packet(source, destination), 0.0, 1)[1].if_id == 1
+
+
 def test_an_sa_that_moved_still_serves_its_policy() -> None:
     """The template's addresses stay those of the first day (RFC 4555, NAT); the reqid binds."""
     ours, theirs = gateway(0), gateway(1)
     theirs.update_sa(replace(received(sa(0)), source=ip_address("203.0.113.5")))
     moved = SocketAddress(ip_address("203.0.113.5"), 4500)
-    assert theirs.unprotect(ours.protect(packet(), 0.0)[0], moved, 0.0) == packet()
+    assert theirs.unprotect(ours.protect(packet(), 0.0)[0], moved, 0.0)[0] == packet()
 
 
 @pytest.mark.parametrize("direction", [PolicyDirection.IN, PolicyDirection.FORWARD])
@@ -455,7 +512,7 @@ def test_packets_wait_for_their_sa_and_go_when_it_is_there() -> None:
         ours.protect(packet(), 0.0)
     assert ours.take_waiting(1.0) == []
     ours.add_sa(sa(0), 1.0)
-    assert ours.take_waiting(1.0) == [packet()] * PACKETS
+    assert ours.take_waiting(1.0) == [(packet(), 0)] * PACKETS
     assert ours.take_waiting(1.0) == []
     assert ours.protect(packet(), 1.0)[1] == sa(0)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
@@ -25,6 +25,7 @@ from xfrmpy.datapath.interface import (
 )
 from xfrmpy.datapath.kernel import entries
 from xfrmpy.datapath.kernel.features import probe_features
+from xfrmpy.datapath.kernel.interfaces import XfrmMaker
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, Group, MessageType
 from xfrmpy.datapath.kernel.probe import probe
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
@@ -33,9 +34,11 @@ from xfrmpy.datapath.netlink.socket import NetlinkSocket, Reply, Request, Words
 from xfrmpy.datapath.paths import Paths
 from xfrmpy.datapath.routes import RouteOwner, Routes, Way
 from xfrmpy.datapath.shunt_rules import ShuntRules
+from xfrmpy.datapath.tunnel_interfaces import TunnelInterfaces
 from xfrmpy.datapath.watch import ROUTING, Source, Watch
 from xfrmpy.ipsec.addresses import IpNetwork
-from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
+from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding, Subject
+from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
 from xfrmpy.ipsec.sad import OUR_REQIDS, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.spd import Action, Place, PolicyDirection, SpdEntry
 
@@ -51,16 +54,19 @@ class KernelDatapath:
         events: NetlinkSocket,
         deletions: NetlinkSocket,
         routes: Routes,
-        watch: Watch,
         shunts: ShuntRules,
+        paths: Paths,
+        interfaces: TunnelInterfaces,
+        watch: Watch,
     ) -> None:
         self._requests = requests
         self._events = events
         self._deletions = deletions
         self._routes = routes
-        self._paths = Paths(routes)
-        self._watch = watch
         self._shunts = shunts
+        self._paths = paths
+        self._interfaces = interfaces
+        self._watch = watch
         self._sas: dict[SaId, int] = {}  # the reqids of those in force, to notice lost events
         self._seen: dict[SaId, tuple[int, float]] = {}  # packets, and when there were first so many
         self._routed: dict[Place, SpdEntry] = {}  # the OUT policies that have a route
@@ -80,16 +86,25 @@ class KernelDatapath:
             routes = stack.enter_context(closing(Routes(RouteOwner.KERNEL)))
             shunts = ShuntRules(RouteOwner.KERNEL, [Action.BYPASS])
             stack.enter_context(closing(shunts))
-            ports = [held.port for held in (requests, deletions, routes, shunts)]
+            paths = Paths(routes)
+            interfaces = TunnelInterfaces(XfrmMaker(), RouteOwner.KERNEL, paths)
+            stack.callback(interfaces.close)
+            ports = [held.port for held in (requests, deletions, routes, shunts, interfaces)]
             watch = stack.enter_context(closing(Watch([_ENTRIES, ROUTING], ports)))
-            opened = cls(requests, events, deletions, routes, watch, shunts)
+            interfaces.report_to(watch)
+            opened = cls(requests, events, deletions, routes, shunts, paths, interfaces, watch)
             opened._adopt()
             stack.pop_all()
         return opened
 
     def probe(self) -> Capabilities:
         found = probe(self._requests)
-        return replace(found, features=probe_features(self._requests))
+        found = replace(found, features=probe_features(self._requests))
+        if "esp" in found.missing:
+            return found
+        reason = self._interfaces.probe()
+        missing = {**found.missing, "interfaces": reason} if reason else found.missing
+        return replace(found, interfaces=not reason, missing=missing)
 
     def add_sa(self, entry: SadEntry) -> None:
         self.add([entry])
@@ -132,6 +147,7 @@ class KernelDatapath:
                 if isinstance(entry, SadEntry):
                     reply.unless()
                     self._sas[entry.id] = entry.reqid
+                    self._interfaces.note(entry)
                 elif reply.unless(errno.EEXIST).error is not None:
                     self._replace_policy(entry, reply.request)
             except DatapathError as error:
@@ -154,11 +170,13 @@ class KernelDatapath:
 
     def update_sa(self, entry: SadEntry) -> None:
         self._change(entry.id, entry, f"update {entry.id}")
+        self._interfaces.note(entry)
 
     def move_sa(self, sa: SaId, entry: SadEntry) -> None:
         self._change(sa, entry, f"move {sa}")
         self._forget(sa)
         self._sas[entry.id] = entry.reqid
+        self._interfaces.note(entry)
 
     def remove_sa(self, sa: SaId) -> None:
         what = f"remove {sa}"
@@ -171,8 +189,9 @@ class KernelDatapath:
         self.add([entry])
 
     def remove_policy(self, entry: SpdEntry) -> None:
-        self._drop_route(entry)
-        self._shunts.remove(entry)
+        if _is_led(entry):
+            self._drop_route(entry)
+            self._shunts.remove(entry)
         what = f"remove the {entry.direction} policy {entry.selector}"
         with _gone_is_fine():
             found = self._our_policy(entry, what)
@@ -194,6 +213,18 @@ class KernelDatapath:
             else None
             for sa, found in zip(sas, replies, strict=True)
         )
+
+    def set_interface(self, interface: TunnelInterface) -> None:
+        self._interfaces.set(interface)
+
+    def remove_interface(self, if_id: int) -> None:
+        self._interfaces.remove(if_id)
+
+    def keep_interfaces(self, if_ids: Collection[int]) -> None:
+        self._interfaces.keep_only(if_ids)
+
+    def interface_state(self, if_id: int) -> InterfaceState | None:
+        return self._interfaces.state(if_id)
 
     def dump(self) -> Dump:
         sad, strange = _sorted_sas(self._dump_sas())
@@ -218,22 +249,32 @@ class KernelDatapath:
             self._requests.ask(Request(entries.encode_deletion(larval), what))
 
     def find_amiss(self) -> tuple[Difference, ...]:
-        ends = (_ends(entry) for entry in self._routed.values())
+        ends = (*map(_ends, self._routed.values()), *self._interfaces.ends())
         return (
+            *self._interfaces.find_amiss(),
             *self._paths.find_amiss(ends),
             *self._routes.find_amiss(),
             *self._shunts.find_amiss(),
         )
 
     def mend(self, amiss: Difference) -> None:
-        if amiss.finding is Finding.SHUNT_RULES_CHANGED:
-            self._shunts.mend()
-            return
-        if amiss.finding is not Finding.PATH_CHANGED:
-            self._routes.mend(amiss)
-            return
+        match amiss.finding:
+            case Finding.INTERFACE_MISSING | Finding.INTERFACE_CHANGED:
+                self._interfaces.mend(amiss)
+            case Finding.SHUNT_RULES_CHANGED:
+                self._shunts.mend()
+            case Finding.PATH_CHANGED:
+                self._follow(amiss.subject)
+            case Finding.SHUNT_RULES_CHANGED:
+                self._shunts.mend()
+            case _:
+                self._routes.mend(amiss)
+
+    def _follow(self, ends: Subject) -> None:
+        assert isinstance(ends, tuple)
+        self._interfaces.follow(ends)
         for entry in tuple(self._routed.values()):
-            if _ends(entry) == amiss.subject:
+            if _ends(entry) == ends:
                 self._set_route(entry)
 
     def remove_ours(self) -> int:
@@ -245,6 +286,7 @@ class KernelDatapath:
         replies = self._requests.exchange([Request(d, "remove what is ours") for d in deletions])
         for known in (self._sas, self._seen, self._routed, self._taken, self._untold):
             known.clear()
+        self._interfaces.forget_all()
         return sum(reply.unless(*_GONE).error is None for reply in replies)
 
     def fileno(self) -> int:
@@ -266,14 +308,20 @@ class KernelDatapath:
         return self._watch.read()
 
     def close(self) -> None:
-        for held in (self._requests, self._events, self._deletions, self._routes, self._watch):
+        # The watch last: the interfaces take their leave of it.
+        for held in (self._requests, self._events, self._deletions, self._routes):
             held.close()
         self._shunts.close()
+        self._interfaces.close()
+        self._watch.close()
 
     def _adopt(self) -> None:
         """Know what is in force since before this process, and mend its routes."""
-        for sa in self._dump_sas():
+        messages = self._dump_sas()
+        for sa in messages:
             self._sas[entries.decode_sa_id(sa.body)] = sa.body["reqid"]
+        for known in _readable(entries.decode_sa, messages):
+            self._interfaces.note(known)
         policies = self._dump_policies()
         self._taken.update(policy.body["index"] for policy in policies)
         adopted = [*_readable(entries.decode_policy, policies)]
@@ -293,6 +341,7 @@ class KernelDatapath:
     def _forget(self, sa: SaId) -> None:
         self._sas.pop(sa, None)
         self._seen.pop(sa, None)
+        self._interfaces.forget(sa)
 
     def _usage_of(self, sa: SaId, message: Message) -> Usage:
         usage = entries.decode_usage(message, time.time())
@@ -372,7 +421,9 @@ class KernelDatapath:
         routed: dict[int, SpdEntry] = {}
         failed: dict[int, DatapathError] = {}
         for place, entry in enumerate(added):
-            if not isinstance(entry, SpdEntry) or entry.direction is not PolicyDirection.OUT:
+            if not isinstance(entry, SpdEntry) or not _is_led(entry):
+                continue
+            if entry.if_id:  # What leads into its interface is not ours to say.
                 continue
             try:
                 self._set_shunt(entry)
@@ -409,11 +460,11 @@ class KernelDatapath:
         """A PROTECT entry may be in the place of one that passed by our routes."""
         if self._shunts.concerns(entry):
             self._shunts.add(entry)
-        elif entry.direction is PolicyDirection.OUT:
+        else:
             self._shunts.remove(entry)
 
     def _drop_route(self, entry: SpdEntry) -> None:
-        if entry.direction is PolicyDirection.OUT and entry.place in self._routed:
+        if entry.place in self._routed:
             self._routes.remove(entry.selector.destination)
             del self._routed[entry.place]
 
@@ -509,6 +560,11 @@ def _gone_is_fine() -> Iterator[None]:
     except DatapathError as error:
         if error.errno not in _GONE:
             raise
+
+
+def _is_led(entry: SpdEntry) -> bool:
+    """Whether routes of ours lead packets to it; into an interface lead others."""
+    return entry.direction is PolicyDirection.OUT and not entry.if_id
 
 
 def _ends(entry: SpdEntry) -> Ends:

@@ -95,7 +95,7 @@ def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message
     elif entry.set_mark is not None:
         attributes[Attribute.SET_MARK] = {"value": entry.set_mark.value}
         attributes[Attribute.SET_MARK_MASK] = {"value": entry.set_mark.mask}
-    return Message(type=kind, body=body, attributes=attributes)
+    return Message(type=kind, body=body, attributes=attributes | _encode_if_id(entry.if_id))
 
 
 def decode_sa(message: Message) -> SadEntry:
@@ -116,6 +116,7 @@ def decode_sa(message: Message) -> SadEntry:
             outer=_decode_outer(message),
             lifetime=decode_lifetime(body),
             set_mark=_decode_set_mark(message),
+            if_id=_decode_if_id(attributes),
             **_decode_suite(message),
         )
     except (KeyError, ValueError) as error:
@@ -178,7 +179,7 @@ def encode_acquired_spi(entry: SpdEntry, spi: int) -> Message:
         "min": spi,
         "max": spi,
     }
-    return Message(type=MessageType.ALLOCSPI, body=body, attributes=_encode_mark(entry))
+    return Message(type=MessageType.ALLOCSPI, body=body, attributes=_encode_name(entry))
 
 
 def encode_larval_spi(larval: Message, spi: int) -> Message:
@@ -223,7 +224,7 @@ def encode_policy(entry: SpdEntry, index: int = 0, *, replace: bool = False) -> 
         "action": _BLOCK if entry.action is Action.DISCARD else _ALLOW,
     }
     template = entry.template
-    attributes: dict[int, Values | tuple[Values, ...]] = {**_encode_mark(entry)}
+    attributes: dict[int, Values | tuple[Values, ...]] = {**_encode_name(entry)}
     if template is not None:
         attributes[Attribute.TMPL] = (_encode_template(template),)
     kind = MessageType.UPDPOLICY if replace else MessageType.NEWPOLICY
@@ -243,6 +244,7 @@ def decode_policy(message: Message) -> SpdEntry:
             priority=body["priority"],
             template=_decode_template(templates[0]) if templates else None,
             mark=_decode_mark(message.attributes.get(Attribute.MARK)),
+            if_id=_decode_if_id(message.attributes),
         )
     except (KeyError, ValueError) as error:
         what = f"the kernel has a policy that is not like ours: {error!r}"
@@ -250,15 +252,17 @@ def decode_policy(message: Message) -> SpdEntry:
 
 
 def encode_policy_id(entry: SpdEntry, kind: MessageType) -> Message:
-    """GETPOLICY or DELPOLICY by direction and selector."""
+    """GETPOLICY or DELPOLICY by direction, selector and interface."""
     body = {**_encode_selector(entry.selector), "dir": _DIRECTIONS[entry.direction]}
-    return Message(type=kind, body=body, attributes=_encode_mark(entry))
+    return Message(type=kind, body=body, attributes=_encode_name(entry))
 
 
-def _encode_mark(entry: SpdEntry) -> dict[int, Values]:
-    """A mark is a part of what names a policy."""
-    mark = entry.mark
-    return {} if mark is None else {Attribute.MARK: {"v": mark.value, "m": mark.mask}}
+def _encode_name(entry: SpdEntry) -> dict[int, Values]:
+    """What names a policy beside its selector and direction."""
+    naming = dict(_encode_if_id(entry.if_id))
+    if entry.mark is not None:
+        naming[Attribute.MARK] = {"v": entry.mark.value, "m": entry.mark.mask}
+    return naming
 
 
 def _decode_mark(values: Values | None) -> Mark | None:
@@ -278,8 +282,9 @@ def encode_deletion(sa: Message) -> Message:
 
 
 def _naming(shown: Message) -> dict[int, Values]:
-    """What has a mark is found by that, whatever else names it: an index, or an SPI."""
-    return {k: v for k, v in shown.attributes.items() if k == Attribute.MARK}
+    """What has a mark or an interface is found by that, whatever else names it."""
+    telling = (Attribute.MARK, Attribute.IF_ID)
+    return {k: v for k, v in shown.attributes.items() if k in telling}
 
 
 def policy_index(number: int, direction: PolicyDirection) -> int:
@@ -332,6 +337,14 @@ def decode_mapping(message: Message) -> MappingChanged | None:
         old=SocketAddress(_address(family, body["old_saddr"]), body["old_sport"]),
         new=SocketAddress(_address(family, body["new_saddr"]), body["new_sport"]),
     )
+
+
+def _encode_if_id(if_id: int) -> dict[int, Values]:
+    return {Attribute.IF_ID: {"value": if_id}} if if_id else {}
+
+
+def _decode_if_id(attributes: Mapping[int, Values]) -> int:
+    return int(attributes.get(Attribute.IF_ID, {"value": 0})["value"])
 
 
 def _encode_suite(entry: SadEntry) -> dict[int, Values]:

@@ -19,6 +19,7 @@ class MessageType(IntEnum):
     DELLINK = 17
     GETLINK = 18
     NEWADDR = 20
+    DELADDR = 21
     GETADDR = 22
     NEWROUTE = 24
     DELROUTE = 25
@@ -45,8 +46,11 @@ class LinkAttribute(IntEnum):
 
     IFNAME = 3
     MTU = 4
+    MASTER = 10
     LINKINFO = 18
     AF_SPEC = 26
+    GROUP = 27
+    NET_NS_FD = 28
     EXT_MASK = 29
 
 
@@ -62,6 +66,12 @@ class XfrmLink(IntEnum):
 
     LINK = 1
     IF_ID = 2
+
+
+class VrfLink(IntEnum):
+    """IFLA_VRF_*, within `LinkInfo.DATA`."""
+
+    TABLE = 1
 
 
 class LinkInet6(IntEnum):
@@ -146,6 +156,7 @@ RTNETLINK = Family(
         MessageType.DELLINK: LINK,
         MessageType.GETLINK: LINK,
         MessageType.NEWADDR: ADDRESS,
+        MessageType.DELADDR: ADDRESS,
         MessageType.GETADDR: ADDRESS,
         MessageType.NEWROUTE: ROUTE,
         MessageType.DELROUTE: ROUTE,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeGuard
 
@@ -25,14 +25,17 @@ from xfrmpy.datapath.links import Links
 from xfrmpy.datapath.paths import Paths
 from xfrmpy.datapath.routes import RouteOwner, Routes
 from xfrmpy.datapath.shunt_rules import ShuntRules
+from xfrmpy.datapath.tunnel_interfaces import TunnelInterfaces
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.guard import TABLE, Guard
+from xfrmpy.datapath.userspace.interfaces import TunMaker
 from xfrmpy.datapath.userspace.inventory import held_policy, held_sa
 from xfrmpy.datapath.userspace.process import WorkerProcess
 from xfrmpy.datapath.userspace.tun import DEVICE, DEVICE_MTU, MAX_MTU, bring_up
 from xfrmpy.datapath.watch import ROUTING, Watch
 from xfrmpy.ipsec import algorithms
 from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
+from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
 from xfrmpy.ipsec.overhead import inner_mtu
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
@@ -56,6 +59,8 @@ class UserspaceDatapath:
         shunts: ShuntRules,
         guard: Guard,
         links: Links,
+        paths: Paths,
+        interfaces: TunnelInterfaces,
         watch: Watch,
     ) -> None:
         self._worker = worker
@@ -63,7 +68,8 @@ class UserspaceDatapath:
         self._shunts = shunts
         self._guard = guard
         self._links = links
-        self._paths = Paths(routes)
+        self._paths = paths
+        self._interfaces = interfaces
         self._watch = watch
         self._outbound: dict[SaId, SadEntry] = {}
         self._inner_mtu: dict[int, int] = {}
@@ -88,9 +94,14 @@ class UserspaceDatapath:
             try:
                 worker.ask("open")
                 source, port = guard.watch()
-                watch = Watch([ROUTING, source], [routes.port, shunts.port, port])
+                paths = Paths(routes)
+                interfaces = TunnelInterfaces(TunMaker(worker), RouteOwner.USERSPACE, paths)
+                undo.callback(interfaces.close)
+                ports = [routes.port, shunts.port, interfaces.port, port]
+                watch = Watch([ROUTING, source], ports)
                 undo.callback(watch.close)
-                started = cls(worker, routes, shunts, guard, links, watch)
+                interfaces.report_to(watch)
+                started = cls(worker, routes, shunts, guard, links, paths, interfaces, watch)
             except DatapathError as error:
                 reason = f"the userspace worker cannot be joined: {error}"
                 raise DatapathError(reason, error.errno) from error
@@ -124,6 +135,7 @@ class UserspaceDatapath:
         }
         aead = {cipher.name for cipher in algorithms.CIPHERS if cipher.is_aead}
         refusal = self._worker.ask("raw_refusal")
+        missing = {} if refusal is None else {"raw esp": str(refusal)}
         return Capabilities(
             protocols=frozenset({ProtocolId.ESP}),
             modes=frozenset(Mode),
@@ -132,7 +144,8 @@ class UserspaceDatapath:
             udp_encapsulation=True,
             raw_esp=refusal is None,
             dont_fragment=frozenset(DontFragment),
-            missing={} if refusal is None else {"raw esp": str(refusal)},
+            interfaces=True,
+            missing=missing,
         )
 
     def add_sa(self, entry: SadEntry) -> None:
@@ -147,12 +160,12 @@ class UserspaceDatapath:
     def move_sa(self, sa: SaId, entry: SadEntry) -> None:
         mtu = self._mtu_of(entry)
         self._worker.ask("move_sa", [to_plain(sa), to_plain(entry)])
-        self._outbound.pop(sa, None)
+        self._forget(sa)
         self._note(entry)
         self._set_inner_mtu(entry.reqid, mtu)
 
     def remove_sa(self, sa: SaId) -> None:
-        self._outbound.pop(sa, None)
+        self._forget(sa)
         self._worker.ask("remove_sa", to_plain(sa))
 
     def add_policy(self, entry: SpdEntry) -> None:
@@ -192,7 +205,7 @@ class UserspaceDatapath:
         if isinstance(entry, SadEntry):
             self._set_inner_mtu(entry.reqid, self._mtu_of(entry))
             self._note(entry)
-        elif entry.direction is PolicyDirection.OUT:
+        elif entry.direction is PolicyDirection.OUT and not entry.if_id:
             if entry.action is Action.PROTECT:
                 self._shunts.remove(entry)
                 self._add_route(entry)
@@ -208,11 +221,11 @@ class UserspaceDatapath:
                 self.remove_policy(entry)
 
     def remove_policy(self, entry: SpdEntry) -> None:
-        if entry.direction is PolicyDirection.OUT:
+        if _is_guarded(entry):
+            self._guard.remove(entry)
+        elif not entry.if_id:
             self._remove_route(entry)
             self._shunts.remove(entry)
-        else:
-            self._guard.remove(entry)
         self._worker.ask("remove_policy", to_plain(entry))
 
     def usage(self, sa: SaId) -> Usage:
@@ -234,6 +247,18 @@ class UserspaceDatapath:
         counts = self._worker.ask("drops")
         assert isinstance(counts, dict)
         return counts
+
+    def set_interface(self, interface: TunnelInterface) -> None:
+        self._interfaces.set(interface)
+
+    def remove_interface(self, if_id: int) -> None:
+        self._interfaces.remove(if_id)
+
+    def keep_interfaces(self, if_ids: Collection[int]) -> None:
+        self._interfaces.keep_only(if_ids)
+
+    def interface_state(self, if_id: int) -> InterfaceState | None:
+        return self._interfaces.state(if_id)
 
     def dump(self) -> Dump:
         tables: dict[str, list[Plain]] = {"sad": [], "spd": []}
@@ -260,7 +285,11 @@ class UserspaceDatapath:
 
     def find_amiss(self) -> tuple[Difference, ...]:
         ends = (_ends(entry) for entry in self._outbound.values())
-        found = [*self._find_device_amiss(), *self._paths.find_amiss(ends)]
+        found = [
+            *self._find_device_amiss(),
+            *self._interfaces.find_amiss(),
+            *self._paths.find_amiss(ends),
+        ]
         if self._guard.is_doubtful:
             what = f"nf_tables' table {TABLE.name}"
             found.append(Difference(finding=Finding.GUARD_CHANGED, what=what))
@@ -285,7 +314,11 @@ class UserspaceDatapath:
                 self._guard.renew()
             case Finding.SHUNT_RULES_CHANGED:
                 self._shunts.mend()
+            case Finding.INTERFACE_MISSING | Finding.INTERFACE_CHANGED:
+                self._interfaces.mend(amiss)
             case Finding.PATH_CHANGED:
+                assert isinstance(amiss.subject, tuple)
+                self._interfaces.follow(amiss.subject)
                 for entry in tuple(self._outbound.values()):
                     if _ends(entry) == amiss.subject:
                         self._set_inner_mtu(entry.reqid, self._mtu_of(entry))
@@ -308,6 +341,7 @@ class UserspaceDatapath:
         self._routed_by_reqid.clear()
         self._outbound.clear()
         self._inner_mtu.clear()
+        self._interfaces.forget_all()
         count = self._worker.ask("remove_all")
         assert isinstance(count, int)
         return count
@@ -339,7 +373,11 @@ class UserspaceDatapath:
     def close(self) -> None:
         self._events.close()
         self._worker.close()
-        for held in (self._routes, self._shunts, self._guard, self._links, self._watch):
+        # The watch last: the interfaces take their leave of it.
+        for held in (
+            *(self._routes, self._shunts, self._guard),
+            *(self._links, self._interfaces, self._watch),
+        ):
             held.close()
 
     def stop(self) -> None:
@@ -370,7 +408,8 @@ class UserspaceDatapath:
                 self._set_inner_mtu(sa.reqid, self._mtu_of(sa))
         self._guard.enforce(filter(_is_guarded, dump.spd))
         for policy in dump.spd:
-            if policy.direction is PolicyDirection.OUT and policy.action is Action.PROTECT:
+            is_led = policy.direction is PolicyDirection.OUT and not policy.if_id
+            if is_led and policy.action is Action.PROTECT:
                 self._add_route(policy)
         self._shunts.claim(dump.spd)
         self._routes.remove_unclaimed()
@@ -405,10 +444,15 @@ class UserspaceDatapath:
         for selector in tuple(self._routed_by_reqid.get(reqid, ())):
             self._add_route(self._routed[selector])
 
+    def _forget(self, sa: SaId) -> None:
+        self._outbound.pop(sa, None)
+        self._interfaces.forget(sa)
+
     def _note(self, entry: SadEntry) -> None:
         """It is in force, and its peer's packets go where the path of an outbound one leads."""
         if entry.direction is Direction.OUT:
             self._outbound[entry.id] = entry
+            self._interfaces.note(entry)
 
     def _mtu_of(self, entry: SadEntry) -> int | None:
         """What fits through this SA, by the path that its outer packets take; not of an inbound."""
@@ -429,8 +473,9 @@ def _shunt_rules() -> ShuntRules:
 
 
 def _is_guarded(entry: SadEntry | SpdEntry) -> TypeGuard[SpdEntry]:
-    """Whether it judges what comes in."""
-    return isinstance(entry, SpdEntry) and entry.direction is not PolicyDirection.OUT
+    """Whether it judges what comes in; what comes by an interface has met its policies already."""
+    is_policy = isinstance(entry, SpdEntry) and entry.direction is not PolicyDirection.OUT
+    return is_policy and not entry.if_id
 
 
 def _ends(entry: SadEntry) -> Ends:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_left, insort
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
 from itertools import count
+from socket import IPPROTO_AH, IPPROTO_ESP, IPPROTO_UDP
+from typing import TypeAlias
 
 from xfrmpy.datapath.interface import (
     Acquire,
@@ -41,8 +43,8 @@ from xfrmpy.esp.transport import Fields, NotCarried, payload_of, with_checksum, 
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, SadEntry, SaId, Usage
-from xfrmpy.ipsec.selectors import ICMP_PROTOCOLS, MAX_PORT, Selector, TrafficSelector
-from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
+from xfrmpy.ipsec.selectors import ICMP_PROTOCOLS, MAX_PORT, TrafficSelector
+from xfrmpy.ipsec.spd import Action, Place, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
 
 ACQUIRE_SECONDS = 5.0
@@ -67,6 +69,7 @@ class Refusal(StrEnum):
     OUTSIDE_SELECTORS = "outside-selectors"
     NOT_FOR_TRANSPORT = "not-for-transport"
     CONGESTED = "congested"
+    ROUTING_LOOP = "routing-loop"
 
 
 class Refused(Exception):
@@ -113,38 +116,44 @@ class Forwarder:
         self._sad: dict[SaId, Held] = {}
         self._inbound: dict[tuple[ProtocolId, bytes], tuple[InboundSa, Held]] = {}
         self._outbound: dict[int, list[tuple[OutboundSa, Held]]] = {}
-        self._spd: dict[tuple[PolicyDirection, Selector], SpdEntry] = {}
-        self._by_priority: dict[PolicyDirection, list[SpdEntry]] = {d: [] for d in PolicyDirection}
+        self._spd: dict[Place, SpdEntry] = {}
+        self._by_priority: defaultdict[_Table, list[SpdEntry]] = defaultdict(list)
         self._hosts: Counter[tuple[int, int]] = Counter()
         self._reassembly = Reassembly()
         self._acquired_at: dict[int, float] = {}
         self._holding = Holding()
+        self._led_by: dict[int, int] = {}  # by reqid, the interface of what is held
         self._limits: list[tuple[float, int, SaId]] = []
         self._serial = count()
 
     # Packets.
 
-    def protect(self, packet: bytes, now: float) -> tuple[bytes, SadEntry]:
+    def protect(self, packet: bytes, now: float, if_id: int = 0) -> tuple[bytes, SadEntry]:
         """An inner packet as ESP, and the SA that carries it.
 
-        Raises `Refused` and `Waits`, and `InClear` for packets to the peer of transport mode.
+        `if_id` is that of the interface into which it was led, 0 for the one that has none. Raises
+        `Refused` and `Waits`, and `InClear` for packets to the peer of transport mode.
         """
         header = _parse(packet)
         pieces = [packet]
-        if (header.version, header.destination) in self._hosts:
+        if not if_id and (header.version, header.destination) in self._hosts:
             packet, pieces = self._gather(packet)
             header = _parse(packet)
-        policy = self._policy_for(PolicyDirection.OUT, header)
+        policy = self._policy_for((PolicyDirection.OUT, if_id), header)
         if policy is None or policy.template is None:
-            self._let_pass(policy, header, pieces)
+            if not if_id:
+                self._let_pass(policy, header, pieces)
             raise Refused(Refusal.NO_POLICY)
         candidates = self._outbound.get(policy.template.reqid)
         if not candidates:
             self._acquire(policy.template.reqid, header, now)
             if self._holding.hold(policy.template.reqid, packet, now):
+                self._led_by[policy.template.reqid] = if_id
                 raise Waits
             raise Refused(Refusal.NO_SA)
         sa, held = candidates[-1]
+        if if_id and _is_carried_by(header, sa.entry):
+            raise Refused(Refusal.ROUTING_LOOP)
         try:
             sealed = _seal(sa, packet[: header.length], header.version)
         except Dropped as dropped:
@@ -161,8 +170,8 @@ class Forwarder:
         *,
         protocol: ProtocolId = ProtocolId.ESP,
         fields: Fields = _NO_FIELDS,
-    ) -> bytes:
-        """The inner packet of a protected one, from its SPI on. Raises `Refused`.
+    ) -> tuple[bytes, SadEntry]:
+        """The inner packet of a protected one, from its SPI on, and its SA. Raises `Refused`.
 
         `source` is where it came from in UDP; None if it came without. `fields` are those of its IP
         header. RFC 7296 section 2.23: "all
@@ -190,7 +199,7 @@ class Forwarder:
             raise Refused(Refusal.OUTSIDE_SELECTORS)
         if is_newest and source is not None:
             self._note_source(held, source, now)
-        return _with_outer(inner[: header.length], sa.entry, fields)
+        return _with_outer(inner[: header.length], sa.entry, fields), sa.entry
 
     def _gather(self, packet: bytes) -> tuple[bytes, list[bytes]]:
         """A whole datagram and the packets that it came in. Raises `Waits`."""
@@ -209,8 +218,8 @@ class Forwarder:
         if is_exempt and (header.version, header.destination) in self._hosts:
             raise InClear(pieces)
 
-    def _policy_for(self, direction: PolicyDirection, header: InnerHeader) -> SpdEntry | None:
-        entries = self._by_priority[direction]
+    def _policy_for(self, table: _Table, header: InnerHeader) -> SpdEntry | None:
+        entries = self._by_priority.get(table, ())
         return next((entry for entry in entries if header.matches(entry.selector)), None)
 
     def _is_allowed(self, sa: SadEntry, header: InnerHeader) -> bool:
@@ -220,7 +229,8 @@ class Forwarder:
         each of the two policies has a veto.
         """
         directions = (PolicyDirection.FORWARD, PolicyDirection.IN)
-        met = [entry for d in directions if (entry := self._policy_for(d, header))]
+        tables = [(direction, sa.if_id) for direction in directions]
+        met = [entry for table in tables if (entry := self._policy_for(table, header))]
         reqids = {None if entry.template is None else entry.template.reqid for entry in met}
         return reqids == {sa.reqid}
 
@@ -235,8 +245,9 @@ class Forwarder:
         destination = _selector_of(header, header.destination, header.destination_port)
         self.events.append(Acquire(reqid=reqid, source=source, destination=destination))
 
-    def take_waiting(self, now: float) -> list[bytes]:
-        """What has waited for an SA that is there by now; for the rest of it another is asked."""
+    def take_waiting(self, now: float) -> list[tuple[bytes, int]]:
+        """What has waited for an SA that is there by now, with its `if_id`; for the rest of it
+        another is asked."""
         taken = self._holding.take(self._has_sa, now)
         served = {reqid for reqid, _ in taken}
         for reqid in served:  # By an SA with another one, perhaps, that has a part of its traffic.
@@ -244,10 +255,11 @@ class Forwarder:
         for reqid, packet in self._holding.firsts():
             if reqid in served:
                 self._ask_for(reqid, _parse(packet))
-        return [packet for _, packet in taken]
+        return [(packet, self._led_by[reqid]) for reqid, packet in taken]
 
-    def _has_sa(self, packet: bytes) -> bool:
-        policy = self._policy_for(PolicyDirection.OUT, _parse(packet))
+    def _has_sa(self, reqid: int, packet: bytes) -> bool:
+        table = PolicyDirection.OUT, self._led_by[reqid]
+        policy = self._policy_for(table, _parse(packet))
         return policy is None or policy.template is None or policy.template.reqid in self._outbound
 
     def _note_source(self, held: Held, source: SocketAddress, now: float) -> None:
@@ -385,19 +397,21 @@ class Forwarder:
     def add_policy(self, entry: SpdEntry) -> None:
         """In place of one of the same direction and selector."""
         self.remove_policy(entry)
-        self._spd[entry.direction, entry.selector] = entry
+        self._spd[entry.place] = entry
         self._hosts.update(_hosts_of(entry))
-        insort(self._by_priority[entry.direction], entry, key=_priority)
+        insort(self._by_priority[_table_of(entry)], entry, key=_priority)
 
     def remove_policy(self, entry: SpdEntry) -> None:
-        """That of the same direction and selector, if there is one."""
-        old = self._spd.pop((entry.direction, entry.selector), None)
+        """That of the same place, if there is one."""
+        old = self._spd.pop(entry.place, None)
         if old is not None:
-            entries = self._by_priority[old.direction]
+            entries = self._by_priority[_table_of(old)]
             place = bisect_left(entries, old.priority, key=_priority)
             while entries[place] is not old:
                 place += 1
             del entries[place]
+            if not entries:
+                del self._by_priority[_table_of(old)]
             self._hosts -= Counter(_hosts_of(old))
 
     def usage(self, sa: SaId, now: float) -> Usage:
@@ -421,19 +435,46 @@ class Forwarder:
     def remove_all(self) -> int:
         """Empty both databases; returns how many entries there were."""
         count = len(self._sad) + len(self._spd)
-        for table in (self._sad, self._inbound, self._outbound, self._spd, self._limits):
+        tables = (self._sad, self._inbound, self._outbound, self._spd, self._limits)
+        for table in (*tables, self._by_priority, self._acquired_at):
             table.clear()
-        for entries in self._by_priority.values():
-            entries.clear()
-        self._acquired_at.clear()
         self._hosts.clear()
         self._holding.clear()
+        self._led_by.clear()
         return count
 
     def _find(self, sa: SaId) -> Held:
         if sa not in self._sad:
             raise DatapathError(f"{sa} is not in force", errno.ESRCH)
         return self._sad[sa]
+
+
+def _let_pass(policy: SpdEntry | None, pieces: list[bytes]) -> None:
+    """What routes led here though no SA is to carry it: the peer of transport mode has other
+    traffic, too, as its selectors go by protocol and port and routes do not."""
+    if policy is None or policy.action is Action.BYPASS:
+        raise InClear(pieces)
+
+
+_IP_PROTOCOLS = {ProtocolId.ESP: IPPROTO_ESP, ProtocolId.AH: IPPROTO_AH}
+
+_Table: TypeAlias = tuple[PolicyDirection, int]
+"""The policies of one direction and interface, among which priority decides."""
+
+
+def _table_of(entry: SpdEntry) -> _Table:
+    return entry.direction, entry.if_id
+
+
+def _is_carried_by(header: InnerHeader, sa: SadEntry) -> bool:
+    """Whether a packet is what the SA has made: the route to the peer leads into its tunnel."""
+    if (header.version, header.destination) != (sa.destination.version, int(sa.destination)):
+        return False
+    ports = sa.encapsulation
+    if ports is None:
+        return header.protocol == _IP_PROTOCOLS[sa.protocol]
+    own = (ports.source_port, ports.destination_port)
+    return header.protocol == IPPROTO_UDP and (header.source_port, header.destination_port) == own
 
 
 def _inbound_key(entry: SadEntry) -> tuple[ProtocolId, bytes]:

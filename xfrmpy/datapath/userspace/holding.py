@@ -34,14 +34,14 @@ class Holding:
         self._octets += len(packet)
         return True
 
-    def take(self, is_ready: Callable[[bytes], bool], now: float) -> list[tuple[int, bytes]]:
+    def take(self, is_ready: Callable[[int, bytes], bool], now: float) -> list[tuple[int, bytes]]:
         """Those that can go now, with their reqids, in their order; the others go on waiting."""
         self.expire(now)
         taken: list[tuple[int, bytes]] = []
         for reqid, waiting in tuple(self._waiting.items()):
             left: deque[tuple[float, bytes]] = deque()
             for item in waiting:
-                if is_ready(item[1]):
+                if is_ready(reqid, item[1]):
                     taken.append((reqid, item[1]))
                     self._octets -= len(item[1])
                 else:

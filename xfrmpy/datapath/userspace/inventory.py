@@ -97,6 +97,14 @@ COUNTERS: dict[str, Explanation] = {
     Refusal.NO_SA: NO_SA,
     Refusal.UNKNOWN_SPI: UNKNOWN_SPI,
     Refusal.OUTSIDE_SELECTORS: OUTSIDE_SELECTORS,
+    Refusal.ROUTING_LOOP: Explanation(
+        meaning="the tunnel's own packets were led into its interface",
+        look_at="`ip route get PEER`: a route to the peer must not lead into the tunnel",
+    ),
+    "no-interface": Explanation(
+        meaning="a packet came out of an SA whose interface is not there",
+        look_at="`xfrmpy status TUNNEL`; `xfrmpy log TUNNEL` for `interface-refused`",
+    ),
     EspDrop.TOO_SHORT: Explanation(
         meaning="an ESP packet is shorter than its cipher makes any",
         look_at="whether something on the way cuts packets",

@@ -11,21 +11,17 @@ from pathlib import Path
 from struct import Struct
 
 from xfrmpy.datapath.interface import DatapathError
-from xfrmpy.datapath.netlink.messages import Message, encode_attributes
-from xfrmpy.datapath.netlink.route import RTNETLINK, LinkAttribute, LinkInet6, MessageType
-from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
+from xfrmpy.datapath.netdevices import Devices
 
 DEVICE = "xfrmpy0"
 
 _TUN = Path("/dev/net/tun")
-_TUNSETIFF = 0x400454CA
+_TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFMTU = 0x8913, 0x8914, 0x8922
 _IFF_UP = 0x1
 _FLAGS = Struct("=16sH22x")  # struct ifreq with ifr_flags
 _MTU = Struct("=16si20x")  # struct ifreq with ifr_mtu
-
-_ADDR_GEN_NONE = b"\x01"  # IN6_ADDR_GEN_MODE_NONE
 
 MAX_MTU = 65535
 
@@ -34,10 +30,14 @@ DEVICE_MTU = 65535
 
 
 class Tun:
-    """The device, up, for as long as this object is open. Reading and writing never block."""
+    """A device for as long as this object is open. Reading and writing never block."""
 
-    def __init__(self) -> None:
-        """Raises `DatapathError` where there are no TUN devices, or none for us."""
+    def __init__(self, name: str) -> None:
+        """One that is there and that nobody else has open is taken as it is.
+
+        Raises `DatapathError` where there are no TUN devices, or none for us.
+        """
+        self.is_adopted = _is_there(name)
         try:
             self._descriptor = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -45,15 +45,36 @@ class Tun:
                 f"{_TUN} cannot be opened: {error.strerror}", error.errno
             ) from error
         try:
-            request = _FLAGS.pack(DEVICE.encode(), _IFF_TUN | _IFF_NO_PI)
+            request = _FLAGS.pack(name.encode(), _IFF_TUN | _IFF_NO_PI)
             fcntl.ioctl(self._descriptor, _TUNSETIFF, request)
-            _silence()
-            bring_up()
         except OSError as error:
             os.close(self._descriptor)
             held = " (another process has it)" if error.errno == errno.EBUSY else ""
-            reason = f"the TUN device {DEVICE} cannot be made: {error.strerror}{held}"
+            reason = f"the TUN device {name} cannot be made: {error.strerror}{held}"
             raise DatapathError(reason, error.errno) from error
+
+    @classmethod
+    def of_all_tunnels(cls) -> Tun:
+        """`DEVICE`, up, into which our own routes lead. Raises `DatapathError`."""
+        made = cls(DEVICE)
+        try:
+            _silence()
+            bring_up()
+        except OSError as error:
+            made.close()
+            reason = f"the TUN device {DEVICE} cannot be brought up: {error.strerror}"
+            raise DatapathError(reason, error.errno) from error
+        return made
+
+    @property
+    def name(self) -> str:
+        """What it is called by now, wherever it is; nothing if somebody has removed it."""
+        try:
+            answer = fcntl.ioctl(self._descriptor, _TUNGETIFF, _FLAGS.pack(b"", 0))
+        except OSError:
+            return ""
+        called: bytes = _FLAGS.unpack(answer)[0]
+        return called.rstrip(b"\0").decode(errors="replace")
 
     def fileno(self) -> int:
         return self._descriptor
@@ -67,23 +88,22 @@ class Tun:
         os.write(self._descriptor, packet)
 
     def close(self) -> None:
-        """The device goes, and with it every route through it."""
+        """The device goes, and with it every route through it; one that was there stays."""
         os.close(self._descriptor)
 
 
-def _silence() -> None:
-    """No address of its own, so no router solicitations; inner IPv6 works without.
+def _is_there(name: str) -> bool:
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
 
-    By netlink, for /proc/sys may be read-only to a service. Without IPv6 there is nothing to do.
-    """
-    mode = encode_attributes({LinkInet6.ADDR_GEN_MODE: _ADDR_GEN_NONE})
-    setting = Message(
-        type=MessageType.NEWLINK,
-        body={"index": socket.if_nametoindex(DEVICE)},
-        attributes={LinkAttribute.AF_SPEC: encode_attributes({socket.AF_INET6: mode})},
-    )
-    with contextlib.suppress(DatapathError), contextlib.closing(NetlinkSocket(RTNETLINK)) as kernel:
-        kernel.ask(Request(setting, f"keep {DEVICE} without an address"))
+
+def _silence() -> None:
+    """No router solicitations; inner IPv6 works without. Without IPv6 there is nothing to do."""
+    with contextlib.suppress(DatapathError), contextlib.closing(Devices()) as devices:
+        devices.silence(socket.if_nametoindex(DEVICE))
 
 
 def bring_up() -> None:

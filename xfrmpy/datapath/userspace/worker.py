@@ -82,6 +82,7 @@ class Worker:
         self._udp_df: DfSwitch | None = None
         self._raw: RawSockets | None = None
         self._tun: Tun | None = None
+        self._tunnel_tuns: dict[int, Tun] = {}
         self._running = True
         self._next_check_at = 0.0
         self._control = ControlSocket(control_path, self._selector, self._answer, self._settle)
@@ -113,7 +114,7 @@ class Worker:
 
     # Packets.
 
-    def _read_tun(self, tun: Tun) -> None:
+    def _read_tun(self, tun: Tun, if_id: int) -> None:
         for _ in range(BATCH):
             try:
                 packet = tun.read()
@@ -123,9 +124,16 @@ class Worker:
                 self._count("tun-read")
                 # A device that somebody removed does not come back, and is readable for ever.
                 if error.errno == errno.EBADFD:
-                    self._replace_tun(tun)
+                    self._lose_tun(tun, if_id)
                 return
-            self._guarded(partial(self._protect, packet))
+            self._guarded(partial(self._protect, packet, if_id))
+
+    def _lose_tun(self, gone: Tun, if_id: int) -> None:
+        """What a tunnel's own device has besides its name, only the daemon knows."""
+        if if_id:
+            self._close_tunnel_tun(if_id)
+        else:
+            self._replace_tun(gone)
 
     def _replace_tun(self, gone: Tun) -> None:
         """Make another device. Without one there is no use in going on."""
@@ -139,13 +147,22 @@ class Worker:
             self._running = False
 
     def _open_tun(self) -> None:
-        self._tun = Tun()
-        self._selector.register(self._tun, selectors.EVENT_READ, partial(self._read_tun, self._tun))
+        self._tun = Tun.of_all_tunnels()
+        self._listen_to(self._tun, 0)
 
-    def _protect(self, packet: bytes) -> None:
+    def _listen_to(self, tun: Tun, if_id: int) -> None:
+        self._selector.register(tun, selectors.EVENT_READ, partial(self._read_tun, tun, if_id))
+
+    def _close_tunnel_tun(self, if_id: int) -> None:
+        tun = self._tunnel_tuns.pop(if_id, None)
+        if tun is not None:
+            self._selector.unregister(tun)
+            tun.close()
+
+    def _protect(self, packet: bytes, if_id: int) -> None:
         assert self._raw is not None, "without a device there are no packets"
         try:
-            sealed, entry = self._forwarder.protect(packet, time.monotonic())
+            sealed, entry = self._forwarder.protect(packet, time.monotonic(), if_id)
         except InClear as exempt:
             self._send_in_clear(exempt.packets)
             return
@@ -212,18 +229,20 @@ class Worker:
     def _unprotect(self, datagram: bytes, address: tuple[Any, ...], fields: Fields) -> None:
         source = SocketAddress(ip_address(address[0].partition("%")[0]), address[1])
         now = time.monotonic()
-        self._deliver(self._forwarder.unprotect(datagram, source, now, fields=fields))
+        self._deliver(*self._forwarder.unprotect(datagram, source, now, fields=fields))
 
     def _unprotect_raw(self, protocol: ProtocolId, arrived: Arrived) -> None:
         fields, now = fields_of(arrived.header), time.monotonic()
         self._deliver(
-            self._forwarder.unprotect(arrived.payload, None, now, protocol=protocol, fields=fields)
+            *self._forwarder.unprotect(arrived.payload, None, now, protocol=protocol, fields=fields)
         )
 
-    def _deliver(self, packet: bytes) -> None:
-        assert self._tun is not None, "without a device there are no UDP sockets"
+    def _deliver(self, packet: bytes, entry: SadEntry) -> None:
+        tun = self._tunnel_tuns.get(entry.if_id) if entry.if_id else self._tun
+        if tun is None:
+            raise Refused("no-interface")
         try:
-            self._tun.write(packet)
+            tun.write(packet)
         except OSError as error:
             raise _refused("tun-write", error) from error
 
@@ -275,6 +294,8 @@ class Worker:
 
     def _shut(self) -> None:
         self._close_udp()
+        for if_id in tuple(self._tunnel_tuns):
+            self._close_tunnel_tun(if_id)
         if self._raw is not None:
             for opened in self._raw:
                 self._selector.unregister(opened)
@@ -347,8 +368,8 @@ class Worker:
 
     def _send_waiting(self) -> None:
         """What waited for an SA that is in force now."""
-        for packet in self._forwarder.take_waiting(time.monotonic()):
-            self._guarded(partial(self._protect, packet))
+        for packet, if_id in self._forwarder.take_waiting(time.monotonic()):
+            self._guarded(partial(self._protect, packet, if_id))
 
     def _add(self, entry: SadEntry | SpdEntry) -> None:
         if isinstance(entry, SadEntry):
@@ -381,6 +402,22 @@ class Worker:
 
     def remove_policy(self, plain: Plain) -> None:
         self._forwarder.remove_policy(from_plain(SpdEntry, plain))
+
+    def open_interface(self, plain: Plain) -> None:
+        """A tunnel's own device, unless it is there; `plain` has its number and what to call it."""
+        if_id, name = from_plain(int, plain[0]), from_plain(str, plain[1])  # type: ignore[index]
+        if if_id not in self._tunnel_tuns:
+            self._tunnel_tuns[if_id] = Tun(name)
+            self._listen_to(self._tunnel_tuns[if_id], if_id)
+
+    def close_interface(self, plain: Plain) -> None:
+        """Remove it, if it is one that was made here."""
+        self._close_tunnel_tun(from_plain(int, plain))
+
+    def interfaces(self, _: Plain) -> Plain:
+        """Number and name of each tunnel's own device, and whether somebody else has made it."""
+        tuns = self._tunnel_tuns.items()
+        return [[if_id, tun.name, tun.is_adopted] for if_id, tun in tuns]
 
     def usage(self, plain: Plain) -> Plain:
         return to_plain(self._forwarder.usage(from_plain(SaId, plain), time.monotonic()))
@@ -447,6 +484,9 @@ _HANDLERS: dict[str, _Handler] = {
     "move_sa": _single(Worker.move_sa),
     "remove_sa": _single(Worker.remove_sa),
     "remove_policy": _single(Worker.remove_policy),
+    "open_interface": _single(Worker.open_interface),
+    "close_interface": _single(Worker.close_interface),
+    "interfaces": _single(Worker.interfaces),
     "usage": _single(Worker.usage),
     "seconds_idle": _single(Worker.seconds_idle),
     "survey": _single(Worker.survey),
