@@ -29,6 +29,7 @@ from xfrmpy.ipsec.algorithms import (
 )
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.interfaces import InterfaceAddress, InterfaceState, TunnelInterface
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.plain import from_plain, to_plain
 from xfrmpy.ipsec.proposals import EspSuite, IkeSuite, Proposal, Transform
 from xfrmpy.ipsec.sad import (
@@ -172,6 +173,7 @@ VALUES: dict[type, st.SearchStrategy[Any]] = {
     Cipher: CIPHER,
     Integrity: st.sampled_from(INTEGRITY),
     Prf: st.sampled_from(PRFS),
+    Mark: st.sampled_from([Mark(1), Mark(0x20, 0xF0), Mark(0, 1)]),
     KeyExchangeGroup: st.sampled_from(GROUPS),
     Identity: st.builds(Identity, type=st.integers(0, 255).map(IdType), data=st.binary()),
     Transform: TRANSFORM,
