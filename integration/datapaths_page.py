@@ -6,18 +6,20 @@ machine's kernel. `test_datapaths_page.py` compares.
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+from integration.conftest import MODULES
 from integration.contract.sites import gateway_namespace
 from integration.userspace.place import daemon_sockets, end_workers, open_here
 from xfrmpy.datapath.interface import Capabilities
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.features import FEATURES, OTHERS
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
-from xfrmpy.ipsec.sad import Mode
+from xfrmpy.ipsec.sad import DontFragment, Mode
 from xfrmpy.registry import ProtocolId
 
 PAGE = Path(__file__).parent.parent / "docs" / "datapaths.md"
@@ -59,8 +61,7 @@ USES: dict[str, str] = {
     "default policy (SETDEFAULT)": (
         "it is the whole host's, ssh and IKE of others included; `on_down: block` is a tunnel's"
     ),
-    "offload of cryptography": "there is no policy key for it yet",
-    "offload of whole packets": "there is no policy key for it yet",
+    "offload of whole packets": "policies would have to be offloaded too, which is not done yet",
 }
 
 
@@ -89,6 +90,11 @@ def rows(can: Capabilities) -> dict[str, str]:
         "ESP in UDP": told("udp encapsulation", works=can.udp_encapsulation),
         "ESP without UDP": told("raw esp", works=can.raw_esp),
         "extended sequence numbers": told("esn", works=can.esn),
+        "IP compression": told("compression", works=can.compression),
+        **{
+            f"DF of the outer header: {how}": told("df", works=how in can.dont_fragment)
+            for how in DontFragment
+        },
     }
     for cipher in CIPHERS:
         works = any(s == cipher.name or s.startswith(f"{cipher.name}-") for s in can.suites)
@@ -122,4 +128,5 @@ def column(text: str, number: int, names: Mapping[str, str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    subprocess.run(["modprobe", "-qa", *MODULES.split()], check=False)
     print(page(*probe_both()), end="")

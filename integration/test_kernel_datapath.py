@@ -28,7 +28,7 @@ from integration.contract.transport import TransportContract
 from integration.contract.watching import WatchContract, is_told
 from xfrmpy.datapath.interface import Acquire, DatapathError, Expired, MappingChanged, Realm
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
-from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation
+from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation, exempt_from_policies
 from xfrmpy.datapath.routes import OUR_TABLE
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
 from xfrmpy.ipsec.drift import Finding
@@ -74,6 +74,7 @@ def sites() -> Iterator[tuple[Site, Site]]:
                     natt.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 natt.bind(("", 4500))
                 enable_udp_encapsulation(natt)
+                exempt_from_policies(natt)
             return KernelDatapath.open()
 
         yield stack.enter_context(two_sites(open_with_sockets))

@@ -52,6 +52,7 @@ class DatapathContract:
             {"replay_window": 32},
             {"replay_window": 1024},
             {"replay_window": 4096},
+            {"tfc": 1280},
             {"outer": OuterHeader(copies_dscp=False)},
             {"outer": OuterHeader(restores_dscp=True)},
             {"outer": OuterHeader(copies_ecn=False)},

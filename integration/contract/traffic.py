@@ -116,6 +116,26 @@ class TrafficContract:
         expected = has_df if is_copied else outer.dont_fragment is DontFragment.SET
         assert (header[1], bool(header[6] & 0x40)) == (traffic_class, expected)
 
+    def test_small_packets_are_hidden_in_large_ones(
+        self, sites: tuple[Site, Site], spi_bits: int
+    ) -> None:
+        """RFC 4303 section 2.7; what is larger goes as it is, and nothing is larger than fits."""
+        sizes = []
+        for tfc in (0, 1200, 65535):
+            pair = make_pair(GCM, spi_bits=spi_bits, encapsulated=bool(spi_bits))
+            for site in sites:
+                SaPair(replace(pair.forth, tfc=tfc), pair.back).add_to(site)
+                add_policies(site, inner=4)
+            for octets in (56, 1000, 1300):
+                with closing(_eavesdropper(sites[1])) as wire:
+                    assert sites[0].ping(4, "-s", str(octets), count=1)
+                    sizes.append(len(_first_from(wire, OUTER[4][0])))
+            for site in sites:
+                site.datapath.remove_ours()
+        plain, padded, largest = sizes[:3], sizes[3:6], sizes[6:]
+        assert plain[0] < plain[1] < padded[0] == padded[1] < plain[2] == padded[2]
+        assert plain[2] < largest[0] == largest[1] == largest[2] <= 1500
+
     def test_a_packet_without_an_sa_asks_for_one(self, sites: tuple[Site, Site]) -> None:
         add_policies(sites[0], inner=4, outer=4)
         assert not sites[0].ping(4, "-W", "0.2", count=1)

@@ -40,9 +40,9 @@ class TransportContract:
         assert sites[0].ping_host(version)
         assert sites[1].ping_host(version)
         octets = 6 * _PING_PAYLOAD
-        assert _carried(sites, pair) == [(6, octets)] * 4
+        _assert_carried(sites, pair, packets=6, octets=octets)
         assert sites[0].ping_host(version, "-s", str(_LARGE))
-        assert _carried(sites, pair) == [(9, octets + 3 * (_LARGE + 8))] * 4
+        _assert_carried(sites, pair, packets=9, octets=octets + 3 * (_LARGE + 8))
 
     @pytest.mark.parametrize("version", [4, 6])
     def test_what_the_selectors_leave_out_goes_in_clear(
@@ -71,6 +71,16 @@ class TransportContract:
         assert sites[0].ping_host(version)
         sites[0].datapath.remove_ours()
         assert not sites[0].ping_host(version, "-W", "0.3", count=1)
+
+
+def _assert_carried(sites: tuple[Site, Site], pair: SaPair, *, packets: int, octets: int) -> None:
+    """Of IPv6 perhaps more, for a kernel protects what its neighbour discovery says to the peer."""
+    for found in _carried(sites, pair):
+        if pair.forth.source.version == 4:
+            assert found == (packets, octets)
+        else:
+            assert packets <= found[0] <= packets + 6
+            assert octets <= found[1] <= octets + 6 * _PING_PAYLOAD
 
 
 def _carried(sites: tuple[Site, Site], pair: SaPair) -> list[tuple[int, int]]:

@@ -13,13 +13,14 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
+import typer
 
 from xfrmpy import __version__
 from xfrmpy.cli import status
-from xfrmpy.cli.main import run
+from xfrmpy.cli.main import _app_for, _name_of, app, run
 
 XFRMPY = [sys.executable, "-m", "xfrmpy.cli"]
 Captured = pytest.CaptureFixture[str]
@@ -211,6 +212,35 @@ def test_a_hot_command_imports_nothing_heavy(command: str) -> None:
         timeout=20,
     )
     assert done.stderr.splitlines()[-1] == b""
+
+
+_COMMANDS = [str(_name_of(row)) for row in app.registered_commands]
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_a_command_is_made_ready_alone_and_is_what_it_is_among_the_others(
+    command: str, capsys: Captured
+) -> None:
+    alone = _commands_of(_app_for([command]))
+    assert [*alone] == [command]
+    told = []
+    for each in (alone[command], _commands_of(app)[command]):
+        each.get_help(typer.Context(each, info_name=command))
+        told.append(capsys.readouterr().out)
+    assert command in told[0]
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["statu"], ["show", "kernel"], ["--runtime-dir", "/x", "up"]]
+)
+def test_without_a_command_in_the_first_place_there_are_all(arguments: list[str]) -> None:
+    assert _commands_of(_app_for(arguments)).keys() == _commands_of(app).keys() > {*_COMMANDS}
+
+
+def _commands_of(application: typer.Typer) -> dict[str, Any]:
+    group: Any = typer.main.get_command(application)
+    return dict(group.commands)
 
 
 @pytest.mark.usefixtures("daemon")

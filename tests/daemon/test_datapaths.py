@@ -66,3 +66,14 @@ def test_df_is_treated_as_is_usual_for_the_datapath(
     policy = replace(OFFICE, datapath=choice)
     placement = placed(tmp_path, policy, kernel=EVERYTHING, userspace=EVERYTHING)
     assert {child.dont_fragment for child in placement.policy.children} == {usual}
+
+
+def test_compression_that_the_kernel_datapath_lacks_is_for_the_userspace_one(
+    tmp_path: Path,
+) -> None:
+    (lan,) = OFFICE.children
+    policy = replace(OFFICE, children=(replace(lan, compresses=True),))
+    kernel = replace(EVERYTHING, compression=False)
+    placement = placed(tmp_path, policy, kernel=kernel, userspace=EVERYTHING)
+    assert placement.policy.datapath is DatapathChoice.USERSPACE
+    assert placement.reason == "the kernel datapath does not compress packets"

@@ -12,7 +12,7 @@ from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.interfaces import TunnelInterface
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import parse_proposal
-from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode
+from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode, Offload
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy import changes
 from xfrmpy.policy.changes import Action, Impact, compare_policies, compare_tunnels, keep_reqids
@@ -79,9 +79,12 @@ OTHER_OF_CHILD: dict[str, tuple[Any, Impact]] = {
     "mode": (Mode.TRANSPORT, Impact.REPLACE),
     "proposals": ((parse_proposal("aes256gcm16", ProtocolId.ESP),), Impact.REKEY),
     "replay_window": (1024, Impact.REKEY),
+    "offload": (Offload.CRYPTO, Impact.REKEY),
     "copies_dscp": (False, Impact.REKEY),
     "restores_dscp": (True, Impact.REKEY),
     "copies_ecn": (False, Impact.REKEY),
+    "compresses": (True, Impact.REKEY),
+    "tfc": (1280, Impact.REKEY),
     "dont_fragment": (DontFragment.CLEAR, Impact.REKEY),
     "lifetime_seconds": (600.0, Impact.HOT),
     "lifetime_octets": (1 << 30, Impact.REKEY),

@@ -99,6 +99,10 @@ APPENDED: dict[str, tuple[str, ...]] = {
     "esp: aes256\n": (
         "6: XF1004: 'esp' is not a proposal: the cipher needs an integrity algorithm, e.g. sha256",
     ),
+    "esp: {offload: crypto}\ndatapath: userspace\n": (
+        "16: XF1004: 'offload' is the kernel's, and 'datapath' is userspace (leave out one of them)",
+    ),
+    "esp: {offload: packet}\n": ("16: XF1004: 'offload' must be one of crypto, not 'packet'",),
     "esp: {replay_window: 0777}\n": (
         "22: XF1004: 'replay_window' must be a whole number from 32 to 4096, not '0777'",
     ),

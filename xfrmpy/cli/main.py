@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from copy import copy
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
@@ -25,6 +26,8 @@ from xfrmpy.control.client import Client, runtime_dir
 from xfrmpy.failures import ExitCode, Failure, OperatorError
 
 if TYPE_CHECKING:
+    from typer.models import CommandInfo
+
     from xfrmpy.cli.change import Verb
 
 INTERRUPTED = 128 + 2
@@ -551,7 +554,8 @@ _UsageError: Any = typer.BadParameter.__base__
 
 def _run(arguments: Sequence[str]) -> int:
     try:
-        return int(app(list(arguments), prog_name="xfrmpy", standalone_mode=False) or 0)
+        called = _app_for(arguments)
+        return int(called(list(arguments), prog_name="xfrmpy", standalone_mode=False) or 0)
     except _UsageError as error:
         return _tell_usage(error)
     except OperatorError as error:
@@ -562,6 +566,24 @@ def _run(arguments: Sequence[str]) -> int:
         return error.code if isinstance(error.code, int) else ExitCode.FAILED
     except Exception as error:  # the last line of defence: a code, and no traceback
         return tell_failure(_defect(error))
+
+
+def _app_for(arguments: Sequence[str]) -> typer.Typer:
+    """The application with the command that is called alone, if it comes first.
+
+    To make them all ready takes as long as Python does to start; only the general help, completion
+    and a mistyped name need more than one.
+    """
+    named = [row for row in app.registered_commands if [_name_of(row)] == [*arguments[:1]]]
+    if not named:
+        return app
+    alone = copy(app)
+    alone.registered_commands, alone.registered_groups = named, []
+    return alone
+
+
+def _name_of(row: CommandInfo) -> str | None:
+    return row.name or getattr(row.callback, "__name__", None)
 
 
 def _tell_usage(error: Any) -> int:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 
 from xfrmpy.daemon.datapaths import Datapaths
+from xfrmpy.daemon.events import Report
+from xfrmpy.daemon.occurrences import offload_refused
 from xfrmpy.daemon.shunts import Shunts
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.daemon.totals import Totals
@@ -26,6 +28,7 @@ from xfrmpy.datapath.interface import (
     Expired,
     MappingChanged,
     NotAdded,
+    OffloadRefused,
 )
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.holding import hold_packets
@@ -74,7 +77,7 @@ class Engine:
         sockets: IkeSockets,
         datapaths: Datapaths,
         runtime_dir: FilePath,
-        report: Callable[[Output], None],
+        report: Callable[[Report], None],
         lose: Callable[[OperatorError], None],
         store: Store | None,
         demand: Callable[[str, str, Acquire], None],
@@ -256,6 +259,9 @@ class Engine:
                 self._endpoint.handle_expire(event.sa, self._loop.time(), hard=event.hard)
             elif isinstance(event, MappingChanged):
                 self._endpoint.handle_mapping(event.sa, event.new, self._loop.time())
+            elif isinstance(event, OffloadRefused):
+                whose = self._endpoint.asked_for(event.reqid) or ("", "")
+                self._report(offload_refused(*whose, event))
             else:
                 self._acquire(event)
         self._settle()
@@ -336,6 +342,8 @@ class Engine:
             log.error("%s: the %s datapath: %s", first.tunnel, datapath.name, error)
             refused, *not_done = wanted[error.done :]
             self._endpoint.handle_failure(refused, f"{datapath.name}: {error}", not_done)
+        if any(isinstance(each, AddSa) and each.entry.offload for each in wanted):
+            self._loop.call_soon(self._read_events, datapath)  # Whether it was refused.
 
     def _refuse_shunted(self, wanted: Sequence[AddSa | AddPolicy]) -> None:
         """An SPD has one entry of a selector; what a peer narrows must not take a shunt's place."""

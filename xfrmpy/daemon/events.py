@@ -93,6 +93,7 @@ EVENTS: dict[str, EventKind] = {
             Severity.WARNING,
             "others had changed what is in force; put right",
         ),
+        ("offload-refused", Severity.WARNING, "no device does an SA's work, so the kernel does it"),
         ("drift-left", Severity.WARNING, "the same, but it stays as it is, and why"),
         ("interface-refused", Severity.ERROR, "the interface of a tunnel cannot be had, and why"),
         ("defect-found", Severity.CRITICAL, "a datagram met a defect of ours, and was kept"),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from xfrmpy.daemon.datapaths import Placement
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.narration import summarize
-from xfrmpy.datapath.interface import Acquire
+from xfrmpy.datapath.interface import Acquire, OffloadRefused
 from xfrmpy.failures import Failure
 from xfrmpy.ike.restoration import Restored
 from xfrmpy.ipsec.addresses import IpAddress, Path
@@ -140,6 +140,15 @@ def drift_left(difference: Difference, why: str) -> Occurrence:
         tunnel=difference.tunnel,
         text=f"{difference}, and stays so: {why}",
         details={**_found(difference), "why": why},
+    )
+
+
+def offload_refused(tunnel: str, child: str, event: OffloadRefused) -> Occurrence:
+    return Occurrence(
+        event="offload-refused",
+        tunnel=tunnel,
+        text=f"{event.sa} is not offloaded, the kernel works itself: {event.reason}",
+        details={"child": child, "spi": f"0x{event.sa.spi:08x}", "why": event.reason},
     )
 
 

@@ -29,7 +29,7 @@ from xfrmpy.daemon.control_server import Answer, ControlServer
 from xfrmpy.daemon.crash_secret import crash_secret
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.engine import Engine
-from xfrmpy.daemon.events import Occurrence
+from xfrmpy.daemon.events import Occurrence, Report
 from xfrmpy.daemon.exposition import Exposition, Exposure
 from xfrmpy.daemon.interfaces import begin_interfaces, interface_status, require_interface
 from xfrmpy.daemon.inventory import Surveyor
@@ -58,7 +58,6 @@ from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.kept_policy import read_policies
 from xfrmpy.ike.outputs import (
     ChildSaEstablished,
-    Output,
     Redirected,
     RequestRefused,
     RequestRetransmitted,
@@ -310,8 +309,10 @@ class Service:
 
     # News from the core.
 
-    def _hear(self, report: Output) -> None:
+    def _hear(self, report: Report) -> None:
         self._news.hear(report)
+        if isinstance(report, Occurrence):
+            return
         if not is_routine(report):
             self._manager.note_change()
         tunnel = self._tunnels.get(getattr(report, "tunnel", ""))

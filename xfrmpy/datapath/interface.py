@@ -57,6 +57,7 @@ class Capabilities:
     udp_encapsulation: bool
     raw_esp: bool
     dont_fragment: frozenset[DontFragment]
+    compression: bool
     missing: dict[str, str]
     marks: bool = False
     interfaces: bool = False
@@ -100,7 +101,16 @@ class MappingChanged:
     new: SocketAddress
 
 
-Event: TypeAlias = Acquire | Expired | MappingChanged
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffloadRefused:
+    """An SA is in force and no device does its work, although that was asked for."""
+
+    sa: SaId
+    reqid: int
+    reason: str
+
+
+Event: TypeAlias = Acquire | Expired | MappingChanged | OffloadRefused
 
 
 class Datapath(Protocol):

@@ -40,6 +40,7 @@ EVERYTHING = Capabilities(
     raw_esp=True,
     marks=True,
     dont_fragment=frozenset(DontFragment),
+    compression=True,
     missing={},
     interfaces=True,
 )

@@ -193,6 +193,10 @@ class Routes:
             raise found
         return found
 
+    def device_towards(self, source: IpAddress, destination: IpAddress) -> int:
+        """The number of the device by which packets between the two leave."""
+        return self._links.named(self.outer_path(source, destination).device).index
+
     def outer_paths(self, ends: Sequence[Ends]) -> list[OuterPath | DatapathError]:
         """`outer_path` of many: the way, or why there is none."""
         with self._links.stand_still():

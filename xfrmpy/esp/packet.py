@@ -120,16 +120,20 @@ class OutboundSa(_Sa):
         self._last_sequence = (1 << (64 if self._esn else 32)) - 1
         self._alignment = max(entry.suite.cipher.block, ALIGNMENT)
 
-    def seal(self, payload: bytes, next_header: int) -> bytes:
+    def seal(self, payload: bytes, next_header: int, *, hidden_in: int = 0) -> bytes:
         """The ESP packet of a payload. Raises `Dropped` once the SA may carry no more.
+
+        With `hidden_in` the payload is made so many octets long, which only whoever finds its true
+        length inside can undo (RFC 4303 section 2.7).
 
         RFC 4303 section 3.3.3: the sequence number must not cycle.
         """
         if self.is_past_hard_limit or self._sequence >= self._last_sequence:
             raise Dropped(EspDrop.EXPIRED)
         self._sequence += 1
-        padding = -(len(payload) + ESP_TRAILER) % self._alignment
-        plaintext = payload + _PADDING[:padding] + bytes((padding, next_header))
+        carried = payload.ljust(hidden_in, b"\0")
+        padding = -(len(carried) + ESP_TRAILER) % self._alignment
+        plaintext = carried + _PADDING[:padding] + bytes((padding, next_header))
         iv = self._iv()
         associated, trailer = self._authenticated(self._sequence)
         sealed = self._cipher.seal(iv, plaintext, associated, trailer)

@@ -12,6 +12,7 @@ from typing import TypeAlias, TypedDict
 from xfrmpy.crypto.key_schedule import ChildKeys
 from xfrmpy.ike.agreement import choose_for_method, method_of
 from xfrmpy.ike.collisions import Nonces
+from xfrmpy.ike.compression import compression_payloads, cpi_of
 from xfrmpy.ike.core import FIRST_CHILD_SPI, Core
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.evidence import listed
@@ -70,6 +71,7 @@ class ChildSa:
         *("claimed_as", "entries", "established_at", "failure", "gone_spis", "heir", "in_force"),
         *("is_asking_usage", "is_initiator", "is_lost", "is_told", "outdated_at"),
         *("last_received_at", "last_sent_at", "last_used_at", "local", "nonces", "peer_address"),
+        *("peer_cpi", "peer_takes_tfc"),
         *("policy", "proposal", "rekey_at", "remote", "replaces", "reqid", "spi_in", "state"),
         *("tunnel", "wait_until", "_absent", "_core", "_packet", "_proposals"),
     )
@@ -93,6 +95,8 @@ class ChildSa:
         self.local, self.remote = scope or scope_of(policy if replaces is None else replaces)
         self.reqid: int = policy.reqid if replaces is None else replaces.reqid
         self.peer_address: IpAddress | None = None
+        self.peer_cpi: int | None = None
+        self.peer_takes_tfc = True
         self._packet = packet or ((), ())
         self.nonces: Nonces = (b"", b"")
         self.is_initiator = False
@@ -126,6 +130,7 @@ class ChildSa:
             TsiPayload(selectors=(*self._packet[0], *self.local)),
             TsrPayload(selectors=(*self._packet[1], *self.remote)),
             *mode_payloads(self.policy.mode),
+            *compression_payloads(self.spi_in, wanted=self.policy.compresses),
         )
 
     def accept(self, sa: SaPayload, traffic: Traffic) -> None:
@@ -138,9 +143,13 @@ class ChildSa:
             raise PeerMisbehaved("the peer's TSr is not within ours")
         if not _is_affordable(traffic.local, traffic.remote):
             raise PeerMisbehaved("the peer's traffic selectors make too many policies")
+        if traffic.peer_cpi is not None and not self.policy.compresses:
+            raise PeerMisbehaved("the peer chose a compression that we did not offer")
         self.proposal = _checked_spi(sa.proposals[0])
         self.local, self.remote = traffic.local, traffic.remote
         self.peer_address = traffic.peer_address
+        self.peer_cpi = traffic.peer_cpi
+        self.peer_takes_tfc = traffic.peer_takes_tfc
 
     def choose(
         self,
@@ -188,6 +197,8 @@ class ChildSa:
         self.proposal = _checked_spi(chosen)
         self.local, self.remote = local, remote
         self.peer_address = traffic.peer_address
+        self.peer_cpi = traffic.peer_cpi if self.policy.compresses else None
+        self.peer_takes_tfc = traffic.peer_takes_tfc
 
     def answer(self) -> tuple[OpenPayload, ...]:
         """SA, TSi and TSr of a responder that has chosen, and the mode."""
@@ -198,6 +209,7 @@ class ChildSa:
             TsiPayload(selectors=self.remote),
             TsrPayload(selectors=self.local),
             *mode_payloads(self.policy.mode),
+            *compression_payloads(self.spi_in, wanted=self.peer_cpi is not None),
         )
 
     # In force and out of it.
@@ -479,6 +491,7 @@ class ChildSa:
         keys_i = (keys.encryption_i, keys.integrity_i)
         keys_r = (keys.encryption_r, keys.integrity_r)
         keys_out, keys_in = (keys_i, keys_r) if is_initiator else (keys_r, keys_i)
+        cpis = self._cpis()
 
         def entry(
             direction: Direction,
@@ -501,16 +514,29 @@ class ChildSa:
                 mode=self.policy.mode,
                 replay_window=self.policy.replay_window,
                 outer=self.policy.outer,
+                cpi=cpis[direction],
+                tfc=self._padding_of(direction),
                 encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
                 set_mark=self.policy.mark_in if direction is Direction.IN else None,
                 if_id=self.policy.if_id,
+                offload=self.policy.offload,
             )
 
         return (
             entry(Direction.IN, self.spi_in, path.remote, path.local, keys_in),
             entry(Direction.OUT, self.spi_out, path.local, path.remote, keys_out),
         )
+
+    def _padding_of(self, direction: Direction) -> int:
+        """What is received needs none told: the inner packet says how long it is."""
+        is_taken = direction is Direction.OUT and self.peer_takes_tfc
+        return self.policy.tfc if is_taken and self.policy.mode is Mode.TUNNEL else 0
+
+    def _cpis(self) -> dict[Direction, int | None]:
+        """Those of compression, if both ends have agreed to it."""
+        ours = None if self.peer_cpi is None else cpi_of(self.spi_in)
+        return {Direction.IN: ours, Direction.OUT: self.peer_cpi}
 
     def _policies(self, path: Path) -> tuple[SpdEntry, ...]:
         def template(source: IpAddress, destination: IpAddress) -> Template:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from xfrmpy.failures import Failure
+from xfrmpy.ike.compression import named_cpi
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import notifications, only
 from xfrmpy.ike.nat import NatSituation
@@ -40,13 +41,17 @@ class Ends:
 class Traffic:
     """Selectors by the end that they belong to, and the mode that the peer spoke of.
 
-    `peer_address` is the one that the peer has itself, known in transport mode only.
+    `peer_address` is the one that the peer has itself, known in transport mode only; `peer_cpi`
+    what it names for compressed packets that it receives; `peer_takes_tfc` if it has not said that
+    it will not accept padding to hide sizes (RFC 7296 section 1.3.1).
     """
 
     mode: Mode
     local: Selectors
     remote: Selectors
     peer_address: IpAddress | None = None
+    peer_cpi: int | None = None
+    peer_takes_tfc: bool = True
 
 
 def ends_of(sa: IkeSa) -> Ends:
@@ -92,13 +97,23 @@ def traffic_of(payloads: tuple[OpenPayload, ...], ends: Ends, *, is_initiator: b
     """What a message of the peer says of a Child SA; `is_initiator` tells whether we asked."""
     tsi, tsr = only(payloads, TsiPayload).selectors, only(payloads, TsrPayload).selectors
     local, remote = (tsi, tsr) if is_initiator else (tsr, tsi)
+    cpi = named_cpi(payloads, is_answer=is_initiator)
+    takes_tfc = not notifications(payloads, NotifyType.ESP_TFC_PADDING_NOT_SUPPORTED)
     if not notifications(payloads, NotifyType.USE_TRANSPORT_MODE):
-        return Traffic(mode=Mode.TUNNEL, local=local, remote=remote)
+        return Traffic(
+            mode=Mode.TUNNEL,
+            local=local,
+            remote=remote,
+            peer_cpi=cpi,
+            peer_takes_tfc=takes_tfc,
+        )
     return Traffic(
         mode=Mode.TRANSPORT,
         local=_put(local, ends.path.local.address) if ends.nat.ours else local,
         remote=_put(remote, ends.path.remote.address) if ends.nat.theirs else remote,
         peer_address=_address_of(remote),
+        peer_cpi=cpi,
+        peer_takes_tfc=takes_tfc,
     )
 
 

@@ -720,6 +720,8 @@ CHILD_SA: Table = {
     "remote": _value(tuple[TrafficSelector, ...]),
     "reqid": _NUMBER,
     "peer_address": _value(IpAddress | None),
+    "peer_cpi": _bare(int | None),
+    "peer_takes_tfc": _FLAG,
     "nonces": _value(Nonces),
     "is_initiator": _FLAG,
     "replaces": _optional(_CHILD),

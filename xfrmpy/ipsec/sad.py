@@ -18,6 +18,9 @@ OUR_REQIDS = range(0x58460000, 0x58470000)
 """`XF` in the upper half: how our objects are told from others' in a shared kernel."""
 
 
+NEGOTIATED_CPIS = range(256, 61440)
+"""RFC 3173 section 3.3: the others are well-known, reserved or private."""
+
 USERSPACE_SPI_BIT = 0x80000000
 """Set in the SPI of every inbound SA of the userspace datapath, clear in every one of the kernel's:
 by it the port that both share with IKE tells whose a packet is."""
@@ -35,6 +38,12 @@ class Mode(StrEnum):
 
     TUNNEL = "tunnel"
     TRANSPORT = "transport"
+
+
+class Offload(StrEnum):
+    """What of an SA's work a network device is asked to do."""
+
+    CRYPTO = "crypto"
 
 
 class DontFragment(StrEnum):
@@ -104,9 +113,13 @@ class SadEntry:
     """One SA as a datapath takes and gives it.
 
     `encryption_key` is the cipher's key with its salt behind it, as the keying material has them;
-    `integrity_key` is empty for an AEAD cipher. With an `if_id` it carries what policies of the
-    same one lead to it, and its packets come out of the interface of that number; 0 is none.
-    `set_mark` is what an inbound one gives to the packets that it takes in.
+    `integrity_key` is empty for an AEAD cipher. With a `cpi` packets are compressed, by DEFLATE
+    under that index (RFC 3173). In tunnel mode a packet of less than `tfc` octets is padded to that
+    size, as far as the path allows, to hide its own (RFC 4303 section 2.7). With an `if_id` it
+    carries what policies of the same one lead to it, and its packets come out of the interface of
+    that number; 0 is none. `set_mark` is what an inbound one gives to the packets that it takes
+    in. `offload` is a wish: a datapath may do without, and then says so, so
+    that entries which differ in nothing else are equal.
     """
 
     direction: Direction
@@ -122,9 +135,12 @@ class SadEntry:
     replay_window: int = DEFAULT_REPLAY_WINDOW
     encapsulation: UdpEncapsulation | None = None
     outer: OuterHeader = OuterHeader()
+    cpi: int | None = None
+    tfc: int = 0
     lifetime: Lifetime = Lifetime()
     set_mark: Mark | None = None
     if_id: int = 0
+    offload: Offload | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not 256 <= self.spi <= 0xFFFFFFFF:  # RFC 4303 section 2.1: 1 to 255 are reserved

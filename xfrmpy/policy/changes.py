@@ -214,6 +214,10 @@ def _or_usual(value: object) -> str:
     return "as usual" if value is None else str(value)
 
 
+def _octets_or_off(value: int) -> str:
+    return f"{value} octets" if value else "off"
+
+
 def _onoff(value: bool) -> str:
     return "on" if value else "off"
 
@@ -255,9 +259,12 @@ _OF_CHILD: dict[str, _Key] = {
     "mode": _Key("mode", Impact.REPLACE),
     "proposals": _Key("esp.proposals", Impact.REKEY, _listed),
     "replay_window": _Key("esp.replay_window", Impact.REKEY),
+    "offload": _Key("esp.offload", Impact.REKEY, _or_none),
     "copies_dscp": _Key("esp.copy_dscp", Impact.REKEY, _onoff),
     "restores_dscp": _Key("esp.restore_dscp", Impact.REKEY, _onoff),
     "copies_ecn": _Key("esp.copy_ecn", Impact.REKEY, _onoff),
+    "tfc": _Key("esp.tfc", Impact.REKEY, _octets_or_off),
+    "compresses": _Key("esp.ipcomp", Impact.REKEY, _onoff),
     "dont_fragment": _Key("esp.dont_fragment", Impact.REKEY, _or_usual),
     "lifetime_seconds": _Key("lifetime", Impact.HOT, _or_off),
     "lifetime_octets": _Key("esp.max_bytes", Impact.REKEY, _or_none),

@@ -14,7 +14,13 @@ from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.interfaces import TunnelInterface
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.ipsec.sad import DEFAULT_REPLAY_WINDOW, DontFragment, Mode, OuterHeader
+from xfrmpy.ipsec.sad import (
+    DEFAULT_REPLAY_WINDOW,
+    DontFragment,
+    Mode,
+    Offload,
+    OuterHeader,
+)
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import Action
 
@@ -117,10 +123,13 @@ class ChildPolicy:
     proposals: tuple[Proposal, ...]
     mode: Mode = Mode.TUNNEL
     replay_window: int = DEFAULT_REPLAY_WINDOW
+    offload: Offload | None = None
     copies_dscp: bool = True
     restores_dscp: bool = False
     copies_ecn: bool = True
     dont_fragment: DontFragment | None = None
+    compresses: bool = False
+    tfc: int = 0
     lifetime_seconds: float | None = 3600.0
     lifetime_octets: int | None = None
     lifetime_packets: int | None = None

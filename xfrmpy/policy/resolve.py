@@ -287,6 +287,9 @@ def _child(
     if inactivity and tunnel.start is StartMode.AUTO:
         message = "'inactivity' would take down what 'start: auto' brings up again"
         place.error("XF1004", ("start",), message, "write on-demand, or manual")
+    if esp.offload is not None and tunnel.datapath is DatapathChoice.USERSPACE:
+        message = "'offload' is the kernel's, and 'datapath' is userspace"
+        place.error("XF1004", ("esp", "offload"), message, "leave out one of them")
     return ChildPolicy(
         name=name,
         reqid=numbers.reqids.get(name, 0),
@@ -300,10 +303,13 @@ def _child(
         **_given(
             mode=tunnel.mode,
             replay_window=esp.replay_window,
+            offload=esp.offload,
             copies_dscp=esp.copy_dscp,
             restores_dscp=esp.restore_dscp,
             copies_ecn=esp.copy_ecn,
             dont_fragment=esp.dont_fragment,
+            compresses=esp.ipcomp,
+            tfc=esp.tfc,
             inactivity_seconds=inactivity,
             priority=tunnel.priority if keys.priority is None else keys.priority,
             mark_out=keys.mark_out or keys.mark or tunnel.mark_out or tunnel.mark,

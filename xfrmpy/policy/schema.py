@@ -33,7 +33,7 @@ from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.interfaces import InterfaceAddress
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.ipsec.sad import DontFragment, Mode
+from xfrmpy.ipsec.sad import DontFragment, Mode, Offload
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import MAX_PRIORITY
 from xfrmpy.policy import values
@@ -163,6 +163,29 @@ class EspSettings(Keys):
         ]
         | None
     ) = _key("How many packets may overtake one another, 32 to 4096. Default: 256.", 1024)
+    offload: Annotated[Offload, _choice(Offload)] | None = _key(
+        "`crypto` asks the network device to encrypt (kernel datapath). A refusal is told, and the "
+        "kernel does it itself. Default: not asked.",
+        "crypto",
+    )
+    ipcomp: Switch | None = _key(
+        "Whether packets are compressed before they are encrypted (RFC 3173, DEFLATE), if the peer "
+        "agrees; on the userspace datapath alone. How much smaller a packet gets tells of what is "
+        "in it. Default: no.",
+        "yes",
+    )
+    tfc: (
+        Annotated[
+            int,
+            PlainValidator(partial(values.parse_whole_number, 1, 65535)),
+            WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 65535}),
+        ]
+        | None
+    ) = _key(
+        "Octets to which smaller packets are padded in tunnel mode to hide their size, as far as "
+        "the path takes that and the peer accepts it. Default: no padding.",
+        1280,
+    )
     copy_dscp: Switch | None = _key(
         "Whether the outer packet has the inner one's DSCP. Default: yes.", "no"
     )

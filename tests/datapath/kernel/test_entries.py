@@ -25,6 +25,7 @@ from xfrmpy.ipsec.sad import (
     DontFragment,
     Lifetime,
     Mode,
+    Offload,
     OuterHeader,
     SadEntry,
     UdpEncapsulation,
@@ -63,6 +64,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
     suite = draw(st.sampled_from(SUITES))
     direction = draw(st.sampled_from(Direction))
     source, destination = draw(V4 | V6)
+    mode = draw(st.sampled_from(Mode))
     octets = draw(st.binary(min_size=64, max_size=64))
     ports = st.integers(0, 0xFFFF)
     return SadEntry(
@@ -75,7 +77,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         suite=suite,
         encryption_key=octets[: suite.cipher.keymat],
         integrity_key=octets[: suite.integrity.key] if suite.integrity else b"",
-        mode=draw(st.sampled_from(Mode)),
+        mode=mode,
         replay_window=draw(st.integers(0, 4096)),
         encapsulation=draw(
             st.none()
@@ -86,6 +88,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
                 st.sampled_from([None, destination if int(destination) else None]),
             )
         ),
+        tfc=draw(st.integers(0, 65535)) if mode is Mode.TUNNEL else 0,
         outer=draw(OUTER_HEADERS),
         lifetime=draw(LIFETIMES),
         if_id=draw(st.integers(0, 0xFFFFFFFF)),
@@ -335,3 +338,14 @@ def test_an_unused_sa_is_not_idle_since_ever() -> None:
 )
 def test_a_soft_limit_is_met_at_its_number(changes: dict[str, int], past: bool) -> None:
     assert entries.is_past_soft_limit(_used(**changes), 1000.0) is past
+
+
+def test_offload_is_asked_of_a_device_and_told_by_it() -> None:
+    asked = entries.offload_by(replace(SA, direction=Direction.IN), 3)
+    assert asked == {"ifindex": 3, "flags": 2}
+    assert entries.offload_by(replace(SA, direction=Direction.OUT), 3)["flags"] == 0
+    message = entries.encode_sa(SA)
+    message.attributes[Attribute.OFFLOAD_DEV] = asked
+    told = entries.decode_sa(XFRM.decode(message.type, XFRM.encode(message)))
+    assert told.offload is Offload.CRYPTO
+    assert told == SA, "to be offloaded or not makes no other SA of it"

@@ -25,6 +25,7 @@ from xfrmpy.datapath.userspace.forwarding import (
 )
 from xfrmpy.datapath.userspace.holding import PACKETS, SECONDS
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
+from xfrmpy.esp.compression import IPCOMP
 from xfrmpy.esp.packet import (
     IPV4_IN_ESP,
     IPV6_IN_ESP,
@@ -176,6 +177,65 @@ def test_the_protocol_is_a_part_of_an_sas_name() -> None:
         theirs.unprotect(sealed, None, 1.0, protocol=ProtocolId.AH)
 
 
+@pytest.mark.parametrize(
+    ("tfc", "room", "expected"), [(0, 0, 64), (1200, 0, 1200), (1200, 900, 900)]
+)
+def test_small_packets_are_hidden_in_large_ones(tfc: int, room: int, expected: int) -> None:
+    """RFC 4303 section 2.7."""
+    ours, theirs = gateway(0), gateway(1)
+    plain = len(ours.protect(packet(payload=expected - 20), 0.0)[0])
+    ours.remove_sa(sa(0).id)
+    ours.add_sa(replace(sa(0), spi=sa(0).spi, tfc=tfc), 0.0)
+    if room:
+        ours.set_room(REQID, room)
+    theirs.remove_sa(sa(0).id)
+    theirs.add_sa(received(sa(0)), 0.0)
+    sealed, _ = ours.protect(packet(payload=44), 0.0)
+    assert len(sealed) == plain
+    assert theirs.unprotect(sealed, FIRST, 0.0)[0] == packet(payload=44)
+
+
+# Compression.
+
+
+def compressing(entry: SadEntry, cpi: int | None) -> tuple[Forwarder, Forwarder]:
+    """Two gateways whose SA from the first to the second compresses; the second may not know."""
+    ours, theirs = gateway(0), gateway(1)
+    for end, direction, index in ((ours, Direction.OUT, 0x1234), (theirs, Direction.IN, cpi)):
+        end.remove_sa(entry.id)
+        end.add_sa(replace(entry, direction=direction, cpi=index), 0.0)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("payload", [10, 1000])
+def test_a_compressed_packet_comes_back_whole(payload: int) -> None:
+    ours, theirs = compressing(sa(0), 0x1234)
+    inner = packet(payload=payload)
+    sealed, _ = ours.protect(inner, 0.0)
+    assert (len(sealed) < len(inner)) == (payload == 1000)
+    assert theirs.unprotect(sealed, FIRST, 0.0)[0] == inner
+
+
+@pytest.mark.parametrize("cpi", [None, 0x1235])
+def test_what_was_not_agreed_is_not_decompressed(cpi: int | None) -> None:
+    ours, theirs = compressing(sa(0), cpi)
+    sealed, _ = ours.protect(packet(payload=1000), 0.0)
+    with refused(Refusal.BAD_COMPRESSION):
+        theirs.unprotect(sealed, FIRST, 0.0)
+
+
+def test_a_host_may_compress_what_it_says() -> None:
+    ours, theirs = host(0), host(1)
+    for end, direction in ((ours, Direction.OUT), (theirs, Direction.IN)):
+        end.remove_sa(sa(0).id)
+        entry = replace(sa(0), direction=direction, mode=Mode.TRANSPORT, cpi=0x1234)
+        end.add_sa(entry, 0.0)
+    sealed, _ = ours.protect(between_hosts(payload=bytes(1000)), 0.0)
+    assert len(sealed) < 200
+    arrived, _ = theirs.unprotect(sealed, source_of(0), 0.0)
+    assert payload_of(arrived) == (17, bytes(1000))
+
+
 # Transport mode.
 
 
@@ -272,7 +332,7 @@ def test_traffic_flow_confidentiality_padding_is_trimmed_by_the_inner_length() -
 
 def test_a_next_header_that_is_not_the_inner_version_is_dropped() -> None:
     ours, theirs = OutboundSa(sa(0), secrets.token_bytes), gateway(1)
-    for next_header in set(range(256)) - {IPV4_IN_ESP, NO_NEXT_HEADER}:
+    for next_header in set(range(256)) - {IPV4_IN_ESP, NO_NEXT_HEADER, IPCOMP}:
         with refused(Refusal.NOT_IP):
             theirs.unprotect(ours.seal(packet(), next_header), FIRST, 0.0)
 

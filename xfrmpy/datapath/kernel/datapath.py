@@ -21,6 +21,7 @@ from xfrmpy.datapath.interface import (
     Event,
     Expired,
     NotAdded,
+    OffloadRefused,
     Realm,
 )
 from xfrmpy.datapath.kernel import entries
@@ -39,7 +40,7 @@ from xfrmpy.datapath.watch import ROUTING, Source, Watch
 from xfrmpy.ipsec.addresses import IpNetwork
 from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding, Subject
 from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
-from xfrmpy.ipsec.sad import OUR_REQIDS, Mode, SadEntry, SaId, Usage
+from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.spd import Action, Place, PolicyDirection, SpdEntry
 
 
@@ -145,8 +146,7 @@ class KernelDatapath:
         for place, (entry, reply) in enumerate(zip(piece, replies, strict=True)):
             try:
                 if isinstance(entry, SadEntry):
-                    reply.unless()
-                    self._sas[entry.id] = entry.reqid
+                    self._conclude_sa(entry, reply)
                     self._interfaces.note(entry)
                 elif reply.unless(errno.EEXIST).error is not None:
                     self._replace_policy(entry, reply.request)
@@ -156,11 +156,41 @@ class KernelDatapath:
 
     def _addition(self, entry: SadEntry | SpdEntry) -> Request:
         if isinstance(entry, SadEntry):
-            return Request(entries.encode_sa(entry), Words("add", entry.id), create=True)
+            return Request(self._asking(entry), Words("add", entry.id), create=True)
         index = self._free_index(entry)
         self._taken.add(index)
         what = Words("add the", entry.direction, "policy", entry.selector)
         return Request(entries.encode_policy(entry, index), what, create=True)
+
+    def _asking(self, entry: SadEntry) -> Message:
+        """The message for an SA; with the device to do its work, if that is asked for."""
+        message = entries.encode_sa(entry)
+        if entry.offload is not None:
+            ours, theirs = (
+                (entry.source, entry.destination)
+                if entry.direction is Direction.OUT
+                else (entry.destination, entry.source)
+            )
+            with suppress(DatapathError):  # Without a way there is no device.
+                device = self._routes.device_towards(ours, theirs)
+                message.attributes[Attribute.OFFLOAD_DEV] = entries.offload_by(entry, device)
+        return message
+
+    def _conclude_sa(self, entry: SadEntry, reply: Reply) -> None:
+        """One whose offload is refused goes in without. Some kernels say so, others just do it."""
+        wanted = entry.offload is not None
+        if wanted and reply.error is not None and reply.error.errno != errno.EEXIST:
+            what = reply.request.what
+            self._requests.ask(Request(entries.encode_sa(entry), what, create=True))
+            self._tell_refusal(entry, str(reply.error))
+        else:
+            reply.unless()
+            if wanted and not entries.is_offloaded(self._our_sa(entry.id, "read it back")):
+                self._tell_refusal(entry, "no device on the way to the peer does it")
+        self._sas[entry.id] = entry.reqid
+
+    def _tell_refusal(self, entry: SadEntry, reason: str) -> None:
+        self._untold.append(OffloadRefused(sa=entry.id, reqid=entry.reqid, reason=reason))
 
     def _take_back(self, entry: SadEntry | SpdEntry) -> None:
         if isinstance(entry, SadEntry):

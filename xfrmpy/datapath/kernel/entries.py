@@ -30,6 +30,7 @@ from xfrmpy.ipsec.sad import (
     DontFragment,
     Lifetime,
     Mode,
+    Offload,
     OuterHeader,
     SadEntry,
     SaId,
@@ -45,6 +46,7 @@ _PROTOCOLS = {ProtocolId.ESP: IPPROTO_ESP, ProtocolId.AH: IPPROTO_AH}
 _MODES = {Mode.TRANSPORT: 0, Mode.TUNNEL: 1}
 _DIRECTIONS = {PolicyDirection.IN: 0, PolicyDirection.OUT: 1, PolicyDirection.FORWARD: 2}
 _ALLOW, _BLOCK = 0, 1
+_OFFLOAD_INBOUND = 2  # XFRM_OFFLOAD_INBOUND
 _NOECN, _DECAP_DSCP, _NOPMTUDISC, _AF_UNSPEC, _ESN = 1, 2, 4, 32, 128  # XFRM_STATE_*
 _DONT_ENCAP_DSCP = 1  # XFRM_SA_XFLAG_*
 _INFINITE = (1 << 64) - 1  # XFRM_INF
@@ -60,6 +62,8 @@ _PORT_PROTOCOLS = frozenset({6, 17, 33, 132, 136})  # TCP, UDP, DCCP, SCTP, UDP-
 
 def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message:
     """The message that puts `entry` in force (NEWSA) or replaces it (UPDSA)."""
+    if entry.cpi is not None:
+        raise DatapathError("the kernel datapath does not compress packets", EOPNOTSUPP)
     body = {
         "id_daddr": entry.destination.packed,
         "id_spi": entry.spi,
@@ -88,6 +92,8 @@ def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message
             "encap_dport": entry.encapsulation.destination_port,
             "encap_oa": _octets(entry.encapsulation.original),
         }
+    if entry.tfc and entry.mode is Mode.TUNNEL:
+        attributes[Attribute.TFCPAD] = {"value": entry.tfc}
     if not entry.outer.copies_dscp:
         attributes[Attribute.SA_EXTRA_FLAGS] = {"value": _DONT_ENCAP_DSCP}
     if entry.direction is Direction.OUT:
@@ -114,9 +120,11 @@ def decode_sa(message: Message) -> SadEntry:
             replay_window=attributes[Attribute.REPLAY_ESN_VAL]["replay_window"],
             encapsulation=_decode_encapsulation(family, attributes.get(Attribute.ENCAP)),
             outer=_decode_outer(message),
+            tfc=attributes.get(Attribute.TFCPAD, {}).get("value", 0),
             lifetime=decode_lifetime(body),
             set_mark=_decode_set_mark(message),
             if_id=_decode_if_id(attributes),
+            offload=Offload.CRYPTO if is_offloaded(message) else None,
             **_decode_suite(message),
         )
     except (KeyError, ValueError) as error:
@@ -134,6 +142,16 @@ def _decode_set_mark(message: Message) -> Mark | None:
     if value is None or is_outbound(message):
         return None
     return Mark(value, message.attributes[Attribute.SET_MARK_MASK]["value"])
+
+
+def offload_by(entry: SadEntry, device: int) -> Values:
+    """The attribute that asks a device, by its number, to do the cryptography of an SA."""
+    flags = _OFFLOAD_INBOUND if entry.direction is Direction.IN else 0
+    return {"ifindex": device, "flags": flags}
+
+
+def is_offloaded(message: Message) -> bool:
+    return Attribute.OFFLOAD_DEV in message.attributes
 
 
 def encode_sa_id(sa: SaId, kind: MessageType) -> Message:

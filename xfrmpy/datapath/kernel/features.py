@@ -24,6 +24,10 @@ from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, SadEntry, UdpEncapsulation
 
 SPI = 0x5846FFFE
+
+MAX_DEVICES = 16
+"""That are asked for offload: the host's own have the lowest numbers, tunnels' come later."""
+
 _SA_IN, _SA_OUT = 1, 2  # XFRM_SA_DIR_*
 _IPTFS = 5  # XFRM_MODE_IPTFS
 _DONT_ENCAP_DSCP, _OSEQ_MAY_WRAP = 1, 2  # XFRM_SA_XFLAG_*
@@ -221,10 +225,10 @@ def _try_default(requests: NetlinkSocket) -> str:
 
 
 def _try_offload(requests: NetlinkSocket, name: str, flags: int) -> str:
-    """By any device; without one that can, the kernel refuses packets, and goes on in software
-    with cryptography, which shows only when the SA is read back."""
+    """By any of the first devices. Where none can, the kernel refuses to offload packets; but
+    cryptography it does itself then, which shows only when the SA is read back."""
     reason = "no device takes it"
-    for index, _ in if_nameindex():
+    for index, _ in if_nameindex()[:MAX_DEVICES]:
         asked: dict[int, Any] = {Attribute.OFFLOAD_DEV: {"ifindex": index, "flags": flags}}
         # Offload goes with tunnel mode and its own ESP: no device takes ESP in UDP.
         message = sample(Feature(since=OTHERS[name]), asked)

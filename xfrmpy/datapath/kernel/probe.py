@@ -81,6 +81,7 @@ def probe(requests: NetlinkSocket) -> Capabilities:
             "marks", replace(sample, direction=Direction.IN, set_mark=Mark(0xA0, 0xF0))
         ),
         dont_fragment=frozenset({DontFragment.COPY, DontFragment.CLEAR}),
+        compression=False,
         missing=trial.missing,
     )
 
@@ -98,6 +99,7 @@ def _no_esp(trial: _Trial) -> Capabilities:
         udp_encapsulation=False,
         raw_esp=False,
         dont_fragment=frozenset(),
+        compression=False,
         missing=trial.missing | {"esp": why},
     )
 

@@ -145,6 +145,7 @@ class UserspaceDatapath:
             raw_esp=refusal is None,
             dont_fragment=frozenset(DontFragment),
             interfaces=True,
+            compression=True,
             missing=missing,
         )
 
@@ -441,6 +442,8 @@ class UserspaceDatapath:
         if mtu is None or self._inner_mtu.get(reqid) == mtu:
             return
         self._inner_mtu[reqid] = mtu
+        if any(entry.tfc for entry in self._outbound.values() if entry.reqid == reqid):
+            self._worker.ask("set_room", [reqid, mtu])
         for selector in tuple(self._routed_by_reqid.get(reqid, ())):
             self._add_route(self._routed[selector])
 
@@ -453,6 +456,8 @@ class UserspaceDatapath:
         if entry.direction is Direction.OUT:
             self._outbound[entry.id] = entry
             self._interfaces.note(entry)
+            if entry.tfc and entry.reqid in self._inner_mtu:
+                self._worker.ask("set_room", [entry.reqid, self._inner_mtu[entry.reqid]])
 
     def _mtu_of(self, entry: SadEntry) -> int | None:
         """What fits through this SA, by the path that its outer packets take; not of an inbound."""

@@ -28,6 +28,7 @@ from xfrmpy.datapath.interface import (
 )
 from xfrmpy.datapath.userspace.holding import Holding
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
+from xfrmpy.esp.compression import IPCOMP, BadCompression, compress, decompress
 from xfrmpy.esp.ip import InnerHeader, NotIp, parse_inner_header
 from xfrmpy.esp.outer import Congested, inner_after
 from xfrmpy.esp.packet import (
@@ -70,6 +71,7 @@ class Refusal(StrEnum):
     NOT_FOR_TRANSPORT = "not-for-transport"
     CONGESTED = "congested"
     ROUTING_LOOP = "routing-loop"
+    BAD_COMPRESSION = "bad-compression"
 
 
 class Refused(Exception):
@@ -120,6 +122,7 @@ class Forwarder:
         self._by_priority: defaultdict[_Table, list[SpdEntry]] = defaultdict(list)
         self._hosts: Counter[tuple[int, int]] = Counter()
         self._reassembly = Reassembly()
+        self._room: dict[int, int] = {}
         self._acquired_at: dict[int, float] = {}
         self._holding = Holding()
         self._led_by: dict[int, int] = {}  # by reqid, the interface of what is held
@@ -155,7 +158,7 @@ class Forwarder:
         if if_id and _is_carried_by(header, sa.entry):
             raise Refused(Refusal.ROUTING_LOOP)
         try:
-            sealed = _seal(sa, packet[: header.length], header.version)
+            sealed = _seal(sa, packet[: header.length], header.version, self._hiding_in(sa.entry))
         except Dropped as dropped:
             self._check_limits(held, now)
             raise Refused(dropped.reason) from None
@@ -190,6 +193,7 @@ class Forwarder:
                 self._note_use(held, now)
             raise Refused(dropped.reason) from None
         self._note_use(held, now)
+        next_header, inner = _decompressed(sa.entry, next_header, inner)
         if sa.entry.mode is Mode.TRANSPORT:
             inner = _as_in_clear(sa.entry, next_header, inner, fields)
         header = _parse(inner)
@@ -200,6 +204,13 @@ class Forwarder:
         if is_newest and source is not None:
             self._note_source(held, source, now)
         return _with_outer(inner[: header.length], sa.entry, fields), sa.entry
+
+    def set_room(self, reqid: int, octets: int) -> None:
+        """How large an inner packet the path takes, for those that are padded."""
+        self._room[reqid] = octets
+
+    def _hiding_in(self, sa: SadEntry) -> int:
+        return min(sa.tfc, self._room.get(sa.reqid, sa.tfc))
 
     def _gather(self, packet: bytes) -> tuple[bytes, list[bytes]]:
         """A whole datagram and the packets that it came in. Raises `Waits`."""
@@ -439,6 +450,7 @@ class Forwarder:
         for table in (*tables, self._by_priority, self._acquired_at):
             table.clear()
         self._hosts.clear()
+        self._room.clear()
         self._holding.clear()
         self._led_by.clear()
         return count
@@ -489,15 +501,31 @@ def _priority(entry: SpdEntry) -> int:
     return entry.priority
 
 
-def _seal(sa: OutboundSa, packet: bytes, version: int) -> bytes:
+def _seal(sa: OutboundSa, packet: bytes, version: int, hidden_in: int) -> bytes:
     """Raises `Refused` and `Dropped`."""
-    if sa.entry.mode is Mode.TUNNEL:
-        return sa.seal(packet, _NEXT_HEADER[version])
+    protocol, payload = _NEXT_HEADER[version], packet
+    if sa.entry.mode is Mode.TRANSPORT:
+        try:
+            protocol, payload = payload_of(packet)
+        except NotCarried:
+            raise Refused(Refusal.NOT_FOR_TRANSPORT) from None
+    if sa.entry.cpi is not None:
+        protocol, payload = compress(protocol, payload, sa.entry.cpi)
+    # RFC 4303 section 2.7: the receiver goes by the length that an inner IP packet has.
+    is_packet = protocol == _NEXT_HEADER[version] and sa.entry.mode is Mode.TUNNEL
+    return sa.seal(payload, protocol, hidden_in=hidden_in if is_packet else 0)
+
+
+def _decompressed(sa: SadEntry, protocol: int, payload: bytes) -> tuple[int, bytes]:
+    """RFC 3173 section 2.2: what did not get smaller comes as it was."""
+    if protocol != IPCOMP:
+        return protocol, payload
+    if sa.cpi is None:
+        raise Refused(Refusal.BAD_COMPRESSION)
     try:
-        protocol, payload = payload_of(packet)
-    except NotCarried:
-        raise Refused(Refusal.NOT_FOR_TRANSPORT) from None
-    return sa.seal(payload, protocol)
+        return decompress(payload, sa.cpi)
+    except BadCompression:
+        raise Refused(Refusal.BAD_COMPRESSION) from None
 
 
 def _as_in_clear(sa: SadEntry, protocol: int, payload: bytes, fields: Fields) -> bytes:

@@ -97,6 +97,14 @@ COUNTERS: dict[str, Explanation] = {
     Refusal.NO_SA: NO_SA,
     Refusal.UNKNOWN_SPI: UNKNOWN_SPI,
     Refusal.OUTSIDE_SELECTORS: OUTSIDE_SELECTORS,
+    Refusal.NOT_FOR_TRANSPORT: Explanation(
+        meaning="transport mode cannot carry the packet as it is: a fragment, or with options",
+        look_at="what the host sends; `mode: tunnel` carries it",
+    ),
+    Refusal.CONGESTED: Explanation(
+        meaning="a packet was marked as congested on the way, and its inside must not be marked",
+        look_at="the load on the way to the peer (RFC 6040 section 4.2)",
+    ),
     Refusal.ROUTING_LOOP: Explanation(
         meaning="the tunnel's own packets were led into its interface",
         look_at="`ip route get PEER`: a route to the peer must not lead into the tunnel",
@@ -122,6 +130,14 @@ COUNTERS: dict[str, Explanation] = {
     EspDrop.EXPIRED: Explanation(
         meaning="a packet met an SA at its hard limit",
         look_at="`xfrmpy log TUNNEL`: rekeying should have come earlier, and does not succeed",
+    ),
+    "raw-send": Explanation(
+        meaning="the system did not take a raw ESP packet, for the errno that stands behind",
+        look_at="the route to the peer; free memory; the rules of nf_tables",
+    ),
+    "clear-send": Explanation(
+        meaning="the system did not take a packet that goes in clear, for the errno behind it",
+        look_at="the route to where it goes; free memory; the rules of nf_tables",
     ),
     "udp-send": Explanation(
         meaning="the system did not take an ESP packet that was to go out, for the errno behind it",

@@ -15,7 +15,13 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-from xfrmpy.datapath.interface import Acquire, Event, Expired, MappingChanged
+from xfrmpy.datapath.interface import (
+    Acquire,
+    Event,
+    Expired,
+    MappingChanged,
+    OffloadRefused,
+)
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Cipher, Integrity
 from xfrmpy.ipsec.marks import Mark
@@ -53,7 +59,7 @@ MAX_EVENTS = 1000
 """Kept for a daemon that is away, or does not read; then the oldest is forgotten."""
 
 EVENT_KINDS: dict[str, type[Event]] = {
-    kind.__name__: kind for kind in (Acquire, Expired, MappingChanged)
+    kind.__name__: kind for kind in (Acquire, Expired, MappingChanged, OffloadRefused)
 }
 
 
@@ -64,7 +70,7 @@ VALUES = (
     *(SadEntry, SpdEntry, SaId, Usage, EspSuite, Cipher, Integrity, UdpEncapsulation, Lifetime),
     OuterHeader,
     *(Selector, MaskedPort, Mark, Template, TrafficSelector, SocketAddress),
-    *(Acquire, Expired, MappingChanged),
+    *(Acquire, Expired, MappingChanged, OffloadRefused),
 )
 
 

@@ -397,6 +397,11 @@ class Worker:
         self._check_carriage(entry)
         self._forwarder.move_sa(from_plain(SaId, plain[0]), entry)
 
+    def set_room(self, plain: Plain) -> None:
+        """`plain` has a reqid and the size of an inner packet."""
+        reqid, octets = from_plain(tuple[int, ...], plain)
+        self._forwarder.set_room(reqid, octets)
+
     def remove_sa(self, plain: Plain) -> None:
         self._forwarder.remove_sa(from_plain(SaId, plain))
 
@@ -482,6 +487,7 @@ _HANDLERS: dict[str, _Handler] = {
     "add": _single(Worker.add),
     "update_sa": _single(Worker.update_sa),
     "move_sa": _single(Worker.move_sa),
+    "set_room": _single(Worker.set_room),
     "remove_sa": _single(Worker.remove_sa),
     "remove_policy": _single(Worker.remove_policy),
     "open_interface": _single(Worker.open_interface),
