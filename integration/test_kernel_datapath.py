@@ -33,9 +33,11 @@ from xfrmpy.datapath.routes import OUR_TABLE
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS
 from xfrmpy.ipsec.drift import Finding
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Lifetime, Mode, UdpEncapsulation
-from xfrmpy.ipsec.spd import Action, PolicyDirection
+from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template, shunt_entries
 
 
 @pytest.fixture(scope="module")
@@ -407,6 +409,77 @@ class TestWithoutEsp:
         datapath.remove_ours()
         assert run("ip", "-n", gateway, "xfrm", "state") == ""
 
+    def test_policies_of_one_selector_are_told_apart_by_their_marks(
+        self, gateway: str, datapath: KernelDatapath
+    ) -> None:
+        one, other, unmarked = (
+            replace(spd_entry(), mark=mark, template=replace(_template(), reqid=OUR_REQIDS[n]))
+            for n, mark in enumerate((Mark(0x10, 0xF0), Mark(0x20, 0xF0), None))
+        )
+        for entry in (one, other, unmarked, one):
+            datapath.add_policy(entry)
+        assert set(datapath.dump().spd) == {one, other, unmarked}
+        datapath.remove_policy(unmarked)
+        for mark, reqid in ((0x21, OUR_REQIDS[1]), (0x15, OUR_REQIDS[0])):
+            _send(str(INNER[4][1][9]), 77, mark)
+            (acquire,) = datapath.read_events()
+            assert isinstance(acquire, Acquire)
+            assert acquire.reqid == reqid
+        datapath.remove_policy(one)
+        assert datapath.dump().spd == (other,)
+        assert str(INNER[4][1]) in _routes(gateway, 4)
+        datapath.remove_policy(other)
+        assert _routes(gateway, 4) == ""
+
+    def test_shunts_stand_before_a_policy_and_behind_it(
+        self, gateway: str, datapath: KernelDatapath
+    ) -> None:
+        tunnel = replace(spd_entry(), priority=70_000)
+        datapath.add_policy(tunnel)
+        bypass, drop, behind = (
+            _shunt(action, remote, priority)
+            for action, remote, priority in (
+                (Action.BYPASS, "10.2.0.9/32[udp/77]", None),
+                (Action.DISCARD, "10.2.0.9/32[udp]", None),
+                (Action.DISCARD, "0.0.0.0/0", 200_000),
+            )
+        )
+        for entry in (behind, drop, bypass):
+            datapath.add_policy(entry)
+        assert set(datapath.dump().spd) == {tunnel, bypass, drop, behind}
+        assert datapath.find_amiss() == ()
+        run("ip", "-n", gateway, "route", "add", "10.2.0.0/16", "dev", "wan")
+        _send("10.2.0.9", 77)
+        run("ip", "-n", gateway, "route", "del", "10.2.0.0/16", "dev", "wan")
+        for address, port in (("10.2.0.9", 78), ("198.51.100.2", 77)):
+            with pytest.raises(PermissionError):
+                _send(address, port)
+        assert datapath.read_events() == (), "none of them asks for an SA"
+        with closing(KernelDatapath.open()) as later:
+            assert later.find_amiss() == ()
+            run("ip", "-n", gateway, "rule", "del", "priority", "218")
+            (amiss,) = later.find_amiss()
+            assert amiss.finding is Finding.SHUNT_RULES_CHANGED
+            later.mend(amiss)
+            assert later.find_amiss() == ()
+        datapath.remove_ours()
+        assert "218:" not in run("ip", "-n", gateway, "rule")
+        assert run("ip", "-n", gateway, "xfrm", "policy") == ""
+
+    def test_a_policy_asks_once_unless_it_is_to_ask_again(
+        self, gateway: str, datapath: KernelDatapath
+    ) -> None:
+        datapath.add_policy(spd_entry())
+        for number, expected in enumerate((1, 0, 0)):
+            _send(str(INNER[4][1][9 + number]), 77)
+            assert len(datapath.read_events()) == expected
+        datapath.ask_again(spd_entry())
+        assert run("ip", "-n", gateway, "xfrm", "state") == ""
+        _send(str(INNER[4][1][20]), 77)
+        (acquire,) = datapath.read_events()
+        assert isinstance(acquire, Acquire)
+        assert acquire.destination.start_address == INNER[4][1][20]
+
     def test_acquires_that_were_lost_are_made_good(self, datapath: KernelDatapath) -> None:
         # The kernel asks anew with each packet if nobody heard; here somebody else did.
         with closing(KernelDatapath.open()), _deaf(datapath):
@@ -477,8 +550,26 @@ def _routes(namespace: str, version: int) -> str:
     return done.stdout
 
 
-def _send(address: str, port: int) -> None:
+def _template() -> Template:
+    template = spd_entry().template
+    assert template is not None
+    return template
+
+
+def _shunt(action: Action, remote: str, priority: int | None) -> SpdEntry:
+    """What leaves by it."""
+    out, *_ = shunt_entries(
+        local=[TrafficSelector.parse("0.0.0.0/0")],
+        remote=[TrafficSelector.parse(remote)],
+        action=action,
+        priority=priority,
+    )
+    return out
+
+
+def _send(address: str, port: int, mark: int = 0) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         sender.sendto(b"x", (address, port))
 
 

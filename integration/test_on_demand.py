@@ -107,6 +107,27 @@ def test_only_the_child_that_a_packet_asks_for_is_made(site: Site) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.vm
+def test_what_the_peer_leaves_out_goes_on_asking(site: Site) -> None:
+    """As strongSwan's scenario net2net-route-narrow: a Child SA for each of the peer's parts."""
+    tunnel = site.network.tunnel()
+    children = {
+        name: {"local": subnet(2, number), "remote": subnet(1, number)}
+        for number, name in enumerate(("lan", "voice"))
+    }
+    bare: dict[str, Any] = {"local": None, "remote": None}
+    site.xfrmpy(site.network.sun, tunnel.mirrored(), children=children, **bare)
+    wide = tunnel.between(("10.1.0.0/16",), ("10.2.0.0/16",))
+    ours = site.xfrmpy(site.network.moon, wide, **ON_DEMAND)
+    await_waiting(ours)
+    for number in (0, 1):
+        pings(site, number)
+        assert len(ours.tunnel().children) == number + 1
+    site.assert_protected(0)
+    site.assert_protected(1)
+
+
+@pytest.mark.native
 def test_without_traffic_it_goes_and_waits_again(site: Site) -> None:
     tunnel = site.network.tunnel()
     site.xfrmpy(site.network.sun, tunnel.mirrored())

@@ -89,6 +89,9 @@ def test_what_is_behind_the_tunnels_drops_what_they_do_not_carry(
     rules.add(entry(Action.DISCARD, "0.0.0.0/0", 200_000))
     assert leads(namespace, HOST) == "lo"
     assert leads(namespace, "192.0.2.77") == "nowhere"
+    assert leads(namespace, "192.0.2.77", "mark", "0x5846") == "wan", "what is protected passes"
+    rules.add(entry(Action.BYPASS, "192.0.2.77/32"))
+    assert leads(namespace, "192.0.2.77") == "wan", "it is before the other"
 
 
 @pytest.mark.parametrize(("ports", "inside"), [("0-1023", "1023"), ("32768-65535", "40000")])
@@ -105,7 +108,7 @@ def test_what_somebody_changes_is_found_and_mended(namespace: str, rules: ShuntR
         rules.add(entry(Action.BYPASS, f"203.0.113.{number}/32"))
     rules.add(entry(Action.DISCARD, "2001:db8:9::/48[udp]"))
     assert [*rules.find_amiss()] == []
-    run("ip", "-n", namespace, "rule", "del", "priority", "221")
+    run("ip", "-n", namespace, "rule", "del", "priority", "222")
     run("ip", "-n", namespace, "-6", "rule", "del", "priority", "218")
     found = [*rules.find_amiss()]
     assert [(d.finding, d.subject) for d in found] == [

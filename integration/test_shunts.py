@@ -74,7 +74,9 @@ def test_a_drop_behind_the_tunnels_leaves_them_alone(pair: Pair) -> None:
     moon = pair.site.network.moon
     ping = ("ping", "-n", "-c", "1", "-W", "1", "192.0.2.254")
     assert "1 received" in moon.run(*ping)
-    shunt(pair.ours, rest={"action": "drop", "remote": "0.0.0.0/0", "priority": 200_000})
+    ours = [subnet(1), f"{moon.outside[4]}/32"]
+    rest = {"action": "drop", "local": ours, "remote": "0.0.0.0/0", "priority": 200_000}
+    shunt(pair.ours, rest=rest)
     assert "1 received" not in moon.run(*ping, check=False)
     pair.site.assert_protected()
     pair.ours.rekey()

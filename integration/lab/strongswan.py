@@ -54,8 +54,8 @@ secrets {{
 class StrongswanPeer:
     """A charon for tunnels as this end sees them, by their numbers.
 
-    `connection` and `child` are further swanctl lines ("dpd_delay = 1s"), `settings` further
-    settings of charon ("cookie_threshold=1").
+    `connection` and `child` are further swanctl lines ("dpd_delay = 1s"), of each child if there
+    are several of the latter; `settings` further settings of charon ("cookie_threshold=1").
     """
 
     def __init__(
@@ -65,13 +65,15 @@ class StrongswanPeer:
         directory: Path,
         *,
         connection: str = "",
-        child: str = "",
+        child: str | Sequence[str] = "",
         settings: Sequence[str] = (),
     ) -> None:
         self._directory = directory
         directory.mkdir()
         texts = [
-            _configuration(number, tunnel, connection, child)
+            _configuration(
+                number, tunnel, connection, child if isinstance(child, str) else child[number]
+            )
             for number, tunnel in enumerate(tunnels)
         ]
         (directory / "swanctl.conf").write_text("".join(texts))

@@ -398,7 +398,7 @@ def _sas(host: Host, direction: Direction) -> set[tuple[object, ...]]:
 
 
 def _selectors(host: Host, direction: PolicyDirection) -> set[object]:
-    return {selector for kind, selector, _ in host.datapath.spd if kind is direction}
+    return {selector for kind, selector, *_ in host.datapath.spd if kind is direction}
 
 
 class Held:

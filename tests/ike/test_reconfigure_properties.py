@@ -162,7 +162,7 @@ def watch_for_leaks(host: Any, traffic: list[Selector]) -> list[Selector]:
 
     def look(entry: SpdEntry) -> None:
         remove(entry)
-        out = [s for d, s, _ in host.datapath.spd if d is PolicyDirection.OUT]
+        out = [s for d, s, *_ in host.datapath.spd if d is PolicyDirection.OUT]
         ways = traffic if host.name == "moon" else [s.reversed() for s in traffic]
         leaks.extend(way for way in ways if not any(covers(s, way) for s in out))
 

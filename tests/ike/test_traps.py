@@ -128,6 +128,8 @@ def test_a_child_sa_changes_nothing_of_the_spd_and_the_trap_stays_when_it_goes(p
     assert spd(pair) == before
     assert not pair.moon.reports(AddPolicy)
     assert not pair.moon.reports(RemovePolicy)
+    (report,) = pair.moon.reports(ChildSaEstablished)
+    assert pair.moon.endpoint.trap_apart(report.spi_in) is None
     assert not ask(pair, "net", NET)
     assert made(pair) == ["net", "net"]
 
@@ -154,6 +156,8 @@ def test_a_child_that_the_peer_narrows_leaves_the_rest_to_the_trap(
     reqids = {entry.reqid for entry in pair.moon.datapath.dump().sad}
     assert len(reqids) == 2
     assert policy.children[0].reqid not in reqids, "its SA would carry what the peer refuses"
+    for report in pair.moon.reports(ChildSaEstablished):
+        assert pair.moon.endpoint.trap_apart(report.spi_in) in trap
     pair.moon.endpoint.terminate("tunnel-a", pair.now)
     pair.deliver()
     assert spd(pair) == trap
@@ -231,7 +235,7 @@ def test_a_daemon_that_takes_over_adopts_traps_and_begins_with_what_was_there(pa
     restored = pair.moon.take_over()
     pair.moon.outputs.clear()
     pair.deliver()
-    assert restored.spd == {(entry.direction, entry.selector) for entry in before}
+    assert restored.spd == {entry.place for entry in before}
     assert spd(pair) == before
     assert not pair.moon.reports(AddPolicy)
     pair.moon.endpoint.set_traps("tunnel-a", ENDS)

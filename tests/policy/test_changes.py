@@ -10,6 +10,7 @@ import pytest
 
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.interfaces import TunnelInterface
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import parse_proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode, Offload
 from xfrmpy.ipsec.selectors import TrafficSelector
@@ -97,6 +98,8 @@ OTHER_OF_CHILD: dict[str, tuple[Any, Impact]] = {
     "lifetime_packets": (1 << 20, Impact.REKEY),
     "inactivity_seconds": (60.0, Impact.HOT),
     "priority": (500, Impact.REKEY),
+    "mark_out": (Mark(1), Impact.REKEY),
+    "mark_in": (Mark(2, 0xF), Impact.REKEY),
     "if_id": (7, Impact.REPLACE),
 }
 

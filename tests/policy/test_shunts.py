@@ -134,6 +134,16 @@ def test_a_shunt_is_not_of_the_very_traffic_of_a_tunnel(secrets: Path) -> None:
     assert "tunnel 'a'" in error.message
 
 
+@pytest.mark.parametrize("apart", ["mark: 3", "interface: 169.254.10.1/30"])
+def test_a_tunnel_with_a_mark_or_an_interface_stands_apart(secrets: Path, apart: str) -> None:
+    text = TUNNEL.replace("    local: 10.1.0.0/16\n    remote: 10.2.0.0/16\n", f"    {apart}\n")
+    if "mark" in apart:
+        text += "    local: 0.0.0.0/0\n    remote: 0.0.0.0/0\n"
+    shunt = "{action: drop, remote: 0.0.0.0/0, priority: 200000}"
+    loaded = read(secrets, f"{text}shunts:\n  x: {shunt}\n")
+    assert messages(loaded) == []
+
+
 def test_two_shunts_of_a_name_are_refused(secrets: Path) -> None:
     for number, name in enumerate(("one", "two")):
         file = secrets.parent / f"{name}.yaml"

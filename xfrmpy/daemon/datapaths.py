@@ -196,6 +196,8 @@ class Datapaths:
         children = [self._restrict_child(child, choice, can) for child in policy.children]
         if not proposals or not all(child.proposals for child in children):
             return None
+        if _has_marks(policy) and not can.marks:
+            return None
         return replace(policy, datapath=choice, proposals=proposals, children=tuple(children))
 
     def _restrict_child(
@@ -227,6 +229,10 @@ def _lacks_raw_esp(policy: TunnelPolicy, choice: DatapathChoice, can: Capabiliti
     return not can.raw_esp and not replace(policy, datapath=choice).forces_encapsulation
 
 
+def _has_marks(policy: TunnelPolicy) -> bool:
+    return any(child.mark_out or child.mark_in for child in policy.children)
+
+
 def _shortcoming(
     policy: TunnelPolicy, choice: DatapathChoice, capabilities: Capabilities | str
 ) -> str:
@@ -242,6 +248,8 @@ def _shortcoming(
         return f"`encapsulation: {policy.encapsulation}`: {capabilities.missing['raw esp']}"
     for mode in {child.mode for child in policy.children} - capabilities.modes:
         return capabilities.missing[f"{mode} mode"]
+    if _has_marks(policy) and not capabilities.marks:
+        return f"the {choice.value} datapath knows no marks"
     for how in {child.dont_fragment for child in policy.children} - {
         None,
         *capabilities.dont_fragment,

@@ -39,6 +39,7 @@ from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
     AskUsage,
+    ChildSaEstablished,
     DatagramDropped,
     DefectFound,
     MoveSa,
@@ -300,6 +301,9 @@ class Engine:
                 log.debug("dropped from %s: %s %s", output.path, output.reason, output.detail)
             case DefectFound():
                 self._keep_defect(output)
+            case ChildSaEstablished():
+                self._ask_again(output)
+                self._report(output)
             case _:
                 self._report(output)
 
@@ -398,6 +402,17 @@ class Engine:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_at(due_at, self._handle_timeout)
+
+    def _ask_again(self, output: ChildSaEstablished) -> None:
+        """A packet has its SA; another one may meet the same trap and need another."""
+        trap = self._endpoint.trap_apart(output.spi_in)
+        datapath = self._datapaths.of(self._tunnels[output.tunnel])
+        if trap is None or not isinstance(datapath, KernelDatapath):
+            return
+        try:
+            datapath.ask_again(trap)
+        except DatapathError as error:
+            log.info("%s: %s", output.tunnel, error)
 
     def _hold_packets(self, datapath: Datapath) -> None:
         """The packet that asks for a tunnel is not to be lost by that."""

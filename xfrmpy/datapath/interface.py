@@ -59,6 +59,7 @@ class Capabilities:
     dont_fragment: frozenset[DontFragment]
     compression: bool
     missing: dict[str, str]
+    marks: bool = False
     interfaces: bool = False
     features: dict[str, str] = field(default_factory=dict)
 

@@ -34,6 +34,7 @@ EVERYTHING = Capabilities(
     esn=True,
     udp_encapsulation=True,
     raw_esp=True,
+    marks=True,
     dont_fragment=frozenset(DontFragment),
     compression=True,
     missing={},

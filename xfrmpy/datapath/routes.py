@@ -36,13 +36,14 @@ from xfrmpy.datapath.netlink.route import (
     Rule,
 )
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Reply, Request, Words
+from xfrmpy.ipsec import marks
 from xfrmpy.ipsec.addresses import IpAddress, IpNetwork
 from xfrmpy.ipsec.drift import Difference, Ends, Finding
 
 Attributes: TypeAlias = dict[int, bytes]
 
-OUR_MARK = 0x5846
-"""`XF`, as in `OUR_REQIDS`: the SO_MARK of every socket that sends IKE or protected packets."""
+OUR_MARK = marks.OUR_MARK
+"""The SO_MARK of every socket that sends IKE or protected packets."""
 OUR_TABLE = 0x5846
 RULE_PRIORITY = 220
 """strongSwan's; before the main table (32766), behind what operators tend to number below 100."""

@@ -24,9 +24,10 @@ from xfrmpy.ipsec.selectors import ICMP_PROTOCOLS, MAX_PORT, MaskedPort
 from xfrmpy.ipsec.spd import BEFORE_TUNNELS, BEHIND_TUNNELS, Action, PolicyDirection, SpdEntry
 
 _GOTO, _NOP, _BLACKHOLE = 2, 3, 6  # FR_ACT_*
-_EXEMPT, _FIRST, _LANDING, _LAST = (RULE_PRIORITY + n for n in (-3, -2, 1, 2))
-"""What is protected already passes; the shunts before tunnels; where they lead; those behind."""
-_OUR_PRIORITIES = range(_EXEMPT, _LAST + 1)
+_EXEMPT, _FIRST, _LAST, _LANDING = (RULE_PRIORITY + n for n in (-3, -2, 1, 2))
+"""What is protected already passes; the shunts before tunnels; those behind; where all lead that
+passes."""
+_OUR_PRIORITIES = range(_EXEMPT, _LANDING + 1)
 _PORTS = struct.Struct("=HH")
 _VERY_LAST = MAX_PORT - 1
 """Rules take ports from 1 to 65534."""
@@ -135,8 +136,8 @@ class ShuntRules:
         return [
             self._rule(version, _GOTO, _EXEMPT, {Rule.FWMARK: NUMBER.pack(OUR_MARK), **landing}),
             *(self._of_entry(entry, _FIRST) for entry in first),
-            self._rule(version, _NOP, _LANDING, {}),
             *(self._of_entry(entry, _LAST) for entry in last if entry.action is Action.DISCARD),
+            self._rule(version, _NOP, _LANDING, {}),
         ]
 
     def _of_entry(self, entry: SpdEntry, priority: int) -> Message:

@@ -527,6 +527,7 @@ class ChildSa:
                 tfc=self._padding_of(direction),
                 encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
+                set_mark=self.policy.mark_in if direction is Direction.IN else None,
                 if_id=self.policy.if_id,
                 offload=self.policy.offload,
             )
@@ -562,6 +563,8 @@ class ChildSa:
             outbound=template(path.local.address, path.remote.address),
             inbound=template(path.remote.address, path.local.address),
             priority=self.policy.priority,
+            mark_out=self.policy.mark_out,
+            mark_in=self.policy.mark_in,
             if_id=self.policy.if_id,
         )
 

@@ -15,6 +15,7 @@ from xfrmpy.ike.core import Core
 from xfrmpy.ike.outputs import AddPolicy, MoveSa
 from xfrmpy.ike.states import ChildSaState
 from xfrmpy.ipsec.drift import Difference, Dump, Finding
+from xfrmpy.ipsec.marks import are_apart
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.spd import SpdEntry
 
@@ -158,6 +159,7 @@ def overrules(other: SpdEntry, ours: SpdEntry) -> bool:
     return (
         other.priority < ours.priority
         and other.direction is ours.direction
+        and not are_apart(other.mark, ours.mark)
         and other.if_id == ours.if_id
         and other.selector.overlaps(ours.selector)
     )

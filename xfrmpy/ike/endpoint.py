@@ -66,7 +66,7 @@ from xfrmpy.ike.sequence import Sequence as OutputSequence
 from xfrmpy.ike.session_resume import SessionResume, answer_session_resume
 from xfrmpy.ike.states import ChildSaState, IkeSaState
 from xfrmpy.ike.timers import Timers
-from xfrmpy.ike.traps import set_traps, traps_refused
+from xfrmpy.ike.traps import set_traps, trap_apart, traps_refused
 from xfrmpy.ike.views import IkeSaView, view
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT, IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.drift import Difference, Dump, Ends
@@ -270,6 +270,10 @@ class IkeEndpoint:
         """
         if self._core.trapped.get(tunnel) != path:
             set_traps(self._core, tunnel, path)
+
+    def trap_apart(self, spi_in: int) -> SpdEntry | None:
+        """The trap that stands beside a Child SA because that has a part of the traffic only."""
+        return trap_apart(self._core, spi_in)
 
     def has_traps(self, tunnel: str) -> bool:
         """Whether packets for a tunnel ask for it."""

@@ -7,11 +7,11 @@ at a time, the newest; the entry of an older owner comes back when the newest go
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from xfrmpy.ike.outputs import AddPolicy, RemovePolicy
-from xfrmpy.ipsec.spd import Place
+from xfrmpy.ipsec.spd import Place, SpdEntry
 
 
 class PolicyBook:
@@ -26,6 +26,11 @@ class PolicyBook:
         """The next of the numbers that tell in which order owners have come."""
         self.count += 1
         return self.count
+
+    def of_owner(self, owner: int) -> Iterator[SpdEntry]:
+        """What an owner wants, in force or not."""
+        for place in self._places.get(owner, ()):
+            yield from (claim.entry for claim in self._claims[place] if claim.owner == owner)
 
     def in_force(self) -> tuple[AddPolicy, ...]:
         """What holds at each place."""

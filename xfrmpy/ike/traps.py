@@ -66,6 +66,16 @@ def adopt_traps(core: Core, spd: Iterable[SpdEntry]) -> None:
                 list(trap_changes(core, name, _path(template)))
 
 
+def trap_apart(core: Core, spi_in: int) -> SpdEntry | None:
+    """The trap by which the rest of a child's traffic goes on asking, where a Child SA has a part
+    of it and so another reqid."""
+    child = core.children.get(spi_in)
+    if child is None or child.reqid == child.policy.reqid:
+        return None
+    entries = core.policies.of_owner(_owner(child.policy.reqid))
+    return next((e for e in entries if e.direction is PolicyDirection.OUT), None)
+
+
 def traps_refused(
     core: Core, output: AddSa | AddPolicy, reason: str, not_done: Iterable[AddSa | AddPolicy]
 ) -> None:
@@ -106,6 +116,8 @@ def _entries(child: ChildPolicy, path: Path) -> tuple[SpdEntry, ...]:
         outbound=outbound,
         inbound=inbound,
         priority=child.priority,
+        mark_out=child.mark_out,
+        mark_in=child.mark_in,
         if_id=child.if_id,
     )
 

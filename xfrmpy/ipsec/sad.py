@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.registry import ProtocolId
 
@@ -116,8 +117,9 @@ class SadEntry:
     a `cpi` packets are compressed, by DEFLATE under that index (RFC 3173). In tunnel mode a packet
     of less than `tfc` octets is padded to that size, as far as the path allows, to hide its own
     (RFC 4303 section 2.7). With an `if_id` it carries what policies of the same one lead to it, and
-    its packets come out of the interface of that number; 0 is none. `offload` is a wish: a datapath
-    may do without, and then says so, so that entries which differ in nothing else are equal.
+    its packets come out of the interface of that number; 0 is none. `set_mark` is what an inbound
+    one gives to the packets that it takes in. `offload` is a wish: a datapath may do without, and
+    then says so, so that entries which differ in nothing else are equal.
     """
 
     direction: Direction
@@ -135,6 +137,7 @@ class SadEntry:
     cpi: int | None = None
     tfc: int = 0
     lifetime: Lifetime = Lifetime()
+    set_mark: Mark | None = None
     if_id: int = 0
     offload: Offload | None = field(default=None, compare=False)
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.sad import Mode
 from xfrmpy.ipsec.selectors import Selector, TrafficSelector, selectors_between
 from xfrmpy.registry import ProtocolId
@@ -40,7 +41,7 @@ class Template:
     mode: Mode = Mode.TUNNEL
 
 
-Place: TypeAlias = tuple[PolicyDirection, Selector, int]
+Place: TypeAlias = tuple[PolicyDirection, Selector, int, Mark | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,8 @@ class SpdEntry:
     """One policy as a datapath takes and gives it; the lower `priority` is looked at first.
 
     With an `if_id` it is about what goes into the interface of that number and comes out of it, and
-    about nothing else; 0 is about everything else.
+    about nothing else; 0 is about everything else. With a `mark`
+    it is about packets that bear it, and about no others.
     """
 
     direction: PolicyDirection
@@ -56,6 +58,7 @@ class SpdEntry:
     action: Action = Action.PROTECT
     priority: int
     template: Template | None = None
+    mark: Mark | None = None
     if_id: int = 0
 
     def __post_init__(self) -> None:
@@ -65,7 +68,7 @@ class SpdEntry:
     @property
     def place(self) -> Place:
         """Where in the SPD it stands: another one there would take its place."""
-        return self.direction, self.selector, self.if_id
+        return self.direction, self.selector, self.if_id, self.mark
 
 
 def protect_entries(
@@ -75,6 +78,8 @@ def protect_entries(
     outbound: Template,
     inbound: Template,
     priority: int | None = None,
+    mark_out: Mark | None = None,
+    mark_in: Mark | None = None,
     if_id: int = 0,
 ) -> tuple[SpdEntry, ...]:
     """The OUT, IN and FORWARD entries of one pair of SAs.
@@ -87,14 +92,14 @@ def protect_entries(
         urgency = selector_priority(selector) if priority is None else priority
         back = selector.reversed()
         directions = [
-            (PolicyDirection.OUT, selector, outbound),
-            (PolicyDirection.IN, back, inbound),
+            (PolicyDirection.OUT, selector, outbound, mark_out),
+            (PolicyDirection.IN, back, inbound, mark_in),
         ]
         if inbound.mode is Mode.TUNNEL:
-            directions.append((PolicyDirection.FORWARD, back, inbound))
+            directions.append((PolicyDirection.FORWARD, back, inbound, mark_in))
         entries += [
-            SpdEntry(direction=d, selector=s, priority=urgency, template=t, if_id=if_id)
-            for d, s, t in directions
+            SpdEntry(direction=d, selector=s, priority=urgency, template=t, mark=m, if_id=if_id)
+            for d, s, t, m in directions
         ]
     return tuple(entries)
 

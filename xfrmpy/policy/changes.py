@@ -274,6 +274,8 @@ _OF_CHILD: dict[str, _Key] = {
     "lifetime_packets": _Key("esp.max_packets", Impact.REKEY, _or_none),
     "inactivity_seconds": _Key("inactivity", Impact.HOT, _or_off),
     "priority": _Key("priority", Impact.REKEY, _or_none),
+    "mark_out": _Key("mark_out", Impact.REKEY, _or_none),
+    "mark_in": _Key("mark_in", Impact.REKEY, _or_none),
     "if_id": _Key("interface.if_id", Impact.REPLACE),
 }
 

@@ -12,6 +12,7 @@ from enum import StrEnum
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.interfaces import TunnelInterface
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import (
     DEFAULT_REPLAY_WINDOW,
@@ -111,7 +112,8 @@ class ChildPolicy:
     The first Child SA of an IKE SA has no key exchange of its own (RFC 7296 section 1.2): the
     proposals' methods are for those that come later. A lifetime of None is no limit; the SA is
     replaced ahead of its end. Without traffic for `inactivity_seconds` it is deleted; 0 is never.
-    `priority` is that of its SPD entries; None: the more specific ones come first.
+    `priority` is that of its SPD entries; None: the more specific ones come first. Only what leaves
+    with `mark_out` is its traffic, and what comes in gets `mark_in`.
     `if_id` is that of the tunnel's interface, 0 if it has none.
     """
 
@@ -134,6 +136,8 @@ class ChildPolicy:
     lifetime_packets: int | None = None
     inactivity_seconds: float = 0.0
     priority: int | None = None
+    mark_out: Mark | None = None
+    mark_in: Mark | None = None
     if_id: int = 0
 
     @property

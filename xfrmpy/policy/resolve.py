@@ -16,6 +16,7 @@ from typing import Any
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.algorithms import WEAKNESSES, cipher
 from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.marks import are_apart
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector, meet
@@ -334,6 +335,9 @@ def _child(
     if not any(meet(ours, theirs) for ours in local for theirs in remote):
         message = "'local' and 'remote' have no address family and protocol in common"
         place.error("XF1004", (*path, "remote"), message)
+    if tunnel.datapath is DatapathChoice.USERSPACE and _has_marks(keys, tunnel):
+        message = "the userspace datapath does not see marks: 'datapath' cannot be userspace"
+        place.error("XF1004", (*path, "mark"), message, "leave the marks out, or the datapath")
     packets = tunnel.ah or tunnel.esp or EspSettings()
     inactivity = tunnel.inactivity if keys.inactivity is None else keys.inactivity
     if inactivity and tunnel.start is StartMode.AUTO:
@@ -365,14 +369,22 @@ def _child(
             tfc=packets.tfc,
             inactivity_seconds=inactivity,
             priority=tunnel.priority if keys.priority is None else keys.priority,
+            mark_out=keys.mark_out or keys.mark or tunnel.mark_out or tunnel.mark,
+            mark_in=keys.mark_in or keys.mark or tunnel.mark_in or tunnel.mark,
         ),
     )
+
+
+def _has_marks(*keys: Tunnel | Child) -> bool:
+    return any(key.mark or key.mark_in or key.mark_out for key in keys)
 
 
 def _check_children_apart(children: Sequence[ChildPolicy], place: Place) -> None:
     """Of two children of a tunnel one may be the more specific, and has its traffic; not both."""
     for number, later in enumerate(children):
         for earlier in children[:number]:
+            if _are_marked_apart(earlier, later):
+                continue
             local = [s for s in later.local if s in earlier.local]
             remote = [s for s in later.remote if s in earlier.remote]
             if local and remote:
@@ -476,7 +488,7 @@ def _common_traffic(
 ) -> tuple[TrafficSelector, TrafficSelector] | None:
     for ours in one.children:
         for theirs in other.children:
-            if ours.if_id != theirs.if_id:
+            if ours.if_id != theirs.if_id or _are_marked_apart(ours, theirs):
                 continue
             remotes = _common(ours.remote, theirs.remote)
             for local in _common(ours.local, theirs.local):
@@ -484,6 +496,11 @@ def _common_traffic(
                     if meet(local, remote):
                         return local, remote
     return None
+
+
+def _are_marked_apart(one: ChildPolicy, other: ChildPolicy) -> bool:
+    """Whether no packet is both's, in either direction, whatever its addresses."""
+    return are_apart(one.mark_out, other.mark_out) and are_apart(one.mark_in, other.mark_in)
 
 
 def _common(

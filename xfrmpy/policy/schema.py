@@ -31,6 +31,7 @@ from pydantic_core import ErrorDetails
 from xfrmpy.ipsec.addresses import IpAddress, IpNetwork
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.interfaces import InterfaceAddress
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import DontFragment, Mode, Offload
 from xfrmpy.ipsec.selectors import TrafficSelector
@@ -78,6 +79,11 @@ Device = Annotated[str, PlainValidator(values.parse_device_name), _Text]
 Switch = Annotated[bool, PlainValidator(values.parse_yes_no), _YesNo]
 Secret = Annotated[values.SecretReference, PlainValidator(values.parse_secret_reference), _Text]
 Lifetime = Annotated[float, PlainValidator(values.parse_lifetime), _Time]
+SomeMark = Annotated[
+    Mark,
+    PlainValidator(values.parse_mark),
+    WithJsonSchema({"type": ["string", "integer"]}),
+]
 Priority = Annotated[
     int,
     PlainValidator(partial(values.parse_whole_number, 1, MAX_PRIORITY)),
@@ -262,6 +268,9 @@ class Child(Keys):
     lifetime: Lifetime | None = _key("As `lifetime` of the tunnel, for this Child SA.", "30m")
     inactivity: Lifetime | None = _key("As `inactivity` of the tunnel, for this Child SA.", "10m")
     priority: Priority | None = _key("As `priority` of the tunnel, for this Child SA.", 500)
+    mark: SomeMark | None = _key("As `mark` of the tunnel, for this Child SA.", 42)
+    mark_out: SomeMark | None = _key("As `mark_out` of the tunnel, for this Child SA.", 42)
+    mark_in: SomeMark | None = _key("As `mark_in` of the tunnel, for this Child SA.", "0x20/0xf0")
     traffic: NotYet = None
 
 
@@ -406,6 +415,19 @@ class Tunnel(Keys):
         "Which traffic comes first where several tunnels or shunts could have it, 1 to 1000000, "
         "the lower. Default: the more specific (67136 to 100000).",
         500,
+    )
+    mark: SomeMark | None = _key(
+        "`mark_out` and `mark_in` in one: packets with this mark are the tunnel's, and get it when "
+        "they come out of it. VALUE or VALUE/MASK.",
+        42,
+    )
+    mark_out: SomeMark | None = _key(
+        "Only packets that leave with this mark are the tunnel's. Default: any, marked or not.",
+        "0x2a/0xff",
+    )
+    mark_in: SomeMark | None = _key(
+        "The mark that packets get when they come out of the tunnel. Default: they keep theirs.",
+        "0x2a/0xff",
     )
     local_address: Address | None = _key(
         "Which of our addresses to use. Default: the one that the route to the peer takes.",

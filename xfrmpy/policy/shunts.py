@@ -178,5 +178,6 @@ def _selectors_of(tunnels: Iterable[TunnelPolicy]) -> dict[Selector, TunnelPolic
         selector: tunnel
         for tunnel in tunnels
         for child in tunnel.children
+        if not child.if_id and child.mark_out is None  # Those stand apart in an SPD.
         for selector in selectors_between(child.local, child.remote)
     }

@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from xfrmpy.ipsec.addresses import IpAddress, IpNetwork
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.interfaces import InterfaceAddress
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import TRANSFORMS_BY_NAME, Proposal, parse_proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS
 from xfrmpy.ipsec.selectors import TrafficSelector
@@ -90,6 +91,16 @@ def parse_shunt_action(value: object) -> str:
         hint = nearest(text, ("bypass", "drop"))
         refuse("XF1004", f"must be bypass or drop, not {shown(text)}", hint)
     return text
+
+
+def parse_mark(value: object) -> Mark:
+    """A number is a mark, too."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    try:
+        return Mark.parse(parse_text(text))
+    except ValueError as error:
+        message = str(error)
+    refuse("XF1004", f"is no mark: {message[:120]}", "write VALUE or VALUE/MASK, such as 0x2a/0xff")
 
 
 def parse_number(least: float, most: float, value: object) -> float:

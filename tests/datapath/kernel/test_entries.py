@@ -17,6 +17,7 @@ from xfrmpy.datapath.kernel.messages import XFRM, Attribute, MessageType
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
 from xfrmpy.datapath.netlink.messages import Message
 from xfrmpy.ipsec.addresses import SocketAddress
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import AhSuite
 from xfrmpy.ipsec.sad import (
     OUR_REQIDS,
@@ -43,6 +44,7 @@ LIFETIMES = st.builds(
 )
 
 
+MARKS = st.sampled_from([None, Mark(1), Mark(0x20, 0xF0), Mark(0, 1), Mark(0xFFFFFFFF)])
 OUTER_HEADERS = st.builds(
     OuterHeader,
     copies_dscp=st.booleans(),
@@ -55,12 +57,14 @@ OUTER_HEADERS = st.builds(
 @st.composite
 def sad_entries(draw: st.DrawFn) -> SadEntry:
     suite = draw(st.sampled_from(SUITES))
+    direction = draw(st.sampled_from(Direction))
     source, destination = draw(V4 | V6)
     mode = draw(st.sampled_from(Mode))
     octets = draw(st.binary(min_size=64, max_size=64))
     ports = st.integers(0, 0xFFFF)
     return SadEntry(
-        direction=draw(st.sampled_from(Direction)),
+        direction=direction,
+        set_mark=draw(MARKS) if direction is Direction.IN else None,
         spi=draw(st.integers(256, 0xFFFFFFFF)),
         source=source,
         destination=destination,
@@ -113,6 +117,7 @@ def spd_entries(draw: st.DrawFn) -> SpdEntry:
         action=action,
         priority=draw(st.integers(0, 0xFFFFFFFF)),
         template=template if action is Action.PROTECT else None,
+        mark=draw(MARKS),
         if_id=draw(st.integers(0, 0xFFFFFFFF)),
     )
 

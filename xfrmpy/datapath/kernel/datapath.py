@@ -41,8 +41,7 @@ from xfrmpy.ipsec.addresses import IpNetwork
 from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding, Subject
 from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
 from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Mode, SadEntry, SaId, Usage
-from xfrmpy.ipsec.selectors import Selector
-from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
+from xfrmpy.ipsec.spd import Action, Place, PolicyDirection, SpdEntry
 
 
 class KernelDatapath:
@@ -71,7 +70,7 @@ class KernelDatapath:
         self._watch = watch
         self._sas: dict[SaId, int] = {}  # the reqids of those in force, to notice lost events
         self._seen: dict[SaId, tuple[int, float]] = {}  # packets, and when there were first so many
-        self._routed: dict[Selector, SpdEntry] = {}  # the OUT policies that have a route
+        self._routed: dict[Place, SpdEntry] = {}  # the OUT policies that have a route
         self._taken: set[int] = set()  # the indices of our policies
         self._untold: list[Event] = []  # what happened before this process
 
@@ -269,6 +268,16 @@ class KernelDatapath:
             others=tuple(_readable(entries.decode_policy, others)),
         )
 
+    def ask_again(self, entry: SpdEntry) -> None:
+        """The next packet that meets a policy is to ask for an SA, as if none had before.
+
+        For half a minute the kernel takes one that it was told of for the answer to every packet.
+        """
+        what = f"forget that {entry.selector} has asked for an SA"
+        claim = Request(entries.encode_acquired_spi(entry, _LARVAL_SPI), what)
+        for larval in self._requests.ask(claim):
+            self._requests.ask(Request(entries.encode_deletion(larval), what))
+
     def find_amiss(self) -> tuple[Difference, ...]:
         ends = (*map(_ends, self._routed.values()), *self._interfaces.ends())
         return (
@@ -303,7 +312,7 @@ class KernelDatapath:
         self._shunts.clear()
         sas = self._dump_sas() + self._claim_larval()
         deletions = [entries.encode_policy_index(policy) for policy in self._dump_policies()]
-        deletions += [_deletion(sa) for sa in sas]
+        deletions += [entries.encode_deletion(sa) for sa in sas]
         replies = self._requests.exchange([Request(d, "remove what is ours") for d in deletions])
         for known in (self._sas, self._seen, self._routed, self._taken, self._untold):
             known.clear()
@@ -357,7 +366,7 @@ class KernelDatapath:
             self._set_route(entry)
         except DatapathError:  # The way to the peer may be down just now.
             self._routes.claim(entry.selector.destination, local=entry.selector.source)
-            self._routed[entry.selector] = entry
+            self._routed[entry.place] = entry
 
     def _forget(self, sa: SaId) -> None:
         self._sas.pop(sa, None)
@@ -473,9 +482,9 @@ class KernelDatapath:
         return first, failed.get(first)
 
     def _note_route(self, entry: SpdEntry) -> None:
-        if entry.selector in self._routed:
+        if entry.place in self._routed:
             self._routes.remove(entry.selector.destination)  # It counts how often it was added.
-        self._routed[entry.selector] = entry
+        self._routed[entry.place] = entry
 
     def _set_shunt(self, entry: SpdEntry) -> None:
         """A PROTECT entry may be in the place of one that passed by our routes."""
@@ -485,9 +494,9 @@ class KernelDatapath:
             self._shunts.remove(entry)
 
     def _drop_route(self, entry: SpdEntry) -> None:
-        if entry.selector in self._routed:
+        if entry.place in self._routed:
             self._routes.remove(entry.selector.destination)
-            del self._routed[entry.selector]
+            del self._routed[entry.place]
 
     def _dump_sas(self) -> list[Message]:
         return [sa for sa in self._dump_states() if not entries.is_larval(sa)]
@@ -611,10 +620,6 @@ def _sorted_sas(messages: Iterable[Message]) -> tuple[tuple[SadEntry, ...], tupl
             with suppress(UnreadableMessage):
                 strange.append(entries.decode_sa_id(message.body))
     return tuple(ours), tuple(strange)
-
-
-def _deletion(sa: Message) -> Message:
-    return entries.encode_sa_id(entries.decode_sa_id(sa.body), MessageType.DELSA)
 
 
 def _deletion_of(sa: SaId, news: Iterable[Message]) -> Message | None:

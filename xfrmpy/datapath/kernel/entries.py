@@ -22,6 +22,7 @@ from xfrmpy.datapath.netlink.messages import Message, Values
 from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.ipsec.addresses import IpAddress, IpNetwork, SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Integrity
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import (
     OUR_REQIDS,
@@ -98,6 +99,9 @@ def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message
         attributes[Attribute.SA_EXTRA_FLAGS] = {"value": _DONT_ENCAP_DSCP}
     if entry.direction is Direction.OUT:
         attributes[Attribute.SET_MARK] = {"value": OUR_MARK}
+    elif entry.set_mark is not None:
+        attributes[Attribute.SET_MARK] = {"value": entry.set_mark.value}
+        attributes[Attribute.SET_MARK_MASK] = {"value": entry.set_mark.mask}
     return Message(type=kind, body=body, attributes=attributes | _encode_if_id(entry.if_id))
 
 
@@ -118,6 +122,7 @@ def decode_sa(message: Message) -> SadEntry:
             outer=_decode_outer(message),
             tfc=attributes.get(Attribute.TFCPAD, {}).get("value", 0),
             lifetime=decode_lifetime(body),
+            set_mark=_decode_set_mark(message),
             if_id=_decode_if_id(attributes),
             offload=Offload.CRYPTO if is_offloaded(message) else None,
             **_decode_suite(message),
@@ -129,6 +134,14 @@ def decode_sa(message: Message) -> SadEntry:
 def is_outbound(message: Message) -> bool:
     """Which way an SA of ours works: see the module."""
     return bool(message.attributes.get(Attribute.SET_MARK, {}).get("value") == OUR_MARK)
+
+
+def _decode_set_mark(message: Message) -> Mark | None:
+    """Of an inbound SA; that of an outbound one is ours."""
+    value = message.attributes.get(Attribute.SET_MARK, {}).get("value")
+    if value is None or is_outbound(message):
+        return None
+    return Mark(value, message.attributes[Attribute.SET_MARK_MASK]["value"])
 
 
 def offload_by(entry: SadEntry, device: int) -> Values:
@@ -170,10 +183,28 @@ def is_larval(message: Message) -> bool:
     return bool(message.body["id_spi"] == 0)
 
 
+def encode_acquired_spi(entry: SpdEntry, spi: int) -> Message:
+    """The same for the larval SA of a policy, which the kernel makes if there is none."""
+    template = entry.template
+    assert template is not None, "only PROTECT entries ask for SAs"
+    body = {
+        "info_id_daddr": template.destination.packed,
+        "info_id_proto": _PROTOCOLS[template.protocol],
+        "info_saddr": template.source.packed,
+        "info_reqid": template.reqid,
+        "info_family": _family(template.destination),
+        "info_mode": _MODES[template.mode],
+        "min": spi,
+        "max": spi,
+    }
+    return Message(type=MessageType.ALLOCSPI, body=body, attributes=_encode_name(entry))
+
+
 def encode_larval_spi(larval: Message, spi: int) -> Message:
     """Give a larval SA an SPI, without which it cannot be deleted."""
     info = {f"info_{name}": value for name, value in larval.body.items()}
-    return Message(type=MessageType.ALLOCSPI, body={**info, "min": spi, "max": spi})
+    body = {**info, "min": spi, "max": spi}
+    return Message(type=MessageType.ALLOCSPI, body=body, attributes=_naming(larval))
 
 
 def decode_usage(message: Message, now: float) -> Usage:
@@ -211,7 +242,7 @@ def encode_policy(entry: SpdEntry, index: int = 0, *, replace: bool = False) -> 
         "action": _BLOCK if entry.action is Action.DISCARD else _ALLOW,
     }
     template = entry.template
-    attributes: dict[int, Values | tuple[Values, ...]] = {**_encode_if_id(entry.if_id)}
+    attributes: dict[int, Values | tuple[Values, ...]] = {**_encode_name(entry)}
     if template is not None:
         attributes[Attribute.TMPL] = (_encode_template(template),)
     kind = MessageType.UPDPOLICY if replace else MessageType.NEWPOLICY
@@ -230,6 +261,7 @@ def decode_policy(message: Message) -> SpdEntry:
             action=Action.PROTECT if templates else action,
             priority=body["priority"],
             template=_decode_template(templates[0]) if templates else None,
+            mark=_decode_mark(message.attributes.get(Attribute.MARK)),
             if_id=_decode_if_id(message.attributes),
         )
     except (KeyError, ValueError) as error:
@@ -240,14 +272,37 @@ def decode_policy(message: Message) -> SpdEntry:
 def encode_policy_id(entry: SpdEntry, kind: MessageType) -> Message:
     """GETPOLICY or DELPOLICY by direction, selector and interface."""
     body = {**_encode_selector(entry.selector), "dir": _DIRECTIONS[entry.direction]}
-    return Message(type=kind, body=body, attributes=_encode_if_id(entry.if_id))
+    return Message(type=kind, body=body, attributes=_encode_name(entry))
+
+
+def _encode_name(entry: SpdEntry) -> dict[int, Values]:
+    """What names a policy beside its selector and direction."""
+    naming = dict(_encode_if_id(entry.if_id))
+    if entry.mark is not None:
+        naming[Attribute.MARK] = {"v": entry.mark.value, "m": entry.mark.mask}
+    return naming
+
+
+def _decode_mark(values: Values | None) -> Mark | None:
+    return None if values is None else Mark(values["v"], values["m"])
 
 
 def encode_policy_index(policy: Message) -> Message:
     """DELPOLICY of exactly the policy that a dump showed."""
     body = {"index": policy.body["index"], "dir": policy.body["dir"]}
-    attributes = _encode_if_id(_decode_if_id(policy.attributes))
-    return Message(type=MessageType.DELPOLICY, body=body, attributes=attributes)
+    return Message(type=MessageType.DELPOLICY, body=body, attributes=_naming(policy))
+
+
+def encode_deletion(sa: Message) -> Message:
+    """DELSA of exactly the SA that a dump showed."""
+    named = encode_sa_id(decode_sa_id(sa.body), MessageType.DELSA)
+    return Message(type=named.type, body=named.body, attributes=_naming(sa))
+
+
+def _naming(shown: Message) -> dict[int, Values]:
+    """What has a mark or an interface is found by that, whatever else names it."""
+    telling = (Attribute.MARK, Attribute.IF_ID)
+    return {k: v for k, v in shown.attributes.items() if k in telling}
 
 
 def policy_index(number: int, direction: PolicyDirection) -> int:

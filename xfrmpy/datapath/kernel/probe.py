@@ -15,6 +15,7 @@ from xfrmpy.datapath.kernel import entries
 from xfrmpy.datapath.kernel.messages import MessageType
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Cipher, Integrity
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, DontFragment, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.registry import EncryptionAlgorithm, ProtocolId
@@ -75,6 +76,9 @@ def probe(requests: NetlinkSocket) -> Capabilities:
             "udp encapsulation", replace(sample, encapsulation=UdpEncapsulation(4500, 4500))
         ),
         raw_esp=True,
+        marks=trial.works(
+            "marks", replace(sample, direction=Direction.IN, set_mark=Mark(0xA0, 0xF0))
+        ),
         dont_fragment=frozenset({DontFragment.COPY, DontFragment.CLEAR}),
         compression=False,
         missing=trial.missing | _no_ah(working) | _NO_IMPLICIT_IV,

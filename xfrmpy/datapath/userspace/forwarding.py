@@ -263,6 +263,8 @@ class Forwarder:
         another is asked."""
         taken = self._holding.take(self._has_sa, now)
         served = {reqid for reqid, _ in taken}
+        for reqid in served:  # By an SA with another one, perhaps, that has a part of its traffic.
+            self._acquired_at.pop(reqid, None)
         for reqid, packet in self._holding.firsts():
             if reqid in served:
                 self._ask_for(reqid, _parse(packet))

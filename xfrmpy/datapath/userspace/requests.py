@@ -24,6 +24,7 @@ from xfrmpy.datapath.interface import (
 )
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Cipher, Integrity
+from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import (
@@ -68,7 +69,7 @@ _MEANING = 1
 VALUES = (
     *(SadEntry, SpdEntry, SaId, Usage, EspSuite, AhSuite, Cipher, Integrity, UdpEncapsulation),
     *(Lifetime, OuterHeader),
-    *(Selector, MaskedPort, Template, TrafficSelector, SocketAddress),
+    *(Selector, MaskedPort, Mark, Template, TrafficSelector, SocketAddress),
     *(Acquire, Expired, MappingChanged, OffloadRefused),
 )
 
