@@ -135,7 +135,7 @@ def test_what_is_marked_as_ours_and_nobody_wants_is_surplus(pair: Any) -> None:
     pair.moon.datapath.sad[other.id] = other
     policy = next(iter(pair.moon.datapath.spd.values()))
     stray = replace(policy, selector=replace(policy.selector, protocol=6))
-    pair.moon.datapath.spd[stray.direction, stray.selector] = stray
+    pair.moon.datapath.spd[stray.place] = stray
     sa, spd = found(pair.moon)
     assert (sa.finding, sa.subject) == (Finding.SA_SURPLUS, other.id)
     assert (spd.finding, spd.subject) == (Finding.POLICY_SURPLUS, stray)

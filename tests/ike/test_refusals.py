@@ -425,7 +425,7 @@ def test_a_policy_of_somebody_else_is_left_alone_by_a_refusal(
     assert isinstance(foreign, SpdEntry)
     pair = make_pair(make_policy())
     host = getattr(pair, end)
-    host.datapath.spd[foreign.direction, foreign.selector] = foreign
+    host.datapath.spd[foreign.place] = foreign
     host.datapath.refuse("add_policy in")
     pair.up()
     assert host.datapath.dump() == Dump(sad=(), spd=(foreign,))
