@@ -13,7 +13,7 @@ from xfrmpy.datapath.kernel.statistics import read_statistics
 from xfrmpy.datapath.userspace.forwarding import Refusal
 from xfrmpy.datapath.userspace.inventory import COUNTERS as OF_WORKER
 from xfrmpy.datapath.userspace.inventory import explain
-from xfrmpy.esp.packet import EspDrop
+from xfrmpy.esp.sa import EspDrop
 
 PAGE = Path(__file__).parent.parent / "docs" / "counters.md"
 

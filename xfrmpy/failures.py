@@ -151,6 +151,15 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("`name` or `if_id` of their `interface` are the same",),
         fixes=("leave them out, or give each tunnel its own",),
     ),
+    "XF1020": FailureKind(
+        title="a weak algorithm",
+        exit_code=_POLICY,
+        causes=("a peer that knows nothing better", "a proposal copied from an old gateway"),
+        fixes=(
+            "name a better one at both ends, or leave `proposals` out",
+            "`profile: compat` beside `proposals` allows it, with a warning",
+        ),
+    ),
     "XF2001": FailureKind(
         title="the peer does not answer",
         exit_code=ExitCode.TIMED_OUT,
@@ -319,6 +328,17 @@ CATALOGUE: dict[str, FailureKind] = {
         exit_code=ExitCode.PEER_REFUSED,
         causes=("its daemon or its host was started anew without a word to us",),
         fixes=("`xfrmpy up TUNNEL` brings the tunnel back; `start: auto` does so by itself",),
+    ),
+    "XF2030": FailureKind(
+        title="AH cannot pass a NAT",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "there is a NAT between the two ends, and AH protects the addresses that it changes",
+            "the peer asks for ESP in UDP whether there is a NAT or not",
+        ),
+        fixes=(
+            "`esp: {proposals: null-sha256, profile: compat}` authenticates as much, and passes",
+        ),
     ),
     "XF3001": FailureKind(
         title="this host cannot move the packets as the policy asks",

@@ -5,21 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
+import pytest
+
+from tests.suites import AH_SUITES, ESP_SUITES
+from xfrmpy.datapath.interface import Capabilities
 from xfrmpy.ipsec.addresses import IpAddress
-from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
-from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template
+from xfrmpy.registry import ProtocolId
 
-SUITES = {
-    str(suite): suite
-    for cipher in CIPHERS
-    for integrity in ((None,) if cipher.is_aead else INTEGRITY)
-    for esn in (False, True)
-    for suite in (EspSuite(cipher=cipher, integrity=integrity, esn=esn),)
-}
-GCM = SUITES["aes256gcm16-esn"]
+ESP = {str(suite): suite for suite in ESP_SUITES}
+SUITES: dict[str, EspSuite | AhSuite] = {**ESP, **{str(suite): suite for suite in AH_SUITES}}
+GCM = ESP["aes256gcm16-esn"]
 REQID = OUR_REQIDS[7]
 OUTER = {
     4: (ip_address("198.51.100.1"), ip_address("198.51.100.2")),
@@ -60,7 +59,7 @@ def spd_entry(
 def sad_entry(spi_bits: int, **changes: object) -> SadEntry:
     """An inbound SA of the first gateway's."""
     suite = changes.get("suite", GCM)
-    assert isinstance(suite, EspSuite)
+    assert isinstance(suite, EspSuite | AhSuite)
     entry = SadEntry(
         direction=Direction.IN,
         spi=0x1234560 | spi_bits,
@@ -68,12 +67,22 @@ def sad_entry(spi_bits: int, **changes: object) -> SadEntry:
         destination=OUTER[4][0],
         reqid=REQID,
         suite=suite,
-        encryption_key=bytes(range(suite.cipher.keymat)),
+        encryption_key=bytes(range(suite.keymat)),
         integrity_key=bytes(range(suite.integrity.key)) if suite.integrity else b"",
         # What is usual for each datapath.
-        encapsulation=UdpEncapsulation(4500, 4500) if spi_bits else None,
+        encapsulation=UdpEncapsulation(4500, 4500)
+        if spi_bits and suite.protocol is ProtocolId.ESP
+        else None,
     )
     return replace(entry, **changes)  # type: ignore[arg-type]
+
+
+def skip_unless_able(capabilities: Capabilities, suite: EspSuite | AhSuite) -> None:
+    """Skip a test of what this datapath says that it cannot do, with its reason."""
+    name = str(replace(suite, esn=False))
+    if name not in capabilities.suites:
+        missing = capabilities.missing
+        pytest.skip(missing.get(name) or missing.get("ah") or f"{name} is no suite of this one")
 
 
 def inner_address(version: int, end: int) -> IpAddress:

@@ -17,10 +17,11 @@ from integration.contract.entries import INNER, OUTER, REQID, inner_address
 from integration.lab.process import PATIENCE, eventually
 from xfrmpy.datapath.interface import Datapath, Event
 from xfrmpy.ipsec.addresses import IpAddress
-from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import Direction, Lifetime, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import Template, protect_entries
+from xfrmpy.registry import ProtocolId
 
 OpenDatapath = Callable[[], Datapath]
 
@@ -124,7 +125,7 @@ class SaPair:
 
 
 def make_pair(
-    suite: EspSuite,
+    suite: EspSuite | AhSuite,
     *,
     spi_bits: int,
     outer: int = 4,
@@ -145,7 +146,7 @@ def make_pair(
             reqid=REQID,
             suite=suite,
             mode=mode,
-            encryption_key=fill * suite.cipher.keymat,
+            encryption_key=fill * suite.keymat,
             integrity_key=fill * (suite.integrity.key if suite.integrity else 0),
             encapsulation=UdpEncapsulation(4500, 4500) if encapsulated else None,
             lifetime=lifetime or Lifetime(),
@@ -156,7 +157,7 @@ def make_pair(
 
 def install_pair(
     sites: tuple[Site, Site],
-    suite: EspSuite,
+    suite: EspSuite | AhSuite,
     *,
     spi_bits: int,
     outer: int = 4,
@@ -170,7 +171,7 @@ def install_pair(
     )
     for site in sites:
         pair.add_to(site)
-        add_policies(site, inner=inner, outer=outer)
+        add_policies(site, inner=inner, outer=outer, protocol=suite.protocol)
     return pair
 
 
@@ -201,17 +202,26 @@ def install_transport(
 
 
 def add_policies(
-    site: Site, *, inner: int, outer: int = 4, ends: tuple[IpAddress, IpAddress] | None = None
+    site: Site,
+    *,
+    inner: int,
+    outer: int = 4,
+    ends: tuple[IpAddress, IpAddress] | None = None,
+    protocol: ProtocolId = ProtocolId.ESP,
 ) -> None:
     """The three policies of one site; `ends` are the gateways' addresses."""
     us, them = site.end, 1 - site.end
     networks = [TrafficSelector.parse(str(network)) for network in INNER[inner]]
     addresses = ends or OUTER[outer]
+
+    def template(source: IpAddress, destination: IpAddress) -> Template:
+        return Template(source=source, destination=destination, reqid=REQID, protocol=protocol)
+
     for entry in protect_entries(
         local=[networks[us]],
         remote=[networks[them]],
-        outbound=Template(source=addresses[us], destination=addresses[them], reqid=REQID),
-        inbound=Template(source=addresses[them], destination=addresses[us], reqid=REQID),
+        outbound=template(addresses[us], addresses[them]),
+        inbound=template(addresses[them], addresses[us]),
     ):
         site.datapath.add_policy(entry)
 

@@ -12,7 +12,15 @@ from ipaddress import ip_address
 
 import pytest
 
-from integration.contract.entries import GCM, INNER, OUTER, REQID, SUITES, inner_address
+from integration.contract.entries import (
+    GCM,
+    INNER,
+    OUTER,
+    REQID,
+    SUITES,
+    inner_address,
+    skip_unless_able,
+)
 from integration.contract.sites import (
     SaPair,
     Site,
@@ -24,6 +32,7 @@ from integration.contract.sites import (
 from xfrmpy.datapath.interface import Acquire, Capabilities, Event, Expired
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.sad import Direction, DontFragment, Lifetime, OuterHeader, SadEntry
+from xfrmpy.registry import ProtocolId
 
 _PING = {4: 84, 6: 104}  # octets of an echo request of `ping`, or of its answer
 _PAYLOAD = b"in clear"
@@ -54,9 +63,8 @@ class TrafficContract:
         self, sites: tuple[Site, Site], capabilities: Capabilities, spi_bits: int, name: str
     ) -> None:
         suite = SUITES[name]
-        if str(replace(suite, esn=False)) not in capabilities.suites:
-            pytest.skip(capabilities.missing.get(str(replace(suite, esn=False)), "unknown suite"))
-        encapsulated = bool(spi_bits)
+        skip_unless_able(capabilities, suite)
+        encapsulated = bool(spi_bits) and suite.protocol is ProtocolId.ESP
         install_pair(sites, suite, spi_bits=spi_bits, encapsulated=encapsulated)
         assert sites[0].ping(4)
         _assert_carried(sites, packets=3, ping_octets=_PING[4])

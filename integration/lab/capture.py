@@ -1,8 +1,8 @@
 """What crosses the internet between the gateways, captured with tcpdump and sorted into kinds.
 
 Kinds: `ike` (UDP 500, and 4500 behind the non-ESP marker of RFC 3948), `ike-fragment` (the same, of
-RFC 7383), `esp` (raw), `udp-esp` (on UDP 4500), `keepalive`, `neighbour` (ARP, neighbour discovery,
-multicast listeners), and `clear` for every other packet.
+RFC 7383), `esp` (raw), `ah`, `udp-esp` (on UDP 4500), `keepalive`, `neighbour` (ARP, neighbour
+discovery, multicast listeners), and `clear` for every other packet.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SLL2_HEADER = 20
 """Linux "cooked" capture, version 2: it tells us the device, which "any" needs."""
 
 _IPV4, _IPV6 = 0x0800, 0x86DD
-_UDP, _ESP, _ICMPV6, _HOP_BY_HOP = 17, 50, 58, 0
+_UDP, _ESP, _AH, _ICMPV6, _HOP_BY_HOP = 17, 50, 51, 58, 0
 _END = b"end of capture"
 """Payload of a datagram on the loopback, after which nothing counts: once it is in the file, so is
 all that came before it."""
@@ -80,8 +80,8 @@ class Capture:
 
     @property
     def protected(self) -> int:
-        """Packets of ESP, in UDP or not."""
-        return self.kinds["esp"] + self.kinds["udp-esp"]
+        """Packets of ESP, in UDP or not, and of AH."""
+        return self.kinds["esp"] + self.kinds["udp-esp"] + self.kinds["ah"]
 
 
 def _packets(pcap: bytes) -> Iterator[tuple[int, bytes]]:
@@ -109,8 +109,8 @@ def _kind(ether_type: int, packet: bytes) -> str:
 
 
 def _transport_kind(protocol: int, octets: bytes) -> str:
-    if protocol == _ESP:
-        return "esp"
+    if protocol in (_ESP, _AH):
+        return "esp" if protocol == _ESP else "ah"
     if protocol == _ICMPV6 and octets[0] in {*_NEIGHBOUR_DISCOVERY, _MULTICAST_LISTENER_V2}:
         return "neighbour"
     if protocol != _UDP:

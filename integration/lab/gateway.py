@@ -25,6 +25,7 @@ from integration.userspace.place import WORKER_SOCKET, end_workers
 from xfrmpy.cli.change import Verb, change_tunnels
 from xfrmpy.control.client import Client
 from xfrmpy.control.protocol import StatusReply, TunnelStatus
+from xfrmpy.ipsec.algorithms import WEAKNESSES
 
 XFRMPY = str(Path(sys.executable).parent / "xfrmpy")
 
@@ -265,10 +266,16 @@ def _policy(tunnel: Tunnel) -> dict[str, Any]:
         "peer_id": tunnel.theirs.id,
         **({"mode": "transport"} if tunnel.is_transport else subnets),
         "local_address": tunnel.ours.address,
-        "ike": {"proposals": tunnel.ike.split(",")},
-        "esp": {"proposals": tunnel.esp.split(",")},
+        "ike": _settings(tunnel.ike),
+        "ah" if tunnel.ah else "esp": _settings(tunnel.ah or tunnel.esp),
         "datapath": DATAPATH,
     }
+
+
+def _settings(proposals: str) -> dict[str, Any]:
+    is_weak = not WEAKNESSES.keys().isdisjoint(proposals.replace(",", "-").split("-"))
+    compat = {"profile": "compat"} if is_weak else {}
+    return {"proposals": proposals.split(","), **compat}
 
 
 def _is_ready(notify: socket.socket) -> bool:

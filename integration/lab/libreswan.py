@@ -22,6 +22,17 @@ _WORDS = {
     "prfsha256": "sha2_256",
     "prfsha384": "sha2_384",
     "prfsha512": "sha2_512",
+    **{f"aes{bits}gcm8": f"aes_gcm_a_{bits}" for bits in (128, 192, 256)},
+    **{f"aes{bits}gcm12": f"aes_gcm_b_{bits}" for bits in (128, 192, 256)},
+    **{f"aes{bits}ccm8": f"aes_ccm_a_{bits}" for bits in (128, 192, 256)},
+    **{f"aes{bits}ccm12": f"aes_ccm_b_{bits}" for bits in (128, 192, 256)},
+    **{f"aes{bits}ccm16": f"aes_ccm_c_{bits}" for bits in (128, 192, 256)},
+    **{f"aes{bits}ctr": f"aes_ctr{bits}" for bits in (128, 192, 256)},
+    **{f"aes{bits}gmac": f"null_auth_aes_gmac_{bits}" for bits in (128, 192, 256)},
+    "aesxcbc": "aes_xcbc",
+    "aescmac": "aes_cmac",
+    "prfsha1": "sha1",
+    "prfaesxcbc": "aes_xcbc",
     "modp2048": "dh14",
     "modp3072": "dh15",
     "modp4096": "dh16",
@@ -43,7 +54,8 @@ conn net{number}
     rightid=@{remote_id}
     {remote}
     ike={ike}
-    esp={esp}
+    phase2={protocol}
+    esp={packets}
     esn={esn}
     authby=secret
     ikev2=insist
@@ -94,7 +106,7 @@ class LibreswanPeer:
         self.whack("--name", f"net{number}", "--rekey-ike")
 
     def is_up(self, number: int = 0) -> bool:
-        return f'"net{number}", type=ESP' in self.whack("--trafficstatus")
+        return f'"net{number}", type=' in self.whack("--trafficstatus")
 
     def whack(self, *argv: str) -> str:
         return run(self._path, "whack", str(self._directory), *argv, seconds=90).stdout
@@ -122,7 +134,7 @@ class LibreswanPeer:
 
 def _connection(number: int, tunnel: Tunnel, auto: str, more: Sequence[str]) -> str:
     (local,), (remote,) = tunnel.ours.subnets, tunnel.theirs.subnets
-    esp = [proposal.rpartition("-") for proposal in tunnel.esp.split(",")]
+    packets = [p.rpartition("-") for p in (tunnel.ah or tunnel.esp).split(",")]
     return _CONNECTION.format(
         number=number,
         local_address=tunnel.ours.address,
@@ -133,8 +145,9 @@ def _connection(number: int, tunnel: Tunnel, auto: str, more: Sequence[str]) -> 
         remote="" if tunnel.is_transport else f"rightsubnet={remote}",
         mode="type=transport" if tunnel.is_transport else "type=tunnel",
         ike=_translated(tunnel.ike),
-        esp=",".join(_translated(algorithms).replace("-dh", ";dh") for algorithms, _, _ in esp),
-        esn=_ESN[esp[0][2]],
+        protocol="ah" if tunnel.ah else "esp",
+        packets=",".join(_translated(names).replace("-dh", ";dh") for names, _, _ in packets),
+        esn=_ESN[packets[0][2]],
         auto=auto,
         connection="\n    ".join(more),
     )

@@ -23,7 +23,7 @@ from typing import Any
 from integration.lab.process import PATIENCE, Background, eventually, run
 from integration.lab.tunnel import End, Tunnel
 
-TUNNELS = 12
+TUNNELS = 16
 """How many tunnels there can be side by side, each with its own address of sun and its own subnets:
 daemons are slow to start in the emulated machine, so tests share them."""
 

@@ -186,11 +186,14 @@ class Pair:
 
     def assert_case(self, role: Role, number: int) -> None:
         """A case comes up, carries packets both ways, says so, and goes down at both ends."""
-        case = CASES[number]
+        self.assert_carries(role, number, CASES[number])
+        self.disconnect(role, number)
+
+    def assert_carries(self, role: Role, number: int, case: Case) -> None:
+        """The tunnel of a number, which is as the case says, comes up, carries and says so."""
         self.connect(role, number)
         self.site.assert_protected(number, case.inside)
         self._assert_told(role, number, case)
-        self.disconnect(role, number)
 
     def _assert_told(self, role: Role, number: int, case: Case) -> None:
         tunnel = self.ours.tunnel(number)

@@ -34,7 +34,7 @@ connections {{
             net{number} {{
                 local_ts = {local}
                 remote_ts = {remote}
-                esp_proposals = {esp}
+                {packets}
                 mode = {mode}
                 {child}
             }}
@@ -135,7 +135,7 @@ def _configuration(number: int, tunnel: Tunnel, connection: str, child: str) -> 
         remote="dynamic" if tunnel.is_transport else ",".join(tunnel.theirs.subnets),
         mode="transport" if tunnel.is_transport else "tunnel",
         ike=tunnel.ike,
-        esp=tunnel.esp,
+        packets=f"ah_proposals = {tunnel.ah}" if tunnel.ah else f"esp_proposals = {tunnel.esp}",
         psk=tunnel.psk,
         connection=connection,
         child=child,

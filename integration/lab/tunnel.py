@@ -19,7 +19,8 @@ class End:
 class Tunnel:
     """A tunnel as one of its ends sees it. Several proposals are separated by commas.
 
-    One in transport mode carries what the two gateways say to each other, and has no subnets.
+    One in transport mode carries what the two gateways say to each other, and has no subnets. With
+    `ah` that is what protects the packets, and `esp` counts for nothing.
     """
 
     ours: End
@@ -27,6 +28,7 @@ class Tunnel:
     psk: str = "correct horse battery staple, and then some"
     ike: str = "aes128gcm16-prfsha256-x25519"
     esp: str = "aes128gcm16-noesn"
+    ah: str = ""
     is_transport: bool = False
 
     def mirrored(self) -> Tunnel:

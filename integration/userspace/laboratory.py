@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from integration.contract.entries import GCM, REQID, SUITES, spd_entry
+from integration.contract.entries import ESP, GCM, REQID, spd_entry
 from integration.contract.sites import inside
 from integration.lab.capture import Capture
 from integration.lab.network import Host, Network, subnet
@@ -18,7 +18,7 @@ from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, SadEntry, UdpEn
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import SpdEntry, Template, protect_entries
 
-CBC = SUITES["aes256-sha512-esn"]
+CBC = ESP["aes256-sha512-esn"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from integration.contract.entries import GCM, SUITES
+from integration.contract.entries import ESP, GCM
 from integration.contract.sites import run
 from integration.lab.process import Background, eventually
 from integration.lab.transfer import transfer
@@ -23,9 +23,17 @@ from xfrmpy.ipsec.sad import Direction, Mode
 pytestmark = pytest.mark.native
 
 
-@pytest.mark.parametrize("name", SUITES)
-def test_each_suite_carries_hosts_streams_intact(laboratory: Laboratory, name: str) -> None:
-    laboratory.connect(SUITES[name])
+ONE_OF_EACH_KIND = (
+    *("aes256gcm16-esn", "aes128gcm8", "aes256ccm16-esn", "aes128gmac", "chacha20poly1305-esn"),
+    *("aes256gcm16iiv-esn", "aes128ccm8iiv", "chacha20poly1305iiv", "aes256ctr-sha256-esn"),
+    *("camellia256-sha256", "3des-sha256", "null-sha256-esn", "aes256-sha512-esn"),
+    *("aes256-aesxcbc", "aes256-aescmac-esn", "aes256-sha1"),
+)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
+def test_each_kind_of_suite_carries_hosts_streams_intact(laboratory: Laboratory, name: str) -> None:
+    laboratory.connect(ESP[name])
     network = laboratory.network
     assert network.bob.ping(network.alice.inside_address()) == 0
     transfer(network.alice, network.bob, laboratory.bob(4), 5_000_000, laboratory.directory / "log")
@@ -93,7 +101,7 @@ def test_ipv6_has_its_least_mtu_whatever_the_path(laboratory: Laboratory) -> Non
 
 
 def test_bad_packets_are_counted_and_the_tunnel_is_unharmed(laboratory: Laboratory) -> None:
-    pair = laboratory.connect(SUITES["aes256gcm16"])
+    pair = laboratory.connect(ESP["aes256gcm16"])
     bob, alice = laboratory.bob(4), laboratory.network.alice.inside_address()
     attacker = OutboundSa(replace(pair.back, direction=Direction.OUT), os.urandom)
     before = laboratory.moon.drops()
@@ -152,7 +160,7 @@ _TSHARK = {
 def test_tshark_reads_our_packets_with_the_keys(
     laboratory: Laboratory, name: str, encapsulated: bool, mode: Mode
 ) -> None:
-    pair = laboratory.connect(SUITES[name], encapsulated=encapsulated, mode=mode)
+    pair = laboratory.connect(ESP[name], encapsulated=encapsulated, mode=mode)
     moon, sun = laboratory.network.moon, laboratory.network.sun
     sender, target = laboratory.network.alice, laboratory.bob(4)
     address = sender.inside_address()

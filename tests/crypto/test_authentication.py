@@ -77,7 +77,7 @@ def test_auth_data_that_differs_anywhere_is_a_mismatch() -> None:
 
 def test_the_auth_data_of_a_resumed_session_is_proved_by_sk_p_alone() -> None:
     """RFC 5723 section 4.3.3, by the standard library; nobody has published a case."""
-    row = next(row for row in algorithms.PRFS if row.hash_name == "sha256")
+    row = next(row for row in algorithms.PRFS if row.mac == "sha256")
     auth = resumed_auth(row, message=b"m", peer_nonce=b"n", sk_p=b"p", identity=b"id")
     signed = b"m" + b"n" + hmac.digest(b"p", b"id", "sha256")
     assert auth == hmac.digest(b"p", signed, "sha256")

@@ -42,17 +42,20 @@ def _same_start(keys: IkeKeys | ChildKeys, stream: str) -> None:
     assert mine[:length] == theirs[:length]
 
 
+HMAC_PRFS = [row for row in algorithms.PRFS if row.mac.startswith("sha")]
+
+
 def _cavs_cases(published: Any, row: algorithms.Prf) -> list[dict[str, str]]:
-    groups = [g for g in published["groups"] if g["hash"] == f"SHA-{row.hash_name[3:]}"]
+    groups = [g for g in published["groups"] if g["hash"] == f"SHA-{row.mac[3:]}"]
     return [case for group in groups for case in group["tests"]]
 
 
-@pytest.mark.parametrize("row", algorithms.PRFS, ids=lambda row: row.name)
-def test_the_key_schedule_agrees_with_the_sixty_nist_cases_of_each_prf(
+@pytest.mark.parametrize("row", HMAC_PRFS, ids=lambda row: row.name)
+def test_the_key_schedule_agrees_with_the_nist_cases_of_each_prf(
     row: algorithms.Prf, vectors: Callable[[str], Any]
 ) -> None:
     cases = _cavs_cases(vectors("ikev2-kdf-nist-cavs"), row)
-    assert len(cases) == 60
+    assert len(cases) == (40 if row.name == "prfsha1" else 60)
     suite = _ike_suite(f"aes128-sha256-{row.name}-x25519")
     esp = _esp_suite("aes256-sha512")
     for case in cases:
@@ -123,6 +126,24 @@ def test_a_rekeyed_ike_sa_takes_skeyseed_from_the_old_prf_and_the_rest_from_the_
     )
     skeyseed = prf(old, b"d" * old.key, b"secretNiNr")
     stream = prf_plus(suite.prf, skeyseed, b"NiNrSPIinew.SPIrnew.", 3 * 64 + 2 * 36)
+    assert b"".join(astuple(keys)) == stream
+
+
+@pytest.mark.parametrize("name", ["prfaesxcbc", "prfaescmac"])
+def test_a_prf_of_aes_keys_skeyseed_with_the_first_halves_of_the_nonces(name: str) -> None:
+    """RFC 7296 section 2.14, by hand; nobody has published a case."""
+    suite = _ike_suite(f"aes128-aesxcbc-{name}-x25519")
+    nonce_i, nonce_r = bytes(range(32)), bytes(range(100, 132))
+    keys = derive_ike_keys(
+        suite,
+        shared_secret=b"secret",
+        nonce_i=nonce_i,
+        nonce_r=nonce_r,
+        spi_i=b"SPIi....",
+        spi_r=b"SPIr....",
+    )
+    skeyseed = prf(suite.prf, nonce_i[:8] + nonce_r[:8], b"secret")
+    stream = prf_plus(suite.prf, skeyseed, nonce_i + nonce_r + b"SPIi....SPIr....", 7 * 16)
     assert b"".join(astuple(keys)) == stream
 
 

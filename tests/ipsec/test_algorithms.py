@@ -19,8 +19,13 @@ from xfrmpy.registry import (
 )
 
 KEY_BITS = [None, *range(0, 1025, 8), 127, 129, 257, 0xFFFF]
-AES_GCM, AES_CBC = EncryptionAlgorithm.AES_GCM_16, EncryptionAlgorithm.AES_CBC
-CHACHA = EncryptionAlgorithm.CHACHA20_POLY1305
+_E = EncryptionAlgorithm
+BY_KEY_SIZE = (
+    *(_E.AES_GCM_8, _E.AES_GCM_12, _E.AES_GCM_16, _E.AES_CCM_8, _E.AES_CCM_12, _E.AES_CCM_16),
+    *(_E.AES_CBC, _E.AES_CTR, _E.CAMELLIA_CBC, _E.NULL_AUTH_AES_GMAC),
+    *(_E.AES_GCM_16_IIV, _E.AES_CCM_8_IIV),
+)
+OF_ONE_SIZE = (_E.CHACHA20_POLY1305, _E.CHACHA20_POLY1305_IIV, _E.TRIPLE_DES, _E.NULL)
 
 
 def test_of_every_16_bit_id_and_key_length_only_the_table_is_known() -> None:
@@ -33,8 +38,8 @@ def test_of_every_16_bit_id_and_key_length_only_the_table_is_known() -> None:
                 continue
             assert (row.id, row.key_bits if row.sends_key_length else None) == (number, key_bits)
             found.add((number, key_bits))
-    aes = {(kind, bits) for kind in (AES_GCM, AES_CBC) for bits in (128, 192, 256)}
-    assert found == aes | {(CHACHA, None)}
+    aes = {(kind, bits) for kind in BY_KEY_SIZE for bits in (128, 192, 256)}
+    assert found == aes | {(kind, None) for kind in OF_ONE_SIZE}
 
 
 LOOK_UPS: list[tuple[Callable[[Any], Any], type[Registry], set[int]]] = [
@@ -64,6 +69,19 @@ def test_of_every_16_bit_id_only_the_table_is_known_of_the_other_types() -> None
         ("aes128", 16, 16, 0, 16),  # RFC 3602 sections 2 and 3
         ("aes192", 24, 16, 0, 16),
         ("aes256", 32, 16, 0, 16),
+        ("aes128gcm12", 20, 8, 12, 1),  # RFC 4106 section 6
+        ("aes256gcm8", 36, 8, 8, 1),
+        ("aes128ccm16", 19, 8, 16, 1),  # RFC 4309 sections 4 and 7.1
+        ("aes192ccm12", 27, 8, 12, 1),
+        ("aes256ccm8", 35, 8, 8, 1),
+        ("aes128gmac", 20, 8, 16, 1),  # RFC 4543 section 3
+        ("aes128gcm16iiv", 20, 0, 16, 1),  # RFC 8750 section 4
+        ("aes128ccm8iiv", 19, 0, 8, 1),
+        ("chacha20poly1305iiv", 36, 0, 16, 1),
+        ("aes128ctr", 20, 8, 0, 1),  # RFC 3686 sections 2.1 and 5.1
+        ("camellia256", 32, 16, 0, 16),  # RFC 5529 section 2
+        ("3des", 24, 8, 0, 8),  # RFC 2451 section 2
+        ("null", 0, 0, 0, 1),  # RFC 2410 section 2
     ],
 )
 def test_a_cipher_has_its_sizes(name: str, keymat: int, iv: int, icv: int, block: int) -> None:
@@ -72,20 +90,50 @@ def test_a_cipher_has_its_sizes(name: str, keymat: int, iv: int, icv: int, block
     assert row.is_aead == (icv > 0)
 
 
-@pytest.mark.parametrize("row", INTEGRITY, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", INTEGRITY[:3], ids=lambda row: row.name)
 def test_an_integrity_key_is_a_digest_long_and_its_value_half_of_one(
     row: algorithms.Integrity,
 ) -> None:
     """RFC 4868 section 2.1."""
-    size = hashlib.new(row.hash_name).digest_size
+    size = hashlib.new(row.mac).digest_size
     assert (row.key, row.icv) == (size, size // 2)
     assert row.id.name == f"HMAC_SHA2_{size * 8}_{size * 4}"
 
 
-@pytest.mark.parametrize("row", PRFS, ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("sha1", 20), ("aesxcbc", 16), ("aescmac", 16)],  # RFC 2404, RFC 3566, RFC 4494
+)
+def test_other_integrity_values_are_of_96_bits(name: str, key: int) -> None:
+    (row,) = [row for row in INTEGRITY if row.name == name]
+    assert (row.key, row.icv) == (key, 12)
+
+
+def test_only_what_ike_may_use_is_for_ike() -> None:
+    """RFC 8750 section 7, RFC 7296 section 5; GMAC encrypts nothing either."""
+    for_packets = {c.id for c in CIPHERS if not c.is_for_ike}
+    iiv = {_E.AES_GCM_16_IIV, _E.AES_CCM_8_IIV, _E.CHACHA20_POLY1305_IIV}
+    assert for_packets == iiv | {_E.NULL, _E.NULL_AUTH_AES_GMAC}
+
+
+def test_what_the_rfcs_warn_of_is_weak_and_nothing_that_modern_names() -> None:
+    """RFC 8221 and 8247: SHOULD NOT, MUST-, or for IoT only; and what encrypts nothing."""
+    expected = {"3des", "sha1", "prfsha1", "aesxcbc", "prfaesxcbc", "null"}
+    for bits in (128, 192, 256):
+        expected |= {f"aes{bits}{name}" for name in ("gcm8", "ccm8", "ccm8iiv", "gmac")}
+    assert set(algorithms.WEAKNESSES) == expected
+
+
+def test_linux_lacks_implicit_ivs_only() -> None:
+    assert {c.name for c in CIPHERS if not c.kernel_name} == {
+        c.name for c in CIPHERS if c.implicit_iv
+    }
+
+
+@pytest.mark.parametrize("row", PRFS[:3], ids=lambda row: row.name)
 def test_a_prf_key_is_a_digest_long(row: algorithms.Prf) -> None:
     """RFC 4868 section 2.1.2."""
-    assert row.key == hashlib.new(row.hash_name).digest_size
+    assert row.key == hashlib.new(row.mac).digest_size
     assert row.id.name == f"HMAC_SHA2_{row.key * 8}"
 
 

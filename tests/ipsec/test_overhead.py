@@ -6,18 +6,13 @@ from ipaddress import ip_address
 
 import pytest
 
+from tests.suites import ESP_SUITES
 from xfrmpy.esp.packet import OutboundSa
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
 from xfrmpy.ipsec.overhead import inner_mtu
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import Direction, Mode, SadEntry
 
-SUITES = [
-    EspSuite(cipher=cipher, integrity=integrity, esn=esn)
-    for cipher in CIPHERS
-    for integrity in ((None,) if cipher.is_aead else INTEGRITY)
-    for esn in (False, True)
-]
 OUTER_MTUS = [*range(576, 612), 1280, 1400, 1492, 1500, 9000, 65_535]
 
 
@@ -36,7 +31,7 @@ def on_the_wire(
     return len(ip_header + udp_header + esp)
 
 
-@pytest.mark.parametrize("suite", [s for s in SUITES if s.esn], ids=str)
+@pytest.mark.parametrize("suite", [s for s in ESP_SUITES if s.esn], ids=str)
 @pytest.mark.parametrize("mode", Mode)
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("encapsulated", [False, True], ids=["plain", "udp"])
@@ -52,7 +47,7 @@ def test_the_largest_inner_packet_fits_and_one_octet_more_does_not(
         assert size <= outer < more
 
 
-@pytest.mark.parametrize("suite", SUITES, ids=str)
+@pytest.mark.parametrize("suite", ESP_SUITES, ids=str)
 def test_a_sealed_packet_of_that_size_fits(suite: EspSuite) -> None:
     integrity = 0 if suite.integrity is None else suite.integrity.key
     sa = OutboundSa(

@@ -30,7 +30,7 @@ from xfrmpy.ipsec.algorithms import (
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.interfaces import InterfaceAddress, InterfaceState, TunnelInterface
 from xfrmpy.ipsec.plain import from_plain, to_plain
-from xfrmpy.ipsec.proposals import EspSuite, IkeSuite, Proposal, Transform
+from xfrmpy.ipsec.proposals import AhSuite, EspSuite, IkeSuite, Proposal, Transform
 from xfrmpy.ipsec.sad import (
     Direction,
     DontFragment,
@@ -65,6 +65,7 @@ CIPHER = st.sampled_from(CIPHERS)
 ESP_SUITE = st.builds(
     EspSuite, cipher=CIPHER, integrity=st.none() | st.sampled_from(INTEGRITY), esn=st.booleans()
 )
+AH_SUITE = st.builds(AhSuite, integrity=st.sampled_from(INTEGRITY), esn=st.booleans())
 IKE_SUITE = st.builds(
     IkeSuite,
     cipher=CIPHER,
@@ -133,7 +134,7 @@ def traffic_selectors(draw: st.DrawFn) -> TrafficSelector:
 
 @st.composite
 def sad_entries(draw: st.DrawFn) -> SadEntry:
-    suite = draw(ESP_SUITE)
+    suite = draw(ESP_SUITE | AH_SUITE)
     size = 0 if suite.integrity is None else suite.integrity.key
     return SadEntry(
         direction=draw(st.sampled_from(Direction)),
@@ -142,11 +143,11 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         destination=draw(ADDRESS),
         reqid=draw(st.integers(0, 0xFFFFFFFF)),
         suite=suite,
-        encryption_key=draw(st.binary(min_size=suite.cipher.keymat, max_size=suite.cipher.keymat)),
+        encryption_key=draw(st.binary(min_size=suite.keymat, max_size=suite.keymat)),
         integrity_key=draw(st.binary(min_size=size, max_size=size)),
         mode=draw(st.sampled_from(Mode)),
         replay_window=draw(st.integers(0, 4096)),
-        encapsulation=draw(st.none() | ENCAPSULATION),
+        encapsulation=draw(st.none() if isinstance(suite, AhSuite) else st.none() | ENCAPSULATION),
         outer=draw(OUTER_HEADER),
         cpi=draw(st.none() | st.integers(256, 61439)),
         tfc=draw(st.integers(0, 65535)),
@@ -186,6 +187,7 @@ VALUES: dict[type, st.SearchStrategy[Any]] = {
     ),
     IkeSuite: IKE_SUITE,
     EspSuite: ESP_SUITE,
+    AhSuite: AH_SUITE,
     UdpEncapsulation: ENCAPSULATION,
     OuterHeader: OUTER_HEADER,
     Lifetime: LIFETIME,

@@ -15,6 +15,7 @@ from xfrmpy.ipsec.proposals import (
     Proposal,
     Transform,
     answers,
+    child_suite,
     choose_proposal,
     esp_suite,
     ike_suite,
@@ -75,7 +76,14 @@ def test_a_proposal_is_read_completed_and_ordered(
     [
         ("", ESP, "unknown algorithm ''"),
         ("aes257", ESP, "unknown algorithm 'aes257'"),
-        ("3des-sha1", ESP, "unknown algorithm '3des'"),
+        ("des-md5", ESP, "unknown algorithm 'des'"),
+        ("null", ESP, "the cipher needs an integrity algorithm"),
+        ("null-sha256-x25519", IKE, "null: not for IKE"),
+        ("aes128gmac-prfsha256-x25519", IKE, "aes128gmac: not for IKE"),
+        ("chacha20poly1305iiv-prfsha256-x25519", IKE, "chacha20poly1305iiv: not for IKE"),
+        ("aes256gcm16", AH, "aes256gcm16: AH encrypts nothing"),
+        ("prfsha256-sha256", AH, "prfsha256: an AH proposal has no PRF"),
+        ("noesn", AH, "AH needs an integrity algorithm, e.g. sha256"),
         ("aes128-aes128-sha256", ESP, "'aes128' is named twice"),
         ("sha256", ESP, "no cipher is named, e.g. aes256gcm16"),
         ("aes128", ESP, "the cipher needs an integrity algorithm, e.g. sha256"),
@@ -98,7 +106,7 @@ def test_what_is_no_proposal_is_refused_with_a_sentence(
 
 @given(
     st.lists(st.sampled_from(sorted(TRANSFORMS_BY_NAME)), min_size=1, max_size=6),
-    st.sampled_from([IKE, ESP]),
+    st.sampled_from([IKE, ESP, AH]),
 )
 @settings(deadline=None)
 def test_any_words_give_a_proposal_of_whole_suites_or_a_value_error(
@@ -113,7 +121,8 @@ def test_any_words_give_a_proposal_of_whole_suites_or_a_value_error(
         if protocol == IKE:
             assert str(ike_suite(chosen)).startswith(str(chosen.of_type(ENCR)[0]))
         else:
-            assert esp_suite(chosen).esn == (chosen.of_type(ESN)[0].id == 1)
+            assert child_suite(chosen).esn == (chosen.of_type(ESN)[0].id == 1)
+            assert child_suite(chosen).protocol == protocol
 
 
 def choices(proposal: Proposal) -> list[Proposal]:
@@ -130,7 +139,9 @@ def choices(proposal: Proposal) -> list[Proposal]:
     [
         (Transform(type=ENCR, id=20, key_bits=256), "aes256gcm16"),
         (Transform(type=ENCR, id=20), "ENCR:20"),
-        (Transform(type=ENCR, id=3), "ENCR:3"),
+        (Transform(type=ENCR, id=3), "3des"),
+        (Transform(type=ENCR, id=3, key_bits=192), "ENCR:3_192"),
+        (Transform(type=ENCR, id=7), "ENCR:7"),
         (Transform(type=ENCR, id=12, key_bits=512), "ENCR:12_512"),
         (Transform(type=ENCR, id=20, key_bits=256, unknown_attributes=(18,)), "ENCR:20_256?"),
         (Transform(type=TransformType.ADDKE1, id=36), "ADDKE1:36"),
@@ -405,7 +416,8 @@ IKE_CBC = ike("aes128-sha256-x25519")
     [
         *(IKE_CBC.without(kind) for kind in (ENCR, PRF, INTEG, KE)),
         plus(IKE_CBC, Transform(type=PRF, id=6)),
-        plus(IKE_CBC.without(PRF), Transform(type=PRF, id=2)),
+        plus(IKE_CBC.without(PRF), Transform(type=PRF, id=1)),
+        plus(IKE_CBC.without(ENCR), Transform(type=ENCR, id=11)),
         plus(IKE_CBC.without(INTEG), NO_INTEG),
         plus(IKE_CBC.without(KE), NO_KE),
         plus(IKE_CBC.without(KE), Transform(type=KE, id=2)),

@@ -44,8 +44,9 @@ def test_keys_of_the_right_size_make_an_entry(suite: EspSuite) -> None:
 @pytest.mark.parametrize("suite", SUITES, ids=str)
 @pytest.mark.parametrize("longer", [-1, 1])
 def test_keys_of_another_size_are_refused(suite: EspSuite, longer: int) -> None:
-    with pytest.raises(ValueError, match="the encryption key has the wrong size"):
-        entry(suite, longer=longer)
+    if suite.keymat or longer > 0:
+        with pytest.raises(ValueError, match="the encryption key has the wrong size"):
+            entry(suite, longer=longer)
     if suite.integrity is not None or longer > 0:
         with pytest.raises(ValueError, match="the integrity key has the wrong size"):
             entry(suite, longer_integrity=longer)

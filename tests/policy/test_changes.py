@@ -14,7 +14,14 @@ from xfrmpy.ipsec.proposals import parse_proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode, Offload
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy import changes
-from xfrmpy.policy.changes import Action, Impact, compare_policies, compare_tunnels, keep_reqids
+from xfrmpy.policy.changes import (
+    Action,
+    Impact,
+    child_impact,
+    compare_policies,
+    compare_tunnels,
+    keep_reqids,
+)
 from xfrmpy.policy.model import (
     ChildPolicy,
     DatapathChoice,
@@ -111,6 +118,14 @@ def test_another_value_of_a_tunnel_is_one_difference_with_its_impact(field: str)
     (difference,) = change.differences
     assert (change.action, change.impact, difference.child) == (Action.UPDATE, impact, "")
     assert difference.before != difference.after
+
+
+def test_ah_in_the_place_of_esp_replaces_the_child() -> None:
+    children = (replace(LAN, proposals=(parse_proposal("sha256", ProtocolId.AH),)),)
+    change = compare_tunnels(OFFICE, replace(OFFICE, children=children))
+    assert {d.key: (d.before, d.after) for d in change.differences}["ah"] == ("ESP", "AH")
+    assert change.impact is Impact.REPLACE
+    assert child_impact(LAN, children[0]) is Impact.REPLACE
 
 
 @pytest.mark.parametrize("field", OTHER_OF_CHILD)

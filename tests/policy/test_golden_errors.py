@@ -72,15 +72,57 @@ APPENDED: dict[str, tuple[str, ...]] = {
     ),
     "ike: modem\n": ("6: XF1004: 'ike' is not a proposal: unknown algorithm 'modem'",),
     "ike: aes256gcm-x25519\n": (
-        "6: XF1004: 'ike' is not a proposal: unknown algorithm 'aes256gcm' (did you mean aes256gcm16?)",
+        "6: XF1004: 'ike' is not a proposal: unknown algorithm 'aes256gcm' (did you mean aes256gcm8?)",
     ),
     "ike: aes256gcm16-x25519\n": (
         "6: XF1004: 'ike' is not a proposal: no PRF is named, e.g. prfsha256",
     ),
     "ike: []\n": ("6: XF1004: 'ike' must have 1 to 255 items",),
     "ike: {profile: azure}\n": ("16: XF1011: 'profile' cannot be azure yet",),
-    "ike: {profile: compat, proposals: aes256-sha256-x25519}\n": (
+    "ike: {profile: modern, proposals: aes256-sha256-x25519}\n": (
         "7: XF1004: 'profile' and 'proposals' exclude each other",
+    ),
+    "ike: 3des-sha1-x25519\n": (
+        (
+            "6: XF1020: '3des' is weak: blocks of 64 bits collide after some gigabytes (RFC 8221: "
+            "SHOULD NOT) (ike: {profile: compat, proposals: ...} allows it)"
+        ),
+        (
+            "6: XF1020: 'prfsha1' is weak: SHA-1 is on its way out (RFC 8221 and 8247: MUST-) "
+            "(ike: {profile: compat, proposals: ...} allows it)"
+        ),
+        (
+            "6: XF1020: 'sha1' is weak: SHA-1 is on its way out (RFC 8221 and 8247: MUST-) "
+            "(ike: {profile: compat, proposals: ...} allows it)"
+        ),
+    ),
+    "esp: null-sha256\n": (
+        (
+            "6: XF1020: 'null' is weak: it encrypts nothing "
+            "(esp: {profile: compat, proposals: ...} allows it)"
+        ),
+    ),
+    "ah: {proposals: sha1}\n": (
+        (
+            "17: XF1020: 'sha1' is weak: SHA-1 is on its way out (RFC 8221 and 8247: MUST-) "
+            "(ah: {profile: compat, proposals: ...} allows it)"
+        ),
+    ),
+    "ah: aes128gcm16\n": ("5: XF1004: 'ah' is not a proposal: aes128gcm16: AH encrypts nothing",),
+    "ah: sha256\nesp: aes128gcm16\n": (
+        "1: XF1004: 'ah' and 'esp' exclude each other (keep one of them)",
+    ),
+    "encapsulation: force\nah: sha256\n": (
+        (
+            "16: XF1004: 'encapsulation' cannot be force with 'ah', which does not go in UDP "
+            "(write auto)"
+        ),
+    ),
+    "datapath: kernel\nesp: aes128gcm16iiv\n": (
+        (
+            "11: XF1004: 'datapath' cannot be kernel: Linux has none of the ciphers of 'esp' "
+            "(write auto or userspace)"
+        ),
     ),
     "ike: {lifetime: 5s}\n": ("17: XF1004: 'lifetime' must be from 10s to 2.592e+06s, not '5s'",),
     "ike: {reauth: often}\n": (

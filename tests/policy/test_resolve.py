@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xfrmpy.ipsec.algorithms import WEAKNESSES
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import (
     EspSuite,
@@ -32,12 +34,13 @@ from xfrmpy.policy.model import (
     StartMode,
     TunnelPolicy,
 )
-from xfrmpy.policy.profiles import PROFILES, esp_proposals, ike_proposals
+from xfrmpy.policy.profiles import PROFILES, ah_proposals, esp_proposals, ike_proposals
 from xfrmpy.policy.resolve import assign_reqids, find_overlaps
 from xfrmpy.registry import IdType, ProtocolId, TransformType
 
 Load = Callable[..., LoadedPolicy]
 
+OFFICE = "peer: vpn.example.org\npsk: secret:key\nlocal: 10.1.0.0/16\nremote: 10.2.0.0/16\n"
 GOOD = "psk: secret:key\nlocal: 10.1.0.0/16\nremote: 10.2.0.0/16\n"
 
 
@@ -244,6 +247,53 @@ def test_modern_meets_no_group_below_3072_bits_and_compat_does() -> None:
     offer = parse_proposal("aes256-sha256-modp2048", ProtocolId.IKE)
     assert choose_proposal([offer], ike_proposals("modern")) is None
     assert choose_proposal([offer], ike_proposals("compat")) is not None
+
+
+@pytest.mark.parametrize(
+    ("keys", "weak"),
+    [
+        ("ike: {profile: compat, proposals: 3des-sha1-x25519}\n", ["3des", "prfsha1", "sha1"]),
+        ("esp: {profile: compat, proposals: [aes128gcm8, null-sha256]}\n", ["aes128gcm8", "null"]),
+        ("ike: compat\nesp: aes128-aesxcbc\n", ["aesxcbc"]),
+        ("ah: {profile: compat, proposals: sha256-sha1}\n", ["sha1"]),
+    ],
+)
+def test_compat_allows_what_is_weak_and_warns_of_each(
+    load: Load, keys: str, weak: list[str]
+) -> None:
+    loaded = load(**{"office.yaml": OFFICE + keys})
+    assert loaded.errors == ()
+    only(loaded)
+    assert {warning.code for warning in loaded.warnings} == {"XF1020"}
+    assert sorted(str(w).split("'")[1] for w in loaded.warnings) == weak
+
+
+def test_no_profile_offers_what_is_weak_by_itself() -> None:
+    for name in PROFILES:
+        proposals = (*ike_proposals(name), *esp_proposals(name), *ah_proposals(name))
+        offered = {str(t) for proposal in proposals for t in proposal.transforms}
+        assert not offered & WEAKNESSES.keys()
+
+
+def test_ah_takes_the_place_of_esp(load: Load) -> None:
+    tunnel = only(
+        load(**{"office.yaml": OFFICE + "ah: {proposals: sha512-noesn, replay_window: 64}\n"})
+    )
+    (child,) = tunnel.children
+    assert (child.protocol, child.replay_window) == (ProtocolId.AH, 64)
+    assert [str(proposal) for proposal in child.proposals] == ["sha512-noesn"]
+
+
+def test_ah_has_the_proposals_of_a_profile(load: Load) -> None:
+    tunnel = only(load(**{"office.yaml": OFFICE + "ah: modern\n"}))
+    assert {proposal.protocol for proposal in tunnel.children[0].proposals} == {ProtocolId.AH}
+    assert str(tunnel.children[0].proposals[-1]) == "sha256-sha512-esn-noesn"
+
+
+def test_ah_of_a_tunnel_does_without_the_esp_of_the_defaults(load: Load) -> None:
+    text = f"defaults: {{esp: aes256gcm16}}\ntunnels:\n  office:\n{indent(OFFICE, '    ')}"
+    tunnel = only(load(**{"all.yaml": text + "    ah: sha256\n"}))
+    assert tunnel.children[0].protocol == ProtocolId.AH
 
 
 def test_lifetimes_are_given_for_the_tunnel_or_for_a_child(load: Load) -> None:

@@ -1,21 +1,26 @@
 """Packet ciphers: what turns plaintext into ciphertext || ICV and back, for IKE and for ESP alike.
 
 Read RFC 7296 section 3.14 and RFC 5282 (the SK payload), RFC 4303 sections 2 and 3.3.2 (ESP),
-RFC 4106 and RFC 7634 (the AEAD ciphers), RFC 3602 with RFC 4868 (AES-CBC with HMAC-SHA2). Padding,
-headers, IVs and sequence numbers belong to the callers. A cipher is made once for each SA and
-called for each packet; it keeps state between packets, so two threads may not share one.
+RFC 4106, 4309, 4543 and 7634 (the AEAD ciphers), RFC 3602 and 3686 with RFC 4868 (AES-CBC and
+AES-CTR with HMAC-SHA2). Padding, headers, IVs and sequence numbers belong to the callers. A cipher
+is made once for each SA and called for each packet; it keeps state between packets, so two threads
+may not share one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from hmac import compare_digest
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import ciphers, hashes, hmac
-from cryptography.hazmat.primitives.ciphers import aead, modes
+from cryptography.hazmat.decrepit.ciphers.algorithms import Camellia, TripleDES
+from cryptography.hazmat.primitives import ciphers
+from cryptography.hazmat.primitives.ciphers import BlockCipherAlgorithm, aead, modes
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 
+from xfrmpy.crypto.mac import keyed_mac
 from xfrmpy.ipsec import algorithms
 from xfrmpy.registry import EncryptionAlgorithm
 
@@ -25,7 +30,10 @@ class IntegrityFailed(Exception):
 
 
 class PacketCipher(Protocol):
-    """Sizes in octets: `iv_size` per packet, `icv_size` at the end of it, `block` to pad to."""
+    """Sizes in octets: `iv_size` per packet, `icv_size` at the end of it, `block` to pad to.
+
+    The IV is the one that the algorithm takes, whether it travels in the packet or not (RFC 8750).
+    """
 
     iv_size: int
     icv_size: int
@@ -37,7 +45,7 @@ class PacketCipher(Protocol):
 
         `associated` is authenticated before the IV (the IKE or ESP header), `trailer` behind the
         ciphertext: ESP's implicit high sequence number, which an AEAD cipher has in `associated`.
-        The caller chooses the IV: never twice with one key for AEAD, unpredictable for CBC.
+        The caller chooses the IV: unpredictable for CBC, never twice with one key for others.
         Raises `ValueError` for a wrong size of IV or plaintext, or an AEAD cipher's trailer.
         """
 
@@ -64,31 +72,66 @@ def packet_cipher(
     if cipher.is_aead != (integrity is None):
         raise ValueError(f"{cipher.name} and the integrity algorithm do not go together")
     if integrity is None:
-        return _Aead(cipher, encryption_key)
-    return _CbcThenHmac(cipher, integrity, encryption_key, integrity_key)
+        kind = _Gmac if cipher.id == EncryptionAlgorithm.NULL_AUTH_AES_GMAC else _Aead
+        return kind(cipher, encryption_key)
+    return _EncryptThenMac(cipher, integrity, encryption_key, integrity_key)
 
 
-_Primitive: TypeAlias = aead.AESGCM | aead.ChaCha20Poly1305
+class _Primitive(Protocol):
+    """An AEAD algorithm under a key."""
 
-_AEAD: dict[EncryptionAlgorithm, type[_Primitive]] = {
-    EncryptionAlgorithm.AES_GCM_16: aead.AESGCM,
-    EncryptionAlgorithm.CHACHA20_POLY1305: aead.ChaCha20Poly1305,
-}
+    def encrypt(self, nonce: bytes, data: bytes, associated: bytes, /) -> bytes: ...
 
-_HASHES: dict[str, type[hashes.HashAlgorithm]] = {
-    "sha256": hashes.SHA256,
-    "sha384": hashes.SHA384,
-    "sha512": hashes.SHA512,
+    def decrypt(self, nonce: bytes, data: bytes, associated: bytes, /) -> bytes: ...
+
+
+class _ShortGcm:
+    """AES-GCM with a tag that is cut off; the library's own has one of 16 octets only."""
+
+    __slots__ = ("_key", "_tag", "_whole")
+
+    def __init__(self, tag: int, key: bytes) -> None:
+        self._tag = tag
+        self._key = AES(key)
+        self._whole = aead.AESGCM(key)
+
+    def encrypt(self, nonce: bytes, data: bytes, associated: bytes) -> bytes:
+        return self._whole.encrypt(nonce, data, associated)[: len(data) + self._tag]
+
+    def decrypt(self, nonce: bytes, data: bytes, associated: bytes) -> bytes:
+        end = len(data) - self._tag
+        if end < 0:
+            raise InvalidTag
+        mode = modes.GCM(nonce, data[end:], min_tag_length=self._tag)
+        decryptor = ciphers.Cipher(self._key, mode).decryptor()
+        decryptor.authenticate_additional_data(associated)
+        return decryptor.update(data[:end]) + decryptor.finalize()
+
+
+_E = EncryptionAlgorithm
+
+_AEAD: dict[EncryptionAlgorithm, Callable[[bytes], _Primitive]] = {
+    _E.AES_GCM_16: aead.AESGCM,
+    _E.AES_GCM_12: partial(_ShortGcm, 12),
+    _E.AES_GCM_8: partial(_ShortGcm, 8),
+    _E.AES_CCM_16: partial(aead.AESCCM, tag_length=16),
+    _E.AES_CCM_12: partial(aead.AESCCM, tag_length=12),
+    _E.AES_CCM_8: partial(aead.AESCCM, tag_length=8),
+    _E.CHACHA20_POLY1305: aead.ChaCha20Poly1305,
+    _E.NULL_AUTH_AES_GMAC: aead.AESGCM,
+    _E.AES_GCM_16_IIV: aead.AESGCM,
+    _E.AES_CCM_8_IIV: partial(aead.AESCCM, tag_length=8),
+    _E.CHACHA20_POLY1305_IIV: aead.ChaCha20Poly1305,
 }
 
 
 class _Aead:
-    """AES-GCM-16 and ChaCha20-Poly1305: the nonce is salt || IV (RFC 4106 section 4)."""
+    """The nonce is salt || IV (RFC 4106 section 4, RFC 4309 section 4, RFC 7634 section 2)."""
 
     __slots__ = ("_primitive", "_salt", "block", "icv_size", "is_aead", "iv_size")
 
     def __init__(self, cipher: algorithms.Cipher, key_and_salt: bytes) -> None:
-        self.iv_size = cipher.iv
+        self.iv_size = cipher.whole_iv
         self.icv_size = cipher.icv
         self.block = cipher.block
         self.is_aead = True
@@ -113,25 +156,108 @@ class _Aead:
             raise IntegrityFailed from None
 
 
-class _CbcThenHmac:
-    """AES-CBC, then HMAC over associated || IV || ciphertext || trailer, truncated (RFC 4868).
+class _Gmac(_Aead):
+    """All is associated data, the IV too, and nothing is encrypted (RFC 4543 section 3.3)."""
 
-    Setting up a cipher and a keyed hash costs more than a small packet takes to encrypt, so both
-    are set up once. A CBC context goes on from the last ciphertext block it met. Decrypting starts
-    anew by feeding it the IV as a block and dropping what comes out; encrypting, by folding the
-    last block out of the first plaintext block and the IV into it.
+    __slots__ = ()
+
+    def seal(self, iv: bytes, plaintext: bytes, associated: bytes, trailer: bytes = b"") -> bytes:
+        return plaintext + super().seal(iv, b"", associated + iv + plaintext, trailer)
+
+    def open(self, iv: bytes, sealed: bytes, associated: bytes, trailer: bytes = b"") -> bytes:
+        end = max(0, len(sealed) - self.icv_size)
+        plaintext = sealed[:end]
+        super().open(iv, sealed[end:], associated + iv + plaintext, trailer)
+        return plaintext
+
+
+class _Encryption(Protocol):
+    """Encryption alone; sizes are the caller's to check."""
+
+    def encrypt(self, iv: bytes, plaintext: bytes) -> bytes: ...
+
+    def decrypt(self, iv: bytes, ciphertext: bytes) -> bytes: ...
+
+
+class _Cbc:
+    """Setting up a context costs more than a small packet takes to encrypt, so one is kept.
+
+    It goes on from the last ciphertext block that it met. Decrypting starts anew by feeding it the
+    IV as a block and dropping what comes out; encrypting, by folding the last block out of the
+    first plaintext block and the IV into it.
     """
 
-    __slots__ = (
-        "_decryptor",
-        "_encryptor",
-        "_hmac",
-        "_last_block",
-        "block",
-        "icv_size",
-        "is_aead",
-        "iv_size",
-    )
+    __slots__ = ("_block", "_decryptor", "_encryptor", "_last_block")
+
+    def __init__(self, algorithm: BlockCipherAlgorithm) -> None:
+        self._block = algorithm.block_size // 8
+        self._last_block = bytes(self._block)
+        context = ciphers.Cipher(algorithm, modes.CBC(self._last_block))
+        self._encryptor = context.encryptor()
+        self._decryptor = context.decryptor()
+
+    def encrypt(self, iv: bytes, plaintext: bytes) -> bytes:
+        block = self._block
+        first = (
+            int.from_bytes(plaintext[:block])
+            ^ int.from_bytes(iv)
+            ^ int.from_bytes(self._last_block)
+        )
+        ciphertext = self._encryptor.update(first.to_bytes(block) + plaintext[block:])
+        self._last_block = ciphertext[-block:]
+        return ciphertext
+
+    def decrypt(self, iv: bytes, ciphertext: bytes) -> bytes:
+        return self._decryptor.update(iv + ciphertext)[self._block :]
+
+
+class _Ctr:
+    """The counter block is nonce || IV || counter, which begins with one (RFC 3686 section 4)."""
+
+    __slots__ = ("_key", "_nonce")
+
+    def __init__(self, key: bytes, nonce: bytes) -> None:
+        self._key = AES(key)
+        self._nonce = nonce
+
+    def encrypt(self, iv: bytes, plaintext: bytes) -> bytes:
+        mode = modes.CTR(self._nonce + iv + b"\0\0\0\1")
+        return ciphers.Cipher(self._key, mode).encryptor().update(plaintext)
+
+    decrypt = encrypt
+
+
+class _Null:
+    """RFC 2410."""
+
+    def encrypt(self, _iv: bytes, plaintext: bytes) -> bytes:
+        return plaintext
+
+    decrypt = encrypt
+
+
+_BLOCK_CIPHERS: dict[EncryptionAlgorithm, Callable[[bytes], BlockCipherAlgorithm]] = {
+    _E.AES_CBC: AES,
+    _E.CAMELLIA_CBC: Camellia,
+    _E.TRIPLE_DES: TripleDES,
+}
+
+
+def _encryption(cipher: algorithms.Cipher, key_and_salt: bytes) -> _Encryption:
+    key_size = cipher.key_bits // 8
+    match cipher.id:
+        case EncryptionAlgorithm.NULL:
+            return _Null()
+        case EncryptionAlgorithm.AES_CTR:
+            return _Ctr(key_and_salt[:key_size], key_and_salt[key_size:])
+        case _:
+            return _Cbc(_BLOCK_CIPHERS[cipher.id](key_and_salt))
+
+
+class _EncryptThenMac:
+    """The MAC is over associated || IV || ciphertext || trailer, truncated (RFC 4868)."""
+
+    __slots__ = ("_encryption", "_mac", "block", "icv_size", "is_aead", "iv_size")
 
     def __init__(
         self,
@@ -144,34 +270,21 @@ class _CbcThenHmac:
         self.icv_size = integrity.icv
         self.block = cipher.block
         self.is_aead = False
-        self._last_block = bytes(cipher.block)
-        context = ciphers.Cipher(AES(encryption_key), modes.CBC(self._last_block))
-        self._encryptor = context.encryptor()
-        self._decryptor = context.decryptor()
-        self._hmac = hmac.HMAC(integrity_key, _HASHES[integrity.hash_name]())
+        self._encryption = _encryption(cipher, encryption_key)
+        self._mac = keyed_mac(integrity.mac, integrity_key)
 
     def seal(self, iv: bytes, plaintext: bytes, associated: bytes, trailer: bytes = b"") -> bytes:
         if len(iv) != self.iv_size or not plaintext or len(plaintext) % self.block:
             raise ValueError("wrong IV size, or a plaintext that is not padded to whole blocks")
-        first = (
-            int.from_bytes(plaintext[: self.block])
-            ^ int.from_bytes(iv)
-            ^ int.from_bytes(self._last_block)
-        )
-        ciphertext = self._encryptor.update(first.to_bytes(self.block) + plaintext[self.block :])
-        self._last_block = ciphertext[-self.block :]
-        return ciphertext + self._icv(associated + iv + ciphertext + trailer)
+        ciphertext = self._encryption.encrypt(iv, plaintext)
+        return ciphertext + self._mac(associated + iv + ciphertext + trailer)[: self.icv_size]
 
     def open(self, iv: bytes, sealed: bytes, associated: bytes, trailer: bytes = b"") -> bytes:
         end = len(sealed) - self.icv_size
         if len(iv) != self.iv_size or end <= 0 or end % self.block:
             raise IntegrityFailed
-        ciphertext = iv + sealed[:end]
-        if not compare_digest(self._icv(associated + ciphertext + trailer), sealed[end:]):
+        ciphertext = sealed[:end]
+        icv = self._mac(associated + iv + ciphertext + trailer)[: self.icv_size]
+        if not compare_digest(icv, sealed[end:]):
             raise IntegrityFailed
-        return self._decryptor.update(ciphertext)[self.block :]
-
-    def _icv(self, message: bytes) -> bytes:
-        keyed = self._hmac.copy()
-        keyed.update(message)
-        return keyed.finalize()[: self.icv_size]
+        return self._encryption.decrypt(iv, ciphertext)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from xfrmpy.crypto.prf import prf, prf_plus
 from xfrmpy.ipsec import algorithms
-from xfrmpy.ipsec.proposals import EspSuite, IkeSuite
+from xfrmpy.ipsec.proposals import ChildSuite, IkeSuite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -49,10 +49,14 @@ def derive_ike_keys(
     spi_i: bytes,
     spi_r: bytes,
 ) -> IkeKeys:
-    """The keys of an IKE SA made by IKE_SA_INIT (RFC 7296 section 2.14)."""
-    nonces = nonce_i + nonce_r
-    skeyseed = prf(suite.prf, nonces, shared_secret)
-    return _expand_ike_keys(suite, skeyseed, nonces + spi_i + spi_r)
+    """The keys of an IKE SA made by IKE_SA_INIT (RFC 7296 section 2.14).
+
+    Of two PRFs "only the first 64 bits of Ni and the first 64 bits of Nr are used in calculating
+    SKEYSEED, but all the bits are used for input to the prf+ function".
+    """
+    part = suite.prf.nonce_part
+    skeyseed = prf(suite.prf, nonce_i[:part] + nonce_r[:part], shared_secret)
+    return _expand_ike_keys(suite, skeyseed, nonce_i + nonce_r + spi_i + spi_r)
 
 
 def derive_rekeyed_ike_keys(
@@ -96,7 +100,7 @@ def derive_resumed_ike_keys(
 def derive_child_keys(
     prf_row: algorithms.Prf,
     sk_d: bytes,
-    suite: EspSuite,
+    suite: ChildSuite,
     *,
     nonce_i: bytes,
     nonce_r: bytes,
@@ -105,9 +109,9 @@ def derive_child_keys(
     """The keys of a Child SA (RFC 7296 section 2.17).
 
     The PRF and SK_d are the IKE SA's; `shared_secret` is that of a key exchange in the same
-    CREATE_CHILD_SA, if there was one.
+    CREATE_CHILD_SA, if there was one. AH has integrity keys only.
     """
-    encryption = suite.cipher.keymat
+    encryption = suite.keymat
     integrity = _integrity_key_size(suite.integrity)
     seed = shared_secret + nonce_i + nonce_r
     keys = _expand(prf_row, sk_d, seed, (encryption, integrity, encryption, integrity))

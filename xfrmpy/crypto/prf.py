@@ -1,13 +1,14 @@
 """Pseudorandom functions and the key expansion prf+ (RFC 7296 sections 2.13 and 5, RFC 4868).
 
-Every PRF that xfrmpy implements is an HMAC, which takes keys of any length; the rules of
-RFC 7296 section 2.14 for PRFs with keys of a fixed length have no place here until one is added.
+An HMAC takes keys of any length. The two that are made of AES do as well, since RFC 4434 and RFC
+4615 say how: a key that is not of 16 octets is brought to that first.
 """
 
 from __future__ import annotations
 
 import hmac
 
+from xfrmpy.crypto.mac import is_of_block_cipher, keyed_mac
 from xfrmpy.ipsec import algorithms
 
 MAXIMUM_BLOCKS = 255  # RFC 7296 section 2.13: the counter is a single octet
@@ -15,7 +16,9 @@ MAXIMUM_BLOCKS = 255  # RFC 7296 section 2.13: the counter is a single octet
 
 def prf(row: algorithms.Prf, key: bytes, data: bytes) -> bytes:
     """prf(key, data): `row.key` octets."""
-    return hmac.digest(key, data, row.hash_name)
+    if is_of_block_cipher(row.mac):
+        return keyed_mac(row.mac, _sized_key(row, key))(data)
+    return hmac.digest(key, data, row.mac)
 
 
 def prf_plus(row: algorithms.Prf, key: bytes, seed: bytes, length: int) -> bytes:
@@ -31,3 +34,15 @@ def prf_plus(row: algorithms.Prf, key: bytes, seed: bytes, length: int) -> bytes
         block = prf(row, key, block + seed + bytes((counter,)))
         stream += block
     return bytes(stream[:length])
+
+
+def _sized_key(row: algorithms.Prf, key: bytes) -> bytes:
+    """RFC 4434 section 2: a shorter key is padded with zeros, a longer one is itself hashed.
+
+    RFC 4615 section 3 hashes either.
+    """
+    if len(key) == row.key:
+        return key
+    if len(key) < row.key and row.mac == "aesxcbc":
+        return key.ljust(row.key, b"\0")
+    return keyed_mac(row.mac, bytes(row.key))(key)

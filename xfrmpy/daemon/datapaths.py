@@ -234,6 +234,8 @@ def _shortcoming(
         return capabilities
     if "esp" in capabilities.missing:
         return capabilities.missing["esp"]
+    for protocol in {child.protocol for child in policy.children} - capabilities.protocols:
+        return capabilities.missing[protocol.name.lower()]
     if policy.interface is not None and not capabilities.interfaces:
         return capabilities.missing["interfaces"]
     if _lacks_raw_esp(policy, choice, capabilities):

@@ -20,21 +20,17 @@ from xfrmpy.datapath.interface import (
     Realm,
     add_one_by_one,
 )
-from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
 from xfrmpy.ipsec.drift import Difference, Dump
 from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
+from xfrmpy.ipsec.proposals import AH_SUITES, ESP_SUITES
 from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.spd import Place, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
 
 EVERYTHING = Capabilities(
-    protocols=frozenset({ProtocolId.ESP}),
+    protocols=frozenset({ProtocolId.ESP, ProtocolId.AH}),
     modes=frozenset(Mode),
-    suites=frozenset(
-        cipher.name if cipher.is_aead else f"{cipher.name}-{integrity.name}"
-        for cipher in CIPHERS
-        for integrity in INTEGRITY
-    ),
+    suites=ESP_SUITES | AH_SUITES,
     esn=True,
     udp_encapsulation=True,
     raw_esp=True,

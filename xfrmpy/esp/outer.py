@@ -7,7 +7,7 @@ says of ECN: outwards the field is copied, CE too; inwards the two are combined.
 from __future__ import annotations
 
 from xfrmpy.esp.transport import Fields, fields_of
-from xfrmpy.ipsec.sad import DontFragment, OuterHeader
+from xfrmpy.ipsec.sad import DontFragment, Mode, OuterHeader, SadEntry
 
 HOPS = 64
 """RFC 4301 section 5.1.2.1 leaves the outer hop limit to the sender. Linux's own default."""
@@ -33,6 +33,14 @@ def dont_fragment(inner: bytes, header: OuterHeader) -> bool:
     if header.dont_fragment is not DontFragment.COPY:
         return header.dont_fragment is DontFragment.SET
     return inner[0] >> 4 == 6 or bool(inner[6] & _DF)
+
+
+def outer_header(packet: bytes, sa: SadEntry) -> tuple[Fields | None, bool]:
+    """The fields of what a packet becomes, None for the usual ones; and whether it has DF."""
+    if sa.mode is Mode.TRANSPORT:
+        return fields_of(packet), False
+    fields = outer_fields(packet, sa.outer)
+    return fields if fields.traffic_class else None, dont_fragment(packet, sa.outer)
 
 
 def inner_after(inner: bytes, outer: Fields, header: OuterHeader) -> bytes:

@@ -7,13 +7,14 @@ numbers, its window and its counters. What may pass it is the SPD's business, no
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 from struct import Struct
 
 from xfrmpy.crypto.cipher import IntegrityFailed, PacketCipher, packet_cipher
 from xfrmpy.esp.replay import Replayed, ReplayWindow
+from xfrmpy.esp.sa import Dropped, EspDrop, Sa
 from xfrmpy.ipsec.overhead import ALIGNMENT, ESP_TRAILER
-from xfrmpy.ipsec.sad import SadEntry, Usage
+from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.sad import SadEntry
 
 _HEADER = Struct(">II")  # SPI, low half of the sequence number
 _EXTENDED = Struct(">IQ")  # SPI, whole sequence number: the AAD with ESN (RFC 4106 section 5)
@@ -24,75 +25,34 @@ _PADDING = bytes(range(1, 256))
 """RFC 4303 section 2.4: "a series of (unsigned, 1-byte) integer values" from 1 on."""
 
 
-class EspDrop(StrEnum):
-    """Why a packet went no further; each is a counter."""
+class _Sa(Sa):
+    """What both directions share: the cipher.
 
-    TOO_SHORT = "too-short"
-    REPLAYED = "replayed"
-    NOT_AUTHENTIC = "not-authentic"
-    BAD_PADDING = "bad-padding"
-    DUMMY = "dummy"
-    EXPIRED = "expired"
-
-
-class Dropped(Exception):
-    """The packet is dropped, and `reason` counted."""
-
-    def __init__(self, reason: EspDrop) -> None:
-        super().__init__(reason.value)
-        self.reason = reason
-
-
-class _Sa:
-    """What both directions share: the cipher, the counters, and the limits of the lifetime.
-
-    The cipher is made for the first packet: OpenSSL's takes 2.5 KiB, and most SAs of a gateway with
+    It is made for the first packet: OpenSSL's takes 2.5 KiB, and most SAs of a gateway with
     thousands carry nothing.
     """
 
-    __slots__ = (
-        *("entry", "octets", "packets", "replayed", "integrity_failed"),
-        *("_cipher_made", "_iv_size", "_is_aead", "_esn"),
-    )
+    __slots__ = ("_cipher_made", "_is_aead", "_iv_size", "_suite", "_whole_iv_size")
 
     def __init__(self, entry: SadEntry) -> None:
-        self.entry = entry
-        self.octets = 0
-        self.packets = 0
-        self.replayed = 0
-        self.integrity_failed = 0
+        suite = entry.suite
+        if not isinstance(suite, EspSuite):
+            raise ValueError(f"{entry.id} is no SA of ESP")
+        super().__init__(entry)
+        self._suite = suite
         self._cipher_made: PacketCipher | None = None
-        self._iv_size = entry.suite.cipher.iv
-        self._is_aead = entry.suite.cipher.is_aead
-        self._esn = entry.suite.esn
+        self._iv_size = suite.cipher.iv
+        self._whole_iv_size = suite.cipher.whole_iv
+        self._is_aead = suite.cipher.is_aead
 
     @property
     def _cipher(self) -> PacketCipher:
         if self._cipher_made is None:
-            entry, suite = self.entry, self.entry.suite
+            entry, suite = self.entry, self._suite
             self._cipher_made = packet_cipher(
                 suite.cipher, suite.integrity, entry.encryption_key, entry.integrity_key
             )
         return self._cipher_made
-
-    @property
-    def is_past_soft_limit(self) -> bool:
-        life = self.entry.lifetime
-        return _reached(self.octets, life.soft_bytes) or _reached(self.packets, life.soft_packets)
-
-    @property
-    def is_past_hard_limit(self) -> bool:
-        life = self.entry.lifetime
-        return _reached(self.octets, life.hard_bytes) or _reached(self.packets, life.hard_packets)
-
-    def usage(self, seconds_idle: float | None) -> Usage:
-        return Usage(
-            octets=self.octets,
-            packets=self.packets,
-            replayed=self.replayed,
-            integrity_failed=self.integrity_failed,
-            seconds_idle=seconds_idle,
-        )
 
     def _authenticated(self, sequence: int) -> tuple[bytes, bytes]:
         """The associated data, and the trailer that HMAC covers, for a sequence number."""
@@ -103,22 +63,19 @@ class _Sa:
             return _EXTENDED.pack(spi, sequence), b""
         return _HEADER.pack(spi, sequence & 0xFFFFFFFF), _HIGH.pack(sequence >> 32)
 
-    def _count(self, octets: int) -> None:
-        self.octets += octets
-        self.packets += 1
-
 
 class OutboundSa(_Sa):
     """Seals. Sequence numbers are taken once and never given back."""
 
-    __slots__ = ("_alignment", "_last_sequence", "_random", "_sequence")
+    __slots__ = ("_alignment", "_counts_iv", "_last_sequence", "_random", "_sequence")
 
     def __init__(self, entry: SadEntry, random: Callable[[int], bytes]) -> None:
         super().__init__(entry)
         self._random = random
         self._sequence = 0
         self._last_sequence = (1 << (64 if self._esn else 32)) - 1
-        self._alignment = max(entry.suite.cipher.block, ALIGNMENT)
+        self._alignment = max(self._suite.cipher.block, ALIGNMENT)
+        self._counts_iv = self._suite.cipher.counts_iv
 
     def seal(self, payload: bytes, next_header: int, *, hidden_in: int = 0) -> bytes:
         """The ESP packet of a payload. Raises `Dropped` once the SA may carry no more.
@@ -138,17 +95,18 @@ class OutboundSa(_Sa):
         associated, trailer = self._authenticated(self._sequence)
         sealed = self._cipher.seal(iv, plaintext, associated, trailer)
         self._count(len(payload))
-        return _HEADER.pack(self.entry.spi, self._sequence & 0xFFFFFFFF) + iv + sealed
+        header = _HEADER.pack(self.entry.spi, self._sequence & 0xFFFFFFFF)
+        return header + iv[: self._iv_size] + sealed
 
     @property
     def is_past_hard_limit(self) -> bool:
         return super().is_past_hard_limit or self._sequence >= self._last_sequence
 
     def _iv(self) -> bytes:
-        # The sequence number is unique under the key, which is all that AEAD asks (RFC 4106
-        # section 3.1); CBC wants an IV that nobody can predict (RFC 3602 section 3).
-        if self._is_aead:
-            return self._sequence.to_bytes(self._iv_size, "big")
+        # The sequence number is unique under the key, which is all that a counter mode asks (RFC
+        # 4106 section 3.1); CBC wants an IV that nobody can predict (RFC 3602 section 3).
+        if self._counts_iv:
+            return self._sequence.to_bytes(self._whole_iv_size, "big")
         return self._random(self._iv_size)
 
 
@@ -184,10 +142,11 @@ class InboundSa(_Sa):
         iv_end = _HEADER.size + self._iv_size
         try:
             self._window.check(sequence)
+            iv = packet[_HEADER.size : iv_end]
+            if self._iv_size < self._whole_iv_size:  # RFC 8750 section 4
+                iv = sequence.to_bytes(self._whole_iv_size, "big")
             associated, trailer = self._authenticated(sequence)
-            plaintext = self._cipher.open(
-                packet[_HEADER.size : iv_end], packet[iv_end:], associated, trailer
-            )
+            plaintext = self._cipher.open(iv, packet[iv_end:], associated, trailer)
         except Replayed:
             self.replayed += 1
             raise Dropped(EspDrop.REPLAYED) from None
@@ -204,7 +163,3 @@ def _without_padding(plaintext: bytes) -> tuple[int, bytes]:
     if end < 0 or plaintext[end : end + padding] != _PADDING[:padding]:
         raise Dropped(EspDrop.BAD_PADDING)
     return next_header, plaintext[:end]
-
-
-def _reached(count: int, limit: int | None) -> bool:
-    return limit is not None and count >= limit

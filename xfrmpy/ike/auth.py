@@ -28,6 +28,7 @@ from xfrmpy.ike.first_contact import check_unique, close_replaced, initial_conta
 from xfrmpy.ike.modes import (
     check_mode_answered,
     check_mode_asked,
+    check_passage_asked,
     ends_of,
     policy_between,
     traffic_of,
@@ -39,7 +40,7 @@ from xfrmpy.ike.resumption import settle_resumption, tunnel_of_resumed
 from xfrmpy.ike.synchronization import SYNC_SUPPORTED, supports_sync
 from xfrmpy.ike.window_size import WINDOW_SIZE
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.ipsec.proposals import Proposal, choose_proposal, esp_suite
+from xfrmpy.ipsec.proposals import Proposal, child_suite, choose_proposal
 from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.registry import AuthenticationMethod, ExchangeType, NotifyType, TransformType
 from xfrmpy.wire.payloads import (
@@ -204,6 +205,7 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
     sa.children.append(child)
     try:
         check_mode_asked(policy, traffic)
+        check_passage_asked(policy, sa.nat)
         child.choose(_without_key_exchange(wanted), traffic)
     except PeerIncompatible as incompatible:
         _refuse_child(sa, child, (*proof, incompatible.notify), incompatible.failure, now)
@@ -225,7 +227,7 @@ def install_first_child(sa: IkeSa, child: ChildSa, *, sends: bool = True) -> Non
     keys = derive_child_keys(
         sa.suite.prf,
         sa.keys.sk_d,
-        esp_suite(child.proposal),
+        child_suite(child.proposal),
         nonce_i=nonce_i,
         nonce_r=nonce_r,
     )

@@ -30,12 +30,12 @@ from xfrmpy.ike.outputs import (
 from xfrmpy.ike.states import CHILD_SA_TRANSITIONS, ChildSaState, IllegalTransition
 from xfrmpy.ipsec.addresses import IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.algorithms import group
-from xfrmpy.ipsec.proposals import Proposal, answers, esp_suite
+from xfrmpy.ipsec.proposals import Proposal, answers, child_suite
 from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
 from xfrmpy.ipsec.spd import SpdEntry, Template, protect_entries
 from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
-from xfrmpy.registry import KeyExchangeMethod, NotifyType, TransformType
+from xfrmpy.registry import KeyExchangeMethod, NotifyType, ProtocolId, TransformType
 from xfrmpy.wire.payloads import OpenPayload, SaPayload, TsiPayload, TsrPayload
 
 SPI_SIZE = 4
@@ -136,7 +136,7 @@ class ChildSa:
     def accept(self, sa: SaPayload, traffic: Traffic) -> None:
         """Take a responder's choice. Raises `PeerMisbehaved` if it is not within our offer."""
         if len(sa.proposals) != 1 or not answers(sa.proposals[0], self._offered()):
-            raise PeerMisbehaved("the peer chose an ESP proposal that we did not offer")
+            raise PeerMisbehaved(f"the peer chose an {self._kind} proposal that we did not offer")
         if not (traffic.local and covered_by(traffic.local, self.local)):
             raise PeerMisbehaved("the peer's TSi is not within ours")
         if not (traffic.remote and covered_by(traffic.remote, self.remote)):
@@ -166,7 +166,7 @@ class ChildSa:
             ours = listed(self._proposals)
             raise PeerIncompatible.of(
                 "XF2003",
-                "no ESP proposal of the peer is one of ours",
+                f"no {self._kind} proposal of the peer is one of ours",
                 NotifyType.NO_PROPOSAL_CHOSEN,
                 evidence=(("we accept", ours), ("they offered", listed(offered))),
             )
@@ -313,6 +313,15 @@ class ChildSa:
                 suite=self.suite,
             )
         )
+
+    @property
+    def protocol(self) -> ProtocolId:
+        """ESP or AH: what was agreed, or what is offered."""
+        return (self.proposal or self._proposals[0]).protocol
+
+    @property
+    def _kind(self) -> str:
+        return self.protocol.name
 
     @property
     def suite(self) -> str:
@@ -486,7 +495,7 @@ class ChildSa:
         self, keys: ChildKeys, path: Path, *, is_initiator: bool, encapsulated: bool
     ) -> tuple[SadEntry, SadEntry]:
         assert self.proposal is not None
-        suite = esp_suite(self.proposal)
+        suite = child_suite(self.proposal)
         lifetime = datapath_lifetime(self.policy, suite, self._core.random)
         keys_i = (keys.encryption_i, keys.integrity_i)
         keys_r = (keys.encryption_r, keys.integrity_r)
@@ -543,6 +552,7 @@ class ChildSa:
                 source=source,
                 destination=destination,
                 reqid=self.reqid,
+                protocol=self.protocol,
                 mode=self.policy.mode,
             )
 
@@ -605,5 +615,5 @@ def _pieces(selectors: tuple[TrafficSelector, ...]) -> int:
 
 def _checked_spi(proposal: Proposal) -> Proposal:
     if len(proposal.spi) != SPI_SIZE or int.from_bytes(proposal.spi, "big") < FIRST_CHILD_SPI:
-        raise PeerMisbehaved(f"0x{proposal.spi.hex()} is no SPI of ESP")
+        raise PeerMisbehaved(f"0x{proposal.spi.hex()} is no SPI of {proposal.protocol.name}")
     return proposal

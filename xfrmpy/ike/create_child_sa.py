@@ -26,6 +26,8 @@ from xfrmpy.ike.exchange import first_error, notifications, only, optional
 from xfrmpy.ike.modes import (
     check_mode_answered,
     check_mode_asked,
+    check_passage,
+    check_passage_asked,
     choose_child,
     ends_of,
     policy_between,
@@ -42,9 +44,9 @@ from xfrmpy.ike.succession import (
     remove_child,
     retry_at,
 )
-from xfrmpy.ipsec.proposals import esp_suite
+from xfrmpy.ipsec.proposals import child_suite
 from xfrmpy.policy.model import ChildPolicy
-from xfrmpy.registry import ExchangeType, KeyExchangeMethod, NotifyType, ProtocolId
+from xfrmpy.registry import ExchangeType, KeyExchangeMethod, NotifyType
 from xfrmpy.wire.payloads import (
     KePayload,
     NoncePayload,
@@ -106,7 +108,7 @@ class CreateChildSa:
         if self._key_exchange is not None:
             payloads.append(ke_payload(self._key_exchange))
         if self._replaces is not None:
-            payloads.insert(0, _rekey_sa(self._replaces.spi_in))
+            payloads.insert(0, _rekey_sa(self._replaces))
         return (*payloads, *selectors)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
@@ -116,7 +118,9 @@ class CreateChildSa:
             return
         child = self._child
         traffic = traffic_of(payloads, ends_of(self._sa), is_initiator=True)
-        unacceptable = check_mode_answered(child.policy, traffic)
+        unacceptable = check_passage(child.policy, self._sa.nat) or check_mode_answered(
+            child.policy, traffic
+        )
         if unacceptable is not None:
             self._sa.terminate(unacceptable, now)
             return
@@ -370,6 +374,7 @@ def _create(sa: IkeSa, payloads: tuple[OpenPayload, ...], old: ChildSa | None, n
     try:
         offered = only(payloads, SaPayload).proposals
         check_mode_asked(policy, traffic)
+        check_passage_asked(policy, sa.nat)
         child.choose(offered, traffic, None if ke is None else ke.method)
         key_exchange, shared_secret = _agree(sa, child, ke)
     except (PeerIncompatible, PeerMisbehaved):
@@ -463,7 +468,7 @@ def _install(
     keys = derive_child_keys(
         sa.suite.prf,
         sa.keys.sk_d,
-        esp_suite(child.proposal),
+        child_suite(child.proposal),
         nonce_i=nonce_i,
         nonce_r=nonce_r,
         shared_secret=shared_secret,
@@ -476,15 +481,15 @@ def _install(
 def _named_by(sa: IkeSa, rekey: NotifyPayload) -> ChildSa | None:
     """The Child SA whose outbound SPI, the peer's inbound one, a REKEY_SA names."""
     spi = int.from_bytes(rekey.spi, "big")
-    if rekey.protocol != ProtocolId.ESP or len(rekey.spi) != SPI_SIZE:
+    if len(rekey.spi) != SPI_SIZE:
         return None
     there = (c for c in sa.children if c.entries and not c.is_gone)
-    return next((c for c in there if c.spi_out == spi), None)
+    return next((c for c in there if (c.protocol, c.spi_out) == (rekey.protocol, spi)), None)
 
 
-def _rekey_sa(spi: int) -> NotifyPayload:
+def _rekey_sa(old: ChildSa) -> NotifyPayload:
     return NotifyPayload(
-        type=NotifyType.REKEY_SA, protocol=ProtocolId.ESP, spi=spi.to_bytes(SPI_SIZE, "big")
+        type=NotifyType.REKEY_SA, protocol=old.protocol, spi=old.spi_in.to_bytes(SPI_SIZE, "big")
     )
 
 

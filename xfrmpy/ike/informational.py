@@ -26,6 +26,8 @@ FATAL_ERRORS = frozenset(
 )
 """After these the sender has no IKE SA any more (RFC 7296 sections 2.21.2 and 2.21.3)."""
 
+_PACKET_PROTOCOLS = (ProtocolId.ESP, ProtocolId.AH)
+
 
 class LivenessCheck:
     """An empty request; any answer will do (RFC 7296 section 2.4)."""
@@ -107,12 +109,15 @@ def _answer_child_deletes(
     sa: IkeSa, deletes: list[DeletePayload], news: tuple[OpenPayload, ...], now: float
 ) -> None:
     """The peer names its inbound SPIs; we answer with ours of the same pairs (section 1.4.1)."""
-    spis = {spi for p in deletes if p.protocol == ProtocolId.ESP for spi in p.spis}
+    spis = {
+        protocol: {spi for p in deletes if p.protocol == protocol for spi in p.spis}
+        for protocol in _PACKET_PROTOCOLS
+    }
     there = [child for child in sa.children if child.entries and not child.is_gone]
-    named = [child for child in there if child.spi_out.to_bytes(SPI_SIZE, "big") in spis]
+    named = [c for c in there if c.spi_out.to_bytes(SPI_SIZE, "big") in spis[c.protocol]]
     for child in sa.children:
         if child.state is ChildSaState.CREATING:
-            child.gone_spis |= spis
+            child.gone_spis |= spis[child.protocol]
     # Of what we are deleting too, "the responses MUST NOT include Delete payloads": each end
     # closes its outbound SA now, and its inbound one when its own request is answered.
     crossing = [child for child in named if child.state is ChildSaState.DELETING]
@@ -131,7 +136,14 @@ def _answer_child_deletes(
 
 
 def _deleted(children: list[ChildSa]) -> tuple[OpenPayload, ...]:
-    if not children:
-        return ()
-    spis = tuple(c.spi_in.to_bytes(SPI_SIZE, "big") for c in children)
-    return (DeletePayload(protocol=ProtocolId.ESP, spis=spis),)
+    """RFC 7296 section 3.11: "Mixing of protocol identifiers MUST NOT be performed in the Delete
+    payload"."""
+    return tuple(
+        DeletePayload(protocol=protocol, spis=spis)
+        for protocol in _PACKET_PROTOCOLS
+        if (spis := tuple(_spi(c) for c in children if c.protocol is protocol))
+    )
+
+
+def _spi(child: ChildSa) -> bytes:
+    return child.spi_in.to_bytes(SPI_SIZE, "big")

@@ -29,6 +29,7 @@ from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import check_critical, first_error, notifications, only, payloads_in_clear
 from xfrmpy.ike.ike_sa import IkeSa
+from xfrmpy.ike.modes import check_nat
 from xfrmpy.ike.nat import detect_nat, detection_payloads
 from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import ExchangeRepeated
@@ -234,9 +235,9 @@ class IkeSaInit:
         sa.found_nat(nat)
         supported = notifications(payloads, NotifyType.CHILDLESS_IKEV2_SUPPORTED)
         sa.peer_takes_childless = bool(supported)
-        if forced and not nat.supported:
-            summary = "the peer cannot put ESP in UDP, and nothing else works here"
-            sa.close(Failure(code="XF3001", summary=summary), now)
+        impassable = check_nat(self._tunnel, nat)
+        if impassable is not None:
+            sa.close(impassable, now)
             return
         if nat.encapsulated:
             sa.channel.path = natt_path(sa.path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.proposals import ChildSuite
 from xfrmpy.ipsec.sad import Lifetime
 from xfrmpy.policy.model import ChildPolicy
 
@@ -39,7 +39,7 @@ def retry_seconds(random: Callable[[int], bytes]) -> float:
 
 
 def datapath_lifetime(
-    policy: ChildPolicy, suite: EspSuite, random: Callable[[int], bytes]
+    policy: ChildPolicy, suite: ChildSuite, random: Callable[[int], bytes]
 ) -> Lifetime:
     """The limits that the datapath watches: what it counts, and the end of the time.
 

@@ -19,8 +19,8 @@ from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.sad import Mode
 from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
-from xfrmpy.policy.model import ChildPolicy
-from xfrmpy.registry import NotifyType
+from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
+from xfrmpy.registry import NotifyType, ProtocolId
 from xfrmpy.wire.payloads import NotifyPayload, OpenPayload, TsiPayload, TsrPayload
 
 if TYPE_CHECKING:
@@ -164,6 +164,34 @@ def check_mode_answered(policy: ChildPolicy, traffic: Traffic) -> Failure | None
     return Failure(
         code="XF2020", summary="the peer makes a tunnel of what we want in transport mode"
     )
+
+
+def check_nat(tunnel: TunnelPolicy, nat: NatSituation) -> Failure | None:
+    """Why an initiator's Child SAs cannot be had with this NAT, or this lack of one, if so."""
+    if tunnel.forces_encapsulation and not nat.supported:
+        summary = "the peer cannot put ESP in UDP, and nothing else works here"
+        return Failure(code="XF3001", summary=summary)
+    failures = (check_passage(child, nat) for child in tunnel.children)
+    return next((failure for failure in failures if failure is not None), None)
+
+
+def check_passage(policy: ChildPolicy, nat: NatSituation) -> Failure | None:
+    """RFC 3948 section 1: AH is "inherently incompatible with NAT", and does not go in UDP."""
+    if not (nat.encapsulated and policy.protocol is ProtocolId.AH):
+        return None
+    behind = [end for end, is_behind in (("we", nat.ours), ("they", nat.theirs)) if is_behind]
+    return Failure(
+        code="XF2030",
+        summary=f"{policy.name}: there is a NAT between the two ends, which AH cannot pass",
+        evidence=(("behind it", ", ".join(behind) or "nobody; one end asks for ESP in UDP"),),
+    )
+
+
+def check_passage_asked(policy: ChildPolicy, nat: NatSituation) -> None:
+    """A responder's view. Raises `PeerIncompatible`."""
+    failure = check_passage(policy, nat)
+    if failure is not None:
+        raise PeerIncompatible(failure, NotifyPayload(type=NotifyType.NO_PROPOSAL_CHOSEN))
 
 
 def _without_transport(payloads: tuple[OpenPayload, ...]) -> tuple[OpenPayload, ...]:

@@ -94,7 +94,11 @@ class Notices:
         if not spis or not self._hints.spend(1, now):
             return ()
         remote = path.remote.address
-        named = [SaId(spi=spi, protocol=ProtocolId.ESP, destination=remote) for spi in spis]
+        named = [
+            SaId(spi=spi, protocol=protocol, destination=remote)
+            for spi in spis
+            for protocol in (ProtocolId.ESP, ProtocolId.AH)
+        ]
         found = (
             sa
             for child in (core.holders[sa_id] for sa_id in named if sa_id in core.holders)

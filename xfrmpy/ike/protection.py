@@ -29,10 +29,10 @@ Inner: TypeAlias = tuple[PayloadType, bytes]
 class Protection:
     """Both directions of one IKE SA.
 
-    An AEAD cipher's IV is a counter, which may never repeat under a key (RFC 5282 section 3.1); a
-    CBC IV is random (RFC 7296 section 3.14). `sealed` is that counter. Ciphers are made for a
-    message and not kept: OpenSSL's two take 5 KiB, a quarter of all that is kept of an IKE SA, to
-    save a few microseconds each half minute.
+    The IV of an AEAD cipher and of AES-CTR is a counter, which may never repeat under a key (RFC
+    5282 section 3.1, RFC 5930); a CBC IV is random (RFC 7296 section 3.14). `sealed` is that
+    counter. Ciphers are made for a message and not kept: OpenSSL's two take 5 KiB, a quarter of all
+    that is kept of an IKE SA, to save a few microseconds each half minute.
     """
 
     __slots__ = ("_keys", "_random", "_suite", "_we_initiate", "sealed")
@@ -133,7 +133,7 @@ class Protection:
 
     def _next_iv(self) -> bytes:
         cipher = self._suite.cipher
-        if not cipher.is_aead:
+        if not cipher.counts_iv:
             return self._random(cipher.iv)
         self.sealed += 1
         return self.sealed.to_bytes(cipher.iv, "big")

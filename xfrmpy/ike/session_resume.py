@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import ClassVar
 
 from xfrmpy.crypto.key_schedule import derive_resumed_ike_keys
-from xfrmpy.failures import Failure
 from xfrmpy.ike.auth import IkeAuth
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
@@ -25,6 +24,7 @@ from xfrmpy.ike.init import (
     can_fragment,
     natt_path,
 )
+from xfrmpy.ike.modes import check_nat
 from xfrmpy.ike.nat import detect_nat, detection_payloads
 from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import ExchangeRepeated
@@ -111,9 +111,9 @@ class SessionResume:
         sa.resumed = Resumed(tunnel=self._tunnel, local=held.local, remote=held.remote)
         use_resumed_keys(sa, held.proposal, held.sk_d, self._nonce, nonce)
         sa.found_nat(nat)
-        if forced and not nat.supported:
-            summary = "the peer cannot put ESP in UDP, and nothing else works here"
-            sa.close(Failure(code="XF3001", summary=summary), now)
+        impassable = check_nat(self._tunnel, nat)
+        if impassable is not None:
+            sa.close(impassable, now)
             return
         if nat.encapsulated:
             sa.channel.path = natt_path(sa.path)

@@ -1,12 +1,16 @@
 """The one table of algorithms that xfrmpy implements, with their sizes and their names.
 
 Only what stands here is ever offered, accepted, or handed to a factory; the registry knows more.
-Sizes are in octets unless a name says bits. Sources: RFC 4106 and 5282 (AES-GCM), RFC 7634
-(ChaCha20-Poly1305), RFC 3602 (AES-CBC), RFC 4868 (HMAC-SHA2), RFC 7296 section 3.3.2.
+Sizes are in octets unless a name says bits. Sources: RFC 4106 and 5282 (AES-GCM), RFC 4309
+(AES-CCM), RFC 4543 (AES-GMAC), RFC 7634 (ChaCha20-Poly1305), RFC 8750 (implicit IV), RFC 3602
+(AES-CBC), RFC 3686 and 5930 (AES-CTR), RFC 5529 (Camellia), RFC 2451 (3DES), RFC 2410 (NULL), RFC
+4868 (HMAC-SHA2), RFC 2404 (HMAC-SHA1), RFC 3566 and 4434 (AES-XCBC), RFC 4494 and 4615 (AES-CMAC),
+RFC 7296 section 3.3.2. Names are those of strongSwan where it has the algorithm.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from xfrmpy.registry import (
@@ -23,19 +27,24 @@ class Cipher:
     """An encryption algorithm at one key size.
 
     `salt` octets follow the key in the keying material (RFC 4106 section 8.1); `iv` octets travel
-    in each packet; `icv` is the tag of an AEAD cipher and 0 for one that needs an integrity
-    algorithm beside it; plaintext is padded to a multiple of `block`.
+    in each packet, `implicit_iv` octets are made of its sequence number instead (RFC 8750); `icv`
+    is the tag of an AEAD cipher and 0 for one that needs an integrity algorithm beside it;
+    plaintext is padded to a multiple of `block`. `kernel_name` is empty where Linux has none.
+    `weakness` says why only the profile `compat` allows it, if so.
     """
 
     id: EncryptionAlgorithm
     name: str
     key_bits: int
-    sends_key_length: bool
-    salt: int
+    sends_key_length: bool = True
+    salt: int = 0
     iv: int
-    icv: int
-    block: int
-    kernel_name: str
+    implicit_iv: int = 0
+    icv: int = 0
+    block: int = 1
+    kernel_name: str = ""
+    is_for_ike: bool = True
+    weakness: str = ""
 
     @property
     def is_aead(self) -> bool:
@@ -46,27 +55,50 @@ class Cipher:
         """Octets taken from the keying material: key and salt."""
         return self.key_bits // 8 + self.salt
 
+    @property
+    def counts_iv(self) -> bool:
+        """Whether an IV must never come twice under a key, as a counter does not.
+
+        That of a CBC cipher must be unpredictable instead (RFC 3602 section 3).
+        """
+        return self.block == 1 and self.whole_iv > 0
+
+    @property
+    def whole_iv(self) -> int:
+        """Octets of the IV, whether they travel or not."""
+        return self.iv + self.implicit_iv
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Integrity:
-    """An integrity algorithm: key and truncated ICV in octets (RFC 4868 section 2.6)."""
+    """An integrity algorithm: key and truncated ICV in octets (RFC 4868 section 2.6).
+
+    `mac` is the hash of an HMAC, or the MAC's own name. `weakness` as of a cipher.
+    """
 
     id: IntegrityAlgorithm
     name: str
     key: int
     icv: int
-    hash_name: str
+    mac: str
     kernel_name: str
+    weakness: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prf:
-    """A PRF: `key` is its preferred key and output size in octets (RFC 7296 section 2.13)."""
+    """A PRF: `key` is its preferred key and output size in octets (RFC 7296 section 2.13).
+
+    `mac` and `weakness` are as those of an integrity algorithm. `nonce_part` is how much of each
+    nonce keys it in IKE_SA_INIT, None for the whole (RFC 7296 section 2.14).
+    """
 
     id: PseudorandomFunction
     name: str
     key: int
-    hash_name: str
+    mac: str
+    nonce_part: int | None = None
+    weakness: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,28 +110,121 @@ class KeyExchangeGroup:
     public_value: int
 
 
-def _aes(
-    kind: EncryptionAlgorithm, name: str, kernel: str, *, salt: int, iv: int, icv: int, block: int
-) -> tuple[Cipher, ...]:
-    return tuple(
-        Cipher(
-            id=kind,
-            name=name.format(bits),
+_SHORT_ICV = "its ICV of 8 octets is guessed in 2^64 packets (RFC 8221 has it for IoT only)"
+_CLEAR = "it encrypts nothing"
+_SMALL_BLOCK = "blocks of 64 bits collide after some gigabytes (RFC 8221: SHOULD NOT)"
+_SHA1 = "SHA-1 is on its way out (RFC 8221 and 8247: MUST-)"
+_FOR_IOT = "RFC 8221 and 8247 have it for IoT only"
+
+_AES_BITS = (128, 192, 256)
+_E = EncryptionAlgorithm
+
+
+def _gcm_and_ccm() -> Iterator[Cipher]:
+    for kind, icv in ((_E.AES_GCM_16, 16), (_E.AES_GCM_12, 12), (_E.AES_GCM_8, 8)):
+        for bits in _AES_BITS:
+            yield Cipher(
+                id=kind,
+                name=f"aes{bits}gcm{icv}",
+                key_bits=bits,
+                salt=4,
+                iv=8,
+                icv=icv,
+                kernel_name="rfc4106(gcm(aes))",
+                weakness=_SHORT_ICV if icv == 8 else "",
+            )
+    for kind, icv in ((_E.AES_CCM_16, 16), (_E.AES_CCM_12, 12), (_E.AES_CCM_8, 8)):
+        for bits in _AES_BITS:
+            yield Cipher(
+                id=kind,
+                name=f"aes{bits}ccm{icv}",
+                key_bits=bits,
+                salt=3,
+                iv=8,
+                icv=icv,
+                kernel_name="rfc4309(ccm(aes))",
+                weakness=_SHORT_ICV if icv == 8 else "",
+            )
+
+
+def _gmac() -> Iterator[Cipher]:
+    for bits in _AES_BITS:
+        yield Cipher(
+            id=_E.NULL_AUTH_AES_GMAC,
+            name=f"aes{bits}gmac",
             key_bits=bits,
-            sends_key_length=True,
-            salt=salt,
-            iv=iv,
-            icv=icv,
-            block=block,
-            kernel_name=kernel,
+            salt=4,
+            iv=8,
+            icv=16,
+            kernel_name="rfc4543(gcm(aes))",
+            is_for_ike=False,
+            weakness=_CLEAR,
         )
-        for bits in (128, 192, 256)
+
+
+def _implicit_iv() -> Iterator[Cipher]:
+    """RFC 8750 section 7: "these transforms are defined for ESP only"."""
+    for kind, name, salt, icv in (
+        (_E.AES_GCM_16_IIV, "aes{}gcm16iiv", 4, 16),
+        (_E.AES_CCM_8_IIV, "aes{}ccm8iiv", 3, 8),
+    ):
+        for bits in _AES_BITS:
+            yield Cipher(
+                id=kind,
+                name=name.format(bits),
+                key_bits=bits,
+                salt=salt,
+                iv=0,
+                implicit_iv=8,
+                icv=icv,
+                is_for_ike=False,
+                weakness=_SHORT_ICV if icv == 8 else "",
+            )
+    yield Cipher(
+        id=_E.CHACHA20_POLY1305_IIV,
+        name="chacha20poly1305iiv",
+        key_bits=256,
+        sends_key_length=False,
+        salt=4,
+        iv=0,
+        implicit_iv=8,
+        icv=16,
+        is_for_ike=False,
     )
 
 
-_E = EncryptionAlgorithm
+def _counter_and_block() -> Iterator[Cipher]:
+    for bits in _AES_BITS:
+        yield Cipher(
+            id=_E.AES_CBC,
+            name=f"aes{bits}",
+            key_bits=bits,
+            iv=16,
+            block=16,
+            kernel_name="cbc(aes)",
+        )
+    for bits in _AES_BITS:
+        yield Cipher(
+            id=_E.AES_CTR,
+            name=f"aes{bits}ctr",
+            key_bits=bits,
+            salt=4,
+            iv=8,
+            kernel_name="rfc3686(ctr(aes))",
+        )
+    for bits in _AES_BITS:
+        yield Cipher(
+            id=_E.CAMELLIA_CBC,
+            name=f"camellia{bits}",
+            key_bits=bits,
+            iv=16,
+            block=16,
+            kernel_name="cbc(camellia)",
+        )
+
+
 CIPHERS: tuple[Cipher, ...] = (
-    *_aes(_E.AES_GCM_16, "aes{}gcm16", "rfc4106(gcm(aes))", salt=4, iv=8, icv=16, block=1),
+    *_gcm_and_ccm(),
     Cipher(
         id=_E.CHACHA20_POLY1305,
         name="chacha20poly1305",
@@ -108,35 +233,112 @@ CIPHERS: tuple[Cipher, ...] = (
         salt=4,
         iv=8,
         icv=16,
-        block=1,
         kernel_name="rfc7539esp(chacha20,poly1305)",
     ),
-    *_aes(_E.AES_CBC, "aes{}", "cbc(aes)", salt=0, iv=16, icv=0, block=16),
+    *_gmac(),
+    *_implicit_iv(),
+    *_counter_and_block(),
+    Cipher(
+        id=_E.TRIPLE_DES,
+        name="3des",
+        key_bits=192,
+        sends_key_length=False,
+        iv=8,
+        block=8,
+        kernel_name="cbc(des3_ede)",
+        weakness=_SMALL_BLOCK,
+    ),
+    Cipher(
+        id=_E.NULL,
+        name="null",
+        key_bits=0,
+        sends_key_length=False,
+        iv=0,
+        kernel_name="ecb(cipher_null)",
+        is_for_ike=False,  # RFC 7296 section 5: "MUST NOT negotiate"
+        weakness=_CLEAR,
+    ),
 )
 
-INTEGRITY: tuple[Integrity, ...] = tuple(
+INTEGRITY: tuple[Integrity, ...] = (
+    *(
+        Integrity(
+            id=kind,
+            name=f"sha{bits}",
+            key=bits // 8,
+            icv=bits // 16,
+            mac=f"sha{bits}",
+            kernel_name=f"hmac(sha{bits})",
+        )
+        for kind, bits in (
+            (IntegrityAlgorithm.HMAC_SHA2_256_128, 256),
+            (IntegrityAlgorithm.HMAC_SHA2_384_192, 384),
+            (IntegrityAlgorithm.HMAC_SHA2_512_256, 512),
+        )
+    ),
     Integrity(
-        id=kind,
-        name=f"sha{bits}",
-        key=bits // 8,
-        icv=bits // 16,
-        hash_name=f"sha{bits}",
-        kernel_name=f"hmac(sha{bits})",
-    )
-    for kind, bits in (
-        (IntegrityAlgorithm.HMAC_SHA2_256_128, 256),
-        (IntegrityAlgorithm.HMAC_SHA2_384_192, 384),
-        (IntegrityAlgorithm.HMAC_SHA2_512_256, 512),
-    )
+        id=IntegrityAlgorithm.AES_CMAC_96,
+        name="aescmac",
+        key=16,
+        icv=12,
+        mac="aescmac",
+        kernel_name="cmac(aes)",
+    ),
+    Integrity(
+        id=IntegrityAlgorithm.AES_XCBC_96,
+        name="aesxcbc",
+        key=16,
+        icv=12,
+        mac="aesxcbc",
+        kernel_name="xcbc(aes)",
+        weakness=_FOR_IOT,
+    ),
+    Integrity(
+        id=IntegrityAlgorithm.HMAC_SHA1_96,
+        name="sha1",
+        key=20,
+        icv=12,
+        mac="sha1",
+        kernel_name="hmac(sha1)",
+        weakness=_SHA1,
+    ),
 )
 
-PRFS: tuple[Prf, ...] = tuple(
-    Prf(id=kind, name=f"prfsha{bits}", key=bits // 8, hash_name=f"sha{bits}")
-    for kind, bits in (
-        (PseudorandomFunction.HMAC_SHA2_256, 256),
-        (PseudorandomFunction.HMAC_SHA2_384, 384),
-        (PseudorandomFunction.HMAC_SHA2_512, 512),
-    )
+_HALF_NONCE = 8
+"""RFC 7296 section 2.14: of two PRFs "only the first 64 bits of Ni and the first 64 bits of Nr are
+used in calculating SKEYSEED"."""
+
+PRFS: tuple[Prf, ...] = (
+    *(
+        Prf(id=kind, name=f"prfsha{bits}", key=bits // 8, mac=f"sha{bits}")
+        for kind, bits in (
+            (PseudorandomFunction.HMAC_SHA2_256, 256),
+            (PseudorandomFunction.HMAC_SHA2_384, 384),
+            (PseudorandomFunction.HMAC_SHA2_512, 512),
+        )
+    ),
+    Prf(
+        id=PseudorandomFunction.AES128_CMAC,
+        name="prfaescmac",
+        key=16,
+        mac="aescmac",
+        nonce_part=_HALF_NONCE,
+    ),
+    Prf(
+        id=PseudorandomFunction.AES128_XCBC,
+        name="prfaesxcbc",
+        key=16,
+        mac="aesxcbc",
+        nonce_part=_HALF_NONCE,
+        weakness=_FOR_IOT,
+    ),
+    Prf(
+        id=PseudorandomFunction.HMAC_SHA1,
+        name="prfsha1",
+        key=20,
+        mac="sha1",
+        weakness=_SHA1,
+    ),
 )
 
 GROUPS: tuple[KeyExchangeGroup, ...] = tuple(
@@ -154,7 +356,14 @@ GROUPS: tuple[KeyExchangeGroup, ...] = tuple(
 
 SEQUENCE_NUMBERS = {ExtendedSequenceNumbers.ESN: "esn", ExtendedSequenceNumbers.NO_ESN: "noesn"}
 
-_CIPHER_BY_KEY = {(c.id, c.key_bits): c for c in CIPHERS}
+WEAKNESSES: dict[str, str] = {
+    **{row.name: row.weakness for row in CIPHERS if row.weakness},
+    **{row.name: row.weakness for row in INTEGRITY if row.weakness},
+    **{row.name: row.weakness for row in PRFS if row.weakness},
+}
+"""By name: why only the profile `compat` allows it."""
+
+_CIPHER_BY_KEY = {(c.id, c.key_bits if c.sends_key_length else None): c for c in CIPHERS}
 _INTEGRITY_BY_ID = {i.id: i for i in INTEGRITY}
 _PRF_BY_ID = {p.id: p for p in PRFS}
 _GROUP_BY_ID = {g.id: g for g in GROUPS}
@@ -162,10 +371,7 @@ _GROUP_BY_ID = {g.id: g for g in GROUPS}
 
 def cipher(algorithm: EncryptionAlgorithm, key_bits: int | None) -> Cipher:
     """The cipher of a transform; `key_bits` is its KEY_LENGTH attribute. Raises `KeyError`."""
-    found = _CIPHER_BY_KEY[(algorithm, 256 if key_bits is None else key_bits)]
-    if found.sends_key_length != (key_bits is not None):
-        raise KeyError((algorithm, key_bits))
-    return found
+    return _CIPHER_BY_KEY[(algorithm, key_bits)]
 
 
 def integrity(algorithm: IntegrityAlgorithm) -> Integrity:

@@ -100,9 +100,11 @@ def _decoder(kind: Any) -> Callable[[Any], Any]:
         read = _address if kind == IpAddress else _network
         return lambda plain: read(_exactly(str, plain))
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, types.UnionType):
+    if origin in (Union, types.UnionType) and types.NoneType in arguments:
         decode = _decoder(reduce(operator.or_, (a for a in arguments if a is not types.NoneType)))
         return lambda plain: None if plain is None else decode(plain)
+    if origin in (Union, types.UnionType):
+        return partial(_decode_one_of, {_field_names(a): _decoder(a) for a in arguments})
     if origin in (tuple, frozenset):
         decode = _decoder(arguments[0])
         return lambda plain: origin(decode(item) for item in _exactly(list, plain))
@@ -136,9 +138,19 @@ def _decode_dataclass(kind: Any, plain: Any) -> Any:
     return kind(**{name: decoders[name](item) for name, item in items})
 
 
+def _decode_one_of(decoders: dict[frozenset[str], Callable[[Any], Any]], plain: Any) -> Any:
+    """Of several dataclasses the one that has just these fields."""
+    return decoders[frozenset(_exactly(dict, plain))](plain)
+
+
+def _field_names(kind: Any) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(kind))
+
+
 @cache
 def _field_decoders(kind: type) -> dict[str, Callable[[Any], Any]]:
-    return {name: _decoder(hint) for name, hint in typing.get_type_hints(kind).items()}
+    hints = typing.get_type_hints(kind)
+    return {name: _decoder(hints[name]) for name in _field_names(kind)}
 
 
 def _decode_float(plain: Any) -> float:

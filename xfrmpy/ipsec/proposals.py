@@ -6,9 +6,10 @@ choosing is an intersection. Sets of algorithms come from here; `algorithms.py` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import ClassVar, TypeAlias
 
 from xfrmpy.ipsec import algorithms
 from xfrmpy.registry import (
@@ -94,10 +95,17 @@ class EspSuite:
     integrity: algorithms.Integrity | None
     esn: bool
 
+    protocol: ClassVar[ProtocolId] = ProtocolId.ESP
+
     @property
     def icv(self) -> int:
         """Octets of the integrity check value in each packet."""
         return self.cipher.icv if self.integrity is None else self.integrity.icv
+
+    @property
+    def keymat(self) -> int:
+        """Octets of the encryption key and its salt."""
+        return self.cipher.keymat
 
     def __str__(self) -> str:
         names = [self.cipher.name]
@@ -106,6 +114,29 @@ class EspSuite:
         if self.esn:
             names.append("esn")
         return "-".join(names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AhSuite:
+    """The algorithm of one AH SA (RFC 4302); written as `ah-sha256-esn`."""
+
+    integrity: algorithms.Integrity
+    esn: bool
+
+    protocol: ClassVar[ProtocolId] = ProtocolId.AH
+    keymat: ClassVar[int] = 0
+
+    @property
+    def icv(self) -> int:
+        """Octets of the integrity check value in each packet."""
+        return self.integrity.icv
+
+    def __str__(self) -> str:
+        return "-".join(("ah", self.integrity.name, *(("esn",) if self.esn else ())))
+
+
+ChildSuite: TypeAlias = EspSuite | AhSuite
+"""What protects the packets of a Child SA."""
 
 
 def choose_proposal(offered: Iterable[Proposal], ours: Iterable[Proposal]) -> Proposal | None:
@@ -151,17 +182,27 @@ def esp_suite(chosen: Proposal) -> EspSuite:
     return _esp_suite(chosen.transforms)
 
 
-def supported_part(proposal: Proposal, suites: frozenset[str], *, esn: bool) -> Proposal | None:
-    """What is left of an ESP proposal on a datapath that can do only `suites`; None if nothing.
+def ah_suite(chosen: Proposal) -> AhSuite:
+    """The algorithms of a chosen AH proposal. Raises `KeyError` where one is not implemented."""
+    return _ah_suite(chosen.transforms)
 
-    `suites` are names as in `EspSuite`, without the ESN part. A peer may choose any cipher with any
-    integrity algorithm of a proposal, so only ciphers that go with all that the first one goes with
-    are left beside it.
+
+def child_suite(chosen: Proposal) -> ChildSuite:
+    """The algorithms of a chosen ESP or AH proposal, as `esp_suite` and `ah_suite`."""
+    return ah_suite(chosen) if chosen.protocol == ProtocolId.AH else esp_suite(chosen)
+
+
+def supported_part(proposal: Proposal, suites: frozenset[str], *, esn: bool) -> Proposal | None:
+    """What is left of an ESP or AH proposal on a datapath that can do `suites`; None if nothing.
+
+    `suites` are names as in `EspSuite` and `AhSuite`, without the ESN part. A peer may choose any
+    cipher with any integrity algorithm of a proposal, so only ciphers that go with all that the
+    first one goes with are left beside it.
     """
-    integrities = proposal.of_type(TransformType.INTEG)
+    integrities: tuple[Transform | None, ...] = proposal.of_type(TransformType.INTEG) or (None,)
+    ciphers: tuple[Transform | None, ...] = proposal.of_type(TransformType.ENCR) or (None,)
     partners = {
-        cipher: {i for i in integrities or (None,) if _suite_name(cipher, i) in suites}
-        for cipher in proposal.of_type(TransformType.ENCR)
+        cipher: {i for i in integrities if _suite_name(cipher, i) in suites} for cipher in ciphers
     }
     best = next((found for found in partners.values() if found), None)
     numbers = [
@@ -169,8 +210,8 @@ def supported_part(proposal: Proposal, suites: frozenset[str], *, esn: bool) -> 
     ]
     if not best or not numbers:
         return None
-    ciphers = [cipher for cipher, found in partners.items() if found >= best]
-    kept = {*ciphers, *best, *numbers, *proposal.of_type(TransformType.KE)}
+    wide_enough = [cipher for cipher, found in partners.items() if found >= best]
+    kept = {*wide_enough, *best, *numbers, *proposal.of_type(TransformType.KE)}
     return replace(proposal, transforms=tuple(t for t in proposal.transforms if t in kept))
 
 
@@ -187,8 +228,8 @@ def parse_proposal(text: str, protocol: ProtocolId) -> Proposal:
     """Read a proposal such as `aes256gcm16-aes128gcm16-prfsha384-x25519` or `aes256-sha256-esn`.
 
     Every combination of the named algorithms is meant. For IKE, `sha256` beside a cipher that is
-    not AEAD also names the PRF unless one is named; for ESP, ESN is meant unless `noesn` is named.
-    Raises `ValueError` with a sentence for the operator.
+    not AEAD also names the PRF unless one is named; for ESP and AH, ESN is meant unless `noesn` is
+    named. Raises `ValueError` with a sentence for the operator.
     """
     transforms: list[Transform] = []
     for word in text.strip().lower().split("-"):
@@ -198,7 +239,7 @@ def parse_proposal(text: str, protocol: ProtocolId) -> Proposal:
             raise ValueError(f"{word!r} is named twice")
         transforms.append(TRANSFORMS_BY_NAME[word])
     proposal = Proposal(protocol=protocol, transforms=tuple(transforms))
-    proposal = _complete_ike(proposal) if protocol == ProtocolId.IKE else _complete_esp(proposal)
+    proposal = _COMPLETIONS[protocol](proposal)
     order = [TransformType.ENCR, TransformType.PRF, TransformType.INTEG, *TransformType]
     return replace(
         proposal, transforms=tuple(sorted(proposal.transforms, key=lambda t: order.index(t.type)))
@@ -229,6 +270,8 @@ def _common_transforms(
 @lru_cache(maxsize=MAX_SUITES)
 def _ike_suite(transforms: tuple[Transform, ...]) -> IkeSuite:
     cipher = _cipher(transforms)
+    if not cipher.is_for_ike:
+        raise KeyError(cipher.id)
     return IkeSuite(
         cipher=cipher,
         integrity=_integrity_beside(cipher, transforms),
@@ -240,14 +283,24 @@ def _ike_suite(transforms: tuple[Transform, ...]) -> IkeSuite:
 @lru_cache(maxsize=MAX_SUITES)
 def _esp_suite(transforms: tuple[Transform, ...]) -> EspSuite:
     cipher = _cipher(transforms)
-    numbers = ExtendedSequenceNumbers(_single(transforms, TransformType.ESN).id)
-    if numbers not in algorithms.SEQUENCE_NUMBERS:
-        raise KeyError(numbers)
     return EspSuite(
         cipher=cipher,
         integrity=_integrity_beside(cipher, transforms),
-        esn=numbers == ExtendedSequenceNumbers.ESN,
+        esn=_is_extended(transforms),
     )
+
+
+@lru_cache(maxsize=MAX_SUITES)
+def _ah_suite(transforms: tuple[Transform, ...]) -> AhSuite:
+    kind = IntegrityAlgorithm(_single(transforms, TransformType.INTEG).id)
+    return AhSuite(integrity=algorithms.integrity(kind), esn=_is_extended(transforms))
+
+
+def _is_extended(transforms: tuple[Transform, ...]) -> bool:
+    numbers = ExtendedSequenceNumbers(_single(transforms, TransformType.ESN).id)
+    if numbers not in algorithms.SEQUENCE_NUMBERS:
+        raise KeyError(numbers)
+    return numbers == ExtendedSequenceNumbers.ESN
 
 
 def _single(transforms: tuple[Transform, ...], kind: TransformType) -> Transform:
@@ -258,7 +311,10 @@ def _single(transforms: tuple[Transform, ...], kind: TransformType) -> Transform
 
 
 def _cipher(transforms: tuple[Transform, ...]) -> algorithms.Cipher:
-    encryption = _single(transforms, TransformType.ENCR)
+    return _row(_single(transforms, TransformType.ENCR))
+
+
+def _row(encryption: Transform) -> algorithms.Cipher:
     return algorithms.cipher(EncryptionAlgorithm(encryption.id), encryption.key_bits)
 
 
@@ -273,11 +329,16 @@ def _integrity_beside(
     return None
 
 
-def _suite_name(cipher: Transform, integrity: Transform | None) -> str:
+def _suite_name(cipher: Transform | None, integrity: Transform | None) -> str:
+    if cipher is None:
+        return f"ah-{integrity}"
     return str(cipher) if integrity is None else f"{cipher}-{integrity}"
 
 
 def _complete_ike(proposal: Proposal) -> Proposal:
+    for transform in proposal.of_type(TransformType.ENCR):
+        if not _row(transform).is_for_ike:
+            raise ValueError(f"{transform}: not for IKE, which has no use for it")
     _reject(proposal, TransformType.ESN, "an IKE proposal has no sequence numbers to extend")
     if not proposal.of_type(TransformType.PRF):
         implied = [
@@ -295,17 +356,36 @@ def _complete_ike(proposal: Proposal) -> Proposal:
 def _complete_esp(proposal: Proposal) -> Proposal:
     _reject(proposal, TransformType.PRF, "an ESP proposal has no PRF")
     _check_cipher(proposal)
-    if not proposal.of_type(TransformType.ESN):
-        esn = Transform(type=TransformType.ESN, id=ExtendedSequenceNumbers.ESN)
-        proposal = replace(proposal, transforms=(*proposal.transforms, esn))
-    return proposal
+    return _with_numbers(proposal)
+
+
+def _complete_ah(proposal: Proposal) -> Proposal:
+    _reject(proposal, TransformType.PRF, "an AH proposal has no PRF")
+    _reject(proposal, TransformType.ENCR, "AH encrypts nothing")
+    if not proposal.of_type(TransformType.INTEG):
+        raise ValueError("AH needs an integrity algorithm, e.g. sha256")
+    return _with_numbers(proposal)
+
+
+_COMPLETIONS: dict[ProtocolId, Callable[[Proposal], Proposal]] = {
+    ProtocolId.IKE: _complete_ike,
+    ProtocolId.AH: _complete_ah,
+    ProtocolId.ESP: _complete_esp,
+}
+
+
+def _with_numbers(proposal: Proposal) -> Proposal:
+    if proposal.of_type(TransformType.ESN):
+        return proposal
+    esn = Transform(type=TransformType.ESN, id=ExtendedSequenceNumbers.ESN)
+    return replace(proposal, transforms=(*proposal.transforms, esn))
 
 
 def _check_cipher(proposal: Proposal) -> None:
     ciphers = proposal.of_type(TransformType.ENCR)
     if not ciphers:
         raise ValueError("no cipher is named, e.g. aes256gcm16")
-    kinds = {algorithms.cipher(EncryptionAlgorithm(t.id), t.key_bits).is_aead for t in ciphers}
+    kinds = {_row(t).is_aead for t in ciphers}
     if len(kinds) > 1:
         raise ValueError("ciphers with and without built-in integrity need proposals of their own")
     if kinds == {True}:
@@ -344,6 +424,14 @@ def _transforms_by_name() -> dict[str, Transform]:
         named[name] = Transform(type=TransformType.ESN, id=number)
     return named
 
+
+ESP_SUITES = frozenset(
+    cipher.name if cipher.is_aead else f"{cipher.name}-{integrity.name}"
+    for cipher in algorithms.CIPHERS
+    for integrity in algorithms.INTEGRITY
+)
+AH_SUITES = frozenset(f"ah-{integrity.name}" for integrity in algorithms.INTEGRITY)
+"""Every suite by its name, without the part about ESN."""
 
 TRANSFORMS_BY_NAME = _transforms_by_name()
 _NAMES_BY_TRANSFORM = {transform: name for name, transform in TRANSFORMS_BY_NAME.items()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from xfrmpy.ipsec.addresses import IpAddress
-from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.registry import ProtocolId
 
 DEFAULT_REPLAY_WINDOW = 256
@@ -111,13 +111,13 @@ class SaId:
 class SadEntry:
     """One SA as a datapath takes and gives it.
 
-    `encryption_key` is the cipher's key with its salt behind it, as the keying material has them;
-    `integrity_key` is empty for an AEAD cipher. With a `cpi` packets are compressed, by DEFLATE
-    under that index (RFC 3173). In tunnel mode a packet of less than `tfc` octets is padded to that
-    size, as far as the path allows, to hide its own (RFC 4303 section 2.7). With an `if_id` it
-    carries what policies of the same one lead to it, and its packets come out of the interface of
-    that number; 0 is none. `offload` is a wish: a datapath may do without, and then says so, so
-    that entries which differ in nothing else are equal.
+    `encryption_key` is the cipher's key with its salt behind it, as the keying material has them,
+    and empty for AH; `integrity_key` is empty for an AEAD cipher. The protocol is the suite's. With
+    a `cpi` packets are compressed, by DEFLATE under that index (RFC 3173). In tunnel mode a packet
+    of less than `tfc` octets is padded to that size, as far as the path allows, to hide its own
+    (RFC 4303 section 2.7). With an `if_id` it carries what policies of the same one lead to it, and
+    its packets come out of the interface of that number; 0 is none. `offload` is a wish: a datapath
+    may do without, and then says so, so that entries which differ in nothing else are equal.
     """
 
     direction: Direction
@@ -125,10 +125,9 @@ class SadEntry:
     source: IpAddress
     destination: IpAddress
     reqid: int
-    suite: EspSuite
+    suite: EspSuite | AhSuite
     encryption_key: bytes = field(repr=False)
     integrity_key: bytes = field(default=b"", repr=False)
-    protocol: ProtocolId = ProtocolId.ESP
     mode: Mode = Mode.TUNNEL
     replay_window: int = DEFAULT_REPLAY_WINDOW
     encapsulation: UdpEncapsulation | None = None
@@ -142,11 +141,17 @@ class SadEntry:
     def __post_init__(self) -> None:
         if not 256 <= self.spi <= 0xFFFFFFFF:  # RFC 4303 section 2.1: 1 to 255 are reserved
             raise ValueError(f"SPI 0x{self.spi:x} is out of range")
-        if len(self.encryption_key) != self.suite.cipher.keymat:
+        if len(self.encryption_key) != self.suite.keymat:
             raise ValueError("the encryption key has the wrong size")
         wanted = 0 if self.suite.integrity is None else self.suite.integrity.key
         if len(self.integrity_key) != wanted:
             raise ValueError("the integrity key has the wrong size")
+        if self.encapsulation is not None and isinstance(self.suite, AhSuite):
+            raise ValueError("AH does not go in UDP")  # RFC 3948 section 1
+
+    @property
+    def protocol(self) -> ProtocolId:
+        return self.suite.protocol
 
     @property
     def id(self) -> SaId:

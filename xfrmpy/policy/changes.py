@@ -114,7 +114,10 @@ def compare_tunnels(before: TunnelPolicy, after: TunnelPolicy) -> Change:
 
 def child_impact(before: ChildPolicy, after: ChildPolicy) -> Impact:
     """What it takes to have a Child SA follow another policy."""
-    found = (difference.impact for difference in _differences(before, after, _OF_CHILD))
+    found = (
+        difference.impact
+        for difference in _differences(before, after, _OF_CHILD | _DERIVED_OF_CHILD)
+    )
     return max(found, default=Impact.HOT)
 
 
@@ -274,6 +277,11 @@ _OF_CHILD: dict[str, _Key] = {
     "if_id": _Key("interface.if_id", Impact.REPLACE),
 }
 
+_DERIVED_OF_CHILD = {
+    "protocol": _Key("ah", Impact.REPLACE, lambda protocol: protocol.name),
+}
+"""What is no field: a Child SA cannot be rekeyed to another protocol."""
+
 
 def _differences(
     before: Any, after: Any, keys: dict[str, _Key], child: str = ""
@@ -293,7 +301,7 @@ def _of_children(before: TunnelPolicy, after: TunnelPolicy) -> Iterator[Differen
     old, new = ({child.name: child for child in policy.children} for policy in (before, after))
     for name in sorted(old.keys() | new.keys()):
         if name in old and name in new:
-            yield from _differences(old[name], new[name], _OF_CHILD, child=name)
+            yield from _differences(old[name], new[name], _OF_CHILD | _DERIVED_OF_CHILD, child=name)
         else:
             yield Difference(
                 key="children",

@@ -394,6 +394,8 @@ def _long_form_tunnels(
 _ALTERNATIVES = (
     ({"children"}, {"local", "remote"}),
     ({"local", "remote"}, {"children"}),
+    ({"ah"}, {"esp"}),
+    ({"esp"}, {"ah"}),
     ({"auth"}, {"psk", "id", "peer_id"}),
     ({"psk", "id", "peer_id"}, {"auth"}),
 )

@@ -22,6 +22,7 @@ from xfrmpy.ipsec.sad import (
 )
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import Action
+from xfrmpy.registry import ProtocolId
 
 
 class StartMode(StrEnum):
@@ -136,6 +137,11 @@ class ChildPolicy:
     if_id: int = 0
 
     @property
+    def protocol(self) -> ProtocolId:
+        """ESP or AH: all its proposals are of one."""
+        return self.proposals[0].protocol
+
+    @property
     def outer(self) -> OuterHeader:
         return OuterHeader(
             copies_dscp=self.copies_dscp,
@@ -204,8 +210,9 @@ class TunnelPolicy:
 
     @property
     def forces_encapsulation(self) -> bool:
-        """Whether ESP must go in UDP, NAT or not."""
+        """Whether ESP must go in UDP, NAT or not; AH never does."""
         is_automatic = self.encapsulation is Encapsulation.AUTO
+        has_ah = any(p.protocol == ProtocolId.AH for c in self.children for p in c.proposals)
         return self.encapsulation is Encapsulation.FORCE or (
-            is_automatic and self.datapath is DatapathChoice.USERSPACE
+            is_automatic and self.datapath is DatapathChoice.USERSPACE and not has_ah
         )

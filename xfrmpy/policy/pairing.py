@@ -205,7 +205,7 @@ def _of_child(ours: ChildPolicy, theirs: ChildPolicy) -> Iterator[Disagreement]:
     if choose_proposal(*first) is None:
         yield Disagreement(
             code="XF2003",
-            message=f"no ESP proposal for '{ours.name}' in common",
+            message=f"no proposal for the packets of '{ours.name}' in common",
             ours=_listed(ours.proposals),
             theirs=_listed(theirs.proposals),
         )

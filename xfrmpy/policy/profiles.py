@@ -18,6 +18,7 @@ class Profile:
 
     ike: tuple[str, ...]
     esp: tuple[str, ...]
+    ah: tuple[str, ...]
 
 
 DEFAULT_PROFILE = "modern"
@@ -42,6 +43,7 @@ PROFILES = {
             "aes256gcm16-aes128gcm16-chacha20poly1305-esn-noesn",
             "aes256-sha256-esn-noesn",
         ),
+        ah=_with_and_without_groups(_GROUPS, "sha256-sha512-esn-noesn"),
     ),
     "compat": Profile(
         ike=(
@@ -53,10 +55,14 @@ PROFILES = {
             "aes256gcm16-aes128gcm16-aes192gcm16-chacha20poly1305-esn-noesn",
             "aes256-aes128-aes192-sha256-sha384-sha512-esn-noesn",
         ),
+        ah=_with_and_without_groups(_ALL_GROUPS, "sha256-sha384-sha512-esn-noesn"),
     ),
 }
 """`modern` has nothing that RFC 8247 and RFC 8221 do not recommend; `compat` adds what older peers
-speak and what is not broken: groups down to 2048 bits, AES-192, every HMAC-SHA2."""
+speak and what is not broken: groups down to 2048 bits, AES-192, every HMAC-SHA2. What is weak
+neither offers by itself: `compat` allows it where `proposals` name it."""
+
+WEAK_PROFILE = "compat"
 
 FUTURE_PROFILES = ("cnsa", "aws", "azure", "gcp", "windows", "apple")
 
@@ -64,6 +70,11 @@ FUTURE_PROFILES = ("cnsa", "aws", "azure", "gcp", "windows", "apple")
 def ike_proposals(profile: str) -> tuple[Proposal, ...]:
     """Raises `KeyError` for an unknown profile."""
     return tuple(parse_proposal(text, ProtocolId.IKE) for text in PROFILES[profile].ike)
+
+
+def ah_proposals(profile: str) -> tuple[Proposal, ...]:
+    """Raises `KeyError` for an unknown profile."""
+    return tuple(parse_proposal(text, ProtocolId.AH) for text in PROFILES[profile].ah)
 
 
 def esp_proposals(profile: str) -> tuple[Proposal, ...]:

@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.algorithms import WEAKNESSES, cipher
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS, Mode
@@ -24,15 +25,23 @@ from xfrmpy.policy.interfaces import block_obstacle, resolve_interface
 from xfrmpy.policy.model import (
     ChildPolicy,
     DatapathChoice,
+    Encapsulation,
     OnDown,
     Retransmission,
     SharedKey,
     StartMode,
     TunnelPolicy,
 )
-from xfrmpy.policy.profiles import DEFAULT_PROFILE, esp_proposals, ike_proposals
+from xfrmpy.policy.profiles import (
+    DEFAULT_PROFILE,
+    WEAK_PROFILE,
+    ah_proposals,
+    esp_proposals,
+    ike_proposals,
+)
 from xfrmpy.policy.schema import Child, EspSettings, IkeSettings, Retransmit, Tunnel
 from xfrmpy.policy.values import SecretReference
+from xfrmpy.registry import EncryptionAlgorithm, TransformType
 
 MAX_TUNNELS = len(OUR_REQIDS) // 2
 """Half of the reqids, so that a free one is found in two steps on average. Of Child SAs, too."""
@@ -56,6 +65,10 @@ class Place:
         found = self._find(path)
         mark = found.key_mark if at_key or found is self.node else found.mark
         self.findings.error(code, mark, message, hint)
+
+    def warn(self, code: str, path: Keypath, message: str) -> None:
+        """A warning at the value of `path`."""
+        self.findings.warn(code, self._find(path).mark, message)
 
     def has(self, key: str) -> bool:
         return self._find((key,)) is not self.node
@@ -205,20 +218,63 @@ def _address(peer: str) -> IpAddress | None:
 
 
 def _ike_proposals(ike: IkeSettings, place: Place) -> tuple[Proposal, ...]:
-    _check_exclusive(ike, "ike", place)
-    return _numbered(ike.proposals or ike_proposals(ike.profile or DEFAULT_PROFILE))
+    profile = ike.profile or DEFAULT_PROFILE
+    _check_algorithms(ike, "ike", profile, place)
+    return _numbered(ike.proposals or ike_proposals(profile))
 
 
-def _esp_proposals(esp: EspSettings, ike: IkeSettings, place: Place) -> tuple[Proposal, ...]:
-    _check_exclusive(esp, "esp", place)
-    profile = esp.profile or ike.profile or DEFAULT_PROFILE
-    return _numbered(esp.proposals or esp_proposals(profile))
+def _packet_proposals(tunnel: Tunnel, place: Place) -> tuple[Proposal, ...]:
+    """Those of ESP, or of AH where the tunnel has `ah`."""
+    key, settings = ("esp", tunnel.esp) if tunnel.ah is None else ("ah", tunnel.ah)
+    settings = settings or EspSettings()
+    profile = settings.profile or (tunnel.ike or IkeSettings()).profile or DEFAULT_PROFILE
+    _check_algorithms(settings, key, profile, place)
+    if tunnel.ah is not None:
+        _check_ah(tunnel, place)
+        return _numbered(settings.proposals or ah_proposals(profile))
+    proposals = settings.proposals or esp_proposals(profile)
+    if tunnel.datapath is DatapathChoice.KERNEL and not any(map(_is_in_linux, proposals)):
+        message = "'datapath' cannot be kernel: Linux has none of the ciphers of 'esp'"
+        place.error("XF1004", ("datapath",), message, "write auto or userspace")
+    return _numbered(proposals)
 
 
-def _check_exclusive(settings: IkeSettings | EspSettings, key: str, place: Place) -> None:
-    if settings.profile is not None and settings.proposals is not None:
+def _check_ah(tunnel: Tunnel, place: Place) -> None:
+    if tunnel.esp is not None:
+        message = "'ah' and 'esp' exclude each other"
+        place.error("XF1004", ("ah",), message, "keep one of them", at_key=True)
+    if tunnel.ah is not None and tunnel.ah.tfc is not None:
+        message = "'tfc' hides sizes under encryption, and AH does not encrypt"
+        place.error("XF1004", ("ah", "tfc"), message, "leave it out", at_key=True)
+    if tunnel.encapsulation is Encapsulation.FORCE:
+        message = "'encapsulation' cannot be force with 'ah', which does not go in UDP"
+        place.error("XF1004", ("encapsulation",), message, "write auto")
+
+
+def _is_in_linux(proposal: Proposal) -> bool:
+    rows = (
+        cipher(EncryptionAlgorithm(t.id), t.key_bits) for t in proposal.of_type(TransformType.ENCR)
+    )
+    return any(row.kernel_name for row in rows)
+
+
+def _check_algorithms(
+    settings: IkeSettings | EspSettings, key: str, profile: str, place: Place
+) -> None:
+    """Weak ones are refused unless the profile allows them, and are warned of then."""
+    if settings.proposals is None:
+        return
+    if settings.profile not in (None, WEAK_PROFILE):
         message = "'profile' and 'proposals' exclude each other"
         place.error("XF1004", (key, "profile"), message, at_key=True)
+    named = dict.fromkeys(str(t) for p in settings.proposals for t in p.transforms)
+    for name in [name for name in named if name in WEAKNESSES]:
+        message = f"'{name}' is weak: {WEAKNESSES[name]}"
+        if profile == WEAK_PROFILE:
+            place.warn("XF1020", (key, "proposals"), message)
+        else:
+            hint = f"{key}: {{profile: {WEAK_PROFILE}, proposals: ...}} allows it"
+            place.error("XF1020", (key, "proposals"), message, hint)
 
 
 def _numbered(proposals: Iterable[Proposal]) -> tuple[Proposal, ...]:
@@ -248,7 +304,7 @@ def _children(name: str, tunnel: Tunnel, place: Place, numbers: Numbers) -> tupl
         if not tunnel.children:
             place.error("XF1005", ("children",), "'children' is empty")
         written = [(n, child, ("children", n)) for n, child in tunnel.children.items()]
-    proposals = _esp_proposals(tunnel.esp or EspSettings(), tunnel.ike or IkeSettings(), place)
+    proposals = _packet_proposals(tunnel, place)
     found = [
         _child(child_name, keys, path, place, tunnel, proposals, numbers)
         for child_name, keys, path in written
@@ -278,14 +334,15 @@ def _child(
     if not any(meet(ours, theirs) for ours in local for theirs in remote):
         message = "'local' and 'remote' have no address family and protocol in common"
         place.error("XF1004", (*path, "remote"), message)
-    esp = tunnel.esp or EspSettings()
+    packets = tunnel.ah or tunnel.esp or EspSettings()
     inactivity = tunnel.inactivity if keys.inactivity is None else keys.inactivity
     if inactivity and tunnel.start is StartMode.AUTO:
         message = "'inactivity' would take down what 'start: auto' brings up again"
         place.error("XF1004", ("start",), message, "write on-demand, or manual")
-    if esp.offload is not None and tunnel.datapath is DatapathChoice.USERSPACE:
+    if packets.offload is not None and tunnel.datapath is DatapathChoice.USERSPACE:
         message = "'offload' is the kernel's, and 'datapath' is userspace"
-        place.error("XF1004", ("esp", "offload"), message, "leave out one of them")
+        key = "esp" if tunnel.ah is None else "ah"
+        place.error("XF1004", (key, "offload"), message, "leave out one of them")
     return ChildPolicy(
         name=name,
         reqid=numbers.reqids.get(name, 0),
@@ -293,19 +350,19 @@ def _child(
         remote=tuple(remote),
         proposals=proposals,
         if_id=numbers.if_id,
-        lifetime_octets=esp.max_bytes,
-        lifetime_packets=esp.max_packets,
+        lifetime_octets=packets.max_bytes,
+        lifetime_packets=packets.max_packets,
         **_limits(lifetime_seconds=tunnel.lifetime if keys.lifetime is None else keys.lifetime),
         **_given(
             mode=tunnel.mode,
-            replay_window=esp.replay_window,
-            offload=esp.offload,
-            copies_dscp=esp.copy_dscp,
-            restores_dscp=esp.restore_dscp,
-            copies_ecn=esp.copy_ecn,
-            dont_fragment=esp.dont_fragment,
-            compresses=esp.ipcomp,
-            tfc=esp.tfc,
+            replay_window=packets.replay_window,
+            offload=packets.offload,
+            copies_dscp=packets.copy_dscp,
+            restores_dscp=packets.restore_dscp,
+            copies_ecn=packets.copy_ecn,
+            dont_fragment=packets.dont_fragment,
+            compresses=packets.ipcomp,
+            tfc=packets.tfc,
             inactivity_seconds=inactivity,
             priority=tunnel.priority if keys.priority is None else keys.priority,
         ),

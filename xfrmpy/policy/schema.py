@@ -67,6 +67,11 @@ EspProposals = Annotated[
     _OneOrMore,
     _TextOrList,
 ]
+AhProposals = Annotated[
+    list[Annotated[Proposal, PlainValidator(partial(values.parse_one_proposal, ProtocolId.AH))]],
+    _OneOrMore,
+    _TextOrList,
+]
 SomeIdentity = Annotated[Identity, PlainValidator(values.parse_identity), _Text]
 Address = Annotated[IpAddress, PlainValidator(values.parse_address), _Text]
 Device = Annotated[str, PlainValidator(values.parse_device_name), _Text]
@@ -127,7 +132,8 @@ class IkeSettings(Keys):
         "compat",
     )
     proposals: IkeProposals | None = _key(
-        "Algorithms in place of the profile's: one proposal, or a list with the best first.",
+        "Algorithms in place of the profile's: one proposal, or a list with the best first. Weak "
+        "ones need `profile: compat` beside them.",
         "aes256gcm16-prfsha384-x25519",
     )
     lifetime: Lifetime | None = _key(
@@ -146,7 +152,8 @@ class EspSettings(Keys):
         "compat",
     )
     proposals: EspProposals | None = _key(
-        "Algorithms in place of the profile's; `esn` is meant unless `noesn` is named.",
+        "Algorithms in place of the profile's; `esn` is meant unless `noesn` is named. Weak ones "
+        "need `profile: compat` beside them, or in `ike`.",
         "aes256-sha256-noesn",
     )
     replay_window: (
@@ -210,6 +217,15 @@ class EspSettings(Keys):
     ) = _key(
         "How many packets an SA may carry. Default: no limit, or 4294967296 without `esn`.",
         1_000_000_000,
+    )
+
+
+class AhSettings(EspSettings):
+    """How the packets are authenticated."""
+
+    proposals: AhProposals | None = _key(
+        "Integrity algorithms in place of the profile's, written as those of `esp`.",
+        "sha256-sha512",
     )
 
 
@@ -413,6 +429,19 @@ class Tunnel(Keys):
         ]
         | None
     ) = _key("How packets are protected, written as `ike`.", "aes256gcm16")
+    ah: (
+        Annotated[
+            AhSettings,
+            BeforeValidator(
+                values.as_suite_settings, json_schema_input_type=str | list[str] | AhSettings
+            ),
+        ]
+        | None
+    ) = _key(
+        "In place of `esp`: packets are authenticated with their headers, and not encrypted (RFC "
+        "4302). Not through a NAT.",
+        "sha256",
+    )
     mode: Annotated[Mode, _choice(Mode)] | None = _key(
         "`tunnel`, or `transport`: the traffic of the two ends themselves, of which `local` and "
         "`remote` may leave out some. Default: `tunnel`.",

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.suites import AH_SUITES, ESP_SUITES
 from xfrmpy.datapath.interface import Acquire, Expired, MappingChanged
 from xfrmpy.datapath.kernel import entries
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, MessageType
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
 from xfrmpy.datapath.netlink.messages import Message
 from xfrmpy.ipsec.addresses import SocketAddress
-from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
-from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.proposals import AhSuite
 from xfrmpy.ipsec.sad import (
     OUR_REQIDS,
     Direction,
@@ -32,12 +32,7 @@ from xfrmpy.ipsec.sad import (
 from xfrmpy.ipsec.selectors import MaskedPort, Selector, TrafficSelector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template
 
-SUITES = [
-    EspSuite(cipher=cipher, integrity=integrity, esn=esn)
-    for cipher in CIPHERS
-    for integrity in ((None,) if cipher.is_aead else INTEGRITY)
-    for esn in (False, True)
-]
+SUITES = [s for s in ESP_SUITES if s.cipher.kernel_name] + AH_SUITES
 Attributes = dict[int, object]
 V4 = st.tuples(*[st.ip_addresses(v=4)] * 2)
 V6 = st.tuples(*[st.ip_addresses(v=6)] * 2)
@@ -71,12 +66,14 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         destination=destination,
         reqid=draw(st.sampled_from(OUR_REQIDS)),
         suite=suite,
-        encryption_key=octets[: suite.cipher.keymat],
+        encryption_key=octets[: suite.keymat],
         integrity_key=octets[: suite.integrity.key] if suite.integrity else b"",
         mode=mode,
         replay_window=draw(st.integers(0, 4096)),
         encapsulation=draw(
             st.none()
+            if isinstance(suite, AhSuite)
+            else st.none()
             | st.builds(
                 UdpEncapsulation,
                 ports,

@@ -26,17 +26,12 @@ from xfrmpy.datapath.userspace.forwarding import (
 from xfrmpy.datapath.userspace.holding import PACKETS, SECONDS
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.compression import IPCOMP
-from xfrmpy.esp.packet import (
-    IPV4_IN_ESP,
-    IPV6_IN_ESP,
-    NO_NEXT_HEADER,
-    EspDrop,
-    OutboundSa,
-)
+from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, NO_NEXT_HEADER, OutboundSa
+from xfrmpy.esp.sa import EspDrop
 from xfrmpy.esp.transport import Fields, fields_of, payload_of, with_header
 from xfrmpy.ipsec.addresses import SocketAddress
-from xfrmpy.ipsec.algorithms import CIPHERS
-from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
+from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import Direction, Lifetime, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import Selector, TrafficSelector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template, protect_entries
@@ -794,13 +789,37 @@ def test_an_update_of_anything_else_is_refused(changes: dict[str, object]) -> No
 
 def test_what_cannot_be_kept_is_refused() -> None:
     ours = Forwarder(secrets.token_bytes)
-    for entry in (
-        replace(sa(0), protocol=ProtocolId.AH),
-        replace(received(sa(0)), spi=0x12345678),
-    ):
-        with pytest.raises(DatapathError):
-            ours.add_sa(entry, 0.0)
+    with pytest.raises(DatapathError):
+        ours.add_sa(replace(received(sa(0)), spi=0x12345678), 0.0)
     assert ours.dump().sad == ()
+
+
+def in_ah(entry: SadEntry) -> SadEntry:
+    return replace(
+        entry,
+        suite=AhSuite(integrity=INTEGRITY[0], esn=True),
+        encryption_key=b"",
+        integrity_key=bytes(INTEGRITY[0].key),
+        encapsulation=None,
+    )
+
+
+def test_a_packet_goes_through_sas_of_ah_and_one_with_a_forged_header_does_not() -> None:
+    ours, theirs = Forwarder(secrets.token_bytes), Forwarder(secrets.token_bytes)
+    ours.add_sa(in_ah(sa(0)), 0.0)
+    theirs.add_sa(in_ah(received(sa(0))), 0.0)
+    for end, forwarder in enumerate((ours, theirs)):
+        for policy in policies(end):
+            forwarder.add_policy(policy)
+    sealed, entry = ours.protect(packet(), 1.0)
+    assert entry == in_ah(sa(0))
+    header, rest = sealed[:20], sealed[20:]
+    forged = header[:12] + bytes([header[12] ^ 1]) + header[13:]
+    with refused("not-authentic"):
+        theirs.unprotect(rest, None, 2.0, protocol=ProtocolId.AH, header=forged)
+    assert theirs.unprotect(rest, None, 2.0, protocol=ProtocolId.AH, header=header)[0] == packet()
+    with refused("unknown-spi"):
+        theirs.unprotect(rest[4:], None, 3.0)
 
 
 def test_an_inbound_spi_is_one_sas_whatever_its_address() -> None:

@@ -41,14 +41,16 @@ EVENTS: list[Event] = [
         new=SocketAddress(FAR, 65535),
     ),
 ]
+AES_256_CTR = max((c for c in CIPHERS if not c.is_aead), key=lambda c: c.keymat)
+HMAC_SHA2_512 = max(INTEGRITY, key=lambda i: i.key)
 LARGEST_SA = SadEntry(
     direction=Direction.OUT,
     spi=0xFFFFFFFF,
     source=FAR,
     destination=FAR,
     reqid=0x5846FFFF,
-    suite=EspSuite(cipher=CIPHERS[-1], integrity=INTEGRITY[-1], esn=False),
-    encryption_key=bytes(32),
+    suite=EspSuite(cipher=AES_256_CTR, integrity=HMAC_SHA2_512, esn=False),
+    encryption_key=bytes(36),
     integrity_key=bytes(64),
     replay_window=4096,
     encapsulation=UdpEncapsulation(65535, 65535),

@@ -21,8 +21,8 @@ from xfrmpy.datapath.netlink.layout import UnreadableMessage
 from xfrmpy.datapath.netlink.messages import Message, Values
 from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.ipsec.addresses import IpAddress, IpNetwork, SocketAddress
-from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
-from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Integrity
+from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import (
     OUR_REQIDS,
     Direction,
@@ -46,7 +46,8 @@ _MODES = {Mode.TRANSPORT: 0, Mode.TUNNEL: 1}
 _DIRECTIONS = {PolicyDirection.IN: 0, PolicyDirection.OUT: 1, PolicyDirection.FORWARD: 2}
 _ALLOW, _BLOCK = 0, 1
 _OFFLOAD_INBOUND = 2  # XFRM_OFFLOAD_INBOUND
-_NOECN, _DECAP_DSCP, _NOPMTUDISC, _AF_UNSPEC, _ESN = 1, 2, 4, 32, 128  # XFRM_STATE_*
+_NOECN, _DECAP_DSCP, _NOPMTUDISC, _AF_UNSPEC = 1, 2, 4, 32  # XFRM_STATE_*
+_ALIGN4, _ESN = 64, 128
 _DONT_ENCAP_DSCP = 1  # XFRM_SA_XFLAG_*
 _INFINITE = (1 << 64) - 1  # XFRM_INF
 _ESP_IN_UDP = 2  # UDP_ENCAP_ESPINUDP of <linux/udp.h>
@@ -111,7 +112,6 @@ def decode_sa(message: Message) -> SadEntry:
             source=_address(family, body["saddr"]),
             destination=_address(family, body["id_daddr"]),
             reqid=body["reqid"],
-            protocol=_decoded(_PROTOCOLS, body["id_proto"]),
             mode=_decoded(_MODES, body["mode"]),
             replay_window=attributes[Attribute.REPLAY_ESN_VAL]["replay_window"],
             encapsulation=_decode_encapsulation(family, attributes.get(Attribute.ENCAP)),
@@ -311,6 +311,8 @@ def _decode_if_id(attributes: Mapping[int, Values]) -> int:
 
 
 def _encode_suite(entry: SadEntry) -> dict[int, Values]:
+    if isinstance(entry.suite, AhSuite):
+        return {Attribute.ALG_AUTH_TRUNC: _encode_integrity(entry.suite.integrity, entry)}
     cipher, integrity = entry.suite.cipher, entry.suite.integrity
     algorithm = {
         "alg_name": cipher.kernel_name.encode(),
@@ -319,22 +321,32 @@ def _encode_suite(entry: SadEntry) -> dict[int, Values]:
     }
     if integrity is None:
         return {Attribute.ALG_AEAD: {**algorithm, "alg_icv_len": cipher.icv * 8}}
-    authentication = {
+    return {
+        Attribute.ALG_CRYPT: algorithm,
+        Attribute.ALG_AUTH_TRUNC: _encode_integrity(integrity, entry),
+    }
+
+
+def _encode_integrity(integrity: Integrity, entry: SadEntry) -> Values:
+    return {
         "alg_name": integrity.kernel_name.encode(),
         "alg_key_len": integrity.key * 8,
         "alg_trunc_len": integrity.icv * 8,
         "alg_key": entry.integrity_key,
     }
-    return {Attribute.ALG_CRYPT: algorithm, Attribute.ALG_AUTH_TRUNC: authentication}
 
 
-_CIPHERS = {(c.kernel_name, c.keymat * 8, c.icv * 8): c for c in CIPHERS}
+_CIPHERS = {(c.kernel_name, c.keymat * 8, c.icv * 8): c for c in CIPHERS if c.kernel_name}
 _INTEGRITY = {(i.kernel_name, i.key * 8, i.icv * 8): i for i in INTEGRITY}
 
 
 def _decode_suite(message: Message) -> Values:
     """The suite and the keys, by the names of `SadEntry`. Raises `KeyError`."""
     esn = bool(message.body["flags"] & _ESN)
+    if _decoded(_PROTOCOLS, message.body["id_proto"]) is ProtocolId.AH:
+        auth = message.attributes[Attribute.ALG_AUTH_TRUNC]
+        ah = AhSuite(integrity=_decode_integrity(auth), esn=esn)
+        return {"suite": ah, "encryption_key": b"", "integrity_key": auth["alg_key"]}
     aead = message.attributes.get(Attribute.ALG_AEAD)
     if aead is not None:
         cipher = _CIPHERS[algorithm_name(aead), aead["alg_key_len"], aead["alg_icv_len"]]
@@ -343,12 +355,15 @@ def _decode_suite(message: Message) -> Values:
     crypt = message.attributes[Attribute.ALG_CRYPT]
     auth = message.attributes[Attribute.ALG_AUTH_TRUNC]
     cipher = _CIPHERS[algorithm_name(crypt), crypt["alg_key_len"], 0]
-    integrity = _INTEGRITY[algorithm_name(auth), auth["alg_key_len"], auth["alg_trunc_len"]]
     return {
-        "suite": EspSuite(cipher=cipher, integrity=integrity, esn=esn),
+        "suite": EspSuite(cipher=cipher, integrity=_decode_integrity(auth), esn=esn),
         "encryption_key": crypt["alg_key"],
         "integrity_key": auth["alg_key"],
     }
+
+
+def _decode_integrity(auth: Values) -> Integrity:
+    return _INTEGRITY[algorithm_name(auth), auth["alg_key_len"], auth["alg_trunc_len"]]
 
 
 def algorithm_name(algorithm: Values) -> str:
@@ -356,9 +371,15 @@ def algorithm_name(algorithm: Values) -> str:
 
 
 def _flags(entry: SadEntry) -> int:
-    """Without AF_UNSPEC the kernel takes an SA for one of its outer family, as transport is."""
+    """Without AF_UNSPEC the kernel takes an SA for one of its outer family, as transport is.
+
+    Without ALIGN4 it makes an AH header a multiple of 8 octets in IPv4, too, where RFC 4302 section
+    3.3.3.2.1 forbids more than 4.
+    """
     either_family = _AF_UNSPEC if entry.mode is Mode.TUNNEL else 0
-    return either_family | (_ESN if entry.suite.esn else 0) | _outer_flags(entry.outer)
+    is_ah4 = entry.protocol is ProtocolId.AH and entry.source.version == 4
+    flags = either_family | (_ALIGN4 if is_ah4 else 0) | (_ESN if entry.suite.esn else 0)
+    return flags | _outer_flags(entry.outer)
 
 
 def _outer_flags(outer: OuterHeader) -> int:

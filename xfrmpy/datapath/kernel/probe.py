@@ -6,7 +6,6 @@ does not know, so that success proves nothing: each SA is read back and compared
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from errno import EPERM, EPROTONOSUPPORT
 from ipaddress import ip_address
@@ -15,10 +14,10 @@ from xfrmpy.datapath.interface import Capabilities, DatapathError
 from xfrmpy.datapath.kernel import entries
 from xfrmpy.datapath.kernel.messages import MessageType
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
-from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
-from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Cipher, Integrity
+from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, DontFragment, Mode, SadEntry, UdpEncapsulation
-from xfrmpy.registry import ProtocolId
+from xfrmpy.registry import EncryptionAlgorithm, ProtocolId
 
 _SPI = 0x5846FFFF
 _IPV4 = (ip_address("192.0.2.1"), ip_address("192.0.2.2"))  # RFC 5737: nobody's
@@ -61,25 +60,37 @@ class _Trial:
 def probe(requests: NetlinkSocket) -> Capabilities:
     """Raises `DatapathError` only where nothing can be tried at all, for lack of privilege."""
     trial = _Trial(requests)
-    working = [entry for entry in _suite_entries() if trial.works(str(entry.suite), entry)]
+    working = _working_suites(trial)
     if not working:
         return _no_esp(trial)
-    sample = working[0]
+    sample = _entry(working[0])
     ipv6 = replace(sample, source=_IPV6[0], destination=_IPV6[1])
     trial.works("ipv6", ipv6)
     return Capabilities(
-        protocols=frozenset({ProtocolId.ESP}),
+        protocols=frozenset(suite.protocol for suite in working),
         modes=frozenset(m for m in Mode if trial.works(f"{m} mode", replace(sample, mode=m))),
-        suites=frozenset(str(entry.suite) for entry in working),
-        esn=trial.works("esn", replace(sample, suite=replace(sample.suite, esn=True))),
+        suites=frozenset(str(suite) for suite in working),
+        esn=trial.works("esn", _entry(replace(working[0], esn=True))),
         udp_encapsulation=trial.works(
             "udp encapsulation", replace(sample, encapsulation=UdpEncapsulation(4500, 4500))
         ),
         raw_esp=True,
         dont_fragment=frozenset({DontFragment.COPY, DontFragment.CLEAR}),
         compression=False,
-        missing=trial.missing,
+        missing=trial.missing | _no_ah(working) | _NO_IMPLICIT_IV,
     )
+
+
+def _no_ah(working: list[EspSuite | AhSuite]) -> dict[str, str]:
+    has_ah = any(suite.protocol is ProtocolId.AH for suite in working)
+    return {} if has_ah else {"ah": "this kernel has no AH (there is no ah4 module)"}
+
+
+_NO_IMPLICIT_IV = {
+    cipher.name: "Linux has no implicit IV (RFC 8750)"
+    for cipher in CIPHERS
+    if not cipher.kernel_name
+}
 
 
 def _no_esp(trial: _Trial) -> Capabilities:
@@ -100,17 +111,45 @@ def _no_esp(trial: _Trial) -> Capabilities:
     )
 
 
-def _suite_entries() -> Iterator[SadEntry]:
-    """An SA of each cipher, with each integrity algorithm where it needs one."""
-    for cipher in CIPHERS:
-        for integrity in (None,) if cipher.is_aead else INTEGRITY:
-            yield SadEntry(
-                direction=Direction.OUT,  # it has all that an inbound one has, and a mark
-                spi=_SPI,
-                source=_IPV4[0],
-                destination=_IPV4[1],
-                reqid=OUR_REQIDS[-1],
-                suite=EspSuite(cipher=cipher, integrity=integrity, esn=False),
-                encryption_key=bytes(range(cipher.keymat)),
-                integrity_key=bytes(range(integrity.key)) if integrity else b"",
-            )
+def _working_suites(trial: _Trial) -> list[EspSuite | AhSuite]:
+    """Ciphers and integrity algorithms that go together are tried each with one of the others.
+
+    The kernel combines them freely, and each that is tried may load a module.
+    """
+
+    def works(suite: EspSuite | AhSuite) -> bool:
+        return trial.works(str(suite), _entry(suite))
+
+    esp: list[EspSuite | AhSuite] = []
+    alone = [c for c in CIPHERS if c.kernel_name and not c.is_aead]
+    esp += filter(works, (_esp(c) for c in CIPHERS if c.kernel_name and c.is_aead))
+    integrities = [i for i in INTEGRITY if works(_esp(_PARTNER, i))]
+    ciphers = [c for c in alone if integrities and works(_esp(c, integrities[0]))]
+    esp += (_esp(c, i) for c in ciphers for i in integrities)
+    ah = (AhSuite(integrity=i, esn=False) for i in INTEGRITY)
+    return [*esp, *filter(works, ah)] if esp else []
+
+
+_PARTNER = next(c for c in CIPHERS if c.id == EncryptionAlgorithm.AES_CBC)
+"""A cipher that every kernel with ESP has."""
+
+
+def _esp(cipher: Cipher, integrity: Integrity | None = None) -> EspSuite:
+    return EspSuite(cipher=cipher, integrity=integrity, esn=False)
+
+
+def _entry(suite: EspSuite | AhSuite) -> SadEntry:
+    return SadEntry(
+        direction=Direction.OUT,  # it has all that an inbound one has, and a mark
+        spi=_SPI,
+        source=_IPV4[0],
+        destination=_IPV4[1],
+        reqid=OUR_REQIDS[-1],
+        suite=suite,
+        encryption_key=_key(suite.keymat),
+        integrity_key=_key(suite.integrity.key) if suite.integrity else b"",
+    )
+
+
+def _key(size: int) -> bytes:
+    return bytes(range(size))

@@ -33,11 +33,11 @@ from xfrmpy.datapath.userspace.inventory import held_policy, held_sa
 from xfrmpy.datapath.userspace.process import WorkerProcess
 from xfrmpy.datapath.userspace.tun import DEVICE, DEVICE_MTU, MAX_MTU, bring_up
 from xfrmpy.datapath.watch import ROUTING, Watch
-from xfrmpy.ipsec import algorithms
 from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
 from xfrmpy.ipsec.overhead import inner_mtu
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
+from xfrmpy.ipsec.proposals import AH_SUITES, ESP_SUITES
 from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
@@ -127,26 +127,19 @@ class UserspaceDatapath:
 
     def probe(self) -> Capabilities:
         """The ciphers are the library's, tried by the daemon's self-test; the rest is ours."""
-        combined = {
-            f"{cipher.name}-{integrity.name}"
-            for cipher in algorithms.CIPHERS
-            if not cipher.is_aead
-            for integrity in algorithms.INTEGRITY
-        }
-        aead = {cipher.name for cipher in algorithms.CIPHERS if cipher.is_aead}
         refusal = self._worker.ask("raw_refusal")
-        missing = {} if refusal is None else {"raw esp": str(refusal)}
+        has_raw = refusal is None
         return Capabilities(
-            protocols=frozenset({ProtocolId.ESP}),
+            protocols=frozenset({ProtocolId.ESP, *((ProtocolId.AH,) if has_raw else ())}),
             modes=frozenset(Mode),
-            suites=frozenset(combined | aead),
+            suites=ESP_SUITES | AH_SUITES if has_raw else ESP_SUITES,
             esn=True,
             udp_encapsulation=True,
-            raw_esp=refusal is None,
+            raw_esp=has_raw,
             dont_fragment=frozenset(DontFragment),
             interfaces=True,
             compression=True,
-            missing=missing,
+            missing={} if has_raw else dict.fromkeys(("raw esp", "ah"), str(refusal)),
         )
 
     def add_sa(self, entry: SadEntry) -> None:

@@ -28,18 +28,13 @@ from xfrmpy.datapath.interface import (
 )
 from xfrmpy.datapath.userspace.holding import Holding
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
+from xfrmpy.esp.ah import InboundAh, OutboundAh
 from xfrmpy.esp.compression import IPCOMP, BadCompression, compress, decompress
 from xfrmpy.esp.ip import InnerHeader, NotIp, parse_inner_header
-from xfrmpy.esp.outer import Congested, inner_after
-from xfrmpy.esp.packet import (
-    IPV4_IN_ESP,
-    IPV6_IN_ESP,
-    Dropped,
-    EspDrop,
-    InboundSa,
-    OutboundSa,
-)
+from xfrmpy.esp.outer import Congested, inner_after, outer_header
+from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, InboundSa, OutboundSa
 from xfrmpy.esp.reassembly import Reassembly, fragment_of
+from xfrmpy.esp.sa import Dropped, EspDrop
 from xfrmpy.esp.transport import Fields, NotCarried, payload_of, with_checksum, with_header
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.drift import Dump
@@ -56,7 +51,7 @@ MAPPING_SECONDS = 5.0
 
 _NEXT_HEADER = {4: IPV4_IN_ESP, 6: IPV6_IN_ESP}
 _ADDRESS: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
-_SPI = slice(0, 4)
+_SPI = {ProtocolId.ESP: slice(0, 4), ProtocolId.AH: slice(4, 8)}
 _NO_FIELDS = Fields()
 
 
@@ -95,12 +90,16 @@ class InClear(Exception):
         self.packets = packets
 
 
+_Inbound: TypeAlias = InboundSa | InboundAh
+_Outbound: TypeAlias = OutboundSa | OutboundAh
+
+
 class Held:
     """An SA with the moments that its user wants to know."""
 
     __slots__ = ("installed_at", "is_soft_reported", "sa", "told_source", "used_at")
 
-    def __init__(self, sa: InboundSa | OutboundSa, now: float) -> None:
+    def __init__(self, sa: _Inbound | _Outbound, now: float) -> None:
         self.sa = sa
         self.installed_at = now
         self.used_at: float | None = None
@@ -116,8 +115,8 @@ class Forwarder:
         self.refused: Counter[str] = Counter()
         self._random = random
         self._sad: dict[SaId, Held] = {}
-        self._inbound: dict[tuple[ProtocolId, bytes], tuple[InboundSa, Held]] = {}
-        self._outbound: dict[int, list[tuple[OutboundSa, Held]]] = {}
+        self._inbound: dict[tuple[ProtocolId, bytes], tuple[_Inbound, Held]] = {}
+        self._outbound: dict[int, list[tuple[_Outbound, Held]]] = {}
         self._spd: dict[Place, SpdEntry] = {}
         self._by_priority: defaultdict[_Table, list[SpdEntry]] = defaultdict(list)
         self._hosts: Counter[tuple[int, int]] = Counter()
@@ -132,7 +131,7 @@ class Forwarder:
     # Packets.
 
     def protect(self, packet: bytes, now: float, if_id: int = 0) -> tuple[bytes, SadEntry]:
-        """An inner packet as ESP, and the SA that carries it.
+        """An inner packet as ESP or AH, and the SA that carries it. AH in IPv4 has its IP header.
 
         `if_id` is that of the interface into which it was led, 0 for the one that has none. Raises
         `Refused` and `Waits`, and `InClear` for packets to the peer of transport mode.
@@ -173,20 +172,23 @@ class Forwarder:
         *,
         protocol: ProtocolId = ProtocolId.ESP,
         fields: Fields = _NO_FIELDS,
+        header: bytes = b"",
     ) -> tuple[bytes, SadEntry]:
         """The inner packet of a protected one, from its SPI on, and its SA. Raises `Refused`.
 
         `source` is where it came from in UDP; None if it came without. `fields` are those of its IP
-        header. RFC 7296 section 2.23: "all
-        devices MUST be able to receive and process both UDP-encapsulated ESP and non-UDP-
-        encapsulated ESP packets at any time".
+        header, and `header` is that, for AH. RFC 7296 section 2.23: "all devices MUST be able to
+        receive and process both UDP-encapsulated ESP and non-UDP-encapsulated ESP packets at any
+        time".
         """
-        found = self._inbound.get((protocol, packet[_SPI]))
+        found = self._inbound.get((protocol, packet[_SPI[protocol]]))
         if found is None:
             raise Refused(Refusal.UNKNOWN_SPI)
         sa, held = found
         try:
-            next_header, inner, is_newest = sa.open(packet)
+            next_header, inner, is_newest = (
+                sa.open(header, packet) if isinstance(sa, InboundAh) else sa.open(packet)
+            )
         except Dropped as dropped:
             # Only what is authentic is use: a forger must not make a dead peer look alive.
             if dropped.reason is EspDrop.DUMMY:
@@ -196,14 +198,14 @@ class Forwarder:
         next_header, inner = _decompressed(sa.entry, next_header, inner)
         if sa.entry.mode is Mode.TRANSPORT:
             inner = _as_in_clear(sa.entry, next_header, inner, fields)
-        header = _parse(inner)
-        if sa.entry.mode is Mode.TUNNEL and next_header != _NEXT_HEADER[header.version]:
+        parsed = _parse(inner)
+        if sa.entry.mode is Mode.TUNNEL and next_header != _NEXT_HEADER[parsed.version]:
             raise Refused(Refusal.NOT_IP)
-        if not self._is_allowed(sa.entry, header):
+        if not self._is_allowed(sa.entry, parsed):
             raise Refused(Refusal.OUTSIDE_SELECTORS)
         if is_newest and source is not None:
             self._note_source(held, source, now)
-        return _with_outer(inner[: header.length], sa.entry, fields), sa.entry
+        return _with_outer(inner[: parsed.length], sa.entry, fields), sa.entry
 
     def set_room(self, reqid: int, octets: int) -> None:
         """How large an inner packet the path takes, for those that are padded."""
@@ -342,12 +344,14 @@ class Forwarder:
         """Raises `DatapathError` for an entry that is there already, or not for us."""
         if entry.id in self._sad:
             raise DatapathError(f"{entry.id} is in force already", errno.EEXIST)
-        if entry.protocol is not ProtocolId.ESP:
-            raise DatapathError("the userspace datapath carries ESP only", errno.EOPNOTSUPP)
         if entry.direction is Direction.IN:
             self._add_inbound(entry, now)
         else:
-            outbound = OutboundSa(entry, self._random)
+            outbound: _Outbound
+            if entry.protocol is ProtocolId.AH:
+                outbound = OutboundAh(entry)
+            else:
+                outbound = OutboundSa(entry, self._random)
             self._sad[entry.id] = Held(outbound, now)
             self._outbound.setdefault(entry.reqid, []).append((outbound, self._sad[entry.id]))
         self._expect_limit(self._sad[entry.id])
@@ -358,7 +362,7 @@ class Forwarder:
             raise DatapathError(f"SPI 0x{entry.spi:08x} is not of the userspace datapath's half")
         if _inbound_key(entry) in self._inbound:
             raise DatapathError(f"SPI 0x{entry.spi:08x} is in force already", errno.EEXIST)
-        inbound = InboundSa(entry)
+        inbound = InboundAh(entry) if entry.protocol is ProtocolId.AH else InboundSa(entry)
         self._sad[entry.id] = Held(inbound, now)
         self._inbound[_inbound_key(entry)] = (inbound, self._sad[entry.id])
 
@@ -499,7 +503,7 @@ def _priority(entry: SpdEntry) -> int:
     return entry.priority
 
 
-def _seal(sa: OutboundSa, packet: bytes, version: int, hidden_in: int) -> bytes:
+def _seal(sa: _Outbound, packet: bytes, version: int, hidden_in: int) -> bytes:
     """Raises `Refused` and `Dropped`."""
     protocol, payload = _NEXT_HEADER[version], packet
     if sa.entry.mode is Mode.TRANSPORT:
@@ -509,6 +513,9 @@ def _seal(sa: OutboundSa, packet: bytes, version: int, hidden_in: int) -> bytes:
             raise Refused(Refusal.NOT_FOR_TRANSPORT) from None
     if sa.entry.cpi is not None:
         protocol, payload = compress(protocol, payload, sa.entry.cpi)
+    if isinstance(sa, OutboundAh):
+        fields, has_df = outer_header(packet, sa.entry)
+        return sa.seal(payload, protocol, fields or _NO_FIELDS, has_df=has_df)
     # RFC 4303 section 2.7: the receiver goes by the length that an inner IP packet has.
     is_packet = protocol == _NEXT_HEADER[version] and sa.entry.mode is Mode.TUNNEL
     return sa.seal(payload, protocol, hidden_in=hidden_in if is_packet else 0)

@@ -17,7 +17,7 @@ from xfrmpy.datapath.inventory import (
     selector_words,
 )
 from xfrmpy.datapath.userspace.forwarding import Refusal
-from xfrmpy.esp.packet import EspDrop
+from xfrmpy.esp.sa import EspDrop
 from xfrmpy.ipsec.sad import SadEntry, Usage
 from xfrmpy.ipsec.spd import SpdEntry
 
@@ -105,6 +105,10 @@ COUNTERS: dict[str, Explanation] = {
         meaning="a packet was marked as congested on the way, and its inside must not be marked",
         look_at="the load on the way to the peer (RFC 6040 section 4.2)",
     ),
+    Refusal.BAD_COMPRESSION: Explanation(
+        meaning="an authentic packet is compressed in a way that was not agreed to, or too large",
+        look_at="`ipcomp` at both ends, and the peer's log",
+    ),
     Refusal.ROUTING_LOOP: Explanation(
         meaning="the tunnel's own packets were led into its interface",
         look_at="`ip route get PEER`: a route to the peer must not lead into the tunnel",
@@ -122,6 +126,10 @@ COUNTERS: dict[str, Explanation] = {
     EspDrop.BAD_PADDING: Explanation(
         meaning="an authentic packet is padded otherwise than RFC 4303 section 2.4 says",
         look_at="the peer's implementation",
+    ),
+    EspDrop.BAD_HEADER: Explanation(
+        meaning="an AH packet, or the IP header before it, is not laid out as RFC 4302 says",
+        look_at="whether something on the way adds options, and the peer's implementation",
     ),
     EspDrop.DUMMY: Explanation(
         meaning="a dummy packet came, which hides how much is really sent (RFC 4303 section 2.6)",

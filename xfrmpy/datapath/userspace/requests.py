@@ -25,7 +25,7 @@ from xfrmpy.datapath.interface import (
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Cipher, Integrity
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
-from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import (
     Direction,
     DontFragment,
@@ -66,8 +66,8 @@ _MEANING = 1
 """Counted up when a request or a value comes to mean something else without changing its shape."""
 
 VALUES = (
-    *(SadEntry, SpdEntry, SaId, Usage, EspSuite, Cipher, Integrity, UdpEncapsulation, Lifetime),
-    OuterHeader,
+    *(SadEntry, SpdEntry, SaId, Usage, EspSuite, AhSuite, Cipher, Integrity, UdpEncapsulation),
+    *(Lifetime, OuterHeader),
     *(Selector, MaskedPort, Template, TrafficSelector, SocketAddress),
     *(Acquire, Expired, MappingChanged, OffloadRefused),
 )

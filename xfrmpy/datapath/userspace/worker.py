@@ -44,11 +44,11 @@ from xfrmpy.datapath.userspace.udp import (
     open_shared_udp_socket,
     packet_info,
 )
-from xfrmpy.esp.outer import dont_fragment, outer_fields
+from xfrmpy.esp.outer import outer_header
 from xfrmpy.esp.transport import Fields, fields_of
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
-from xfrmpy.ipsec.sad import Mode, SadEntry, SaId, UdpEncapsulation
+from xfrmpy.ipsec.sad import SadEntry, SaId, UdpEncapsulation
 from xfrmpy.ipsec.spd import SpdEntry
 from xfrmpy.registry import ProtocolId
 
@@ -166,7 +166,7 @@ class Worker:
         except InClear as exempt:
             self._send_in_clear(exempt.packets)
             return
-        fields, has_df = _outer_header(packet, entry)
+        fields, has_df = outer_header(packet, entry)
         if entry.encapsulation is not None:
             self._send_in_udp(sealed, entry, entry.encapsulation, fields, has_df)
             return
@@ -234,7 +234,9 @@ class Worker:
     def _unprotect_raw(self, protocol: ProtocolId, arrived: Arrived) -> None:
         fields, now = fields_of(arrived.header), time.monotonic()
         self._deliver(
-            *self._forwarder.unprotect(arrived.payload, None, now, protocol=protocol, fields=fields)
+            *self._forwarder.unprotect(
+                arrived.payload, None, now, protocol=protocol, fields=fields, header=arrived.header
+            )
         )
 
     def _deliver(self, packet: bytes, entry: SadEntry) -> None:
@@ -509,14 +511,6 @@ REQUESTS = frozenset(_HANDLERS)
 def network_namespace() -> int:
     """Which one this thread is in: a worker of another is of no use."""
     return os.stat("/proc/thread-self/ns/net").st_ino
-
-
-def _outer_header(packet: bytes, entry: SadEntry) -> tuple[Fields | None, bool]:
-    """The fields of what a packet becomes, None for the usual ones; and whether it has DF."""
-    if entry.mode is Mode.TRANSPORT:
-        return fields_of(packet), False
-    fields = outer_fields(packet, entry.outer)
-    return fields if fields.traffic_class else None, dont_fragment(packet, entry.outer)
 
 
 def _open_udp(family: socket.AddressFamily) -> socket.socket:

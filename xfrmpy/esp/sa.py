@@ -1,0 +1,68 @@
+"""What every SA counts, whichever way and in whichever protocol: packets, octets, its limits."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from xfrmpy.ipsec.sad import SadEntry, Usage
+
+
+class EspDrop(StrEnum):
+    """Why a packet of ESP or AH went no further; each is a counter."""
+
+    TOO_SHORT = "too-short"
+    REPLAYED = "replayed"
+    NOT_AUTHENTIC = "not-authentic"
+    BAD_PADDING = "bad-padding"
+    BAD_HEADER = "bad-header"
+    DUMMY = "dummy"
+    EXPIRED = "expired"
+
+
+class Dropped(Exception):
+    """The packet is dropped, and `reason` counted."""
+
+    def __init__(self, reason: EspDrop) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+class Sa:
+    """The counters of one SA, and the limits of its lifetime."""
+
+    __slots__ = ("_esn", "entry", "integrity_failed", "octets", "packets", "replayed")
+
+    def __init__(self, entry: SadEntry) -> None:
+        self.entry = entry
+        self.octets = 0
+        self.packets = 0
+        self.replayed = 0
+        self.integrity_failed = 0
+        self._esn = entry.suite.esn
+
+    @property
+    def is_past_soft_limit(self) -> bool:
+        life = self.entry.lifetime
+        return _reached(self.octets, life.soft_bytes) or _reached(self.packets, life.soft_packets)
+
+    @property
+    def is_past_hard_limit(self) -> bool:
+        life = self.entry.lifetime
+        return _reached(self.octets, life.hard_bytes) or _reached(self.packets, life.hard_packets)
+
+    def usage(self, seconds_idle: float | None) -> Usage:
+        return Usage(
+            octets=self.octets,
+            packets=self.packets,
+            replayed=self.replayed,
+            integrity_failed=self.integrity_failed,
+            seconds_idle=seconds_idle,
+        )
+
+    def _count(self, octets: int) -> None:
+        self.octets += octets
+        self.packets += 1
+
+
+def _reached(count: int, limit: int | None) -> bool:
+    return limit is not None and count >= limit
