@@ -231,7 +231,7 @@ def test_a_daemon_that_takes_over_adopts_traps_and_begins_with_what_was_there(pa
     restored = pair.moon.take_over()
     pair.moon.outputs.clear()
     pair.deliver()
-    assert restored.spd == {(entry.direction, entry.selector) for entry in before}
+    assert restored.spd == {(e.direction, e.selector, e.if_id) for e in before}
     assert spd(pair) == before
     assert not pair.moon.reports(AddPolicy)
     pair.moon.endpoint.set_traps("tunnel-a", ENDS)
