@@ -100,17 +100,19 @@ def test_a_tunnel_is_made_in_two_exchanges(pair: Any) -> None:
 
 
 @pytest.mark.parametrize("group", [g.name for g in GROUPS])
-def test_every_ike_suite_comes_up(make_pair: MakePair, make_policy: MakePolicy, group: str) -> None:
-    for number, cipher in enumerate(CIPHERS):
-        for prf in PRFS:
-            integrity = "" if cipher.is_aead else f"-{INTEGRITY[number % 3].name}"
-            suite = f"{cipher.name}{integrity}-{prf.name}-{group}"
-            pair = make_pair(make_policy(ike=suite))
-            pair.up()
-            pair.assert_up()
-            parts = sorted(suite.split("-"))
-            assert sorted(pair.sun.views[0].suite.split("-")) == parts
-            assert sorted(pair.moon.views[0].suite.split("-")) == parts
+def test_every_ike_algorithm_comes_up(
+    make_pair: MakePair, make_policy: MakePolicy, group: str
+) -> None:
+    """Each cipher, and round them each integrity algorithm and each PRF."""
+    for number, cipher in enumerate(cipher for cipher in CIPHERS if cipher.is_for_ike):
+        integrity = "" if cipher.is_aead else f"-{INTEGRITY[number % len(INTEGRITY)].name}"
+        suite = f"{cipher.name}{integrity}-{PRFS[number % len(PRFS)].name}-{group}"
+        pair = make_pair(make_policy(ike=suite))
+        pair.up()
+        pair.assert_up()
+        parts = sorted(suite.split("-"))
+        assert sorted(pair.sun.views[0].suite.split("-")) == parts
+        assert sorted(pair.moon.views[0].suite.split("-")) == parts
 
 
 @pytest.mark.parametrize("numbers", ["esn", "noesn"])

@@ -655,7 +655,7 @@ def test_there_is_no_puzzle_without_a_common_prf(
     assert isinstance(sa, SaPayload)
     proposal = sa.proposals[0]
     transforms = tuple(
-        replace(t, id=PseudorandomFunction(4)) if t.id == SHA_256 and t.type == 2 else t
+        replace(t, id=PseudorandomFunction(1)) if t.id == SHA_256 and t.type == 2 else t
         for t in proposal.transforms
     )
     other = replace(sa, proposals=(replace(proposal, transforms=transforms),))
