@@ -202,7 +202,7 @@ POLICY = {
         ("psk: file:/nowhere/at/all", "XF1008", "/nowhere/at/all"),
         ("psk: file:{open}", "XF1009", "0644"),
         ("psk: a secret that stands in the policy", "XF1010", "net.yaml:"),
-        ("interface: 169.254.10.1/30", "XF1011", "interface"),
+        ("traffic: tcp/5432", "XF1011", "traffic"),
     ],
 )
 def test_a_bad_policy_is_told_with_its_place(

@@ -68,8 +68,9 @@ def test_df_is_copied_set_or_cleared(how: DontFragment, given: int) -> None:
 
 
 def test_ipv6_is_never_cut_on_its_way_unless_wanted() -> None:
-    inner = packet(6, 0)
+    inner = packet(6, 0) + bytes(1280)
     assert dont_fragment(inner, OuterHeader())
+    assert not dont_fragment(inner[:1280], OuterHeader()), "every link must take it"
     assert not dont_fragment(inner, OuterHeader(dont_fragment=DontFragment.CLEAR))
 
 

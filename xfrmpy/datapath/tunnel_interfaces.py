@@ -29,7 +29,7 @@ from xfrmpy.datapath.routes import RouteOwner
 from xfrmpy.datapath.watch import ROUTING, Watch
 from xfrmpy.ipsec.drift import Difference, Ends, Finding
 from xfrmpy.ipsec.interfaces import InterfaceAddress, InterfaceState, TunnelInterface
-from xfrmpy.ipsec.overhead import inner_mtu
+from xfrmpy.ipsec.overhead import IPV6_MINIMUM_MTU, inner_mtu
 from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, SadEntry, SaId
 
 FIRST_MTU = 1400
@@ -37,8 +37,6 @@ FIRST_MTU = 1400
 
 PROBE, PROBE_IF_ID = "xfrmpy-probe", OUR_REQIDS[-1]
 MAX_MTU = 65535
-IPV6_MINIMUM_MTU = 1280
-"""RFC 8200 section 5. Below it the kernel takes IPv6 off a device; outer packets are fragmented."""
 
 
 class Maker(Protocol):

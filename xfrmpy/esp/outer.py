@@ -7,6 +7,7 @@ says of ECN: outwards the field is copied, CE too; inwards the two are combined.
 from __future__ import annotations
 
 from xfrmpy.esp.transport import Fields, fields_of
+from xfrmpy.ipsec.overhead import IPV6_MINIMUM_MTU
 from xfrmpy.ipsec.sad import DontFragment, Mode, OuterHeader, SadEntry
 
 HOPS = 64
@@ -29,10 +30,13 @@ def outer_fields(inner: bytes, header: OuterHeader) -> Fields:
 
 
 def dont_fragment(inner: bytes, header: OuterHeader) -> bool:
-    """Whether the outer packet has DF. An IPv6 packet is never cut on its way, as if it had it."""
+    """Whether the outer packet has DF. An IPv6 packet is never cut on its way, as if it had it;
+    but one that every link must take (RFC 8200 section 5) cannot be made smaller by its sender."""
     if header.dont_fragment is not DontFragment.COPY:
         return header.dont_fragment is DontFragment.SET
-    return inner[0] >> 4 == 6 or bool(inner[6] & _DF)
+    if inner[0] >> 4 == 6:
+        return len(inner) > IPV6_MINIMUM_MTU
+    return bool(inner[6] & _DF)
 
 
 def outer_header(packet: bytes, sa: SadEntry) -> tuple[Fields | None, bool]:

@@ -13,6 +13,7 @@ ESP_TRAILER = 2  # pad length and next header
 AH_HEADER = 12  # next header, length, reserved, SPI, sequence number; the ICV follows
 UDP_HEADER = 8
 IP_HEADER = {4: 20, 6: 40}
+IPV6_MINIMUM_MTU = 1280  # RFC 8200 section 5: where less fits, outer packets are fragmented
 ALIGNMENT = 4  # RFC 4303 section 2.4: the trailer ends on a 4-octet boundary
 
 

@@ -35,16 +35,13 @@ from xfrmpy.datapath.userspace.tun import DEVICE, DEVICE_MTU, MAX_MTU, bring_up
 from xfrmpy.datapath.watch import ROUTING, Watch
 from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
-from xfrmpy.ipsec.overhead import inner_mtu
+from xfrmpy.ipsec.overhead import IPV6_MINIMUM_MTU, inner_mtu
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.proposals import AH_SUITES, ESP_SUITES
 from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
-
-IPV6_MINIMUM_MTU = 1280
-"""RFC 8200 section 5. Where a tunnel has less, its outer packets are fragmented (RFC 4301 8.1)."""
 
 
 class UserspaceDatapath:
