@@ -63,10 +63,10 @@ class ControlSocket:
         return any(self._listeners.values())
 
     def tell(self, events: Iterable[Event]) -> None:
-        """To whom listens, as far as they read; while nobody listens, events wait."""
+        """To whom listens, as far as they read; while nobody listens, events wait, each once."""
         packets = [requests.encode_event(event) for event in events]
         if not self._listeners:
-            self._waiting.extend(packets)
+            self._waiting.extend(packet for packet in packets if packet not in self._waiting)
             return
         for listener, waiting in self._listeners.items():
             waiting.extend(packets)

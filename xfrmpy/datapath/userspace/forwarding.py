@@ -306,10 +306,8 @@ class Forwarder:
     def remind(self) -> None:
         """Tell again of the SAs past a soft limit, and of packets that wait for one: whoever was
         told may have died of it since."""
-        untold = {event.reqid for event in self.events if isinstance(event, Acquire)}
         for reqid, packet in self._holding.firsts():
-            if reqid not in untold:
-                self._ask_for(reqid, _parse(packet))
+            self._ask_for(reqid, _parse(packet))
         for held in self._sad.values():
             if held.is_soft_reported:
                 self._expired(held, hard=False)
