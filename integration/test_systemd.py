@@ -157,10 +157,10 @@ def assert_runs_as_a_user_of_its_own(machine: Machine) -> None:
     control = machine.shown("xfrmpyd", "ControlGroup")
     processes = machine.must("ps", "-o", "uid=,args=", "-u", "xfrmpy").splitlines()
     assert len(processes) == 2, (control, processes)
-    admin_and_bind = 1 << 12 | 1 << 10
+    admin_raw_and_bind = 1 << 12 | 1 << 13 | 1 << 10
     status = machine.must("cat", f"/proc/{process_of(machine)}/status")
     for which in ("Prm", "Eff", "Bnd", "Amb"):
-        assert f"Cap{which}:\t{admin_and_bind:016x}" in status
+        assert f"Cap{which}:\t{admin_raw_and_bind:016x}" in status
     assert "NoNewPrivs:\t1" in status
     secret = machine.must("stat", "-c", "%U %a", "/etc/xfrmpy/secrets/net0")
     assert secret == "xfrmpy 400\n"
