@@ -19,7 +19,7 @@ OCTETS = 20_000
 _MARKING = """
 table inet marking {
     counter wrong { }
-    counter all { }
+    counter every { }
     chain prerouting {
         type filter hook prerouting priority mangle
         meta l4proto icmp iifname "lan" meta mark set 0x10
@@ -29,7 +29,7 @@ table inet marking {
         type filter hook forward priority filter
         meta ipsec exists meta l4proto icmp meta mark != 0x10 counter name "wrong"
         meta ipsec exists meta l4proto tcp meta mark != 0x20 counter name "wrong"
-        meta ipsec exists counter name "all"
+        meta ipsec exists counter name "every"
     }
 }
 """
@@ -98,7 +98,7 @@ def test_equal_subnets_are_told_apart_by_marks(site: Site, role: Role, peer: str
     site.transfer(OCTETS)
     assert carried(moon, 0) == 6
     assert carried(moon, 1) > 10
-    assert counted(network.moon, "all") > 10
+    assert counted(network.moon, "every") > 10
     assert counted(network.moon, "wrong") == 0
     moon.rekey(1)
     site.transfer(OCTETS)

@@ -18,6 +18,7 @@ from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import Template, protect_entries
 
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
+_KINDS = {TCP: socket.SOCK_STREAM, UDP: socket.SOCK_DGRAM}
 _SETTLED_SECONDS = 0.3
 
 
@@ -168,22 +169,25 @@ def _await_counts(
 
 
 def _send(site: Site, packet: Packet, version: int) -> None:
-    """The beginning of a packet of its protocol; nobody need understand the rest."""
+    """As an application does: of what a raw socket sends the kernel's policies see no ports."""
     family = socket.AF_INET if version == 4 else socket.AF_INET6
+    kind = _KINDS.get(packet.protocol, socket.SOCK_RAW)
+    ports = (packet.source, packet.destination) if packet.protocol in _KINDS else (0, 0)
+    us, them = (str(inner_address(version, end)) for end in (site.end, 1 - site.end))
     with inside(site.namespace):
-        sender = socket.socket(family, socket.SOCK_RAW, packet.protocol)
+        sender = socket.socket(family, kind, packet.protocol)
     with closing(sender), suppress(OSError):  # What meets no policy may find no way either.
-        sender.bind((str(inner_address(version, site.end)), 0))
-        sender.sendto(_body(packet), (str(inner_address(version, 1 - site.end)), 0))
+        sender.setblocking(False)
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sender.bind((us, ports[0]))
+        if packet.protocol == TCP:
+            sender.connect((them, ports[1]))
+        else:
+            sender.sendto(_body(packet), (them, ports[1]))
 
 
 def _body(packet: Packet) -> bytes:
+    """Nobody need understand more of it."""
     if packet.protocol in (ICMP, ICMPV6):
-        start = struct.pack(">BBHI", packet.source, packet.destination, 0, 0)
-    elif packet.protocol == UDP:
-        start = struct.pack(">HHHH", packet.source, packet.destination, 8 + 12, 0)
-    else:
-        start = struct.pack(
-            ">HHIIBBHHH", packet.source, packet.destination, 1, 0, 5 << 4, 2, 0, 0, 0
-        )
-    return start + bytes(12)
+        return struct.pack(">BBHI", packet.source, packet.destination, 0, 0) + bytes(12)
+    return struct.pack(">HHII", packet.source, packet.destination, 0, 0)
