@@ -61,7 +61,6 @@ USES: dict[str, str] = {
     "default policy (SETDEFAULT)": (
         "it is the whole host's, ssh and IKE of others included; `on_down: block` is a tunnel's"
     ),
-    "offload of whole packets": "policies would have to be offloaded too, which is not done yet",
 }
 
 

@@ -128,6 +128,8 @@ class TrafficContract:
         self, sites: tuple[Site, Site], spi_bits: int
     ) -> None:
         """RFC 4303 section 2.7; what is larger goes as it is, and nothing is larger than fits."""
+        if not sites[0].datapath.probe().padding:
+            pytest.skip("the kernel pads nothing while esp4_offload is loaded")
         sizes = []
         for tfc in (0, 1200, 65535):
             pair = make_pair(GCM, spi_bits=spi_bits, encapsulated=bool(spi_bits))

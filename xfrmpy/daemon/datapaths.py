@@ -206,7 +206,7 @@ class Datapaths:
         dont_fragment = child.dont_fragment or _USUAL[choice]
         if child.mode not in can.modes or dont_fragment not in can.dont_fragment:
             return replace(child, proposals=())
-        if child.compresses and not can.compression:
+        if (child.tfc and not can.padding) or (child.compresses and not can.compression):
             return replace(child, proposals=())
         working = _kept(without_algorithms(p, self._broken) for p in child.proposals)
         kept = _kept(supported_part(p, can.suites, esn=can.esn) for p in working)
@@ -255,6 +255,8 @@ def _shortcoming(
         *capabilities.dont_fragment,
     }:
         return f"the {choice.value} datapath cannot {how} DF"
+    if any(child.tfc for child in policy.children) and not capabilities.padding:
+        return "`tfc`: the kernel pads nothing while its module esp4_offload is loaded"
     if any(child.compresses for child in policy.children) and not capabilities.compression:
         return f"the {choice.value} datapath does not compress packets"
     return f"the {choice.value} datapath knows none of the algorithms that the policy names"

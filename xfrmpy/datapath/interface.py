@@ -61,6 +61,7 @@ class Capabilities:
     missing: dict[str, str]
     marks: bool = False
     interfaces: bool = False
+    padding: bool = True
     features: dict[str, str] = field(default_factory=dict)
 
 

@@ -190,7 +190,8 @@ class EspSettings(Keys):
         | None
     ) = _key(
         "Octets to which smaller packets are padded in tunnel mode to hide their size, as far as "
-        "the path takes that and the peer accepts it. Default: no padding.",
+        "the path takes that and the peer accepts it. Refused on the kernel datapath while the "
+        "module esp4_offload is loaded (`offload`): it pads nothing. Default: no padding.",
         1280,
     )
     copy_dscp: Switch | None = _key(

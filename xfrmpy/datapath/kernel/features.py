@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from errno import EINVAL, ENOPROTOOPT
 from ipaddress import ip_address
-from socket import AF_INET, if_nameindex
+from pathlib import Path
+from socket import AF_INET
 from typing import Any
 
 from xfrmpy.datapath.interface import DatapathError
@@ -25,13 +26,9 @@ from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, SadEntry, UdpEncapsulation
 
 SPI = 0x5846FFFE
 
-MAX_DEVICES = 16
-"""That are asked for offload: the host's own have the lowest numbers, tunnels' come later."""
-
 _SA_IN, _SA_OUT = 1, 2  # XFRM_SA_DIR_*
 _IPTFS = 5  # XFRM_MODE_IPTFS
 _DONT_ENCAP_DSCP, _OSEQ_MAY_WRAP = 1, 2  # XFRM_SA_XFLAG_*
-_OFFLOAD_PACKET = 4  # XFRM_OFFLOAD_PACKET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,16 +104,21 @@ OTHERS = {
     "events of replay and lifetime (NEWAE)": "2.6.17",
     "migration (MIGRATE)": "2.6.21",
     "default policy (SETDEFAULT)": "5.15",
-    "offload of cryptography": "4.11",
-    "offload of whole packets": "6.2",
 }
 """What is no attribute of an SA, and since when."""
 
-_OFFLOADS = {"offload of cryptography": 0, "offload of whole packets": _OFFLOAD_PACKET}
+
+def pads() -> bool:
+    """Whether the kernel heeds XFRMA_TFCPAD: where its offload is loaded it does not, for no SA
+    ("TFC padding" in esp4_offload.c and esp6_offload.c of Linux)."""
+    return not any(Path("/sys/module", f"esp{v}_offload").exists() for v in (4, 6))
 
 
 def probe_features(requests: NetlinkSocket) -> dict[str, str]:
-    """For each feature the sentence why it cannot be used; an empty one if it can."""
+    """For each feature the sentence why it cannot be used; an empty one if it can.
+
+    Offload is not tried: it would load what `pads` looks for.
+    """
     found = {"migration (MIGRATE)": _try_migrate(requests)}
     found["default policy (SETDEFAULT)"] = _try_default(requests)
     try:
@@ -126,8 +128,6 @@ def probe_features(requests: NetlinkSocket) -> dict[str, str]:
         return unknown | found
     found |= {name: _try(requests, name, feature) for name, feature in FEATURES.items()}
     found["events of replay and lifetime (NEWAE)"] = _try_newae(requests)
-    for name, flags in _OFFLOADS.items():
-        found[name] = _try_offload(requests, name, flags)
     return {name: found[name] for name in (*FEATURES, *OTHERS)}
 
 
@@ -222,22 +222,3 @@ def _try_default(requests: NetlinkSocket) -> str:
     if reply.error is None:
         return ""
     return "since Linux 5.15" if reply.error.errno == EINVAL else str(reply.error)
-
-
-def _try_offload(requests: NetlinkSocket, name: str, flags: int) -> str:
-    """By any of the first devices. Where none can, the kernel refuses to offload packets; but
-    cryptography it does itself then, which shows only when the SA is read back."""
-    reason = "no device takes it"
-    for index, _ in if_nameindex()[:MAX_DEVICES]:
-        asked: dict[int, Any] = {Attribute.OFFLOAD_DEV: {"ifindex": index, "flags": flags}}
-        # Offload goes with tunnel mode and its own ESP: no device takes ESP in UDP.
-        message = sample(Feature(since=OTHERS[name]), asked)
-        message.attributes.pop(Attribute.ENCAP)
-        try:
-            taken = _put_and_read(requests, message, name)
-        except DatapathError as error:
-            reason = str(error)
-            continue
-        if Attribute.OFFLOAD_DEV in taken.attributes:
-            return ""
-    return reason

@@ -12,6 +12,7 @@ from ipaddress import ip_address
 
 from xfrmpy.datapath.interface import Capabilities, DatapathError
 from xfrmpy.datapath.kernel import entries
+from xfrmpy.datapath.kernel.features import pads
 from xfrmpy.datapath.kernel.messages import MessageType
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Cipher, Integrity
@@ -76,6 +77,7 @@ def probe(requests: NetlinkSocket) -> Capabilities:
             "udp encapsulation", replace(sample, encapsulation=UdpEncapsulation(4500, 4500))
         ),
         raw_esp=True,
+        padding=pads(),
         marks=trial.works(
             "marks", replace(sample, direction=Direction.IN, set_mark=Mark(0xA0, 0xF0))
         ),
