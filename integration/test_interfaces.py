@@ -223,6 +223,11 @@ def test_an_interface_of_somebody_else_is_used_and_left(site: Site) -> None:
         # The kernel's is found by its number, whatever it is called; a TUN device has none.
         name = "net0" if IN_VM else "theirs"
         ours = site.xfrmpy(moon, tunnel, **keys(1, if_id=42, name=name))
+        if IN_VM:
+            refused = ours.command("up", "net0")
+            assert "XF3009" in refused.errors, "what is blocked would not leave by it"
+            ours.change(0, **keys(1, if_id=42, name="theirs"))
+            assert ours.command("apply").code == 0
         site.connect(ours, theirs)
         status = ours.tunnel().interface
         assert status is not None
@@ -239,9 +244,11 @@ def foreign_interface(host: Host, name: str, if_id: int) -> Iterator[None]:
         host.run("ip", "link", "add", name, "type", "xfrm", "if_id", str(if_id))
     else:
         host.run("ip", "tuntap", "add", "dev", name, "mode", "tun")
-    host.run("ip", "link", "set", name, "mtu", "1333")
-    yield
-    host.run("ip", "link", "del", name)
+    try:
+        host.run("ip", "link", "set", name, "mtu", "1333")
+        yield
+    finally:
+        host.run("ip", "link", "del", name)
 
 
 def test_an_interface_lives_in_another_namespace(site: Site) -> None:

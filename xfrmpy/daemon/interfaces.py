@@ -16,7 +16,8 @@ from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.tunnel import Tunnel
 from xfrmpy.datapath.interface import Datapath, DatapathError
 from xfrmpy.failures import OperatorError
-from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.ipsec.interfaces import TunnelInterface
+from xfrmpy.policy.model import OnDown, TunnelPolicy
 
 
 def set_interface(policy: TunnelPolicy, datapath: Datapath) -> None:
@@ -25,10 +26,23 @@ def set_interface(policy: TunnelPolicy, datapath: Datapath) -> None:
         return
     try:
         datapath.set_interface(policy.interface)
+        _check_name(policy, policy.interface, datapath)
     except DatapathError as error:
         summary = f"the interface of {policy.name} cannot be had: {error}"
         evidence = (("interface", str(policy.interface)), (f"{datapath.name} datapath", str(error)))
         raise OperatorError("XF3009", summary, evidence) from error
+
+
+def _check_name(policy: TunnelPolicy, interface: TunnelInterface, datapath: Datapath) -> None:
+    """What is blocked leaves by the interface that the policy names, and by no other."""
+    state = datapath.interface_state(interface.if_id)
+    if state is None or state.name == interface.name or policy.on_down is not OnDown.BLOCK:
+        return
+    datapath.remove_interface(interface.if_id)
+    raise DatapathError(
+        f"somebody else's {state.name} has the if_id {interface.if_id}: write `name: {state.name}`,"
+        " or `on_down: clear`"
+    )
 
 
 def require_interface(policy: TunnelPolicy, datapath: Datapath) -> None:
