@@ -295,8 +295,6 @@ class KernelDatapath:
                 self._shunts.mend()
             case Finding.PATH_CHANGED:
                 self._follow(amiss.subject)
-            case Finding.SHUNT_RULES_CHANGED:
-                self._shunts.mend()
             case _:
                 self._routes.mend(amiss)
 
@@ -452,8 +450,6 @@ class KernelDatapath:
         failed: dict[int, DatapathError] = {}
         for place, entry in enumerate(added):
             if not isinstance(entry, SpdEntry) or not _is_led(entry):
-                continue
-            if entry.if_id:  # What leads into its interface is not ours to say.
                 continue
             try:
                 self._set_shunt(entry)
