@@ -216,7 +216,6 @@ def test_a_name_that_a_foreign_device_has_is_refused(site: Site) -> None:
     ours.kill()  # At an orderly end it would miss the bridge that was there at its start.
 
 
-@pytest.mark.skipif(IN_VM, reason="its end hangs in the virtual machine, and nobody knows why yet")
 def test_an_interface_of_somebody_else_is_used_and_left(site: Site) -> None:
     tunnel, moon = site.network.tunnel(), site.network.moon
     with foreign_interface(moon, "theirs", 42):
@@ -246,7 +245,7 @@ def foreign_interface(host: Host, name: str, if_id: int) -> Iterator[None]:
     else:
         host.run("ip", "tuntap", "add", "dev", name, "mode", "tun")
     try:
-        host.run("ip", "link", "set", name, "mtu", "1333")
+        host.run("ip", "link", "set", name, "mtu", "1333", "up")
         yield
     finally:
         host.run("ip", "link", "del", name)
