@@ -5,14 +5,13 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import pytest
 
 from integration.contract.entries import GCM, OUTER, REQID, inner_address
-from integration.contract.sites import SaPair, Site, inside, make_pair
+from integration.contract.sites import CleanSites, SaPair, Site, inside, make_pair
 from xfrmpy.datapath.interface import Capabilities
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import Template, protect_entries
@@ -104,16 +103,8 @@ CASES = (
 )
 
 
-class SelectorContract:
+class SelectorContract(CleanSites):
     """Two gateways, and packets of every kind from the first to the second."""
-
-    @pytest.fixture(autouse=True)
-    def _clean(self, sites: tuple[Site, Site]) -> Iterator[None]:
-        yield
-        for site in sites:
-            site.datapath.remove_ours()
-            site.datapath.read_events()
-            site.waiting.clear()
 
     @pytest.mark.parametrize("case", CASES, ids=map(str, CASES))
     def test_an_sa_carries_what_the_selectors_say_and_nothing_else(

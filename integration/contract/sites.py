@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 
+import pytest
+
 from integration.contract.entries import INNER, OUTER, REQID, inner_address
 from integration.lab.process import PATIENCE, eventually
 from xfrmpy.datapath.interface import Datapath, Event
@@ -98,6 +100,18 @@ class Site:
             left = deadline - time.monotonic()
             assert left > 0, f"no {kind.__name__} in {seconds} seconds"
             select.select([self.datapath.fileno()], [], [], left)
+
+
+class CleanSites:
+    """Tests that leave nothing in force at either site, nor anything to be read."""
+
+    @pytest.fixture(autouse=True)
+    def _clean(self, sites: tuple[Site, Site]) -> Iterator[None]:
+        yield
+        for site in sites:
+            site.datapath.remove_ours()
+            site.datapath.read_events()
+            site.waiting.clear()
 
 
 @dataclass(frozen=True, slots=True)

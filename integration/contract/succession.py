@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -10,6 +10,7 @@ import pytest
 
 from integration.contract.entries import GCM, OUTER, REQID, spd_entry
 from integration.contract.sites import (
+    CleanSites,
     OpenDatapath,
     SaPair,
     Site,
@@ -28,16 +29,8 @@ Install = Callable[[Lifetime], SaPair]
 _ELSEWHERE = ip_address("198.51.100.12")
 
 
-class SuccessionContract:
+class SuccessionContract(CleanSites):
     """Two gateways, each with a datapath of the kind under test."""
-
-    @pytest.fixture(autouse=True)
-    def _clean(self, sites: tuple[Site, Site]) -> Iterator[None]:
-        yield
-        for site in sites:
-            site.datapath.remove_ours()
-            site.datapath.read_events()
-            site.waiting.clear()
 
     @pytest.fixture
     def install(self, sites: tuple[Site, Site], spi_bits: int) -> Install:

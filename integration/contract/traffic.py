@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from ipaddress import ip_address
@@ -22,6 +22,7 @@ from integration.contract.entries import (
     skip_unless_able,
 )
 from integration.contract.sites import (
+    CleanSites,
     SaPair,
     Site,
     add_policies,
@@ -43,16 +44,8 @@ _MOVED = ip_address("198.51.100.11")
 """Another address for the first gateway."""
 
 
-class TrafficContract:
+class TrafficContract(CleanSites):
     """Two gateways, each with a datapath of the kind under test, and packets between them."""
-
-    @pytest.fixture(autouse=True)
-    def _clean(self, sites: tuple[Site, Site]) -> Iterator[None]:
-        yield
-        for site in sites:
-            site.datapath.remove_ours()
-            site.datapath.read_events()
-            site.waiting.clear()
 
     @pytest.fixture
     def capabilities(self, sites: tuple[Site, Site]) -> Capabilities:

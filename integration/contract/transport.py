@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
 from integration.contract.entries import GCM, OUTER
-from integration.contract.sites import SaPair, Site, inside, install_transport
+from integration.contract.sites import CleanSites, SaPair, Site, inside, install_transport
 from xfrmpy.ipsec.addresses import IpAddress
 
 _PING_PAYLOAD = 64  # octets of an echo request of `ping`, or of its answer, without the IP header
@@ -17,16 +16,8 @@ _PORT = 7777
 _LARGE = 5000
 
 
-class TransportContract:
+class TransportContract(CleanSites):
     """See the module."""
-
-    @pytest.fixture(autouse=True)
-    def _clean(self, sites: tuple[Site, Site]) -> Iterator[None]:
-        yield
-        for site in sites:
-            site.datapath.remove_ours()
-            site.datapath.read_events()
-            site.waiting.clear()
 
     @pytest.mark.parametrize("encapsulated", [False, True], ids=["esp", "udp"])
     @pytest.mark.parametrize("version", [4, 6])

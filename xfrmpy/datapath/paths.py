@@ -11,6 +11,11 @@ from collections.abc import Iterable, Iterator, Set
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OuterPath, Routes
 from xfrmpy.ipsec.drift import Difference, Ends, Finding
+from xfrmpy.ipsec.overhead import inner_mtu
+from xfrmpy.ipsec.sad import SadEntry
+
+MAX_MTU = 65535
+"""No IP packet is larger, whatever a device says, `lo` for one."""
 
 
 class Paths:
@@ -34,6 +39,17 @@ class Paths:
         found = dict(zip(wanted, self._routes.outer_paths(wanted), strict=True))
         self._known |= {each: path for each, path in found.items() if isinstance(path, OuterPath)}
         return found
+
+    def inner_mtu(self, entry: SadEntry) -> int:
+        """What fits through an SA, by the way that its packets take. Raises as `find` does."""
+        path = self.find((entry.source, entry.destination))
+        return inner_mtu(
+            min(path.mtu, MAX_MTU),
+            entry.suite,
+            outer_version=entry.source.version,
+            encapsulated=entry.encapsulation is not None,
+            mode=entry.mode,
+        )
 
     def find_amiss(self, in_use: Iterable[Ends]) -> Iterator[Difference]:
         """Which of those that are used are not as they were; the rest is forgotten."""

@@ -29,14 +29,13 @@ from xfrmpy.datapath.routes import RouteOwner
 from xfrmpy.datapath.watch import ROUTING, Watch
 from xfrmpy.ipsec.drift import Difference, Ends, Finding
 from xfrmpy.ipsec.interfaces import InterfaceAddress, InterfaceState, TunnelInterface
-from xfrmpy.ipsec.overhead import IPV6_MINIMUM_MTU, inner_mtu
+from xfrmpy.ipsec.overhead import IPV6_MINIMUM_MTU
 from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, SadEntry, SaId
 
 FIRST_MTU = 1400
 """Of an interface whose tunnel was not up yet: room for every suite, NAT and PPPoE."""
 
 PROBE, PROBE_IF_ID = "xfrmpy-probe", OUR_REQIDS[-1]
-MAX_MTU = 65535
 
 
 class Maker(Protocol):
@@ -235,17 +234,7 @@ class TunnelInterfaces:
             return
         entries = self._outbound.get(if_id, {}).values()
         with suppress(DatapathError):
-            held.fitting_mtu = min(map(self._fitting, entries), default=held.fitting_mtu)
-
-    def _fitting(self, entry: SadEntry) -> int:
-        path = self._paths.find((entry.source, entry.destination))
-        return inner_mtu(
-            min(path.mtu, MAX_MTU),
-            entry.suite,
-            outer_version=entry.source.version,
-            encapsulated=entry.encapsulation is not None,
-            mode=entry.mode,
-        )
+            held.fitting_mtu = min(map(self._paths.inner_mtu, entries), default=held.fitting_mtu)
 
     # What is there, and what should be.
 

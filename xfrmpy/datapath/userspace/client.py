@@ -31,11 +31,11 @@ from xfrmpy.datapath.userspace.guard import TABLE, Guard
 from xfrmpy.datapath.userspace.interfaces import TunMaker
 from xfrmpy.datapath.userspace.inventory import held_policy, held_sa
 from xfrmpy.datapath.userspace.process import WorkerProcess
-from xfrmpy.datapath.userspace.tun import DEVICE, DEVICE_MTU, MAX_MTU, bring_up
+from xfrmpy.datapath.userspace.tun import DEVICE, DEVICE_MTU, bring_up
 from xfrmpy.datapath.watch import ROUTING, Watch
 from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
-from xfrmpy.ipsec.overhead import IPV6_MINIMUM_MTU, inner_mtu
+from xfrmpy.ipsec.overhead import IPV6_MINIMUM_MTU
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.proposals import AH_SUITES, ESP_SUITES
 from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
@@ -453,14 +453,7 @@ class UserspaceDatapath:
         """What fits through this SA, by the path that its outer packets take; not of an inbound."""
         if entry.direction is Direction.IN:
             return None
-        path = self._paths.find(_ends(entry))
-        return inner_mtu(
-            min(path.mtu, MAX_MTU),
-            entry.suite,
-            outer_version=entry.source.version,
-            encapsulated=entry.encapsulation is not None,
-            mode=entry.mode,
-        )
+        return self._paths.inner_mtu(entry)
 
 
 def _shunt_rules() -> ShuntRules:

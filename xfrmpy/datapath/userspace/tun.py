@@ -23,8 +23,6 @@ _IFF_UP = 0x1
 _FLAGS = Struct("=16sH22x")  # struct ifreq with ifr_flags
 _MTU = Struct("=16si20x")  # struct ifreq with ifr_mtu
 
-MAX_MTU = 65535
-
 DEVICE_MTU = 65535
 """Of the device; what a tunnel really carries is the MTU of its route."""
 
@@ -81,7 +79,7 @@ class Tun:
 
     def read(self) -> bytes:
         """The next packet. Raises `BlockingIOError` if there is none."""
-        return os.read(self._descriptor, MAX_MTU)
+        return os.read(self._descriptor, DEVICE_MTU)
 
     def write(self, packet: bytes) -> None:
         """Raises `OSError` for what the kernel does not take as a packet."""
