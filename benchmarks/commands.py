@@ -16,20 +16,19 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.statuses import OFFICE
 from xfrmpy.control.observed import Event, EventsReply, MetricsReply
 from xfrmpy.control.protocol import (
     METRICS,
     MONITOR,
     SOCKET_NAME,
     STATUS,
-    ChildSaStatus,
     StatusReply,
-    TunnelStatus,
 )
 from xfrmpy.daemon.callers import Doorkeeper
 from xfrmpy.daemon.control_server import ControlServer
@@ -61,7 +60,7 @@ class Answers:
     """The answers of a daemon with so many tunnels."""
 
     def __init__(self, tunnels: int) -> None:
-        self.tunnels = [_tunnel(f"net{number}") for number in range(1, tunnels + 1)]
+        self.tunnels = [replace(OFFICE, name=f"net{number}") for number in range(1, tunnels + 1)]
         self.events = [_event(number, self.tunnels[number % tunnels].name) for number in range(100)]
 
     async def status(self, parameters: dict[str, Any]) -> AsyncIterator[StatusReply]:
@@ -143,51 +142,6 @@ def _tell(costs: dict[str, Cost], tunnels: int) -> None:
     for name, cost in costs.items():
         cpu, wall = cost.cpu / empty.cpu, cost.wall / empty.wall
         print(f"| `{name}` | {cost.cpu:.0f} | {cpu:.1f} | {cost.wall:.0f} | {wall:.1f} |")
-
-
-def _tunnel(name: str) -> TunnelStatus:
-    child = ChildSaStatus(
-        child=name,
-        spi_in="0xc0ffee01",
-        spi_out="0xdeadbeef",
-        suite="aes256gcm16",
-        mode="tunnel",
-        local=["10.1.0.0/16"],
-        remote=["10.2.0.0/16"],
-        octets_in=1_288_490_188,
-        octets_out=35_651_584,
-        packets_in=1_203_112,
-        packets_out=30_101,
-        replayed=0,
-        integrity_failed=0,
-        seconds_up=301.0,
-        total_octets_in=2_000_000_000,
-        total_octets_out=40_000_000,
-        total_packets_in=2_000_001,
-        total_packets_out=30_001,
-        total_replayed=4,
-        total_integrity_failed=1,
-        total_seconds_up=11_500.5,
-    )
-    return TunnelStatus(
-        name=name,
-        state="up",
-        peer="vpn.example.org",
-        local_address="192.0.2.1:4500",
-        remote_address="198.51.100.1:4500",
-        local_id="gw1.example.net",
-        remote_id="vpn.example.org",
-        role="initiator",
-        suite="aes256gcm16-prfsha384-x25519",
-        nat="none",
-        datapath="kernel",
-        datapath_reason="",
-        seconds_up=11_520.5,
-        spi_i="0123456789abcdef",
-        spi_r="fedcba9876543210",
-        children=[child],
-        failure=None,
-    )
 
 
 def _event(number: int, tunnel: str) -> Event:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import xfrmpy
+from tests.statuses import OFFICE
 from xfrmpy.control.observed import (
     DescribeReply,
     EventsReply,
@@ -28,10 +29,8 @@ from xfrmpy.control.observed import (
 )
 from xfrmpy.control.protocol import (
     SOCKET_NAME,
-    ChildSaStatus,
     StatusReply,
     TunnelReply,
-    TunnelStatus,
     encode_reply,
 )
 
@@ -235,11 +234,11 @@ def _run_and_look(runtime: Path, arguments: list[str]) -> tuple[int, list[str]]:
 def _serve_once(runtime: Path, verb: str) -> None:
     """Answer one call on the control socket of `runtime`, as the daemon would."""
     replies: dict[str, object] = {
-        "status": StatusReply(version="1", pid=1, seconds_up=1.0, drops={}, tunnels=[TUNNEL]),
+        "status": StatusReply(version="1", pid=1, seconds_up=1.0, drops={}, tunnels=[OFFICE]),
         "log": EventsReply(events=[]),
         "metrics": MetricsReply(text=""),
         "describe": DescribeReply(
-            tunnel=TUNNEL,
+            tunnel=OFFICE,
             wanted=False,
             policy=PolicyStatus(
                 origin="",
@@ -256,9 +255,9 @@ def _serve_once(runtime: Path, verb: str) -> None:
             last_failure=None,
             events=[],
         ),
-        "wait": WaitReply(tunnel=TUNNEL),
+        "wait": WaitReply(tunnel=OFFICE),
     }
-    reply = replies.get(verb, TunnelReply(changed=True, tunnel=TUNNEL))
+    reply = replies.get(verb, TunnelReply(changed=True, tunnel=OFFICE))
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(runtime / SOCKET_NAME))
     listener.listen()
@@ -270,47 +269,3 @@ def _serve_once(runtime: Path, verb: str) -> None:
             connection.sendall(encode_reply(reply))
 
     threading.Thread(target=answer, daemon=True).start()
-
-
-CHILD = ChildSaStatus(
-    child="net",
-    spi_in="0x1",
-    spi_out="0x2",
-    suite="aes128gcm16",
-    mode="tunnel",
-    local=["10.1.0.0/24"],
-    remote=["10.2.0.0/24"],
-    octets_in=0,
-    octets_out=0,
-    packets_in=0,
-    packets_out=0,
-    replayed=0,
-    integrity_failed=0,
-    seconds_up=1.0,
-    total_octets_in=2_000_000_000,
-    total_octets_out=40_000_000,
-    total_packets_in=2_000_001,
-    total_packets_out=30_001,
-    total_replayed=4,
-    total_integrity_failed=1,
-    total_seconds_up=11_500.5,
-)
-TUNNEL = TunnelStatus(
-    name="net",
-    state="up",
-    peer="192.0.2.2",
-    local_address="192.0.2.1",
-    remote_address="192.0.2.2",
-    local_id="a",
-    remote_id="b",
-    role="initiator",
-    suite="aes128gcm16-prfsha256-x25519",
-    nat="none",
-    datapath="kernel",
-    datapath_reason="",
-    seconds_up=1.0,
-    spi_i="1",
-    spi_r="2",
-    children=[CHILD],
-    failure=None,
-)

@@ -12,66 +12,23 @@ from typing import Any, Protocol
 
 import pytest
 
+from tests.statuses import OFFICE
 from xfrmpy.control import client as client_module
 from xfrmpy.control.client import MAX_REPLY, Client, runtime_dir
 from xfrmpy.control.protocol import (
     FAILED,
     SOCKET_NAME,
-    ChildSaStatus,
     FailureReply,
     Progress,
     StatusReply,
     TunnelReply,
-    TunnelStatus,
     encode_failure,
     encode_message,
     encode_reply,
 )
 from xfrmpy.failures import OperatorError
 
-CHILD = ChildSaStatus(
-    child="office",
-    spi_in="0xc0ffee01",
-    spi_out="0xc0ffee02",
-    suite="aes256gcm16",
-    mode="tunnel",
-    local=["10.1.0.0/16"],
-    remote=["10.2.0.0/16"],
-    octets_in=1,
-    octets_out=2,
-    packets_in=3,
-    packets_out=4,
-    replayed=0,
-    integrity_failed=0,
-    seconds_up=5.5,
-    total_octets_in=2_000_000_000,
-    total_octets_out=40_000_000,
-    total_packets_in=2_000_001,
-    total_packets_out=30_001,
-    total_replayed=4,
-    total_integrity_failed=1,
-    total_seconds_up=11_500.5,
-)
-TUNNEL = TunnelStatus(
-    name="office",
-    state="up",
-    peer="vpn.example.org",
-    local_address="192.0.2.1:500",
-    remote_address="198.51.100.1:500",
-    local_id="a",
-    remote_id="b",
-    role="initiator",
-    suite="s",
-    nat="none",
-    datapath="kernel",
-    datapath_reason="",
-    seconds_up=6.0,
-    spi_i="01",
-    spi_r="02",
-    children=[CHILD],
-    failure=None,
-)
-STATUS = StatusReply(version="1", pid=2, seconds_up=3.0, drops={"malformed": 4}, tunnels=[TUNNEL])
+STATUS = StatusReply(version="1", pid=2, seconds_up=3.0, drops={"malformed": 4}, tunnels=[OFFICE])
 REFUSED = FailureReply(code="XF2005", summary="no", evidence=[["we sent", "IKE_AUTH"]])
 
 
@@ -114,7 +71,7 @@ def test_a_change_tells_its_progress_and_then_its_result(
     daemon: Daemon, verb: str, method: str
 ) -> None:
     steps = [Progress(tunnel="office", seconds=n / 10, text=f"step {n}") for n in range(3)]
-    result = TunnelReply(changed=True, tunnel=TUNNEL)
+    result = TunnelReply(changed=True, tunnel=OFFICE)
     daemon.answers = [
         b"".join(encode_reply(step, continues=True) for step in steps) + encode_reply(result)
     ]
