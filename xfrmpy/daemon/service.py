@@ -64,6 +64,7 @@ from xfrmpy.ike.outputs import (
     TrapsRefused,
     TunnelClosed,
 )
+from xfrmpy.ike.restoration import Restored
 from xfrmpy.policy.changes import keep_reqids
 from xfrmpy.policy.load import LoadedPolicy, config_path
 from xfrmpy.policy.model import StartMode
@@ -147,7 +148,8 @@ class Service:
         self._shunts = Shunts(self._datapaths, self._loaded.shunts)
         self._shunts.enforce()
 
-    async def _serve(self, sockets: IkeSockets) -> None:
+    def _go_on(self, sockets: IkeSockets) -> Restored | None:
+        """The engine with every tunnel; what an earlier daemon has left to it, if one has."""
         # A tunnel that cannot be had here is no tunnel to a peer that calls, either.
         self._store, records = open_store(self._runtime_dir)
         self._place_tunnels(records)
@@ -177,6 +179,10 @@ class Service:
             self._demand,
             self._shunts,
         )
+        return restored
+
+    async def _serve(self, sockets: IkeSockets) -> None:
+        restored = self._go_on(sockets)
         hear, engine = self._news.hear, self._engine
         self._keeper = Keeper(self._tunnels, engine, hear, self._resolve_seconds)
         self._on_demand = OnDemand(self._tunnels, self._keeper, engine, hear)
