@@ -465,13 +465,6 @@ class Forwarder:
         return self._sad[sa]
 
 
-def _let_pass(policy: SpdEntry | None, pieces: list[bytes]) -> None:
-    """What routes led here though no SA is to carry it: the peer of transport mode has other
-    traffic, too, as its selectors go by protocol and port and routes do not."""
-    if policy is None or policy.action is Action.BYPASS:
-        raise InClear(pieces)
-
-
 _IP_PROTOCOLS = {ProtocolId.ESP: IPPROTO_ESP, ProtocolId.AH: IPPROTO_AH}
 
 _Table: TypeAlias = tuple[PolicyDirection, int]
