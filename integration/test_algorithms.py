@@ -6,7 +6,7 @@ what it has put into its kernel. In user space strongSwan has some of the algori
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from integration.lab.cases import Case
 from integration.lab.marks import BOTH_ROLES
 from integration.lab.process import IN_VM
-from integration.lab.site import Pair, Role, Site
+from integration.lab.site import Pair, Peer, Role, Site
 from integration.lab.strongswan import StrongswanPeer
 from integration.lab.tunnel import Tunnel
 from xfrmpy.ipsec.proposals import EspSuite, esp_suite, parse_proposal
@@ -219,6 +219,19 @@ def test_ah_with_libreswan_in_both_roles(site: Site, name: str, mode: str) -> No
         states = site.network.sun.run("ip", "xfrm", "state")
         assert "proto ah" in states
         assert f"hmac({name})" in states
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("mode", ["tunnel", "transport"])
+@pytest.mark.parametrize("make_peer", [Site.strongswan, Site.libreswan], ids=lambda f: f.__name__)
+def test_ah_of_user_space_is_understood_by_the_kernels_of_others(
+    site: Site, make_peer: Callable[..., Peer], mode: str
+) -> None:
+    tunnel = replace(site.network.tunnel(), ah="sha256-noesn", is_transport=mode == "transport")
+    theirs = make_peer(site, site.network.sun, tunnel.mirrored())
+    pair = Pair(site, site.xfrmpy(site.network.moon, tunnel, datapath="userspace"), theirs)
+    for _ in pair.each_role():
+        _assert_authenticated(pair, "ah-sha256", mode)
 
 
 @pytest.mark.vm

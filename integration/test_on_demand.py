@@ -80,6 +80,17 @@ def test_a_peers_trap_is_served(site: Site) -> None:
     site.assert_protected()
 
 
+@pytest.mark.vm
+def test_a_trap_of_libreswan_is_served(site: Site) -> None:
+    tunnel = site.network.tunnel()
+    ours = site.xfrmpy(site.network.moon, tunnel, start="listen")
+    theirs = site.libreswan(site.network.sun, tunnel.mirrored(), auto="ondemand")
+    site.network.bob.await_answer(site.network.alice.inside_address())
+    assert ours.is_up()
+    assert theirs.is_up()
+    site.assert_protected()
+
+
 @pytest.mark.native
 @pytest.mark.vm
 def test_only_the_child_that_a_packet_asks_for_is_made(site: Site) -> None:
