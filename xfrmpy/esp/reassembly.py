@@ -102,9 +102,5 @@ def _whole(fragment: Fragment, payload: bytes) -> bytes:
         size = (_IPV4_SIZE + len(payload)).to_bytes(2, "big")
         return head[:2] + size + head[4:] + payload
     return (
-        head[:4]
-        + len(payload).to_bytes(2, "big")
-        + bytes([fragment.protocol])
-        + head[7:]
-        + (payload)
+        head[:4] + len(payload).to_bytes(2, "big") + bytes([fragment.protocol]) + head[7:] + payload
     )
