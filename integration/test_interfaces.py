@@ -281,11 +281,23 @@ def test_an_interface_belongs_to_a_vrf_when_that_is_there(site: Site) -> None:
     moon = site.network.moon
     ours, _ = pair(site, vrf="red")
     assert ours.tunnel().interface is not None
-    moon.run("ip", "link", "add", "red", "type", "vrf", "table", "77")
-    moon.run("ip", "link", "set", "red", "up")
-    eventually("the interface to follow", lambda: link(moon).get("master") == "red")
-    eventually("its route", lambda: subnet(2) in moon.run("ip", "route", "show", "table", "77"))
-    assert moon.run("ip", "vrf", "exec", "red", "ping", "-c", "1", LINK[2])
+    with vrf(moon, "red", "77"):
+        eventually("the interface to follow", lambda: link(moon).get("master") == "red")
+        eventually("its route", lambda: subnet(2) in moon.run("ip", "route", "show", "table", "77"))
+        assert moon.run("ip", "vrf", "exec", "red", "ping", "-c", "1", LINK[2])
+
+
+@contextmanager
+def vrf(host: Host, name: str, table: str) -> Iterator[None]:
+    """With the first, the kernel adds a rule for all of them, and leaves it."""
+    host.run("ip", "link", "add", name, "type", "vrf", "table", table)
+    try:
+        host.run("ip", "link", "set", name, "up")
+        yield
+    finally:
+        host.run("ip", "link", "del", name)
+        for family in ("-4", "-6"):
+            host.run("ip", family, "rule", "del", "pref", "1000")
 
 
 def test_equal_tunnels_are_told_apart_by_their_interfaces(site: Site) -> None:
