@@ -13,9 +13,10 @@ from errno import EOPNOTSUPP
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from socket import AF_INET, AF_INET6, IPPROTO_AH, IPPROTO_ESP
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from xfrmpy.datapath.interface import Acquire, DatapathError, Expired, MappingChanged
+from xfrmpy.datapath.kernel import structs
 from xfrmpy.datapath.kernel.messages import Attribute, MessageType
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
 from xfrmpy.datapath.netlink.messages import Message, Values
@@ -52,7 +53,7 @@ _ALIGN4, _ESN = 64, 128
 _DONT_ENCAP_DSCP = 1  # XFRM_SA_XFLAG_*
 _INFINITE = (1 << 64) - 1  # XFRM_INF
 _ESP_IN_UDP = 2  # UDP_ENCAP_ESPINUDP of <linux/udp.h>
-_ANY_ALGORITHM = 0xFFFFFFFF
+_ANY_ALGORITHMS = (0xFFFFFFFF,) * 3
 
 OUR_INDICES = range(OUR_REQIDS.start, OUR_REQIDS.stop)
 """Of policies without a template, and so without a reqid. The kernel numbers policies upwards from
@@ -233,20 +234,19 @@ def is_past_soft_limit(message: Message, now: float) -> bool:
 
 def encode_policy(entry: SpdEntry, index: int = 0, *, replace: bool = False) -> Message:
     """The message that puts `entry` in force; `index` 0 lets the kernel number it."""
-    body = {
-        **_encode_selector(entry.selector),
-        **_encode_lifetime(Lifetime()),
-        "priority": entry.priority,
-        "index": index,
-        "dir": _DIRECTIONS[entry.direction],
-        "action": _BLOCK if entry.action is Action.DISCARD else _ALLOW,
-    }
-    template = entry.template
-    attributes: dict[int, Values | tuple[Values, ...]] = {**_encode_name(entry)}
-    if template is not None:
-        attributes[Attribute.TMPL] = (_encode_template(template),)
+    octets = _pack_policy(
+        *_selector_row(entry.selector),
+        *_NO_LIMITS,
+        entry.priority,
+        index,
+        _DIRECTIONS[entry.direction],
+        _BLOCK if entry.action is Action.DISCARD else _ALLOW,
+    )
+    attributes = _encode_name(entry)
+    if entry.template is not None:
+        attributes[Attribute.TMPL] = _encode_template(entry.template)
     kind = MessageType.UPDPOLICY if replace else MessageType.NEWPOLICY
-    return Message(type=kind, body=body, attributes=attributes)
+    return Message(type=kind, octets=octets, attributes=attributes)
 
 
 def decode_policy(message: Message) -> SpdEntry:
@@ -275,9 +275,9 @@ def encode_policy_id(entry: SpdEntry, kind: MessageType) -> Message:
     return Message(type=kind, body=body, attributes=_encode_name(entry))
 
 
-def _encode_name(entry: SpdEntry) -> dict[int, Values]:
+def _encode_name(entry: SpdEntry) -> dict[int, Any]:
     """What names a policy beside its selector and direction."""
-    naming = dict(_encode_if_id(entry.if_id))
+    naming = _encode_if_id(entry.if_id)
     if entry.mark is not None:
         naming[Attribute.MARK] = {"v": entry.mark.value, "m": entry.mark.mask}
     return naming
@@ -357,7 +357,7 @@ def decode_mapping(message: Message) -> MappingChanged | None:
     )
 
 
-def _encode_if_id(if_id: int) -> dict[int, Values]:
+def _encode_if_id(if_id: int) -> dict[int, Any]:
     return {Attribute.IF_ID: {"value": if_id}} if if_id else {}
 
 
@@ -505,19 +505,38 @@ def decode_lifetime(body: Values) -> Lifetime:
     )
 
 
+_SELECTOR = (
+    "sel_daddr",
+    "sel_saddr",
+    "sel_dport",
+    "sel_dport_mask",
+    "sel_sport",
+    "sel_sport_mask",
+    "sel_family",
+    "sel_prefixlen_d",
+    "sel_prefixlen_s",
+    "sel_proto",
+)
+
+
+def _selector_row(selector: Selector) -> tuple[bytes | int, ...]:
+    source, destination = selector.source, selector.destination
+    return (
+        destination.network_address.packed,
+        source.network_address.packed,
+        selector.destination_port.value,
+        selector.destination_port.mask,
+        selector.source_port.value,
+        selector.source_port.mask,
+        _family(source.network_address),
+        destination.prefixlen,
+        source.prefixlen,
+        selector.protocol,
+    )
+
+
 def _encode_selector(selector: Selector) -> Values:
-    return {
-        "sel_daddr": selector.destination.network_address.packed,
-        "sel_saddr": selector.source.network_address.packed,
-        "sel_dport": selector.destination_port.value,
-        "sel_dport_mask": selector.destination_port.mask,
-        "sel_sport": selector.source_port.value,
-        "sel_sport_mask": selector.source_port.mask,
-        "sel_family": _family(selector.source.network_address),
-        "sel_prefixlen_d": selector.destination.prefixlen,
-        "sel_prefixlen_s": selector.source.prefixlen,
-        "sel_proto": selector.protocol,
-    }
+    return dict(zip(_SELECTOR, _selector_row(selector), strict=True))
 
 
 def _decode_selector(body: Values) -> Selector:
@@ -531,18 +550,16 @@ def _decode_selector(body: Values) -> Selector:
     )
 
 
-def _encode_template(template: Template) -> Values:
-    return {
-        "id_daddr": template.destination.packed,
-        "id_proto": _PROTOCOLS[template.protocol],
-        "family": _family(template.destination),
-        "saddr": template.source.packed,
-        "reqid": template.reqid,
-        "mode": _MODES[template.mode],
-        "aalgos": _ANY_ALGORITHM,
-        "ealgos": _ANY_ALGORITHM,
-        "calgos": _ANY_ALGORITHM,
-    }
+def _encode_template(template: Template) -> bytes:
+    return _pack_template(
+        template.destination.packed,
+        _PROTOCOLS[template.protocol],
+        _family(template.destination),
+        template.source.packed,
+        template.reqid,
+        _MODES[template.mode],
+        *_ANY_ALGORITHMS,
+    )
 
 
 def _decode_template(values: Values) -> Template:
@@ -595,3 +612,13 @@ def _decoded(table: Mapping[_T, int], number: int) -> _T:
         if value == number:
             return key
     raise UnreadableMessage(f"the kernel sent {number} where one of {[*table.values()]} is due")
+
+
+# Policies are sent by the ten thousand.
+_NO_LIMITS = tuple(_encode_lifetime(Lifetime()).values())
+_pack_policy = structs.USERPOLICY_INFO.packer(
+    *_SELECTOR, *_LIMITS, "priority", "index", "dir", "action"
+)
+_pack_template = structs.USER_TMPL.packer(
+    *("id_daddr", "id_proto", "family", "saddr", "reqid", "mode", "aalgos", "ealgos", "calgos")
+)
