@@ -394,7 +394,7 @@ CATALOGUE: dict[str, FailureKind] = {
         exit_code=ExitCode.HOST_CANNOT,
         causes=(
             "another program has a policy of the same selector in the kernel's SPD",
-            "without the kernel's SPD a shunt cannot tell ICMP types, nor stand between tunnels",
+            "a bypass, and a drop in user space, tells no ICMP types and is not between tunnels",
         ),
         fixes=("`ip xfrm policy` shows the kernel's; see `Shunts` in docs/policy.md",),
     ),

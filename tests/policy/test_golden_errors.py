@@ -144,6 +144,9 @@ APPENDED: dict[str, tuple[str, ...]] = {
     "esp: {offload: crypto}\ndatapath: userspace\n": (
         "16: XF1004: 'offload' is the kernel's, and 'datapath' is userspace (leave out one of them)",
     ),
+    "esp: {dont_fragment: set}\ndatapath: kernel\n": (
+        "22: XF1004: with 'datapath: kernel', DF is copied or cleared (write copy or clear)",
+    ),
     "esp: {offload: packet}\n": ("16: XF1004: 'offload' must be one of crypto, not 'packet'",),
     "esp: {replay_window: 0777}\n": (
         "22: XF1004: 'replay_window' must be a whole number from 32 to 4096, not '0777'",

@@ -20,8 +20,8 @@ from xfrmpy.datapath.netlink.route import RTNETLINK, MessageType, Rule
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.datapath.routes import OUR_MARK, RULE_PRIORITY, Attributes, RouteOwner
 from xfrmpy.ipsec.drift import Difference, Finding
-from xfrmpy.ipsec.selectors import ICMP_PROTOCOLS, MAX_PORT, MaskedPort
-from xfrmpy.ipsec.spd import BEFORE_TUNNELS, BEHIND_TUNNELS, Action, PolicyDirection, SpdEntry
+from xfrmpy.ipsec.selectors import MAX_PORT, MaskedPort
+from xfrmpy.ipsec.spd import BEFORE_TUNNELS, Action, PolicyDirection, SpdEntry, beyond_rules
 
 _GOTO, _NOP, _BLACKHOLE = 2, 3, 6  # FR_ACT_*
 _EXEMPT, _FIRST, _LAST, _LANDING = (RULE_PRIORITY + n for n in (-3, -2, 1, 2))
@@ -51,19 +51,8 @@ class ShuntRules:
 
     def check(self, entry: SpdEntry) -> None:
         """Raises `DatapathError` for an entry of which rules cannot say all."""
-        selector, what = entry.selector, f"the shunt {entry.selector}"
-        if not self.concerns(entry):
-            return
-        ports = selector.source_port.mask or selector.destination_port.mask
-        if selector.protocol in ICMP_PROTOCOLS and ports:
-            reason = f"{what}: a rule of routing knows no ICMP types"
-            raise DatapathError(reason, errno.EOPNOTSUPP)
-        if BEFORE_TUNNELS < entry.priority < BEHIND_TUNNELS:
-            reason = (
-                f"{what}: a shunt without the kernel's SPD is before all tunnels (priority up to "
-                f"{BEFORE_TUNNELS}) or behind them (from {BEHIND_TUNNELS})"
-            )
-            raise DatapathError(reason, errno.EOPNOTSUPP)
+        if self.concerns(entry) and (reason := beyond_rules(entry)):
+            raise DatapathError(f"the shunt {entry.selector}: {reason}", errno.EOPNOTSUPP)
 
     def add(self, entry: SpdEntry) -> None:
         self.check(entry)

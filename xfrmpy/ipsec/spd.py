@@ -10,7 +10,13 @@ from typing import TypeAlias
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.sad import Mode
-from xfrmpy.ipsec.selectors import Selector, TrafficSelector, selectors_between
+from xfrmpy.ipsec.selectors import (
+    ICMP_PROTOCOLS,
+    MAX_PORT,
+    Selector,
+    TrafficSelector,
+    selectors_between,
+)
 from xfrmpy.registry import ProtocolId
 
 
@@ -129,6 +135,25 @@ def shunt_entries(
             (PolicyDirection.FORWARD, selector.reversed()),
         )
     )
+
+
+def beyond_rules(entry: SpdEntry) -> str:
+    """Why rules of routing cannot do for an entry what an SPD does; empty if they can.
+
+    They stand before all tunnels or behind them, know protocols and ports, but no types of ICMP,
+    and of ports neither the first nor the last by itself.
+    """
+    ports = (entry.selector.source_port, entry.selector.destination_port)
+    if entry.selector.protocol in ICMP_PROTOCOLS and any(port.mask for port in ports):
+        return "rules of routing know no ICMP types"
+    if any(port.mask == MAX_PORT and port.value in (0, MAX_PORT) for port in ports):
+        return f"rules of routing know ports from 1 to {MAX_PORT - 1}"
+    if BEFORE_TUNNELS < entry.priority < BEHIND_TUNNELS:
+        return (
+            f"rules of routing come before all tunnels (priority up to {BEFORE_TUNNELS}) or behind "
+            f"them (from {BEHIND_TUNNELS})"
+        )
+    return ""
 
 
 def selector_priority(selector: Selector) -> int:

@@ -18,7 +18,7 @@ from xfrmpy.ipsec.algorithms import WEAKNESSES, cipher
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.marks import are_apart
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.ipsec.sad import OUR_REQIDS, Mode
+from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector, meet
 from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import Findings, Mark
@@ -252,6 +252,20 @@ def _check_ah(tunnel: Tunnel, place: Place) -> None:
         place.error("XF1004", ("encapsulation",), message, "write auto")
 
 
+def _check_datapath(tunnel: Tunnel, place: Place) -> None:
+    """What the datapath that is named can on no host do to packets."""
+    key, packets = ("esp", tunnel.esp) if tunnel.ah is None else ("ah", tunnel.ah)
+    if packets is None:
+        return
+    if packets.offload is not None and tunnel.datapath is DatapathChoice.USERSPACE:
+        message = "'offload' is the kernel's, and 'datapath' is userspace"
+        place.error("XF1004", (key, "offload"), message, "leave out one of them")
+    sets_df = packets.dont_fragment is DontFragment.SET
+    if sets_df and tunnel.datapath is DatapathChoice.KERNEL:
+        message = "with 'datapath: kernel', DF is copied or cleared"
+        place.error("XF1004", (key, "dont_fragment"), message, "write copy or clear")
+
+
 def _is_in_linux(proposal: Proposal) -> bool:
     rows = (
         cipher(EncryptionAlgorithm(t.id), t.key_bits) for t in proposal.of_type(TransformType.ENCR)
@@ -306,6 +320,7 @@ def _children(name: str, tunnel: Tunnel, place: Place, numbers: Numbers) -> tupl
             place.error("XF1005", ("children",), "'children' is empty")
         written = [(n, child, ("children", n)) for n, child in tunnel.children.items()]
     proposals = _packet_proposals(tunnel, place)
+    _check_datapath(tunnel, place)
     found = [
         _child(child_name, keys, path, place, tunnel, proposals, numbers)
         for child_name, keys, path in written
@@ -343,10 +358,6 @@ def _child(
     if inactivity and tunnel.start is StartMode.AUTO:
         message = "'inactivity' would take down what 'start: auto' brings up again"
         place.error("XF1004", ("start",), message, "write on-demand, or manual")
-    if packets.offload is not None and tunnel.datapath is DatapathChoice.USERSPACE:
-        message = "'offload' is the kernel's, and 'datapath' is userspace"
-        key = "esp" if tunnel.ah is None else "ah"
-        place.error("XF1004", (key, "offload"), message, "leave out one of them")
     return ChildPolicy(
         name=name,
         reqid=numbers.reqids.get(name, 0),

@@ -48,6 +48,7 @@ class KernelDatapath:
     """XFRM of the network namespace of the thread that opens it; see `Datapath`."""
 
     name = "kernel"
+    ruled = frozenset({Action.BYPASS})
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class KernelDatapath:
             events = stack.enter_context(closing(NetlinkSocket(XFRM, _EVENT_GROUPS)))
             deletions = stack.enter_context(closing(NetlinkSocket(XFRM)))
             routes = stack.enter_context(closing(Routes(RouteOwner.KERNEL)))
-            shunts = ShuntRules(RouteOwner.KERNEL, [Action.BYPASS])
+            shunts = ShuntRules(RouteOwner.KERNEL, cls.ruled)
             stack.enter_context(closing(shunts))
             paths = Paths(routes)
             interfaces = TunnelInterfaces(XfrmMaker(), RouteOwner.KERNEL, paths)

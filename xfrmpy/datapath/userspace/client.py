@@ -48,6 +48,7 @@ class UserspaceDatapath:
     """See the module and `Datapath`."""
 
     name = "userspace"
+    ruled = frozenset({Action.BYPASS, Action.DISCARD})
 
     def __init__(
         self,
@@ -457,7 +458,7 @@ class UserspaceDatapath:
 
 
 def _shunt_rules() -> ShuntRules:
-    return ShuntRules(RouteOwner.USERSPACE, [Action.BYPASS, Action.DISCARD])
+    return ShuntRules(RouteOwner.USERSPACE, UserspaceDatapath.ruled)
 
 
 def _is_guarded(entry: SadEntry | SpdEntry) -> TypeGuard[SpdEntry]:
