@@ -329,6 +329,13 @@ class KernelDatapath:
                 self._forget(event.sa)
         return tuple(events)
 
+    def revive(self) -> None:
+        raise DatapathError("the kernel's is no process")
+
+    def are_resumable(self, entries: Sequence[SadEntry]) -> tuple[bool, ...]:
+        """Their sequence numbers are gone with them."""
+        return (False,) * len(entries)
+
     def changes_fileno(self) -> int:
         return self._watch.fileno()
 
