@@ -29,7 +29,7 @@ def _strongswan(site: Site, tunnel: Tunnel) -> Peer:
 
 
 def _libreswan(site: Site, tunnel: Tunnel) -> Peer:
-    return site.libreswan(site.network.sun, tunnel, connection=["compress=yes"])
+    return site.libreswan(site.network.sun, tunnel, connection=["compress=yes", "pfs=no"])
 
 
 def _assert_compresses(pair: Pair, far_end: str) -> None:
@@ -138,4 +138,4 @@ def test_the_kernel_datapath_says_that_it_does_not_pad_as_well(site: Site) -> No
     keys: dict[str, Any] = {"datapath": "kernel", "esp": {"ipcomp": "yes", "tfc": 1000}}
     answer = site.xfrmpy(site.network.moon, site.network.tunnel(), **keys).command("up", "net0")
     assert answer.code == 78
-    assert "does not pad what it compresses" in answer.errors
+    assert "does not pad what it compresses" in " ".join(answer.errors.split())
