@@ -47,7 +47,8 @@ class Capabilities:
 
     `suites` holds the names of the ciphers that work: an AEAD cipher's own (`aes256gcm16`), others
     with their integrity (`aes256-sha256`). `missing` gives a sentence for what does not work, by
-    the same names, or under `"esp"` when there is no ESP at all.
+    the same names, or under `"esp"` when there is no ESP at all. `pads_compressed` is whether an SA
+    may have both `tfc` and a `cpi`.
     """
 
     protocols: frozenset[ProtocolId]
@@ -62,6 +63,7 @@ class Capabilities:
     marks: bool = False
     interfaces: bool = False
     padding: bool = True
+    pads_compressed: bool = True
     features: dict[str, str] = field(default_factory=dict)
 
 
