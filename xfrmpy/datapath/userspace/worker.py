@@ -37,6 +37,7 @@ from xfrmpy.datapath.userspace.ancillary import (
 )
 from xfrmpy.datapath.userspace.control import ControlSocket
 from xfrmpy.datapath.userspace.forwarding import Forwarder, InClear, Refused, Waits
+from xfrmpy.datapath.userspace.ledger import Ledger
 from xfrmpy.datapath.userspace.raw import Arrived, RawSocket, RawSockets
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.udp import (
@@ -61,6 +62,9 @@ RECEIVE_BUFFER = 4 * 1024 * 1024
 MAX_DATAGRAM = 65535
 MAX_COMPLAINTS = 10
 
+LEDGER_SUFFIX = ".ledger"
+"""Of the file beside the socket by which another worker goes on with the SAs of this one."""
+
 TICK_SECONDS = 1.0
 """How late an SA may expire."""
 
@@ -76,7 +80,8 @@ class Worker:
     """See the module."""
 
     def __init__(self, control_path: Path) -> None:
-        self._forwarder = Forwarder(secrets.token_bytes)
+        self._ledger = Ledger(control_path.with_suffix(LEDGER_SUFFIX))
+        self._forwarder = Forwarder(secrets.token_bytes, self._ledger)
         self._selector = selectors.DefaultSelector()
         self._udp: dict[int, socket.socket] = {}
         self._udp_df: DfSwitch | None = None
@@ -433,6 +438,11 @@ class Worker:
         sas, now = from_plain(tuple[SaId, ...], plain), time.monotonic()
         return [self._forwarder.seconds_idle(sa, now) for sa in sas]
 
+    def resumable(self, plain: Plain) -> Plain:
+        """Of each SA whether it could go on where it was, if it were added again."""
+        entries = from_plain(tuple[SadEntry, ...], plain)
+        return [self._forwarder.is_resumable(entry) for entry in entries]
+
     def survey(self, plain: Plain) -> Plain:
         """Of each SA how long it is in force, and what it has carried; null of one that is not."""
         sas, now = from_plain(tuple[SaId, ...], plain), time.monotonic()
@@ -449,6 +459,7 @@ class Worker:
         return self._forwarder.remove_all()
 
     def stop(self, _: Plain) -> None:
+        self._ledger.remove()
         self._running = False
 
     def dump(self) -> list[dict[str, Any]]:
@@ -497,6 +508,7 @@ _HANDLERS: dict[str, _Handler] = {
     "interfaces": _single(Worker.interfaces),
     "usage": _single(Worker.usage),
     "seconds_idle": _single(Worker.seconds_idle),
+    "resumable": _single(Worker.resumable),
     "survey": _single(Worker.survey),
     "drops": _single(Worker.drops),
     "remove_all": _single(Worker.remove_all),
