@@ -163,9 +163,7 @@ class Routes:
             return
         self._held.pop(destination, None)
         self._exceptions.subtract(held.exceptions)
-        gone = [destination, *(e for e in held.exceptions if not self._exceptions[e])]
-        for each in gone:
-            self._delete(each)
+        self._delete(destination, *(e for e in held.exceptions if not self._exceptions[e]))
         self._remove_rule_if_idle(destination.version)
 
     def remove_all(self) -> int:
@@ -179,11 +177,11 @@ class Routes:
         claimed = {*self._held, *+self._exceptions}
         count = 0
         for version in FAMILIES:
-            for route in self._table(version):
-                destination = _destination(route, version)
-                if route.body["protocol"] == self._owner and destination not in claimed:
-                    self._delete(destination)
-                    count += 1
+            ours = (r for r in self._table(version) if r.body["protocol"] == self._owner)
+            destinations = (_destination(route, version) for route in ours)
+            surplus = [each for each in destinations if each not in claimed]
+            self._delete(*surplus)
+            count += len(surplus)
             self._remove_rule_if_idle(version)
         return count
 
@@ -366,9 +364,16 @@ class Routes:
         route = self._route(MessageType.NEWROUTE, network, {"type": _THROW}, {})
         self._exchange(Request(route, f"except {network} from what is led away", replace=True))
 
-    def _delete(self, destination: IpNetwork) -> None:
-        route = self._route(MessageType.DELROUTE, destination, {"scope": _ANY_SCOPE}, {})
-        self._exchange(Request(route, Words("remove the route to", destination)), errno.ESRCH)
+    def _delete(self, *destinations: IpNetwork) -> None:
+        requests = [
+            Request(
+                self._route(MessageType.DELROUTE, destination, {"scope": _ANY_SCOPE}, {}),
+                Words("remove the route to", destination),
+            )
+            for destination in destinations
+        ]
+        for reply in self._netlink.exchange(requests):
+            reply.unless(errno.ESRCH)
 
     def _route(
         self,

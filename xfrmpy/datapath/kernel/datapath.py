@@ -323,7 +323,8 @@ class KernelDatapath:
     def remove_ours(self) -> int:
         self._routes.remove_all()
         self._shunts.clear()
-        sas = self._dump_sas() + self._claim_larval()
+        states = self._dump_states()
+        sas = [sa for sa in states if not entries.is_larval(sa)] + self._claim_larval(states)
         deletions = [entries.encode_policy_index(policy) for policy in self._dump_policies()]
         deletions += [entries.encode_state_id(sa, MessageType.DELSA) for sa in sas]
         replies = self._requests.exchange([Request(d, "remove what is ours") for d in deletions])
@@ -540,13 +541,12 @@ class KernelDatapath:
         request = Request(Message(type=MessageType.GETPOLICY), "list the policies", dump=True)
         return self._requests.ask(request)
 
-    def _claim_larval(self) -> list[Message]:
-        """Give the larval SAs of ours SPIs, so that they can be removed; else they last 30 s."""
-        larval = [sa for sa in self._dump_states() if entries.is_larval(sa)]
+    def _claim_larval(self, states: Iterable[Message]) -> list[Message]:
+        """Give the larval SAs among them SPIs, so that they can be removed; else they last 30 s."""
         replies = self._requests.exchange(
             [
                 Request(entries.encode_larval_spi(sa, _LARVAL_SPI + n), "remove what is ours")
-                for n, sa in enumerate(larval)
+                for n, sa in enumerate(filter(entries.is_larval, states))
             ]
         )
         return [message for reply in replies for message in reply.messages]

@@ -85,15 +85,8 @@ def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message
         "flags": _flags(entry),
         **encode_lifetime(entry.lifetime),
     }
-    attributes: dict[int, Values] = {
-        **_encode_suite(entry),
-        # The only way to a window of more than 32 packets, with or without ESN.
-        Attribute.REPLAY_ESN_VAL: {
-            "bmp_len": (bitmap := (entry.replay_window + 31) // 32),
-            "replay_window": entry.replay_window,
-            "bmp": bytes(4 * bitmap),
-        },
-    }
+    attributes = _encode_suite(entry)
+    attributes[Attribute.REPLAY_ESN_VAL] = _encode_window(entry.replay_window)
     if entry.encapsulation is not None:
         attributes[Attribute.ENCAP] = {
             "encap_type": _ESP_IN_UDP,
@@ -399,19 +392,23 @@ def _decode_if_id(attributes: Mapping[int, Values]) -> int:
     return int(attributes.get(Attribute.IF_ID, {"value": 0})["value"])
 
 
-def _encode_suite(entry: SadEntry) -> dict[int, Values]:
+@lru_cache(maxsize=16)
+def _encode_window(packets: int) -> bytes:
+    """The only way to one of more than 32 packets, with or without ESN."""
+    words = (packets + 31) // 32
+    empty = {"bmp_len": words, "replay_window": packets}
+    return structs.REPLAY_STATE_ESN.pack(empty) + bytes(4 * words)
+
+
+def _encode_suite(entry: SadEntry) -> dict[int, Any]:
     if isinstance(entry.suite, AhSuite):
         return {Attribute.ALG_AUTH_TRUNC: _encode_integrity(entry.suite.integrity, entry)}
     cipher, integrity = entry.suite.cipher, entry.suite.integrity
-    algorithm = {
-        "alg_name": cipher.kernel_name.encode(),
-        "alg_key_len": cipher.keymat * 8,
-        "alg_key": entry.encryption_key,
-    }
+    name, key = cipher.kernel_name.encode(), entry.encryption_key
     if integrity is None:
-        return {Attribute.ALG_AEAD: {**algorithm, "alg_icv_len": cipher.icv * 8}}
+        return {Attribute.ALG_AEAD: _pack_aead(name, cipher.keymat * 8, cipher.icv * 8) + key}
     return {
-        Attribute.ALG_CRYPT: algorithm,
+        Attribute.ALG_CRYPT: {"alg_name": name, "alg_key_len": cipher.keymat * 8, "alg_key": key},
         Attribute.ALG_AUTH_TRUNC: _encode_integrity(integrity, entry),
     }
 
@@ -675,11 +672,12 @@ def decoded(table: Mapping[_T, int], number: int) -> _T:
     raise UnreadableMessage(f"the kernel sent {number} where one of {[*table.values()]} is due")
 
 
-# Policies are sent by the ten thousand.
+# Entries are sent by the ten thousand.
 _NO_LIMITS = tuple(encode_lifetime(Lifetime()).values())
 _pack_policy = structs.USERPOLICY_INFO.packer(
     *_SELECTOR, *_LIMITS, "priority", "index", "dir", "action"
 )
+_pack_aead = structs.ALGO_AEAD.packer("alg_name", "alg_key_len", "alg_icv_len")
 _pack_template = structs.USER_TMPL.packer(
     *(
         "id_daddr",
