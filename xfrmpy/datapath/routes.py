@@ -1,7 +1,7 @@
 """Routes that lead packets into tunnels, in a table and behind a rule of our own.
 
 Decides how a remote subnet is reached without touching one route of the operator's: every route of
-ours is in table `OUR_TABLE`, which `not fwmark OUR_MARK lookup OUR_TABLE` (priority
+ours is in table `OUR_TABLE`, which `not fwmark OUR_MARK/OUR_BITS lookup OUR_TABLE` (priority
 `RULE_PRIORITY`, one rule a family) puts before the main table while there is a route in it.
 Whoever sends protected packets sets SO_MARK, or the SA's output mark, to `OUR_MARK`, so that they
 never meet these routes and cannot loop into a tunnel. Nothing here knows of SAs or policies.
@@ -42,8 +42,8 @@ from xfrmpy.ipsec.drift import Difference, Ends, Finding
 
 Attributes: TypeAlias = dict[int, bytes]
 
-OUR_MARK = marks.OUR_MARK
-"""The SO_MARK of every socket that sends IKE or protected packets."""
+OUR_MARK, OUR_BITS = marks.OUR_MARK, marks.OUR_BITS
+"""The SO_MARK of every socket that sends IKE or protected packets, and the bits that count."""
 OUR_TABLE = 0x5846
 RULE_PRIORITY = 220
 """strongSwan's; before the main table (32766), behind what operators tend to number below 100."""
@@ -441,6 +441,7 @@ def _rule(kind: MessageType, version: int) -> Message:
             Rule.TABLE: _OUR_TABLE,
             Rule.PRIORITY: NUMBER.pack(RULE_PRIORITY),
             Rule.FWMARK: _OUR_MARK,
+            Rule.FWMASK: NUMBER.pack(OUR_BITS),
         },
     )
 

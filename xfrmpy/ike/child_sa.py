@@ -501,6 +501,7 @@ class ChildSa:
         keys_r = (keys.encryption_r, keys.integrity_r)
         keys_out, keys_in = (keys_i, keys_r) if is_initiator else (keys_r, keys_i)
         cpis = self._cpis()
+        marks = {Direction.IN: self.policy.mark_in, Direction.OUT: self.policy.mark_set}
 
         def entry(
             direction: Direction,
@@ -527,7 +528,7 @@ class ChildSa:
                 tfc=self._padding_of(direction),
                 encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
-                set_mark=self.policy.mark_in if direction is Direction.IN else None,
+                set_mark=marks[direction],
                 if_id=self.policy.if_id,
                 offload=self.policy.offload,
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from xfrmpy.ipsec.addresses import IpAddress
-from xfrmpy.ipsec.marks import Mark
+from xfrmpy.ipsec.marks import OUR_BITS, Mark
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.registry import ProtocolId
 
@@ -118,7 +118,8 @@ class SadEntry:
     of less than `tfc` octets is padded to that size, as far as the path allows, to hide its own
     (RFC 4303 section 2.7). With an `if_id` it carries what policies of the same one lead to it, and
     its packets come out of the interface of that number; 0 is none. `set_mark` is what an inbound
-    one gives to the packets that it takes in. `offload` is a wish: a datapath may do without, and
+    one gives to the packets that it takes in, and an outbound one, in bits that are not
+    `OUR_BITS`, to those that it makes. `offload` is a wish: a datapath may do without, and
     then says so, so that entries which differ in nothing else are equal.
     """
 
@@ -151,6 +152,10 @@ class SadEntry:
             raise ValueError("the integrity key has the wrong size")
         if self.encapsulation is not None and isinstance(self.suite, AhSuite):
             raise ValueError("AH does not go in UDP")  # RFC 3948 section 1
+
+        is_outbound = self.direction is Direction.OUT
+        if is_outbound and self.set_mark is not None and self.set_mark.mask & OUR_BITS:
+            raise ValueError(f"the mark {self.set_mark} is in bits of xfrmpy's own")
 
     @property
     def protocol(self) -> ProtocolId:

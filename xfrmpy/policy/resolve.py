@@ -350,9 +350,11 @@ def _child(
     if not any(meet(ours, theirs) for ours in local for theirs in remote):
         message = "'local' and 'remote' have no address family and protocol in common"
         place.error("XF1004", (*path, "remote"), message)
-    if tunnel.datapath is DatapathChoice.USERSPACE and _has_marks(keys, tunnel):
+    if tunnel.datapath is DatapathChoice.USERSPACE and (
+        mark := _mark_key(keys) or _mark_key(tunnel)
+    ):
         message = "the userspace datapath does not see marks: 'datapath' cannot be userspace"
-        place.error("XF1004", (*path, "mark"), message, "leave the marks out, or the datapath")
+        place.error("XF1004", (*path, mark), message, "leave the marks out, or the datapath")
     packets = tunnel.ah or tunnel.esp or EspSettings()
     inactivity = tunnel.inactivity if keys.inactivity is None else keys.inactivity
     if inactivity and tunnel.start is StartMode.AUTO:
@@ -382,12 +384,15 @@ def _child(
             priority=tunnel.priority if keys.priority is None else keys.priority,
             mark_out=keys.mark_out or keys.mark or tunnel.mark_out or tunnel.mark,
             mark_in=keys.mark_in or keys.mark or tunnel.mark_in or tunnel.mark,
+            mark_set=keys.mark_set or tunnel.mark_set,
         ),
     )
 
 
-def _has_marks(*keys: Tunnel | Child) -> bool:
-    return any(key.mark or key.mark_in or key.mark_out for key in keys)
+def _mark_key(keys: Tunnel | Child) -> str | None:
+    """One that is given, if any is."""
+    names = ("mark", "mark_out", "mark_in", "mark_set")
+    return next((name for name in names if getattr(keys, name) is not None), None)
 
 
 def _check_children_apart(children: Sequence[ChildPolicy], place: Place) -> None:

@@ -45,6 +45,7 @@ LIFETIMES = st.builds(
 
 
 MARKS = st.sampled_from([None, Mark(1), Mark(0x20, 0xF0), Mark(0, 1), Mark(0xFFFFFFFF)])
+OUTER_MARKS = st.sampled_from([None, *map(Mark.parse_outer, ("0x10000", "0x20000/0xf0000"))])
 OUTER_HEADERS = st.builds(
     OuterHeader,
     copies_dscp=st.booleans(),
@@ -64,7 +65,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
     ports = st.integers(0, 0xFFFF)
     return SadEntry(
         direction=direction,
-        set_mark=draw(MARKS) if direction is Direction.IN else None,
+        set_mark=draw(MARKS if direction is Direction.IN else OUTER_MARKS),
         spi=draw(st.integers(256, 0xFFFFFFFF)),
         source=source,
         destination=destination,
@@ -161,6 +162,10 @@ def test_only_an_outbound_sa_marks_its_packets() -> None:
     outbound = entries.encode_sa(replace(SA, direction=Direction.OUT))
     assert Attribute.SET_MARK not in inbound.attributes
     assert outbound.attributes[Attribute.SET_MARK] == {"value": 0x5846}
+    led = replace(SA, direction=Direction.OUT, set_mark=Mark.parse_outer("0x20000/0xf0000"))
+    attributes = entries.encode_sa(led).attributes
+    assert attributes[Attribute.SET_MARK] == {"value": 0x25846}
+    assert attributes[Attribute.SET_MARK_MASK] == {"value": 0xFFFFF}
 
 
 def test_only_a_tunnel_is_open_for_both_families() -> None:

@@ -21,7 +21,7 @@ from xfrmpy.datapath.kernel import structs
 from xfrmpy.datapath.kernel.messages import Attribute, MessageType
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
 from xfrmpy.datapath.netlink.messages import Message, Values
-from xfrmpy.datapath.routes import OUR_MARK
+from xfrmpy.datapath.routes import OUR_BITS, OUR_MARK
 from xfrmpy.ipsec.addresses import IpAddress, IpNetwork, SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Integrity
 from xfrmpy.ipsec.marks import Mark
@@ -104,11 +104,12 @@ def encode_bearing(entry: SadEntry) -> dict[int, Values]:
     attributes: dict[int, Values] = {}
     if not entry.outer.copies_dscp:
         attributes[Attribute.SA_EXTRA_FLAGS] = {"value": _DONT_ENCAP_DSCP}
-    if entry.direction is Direction.OUT:
-        attributes[Attribute.SET_MARK] = {"value": OUR_MARK}
-    elif entry.set_mark is not None:
-        attributes[Attribute.SET_MARK] = {"value": entry.set_mark.value}
-        attributes[Attribute.SET_MARK_MASK] = {"value": entry.set_mark.mask}
+    value, bits = (OUR_MARK, OUR_BITS) if entry.direction is Direction.OUT else (0, 0)
+    if entry.set_mark is not None:
+        attributes[Attribute.SET_MARK] = {"value": value | entry.set_mark.value}
+        attributes[Attribute.SET_MARK_MASK] = {"value": bits | entry.set_mark.mask}
+    elif value:
+        attributes[Attribute.SET_MARK] = {"value": value}
     return attributes | _encode_if_id(entry.if_id)
 
 
@@ -140,15 +141,18 @@ def decode_sa(message: Message) -> SadEntry:
 
 def is_outbound(message: Message) -> bool:
     """Which way an SA of ours works: see the module."""
-    return bool(message.attributes.get(Attribute.SET_MARK, {}).get("value") == OUR_MARK)
+    value = message.attributes.get(Attribute.SET_MARK, {}).get("value", 0)
+    return bool(value & OUR_BITS == OUR_MARK)
 
 
 def _decode_set_mark(message: Message) -> Mark | None:
-    """Of an inbound SA; that of an outbound one is ours."""
+    """Without what is ours of it."""
     value = message.attributes.get(Attribute.SET_MARK, {}).get("value")
-    if value is None or is_outbound(message):
+    if value is None or value == OUR_MARK:
         return None
-    return Mark(value, message.attributes[Attribute.SET_MARK_MASK]["value"])
+    mask = message.attributes[Attribute.SET_MARK_MASK]["value"]
+    ours = OUR_BITS if is_outbound(message) else 0
+    return Mark(value & ~ours, mask & ~ours)
 
 
 def offload_by(entry: SadEntry, device: int) -> Values:
