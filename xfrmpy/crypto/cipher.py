@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from hmac import compare_digest
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.decrepit.ciphers.algorithms import Camellia, TripleDES
@@ -23,6 +23,8 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from xfrmpy.crypto.mac import keyed_mac
 from xfrmpy.ipsec import algorithms
 from xfrmpy.registry import EncryptionAlgorithm
+
+Octets: TypeAlias = bytes | memoryview
 
 
 class IntegrityFailed(Exception):
@@ -51,6 +53,17 @@ class PacketCipher(Protocol):
 
     def open(self, iv: bytes, sealed: bytes, associated: bytes, trailer: bytes = b"") -> bytes:
         """The padded plaintext. Raises `IntegrityFailed`, for wrong sizes off the wire too."""
+
+    def open_into(
+        self,
+        output: memoryview,
+        iv: Octets,
+        sealed: memoryview,
+        associated: bytes,
+        trailer: bytes = b"",
+    ) -> None:
+        """As `open`, into `output`, which has the plaintext's size and may be the beginning of
+        `sealed`. What it holds after a failure is to be thrown away."""
 
 
 def packet_cipher(
@@ -84,6 +97,15 @@ class _Primitive(Protocol):
 
     def decrypt(self, nonce: bytes, data: bytes, associated: bytes, /) -> bytes: ...
 
+    def decrypt_into(
+        self,
+        nonce: bytes,
+        data: memoryview,
+        associated: bytes,
+        output: memoryview,
+        /,
+    ) -> object: ...
+
 
 class _ShortGcm:
     """AES-GCM with a tag that is cut off; the library's own has one of 16 octets only."""
@@ -106,6 +128,15 @@ class _ShortGcm:
         decryptor = ciphers.Cipher(self._key, mode).decryptor()
         decryptor.authenticate_additional_data(associated)
         return decryptor.update(data[:end]) + decryptor.finalize()
+
+    def decrypt_into(
+        self,
+        nonce: bytes,
+        data: memoryview,
+        associated: bytes,
+        output: memoryview,
+    ) -> None:
+        output[:] = self.decrypt(nonce, bytes(data), associated)
 
 
 _E = EncryptionAlgorithm
@@ -155,8 +186,44 @@ class _Aead:
         except InvalidTag:
             raise IntegrityFailed from None
 
+    def open_into(
+        self,
+        output: memoryview,
+        iv: Octets,
+        sealed: memoryview,
+        associated: bytes,
+        trailer: bytes = b"",
+    ) -> None:
+        if trailer:
+            raise ValueError("an AEAD cipher has no trailer")
+        if len(iv) != self.iv_size or len(sealed) != len(output) + self.icv_size:
+            raise IntegrityFailed
+        try:
+            self._primitive.decrypt_into(self._salt + iv, sealed, associated, output)
+        except InvalidTag:
+            raise IntegrityFailed from None
 
-class _Gmac(_Aead):
+
+class _Copies:
+    """What a cipher has that does not work in place."""
+
+    __slots__ = ()
+
+    def open_into(
+        self: PacketCipher,
+        output: memoryview,
+        iv: Octets,
+        sealed: memoryview,
+        associated: bytes,
+        trailer: bytes = b"",
+    ) -> None:
+        plaintext = self.open(bytes(iv), bytes(sealed), associated, trailer)
+        if len(plaintext) != len(output):
+            raise IntegrityFailed
+        output[:] = plaintext
+
+
+class _Gmac(_Copies, _Aead):
     """All is associated data, the IV too, and nothing is encrypted (RFC 4543 section 3.3)."""
 
     __slots__ = ()
@@ -254,7 +321,7 @@ def _encryption(cipher: algorithms.Cipher, key_and_salt: bytes) -> _Encryption:
             return _Cbc(_BLOCK_CIPHERS[cipher.id](key_and_salt))
 
 
-class _EncryptThenMac:
+class _EncryptThenMac(_Copies):
     """The MAC is over associated || IV || ciphertext || trailer, truncated (RFC 4868)."""
 
     __slots__ = ("_encryption", "_mac", "block", "icv_size", "is_aead", "iv_size")

@@ -6,12 +6,14 @@ numbers, its window and its counters. What may pass it is the SPD's business, no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from struct import Struct
+from typing import TypeVar
 
-from xfrmpy.crypto.cipher import IntegrityFailed, PacketCipher, packet_cipher
+from xfrmpy.crypto.cipher import IntegrityFailed, Octets, PacketCipher, packet_cipher
 from xfrmpy.esp.replay import Replayed, ReplayWindow
-from xfrmpy.esp.sa import Dropped, EspDrop, Sa
+from xfrmpy.esp.sa import Dropped, EspDrop, Sa, reached
 from xfrmpy.ipsec.overhead import ALIGNMENT, ESP_TRAILER
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import SadEntry
@@ -23,6 +25,8 @@ _HIGH = Struct(">I")
 IPV4_IN_ESP, IPV6_IN_ESP, NO_NEXT_HEADER = 4, 41, 59
 _PADDING = bytes(range(1, 256))
 """RFC 4303 section 2.4: "a series of (unsigned, 1-byte) integer values" from 1 on."""
+
+_Plaintext = TypeVar("_Plaintext", bytes, memoryview)
 
 
 class _Sa(Sa):
@@ -110,6 +114,14 @@ class OutboundSa(_Sa):
         return self._random(self._iv_size)
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedRun:
+    """Next headers and payloads of what was authentic, in place; why the others were dropped."""
+
+    payloads: list[tuple[int, memoryview]]
+    drops: list[EspDrop]
+
+
 class InboundSa(_Sa):
     """Opens. The window moves only for what is authentic."""
 
@@ -155,11 +167,70 @@ class InboundSa(_Sa):
             raise Dropped(EspDrop.NOT_AUTHENTIC) from None
         return plaintext, self._window.advance(sequence)
 
+    def open_run(self, packets: Sequence[memoryview]) -> OpenedRun | None:
+        """As `open`, of packets that came together, each of which is the newest; in place.
 
-def _without_padding(plaintext: bytes) -> tuple[int, bytes]:
-    padding, next_header = plaintext[-2:]
+        None if they must be opened one by one, and are as they were: one is too short or not newer
+        than those before, or they may reach a limit.
+        """
+        shortest = min(map(len, packets))
+        if shortest < self._shortest or self._may_reach_limit(packets):
+            return None
+        lows = [low for _, low in map(_HEADER.unpack_from, packets)]
+        sequences = self._window.infer_run(lows)
+        if sequences is None:
+            return None
+        plaintexts = self._verify_run(packets, sequences)
+        run = OpenedRun([], [EspDrop.NOT_AUTHENTIC] * (len(packets) - len(plaintexts)))
+        for plaintext in plaintexts:
+            try:
+                next_header, payload = _without_padding(plaintext)
+            except Dropped as dropped:
+                run.drops.append(dropped.reason)
+                continue
+            self._count(len(payload))
+            if next_header == NO_NEXT_HEADER:
+                run.drops.append(EspDrop.DUMMY)
+            else:
+                run.payloads.append((next_header, payload))
+        return run
+
+    def _may_reach_limit(self, packets: Sequence[memoryview]) -> bool:
+        life = self.entry.lifetime
+        octets = self.octets + sum(map(len, packets))
+        return reached(octets, life.hard_bytes) or reached(
+            self.packets + len(packets), life.hard_packets
+        )
+
+    def _verify_run(
+        self, packets: Sequence[memoryview], sequences: Sequence[int]
+    ) -> list[memoryview]:
+        """The plaintexts of what is authentic. The window moves once, and for that only."""
+        iv_end, icv = _HEADER.size + self._iv_size, self._suite.icv
+        authentic, plaintexts = [], []
+        for packet, sequence in zip(packets, sequences, strict=True):
+            plaintext = packet[iv_end:-icv]
+            iv: Octets = packet[_HEADER.size : iv_end]
+            if self._iv_size < self._whole_iv_size:
+                iv = sequence.to_bytes(self._whole_iv_size, "big")
+            try:
+                self._cipher.open_into(
+                    plaintext, iv, packet[iv_end:], *self._authenticated(sequence)
+                )
+            except IntegrityFailed:
+                self.integrity_failed += 1
+                continue
+            authentic.append(sequence)
+            plaintexts.append(plaintext)
+        if authentic:
+            self._window.advance_run(authentic)
+        return plaintexts
+
+
+def _without_padding(plaintext: _Plaintext) -> tuple[int, _Plaintext]:
+    padding, next_header = plaintext[-2], plaintext[-1]
     end = len(plaintext) - ESP_TRAILER - padding
     # Section 2.4: "the receiver SHOULD inspect the Padding field".
-    if end < 0 or plaintext[end : end + padding] != _PADDING[:padding]:
+    if end < 0 or plaintext[end:-ESP_TRAILER] != _PADDING[:padding]:
         raise Dropped(EspDrop.BAD_PADDING)
     return next_header, plaintext[:end]

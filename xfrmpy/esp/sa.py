@@ -43,12 +43,12 @@ class Sa:
     @property
     def is_past_soft_limit(self) -> bool:
         life = self.entry.lifetime
-        return _reached(self.octets, life.soft_bytes) or _reached(self.packets, life.soft_packets)
+        return reached(self.octets, life.soft_bytes) or reached(self.packets, life.soft_packets)
 
     @property
     def is_past_hard_limit(self) -> bool:
         life = self.entry.lifetime
-        return _reached(self.octets, life.hard_bytes) or _reached(self.packets, life.hard_packets)
+        return reached(self.octets, life.hard_bytes) or reached(self.packets, life.hard_packets)
 
     def usage(self, seconds_idle: float | None) -> Usage:
         return Usage(
@@ -64,5 +64,5 @@ class Sa:
         self.packets += 1
 
 
-def _reached(count: int, limit: int | None) -> bool:
+def reached(count: int, limit: int | None) -> bool:
     return limit is not None and count >= limit
