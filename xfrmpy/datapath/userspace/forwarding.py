@@ -67,6 +67,7 @@ class Refusal(StrEnum):
     CONGESTED = "congested"
     ROUTING_LOOP = "routing-loop"
     BAD_COMPRESSION = "bad-compression"
+    BAD_OFFLOAD = "bad-offload"
 
 
 class Refused(Exception):

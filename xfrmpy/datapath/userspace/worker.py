@@ -36,14 +36,16 @@ from xfrmpy.datapath.userspace.ancillary import (
     encode_fields,
 )
 from xfrmpy.datapath.userspace.control import ControlSocket
-from xfrmpy.datapath.userspace.forwarding import Forwarder, InClear, Refused, Waits
+from xfrmpy.datapath.userspace.forwarding import Forwarder, InClear, Refusal, Refused, Waits
 from xfrmpy.datapath.userspace.raw import Arrived, RawSocket, RawSockets
+from xfrmpy.datapath.userspace.segments import BadOffload, complete
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
     open_shared_udp_socket,
     packet_info,
 )
+from xfrmpy.datapath.userspace.virtio import Offload
 from xfrmpy.esp.outer import outer_header
 from xfrmpy.esp.transport import Fields, fields_of
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
@@ -117,7 +119,7 @@ class Worker:
     def _read_tun(self, tun: Tun, if_id: int) -> None:
         for _ in range(BATCH):
             try:
-                packet = tun.read()
+                packet, offload = tun.read()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -126,7 +128,7 @@ class Worker:
                 if error.errno == errno.EBADFD:
                     self._lose_tun(tun, if_id)
                 return
-            self._guarded(partial(self._protect, packet, if_id))
+            self._guarded(partial(self._protect_each, packet, offload, if_id))
 
     def _lose_tun(self, gone: Tun, if_id: int) -> None:
         """What a tunnel's own device has besides its name, only the daemon knows."""
@@ -158,6 +160,14 @@ class Worker:
         if tun is not None:
             self._selector.unregister(tun)
             tun.close()
+
+    def _protect_each(self, packet: bytes, offload: Offload, if_id: int) -> None:
+        try:
+            packets = complete(packet, offload)
+        except BadOffload:
+            raise Refused(Refusal.BAD_OFFLOAD) from None
+        for each in packets:
+            self._guarded(partial(self._protect, each, if_id))
 
     def _protect(self, packet: bytes, if_id: int) -> None:
         assert self._raw is not None, "without a device there are no packets"
