@@ -332,6 +332,9 @@ def test_a_run_opens_in_place_as_its_packets_do_one_by_one(
     twin = InboundSa(make_entry(suite))
     for sizes in ((5,), (1400,) * 44, range(200), (0, 7)):
         packets = [ours.seal(bytes(size), IPV6_IN_ESP) for size in sizes]
+        if theirs._cipher.in_place is None:
+            assert contents(theirs, packets) is None
+            return
         assert contents(theirs, packets) == [(twin.open(packet)[:2]) for packet in packets]
     assert theirs.usage(0.0) == twin.usage(0.0)
     assert (theirs._window.highest, theirs._window.seen) == (

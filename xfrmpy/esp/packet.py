@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import TypeVar
 
-from xfrmpy.crypto.cipher import IntegrityFailed, Octets, PacketCipher, packet_cipher
+from xfrmpy.crypto.cipher import (
+    InPlace,
+    IntegrityFailed,
+    Octets,
+    PacketCipher,
+    packet_cipher,
+)
 from xfrmpy.esp.replay import Replayed, ReplayWindow
 from xfrmpy.esp.sa import Dropped, EspDrop, Sa, reached
 from xfrmpy.ipsec.overhead import ALIGNMENT, ESP_TRAILER
@@ -168,19 +174,20 @@ class InboundSa(_Sa):
         return plaintext, self._window.advance(sequence)
 
     def open_run(self, packets: Sequence[memoryview]) -> OpenedRun | None:
-        """As `open`, of packets that came together, each of which is the newest; in place.
+        """As `open`, of packets of this SA that came together, each of which is the newest; in
+        place.
 
-        None if they must be opened one by one, and are as they were: one is too short or not newer
-        than those before, or they may reach a limit.
+        None if they must be opened one by one, and are as they were: the cipher does not work in
+        place, one is too short or not newer than those before, or they may reach a limit.
         """
-        shortest = min(map(len, packets))
-        if shortest < self._shortest or self._may_reach_limit(packets):
+        in_place = self._cipher.in_place
+        if in_place is None or min(map(len, packets)) < self._shortest:
             return None
         lows = [low for _, low in map(_HEADER.unpack_from, packets)]
         sequences = self._window.infer_run(lows)
-        if sequences is None:
+        if sequences is None or self._may_reach_limit(packets):
             return None
-        plaintexts = self._verify_run(packets, sequences)
+        plaintexts = self._verify_run(packets, sequences, in_place)
         run = OpenedRun([], [EspDrop.NOT_AUTHENTIC] * (len(packets) - len(plaintexts)))
         for plaintext in plaintexts:
             try:
@@ -203,20 +210,21 @@ class InboundSa(_Sa):
         )
 
     def _verify_run(
-        self, packets: Sequence[memoryview], sequences: Sequence[int]
+        self, packets: Sequence[memoryview], sequences: Sequence[int], in_place: InPlace
     ) -> list[memoryview]:
         """The plaintexts of what is authentic. The window moves once, and for that only."""
+        open_into, salt = in_place.open_into, in_place.salt
         iv_end, icv = _HEADER.size + self._iv_size, self._suite.icv
+        is_implicit = self._iv_size < self._whole_iv_size
         authentic, plaintexts = [], []
         for packet, sequence in zip(packets, sequences, strict=True):
-            plaintext = packet[iv_end:-icv]
             iv: Octets = packet[_HEADER.size : iv_end]
-            if self._iv_size < self._whole_iv_size:
+            if is_implicit:  # RFC 8750 section 4
                 iv = sequence.to_bytes(self._whole_iv_size, "big")
+            plaintext = packet[iv_end:-icv]
             try:
-                self._cipher.open_into(
-                    plaintext, iv, packet[iv_end:], *self._authenticated(sequence)
-                )
+                associated, _ = self._authenticated(sequence)
+                open_into(salt + iv, packet[iv_end:], associated, plaintext)
             except IntegrityFailed:
                 self.integrity_failed += 1
                 continue
