@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from socket import inet_aton
 from struct import pack
 
 from hypothesis import strategies as st
@@ -39,6 +40,7 @@ class Stream:
     sequence: int = 1
     flags: int = ACK
     ports: tuple[int, int] = (40000, 443)
+    addresses: tuple[str, str] = ("10.1.0.2", "10.2.0.2")  # of IPv4
 
     def super_packet(self) -> tuple[bytes, Offload]:
         """With the sum of the pseudo-header in the place of the checksum."""
@@ -119,7 +121,7 @@ class Stream:
 
     def _ends(self) -> bytes:
         if self.version == 4:
-            return bytes((10, 1, 0, 2, 10, 2, 0, 2))
+            return b"".join(map(inet_aton, self.addresses))
         return bytes.fromhex("fd010000000000000000000000000002fd020000000000000000000000000002")
 
     def _pseudo(self, length: int) -> bytes:

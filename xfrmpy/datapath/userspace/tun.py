@@ -102,9 +102,10 @@ class Tun:
         octets = os.read(self._descriptor, virtio.SIZE + DEVICE_MTU)
         return octets[virtio.SIZE :], virtio.decode_offload(octets)
 
-    def write(self, packet: bytes, offload: Offload = virtio.COMPLETE) -> None:
-        """Raises `OSError` for what the kernel does not take as a packet."""
-        os.writev(self._descriptor, (virtio.encode_offload(offload), packet))
+    def write(self, *pieces: bytes | memoryview, offload: Offload = virtio.COMPLETE) -> None:
+        """A packet, which may be in several pieces. Raises `OSError` for what the kernel does not
+        take as one."""
+        os.writev(self._descriptor, (virtio.encode_offload(offload), *pieces))
 
     def close(self) -> None:
         """The device goes, and with it every route through it; one that was there stays, and does

@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +28,22 @@ from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.ancillary import (
-    ROOM,
     DfSwitch,
-    ask_for_fields,
-    decode_fields,
     encode_fields,
 )
+from xfrmpy.datapath.userspace.arrivals import Arrivals
+from xfrmpy.datapath.userspace.coalescing import Joined
 from xfrmpy.datapath.userspace.control import ControlSocket
 from xfrmpy.datapath.userspace.forwarding import Forwarder, InClear, Refusal, Refused, Waits
 from xfrmpy.datapath.userspace.raw import Arrived, RawSocket, RawSockets
+from xfrmpy.datapath.userspace.receiving import Received, UdpReceiver
 from xfrmpy.datapath.userspace.segments import BadOffload, complete
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
     open_shared_udp_socket,
     packet_info,
+    whole_datagram,
 )
 from xfrmpy.datapath.userspace.virtio import Offload
 from xfrmpy.esp.outer import outer_header
@@ -60,7 +60,6 @@ BATCH = 64
 RECEIVE_BUFFER = 4 * 1024 * 1024
 """Octets. Some 2,800 full packets: what arrives while a worker is busy for about 10 ms."""
 
-MAX_DATAGRAM = 65535
 MAX_COMPLAINTS = 10
 
 TICK_SECONDS = 1.0
@@ -79,6 +78,7 @@ class Worker:
 
     def __init__(self, control_path: Path) -> None:
         self._forwarder = Forwarder(secrets.token_bytes)
+        self._arrivals = Arrivals(self._forwarder)
         self._selector = selectors.DefaultSelector()
         self._udp: dict[int, socket.socket] = {}
         self._udp_df: DfSwitch | None = None
@@ -215,16 +215,13 @@ class Worker:
         except OSError as error:
             raise _refused("udp-send", error) from error
 
-    def _read_udp(self, receiver: socket.socket, version: int) -> None:
-        for _ in range(BATCH):
-            try:
-                datagram, told, _flags, address = receiver.recvmsg(MAX_DATAGRAM, ROOM)
-            except BlockingIOError:
-                return
-            except OSError:
-                continue  # An ICMP error for something sent earlier.
-            fields = decode_fields(told, version)
-            self._guarded(partial(self._unprotect, datagram, address, fields))
+    def _read_udp(self, receiver: UdpReceiver) -> None:
+        received = receiver.receive()
+        now = time.monotonic()
+        for each in received:
+            self._guarded(partial(self._unprotect, each, now))
+        for if_id, joined in self._arrivals.take():
+            self._guarded(partial(self._write, if_id, joined))
 
     def _read_raw(self, receiver: RawSocket) -> None:
         for _ in range(BATCH):
@@ -236,25 +233,30 @@ class Worker:
                 continue  # An ICMP error for something sent earlier.
             self._guarded(partial(self._unprotect_raw, receiver.protocol, arrived))
 
-    def _unprotect(self, datagram: bytes, address: tuple[Any, ...], fields: Fields) -> None:
-        source = SocketAddress(ip_address(address[0].partition("%")[0]), address[1])
-        now = time.monotonic()
-        self._deliver(*self._forwarder.unprotect(datagram, source, now, fields=fields))
+    def _unprotect(self, received: Received, now: float) -> None:
+        source, fields = received.source, received.fields
+        for other in self._arrivals.add(received.datagrams, source, fields, now):
+            self._guarded(partial(self._pass_on, bytes(other), received))
+
+    def _pass_on(self, datagram: bytes, received: Received) -> None:
+        """To whom it would have come by itself: the daemon, most likely."""
+        here = SocketAddress(received.destination, IKE_NATT_PORT)
+        packet = whole_datagram(received.source, here, datagram, received.fields)
+        self._send_in_clear([packet])
 
     def _unprotect_raw(self, protocol: ProtocolId, arrived: Arrived) -> None:
         fields, now = fields_of(arrived.header), time.monotonic()
-        self._deliver(
-            *self._forwarder.unprotect(
-                arrived.payload, None, now, protocol=protocol, fields=fields, header=arrived.header
-            )
+        packet, entry = self._forwarder.unprotect(
+            arrived.payload, None, now, protocol=protocol, fields=fields, header=arrived.header
         )
+        self._write(entry.if_id, Joined(memoryview(packet), None))
 
-    def _deliver(self, packet: bytes, entry: SadEntry) -> None:
-        tun = self._tunnel_tuns.get(entry.if_id) if entry.if_id else self._tun
+    def _write(self, if_id: int, joined: Joined) -> None:
+        tun = self._tunnel_tuns.get(if_id) if if_id else self._tun
         if tun is None:
             raise Refused("no-interface")
         try:
-            tun.write(packet)
+            tun.write(*joined.pieces, offload=joined.offload)
         except OSError as error:
             raise _refused("tun-write", error) from error
 
@@ -291,8 +293,9 @@ class Worker:
                 self._udp[version] = opened = _open_udp(family)
                 if version == 4:
                     self._udp_df = DfSwitch(opened)
+                receiver = UdpReceiver(opened, version)
                 self._selector.register(
-                    opened, selectors.EVENT_READ, partial(self._read_udp, opened, version)
+                    opened, selectors.EVENT_READ, partial(self._read_udp, receiver)
                 )
         except OSError as error:
             self._close_udp()
@@ -528,7 +531,6 @@ def _open_udp(family: socket.AddressFamily) -> socket.socket:
     opened = open_shared_udp_socket(family, IKE_NATT_PORT)
     opened.setblocking(False)
     _prepare(opened, version)
-    ask_for_fields(opened, version)
     attach_reuseport_selector(opened, workers=1)
     return opened
 
