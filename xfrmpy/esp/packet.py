@@ -7,9 +7,10 @@ numbers, its window and its counters. What may pass it is the SPD's business, no
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from struct import Struct
 
-from xfrmpy.crypto.cipher import IntegrityFailed, PacketCipher, packet_cipher
+from xfrmpy.crypto.cipher import InPlace, IntegrityFailed, PacketCipher, packet_cipher
 from xfrmpy.esp.replay import Replayed, ReplayWindow
 from xfrmpy.esp.sa import Dropped, EspDrop, Sa
 from xfrmpy.ipsec.overhead import ALIGNMENT, ESP_TRAILER
@@ -20,9 +21,32 @@ _HEADER = Struct(">II")  # SPI, low half of the sequence number
 _EXTENDED = Struct(">IQ")  # SPI, whole sequence number: the AAD with ESN (RFC 4106 section 5)
 _HIGH = Struct(">I")
 
+_RUNS = (8, 16)
+"""Octets of IV in the packet, and of ICV: of the suites for which the rest is made to measure."""
+
 IPV4_IN_ESP, IPV6_IN_ESP, NO_NEXT_HEADER = 4, 41, 59
 _PADDING = bytes(range(1, 256))
 """RFC 4303 section 2.4: "a series of (unsigned, 1-byte) integer values" from 1 on."""
+
+
+def trailer_of(payload: int, next_header: int, alignment: int = ALIGNMENT) -> bytes:
+    """Behind a payload of so many octets: padding, its length, and what the payload is."""
+    padding = -(payload + ESP_TRAILER) % alignment
+    return _PADDING[:padding] + bytes((padding, next_header))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Sequence numbers of one SA from `first` on, and what seals packets with them in place.
+
+    The whole number is the IV, which is in the packet; `is_extended` puts it into the associated
+    data (RFC 4106 section 5).
+    """
+
+    spi: int
+    first: int
+    is_extended: bool
+    in_place: InPlace
 
 
 class _Sa(Sa):
@@ -89,14 +113,29 @@ class OutboundSa(_Sa):
             raise Dropped(EspDrop.EXPIRED)
         self._sequence += 1
         carried = payload.ljust(hidden_in, b"\0")
-        padding = -(len(carried) + ESP_TRAILER) % self._alignment
-        plaintext = carried + _PADDING[:padding] + bytes((padding, next_header))
+        plaintext = carried + trailer_of(len(carried), next_header, self._alignment)
         iv = self._iv()
         associated, trailer = self._authenticated(self._sequence)
         sealed = self._cipher.seal(iv, plaintext, associated, trailer)
         self._count(len(payload))
         header = _HEADER.pack(self.entry.spi, self._sequence & 0xFFFFFFFF)
         return header + iv[: self._iv_size] + sealed
+
+    def take_run(self, packets: int, octets: int) -> Run | None:
+        """As many sequence numbers as there are packets, for so many octets of payload in all.
+
+        They count as sealed. None if that would meet a limit, and for a suite without `Run`.
+        """
+        in_place = self._cipher.in_place
+        if in_place is None or (self._iv_size, self._suite.icv) != _RUNS:
+            return None
+        last = self._sequence + packets
+        if last >= self._last_sequence or not self.has_room(packets, octets):
+            return None
+        self._sequence = last
+        self.packets += packets
+        self.octets += octets
+        return Run(self.entry.spi, last - packets + 1, self._esn, in_place)
 
     @property
     def is_past_hard_limit(self) -> bool:

@@ -30,27 +30,23 @@ from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.ancillary import (
     ROOM,
-    DfSwitch,
     ask_for_fields,
     decode_fields,
-    encode_fields,
 )
 from xfrmpy.datapath.userspace.control import ControlSocket
-from xfrmpy.datapath.userspace.forwarding import Forwarder, InClear, Refusal, Refused, Waits
+from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused, Waits, refused_by_system
+from xfrmpy.datapath.userspace.outbound import Outbound
 from xfrmpy.datapath.userspace.raw import Arrived, RawSocket, RawSockets
-from xfrmpy.datapath.userspace.segments import BadOffload, complete
+from xfrmpy.datapath.userspace.sending import UdpSender
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
     open_shared_udp_socket,
-    packet_info,
 )
-from xfrmpy.datapath.userspace.virtio import Offload
-from xfrmpy.esp.outer import outer_header
 from xfrmpy.esp.transport import Fields, fields_of
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
-from xfrmpy.ipsec.sad import SadEntry, SaId, UdpEncapsulation
+from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.spd import SpdEntry
 from xfrmpy.registry import ProtocolId
 
@@ -79,9 +75,9 @@ class Worker:
 
     def __init__(self, control_path: Path) -> None:
         self._forwarder = Forwarder(secrets.token_bytes)
+        self._outbound = Outbound(self._forwarder, self._guarded)
         self._selector = selectors.DefaultSelector()
         self._udp: dict[int, socket.socket] = {}
-        self._udp_df: DfSwitch | None = None
         self._raw: RawSockets | None = None
         self._tun: Tun | None = None
         self._tunnel_tuns: dict[int, Tun] = {}
@@ -117,18 +113,13 @@ class Worker:
     # Packets.
 
     def _read_tun(self, tun: Tun, if_id: int) -> None:
-        for _ in range(BATCH):
-            try:
-                packet, offload = tun.read()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._count("tun-read")
-                # A device that somebody removed does not come back, and is readable for ever.
-                if error.errno == errno.EBADFD:
-                    self._lose_tun(tun, if_id)
-                return
-            self._guarded(partial(self._protect_each, packet, offload, if_id))
+        try:
+            self._outbound.carry(tun, if_id)
+        except OSError as error:
+            self._count("tun-read")
+            # A device that somebody removed does not come back, and is readable for ever.
+            if error.errno == errno.EBADFD:
+                self._lose_tun(tun, if_id)
 
     def _lose_tun(self, gone: Tun, if_id: int) -> None:
         """What a tunnel's own device has besides its name, only the daemon knows."""
@@ -160,60 +151,6 @@ class Worker:
         if tun is not None:
             self._selector.unregister(tun)
             tun.close()
-
-    def _protect_each(self, packet: bytes, offload: Offload, if_id: int) -> None:
-        try:
-            packets = complete(packet, offload)
-        except BadOffload:
-            raise Refused(Refusal.BAD_OFFLOAD) from None
-        for each in packets:
-            self._guarded(partial(self._protect, each, if_id))
-
-    def _protect(self, packet: bytes, if_id: int) -> None:
-        assert self._raw is not None, "without a device there are no packets"
-        try:
-            sealed, entry = self._forwarder.protect(packet, time.monotonic(), if_id)
-        except InClear as exempt:
-            self._send_in_clear(exempt.packets)
-            return
-        fields, has_df = outer_header(packet, entry)
-        if entry.encapsulation is not None:
-            self._send_in_udp(sealed, entry, entry.encapsulation, fields, has_df)
-            return
-        try:
-            self._raw.send(sealed, entry, fields, has_df)
-        except OSError as error:
-            raise _refused("raw-send", error) from error
-
-    def _send_in_clear(self, packets: list[bytes]) -> None:
-        assert self._raw is not None, "without a device there are no packets"
-        try:
-            for packet in packets:
-                self._raw.send_in_clear(packet)
-        except OSError as error:
-            raise _refused("clear-send", error) from error
-
-    def _send_in_udp(
-        self,
-        sealed: bytes,
-        entry: SadEntry,
-        ports: UdpEncapsulation,
-        fields: Fields | None,
-        has_df: bool,
-    ) -> None:
-        sender = self._udp.get(entry.source.version)
-        if sender is None:
-            raise Refused("no-udp-socket")
-        destination = (str(entry.destination), ports.destination_port)
-        told = [packet_info(entry.source)]
-        if fields is not None:
-            told += encode_fields(fields, entry.source.version)
-        try:
-            if entry.source.version == 4 and self._udp_df is not None:
-                self._udp_df.turn(on=has_df)
-            sender.sendmsg([sealed], told, 0, destination)
-        except OSError as error:
-            raise _refused("udp-send", error) from error
 
     def _read_udp(self, receiver: socket.socket, version: int) -> None:
         for _ in range(BATCH):
@@ -256,7 +193,7 @@ class Worker:
         try:
             tun.write(packet)
         except OSError as error:
-            raise _refused("tun-write", error) from error
+            raise refused_by_system("tun-write", error) from error
 
     def _guarded(self, handle: Callable[[], None]) -> None:
         """No packet ends the worker."""
@@ -289,8 +226,8 @@ class Worker:
                 if version == 6 and not _has_ipv6():
                     continue
                 self._udp[version] = opened = _open_udp(family)
-                if version == 4:
-                    self._udp_df = DfSwitch(opened)
+                sender = UdpSender(opened, version, self._forwarder.refused)
+                self._outbound.senders[version] = sender
                 self._selector.register(
                     opened, selectors.EVENT_READ, partial(self._read_udp, opened, version)
                 )
@@ -300,7 +237,7 @@ class Worker:
             raise DatapathError(reason, error.errno) from error
 
     def _open_raw(self) -> None:
-        self._raw = RawSockets(_prepare, (4, 6) if _has_ipv6() else (4,))
+        self._raw = self._outbound.raw = RawSockets(_prepare, (4, 6) if _has_ipv6() else (4,))
         for opened in self._raw:
             self._selector.register(opened, selectors.EVENT_READ, partial(self._read_raw, opened))
 
@@ -312,7 +249,7 @@ class Worker:
             for opened in self._raw:
                 self._selector.unregister(opened)
             self._raw.close()
-            self._raw = None
+            self._raw = self._outbound.raw = None
         if self._tun is not None:
             self._selector.unregister(self._tun)
             self._tun.close()
@@ -323,6 +260,7 @@ class Worker:
             self._selector.unregister(each)
             each.close()
         self._udp.clear()
+        self._outbound.senders.clear()
 
     # Requests, by their names.
 
@@ -381,7 +319,8 @@ class Worker:
     def _send_waiting(self) -> None:
         """What waited for an SA that is in force now."""
         for packet, if_id in self._forwarder.take_waiting(time.monotonic()):
-            self._guarded(partial(self._protect, packet, if_id))
+            self._guarded(partial(self._outbound.protect, packet, if_id))
+        self._outbound.flush()
 
     def _add(self, entry: SadEntry | SpdEntry) -> None:
         if isinstance(entry, SadEntry):
@@ -472,11 +411,6 @@ class Worker:
             ]
         replies[-1]["more"] = False
         return replies
-
-
-def _refused(what: str, error: OSError) -> Refused:
-    """Such as `udp-send-enobufs`: what the system did not take, and why."""
-    return Refused(f"{what}-{errno.errorcode.get(error.errno or 0, 'error').lower()}")
 
 
 _ENTRIES: dict[str, type[SadEntry] | type[SpdEntry]] = {
