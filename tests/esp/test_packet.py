@@ -402,15 +402,18 @@ def test_packets_without_content_or_with_wrong_padding_are_dropped_from_a_run(
 
 
 @pytest.mark.parametrize(
-    "lifetime", [Lifetime(hard_packets=4), Lifetime(hard_bytes=109), Lifetime(hard_packets=1)]
+    "lifetime",
+    [
+        Lifetime(hard_packets=4),
+        Lifetime(hard_bytes=109),
+        Lifetime(hard_packets=1),
+        Lifetime(soft_packets=4, hard_packets=9),
+    ],
 )
-def test_packets_that_may_reach_a_hard_limit_are_no_run(
+def test_packets_that_may_reach_a_limit_are_no_run(
     make_entry: MakeEntry, lifetime: Lifetime
 ) -> None:
     ours, theirs = sealed_by(make_entry()), InboundSa(make_entry(lifetime=lifetime))
     theirs.open(ours.seal(bytes(1), 4))
     packets = [ours.seal(bytes(1), 4) for _ in range(3)]
     assert theirs.open_run(arrived(*packets)) is None
-    soft = InboundSa(make_entry(lifetime=Lifetime(soft_packets=2, hard_packets=5)))
-    assert soft.open_run(arrived(*packets)) is not None
-    assert soft.is_past_soft_limit

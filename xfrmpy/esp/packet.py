@@ -19,7 +19,7 @@ from xfrmpy.crypto.cipher import (
     packet_cipher,
 )
 from xfrmpy.esp.replay import Replayed, ReplayWindow
-from xfrmpy.esp.sa import Dropped, EspDrop, Sa, reached
+from xfrmpy.esp.sa import Dropped, EspDrop, Sa
 from xfrmpy.ipsec.overhead import ALIGNMENT, ESP_TRAILER
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import SadEntry
@@ -28,11 +28,34 @@ _HEADER = Struct(">II")  # SPI, low half of the sequence number
 _EXTENDED = Struct(">IQ")  # SPI, whole sequence number: the AAD with ESN (RFC 4106 section 5)
 _HIGH = Struct(">I")
 
+_RUNS = (8, 16)
+"""Octets of IV in the packet, and of ICV: of the suites for which the rest is made to measure."""
+
 IPV4_IN_ESP, IPV6_IN_ESP, NO_NEXT_HEADER = 4, 41, 59
 _PADDING = bytes(range(1, 256))
 """RFC 4303 section 2.4: "a series of (unsigned, 1-byte) integer values" from 1 on."""
 
 _Plaintext = TypeVar("_Plaintext", bytes, memoryview)
+
+
+def trailer_of(payload: int, next_header: int, alignment: int = ALIGNMENT) -> bytes:
+    """Behind a payload of so many octets: padding, its length, and what the payload is."""
+    padding = -(payload + ESP_TRAILER) % alignment
+    return _PADDING[:padding] + bytes((padding, next_header))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Sequence numbers of one SA from `first` on, and what seals packets with them in place.
+
+    The whole number is the IV, which is in the packet; `is_extended` puts it into the associated
+    data (RFC 4106 section 5).
+    """
+
+    spi: int
+    first: int
+    is_extended: bool
+    in_place: InPlace
 
 
 class _Sa(Sa):
@@ -99,14 +122,29 @@ class OutboundSa(_Sa):
             raise Dropped(EspDrop.EXPIRED)
         self._sequence += 1
         carried = payload.ljust(hidden_in, b"\0")
-        padding = -(len(carried) + ESP_TRAILER) % self._alignment
-        plaintext = carried + _PADDING[:padding] + bytes((padding, next_header))
+        plaintext = carried + trailer_of(len(carried), next_header, self._alignment)
         iv = self._iv()
         associated, trailer = self._authenticated(self._sequence)
         sealed = self._cipher.seal(iv, plaintext, associated, trailer)
         self._count(len(payload))
         header = _HEADER.pack(self.entry.spi, self._sequence & 0xFFFFFFFF)
         return header + iv[: self._iv_size] + sealed
+
+    def take_run(self, packets: int, octets: int) -> Run | None:
+        """As many sequence numbers as there are packets, for so many octets of payload in all.
+
+        They count as sealed. None if that would meet a limit, and for a suite without `Run`.
+        """
+        in_place = self._cipher.in_place
+        if in_place is None or (self._iv_size, self._suite.icv) != _RUNS:
+            return None
+        last = self._sequence + packets
+        if last >= self._last_sequence or not self.has_room(packets, octets):
+            return None
+        self._sequence = last
+        self.packets += packets
+        self.octets += octets
+        return Run(self.entry.spi, last - packets + 1, self._esn, in_place)
 
     @property
     def is_past_hard_limit(self) -> bool:
@@ -185,7 +223,7 @@ class InboundSa(_Sa):
             return None
         lows = [low for _, low in map(_HEADER.unpack_from, packets)]
         sequences = self._window.infer_run(lows)
-        if sequences is None or self._may_reach_limit(packets):
+        if sequences is None or not self.has_room(len(packets), sum(map(len, packets))):
             return None
         plaintexts = self._verify_run(packets, sequences, in_place)
         run = OpenedRun([], [EspDrop.NOT_AUTHENTIC] * (len(packets) - len(plaintexts)))
@@ -201,13 +239,6 @@ class InboundSa(_Sa):
             else:
                 run.payloads.append((next_header, payload))
         return run
-
-    def _may_reach_limit(self, packets: Sequence[memoryview]) -> bool:
-        life = self.entry.lifetime
-        octets = self.octets + sum(map(len, packets))
-        return reached(octets, life.hard_bytes) or reached(
-            self.packets + len(packets), life.hard_packets
-        )
 
     def _verify_run(
         self, packets: Sequence[memoryview], sequences: Sequence[int], in_place: InPlace

@@ -43,12 +43,22 @@ class Sa:
     @property
     def is_past_soft_limit(self) -> bool:
         life = self.entry.lifetime
-        return reached(self.octets, life.soft_bytes) or reached(self.packets, life.soft_packets)
+        return _reached(self.octets, life.soft_bytes) or _reached(self.packets, life.soft_packets)
 
     @property
     def is_past_hard_limit(self) -> bool:
         life = self.entry.lifetime
-        return reached(self.octets, life.hard_bytes) or reached(self.packets, life.hard_packets)
+        return _reached(self.octets, life.hard_bytes) or _reached(self.packets, life.hard_packets)
+
+    def has_room(self, packets: int, octets: int) -> bool:
+        """Whether it may carry so much more and reach no limit by it."""
+        life = self.entry.lifetime
+        packets += self.packets
+        octets += self.octets
+        if _reached(octets, life.hard_bytes) or _reached(packets, life.hard_packets):
+            return False
+        is_soft = _reached(octets, life.soft_bytes) or _reached(packets, life.soft_packets)
+        return is_soft is self.is_past_soft_limit
 
     def usage(self, seconds_idle: float | None) -> Usage:
         return Usage(
@@ -64,5 +74,5 @@ class Sa:
         self.packets += 1
 
 
-def reached(count: int, limit: int | None) -> bool:
+def _reached(count: int, limit: int | None) -> bool:
     return limit is not None and count >= limit

@@ -30,9 +30,9 @@ from xfrmpy.datapath.userspace.holding import Holding
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.ah import InboundAh, OutboundAh
 from xfrmpy.esp.compression import IPCOMP, BadCompression, compress, decompress
-from xfrmpy.esp.ip import InnerHeader, NotIp, parse_inner_header
+from xfrmpy.esp.ip import InnerHeader, NotIp, parse_beginning, parse_inner_header
 from xfrmpy.esp.outer import Congested, inner_after, outer_header
-from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, InboundSa, OutboundSa
+from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, InboundSa, OutboundSa, Run
 from xfrmpy.esp.reassembly import Reassembly, fragment_of
 from xfrmpy.esp.sa import Dropped, EspDrop
 from xfrmpy.esp.transport import Fields, NotCarried, payload_of, with_checksum, with_header
@@ -76,6 +76,11 @@ class Refused(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def refused_by_system(what: str, error: OSError) -> Refused:
+    """Such as `udp-send-enobufs`: what the system did not take, and why."""
+    return Refused(f"{what}-{errno.errorcode.get(error.errno or 0, 'error').lower()}")
 
 
 class Waits(Exception):
@@ -164,6 +169,32 @@ class Forwarder:
             raise Refused(dropped.reason) from None
         self.note_use(held, now)
         return sealed, sa.entry
+
+    def run_of(
+        self, head: bytes, packets: int, octets: int, now: float, if_id: int = 0
+    ) -> tuple[Run, SadEntry] | None:
+        """Numbers of an SA for as many inner packets, of so many octets in all, which have the
+        addresses, protocol and ports of `head`. None if `protect` must look at each."""
+        try:
+            header = parse_beginning(head)
+        except NotIp:
+            return None
+        policy = self._policy_for((PolicyDirection.OUT, if_id), header)
+        if policy is None or policy.template is None:
+            return None
+        candidates = self._outbound.get(policy.template.reqid)
+        if not candidates or (not if_id and (header.version, header.destination) in self._hosts):
+            return None
+        sa, held = candidates[-1]
+        if not isinstance(sa, OutboundSa) or not _takes_runs(held, now):
+            return None
+        if if_id and _is_carried_by(header, sa.entry):
+            return None
+        run = sa.take_run(packets, octets)
+        if run is None:
+            return None
+        self.note_use(held, now)
+        return run, sa.entry
 
     def unprotect(
         self,
@@ -488,6 +519,15 @@ def _is_carried_by(header: InnerHeader, sa: SadEntry) -> bool:
         return header.protocol == _IP_PROTOCOLS[sa.protocol]
     own = (ports.source_port, ports.destination_port)
     return header.protocol == IPPROTO_UDP and (header.source_port, header.destination_port) == own
+
+
+def _takes_runs(held: Held, now: float) -> bool:
+    """Whether nothing but sealing is to be done with each packet: no header taken off, no
+    compression, no hiding of its length; and no limit by time is met."""
+    entry, life = held.sa.entry, held.sa.entry.lifetime
+    is_due = life.hard_seconds is not None and now >= held.installed_at + life.hard_seconds
+    plain = entry.mode is Mode.TUNNEL and entry.cpi is None and not entry.tfc
+    return plain and entry.encapsulation is not None and not is_due
 
 
 def _inbound_key(entry: SadEntry) -> tuple[ProtocolId, bytes]:

@@ -92,7 +92,7 @@ def _segments(packet: bytes, layout: _Layout, size: int) -> Iterator[bytes]:
             own = header[:4] + _WORD.pack(length) + header[6:]
             place = _UDP_CHECKSUM
         own = _for_length(own, place, length - whole)
-        ended = _ip_header(ip, length, number)
+        ended = ip_header_of(ip, length, number)
         yield _with_checksum(ended + own + piece, len(ended), place)
 
 
@@ -114,7 +114,7 @@ def _for_length(header: bytes, place: int, more: int) -> bytes:
     return header[:place] + _WORD.pack(partial) + header[place + 2 :]
 
 
-def _ip_header(header: bytes, payload: int, number: int) -> bytes:
+def ip_header_of(header: bytes, payload: int, number: int = 0) -> bytes:
     """Of the segment of a number. Options and the extension headers of IPv6 are in each.
 
     RFC 6864 section 4.1: what has DF and is no fragment may have any Identification; other packets

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from struct import Struct
 
@@ -101,6 +102,11 @@ class Tun:
         is none."""
         octets = os.read(self._descriptor, virtio.SIZE + DEVICE_MTU)
         return octets[virtio.SIZE :], virtio.decode_offload(octets)
+
+    def read_into(self, parts: Sequence[memoryview]) -> int:
+        """As `read`, the virtio header first, into one part after the other; returns the octets of
+        the packet."""
+        return os.readv(self._descriptor, parts) - virtio.SIZE
 
     def write(self, *pieces: bytes | memoryview, offload: Offload = virtio.COMPLETE) -> None:
         """A packet, which may be in several pieces. Raises `OSError` for what the kernel does not
