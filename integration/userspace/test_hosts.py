@@ -173,7 +173,8 @@ def test_tshark_reads_our_packets_with_the_keys(
     tcpdump = Background(network.internet.command("tcpdump", *options), log)
     try:
         eventually("tcpdump to listen", lambda: "listening on" in tcpdump.output)
-        assert sender.ping(target) == 0
+        with moon.sending_one_by_one(), sun.sending_one_by_one():
+            assert sender.ping(target) == 0
         eventually("six packets", lambda: file.stat().st_size >= 6 * 130)
     finally:
         tcpdump.stop(signal.SIGINT)
