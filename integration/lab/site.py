@@ -90,7 +90,7 @@ class Site:
         return peer
 
     def capture(self) -> Capture:
-        return Capture(self.network.internet, self.directory)
+        return Capture(self.network, self.directory)
 
     def connect(self, initiator: Peer, responder: Peer, number: int = 0) -> None:
         """Bring a tunnel up from one end, and see it up at the other."""

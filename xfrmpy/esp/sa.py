@@ -73,6 +73,16 @@ class Sa(ABC):
         """Go on where another process has got to."""
         self.octets, self.packets = progress.octets, progress.packets
 
+    def has_room(self, packets: int, octets: int) -> bool:
+        """Whether it may carry so much more and reach no limit by it."""
+        life = self.entry.lifetime
+        packets += self.packets
+        octets += self.octets
+        if _reached(octets, life.hard_bytes) or _reached(packets, life.hard_packets):
+            return False
+        is_soft = _reached(octets, life.soft_bytes) or _reached(packets, life.soft_packets)
+        return is_soft is self.is_past_soft_limit
+
     def usage(self, seconds_idle: float | None) -> Usage:
         return Usage(
             octets=self.octets,
