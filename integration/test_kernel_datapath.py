@@ -70,7 +70,7 @@ from xfrmpy.ipsec.sad import (
     Mode,
     UdpEncapsulation,
 )
-from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.ipsec.selectors import Selector, TrafficSelector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template, shunt_entries
 
 
@@ -543,6 +543,18 @@ class TestWithoutEsp:
         assert "priority 5" in run("ip", "-n", gateway, "xfrm", "policy")
         run("ip", "-n", gateway, "xfrm", "policy", "delete", *theirs.split()[:6])
 
+    def test_shunts_are_ours_also_behind_one_that_took_a_tunnels_place(
+        self, datapath: KernelDatapath
+    ) -> None:
+        entries = [
+            replace(spd_entry(action=Action.DISCARD), priority=priority, selector=selector)
+            for priority, selector in enumerate([spd_entry().selector, *_other_selectors(2)])
+        ]
+        datapath.add_policy(spd_entry())
+        for entry in entries:
+            datapath.add_policy(entry)
+        assert set(datapath.dump().spd) == set(entries)
+
     def test_an_acquire_is_told_and_its_traces_are_removed(
         self, gateway: str, datapath: KernelDatapath
     ) -> None:
@@ -702,6 +714,11 @@ def _template() -> Template:
     template = spd_entry().template
     assert template is not None
     return template
+
+
+def _other_selectors(count: int) -> list[Selector]:
+    plain = spd_entry().selector
+    return [replace(plain, destination=ip_network((77 << 24 | n, 32))) for n in range(count)]
 
 
 def _shunt(action: Action, remote: str, priority: int | None) -> SpdEntry:

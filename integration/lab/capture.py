@@ -11,10 +11,11 @@ import signal
 import struct
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from integration.lab.network import Host
+from integration.lab.network import Network
 from integration.lab.process import Background, eventually
 
 _SNAPLEN = 128
@@ -39,14 +40,18 @@ _MULTICAST_LISTENER_V2 = 143
 class Capture:
     """A context: counts every packet once, where it enters the internet. `kinds` afterwards."""
 
-    def __init__(self, internet: Host, directory: Path) -> None:
+    def __init__(self, network: Network, directory: Path) -> None:
         self._file = directory / "wire.pcap"
-        self._internet = internet
+        self._internet = network.internet
+        self._gateways = (network.moon, network.sun)
         self._log = directory / "tcpdump.log"
         self.kinds: Counter[str] = Counter()
 
     def __enter__(self) -> Capture:
         self._log.unlink(missing_ok=True)
+        self._undo = ExitStack()
+        for gateway in self._gateways:
+            self._undo.enter_context(gateway.sending_one_by_one())
         options = (
             "-Z",
             "root",
@@ -71,6 +76,7 @@ class Capture:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._undo.close()
         self._internet.run("bash", "-c", f"echo -n '{_END.decode()}' >/dev/udp/127.0.0.1/9")
         eventually("the end of the capture", lambda: _END in self._file.read_bytes()[-4096:])
         self._tcpdump.stop(signal.SIGINT)

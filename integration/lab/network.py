@@ -97,6 +97,15 @@ class Host:
         """Lines of `ip`."""
         run("ip", "-n", self.namespace, "-batch", "-", stdin="\n".join(lines) + "\n")
 
+    @contextmanager
+    def sending_one_by_one(self) -> Iterator[None]:
+        """As on a wire: what was handed to the device as one packet for many is cut before it."""
+        self.batch("link set wan gso_max_segs 1")
+        try:
+            yield
+        finally:
+            self.batch("link set wan gso_max_segs 65535")
+
     def drop(self, rule: str) -> None:
         """Silently drop the arriving packets that match, in nft's words."""
         self.run("nft", "add table inet lab")

@@ -70,7 +70,7 @@ class Laboratory:
         return self.network.bob.inside_address(family=inner)
 
     def capture(self) -> Capture:
-        return Capture(self.network.internet, self.directory)
+        return Capture(self.network, self.directory)
 
     def throw(self, *datagrams: bytes) -> None:
         """Datagrams to moon's port, one by one so that none is lost, from somewhere."""

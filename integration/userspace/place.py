@@ -56,12 +56,13 @@ def end_workers(directory: Path) -> None:
 
 
 @contextmanager
-def daemon_sockets() -> Iterator[None]:
-    """What the daemon has open on the shared port before it starts a worker."""
+def daemon_sockets() -> Iterator[dict[int, socket.socket]]:
+    """What the daemon has open on the shared port before it starts a worker, by IP version."""
     with ExitStack() as stack:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            stack.enter_context(open_shared_udp_socket(family, IKE_NATT_PORT))
-        yield
+        yield {
+            version: stack.enter_context(open_shared_udp_socket(family, IKE_NATT_PORT))
+            for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6))
+        }
 
 
 def largest_inner(

@@ -397,6 +397,43 @@ def test_an_integrity_algorithm_goes_with_a_cipher_that_needs_it_only() -> None:
             packet_cipher(cipher, integrity, bytes(cipher.keymat), integrity_key)
 
 
+IN_PLACE = [suite for suite in AEAD_SUITES if not suite[0].name.endswith(("gcm8", "gcm12", "gmac"))]
+
+
+@pytest.mark.parametrize("suite", IN_PLACE, ids=_name)
+def test_in_place_a_packet_is_sealed_and_opened_as_by_copying(suite: Suite) -> None:
+    """What copies is proved by the published vectors above."""
+    cipher, (iv, plaintext, associated, _) = _cipher(suite), _sample(suite)
+    sealed = cipher.seal(iv, plaintext, associated)
+    in_place = cipher.in_place
+    assert in_place is not None
+    nonce, buffer = bytearray(in_place.salt + iv), memoryview(bytearray(len(sealed)))
+    opened = buffer[: len(plaintext)]
+    opened[:] = plaintext
+    assert in_place.seal_into(nonce, opened, memoryview(associated), buffer) == len(sealed)
+    assert buffer == sealed
+    assert in_place.open_into(nonce, buffer, memoryview(associated), opened) == len(plaintext)
+    assert opened == plaintext
+
+
+@pytest.mark.parametrize("suite", IN_PLACE, ids=_name)
+def test_in_place_a_packet_changed_in_any_octet_does_not_open(suite: Suite) -> None:
+    cipher, (iv, plaintext, associated, _) = _cipher(suite), _sample(suite)
+    sealed = cipher.seal(iv, plaintext, associated)
+    in_place = cipher.in_place
+    assert in_place is not None
+    for at in range(len(sealed)):
+        buffer = bytearray(sealed)
+        buffer[at] ^= 1
+        opened = memoryview(buffer)[: len(plaintext)]
+        with pytest.raises(IntegrityFailed):
+            in_place.open_into(in_place.salt + iv, buffer, associated, opened)
+
+
+def test_what_is_put_together_from_pieces_is_not_done_in_place() -> None:
+    assert all(_cipher(suite).in_place is None for suite in SUITES if suite not in IN_PLACE)
+
+
 def test_every_cipher_of_the_table_can_be_made() -> None:
     kinds = {cipher.id for cipher, _ in SUITES if _cipher((cipher, _))}
     assert kinds == {cipher.id for cipher in algorithms.CIPHERS}

@@ -305,3 +305,115 @@ def test_junk_is_dropped_and_nothing_else(
         theirs.open(packet)
         raise AssertionError("junk was opened")
     assert theirs.packets == 0
+
+
+# Packets that came together.
+
+
+def arrived(*packets: bytes) -> list[memoryview]:
+    """In one buffer, as the kernel gives them."""
+    buffer, views, start = memoryview(bytearray(b"".join(packets))), [], 0
+    for packet in packets:
+        views.append(buffer[start : start + len(packet)])
+        start += len(packet)
+    return views
+
+
+def contents(sa: InboundSa, packets: list[bytes]) -> list[tuple[int, bytes]] | None:
+    """What a run opens to; None if it is none."""
+    run = sa.open_run(arrived(*packets))
+    return None if run is None else [(header, bytes(payload)) for header, payload in run.payloads]
+
+
+def test_a_run_opens_in_place_as_its_packets_do_one_by_one(
+    suite: EspSuite, make_entry: MakeEntry
+) -> None:
+    ours, theirs = sealed_by(make_entry(suite)), InboundSa(make_entry(suite))
+    twin = InboundSa(make_entry(suite))
+    for sizes in ((5,), (1400,) * 44, range(200), (0, 7)):
+        packets = [ours.seal(bytes(size), IPV6_IN_ESP) for size in sizes]
+        if theirs._cipher.in_place is None:
+            assert contents(theirs, packets) is None
+            return
+        assert contents(theirs, packets) == [(twin.open(packet)[:2]) for packet in packets]
+    assert theirs.usage(0.0) == twin.usage(0.0)
+    assert (theirs._window.highest, theirs._window.seen) == (
+        twin._window.highest,
+        twin._window.seen,
+    )
+
+
+def test_of_a_run_the_window_moves_for_what_is_authentic_only(make_entry: MakeEntry) -> None:
+    ours, theirs = sealed_by(make_entry()), InboundSa(make_entry())
+    genuine = [ours.seal(bytes([number]), 4) for number in range(6)]
+    forged = {1: damaged(genuine[1], -1), 5: damaged(genuine[5], 20)}
+    run = theirs.open_run(arrived(*(forged.get(n, packet) for n, packet in enumerate(genuine))))
+    assert run is not None
+    assert [bytes(payload) for _, payload in run.payloads] == [b"\0", b"\2", b"\3", b"\4"]
+    assert run.drops == [EspDrop.NOT_AUTHENTIC] * 2
+    assert theirs.integrity_failed == 2
+    assert theirs._window.highest == 5
+    for number, packet in enumerate(genuine):
+        if number in (1, 5):
+            assert theirs.open(packet)[1] == bytes([number])
+        else:
+            assert why(theirs, packet) is EspDrop.REPLAYED
+
+
+def test_a_run_without_an_authentic_packet_moves_no_window(make_entry: MakeEntry) -> None:
+    ours, theirs = sealed_by(make_entry()), InboundSa(make_entry())
+    packets = [ours.seal(b"genuine", 4) for _ in range(3)]
+    run = theirs.open_run(arrived(*(damaged(packet, 20) for packet in packets)))
+    assert run is not None
+    assert (run.payloads, len(run.drops)) == ([], 3)
+    assert theirs._window.highest == 0
+    assert contents(theirs, packets) == [(4, b"genuine")] * 3
+
+
+def test_what_is_no_run_is_left_as_it_is(make_entry: MakeEntry) -> None:
+    ours, theirs = sealed_by(make_entry()), InboundSa(make_entry())
+    first, second, third = (ours.seal(bytes([number]), 4) for number in range(3))
+    for packets in ((second, first), (first, first), (first, second[:20])):
+        views = arrived(*packets)
+        assert theirs.open_run(views) is None
+        assert b"".join(views) == b"".join(packets)
+    assert contents(theirs, [second]) == [(4, b"\1")]
+    assert contents(theirs, [first, third]) is None, "the window is for what comes late"
+
+
+def test_packets_without_content_or_with_wrong_padding_are_dropped_from_a_run(
+    make_entry: MakeEntry, seal_by_hand: SealByHand
+) -> None:
+    entry = make_entry(CHACHA)
+    plaintexts = (b"\1\1\4", b"\2\1\4", b"\1\1\x3b", b"packet\0\4")
+    packets = [
+        seal_by_hand(entry, number, bytes(8), plaintext)
+        for number, plaintext in enumerate(plaintexts, 1)
+    ]
+    theirs = InboundSa(entry)
+    run = theirs.open_run(arrived(*packets))
+    assert run is not None
+    assert [(header, bytes(payload)) for header, payload in run.payloads] == [
+        (4, b""),
+        (4, b"packet"),
+    ]
+    assert run.drops == [EspDrop.BAD_PADDING, EspDrop.DUMMY]
+    assert theirs.packets == 3
+
+
+@pytest.mark.parametrize(
+    "lifetime",
+    [
+        Lifetime(hard_packets=4),
+        Lifetime(hard_bytes=109),
+        Lifetime(hard_packets=1),
+        Lifetime(soft_packets=4, hard_packets=9),
+    ],
+)
+def test_packets_that_may_reach_a_limit_are_no_run(
+    make_entry: MakeEntry, lifetime: Lifetime
+) -> None:
+    ours, theirs = sealed_by(make_entry()), InboundSa(make_entry(lifetime=lifetime))
+    theirs.open(ours.seal(bytes(1), 4))
+    packets = [ours.seal(bytes(1), 4) for _ in range(3)]
+    assert theirs.open_run(arrived(*packets)) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -126,3 +128,66 @@ def test_the_high_half_is_that_of_rfc_4303_a2_2(highest: int, low: int, expected
     window = ReplayWindow(64, esn=True)
     window.advance(highest)
     assert window.infer(low) == expected
+
+
+# Packets that came together.
+
+gaps = st.lists(st.one_of(st.just(1), st.integers(1, 5000), st.integers(-70, 70)), max_size=50)
+
+
+@given(
+    size=st.sampled_from(SIZES),
+    esn=st.booleans(),
+    start=st.sampled_from([0, 1, 40, LOW - 50, LOW - 1, LOW + 9, 3 * LOW - 4097]),
+    bursts=st.lists(gaps, max_size=5),
+    data=st.data(),
+)
+def test_a_run_moves_the_window_as_its_packets_would_one_by_one(
+    size: int, esn: bool, start: int, bursts: list[list[int]], data: st.DataObject
+) -> None:
+    start = start if esn else min(start, LOW // 2)
+    window, twin = ReplayWindow(size, esn=esn), ReplayWindow(size, esn=esn)
+    for each in (window, twin):
+        each.advance(start)
+    for burst in bursts:
+        lows = [
+            max(0, number) % LOW
+            for number in accumulate(burst[1:], initial=twin.highest + sum(burst[:1]))
+        ]
+        sequences = window.infer_run(lows)
+        for number, low in enumerate(lows):
+            sequence = twin.infer(low)
+            if sequences is None:
+                accept(twin, sequence)
+                accept(window, window.infer(low))
+                continue
+            assert sequence == sequences[number]
+            twin.check(sequence)
+            if data.draw(st.booleans(), label="authentic"):
+                twin.advance(sequence)
+            else:
+                sequences[number] = -1
+        authentic = [sequence for sequence in sequences or () if sequence != -1]
+        if authentic:
+            window.advance_run(authentic)
+        assert (window.highest, window.seen) == (twin.highest, twin.seen)
+
+
+def test_packets_in_the_order_in_which_they_were_sent_are_a_run() -> None:
+    window = ReplayWindow(64, esn=True)
+    window.advance(3 * LOW + 5)
+    assert window.infer_run([6, 7, 10]) == [3 * LOW + 6, 3 * LOW + 7, 3 * LOW + 10]
+    assert window.infer_run([LOW - 100]) == [4 * LOW - 100]
+
+
+@pytest.mark.parametrize("lows", [[5], [6, 6], [7, 6], [4, 6], [LOW - 1, 6], [6, LOW - 1]])
+def test_packets_in_another_order_or_over_the_end_of_the_subspace_are_none(lows: list[int]) -> None:
+    window = ReplayWindow(64, esn=True)
+    window.advance(3 * LOW + 5)
+    assert window.infer_run(lows) is None
+
+
+def test_a_run_that_would_end_beyond_the_last_number_is_none() -> None:
+    window = ReplayWindow(64, esn=True)
+    window.advance((1 << 64) - 1)
+    assert window.infer_run([0, 1]) is None

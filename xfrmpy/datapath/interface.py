@@ -203,6 +203,18 @@ class Datapath(Protocol):
         The first time also what of earlier events an SA still shows, whatever `fileno()` says.
         """
 
+    def revive(self) -> None:
+        """Have another process in the place of one that `read_events` has found to have ended.
+
+        What was in force is not, until it is added again; `fileno()` is another one.
+        """
+
+    def are_resumable(self, entries: Sequence[SadEntry]) -> tuple[bool, ...]:
+        """Of SAs that were in force and are not, whether each could go on where it was.
+
+        Of one that is added again no sequence number is used twice, and none is accepted twice.
+        """
+
     def changes_fileno(self) -> int:
         """A descriptor that is readable when `read_changes` has something to say, or may have."""
 

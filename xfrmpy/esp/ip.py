@@ -59,19 +59,23 @@ class InnerHeader:
 
 def parse_inner_header(packet: bytes) -> InnerHeader:
     """Read a packet that starts with its IP header. Raises `NotIp`."""
-    try:
-        version = packet[0] >> 4
-        if version == IPV4:
-            header = _parse_ipv4(packet)
-        elif version == IPV6:
-            header = _parse_ipv6(packet)
-        else:
-            raise NotIp
-    except (StructError, IndexError) as error:
-        raise NotIp from error
+    header = parse_beginning(packet)
     if header.length > len(packet):
         raise NotIp
     return header
+
+
+def parse_beginning(packet: bytes) -> InnerHeader:
+    """Of a packet that has its rest elsewhere. Raises `NotIp`."""
+    try:
+        version = packet[0] >> 4
+        if version == IPV4:
+            return _parse_ipv4(packet)
+        if version == IPV6:
+            return _parse_ipv6(packet)
+    except (StructError, IndexError) as error:
+        raise NotIp from error
+    raise NotIp
 
 
 def _parse_ipv4(packet: bytes) -> InnerHeader:

@@ -6,12 +6,20 @@ numbers, its window and its counters. What may pass it is the SPD's business, no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from struct import Struct
+from typing import TypeVar
 
-from xfrmpy.crypto.cipher import IntegrityFailed, PacketCipher, packet_cipher
+from xfrmpy.crypto.cipher import (
+    InPlace,
+    IntegrityFailed,
+    Octets,
+    PacketCipher,
+    packet_cipher,
+)
 from xfrmpy.esp.replay import Replayed, ReplayWindow
-from xfrmpy.esp.sa import Dropped, EspDrop, Sa
+from xfrmpy.esp.sa import Dropped, EspDrop, Progress, Sa
 from xfrmpy.ipsec.overhead import ALIGNMENT, ESP_TRAILER
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import SadEntry
@@ -20,9 +28,34 @@ _HEADER = Struct(">II")  # SPI, low half of the sequence number
 _EXTENDED = Struct(">IQ")  # SPI, whole sequence number: the AAD with ESN (RFC 4106 section 5)
 _HIGH = Struct(">I")
 
+_RUNS = (8, 16)
+"""Octets of IV in the packet, and of ICV: of the suites for which the rest is made to measure."""
+
 IPV4_IN_ESP, IPV6_IN_ESP, NO_NEXT_HEADER = 4, 41, 59
 _PADDING = bytes(range(1, 256))
 """RFC 4303 section 2.4: "a series of (unsigned, 1-byte) integer values" from 1 on."""
+
+_Plaintext = TypeVar("_Plaintext", bytes, memoryview)
+
+
+def trailer_of(payload: int, next_header: int, alignment: int = ALIGNMENT) -> bytes:
+    """Behind a payload of so many octets: padding, its length, and what the payload is."""
+    padding = -(payload + ESP_TRAILER) % alignment
+    return _PADDING[:padding] + bytes((padding, next_header))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Sequence numbers of one SA from `first` on, and what seals packets with them in place.
+
+    The whole number is the IV, which is in the packet; `is_extended` puts it into the associated
+    data (RFC 4106 section 5).
+    """
+
+    spi: int
+    first: int
+    is_extended: bool
+    in_place: InPlace
 
 
 class _Sa(Sa):
@@ -77,6 +110,14 @@ class OutboundSa(_Sa):
         self._alignment = max(self._suite.cipher.block, ALIGNMENT)
         self._counts_iv = self._suite.cipher.counts_iv
 
+    @property
+    def sequence(self) -> int:
+        return self._sequence
+
+    def resume(self, progress: Progress) -> None:
+        super().resume(progress)
+        self._sequence = progress.sequence
+
     def seal(self, payload: bytes, next_header: int, *, hidden_in: int = 0) -> bytes:
         """The ESP packet of a payload. Raises `Dropped` once the SA may carry no more.
 
@@ -89,14 +130,29 @@ class OutboundSa(_Sa):
             raise Dropped(EspDrop.EXPIRED)
         self._sequence += 1
         carried = payload.ljust(hidden_in, b"\0")
-        padding = -(len(carried) + ESP_TRAILER) % self._alignment
-        plaintext = carried + _PADDING[:padding] + bytes((padding, next_header))
+        plaintext = carried + trailer_of(len(carried), next_header, self._alignment)
         iv = self._iv()
         associated, trailer = self._authenticated(self._sequence)
         sealed = self._cipher.seal(iv, plaintext, associated, trailer)
         self._count(len(payload))
         header = _HEADER.pack(self.entry.spi, self._sequence & 0xFFFFFFFF)
         return header + iv[: self._iv_size] + sealed
+
+    def take_run(self, packets: int, octets: int) -> Run | None:
+        """As many sequence numbers as there are packets, for so many octets of payload in all.
+
+        They count as sealed. None if that would meet a limit, and for a suite without `Run`.
+        """
+        in_place = self._cipher.in_place
+        if in_place is None or (self._iv_size, self._suite.icv) != _RUNS:
+            return None
+        last = self._sequence + packets
+        if last >= self._last_sequence or not self.has_room(packets, octets):
+            return None
+        self._sequence = last
+        self.packets += packets
+        self.octets += octets
+        return Run(self.entry.spi, last - packets + 1, self._esn, in_place)
 
     @property
     def is_past_hard_limit(self) -> bool:
@@ -110,6 +166,14 @@ class OutboundSa(_Sa):
         return self._random(self._iv_size)
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedRun:
+    """Next headers and payloads of what was authentic, in place; why the others were dropped."""
+
+    payloads: list[tuple[int, memoryview]]
+    drops: list[EspDrop]
+
+
 class InboundSa(_Sa):
     """Opens. The window moves only for what is authentic."""
 
@@ -119,6 +183,14 @@ class InboundSa(_Sa):
         super().__init__(entry)
         self._window = ReplayWindow(entry.replay_window, esn=self._esn)
         self._shortest = _HEADER.size + self._iv_size + entry.suite.icv + ESP_TRAILER
+
+    @property
+    def sequence(self) -> int:
+        return self._window.highest
+
+    def resume(self, progress: Progress) -> None:
+        super().resume(progress)
+        self._window.close_up_to(progress.sequence)
 
     def open(self, packet: bytes) -> tuple[int, bytes, bool]:
         """Next header and payload of an ESP packet, and whether it is the newest of the SA.
@@ -155,11 +227,65 @@ class InboundSa(_Sa):
             raise Dropped(EspDrop.NOT_AUTHENTIC) from None
         return plaintext, self._window.advance(sequence)
 
+    def open_run(self, packets: Sequence[memoryview]) -> OpenedRun | None:
+        """As `open`, of packets of this SA that came together, each of which is the newest; in
+        place.
 
-def _without_padding(plaintext: bytes) -> tuple[int, bytes]:
-    padding, next_header = plaintext[-2:]
+        None if they must be opened one by one, and are as they were: the cipher does not work in
+        place, one is too short or not newer than those before, or they may reach a limit.
+        """
+        in_place = self._cipher.in_place
+        if in_place is None or min(map(len, packets)) < self._shortest:
+            return None
+        lows = [low for _, low in map(_HEADER.unpack_from, packets)]
+        sequences = self._window.infer_run(lows)
+        if sequences is None or not self.has_room(len(packets), sum(map(len, packets))):
+            return None
+        plaintexts = self._verify_run(packets, sequences, in_place)
+        run = OpenedRun([], [EspDrop.NOT_AUTHENTIC] * (len(packets) - len(plaintexts)))
+        for plaintext in plaintexts:
+            try:
+                next_header, payload = _without_padding(plaintext)
+            except Dropped as dropped:
+                run.drops.append(dropped.reason)
+                continue
+            self._count(len(payload))
+            if next_header == NO_NEXT_HEADER:
+                run.drops.append(EspDrop.DUMMY)
+            else:
+                run.payloads.append((next_header, payload))
+        return run
+
+    def _verify_run(
+        self, packets: Sequence[memoryview], sequences: Sequence[int], in_place: InPlace
+    ) -> list[memoryview]:
+        """The plaintexts of what is authentic. The window moves once, and for that only."""
+        open_into, salt = in_place.open_into, in_place.salt
+        iv_end, icv = _HEADER.size + self._iv_size, self._suite.icv
+        is_implicit = self._iv_size < self._whole_iv_size
+        authentic, plaintexts = [], []
+        for packet, sequence in zip(packets, sequences, strict=True):
+            iv: Octets = packet[_HEADER.size : iv_end]
+            if is_implicit:  # RFC 8750 section 4
+                iv = sequence.to_bytes(self._whole_iv_size, "big")
+            plaintext = packet[iv_end:-icv]
+            try:
+                associated, _ = self._authenticated(sequence)
+                open_into(salt + iv, packet[iv_end:], associated, plaintext)
+            except IntegrityFailed:
+                self.integrity_failed += 1
+                continue
+            authentic.append(sequence)
+            plaintexts.append(plaintext)
+        if authentic:
+            self._window.advance_run(authentic)
+        return plaintexts
+
+
+def _without_padding(plaintext: _Plaintext) -> tuple[int, _Plaintext]:
+    padding, next_header = plaintext[-2], plaintext[-1]
     end = len(plaintext) - ESP_TRAILER - padding
     # Section 2.4: "the receiver SHOULD inspect the Padding field".
-    if end < 0 or plaintext[end : end + padding] != _PADDING[:padding]:
+    if end < 0 or plaintext[end:-ESP_TRAILER] != _PADDING[:padding]:
         raise Dropped(EspDrop.BAD_PADDING)
     return next_header, plaintext[:end]

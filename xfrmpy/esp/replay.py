@@ -6,6 +6,10 @@ window may move only after the packet's ICV has been verified.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
+from operator import lt
+
 _LOW = 1 << 32
 _END = 1 << 64
 
@@ -29,6 +33,10 @@ class ReplayWindow:
         self.seen = 0
         self._mask = (1 << size) - 1
 
+    def close_up_to(self, sequence: int) -> None:
+        """Take all up to this number as seen: what was, nobody knows any more."""
+        self.highest, self.seen = sequence, self._mask
+
     def infer(self, low: int) -> int:
         """The whole sequence number whose low 32 bits were in a packet.
 
@@ -42,6 +50,19 @@ class ReplayWindow:
             return (high if low >= bottom else high + 1) * _LOW + low
         # The window reaches back into the subspace before.
         return (high - 1 if high and low >= bottom + _LOW else high) * _LOW + low
+
+    def infer_run(self, lows: Sequence[int]) -> list[int] | None:
+        """The whole numbers of packets that came together, if each is newer than all before it.
+
+        Then none of them is a replay, whichever of the others prove authentic. None if they must be
+        looked at one by one.
+        """
+        first, last = self.infer(lows[0]), self.infer(lows[-1])
+        high = first - lows[0]
+        is_rising = all(map(lt, lows, islice(lows, 1, None)))
+        if first <= self.highest or last != high + lows[-1] or last >= _END or not is_rising:
+            return None
+        return [high + low for low in lows]
 
     def check(self, sequence: int) -> None:
         """Raises `Replayed` for a number that may not be accepted any more."""
@@ -60,3 +81,17 @@ class ReplayWindow:
         self.seen = 1 if ahead >= self.size else (self.seen << ahead | 1) & self._mask
         self.highest = sequence
         return True
+
+    def advance_run(self, sequences: Sequence[int]) -> None:
+        """Note the authentic ones, one at least, among what `infer_run` gave."""
+        highest = sequences[-1]
+        bits = 0
+        if highest - sequences[0] == len(sequences) - 1:
+            bits = (1 << len(sequences)) - 1
+        else:
+            for sequence in sequences:
+                bits |= 1 << highest - sequence if highest - sequence < self.size else 0
+        ahead = highest - self.highest
+        seen = self.seen << ahead if ahead < self.size else 0
+        self.seen = (seen | bits) & self._mask
+        self.highest = highest

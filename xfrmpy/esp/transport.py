@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from struct import Struct
 
+from xfrmpy.esp.checksum import checksum_of, pseudo_header
 from xfrmpy.ipsec.addresses import IpAddress
 
 _IPV4 = Struct(">BBHHHBBH4s4s")
@@ -66,7 +67,7 @@ def with_header(
     start = _IPV4_WITHOUT_OPTIONS, fields.traffic_class, _IPV4.size + len(payload), 0, 0
     rest = fields.hops, protocol
     ends = source.packed, destination.packed
-    checksum = _checksum(_IPV4.pack(*start, *rest, 0, *ends))
+    checksum = checksum_of(_IPV4.pack(*start, *rest, 0, *ends))
     return _IPV4.pack(*start, *rest, checksum, *ends) + payload
 
 
@@ -84,16 +85,8 @@ def with_checksum(
     if protocol == _UDP and payload[at : at + 2] == bytes(2):  # RFC 768: there is none.
         return payload
     blank = payload[:at] + bytes(2) + payload[at + 2 :]
-    pseudo = source.packed + destination.packed + Struct(">II").pack(len(payload), protocol)
-    checksum = _checksum(pseudo + blank)
+    pseudo = pseudo_header(source.packed, destination.packed, protocol, len(payload))
+    checksum = checksum_of(pseudo + blank)
     if protocol == _UDP:
         checksum = checksum or 0xFFFF
     return payload[:at] + checksum.to_bytes(2, "big") + payload[at + 2 :]
-
-
-def _checksum(octets: bytes) -> int:
-    """RFC 1071: the complement of the ones' complement sum, which is the remainder by 65535."""
-    padded = octets + bytes(len(octets) % 2)
-    remainder = int.from_bytes(padded, "big") % 0xFFFF
-    # Of the two zeros, that which only zeros give is never meant: an IP header has a version.
-    return 0xFFFF - (remainder or 0xFFFF)

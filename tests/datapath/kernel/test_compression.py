@@ -76,7 +76,7 @@ def test_a_packet_that_was_not_compressed_is_taken_and_none_is_sent_unasked(
     assert (compressing["id_proto"], protecting["id_proto"]) == (108, 50)
     assert (compressing["mode"], protecting["mode"]) == (1, 0)
     is_optional = direction is not PolicyDirection.OUT
-    assert (compressing["optional"], protecting.get("optional", 0)) == (is_optional, 0)
+    assert (compressing["optional"], protecting["optional"]) == (is_optional, 0)
 
 
 def test_an_acquire_of_compression_is_given_an_index() -> None:
@@ -92,7 +92,7 @@ def test_an_acquire_of_compression_is_given_an_index() -> None:
 
 
 def _policy(direction: PolicyDirection) -> Message:
-    return entries.encode_policy(_entry(direction))
+    return as_dumped(entries.encode_policy(_entry(direction)))
 
 
 def _entry(direction: PolicyDirection) -> SpdEntry:

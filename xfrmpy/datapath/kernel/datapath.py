@@ -122,24 +122,26 @@ class KernelDatapath:
 
     def _add_piece(self, piece: Sequence[SadEntry | SpdEntry]) -> tuple[int, DatapathError | None]:
         """How many are in force by it, and why the next is not."""
+        indices = [self._take_index(entry) for entry in piece]
+        requests = [*map(self._addition, piece, indices)]
         try:
             compressions = self._compressions.add(piece)
-            replies = self._requests.exchange([self._addition(entry) for entry in piece])
+            replies = self._requests.exchange(requests)
         except DatapathError as error:  # Nobody knows what was done before it.
             for entry in piece:
                 with suppress(DatapathError):
                     self._take_back(entry)
             return 0, error
-        concluded, reason = self._conclude(piece, replies, compressions.refused)
+        concluded, reason = self._conclude(piece, indices, replies, compressions.refused)
         try:
             done, unled = self._set_routes(piece[:concluded])
         except DatapathError as error:
             done, unled = 0, error
-        for place, (entry, reply) in enumerate(zip(piece, replies, strict=True)):
-            if place >= done and (place < concluded or reply.error is None):
-                self._take_back(entry)
-            elif reply.error is not None:
-                self._taken.discard(reply.request.message.body.get("index", 0))
+        for place in range(done, len(piece)):
+            if place < concluded or replies[place].error is None:
+                self._take_back(piece[place])
+            else:
+                self._taken.discard(indices[place])
         for place, sa in compressions.new.items():
             if place >= done:
                 self._compressions.remove(sa)
@@ -148,6 +150,7 @@ class KernelDatapath:
     def _conclude(
         self,
         piece: Sequence[SadEntry | SpdEntry],
+        indices: Sequence[int],
         replies: Sequence[Reply],
         refused: Mapping[int, DatapathError],
     ) -> tuple[int, DatapathError | None]:
@@ -160,16 +163,14 @@ class KernelDatapath:
                     self._conclude_sa(entry, reply)
                     self._interfaces.note(entry)
                 elif reply.unless(errno.EEXIST).error is not None:
-                    self._replace_policy(entry, reply.request)
+                    self._replace_policy(entry, indices[place], reply.request)
             except DatapathError as error:
                 return place, error
         return len(piece), None
 
-    def _addition(self, entry: SadEntry | SpdEntry) -> Request:
+    def _addition(self, entry: SadEntry | SpdEntry, index: int) -> Request:
         if isinstance(entry, SadEntry):
             return Request(self._asking(entry), Words("add", entry.id), create=True)
-        index = self._free_index(entry)
-        self._taken.add(index)
         what = Words("add the", entry.direction, "policy", entry.selector)
         return Request(entries.encode_policy(entry, index), what, create=True)
 
@@ -345,6 +346,13 @@ class KernelDatapath:
                 self._compressions.remove(event.sa)
         return tuple(events)
 
+    def revive(self) -> None:
+        raise DatapathError("the kernel's is no process")
+
+    def are_resumable(self, entries: Sequence[SadEntry]) -> tuple[bool, ...]:
+        """Their sequence numbers are gone with them."""
+        return (False,) * len(entries)
+
     def changes_fileno(self) -> int:
         return self._watch.fileno()
 
@@ -439,23 +447,26 @@ class KernelDatapath:
             )
         return found[0]
 
-    def _replace_policy(self, entry: SpdEntry, new: Request) -> None:
+    def _replace_policy(self, entry: SpdEntry, index: int, new: Request) -> None:
         found = self._our_policy(entry, new.what)
         if entry.template is None and found.body["index"] not in entries.OUR_INDICES:
             # A replaced policy keeps its index, and by this one it would not be ours.
             delete = Request(entries.encode_policy_index(found), new.what)
             requests = [delete, new]
         else:
+            self._taken.discard(index)
             requests = [Request(entries.encode_policy(entry, replace=True), new.what)]
         for reply in self._requests.exchange(requests):
             reply.unless()
 
-    def _free_index(self, entry: SpdEntry) -> int:
-        """An index that marks a policy without a template as ours; 0 for one that has a reqid."""
-        if entry.template is not None:
+    def _take_index(self, entry: SadEntry | SpdEntry) -> int:
+        """An index that marks a policy without a template as ours; 0 for what has a reqid."""
+        if isinstance(entry, SadEntry) or entry.template is not None:
             return 0
         candidates = (entries.policy_index(n, entry.direction) for n in itertools.count())
-        return next(index for index in candidates if index not in self._taken)
+        index = next(index for index in candidates if index not in self._taken)
+        self._taken.add(index)
+        return index
 
     def _set_route(self, entry: SpdEntry) -> None:
         _, reason = self._set_routes([entry])
@@ -478,10 +489,11 @@ class KernelDatapath:
                 self._drop_route(entry)  # this one may replace one that had a route
             else:
                 routed[place] = entry
-        paths = self._paths.find_many({_ends(entry) for entry in routed.values()})
+        ends = {place: _ends(entry) for place, entry in routed.items()}
+        paths = self._paths.find_many(ends.values())
         wanted: dict[int, tuple[IpNetwork, Way]] = {}
         for place, entry in routed.items():
-            via, selector = paths[_ends(entry)], entry.selector
+            via, selector = paths[ends[place]], entry.selector
             if isinstance(via, DatapathError):
                 failed[place] = via
             else:
@@ -585,8 +597,9 @@ _GONE = (errno.ENOENT, errno.ESRCH)
 
 _LARVAL_SPI = 0x58460000
 
-_PIECE = 500
-"""Entries that are put in force, or taken back, together: a hundred tunnels."""
+_PIECE = 100
+"""Entries that are put in force, or taken back, together: some twenty tunnels. What more of them
+need at a time gets so old that the collector goes through all that there is, again and again."""
 
 _EVENTS: dict[int, Callable[[Message], Event | None]] = {
     MessageType.ACQUIRE: entries.decode_acquire,

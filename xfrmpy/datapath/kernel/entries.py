@@ -14,9 +14,10 @@ from errno import EOPNOTSUPP
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from socket import AF_INET, AF_INET6, IPPROTO_AH, IPPROTO_ESP
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from xfrmpy.datapath.interface import Acquire, DatapathError, Expired, MappingChanged
+from xfrmpy.datapath.kernel import structs
 from xfrmpy.datapath.kernel.messages import Attribute, MessageType
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
 from xfrmpy.datapath.netlink.messages import Message, Values
@@ -55,8 +56,8 @@ _ALIGN4, _ESN = 64, 128
 _DONT_ENCAP_DSCP = 1  # XFRM_SA_XFLAG_*
 _INFINITE = (1 << 64) - 1  # XFRM_INF
 _ESP_IN_UDP = 2  # UDP_ENCAP_ESPINUDP of <linux/udp.h>
-_ANY_ALGORITHM = 0xFFFFFFFF
 IPPROTO_COMP = 108  # which Python's socket module does not name
+_ANY_ALGORITHMS = (0xFFFFFFFF,) * 3
 
 OUR_INDICES = range(OUR_REQIDS.start, OUR_REQIDS.stop)
 """Of policies without a template, and so without a reqid. The kernel numbers policies upwards from
@@ -239,15 +240,16 @@ def encode_acquired_spi(entry: SpdEntry, spi: int) -> Message:
     """The same for the larval SA of a policy, which the kernel makes if there is none."""
     template = entry.template
     assert template is not None, "only PROTECT entries ask for SAs"
-    info = _encode_templates(template)[0]  # the kernel asks for the first that has none
+    # The kernel asks for the first that has none.
+    protocol = IPPROTO_COMP if template.compresses else _PROTOCOLS[template.protocol]
     body = {
-        "info_id_daddr": info["id_daddr"],
-        "info_id_proto": info["id_proto"],
-        "info_saddr": info["saddr"],
-        "info_reqid": info["reqid"],
-        "info_family": info["family"],
-        "info_mode": info["mode"],
-        **_spi_range(info["id_proto"], spi),
+        "info_id_daddr": template.destination.packed,
+        "info_id_proto": protocol,
+        "info_saddr": template.source.packed,
+        "info_reqid": template.reqid,
+        "info_family": family_of(template.destination),
+        "info_mode": MODES[template.mode],
+        **_spi_range(protocol, spi),
     }
     return Message(type=MessageType.ALLOCSPI, body=body, attributes=_encode_name(entry))
 
@@ -292,21 +294,20 @@ def is_past_soft_limit(message: Message, now: float) -> bool:
 
 def encode_policy(entry: SpdEntry, index: int = 0, *, replace: bool = False) -> Message:
     """The message that puts `entry` in force; `index` 0 lets the kernel number it."""
-    body = {
-        **_encode_selector(entry.selector),
-        **encode_lifetime(Lifetime()),
-        "priority": entry.priority,
-        "index": index,
-        "dir": _DIRECTIONS[entry.direction],
-        "action": _BLOCK if entry.action is Action.DISCARD else _ALLOW,
-    }
-    template = entry.template
-    attributes: dict[int, Values | tuple[Values, ...]] = {**_encode_name(entry)}
-    if template is not None:
+    octets = _pack_policy(
+        *_selector_row(entry.selector),
+        *_NO_LIMITS,
+        entry.priority,
+        index,
+        _DIRECTIONS[entry.direction],
+        _BLOCK if entry.action is Action.DISCARD else _ALLOW,
+    )
+    attributes = _encode_name(entry)
+    if entry.template is not None:
         is_inbound = entry.direction is not PolicyDirection.OUT
-        attributes[Attribute.TMPL] = _encode_templates(template, is_inbound=is_inbound)
+        attributes[Attribute.TMPL] = _encode_templates(entry.template, is_inbound=is_inbound)
     kind = MessageType.UPDPOLICY if replace else MessageType.NEWPOLICY
-    return Message(type=kind, body=body, attributes=attributes)
+    return Message(type=kind, octets=octets, attributes=attributes)
 
 
 def decode_policy(message: Message) -> SpdEntry:
@@ -335,9 +336,9 @@ def encode_policy_id(entry: SpdEntry, kind: MessageType) -> Message:
     return Message(type=kind, body=body, attributes=_encode_name(entry))
 
 
-def _encode_name(entry: SpdEntry) -> dict[int, Values]:
+def _encode_name(entry: SpdEntry) -> dict[int, Any]:
     """What names a policy beside its selector and direction."""
-    naming = dict(_encode_if_id(entry.if_id))
+    naming = _encode_if_id(entry.if_id)
     if entry.mark is not None:
         naming[Attribute.MARK] = {"v": entry.mark.value, "m": entry.mark.mask}
     return naming
@@ -413,7 +414,7 @@ def decode_mapping(message: Message) -> MappingChanged | None:
     )
 
 
-def _encode_if_id(if_id: int) -> dict[int, Values]:
+def _encode_if_id(if_id: int) -> dict[int, Any]:
     return {Attribute.IF_ID: {"value": if_id}} if if_id else {}
 
 
@@ -566,19 +567,38 @@ def decode_lifetime(body: Values) -> Lifetime:
     )
 
 
+_SELECTOR = (
+    "sel_daddr",
+    "sel_saddr",
+    "sel_dport",
+    "sel_dport_mask",
+    "sel_sport",
+    "sel_sport_mask",
+    "sel_family",
+    "sel_prefixlen_d",
+    "sel_prefixlen_s",
+    "sel_proto",
+)
+
+
+def _selector_row(selector: Selector) -> tuple[bytes | int, ...]:
+    source, destination = selector.source, selector.destination
+    return (
+        destination.network_address.packed,
+        source.network_address.packed,
+        selector.destination_port.value,
+        selector.destination_port.mask,
+        selector.source_port.value,
+        selector.source_port.mask,
+        family_of(source.network_address),
+        destination.prefixlen,
+        source.prefixlen,
+        selector.protocol,
+    )
+
+
 def _encode_selector(selector: Selector) -> Values:
-    return {
-        "sel_daddr": selector.destination.network_address.packed,
-        "sel_saddr": selector.source.network_address.packed,
-        "sel_dport": selector.destination_port.value,
-        "sel_dport_mask": selector.destination_port.mask,
-        "sel_sport": selector.source_port.value,
-        "sel_sport_mask": selector.source_port.mask,
-        "sel_family": family_of(selector.source.network_address),
-        "sel_prefixlen_d": selector.destination.prefixlen,
-        "sel_prefixlen_s": selector.source.prefixlen,
-        "sel_proto": selector.protocol,
-    }
+    return dict(zip(_SELECTOR, _selector_row(selector), strict=True))
 
 
 def _decode_selector(body: Values) -> Selector:
@@ -592,35 +612,30 @@ def _decode_selector(body: Values) -> Selector:
     )
 
 
-def _encode_templates(template: Template, *, is_inbound: bool = False) -> tuple[Values, ...]:
+def _encode_templates(template: Template, *, is_inbound: bool) -> bytes:
     """In the order in which they are met on the way out: what compresses comes first.
 
     That has the mode, and ESP or AH is transport mode around it. Inbound it is optional, for a
     packet that would not become smaller goes as it is.
     """
     if not template.compresses:
-        return (_encode_template(template),)
-    protecting = _encode_template(replace(template, mode=Mode.TRANSPORT))
-    compressing = {
-        **_encode_template(template),
-        "id_proto": IPPROTO_COMP,
-        "optional": int(is_inbound),
-    }
-    return compressing, protecting
+        return _encode_template(template, _PROTOCOLS[template.protocol])
+    compressing = _encode_template(template, IPPROTO_COMP, is_optional=is_inbound)
+    transport = replace(template, mode=Mode.TRANSPORT)
+    return compressing + _encode_template(transport, _PROTOCOLS[template.protocol])
 
 
-def _encode_template(template: Template) -> Values:
-    return {
-        "id_daddr": template.destination.packed,
-        "id_proto": _PROTOCOLS[template.protocol],
-        "family": family_of(template.destination),
-        "saddr": template.source.packed,
-        "reqid": template.reqid,
-        "mode": MODES[template.mode],
-        "aalgos": _ANY_ALGORITHM,
-        "ealgos": _ANY_ALGORITHM,
-        "calgos": _ANY_ALGORITHM,
-    }
+def _encode_template(template: Template, protocol: int, *, is_optional: bool = False) -> bytes:
+    return _pack_template(
+        template.destination.packed,
+        protocol,
+        family_of(template.destination),
+        template.source.packed,
+        template.reqid,
+        MODES[template.mode],
+        int(is_optional),
+        *_ANY_ALGORITHMS,
+    )
 
 
 def _decode_templates(templates: tuple[Values, ...]) -> Template:
@@ -681,3 +696,24 @@ def decoded(table: Mapping[_T, int], number: int) -> _T:
         if value == number:
             return key
     raise UnreadableMessage(f"the kernel sent {number} where one of {[*table.values()]} is due")
+
+
+# Policies are sent by the ten thousand.
+_NO_LIMITS = tuple(encode_lifetime(Lifetime()).values())
+_pack_policy = structs.USERPOLICY_INFO.packer(
+    *_SELECTOR, *_LIMITS, "priority", "index", "dir", "action"
+)
+_pack_template = structs.USER_TMPL.packer(
+    *(
+        "id_daddr",
+        "id_proto",
+        "family",
+        "saddr",
+        "reqid",
+        "mode",
+        "optional",
+        "aalgos",
+        "ealgos",
+        "calgos",
+    )
+)

@@ -27,12 +27,13 @@ from xfrmpy.datapath.interface import (
     MappingChanged,
 )
 from xfrmpy.datapath.userspace.holding import Holding
+from xfrmpy.datapath.userspace.ledger import Ledger, Line, fingerprint
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.ah import InboundAh, OutboundAh
 from xfrmpy.esp.compression import IPCOMP, BadCompression, compress, decompress
-from xfrmpy.esp.ip import InnerHeader, NotIp, parse_inner_header
+from xfrmpy.esp.ip import InnerHeader, NotIp, parse_beginning, parse_inner_header
 from xfrmpy.esp.outer import Congested, inner_after, outer_header
-from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, InboundSa, OutboundSa
+from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, InboundSa, OutboundSa, Run
 from xfrmpy.esp.reassembly import Reassembly, fragment_of
 from xfrmpy.esp.sa import Dropped, EspDrop
 from xfrmpy.esp.transport import Fields, NotCarried, payload_of, with_checksum, with_header
@@ -49,7 +50,7 @@ ACQUIRE_SECONDS = 5.0
 MAPPING_SECONDS = 5.0
 """How often the same new address of a peer is told, as long as the SA is not updated to it."""
 
-_NEXT_HEADER = {4: IPV4_IN_ESP, 6: IPV6_IN_ESP}
+NEXT_HEADER = {4: IPV4_IN_ESP, 6: IPV6_IN_ESP}
 _ADDRESS: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
 _SPI = {ProtocolId.ESP: slice(0, 4), ProtocolId.AH: slice(4, 8)}
 _NO_FIELDS = Fields()
@@ -67,6 +68,7 @@ class Refusal(StrEnum):
     CONGESTED = "congested"
     ROUTING_LOOP = "routing-loop"
     BAD_COMPRESSION = "bad-compression"
+    BAD_OFFLOAD = "bad-offload"
 
 
 class Refused(Exception):
@@ -75,6 +77,11 @@ class Refused(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def refused_by_system(what: str, error: OSError) -> Refused:
+    """Such as `udp-send-enobufs`: what the system did not take, and why."""
+    return Refused(f"{what}-{errno.errorcode.get(error.errno or 0, 'error').lower()}")
 
 
 class Waits(Exception):
@@ -97,23 +104,36 @@ _Outbound: TypeAlias = OutboundSa | OutboundAh
 class Held:
     """An SA with the moments that its user wants to know."""
 
-    __slots__ = ("installed_at", "is_soft_reported", "sa", "told_source", "used_at")
+    __slots__ = ("_line", "installed_at", "is_soft_reported", "sa", "told_source", "used_at")
 
-    def __init__(self, sa: _Inbound | _Outbound, now: float) -> None:
+    def __init__(self, sa: _Inbound | _Outbound, line: Line) -> None:
+        """It goes on where it has got to by its `line` in the ledger."""
+        progress, self.used_at = line.read()
+        sa.resume(progress)
         self.sa = sa
-        self.installed_at = now
-        self.used_at: float | None = None
+        self._line = line
+        self.installed_at = line.installed_at
         self.is_soft_reported = False
         self.told_source: tuple[SocketAddress, float] | None = None
 
+    def note_use(self, now: float) -> None:
+        """Before what it has sealed leaves, and with what it has opened."""
+        self.used_at = now
+        sa = self.sa
+        self._line.note(sa.sequence, sa.octets, sa.packets, now)
+
 
 class Forwarder:
-    """See the module. `events` collects what the daemon should know."""
+    """See the module. `events` collects what the daemon should know.
 
-    def __init__(self, random: Callable[[int], bytes]) -> None:
+    How far each SA has got is in the `ledger`: one that is added again goes on from there.
+    """
+
+    def __init__(self, random: Callable[[int], bytes], ledger: Ledger | None = None) -> None:
         self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self.refused: Counter[str] = Counter()
         self._random = random
+        self._ledger = ledger or Ledger()
         self._sad: dict[SaId, Held] = {}
         self._inbound: dict[tuple[ProtocolId, bytes], tuple[_Inbound, Held]] = {}
         self._outbound: dict[int, list[tuple[_Outbound, Held]]] = {}
@@ -136,11 +156,11 @@ class Forwarder:
         `if_id` is that of the interface into which it was led, 0 for the one that has none. Raises
         `Refused` and `Waits`, and `InClear` for packets to the peer of transport mode.
         """
-        header = _parse(packet)
+        header = parse(packet)
         pieces = [packet]
         if not if_id and (header.version, header.destination) in self._hosts:
             packet, pieces = self._gather(packet)
-            header = _parse(packet)
+            header = parse(packet)
         policy = self._policy_for((PolicyDirection.OUT, if_id), header)
         if policy is None or policy.template is None:
             if not if_id:
@@ -161,8 +181,34 @@ class Forwarder:
         except Dropped as dropped:
             self._check_limits(held, now)
             raise Refused(dropped.reason) from None
-        self._note_use(held, now)
+        self.note_use(held, now)
         return sealed, sa.entry
+
+    def run_of(
+        self, head: bytes, packets: int, octets: int, now: float, if_id: int = 0
+    ) -> tuple[Run, SadEntry] | None:
+        """Numbers of an SA for as many inner packets, of so many octets in all, which have the
+        addresses, protocol and ports of `head`. None if `protect` must look at each."""
+        try:
+            header = parse_beginning(head)
+        except NotIp:
+            return None
+        policy = self._policy_for((PolicyDirection.OUT, if_id), header)
+        if policy is None or policy.template is None:
+            return None
+        candidates = self._outbound.get(policy.template.reqid)
+        if not candidates or (not if_id and (header.version, header.destination) in self._hosts):
+            return None
+        sa, held = candidates[-1]
+        if not isinstance(sa, OutboundSa) or not _takes_runs(held, now):
+            return None
+        if if_id and _is_carried_by(header, sa.entry):
+            return None
+        run = sa.take_run(packets, octets)
+        if run is None:
+            return None
+        self.note_use(held, now)
+        return run, sa.entry
 
     def unprotect(
         self,
@@ -181,7 +227,7 @@ class Forwarder:
         receive and process both UDP-encapsulated ESP and non-UDP-encapsulated ESP packets at any
         time".
         """
-        found = self._inbound.get((protocol, packet[_SPI[protocol]]))
+        found = self.inbound_sa(packet[_SPI[protocol]], protocol)
         if found is None:
             raise Refused(Refusal.UNKNOWN_SPI)
         sa, held = found
@@ -192,20 +238,23 @@ class Forwarder:
         except Dropped as dropped:
             # Only what is authentic is use: a forger must not make a dead peer look alive.
             if dropped.reason is EspDrop.DUMMY:
-                self._note_use(held, now)
+                self.note_use(held, now)
             raise Refused(dropped.reason) from None
-        self._note_use(held, now)
+        self.note_use(held, now)
         next_header, inner = _decompressed(sa.entry, next_header, inner)
         if sa.entry.mode is Mode.TRANSPORT:
             inner = _as_in_clear(sa.entry, next_header, inner, fields)
-        parsed = _parse(inner)
-        if sa.entry.mode is Mode.TUNNEL and next_header != _NEXT_HEADER[parsed.version]:
+        parsed = parse(inner)
+        if sa.entry.mode is Mode.TUNNEL and next_header != NEXT_HEADER[parsed.version]:
             raise Refused(Refusal.NOT_IP)
-        if not self._is_allowed(sa.entry, parsed):
+        if not self.is_allowed(sa.entry, parsed):
             raise Refused(Refusal.OUTSIDE_SELECTORS)
         if is_newest and source is not None:
-            self._note_source(held, source, now)
-        return _with_outer(inner[: parsed.length], sa.entry, fields), sa.entry
+            self.note_source(held, source, now)
+        return with_outer(inner[: parsed.length], sa.entry, fields), sa.entry
+
+    def inbound_sa(self, spi: bytes, protocol: ProtocolId) -> tuple[_Inbound, Held] | None:
+        return self._inbound.get((protocol, spi))
 
     def set_room(self, reqid: int, octets: int) -> None:
         """How large an inner packet the path takes, for those that are padded."""
@@ -235,7 +284,7 @@ class Forwarder:
         entries = self._by_priority.get(table, ())
         return next((entry for entry in entries if header.matches(entry.selector)), None)
 
-    def _is_allowed(self, sa: SadEntry, header: InnerHeader) -> bool:
+    def is_allowed(self, sa: SadEntry, header: InnerHeader) -> bool:
         """RFC 4301 section 5.2 step 4: the policy met must be one that asks for this very SA.
 
         Whether the packet is for this host or goes on to another, only the host's routes know; so
@@ -267,15 +316,15 @@ class Forwarder:
             self._acquired_at.pop(reqid, None)
         for reqid, packet in self._holding.firsts():
             if reqid in served:
-                self._ask_for(reqid, _parse(packet))
+                self._ask_for(reqid, parse(packet))
         return [(packet, self._led_by[reqid]) for reqid, packet in taken]
 
     def _has_sa(self, reqid: int, packet: bytes) -> bool:
         table = PolicyDirection.OUT, self._led_by[reqid]
-        policy = self._policy_for(table, _parse(packet))
+        policy = self._policy_for(table, parse(packet))
         return policy is None or policy.template is None or policy.template.reqid in self._outbound
 
-    def _note_source(self, held: Held, source: SocketAddress, now: float) -> None:
+    def note_source(self, held: Held, source: SocketAddress, now: float) -> None:
         entry = held.sa.entry
         if entry.encapsulation is None:  # No NAT is known of that would forget a mapping.
             return
@@ -307,7 +356,7 @@ class Forwarder:
         """Tell again of the SAs past a soft limit, and of packets that wait for one: whoever was
         told may have died of it since."""
         for reqid, packet in self._holding.firsts():
-            self._ask_for(reqid, _parse(packet))
+            self._ask_for(reqid, parse(packet))
         for held in self._sad.values():
             if held.is_soft_reported:
                 self._expired(held, hard=False)
@@ -321,8 +370,8 @@ class Forwarder:
             due_at = held.installed_at + next_seconds
             heappush(self._limits, (due_at, next(self._serial), held.sa.entry.id))
 
-    def _note_use(self, held: Held, now: float) -> None:
-        held.used_at = now
+    def note_use(self, held: Held, now: float) -> None:
+        held.note_use(now)
         self._check_limits(held, now)
 
     def _check_limits(self, held: Held, now: float) -> None:
@@ -354,7 +403,7 @@ class Forwarder:
                 outbound = OutboundAh(entry)
             else:
                 outbound = OutboundSa(entry, self._random)
-            self._sad[entry.id] = Held(outbound, now)
+            self._sad[entry.id] = self._hold(outbound, now)
             self._outbound.setdefault(entry.reqid, []).append((outbound, self._sad[entry.id]))
         self._expect_limit(self._sad[entry.id])
         self._acquired_at.pop(entry.reqid, None)
@@ -365,8 +414,15 @@ class Forwarder:
         if _inbound_key(entry) in self._inbound:
             raise DatapathError(f"SPI 0x{entry.spi:08x} is in force already", errno.EEXIST)
         inbound = InboundAh(entry) if entry.protocol is ProtocolId.AH else InboundSa(entry)
-        self._sad[entry.id] = Held(inbound, now)
+        self._sad[entry.id] = self._hold(inbound, now)
         self._inbound[_inbound_key(entry)] = (inbound, self._sad[entry.id])
+
+    def _hold(self, sa: _Inbound | _Outbound, now: float) -> Held:
+        return Held(sa, self._ledger.line_of(sa.entry, now))
+
+    def is_resumable(self, entry: SadEntry) -> bool:
+        """Whether an SA that is not in force could go on where it was."""
+        return entry.id not in self._sad and fingerprint(entry) in self._ledger
 
     def update_sa(self, entry: SadEntry) -> None:
         """As `move_sa`, for the SA of the same id."""
@@ -401,6 +457,7 @@ class Forwarder:
         if held is None:
             return
         entry = held.sa.entry
+        self._ledger.strike(entry)
         if entry.direction is Direction.IN:
             del self._inbound[_inbound_key(entry)]
             return
@@ -453,6 +510,7 @@ class Forwarder:
         tables = (self._sad, self._inbound, self._outbound, self._spd, self._limits)
         for table in (*tables, self._by_priority, self._acquired_at):
             table.clear()
+        self._ledger.clear()
         self._hosts.clear()
         self._room.clear()
         self._holding.clear()
@@ -486,6 +544,15 @@ def _is_carried_by(header: InnerHeader, sa: SadEntry) -> bool:
     return header.protocol == IPPROTO_UDP and (header.source_port, header.destination_port) == own
 
 
+def _takes_runs(held: Held, now: float) -> bool:
+    """Whether nothing but sealing is to be done with each packet: no header taken off, no
+    compression, no hiding of its length; and no limit by time is met."""
+    entry, life = held.sa.entry, held.sa.entry.lifetime
+    is_due = life.hard_seconds is not None and now >= held.installed_at + life.hard_seconds
+    plain = entry.mode is Mode.TUNNEL and entry.cpi is None and not entry.tfc
+    return plain and entry.encapsulation is not None and not is_due
+
+
 def _inbound_key(entry: SadEntry) -> tuple[ProtocolId, bytes]:
     """RFC 4301 section 4.1: the SPI "in conjunction with the IPsec protocol type" specifies an SA.
 
@@ -500,7 +567,7 @@ def _priority(entry: SpdEntry) -> int:
 
 def _seal(sa: _Outbound, packet: bytes, version: int, hidden_in: int) -> bytes:
     """Raises `Refused` and `Dropped`."""
-    protocol, payload = _NEXT_HEADER[version], packet
+    protocol, payload = NEXT_HEADER[version], packet
     if sa.entry.mode is Mode.TRANSPORT:
         try:
             protocol, payload = payload_of(packet)
@@ -512,7 +579,7 @@ def _seal(sa: _Outbound, packet: bytes, version: int, hidden_in: int) -> bytes:
         fields, has_df = outer_header(packet, sa.entry)
         return sa.seal(payload, protocol, fields or _NO_FIELDS, has_df=has_df)
     # RFC 4303 section 2.7: the receiver goes by the length that an inner IP packet has.
-    is_packet = protocol == _NEXT_HEADER[version] and sa.entry.mode is Mode.TUNNEL
+    is_packet = protocol == NEXT_HEADER[version] and sa.entry.mode is Mode.TUNNEL
     return sa.seal(payload, protocol, hidden_in=hidden_in if is_packet else 0)
 
 
@@ -536,7 +603,7 @@ def _as_in_clear(sa: SadEntry, protocol: int, payload: bytes, fields: Fields) ->
     return with_header(*ends, protocol, payload, fields)
 
 
-def _with_outer(inner: bytes, sa: SadEntry, fields: Fields) -> bytes:
+def with_outer(inner: bytes, sa: SadEntry, fields: Fields) -> bytes:
     if sa.mode is Mode.TRANSPORT:
         return inner
     try:
@@ -555,7 +622,7 @@ def _hosts_of(entry: SpdEntry) -> list[tuple[int, int]]:
     return [(there.version, int(there.network_address))]
 
 
-def _parse(packet: bytes) -> InnerHeader:
+def parse(packet: bytes) -> InnerHeader:
     try:
         return parse_inner_header(packet)
     except NotIp:

@@ -109,6 +109,10 @@ COUNTERS: dict[str, Explanation] = {
         meaning="an authentic packet is compressed in a way that was not agreed to, or too large",
         look_at="`ipcomp` at both ends, and the peer's log",
     ),
+    Refusal.BAD_OFFLOAD: Explanation(
+        meaning="a packet was to be cut or completed for its host in a way that does not fit it",
+        look_at="programs that write to the device's raw sockets; the host's other devices",
+    ),
     Refusal.ROUTING_LOOP: Explanation(
         meaning="the tunnel's own packets were led into its interface",
         look_at="`ip route get PEER`: a route to the peer must not lead into the tunnel",

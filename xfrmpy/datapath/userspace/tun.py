@@ -7,21 +7,31 @@ import errno
 import fcntl
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from struct import Struct
 
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.netdevices import Devices
+from xfrmpy.datapath.userspace import virtio
+from xfrmpy.datapath.userspace.virtio import Offload
 
 DEVICE = "xfrmpy0"
 
 _TUN = Path("/dev/net/tun")
 _TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
-_IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
+_TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x400454D0, 0x400454D8
+_IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFMTU = 0x8913, 0x8914, 0x8922
 _IFF_UP = 0x1
 _FLAGS = Struct("=16sH22x")  # struct ifreq with ifr_flags
 _MTU = Struct("=16si20x")  # struct ifreq with ifr_mtu
+_INTEGER = Struct("=i")
+
+_CHECKSUM, _TSO = 0x01, 0x02 | 0x04 | 0x08  # TUN_F_CSUM; TUN_F_TSO4, _TSO6, _TSO_ECN
+_USO = 0x20 | 0x40  # TUN_F_USO4, _USO6: Linux 6.2
+_OFFLOADS = _CHECKSUM | _TSO | _USO, _CHECKSUM | _TSO
+"""What the host may leave to us, best first."""
 
 DEVICE_MTU = 65535
 """Of the device; what a tunnel really carries is the MTU of its route."""
@@ -43,13 +53,23 @@ class Tun:
                 f"{_TUN} cannot be opened: {error.strerror}", error.errno
             ) from error
         try:
-            request = _FLAGS.pack(name.encode(), _IFF_TUN | _IFF_NO_PI)
-            fcntl.ioctl(self._descriptor, _TUNSETIFF, request)
+            flags = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR
+            fcntl.ioctl(self._descriptor, _TUNSETIFF, _FLAGS.pack(name.encode(), flags))
+            size = _INTEGER.pack(virtio.SIZE)  # Of one that was there it may be another.
+            fcntl.ioctl(self._descriptor, _TUNSETVNETHDRSZ, size)
         except OSError as error:
             os.close(self._descriptor)
             held = " (another process has it)" if error.errno == errno.EBUSY else ""
             reason = f"the TUN device {name} cannot be made: {error.strerror}{held}"
             raise DatapathError(reason, error.errno) from error
+        self._take_over_work()
+
+    def _take_over_work(self) -> None:
+        """Where a host does all by itself we are slower, and nothing else."""
+        for offloads in _OFFLOADS:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self._descriptor, _TUNSETOFFLOAD, offloads)
+                return
 
     @classmethod
     def of_all_tunnels(cls) -> Tun:
@@ -77,16 +97,28 @@ class Tun:
     def fileno(self) -> int:
         return self._descriptor
 
-    def read(self) -> bytes:
-        """The next packet. Raises `BlockingIOError` if there is none."""
-        return os.read(self._descriptor, DEVICE_MTU)
+    def read(self) -> tuple[bytes, Offload]:
+        """The next packet, and what its sender has left undone. Raises `BlockingIOError` if there
+        is none."""
+        octets = os.read(self._descriptor, virtio.SIZE + DEVICE_MTU)
+        return octets[virtio.SIZE :], virtio.decode_offload(octets)
 
-    def write(self, packet: bytes) -> None:
-        """Raises `OSError` for what the kernel does not take as a packet."""
-        os.write(self._descriptor, packet)
+    def read_into(self, parts: Sequence[memoryview]) -> int:
+        """As `read`, the virtio header first, into one part after the other; returns the octets of
+        the packet."""
+        return os.readv(self._descriptor, parts) - virtio.SIZE
+
+    def write(self, *pieces: bytes | memoryview, offload: Offload = virtio.COMPLETE) -> None:
+        """A packet, which may be in several pieces. Raises `OSError` for what the kernel does not
+        take as one."""
+        os.writev(self._descriptor, (virtio.encode_offload(offload), *pieces))
 
     def close(self) -> None:
-        """The device goes, and with it every route through it; one that was there stays."""
+        """The device goes, and with it every route through it; one that was there stays, and does
+        its own work again."""
+        if self.is_adopted:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self._descriptor, _TUNSETOFFLOAD, 0)
         os.close(self._descriptor)
 
 

@@ -8,10 +8,13 @@ word of each payload and names the socket.
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 
 from xfrmpy.datapath.userspace import bpf
-from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.esp.transport import Fields, with_checksum, with_header
+from xfrmpy.ipsec.addresses import IpAddress, SocketAddress
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT
 
 _SO_ATTACH_REUSEPORT_CBPF = 51  # <asm-generic/socket.h>
@@ -21,6 +24,9 @@ DAEMON = 0
 IP_PKTINFO = 8  # <linux/in.h>; Python 3.11 has no name for it
 IPV4_INFO = Struct("=i4s4s")  # ifindex, local address, address in the header
 IPV6_INFO = Struct("=16si")  # local address, ifindex
+
+_WORD = Struct(">I")
+_HEADER = Struct(">HHHH")  # ports, length, checksum
 
 
 def open_shared_udp_socket(family: socket.AddressFamily, port: int) -> socket.socket:
@@ -64,6 +70,39 @@ def reuseport_program(workers: int) -> bytes:
         (bpf.ADD, 0, 0, 1),
         (bpf.RETURN_A, 0, 0, 0),
     )
+
+
+def is_ours(first_word: bytes) -> bool:
+    """As `reuseport_program` has it, for datagrams that the kernel did not tell apart."""
+    return len(first_word) == _WORD.size and bool(_WORD.unpack(first_word)[0] & USERSPACE_SPI_BIT)
+
+
+def ask_for_destination(receiver: socket.socket, version: int) -> None:
+    """Have the kernel tell it with each datagram. Raises `OSError`."""
+    if version == 4:
+        receiver.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+    else:
+        receiver.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+
+
+def decode_destination(told: Iterable[tuple[int, int, bytes]], version: int) -> IpAddress:
+    """Which of our addresses a datagram came to."""
+    words = {(level, kind): octets for level, kind, octets in told}
+    if version == 4:
+        return IPv4Address(IPV4_INFO.unpack(words[socket.IPPROTO_IP, IP_PKTINFO])[2])
+    return IPv6Address(IPV6_INFO.unpack(words[socket.IPPROTO_IPV6, socket.IPV6_PKTINFO])[0])
+
+
+def whole_datagram(
+    source: SocketAddress, destination: SocketAddress, payload: bytes, fields: Fields
+) -> bytes:
+    """A datagram with its headers, as it has come."""
+    ends = source.address, destination.address
+    length = _HEADER.size + len(payload)
+    # The checksum has to be something that is not zero, which says that there is none.
+    blank = _HEADER.pack(source.port, destination.port, length, 1) + payload
+    udp = with_checksum(*ends, socket.IPPROTO_UDP, blank)
+    return with_header(*ends, socket.IPPROTO_UDP, udp, fields)
 
 
 def packet_info(source: IpAddress) -> tuple[int, int, bytes]:

@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -28,38 +27,31 @@ from xfrmpy import __version__
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.datapath.userspace import requests
-from xfrmpy.datapath.userspace.ancillary import (
-    ROOM,
-    DfSwitch,
-    ask_for_fields,
-    decode_fields,
-    encode_fields,
-)
 from xfrmpy.datapath.userspace.control import ControlSocket
-from xfrmpy.datapath.userspace.forwarding import Forwarder, InClear, Refused, Waits
-from xfrmpy.datapath.userspace.raw import Arrived, RawSocket, RawSockets
+from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused, Waits
+from xfrmpy.datapath.userspace.inbound import Inbound
+from xfrmpy.datapath.userspace.ledger import Ledger
+from xfrmpy.datapath.userspace.outbound import Outbound
+from xfrmpy.datapath.userspace.raw import RawSockets
+from xfrmpy.datapath.userspace.receiving import UdpReceiver
+from xfrmpy.datapath.userspace.sending import UdpSender
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
     open_shared_udp_socket,
-    packet_info,
 )
-from xfrmpy.esp.outer import outer_header
-from xfrmpy.esp.transport import Fields, fields_of
-from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
+from xfrmpy.ipsec.addresses import IKE_NATT_PORT
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
-from xfrmpy.ipsec.sad import SadEntry, SaId, UdpEncapsulation
+from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.spd import SpdEntry
-from xfrmpy.registry import ProtocolId
-
-BATCH = 64
-"""Packets taken from one side before the other gets its turn."""
 
 RECEIVE_BUFFER = 4 * 1024 * 1024
 """Octets. Some 2,800 full packets: what arrives while a worker is busy for about 10 ms."""
 
-MAX_DATAGRAM = 65535
 MAX_COMPLAINTS = 10
+
+LEDGER_SUFFIX = ".ledger"
+"""Of the file beside the socket by which another worker goes on with the SAs of this one."""
 
 TICK_SECONDS = 1.0
 """How late an SA may expire."""
@@ -76,10 +68,14 @@ class Worker:
     """See the module."""
 
     def __init__(self, control_path: Path) -> None:
-        self._forwarder = Forwarder(secrets.token_bytes)
+        self._ledger = Ledger(control_path.with_suffix(LEDGER_SUFFIX))
+        self._forwarder = Forwarder(secrets.token_bytes, self._ledger)
+        self._outbound = Outbound(self._forwarder, self._guarded)
+        self._inbound = Inbound(
+            self._forwarder, self._guarded, self._device_of, self._outbound.send_in_clear
+        )
         self._selector = selectors.DefaultSelector()
         self._udp: dict[int, socket.socket] = {}
-        self._udp_df: DfSwitch | None = None
         self._raw: RawSockets | None = None
         self._tun: Tun | None = None
         self._tunnel_tuns: dict[int, Tun] = {}
@@ -115,18 +111,13 @@ class Worker:
     # Packets.
 
     def _read_tun(self, tun: Tun, if_id: int) -> None:
-        for _ in range(BATCH):
-            try:
-                packet = tun.read()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._count("tun-read")
-                # A device that somebody removed does not come back, and is readable for ever.
-                if error.errno == errno.EBADFD:
-                    self._lose_tun(tun, if_id)
-                return
-            self._guarded(partial(self._protect, packet, if_id))
+        try:
+            self._outbound.carry(tun, if_id)
+        except OSError as error:
+            self._count("tun-read")
+            # A device that somebody removed does not come back, and is readable for ever.
+            if error.errno == errno.EBADFD:
+                self._lose_tun(tun, if_id)
 
     def _lose_tun(self, gone: Tun, if_id: int) -> None:
         """What a tunnel's own device has besides its name, only the daemon knows."""
@@ -159,94 +150,8 @@ class Worker:
             self._selector.unregister(tun)
             tun.close()
 
-    def _protect(self, packet: bytes, if_id: int) -> None:
-        assert self._raw is not None, "without a device there are no packets"
-        try:
-            sealed, entry = self._forwarder.protect(packet, time.monotonic(), if_id)
-        except InClear as exempt:
-            self._send_in_clear(exempt.packets)
-            return
-        fields, has_df = outer_header(packet, entry)
-        if entry.encapsulation is not None:
-            self._send_in_udp(sealed, entry, entry.encapsulation, fields, has_df)
-            return
-        try:
-            self._raw.send(sealed, entry, fields, has_df)
-        except OSError as error:
-            raise _refused("raw-send", error) from error
-
-    def _send_in_clear(self, packets: list[bytes]) -> None:
-        assert self._raw is not None, "without a device there are no packets"
-        try:
-            for packet in packets:
-                self._raw.send_in_clear(packet)
-        except OSError as error:
-            raise _refused("clear-send", error) from error
-
-    def _send_in_udp(
-        self,
-        sealed: bytes,
-        entry: SadEntry,
-        ports: UdpEncapsulation,
-        fields: Fields | None,
-        has_df: bool,
-    ) -> None:
-        sender = self._udp.get(entry.source.version)
-        if sender is None:
-            raise Refused("no-udp-socket")
-        destination = (str(entry.destination), ports.destination_port)
-        told = [packet_info(entry.source)]
-        if fields is not None:
-            told += encode_fields(fields, entry.source.version)
-        try:
-            if entry.source.version == 4 and self._udp_df is not None:
-                self._udp_df.turn(on=has_df)
-            sender.sendmsg([sealed], told, 0, destination)
-        except OSError as error:
-            raise _refused("udp-send", error) from error
-
-    def _read_udp(self, receiver: socket.socket, version: int) -> None:
-        for _ in range(BATCH):
-            try:
-                datagram, told, _flags, address = receiver.recvmsg(MAX_DATAGRAM, ROOM)
-            except BlockingIOError:
-                return
-            except OSError:
-                continue  # An ICMP error for something sent earlier.
-            fields = decode_fields(told, version)
-            self._guarded(partial(self._unprotect, datagram, address, fields))
-
-    def _read_raw(self, receiver: RawSocket) -> None:
-        for _ in range(BATCH):
-            try:
-                arrived = receiver.receive()
-            except BlockingIOError:
-                return
-            except OSError:
-                continue  # An ICMP error for something sent earlier.
-            self._guarded(partial(self._unprotect_raw, receiver.protocol, arrived))
-
-    def _unprotect(self, datagram: bytes, address: tuple[Any, ...], fields: Fields) -> None:
-        source = SocketAddress(ip_address(address[0].partition("%")[0]), address[1])
-        now = time.monotonic()
-        self._deliver(*self._forwarder.unprotect(datagram, source, now, fields=fields))
-
-    def _unprotect_raw(self, protocol: ProtocolId, arrived: Arrived) -> None:
-        fields, now = fields_of(arrived.header), time.monotonic()
-        self._deliver(
-            *self._forwarder.unprotect(
-                arrived.payload, None, now, protocol=protocol, fields=fields, header=arrived.header
-            )
-        )
-
-    def _deliver(self, packet: bytes, entry: SadEntry) -> None:
-        tun = self._tunnel_tuns.get(entry.if_id) if entry.if_id else self._tun
-        if tun is None:
-            raise Refused("no-interface")
-        try:
-            tun.write(packet)
-        except OSError as error:
-            raise _refused("tun-write", error) from error
+    def _device_of(self, if_id: int) -> Tun | None:
+        return self._tunnel_tuns.get(if_id) if if_id else self._tun
 
     def _guarded(self, handle: Callable[[], None]) -> None:
         """No packet ends the worker."""
@@ -279,10 +184,11 @@ class Worker:
                 if version == 6 and not _has_ipv6():
                     continue
                 self._udp[version] = opened = _open_udp(family)
-                if version == 4:
-                    self._udp_df = DfSwitch(opened)
+                sender = UdpSender(opened, version, self._forwarder.refused)
+                self._outbound.senders[version] = sender
+                receiver = UdpReceiver(opened, version)
                 self._selector.register(
-                    opened, selectors.EVENT_READ, partial(self._read_udp, opened, version)
+                    opened, selectors.EVENT_READ, partial(self._inbound.read_udp, receiver)
                 )
         except OSError as error:
             self._close_udp()
@@ -290,9 +196,11 @@ class Worker:
             raise DatapathError(reason, error.errno) from error
 
     def _open_raw(self) -> None:
-        self._raw = RawSockets(_prepare, (4, 6) if _has_ipv6() else (4,))
+        self._raw = self._outbound.raw = RawSockets(_prepare, (4, 6) if _has_ipv6() else (4,))
         for opened in self._raw:
-            self._selector.register(opened, selectors.EVENT_READ, partial(self._read_raw, opened))
+            self._selector.register(
+                opened, selectors.EVENT_READ, partial(self._inbound.read_raw, opened)
+            )
 
     def _shut(self) -> None:
         self._close_udp()
@@ -302,7 +210,7 @@ class Worker:
             for opened in self._raw:
                 self._selector.unregister(opened)
             self._raw.close()
-            self._raw = None
+            self._raw = self._outbound.raw = None
         if self._tun is not None:
             self._selector.unregister(self._tun)
             self._tun.close()
@@ -313,6 +221,7 @@ class Worker:
             self._selector.unregister(each)
             each.close()
         self._udp.clear()
+        self._outbound.senders.clear()
 
     # Requests, by their names.
 
@@ -371,7 +280,8 @@ class Worker:
     def _send_waiting(self) -> None:
         """What waited for an SA that is in force now."""
         for packet, if_id in self._forwarder.take_waiting(time.monotonic()):
-            self._guarded(partial(self._protect, packet, if_id))
+            self._guarded(partial(self._outbound.protect, packet, if_id))
+        self._outbound.flush()
 
     def _add(self, entry: SadEntry | SpdEntry) -> None:
         if isinstance(entry, SadEntry):
@@ -433,6 +343,11 @@ class Worker:
         sas, now = from_plain(tuple[SaId, ...], plain), time.monotonic()
         return [self._forwarder.seconds_idle(sa, now) for sa in sas]
 
+    def resumable(self, plain: Plain) -> Plain:
+        """Of each SA whether it could go on where it was, if it were added again."""
+        entries = from_plain(tuple[SadEntry, ...], plain)
+        return [self._forwarder.is_resumable(entry) for entry in entries]
+
     def survey(self, plain: Plain) -> Plain:
         """Of each SA how long it is in force, and what it has carried; null of one that is not."""
         sas, now = from_plain(tuple[SaId, ...], plain), time.monotonic()
@@ -449,6 +364,7 @@ class Worker:
         return self._forwarder.remove_all()
 
     def stop(self, _: Plain) -> None:
+        self._ledger.remove()
         self._running = False
 
     def dump(self) -> list[dict[str, Any]]:
@@ -462,11 +378,6 @@ class Worker:
             ]
         replies[-1]["more"] = False
         return replies
-
-
-def _refused(what: str, error: OSError) -> Refused:
-    """Such as `udp-send-enobufs`: what the system did not take, and why."""
-    return Refused(f"{what}-{errno.errorcode.get(error.errno or 0, 'error').lower()}")
 
 
 _ENTRIES: dict[str, type[SadEntry] | type[SpdEntry]] = {
@@ -497,6 +408,7 @@ _HANDLERS: dict[str, _Handler] = {
     "interfaces": _single(Worker.interfaces),
     "usage": _single(Worker.usage),
     "seconds_idle": _single(Worker.seconds_idle),
+    "resumable": _single(Worker.resumable),
     "survey": _single(Worker.survey),
     "drops": _single(Worker.drops),
     "remove_all": _single(Worker.remove_all),
@@ -518,7 +430,6 @@ def _open_udp(family: socket.AddressFamily) -> socket.socket:
     opened = open_shared_udp_socket(family, IKE_NATT_PORT)
     opened.setblocking(False)
     _prepare(opened, version)
-    ask_for_fields(opened, version)
     attach_reuseport_selector(opened, workers=1)
     return opened
 

@@ -1,0 +1,204 @@
+"""Super-packets sealed in place, against those who cut and seal slowly."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.datapath.userspace.super_packets import ACK, CWR, FIN, PSH, Stream
+from tests.suites import ESP_SUITES
+from xfrmpy.datapath.userspace import bursts
+from xfrmpy.datapath.userspace.bursts import MAX_SEGMENT, MIN_SEGMENT, Layouts, shape_of
+from xfrmpy.datapath.userspace.segments import complete
+from xfrmpy.datapath.userspace.virtio import COMPLETE, Offload, encode_offload
+from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, OutboundSa
+from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.sad import Direction, Lifetime, SadEntry
+
+NOISE = random.Random(1).randbytes(65000)
+FAST = [s for s in ESP_SUITES if s.cipher.counts_iv and s.cipher.iv == 8 and s.icv == 16]
+FAST = [s for s in FAST if s.integrity is None and "gmac" not in s.cipher.name]
+GCM = next(s for s in FAST if s.cipher.name == "aes128gcm16" and not s.esn)
+
+STREAMS = st.builds(
+    Stream,
+    version=st.sampled_from([4, 6]),
+    payload=st.builds(
+        lambda at, size: NOISE[at : at + size], st.integers(0, 50000), st.integers(0, 9000)
+    ),
+    mss=st.integers(MIN_SEGMENT, 1500) | st.integers(MIN_SEGMENT, 9000),
+    options=st.integers(0, 10).map(lambda n: b"\1" * (4 * n)),
+    ip_options=st.sampled_from([b"", bytes(8), bytes(16)]),
+    traffic_class=st.integers(0, 255),
+    identification=st.integers(0, 0xFFFF),
+    sequence=st.integers(0, 2**32 - 1) | st.integers(2**32 - 9000, 2**32 - 1),
+    flags=st.integers(0, 255),
+    ports=st.tuples(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF)),
+)
+
+
+def entry(suite: EspSuite, **changes: object) -> SadEntry:
+    made = SadEntry(
+        direction=Direction.OUT,
+        spi=0x81020304,
+        source=ip_address("198.51.100.1"),
+        destination=ip_address("198.51.100.2"),
+        reqid=7,
+        suite=suite,
+        encryption_key=bytes(range(suite.cipher.keymat)),
+        integrity_key=b"" if suite.integrity is None else bytes(range(suite.integrity.key)),
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def outbound(suite: EspSuite = GCM, sealed: int = 0, **changes: object) -> OutboundSa:
+    """An SA that has sealed so many packets already."""
+    sa = OutboundSa(entry(suite, **changes), secrets.token_bytes)
+    sa._sequence = sealed
+    return sa
+
+
+LAYOUTS = Layouts()
+
+
+def slowly(stream: Stream, sa: OutboundSa) -> list[bytes]:
+    following = IPV4_IN_ESP if stream.version == 4 else IPV6_IN_ESP
+    return [sa.seal(packet, following) for packet in complete(*stream.super_packet())]
+
+
+def fast(stream: Stream, sa: OutboundSa, *, by_reading: bool) -> list[bytes]:
+    packet, offload = stream.super_packet()
+    shape = shape_of(packet, offload)
+    assert shape is not None
+    layout = LAYOUTS.of(shape)
+    if by_reading:
+        octets = encode_offload(offload) + packet
+        for part in layout.parts:
+            part[: len(octets)] = octets[: len(part)]
+            octets = octets[len(part) :]
+        assert layout.offload == offload
+        assert layout.gather(len(packet)) == packet
+    else:
+        layout.scatter(packet)
+    packets = -(-len(stream.payload) // stream.mss)
+    run = sa.take_run(packets, len(stream.payload) + packets * shape.headers)
+    assert run is not None
+    sealed = bytes(layout.seal(len(stream.payload), run))
+    return [sealed[at : at + layout.stride] for at in range(0, len(sealed), layout.stride)]
+
+
+@pytest.mark.parametrize("suite", FAST, ids=str)
+@given(stream=STREAMS, by_reading=st.booleans(), sealed=st.integers(0, 2**31))
+def test_in_place_the_same_octets_come_out(
+    suite: EspSuite, stream: Stream, by_reading: bool, sealed: int
+) -> None:
+    payload = NOISE[: stream.mss] + stream.payload + b"\1"  # more than one segment
+    stream = replace(stream, payload=payload)
+    ours, twin = outbound(suite, sealed), outbound(suite, sealed)
+    assert fast(stream, ours, by_reading=by_reading) == slowly(stream, twin)
+    assert ours.usage(None) == twin.usage(None)
+    assert ours.seal(b"", 59) == twin.seal(b"", 59), "the next one has the next number"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("mss", [MIN_SEGMENT, 513, 1379, 1448, 8949, MAX_SEGMENT])
+def test_the_largest_super_packets_fit(version: int, mss: int) -> None:
+    flags = ACK | PSH | FIN | CWR
+    stream = Stream(version=version, payload=NOISE[:65000], mss=mss, options=bytes(40), flags=flags)
+    assert fast(stream, outbound(), by_reading=True) == slowly(stream, outbound())
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        Stream(is_tcp=False),
+        Stream(fragment_bits=0),
+        Stream(mss=MIN_SEGMENT - 1),
+        Stream(mss=MAX_SEGMENT + 1),
+        Stream(version=6, ip_options=bytes(240)),
+    ],
+    ids=["udp", "without DF", "many small ones", "large ones", "long headers"],
+)
+def test_what_is_not_cut_in_place_has_no_shape(stream: Stream) -> None:
+    assert shape_of(*stream.super_packet()) is None
+
+
+OFFLOADS = st.builds(
+    Offload,
+    needs_checksum=st.booleans(),
+    segments=st.sampled_from([1, 4]),
+    segment_size=st.integers(0, 2000),
+    checksum_start=st.integers(0, 0xFFFF) | st.integers(0, 80),
+    checksum_offset=st.just(16) | st.integers(0, 40),
+)
+
+
+@given(packet=st.binary(min_size=1, max_size=100) | STREAMS.map(Stream.packet), offload=OFFLOADS)
+def test_whatever_has_a_shape_is_one_that_can_be_cut(packet: bytes, offload: Offload) -> None:
+    shape = shape_of(packet, offload)
+    if shape is not None and len(packet) > shape.headers:
+        assert complete(packet, offload)
+
+
+def test_a_packet_that_came_in_place_of_another_shape_is_whole() -> None:
+    shape = shape_of(*Stream().super_packet())
+    assert shape is not None
+    layout = LAYOUTS.of(shape)
+    for size in (1, 20, 39, 40, 41, 1039, 1040, 1041, 60_000):
+        octets = encode_offload(COMPLETE) + NOISE[:size]
+        for part in layout.parts:
+            part[: len(octets)] = octets[: len(part)]
+            octets = octets[len(part) :]
+        assert layout.gather(size) == NOISE[:size]
+
+
+def test_layouts_of_many_shapes_are_not_all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bursts, "MAX_LAYOUTS", 2)
+    layouts = Layouts()
+    for mss in range(1000, 1010):
+        shape = shape_of(*Stream(mss=mss).super_packet())
+        assert shape is not None
+        assert layouts.of(shape) is layouts.of(shape)
+    assert len(layouts._made) <= 2
+
+
+@pytest.mark.parametrize(
+    "lifetime",
+    [
+        Lifetime(hard_bytes=3000),
+        Lifetime(soft_bytes=3000),
+        Lifetime(hard_packets=3),
+        Lifetime(soft_packets=3),
+    ],
+    ids=str,
+)
+def test_no_run_meets_a_limit(lifetime: Lifetime) -> None:
+    """Which is met packet by packet, with all that is to be told of it."""
+    sa = outbound(lifetime=lifetime)
+    assert sa.take_run(3, 3000) is None
+    assert sa.take_run(2, 2999) is not None
+    assert sa.take_run(1, 1) is None
+
+
+def test_a_soft_limit_that_is_past_is_no_limit_any_more() -> None:
+    sa = outbound(lifetime=Lifetime(soft_packets=1, hard_packets=9))
+    sa.seal(b"", 59)
+    assert sa.take_run(7, 1) is not None
+    assert sa.take_run(1, 1) is None
+
+
+def test_no_run_goes_beyond_the_last_sequence_number() -> None:
+    sa = outbound(sealed=2**32 - 5)
+    assert sa.take_run(4, 1) is None
+    assert sa.take_run(3, 1) is not None
+
+
+@pytest.mark.parametrize("suite", [s for s in ESP_SUITES if s not in FAST], ids=str)
+def test_other_suites_have_no_runs(suite: EspSuite) -> None:
+    assert outbound(suite).take_run(1, 1) is None

@@ -1,0 +1,87 @@
+"""From the network to a TUN device: the receiving half of the worker.
+
+Datagrams come as many at a time as there are (`receiving`), are opened together (`arrivals`), and
+what of them is one stream reaches the host as one super-packet (`coalescing`). All that has come is
+written before more is read: no packet waits for others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from xfrmpy.datapath.userspace.arrivals import Arrivals
+from xfrmpy.datapath.userspace.coalescing import Joined
+from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused, refused_by_system
+from xfrmpy.datapath.userspace.raw import Arrived, RawSocket
+from xfrmpy.datapath.userspace.receiving import Received, UdpReceiver
+from xfrmpy.datapath.userspace.tun import Tun
+from xfrmpy.datapath.userspace.udp import whole_datagram
+from xfrmpy.esp.transport import fields_of
+from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
+from xfrmpy.registry import ProtocolId
+
+TURN = 64
+"""Packets taken from a raw socket before other descriptors get their turn."""
+
+
+class Inbound:
+    """See the module. `guarded` calls, and lets no exception out; `device_of` gives that of an
+    `if_id`, if it is there; `send_in_clear` sends whole packets."""
+
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        guarded: Callable[[Callable[[], None]], None],
+        device_of: Callable[[int], Tun | None],
+        send_in_clear: Callable[[list[bytes]], None],
+    ) -> None:
+        self._forwarder = forwarder
+        self._guarded = guarded
+        self._device_of = device_of
+        self._send_in_clear = send_in_clear
+        self._arrivals = Arrivals(forwarder)
+
+    def read_udp(self, receiver: UdpReceiver) -> None:
+        received, now = receiver.receive(), time.monotonic()
+        for each in received:
+            self._guarded(partial(self._unprotect, each, now))
+        for if_id, joined in self._arrivals.take():
+            self._guarded(partial(self._write, if_id, joined))
+
+    def read_raw(self, receiver: RawSocket) -> None:
+        for _ in range(TURN):
+            try:
+                arrived = receiver.receive()
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # An ICMP error for something sent earlier.
+            self._guarded(partial(self._unprotect_raw, receiver.protocol, arrived))
+
+    def _unprotect(self, received: Received, now: float) -> None:
+        source, fields = received.source, received.fields
+        for other in self._arrivals.add(received.datagrams, source, fields, now):
+            self._guarded(partial(self._pass_on, bytes(other), received))
+
+    def _pass_on(self, datagram: bytes, received: Received) -> None:
+        """To whom it would have come by itself: the daemon, most likely."""
+        here = SocketAddress(received.destination, IKE_NATT_PORT)
+        self._send_in_clear([whole_datagram(received.source, here, datagram, received.fields)])
+
+    def _unprotect_raw(self, protocol: ProtocolId, arrived: Arrived) -> None:
+        fields, now = fields_of(arrived.header), time.monotonic()
+        packet, entry = self._forwarder.unprotect(
+            arrived.payload, None, now, protocol=protocol, fields=fields, header=arrived.header
+        )
+        self._write(entry.if_id, Joined(memoryview(packet), None))
+
+    def _write(self, if_id: int, joined: Joined) -> None:
+        device = self._device_of(if_id)
+        if device is None:
+            raise Refused("no-interface")
+        try:
+            device.write(*joined.pieces, offload=joined.offload)
+        except OSError as error:
+            raise refused_by_system("tun-write", error) from error

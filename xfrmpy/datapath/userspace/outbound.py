@@ -1,0 +1,155 @@
+"""From a TUN device to the network: the reading half of the worker.
+
+A super-packet of TCP is sealed where it was read to (`bursts`) if all of its segments are for one
+SA whose suite, mode and limits let them be one run. Anything else is completed (`segments`) and
+goes packet by packet. Either way datagrams leave together where they can (`sending`), in the order
+in which the host gave them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from xfrmpy.datapath.userspace.bursts import Layout, Layouts, shape_of
+from xfrmpy.datapath.userspace.forwarding import (
+    Forwarder,
+    InClear,
+    Refusal,
+    Refused,
+    refused_by_system,
+)
+from xfrmpy.datapath.userspace.raw import RawSockets
+from xfrmpy.datapath.userspace.segments import BadOffload, complete
+from xfrmpy.datapath.userspace.sending import UdpSender
+from xfrmpy.datapath.userspace.tun import Tun
+from xfrmpy.datapath.userspace.virtio import Offload, Segments
+from xfrmpy.esp.outer import outer_header
+from xfrmpy.esp.packet import Run
+from xfrmpy.ipsec.sad import SadEntry
+
+TURN = 128
+"""Packets sent of one device before other descriptors get their turn: about a millisecond."""
+
+
+class Outbound:
+    """See the module. `senders` are by IP version; `guarded` calls, and lets no exception out."""
+
+    def __init__(self, forwarder: Forwarder, guarded: Callable[[Callable[[], None]], None]) -> None:
+        self.senders: dict[int, UdpSender] = {}
+        self.raw: RawSockets | None = None
+        self._forwarder = forwarder
+        self._guarded = guarded
+        self._layouts = Layouts()
+        self._layout: Layout | None = None
+
+    def carry(self, tun: Tun, if_id: int) -> None:
+        """A turn's worth of what is to be read. Raises `OSError` if the device cannot be read."""
+        left = TURN
+        try:
+            while left > 0:
+                left -= self._carry_next(tun, if_id)
+        except BlockingIOError:
+            pass
+        finally:
+            self.flush()
+
+    def flush(self) -> None:
+        for sender in self.senders.values():
+            sender.flush()
+
+    def _carry_next(self, tun: Tun, if_id: int) -> int:
+        """One packet or super-packet; returns how many leave. It is read as the one before was laid
+        out, for a stream has super-packets of one shape."""
+        layout = self._layout
+        if layout is None:
+            return self._carry(*tun.read(), if_id)
+        size = tun.read_into(layout.parts)
+        offload = layout.offload
+        payload = size - layout.shape.headers
+        if payload <= layout.shape.segment or shape_of(layout.headers, offload) != layout.shape:
+            return self._carry(layout.gather(size), offload, if_id)
+        return self._carry_run(layout, payload, offload, if_id)
+
+    def _carry(self, packet: bytes, offload: Offload, if_id: int) -> int:
+        """Of one that was read whole."""
+        self._layout = None
+        if offload.segments != Segments.NONE:
+            shape = shape_of(packet, offload)
+            if shape is not None and len(packet) > shape.headers + shape.segment:
+                self._layout = layout = self._layouts.of(shape)
+                layout.scatter(packet)
+                return self._carry_run(layout, len(packet) - shape.headers, offload, if_id)
+        return self._carry_each(packet, offload, if_id)
+
+    def _carry_run(self, layout: Layout, payload: int, offload: Offload, if_id: int) -> int:
+        count = -(-payload // layout.shape.segment)
+        octets = payload + count * layout.shape.headers
+        found = self._forwarder.run_of(layout.headers, count, octets, time.monotonic(), if_id)
+        if found is None:
+            packet = layout.gather(layout.shape.headers + payload)
+            return self._carry_each(packet, offload, if_id)
+        self._guarded(partial(self._send_run, layout, payload, *found))
+        return count
+
+    def _carry_each(self, packet: bytes, offload: Offload, if_id: int) -> int:
+        try:
+            packets = complete(packet, offload)
+        except BadOffload:
+            self._forwarder.refused[Refusal.BAD_OFFLOAD] += 1
+            return 1
+        for each in packets:
+            self._guarded(partial(self.protect, each, if_id))
+        return len(packets)
+
+    def _send_run(self, layout: Layout, payload: int, run: Run, entry: SadEntry) -> None:
+        head, size = layout.headers, layout.shape.segment
+        sealed = layout.seal(payload, run)
+        sender = self._sender_for(entry)
+        # What an outer header has may depend on the length of the inner packet, too.
+        fields, has_df = outer_header(head.ljust(len(head) + size), entry)
+        last = (len(sealed) - 1) // layout.stride * layout.stride
+        last_df = outer_header(head.ljust(len(head) + (payload - 1) % size + 1), entry)[1]
+        end = len(sealed) if last_df is has_df else last
+        sender.send_run(sealed[:end], layout.stride, entry, fields, has_df=has_df)
+        if end == last:
+            sender.send_run(sealed[last:], layout.stride, entry, fields, has_df=last_df)
+
+    def protect(self, packet: bytes, if_id: int) -> None:
+        """One packet, which leaves with the next `flush` at the latest.
+
+        Raises `Refused` and `Waits`.
+        """
+        try:
+            sealed, entry = self._forwarder.protect(packet, time.monotonic(), if_id)
+        except InClear as exempt:
+            self.send_in_clear(exempt.packets)
+            return
+        fields, has_df = outer_header(packet, entry)
+        if entry.encapsulation is not None:
+            self._sender_for(entry).add(sealed, entry, fields, has_df=has_df)
+            return
+        try:
+            self._raw_sockets.send(sealed, entry, fields, has_df)
+        except OSError as error:
+            raise refused_by_system("raw-send", error) from error
+
+    def send_in_clear(self, packets: list[bytes]) -> None:
+        """Raises `Refused`."""
+        try:
+            for packet in packets:
+                self._raw_sockets.send_in_clear(packet)
+        except OSError as error:
+            raise refused_by_system("clear-send", error) from error
+
+    def _sender_for(self, entry: SadEntry) -> UdpSender:
+        sender = self.senders.get(entry.source.version)
+        if sender is None:
+            raise Refused("no-udp-socket")
+        return sender
+
+    @property
+    def _raw_sockets(self) -> RawSockets:
+        assert self.raw is not None, "without a device there are no packets"
+        return self.raw

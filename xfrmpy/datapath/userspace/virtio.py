@@ -1,0 +1,69 @@
+"""The header before each packet of a TUN device: what its sender has left undone.
+
+It is `struct virtio_net_hdr` of linux/virtio_net.h in the legacy layout of 10 octets, in the host's
+byte order. What is left undone is a checksum, or the cutting of a super-packet into segments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from struct import Struct
+
+_HEADER = Struct("=BBHHHH")
+SIZE = _HEADER.size
+
+NEEDS_CHECKSUM = 0x01  # VIRTIO_NET_HDR_F_NEEDS_CSUM
+_ECN = 0x80  # VIRTIO_NET_HDR_GSO_ECN: the first segment alone has CWR
+
+
+class Segments(IntEnum):
+    """What a super-packet is to be cut into (VIRTIO_NET_HDR_GSO_*)."""
+
+    NONE = 0
+    TCP_IPV4 = 1
+    UDP_FRAGMENTS = 3
+    TCP_IPV6 = 4
+    UDP = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """`checksum_start` is where the sum begins, in octets of the packet, and `checksum_offset`
+    where it is put, from there on; `segment_size` is the payload of each segment but the last."""
+
+    needs_checksum: bool = False
+    segments: int = Segments.NONE
+    header_size: int = 0
+    segment_size: int = 0
+    checksum_start: int = 0
+    checksum_offset: int = 0
+    has_ecn: bool = False
+
+
+COMPLETE = Offload()
+
+
+def encode_offload(offload: Offload) -> bytes:
+    return _HEADER.pack(
+        NEEDS_CHECKSUM if offload.needs_checksum else 0,
+        offload.segments | (_ECN if offload.has_ecn else 0),
+        offload.header_size,
+        offload.segment_size,
+        offload.checksum_start,
+        offload.checksum_offset,
+    )
+
+
+def decode_offload(octets: bytes | bytearray | memoryview) -> Offload:
+    """Of at least `SIZE` octets; any of them are a header, though not one that can be followed."""
+    flags, kind, header_size, segment_size, start, offset = _HEADER.unpack_from(octets)
+    return Offload(
+        needs_checksum=bool(flags & NEEDS_CHECKSUM),
+        segments=kind & ~_ECN,
+        header_size=header_size,
+        segment_size=segment_size,
+        checksum_start=start,
+        checksum_offset=offset,
+        has_ecn=bool(kind & _ECN),
+    )
