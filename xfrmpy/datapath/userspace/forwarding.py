@@ -30,7 +30,7 @@ from xfrmpy.datapath.userspace.holding import Holding
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.ah import InboundAh, OutboundAh
 from xfrmpy.esp.compression import IPCOMP, BadCompression, compress, decompress
-from xfrmpy.esp.ip import InnerHeader, NotIp, parse_beginning, parse_inner_header
+from xfrmpy.esp.ip import InnerHeader, NotIp, flow_of, parse_inner_header
 from xfrmpy.esp.outer import Congested, inner_after, outer_header
 from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, InboundSa, OutboundSa, Run
 from xfrmpy.esp.reassembly import Reassembly, fragment_of
@@ -48,6 +48,9 @@ ACQUIRE_SECONDS = 5.0
 
 MAPPING_SECONDS = 5.0
 """How often the same new address of a peer is told, as long as the SA is not updated to it."""
+
+MAX_PATHS = 4096
+"""Flows whose way out is remembered. To find it anew takes microseconds for each policy."""
 
 NEXT_HEADER = {4: IPV4_IN_ESP, 6: IPV6_IN_ESP}
 _ADDRESS: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
@@ -98,6 +101,7 @@ class InClear(Exception):
 
 _Inbound: TypeAlias = InboundSa | InboundAh
 _Outbound: TypeAlias = OutboundSa | OutboundAh
+_Path: TypeAlias = "tuple[_Outbound, Held]"
 
 
 class Held:
@@ -123,6 +127,7 @@ class Forwarder:
         self._sad: dict[SaId, Held] = {}
         self._inbound: dict[tuple[ProtocolId, bytes], tuple[_Inbound, Held]] = {}
         self._outbound: dict[int, list[tuple[_Outbound, Held]]] = {}
+        self._paths: dict[tuple[bytes, int], _Path] = {}  # by flow and interface, until a change
         self._spd: dict[Place, SpdEntry] = {}
         self._by_priority: defaultdict[_Table, list[SpdEntry]] = defaultdict(list)
         self._hosts: Counter[tuple[int, int]] = Counter()
@@ -142,9 +147,27 @@ class Forwarder:
         `if_id` is that of the interface into which it was led, 0 for the one that has none. Raises
         `Refused` and `Waits`, and `InClear` for packets to the peer of transport mode.
         """
+        flow = flow_of(packet)
+        path = self._paths.get((flow, if_id)) if flow else None
+        if path is None:
+            packet, path = self._find_path(packet, flow, now, if_id)
+        sa, held = path
+        try:
+            sealed = _seal(sa, packet, self._hiding_in(sa.entry))
+        except Dropped as dropped:
+            self._check_limits(held, now)
+            raise Refused(dropped.reason) from None
+        self.note_use(held, now)
+        return sealed, sa.entry
+
+    def _find_path(
+        self, packet: bytes, flow: bytes | None, now: float, if_id: int
+    ) -> tuple[bytes, _Path]:
+        """The packet, as it is to be sealed, and with what. Raises as `protect`."""
         header = parse(packet)
         pieces = [packet]
         if not if_id and (header.version, header.destination) in self._hosts:
+            flow = None
             packet, pieces = self._gather(packet)
             header = parse(packet)
         policy = self._policy_for((PolicyDirection.OUT, if_id), header)
@@ -159,36 +182,26 @@ class Forwarder:
                 self._led_by[policy.template.reqid] = if_id
                 raise Waits
             raise Refused(Refusal.NO_SA)
-        sa, held = candidates[-1]
-        if if_id and _is_carried_by(header, sa.entry):
+        if if_id and _is_carried_by(header, candidates[-1][0].entry):
             raise Refused(Refusal.ROUTING_LOOP)
-        try:
-            sealed = _seal(sa, packet[: header.length], header.version, self._hiding_in(sa.entry))
-        except Dropped as dropped:
-            self._check_limits(held, now)
-            raise Refused(dropped.reason) from None
-        self.note_use(held, now)
-        return sealed, sa.entry
+        if flow is not None:
+            if len(self._paths) >= MAX_PATHS:
+                self._paths.clear()
+            self._paths[flow, if_id] = candidates[-1]
+        return packet[: header.length], candidates[-1]
 
     def run_of(
         self, head: bytes, packets: int, octets: int, now: float, if_id: int = 0
     ) -> tuple[Run, SadEntry] | None:
         """Numbers of an SA for as many inner packets, of so many octets in all, which have the
-        addresses, protocol and ports of `head`. None if `protect` must look at each."""
-        try:
-            header = parse_beginning(head)
-        except NotIp:
+        addresses, protocol and ports of `head`. None if `protect` must look at each: that finds
+        where they go, after any change of SAs and policies."""
+        flow = flow_of(head, is_whole=False)
+        path = self._paths.get((flow, if_id)) if flow else None
+        if path is None:
             return None
-        policy = self._policy_for((PolicyDirection.OUT, if_id), header)
-        if policy is None or policy.template is None:
-            return None
-        candidates = self._outbound.get(policy.template.reqid)
-        if not candidates or (not if_id and (header.version, header.destination) in self._hosts):
-            return None
-        sa, held = candidates[-1]
+        sa, held = path
         if not isinstance(sa, OutboundSa) or not _takes_runs(held, now):
-            return None
-        if if_id and _is_carried_by(header, sa.entry):
             return None
         run = sa.take_run(packets, octets)
         if run is None:
@@ -390,6 +403,7 @@ class Forwarder:
             else:
                 outbound = OutboundSa(entry, self._random)
             self._sad[entry.id] = Held(outbound, now)
+            self._paths.clear()
             self._outbound.setdefault(entry.reqid, []).append((outbound, self._sad[entry.id]))
         self._expect_limit(self._sad[entry.id])
         self._acquired_at.pop(entry.reqid, None)
@@ -427,6 +441,7 @@ class Forwarder:
             raise DatapathError(f"{entry.id} is in force already", errno.EEXIST)
         if entry.lifetime != old.lifetime:
             held.is_soft_reported = False
+        self._paths.clear()
         held.sa.entry = entry
         self._sad[entry.id] = self._sad.pop(sa)
         self._expect_limit(held)
@@ -439,6 +454,7 @@ class Forwarder:
         if entry.direction is Direction.IN:
             del self._inbound[_inbound_key(entry)]
             return
+        self._paths.clear()
         left = [pair for pair in self._outbound[entry.reqid] if pair[1] is not held]
         self._outbound[entry.reqid] = left
         if not left:
@@ -447,6 +463,7 @@ class Forwarder:
     def add_policy(self, entry: SpdEntry) -> None:
         """In place of one of the same direction and selector."""
         self.remove_policy(entry)
+        self._paths.clear()
         self._spd[entry.place] = entry
         self._hosts.update(_hosts_of(entry))
         insort(self._by_priority[_table_of(entry)], entry, key=_priority)
@@ -455,6 +472,7 @@ class Forwarder:
         """That of the same place, if there is one."""
         old = self._spd.pop(entry.place, None)
         if old is not None:
+            self._paths.clear()
             entries = self._by_priority[_table_of(old)]
             place = bisect_left(entries, old.priority, key=_priority)
             while entries[place] is not old:
@@ -485,7 +503,7 @@ class Forwarder:
     def remove_all(self) -> int:
         """Empty both databases; returns how many entries there were."""
         count = len(self._sad) + len(self._spd)
-        tables = (self._sad, self._inbound, self._outbound, self._spd, self._limits)
+        tables = (self._sad, self._inbound, self._outbound, self._spd, self._limits, self._paths)
         for table in (*tables, self._by_priority, self._acquired_at):
             table.clear()
         self._hosts.clear()
@@ -542,8 +560,9 @@ def _priority(entry: SpdEntry) -> int:
     return entry.priority
 
 
-def _seal(sa: _Outbound, packet: bytes, version: int, hidden_in: int) -> bytes:
+def _seal(sa: _Outbound, packet: bytes, hidden_in: int) -> bytes:
     """Raises `Refused` and `Dropped`."""
+    version = packet[0] >> 4
     protocol, payload = NEXT_HEADER[version], packet
     if sa.entry.mode is Mode.TRANSPORT:
         try:
