@@ -195,6 +195,8 @@ def test_packets_that_came_together_become_what_they_become_one_by_one(
             for serial, run in zip(serials, burst, strict=False)
             for datagram in sent(senders[serial], [run])
         ]
+        if not datagrams:
+            continue
         one = one_by_one(slow, datagrams, source, fields)
         assert sorted(together(fast, datagrams, source, fields)) == sorted(one)
         assert state(fast) == state(slow)

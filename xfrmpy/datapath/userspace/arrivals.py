@@ -46,32 +46,28 @@ class Arrivals:
     def add(
         self, datagrams: list[memoryview], source: SocketAddress, fields: Fields, now: float
     ) -> list[memoryview]:
-        """Take what came from one place at once, in UDP; it is overwritten.
+        """Take what came from one place at once, in UDP, one at least; it is overwritten.
 
         Returns what is not for us: where datagrams of one place come together, the kernel goes by
         the first.
         """
+        if self._add_run(datagrams, source, fields, now):  # Almost always, all are of one SA.
+            return []
         others: list[memoryview] = []
-        for spi, grouped in groupby(datagrams, _first_word):
+        for word, grouped in groupby(datagrams, _first_word):
             run = list(grouped)
-            if not is_ours(spi):
+            if not is_ours(word):
                 others += run
-                continue
-            if not self._add_run(spi, run, source, fields, now):
+            elif not self._add_run(run, source, fields, now):
                 for packet in run:
                     self._add_one(bytes(packet), source, fields, now)
         return others
 
     def _add_run(
-        self,
-        spi: bytes,
-        packets: list[memoryview],
-        source: SocketAddress,
-        fields: Fields,
-        now: float,
+        self, packets: list[memoryview], source: SocketAddress, fields: Fields, now: float
     ) -> bool:
-        """Open packets of one SA together, if that goes."""
-        found = self._forwarder.inbound_sa(spi, ProtocolId.ESP)
+        """Open packets together, if that goes, as it does if they are of one SA."""
+        found = self._forwarder.inbound_sa(_first_word(packets[0]), ProtocolId.ESP)
         if found is None or found[0].entry.mode is Mode.TRANSPORT or found[0].entry.cpi is not None:
             return False
         sa, held = found
