@@ -12,6 +12,7 @@ Removal takes only what was installed, on both sides: whatever was there before 
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import os
 import resource
@@ -117,7 +118,11 @@ def _rival(
 
 
 def _seconds(do: Callable[[], None]) -> float:
-    """CPU seconds, of the kernel too, of this process and of those that it waits for."""
+    """CPU seconds, of the kernel too, of this process and of those that it waits for.
+
+    What is to be installed is not the collector's business, as the policy is not in the daemon.
+    """
+    gc.freeze()
     begun_at = _cpu_seconds()
     do()
     return _cpu_seconds() - begun_at

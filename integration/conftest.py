@@ -21,6 +21,7 @@ HERE = "vm" if IN_VM else "native"
 
 MODULES = (
     "esp4 esp6 xfrm_user xfrm_interface udp_tunnel ip6_udp_tunnel tun veth bridge "
+    "ipcomp ipcomp6 xfrm4_tunnel xfrm6_tunnel deflate "
     "gcm seqiv echainiv authenc authencesn cbc ctr hmac cryptd drbg jitterentropy_rng "
     "chacha20poly1305 chacha_generic poly1305_generic "
     "aesni_intel ghash_clmulni_intel sha256_ssse3 sha512_ssse3 nf_tables nft_chain_nat nft_masq "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -137,14 +135,6 @@ def test_a_datapath_that_this_kernel_has_not_is_refused(site: Site) -> None:
         pytest.skip("this kernel has ESP")
     ours = site.xfrmpy(site.network.moon, site.network.tunnel(), datapath="kernel")
     refused(ours.command("up", "net0"), "XF3001", 78, "esp4")
-
-
-def test_a_daemon_whose_worker_is_killed_ends_and_says_why(site: Site) -> None:
-    ours = site.xfrmpy(site.network.moon, site.network.tunnel())
-    (worker,) = Path(f"/proc/{ours.pid}/task/{ours.pid}/children").read_text().split()
-    os.kill(int(worker), signal.SIGKILL)
-    assert ours.ended() == 1
-    assert "XF3003" in ours.log
 
 
 def test_a_second_daemon_is_refused(site: Site) -> None:

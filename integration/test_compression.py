@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from integration.lab.network import Host
+from integration.lab.process import eventually
 from integration.lab.site import Pair, Peer, Site
 from integration.lab.tunnel import Tunnel
 
 PROPOSAL = "aes256gcm16-noesn"
-COMPRESSING: dict[str, Any] = {
-    "datapath": "userspace",
-    "encapsulation": "nat",
-    "esp": {"ipcomp": "yes", "proposals": PROPOSAL},
+ESP = {"ipcomp": "yes", "proposals": PROPOSAL}
+KEYS: dict[str, dict[str, Any]] = {
+    "userspace": {"datapath": "userspace", "encapsulation": "nat", "esp": ESP},
+    "kernel": {"datapath": "kernel", "esp": ESP},
 }
+COMPRESSING = KEYS["userspace"]
 _PAYLOAD = 1000
 
 
@@ -25,7 +29,7 @@ def _strongswan(site: Site, tunnel: Tunnel) -> Peer:
 
 
 def _libreswan(site: Site, tunnel: Tunnel) -> Peer:
-    return site.libreswan(site.network.sun, tunnel, connection=["compress=yes"])
+    return site.libreswan(site.network.sun, tunnel, connection=["compress=yes", "pfs=no"])
 
 
 def _assert_compresses(pair: Pair, far_end: str) -> None:
@@ -55,20 +59,83 @@ def _assert_passes(site: Site) -> None:
 
 
 @pytest.mark.vm
+@pytest.mark.parametrize("datapath", KEYS)
 @pytest.mark.parametrize("make_peer", [_strongswan, _libreswan], ids=["strongswan", "libreswan"])
 def test_the_kernel_of_another_compresses_with_us(
-    site: Site, make_peer: Callable[[Site, Tunnel], Peer]
+    site: Site, make_peer: Callable[[Site, Tunnel], Peer], datapath: str
 ) -> None:
     tunnel = replace(site.network.tunnel(), esp=PROPOSAL)
     theirs = make_peer(site, tunnel.mirrored())
-    pair = Pair(site, site.xfrmpy(site.network.moon, tunnel, **COMPRESSING), theirs)
+    pair = Pair(site, site.xfrmpy(site.network.moon, tunnel, **KEYS[datapath]), theirs)
     for _ in pair.each_role():
         _assert_compresses(pair, site.network.bob.inside_address())
+        pair.ours.rekey()
+        _assert_passes(site)
+        assert site.network.alice.ping(site.network.bob.inside_address(), octets=8) == 0
 
 
 @pytest.mark.vm
-def test_the_kernel_datapath_says_that_it_does_not(site: Site) -> None:
-    keys: dict[str, Any] = {"datapath": "kernel", "esp": {"ipcomp": "yes"}}
+def test_the_two_datapaths_compress_with_one_another(site: Site) -> None:
+    tunnel = site.network.tunnel(esp=PROPOSAL)
+    theirs = site.xfrmpy(site.network.sun, tunnel.mirrored(), **COMPRESSING)
+    pair = Pair(site, site.xfrmpy(site.network.moon, tunnel, **KEYS["kernel"]), theirs)
+    for _ in pair.each_role():
+        _assert_compresses(pair, site.network.bob.inside_address())
+        for gateway in (pair.ours, theirs):
+            gateway.rekey()
+            _assert_passes(site)
+
+
+@pytest.mark.vm
+def test_what_the_kernel_has_beside_an_sa_goes_the_way_of_it(site: Site) -> None:
+    """Through kills, restarts, rekeying and hands of others; at the end nothing is left."""
+    tunnel = site.network.tunnel(esp=PROPOSAL)
+    ours, theirs = (
+        site.xfrmpy(host, end, **KEYS["kernel"])
+        for host, end in ((site.network.moon, tunnel), (site.network.sun, tunnel.mirrored()))
+    )
+    site.connect(ours, theirs)
+    _assert_passes(site)
+    before = ours.spis()
+    for leave in (ours.crash, ours.be_relieved):
+        leave()
+        ours.start_again()
+        assert ours.spis() == before
+        assert ours.command("plan", "--detailed-exitcode").code == 0
+        _assert_passes(site)
+    for destination in (site.network.moon.outside[4], site.network.sun.outside[4]):
+        cpi = _indices(ours.host)[destination]
+        gone = ("dst", destination, "proto", "comp", "spi", cpi)
+        ours.host.run("ip", "xfrm", "state", "delete", *gone)
+        eventually("it to be put back", lambda d=destination: d in _indices(ours.host))  # type: ignore[misc]
+        assert _indices(ours.host)[destination] == cpi
+        _assert_passes(site)
+    assert ours.spis() == before
+    shown = ours.command("show", "kernel").output
+    assert "ipcomp" in shown
+    assert "beside 0x" in shown
+    ours.rekey()
+    eventually("the old one to go", lambda: len(_indices_in_all(ours.host)) == 2)
+    _assert_passes(site)
+    ours.host.run("ip", "xfrm", "state", "flush")
+    eventually("other SAs", lambda: len(_indices_in_all(ours.host)) == 2)
+    eventually("the tunnel to be up", ours.is_up)
+    site.network.alice.await_answer(site.network.bob.inside_address())
+
+
+def _indices_in_all(host: Host) -> list[tuple[str, str]]:
+    """Destination and index of each state that compresses."""
+    listed = host.run("ip", "xfrm", "state")
+    return re.findall(r"src \S+ dst (\S+)\n\s+proto comp spi (\S+?)[( ]", listed)
+
+
+def _indices(host: Host) -> dict[str, str]:
+    return dict(_indices_in_all(host))
+
+
+@pytest.mark.vm
+def test_the_kernel_datapath_says_that_it_does_not_pad_as_well(site: Site) -> None:
+    keys: dict[str, Any] = {"datapath": "kernel", "esp": {"ipcomp": "yes", "tfc": 1000}}
     answer = site.xfrmpy(site.network.moon, site.network.tunnel(), **keys).command("up", "net0")
     assert answer.code == 78
-    assert "the kernel datapath does not compress packets" in answer.errors
+    assert "does not pad what it compresses" in " ".join(answer.errors.split())

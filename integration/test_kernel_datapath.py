@@ -17,6 +17,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from integration.contract.compression import CompressionContract
 from integration.contract.entries import GCM, INNER, OUTER, REQID, SUITES, sad_entry, spd_entry
 from integration.contract.entries_in_force import DatapathContract
 from integration.contract.interfaces import InterfaceContract
@@ -26,17 +27,24 @@ from integration.contract.succession import SuccessionContract
 from integration.contract.traffic import TrafficContract
 from integration.contract.transport import TransportContract
 from integration.contract.watching import WatchContract, is_told
-from xfrmpy.datapath.interface import Acquire, DatapathError, Expired, MappingChanged, Realm
+from xfrmpy.datapath.interface import (
+    Acquire,
+    DatapathError,
+    Expired,
+    MappingChanged,
+    NotAdded,
+    Realm,
+)
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation, exempt_from_policies
 from xfrmpy.datapath.routes import OUR_TABLE
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS
-from xfrmpy.ipsec.drift import Finding
+from xfrmpy.ipsec.drift import Dump, Finding
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Lifetime, Mode, UdpEncapsulation
-from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.ipsec.selectors import Selector, TrafficSelector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template, shunt_entries
 
 
@@ -246,6 +254,12 @@ class TestSelectors(SelectorContract):
 
 @pytest.mark.vm
 @pytest.mark.usefixtures("esp")
+class TestCompression(CompressionContract):
+    pass
+
+
+@pytest.mark.vm
+@pytest.mark.usefixtures("esp")
 class TestSuccession(SuccessionContract):
     pass
 
@@ -261,6 +275,7 @@ def test_the_kernel_of_the_laboratory_does_it_all(sites: tuple[Site, Site]) -> N
     assert capabilities.esn
     assert capabilities.udp_encapsulation
     assert capabilities.raw_esp
+    assert capabilities.compression
     assert set(capabilities.missing) == {c.name for c in CIPHERS if c.implicit_iv}
 
 
@@ -294,6 +309,81 @@ def test_another_programs_sa_is_left_alone(gateway: str) -> None:
             "dst",
             str(entry.destination),
         )
+
+
+@pytest.mark.vm
+@pytest.mark.usefixtures("esp")
+class TestStatesOfCompression:
+    """The SA that is one to us and two to the kernel."""
+
+    @pytest.mark.parametrize("mode", Mode)
+    def test_what_others_remove_of_it_comes_back(
+        self, gateway: str, datapath: KernelDatapath, mode: Mode
+    ) -> None:
+        entry = sad_entry(0, cpi=_CPI, mode=mode)
+        datapath.add_sa(entry)
+        run("ip", "-n", gateway, "xfrm", "state", "delete", *_COMPRESSION)
+        (found,) = datapath.dump().sad
+        assert found == replace(entry, cpi=None, mode=Mode.TRANSPORT)
+        for _ in range(2):
+            datapath.move_sa(entry.id, entry)
+            assert datapath.dump().sad == (entry,)
+
+    def test_it_goes_with_the_sa_that_others_remove(
+        self, gateway: str, datapath: KernelDatapath
+    ) -> None:
+        datapath.add_sa(sad_entry(0, cpi=_CPI))
+        run("ip", "-n", gateway, "xfrm", "state", "delete", *_BESIDE)
+        assert datapath.dump() == Dump(sad=(), spd=())
+        assert run("ip", "-n", gateway, "xfrm", "state") == ""
+
+    def test_a_later_process_knows_it_and_clears_what_is_left_of_it(
+        self, gateway: str, datapath: KernelDatapath
+    ) -> None:
+        entry = sad_entry(0, cpi=_CPI)
+        gone = sad_entry(0, cpi=_CPI + 1, spi=entry.spi + 1)
+        datapath.add([entry, gone])
+        beside = (*_BESIDE[:-1], hex(gone.spi))
+        run("ip", "-n", gateway, "xfrm", "state", "delete", *beside)
+        with closing(KernelDatapath.open()) as later:
+            assert run("ip", "-n", gateway, "xfrm", "state").count("proto comp") == 1
+            later.remove_sa(entry.id)
+        assert run("ip", "-n", gateway, "xfrm", "state") == ""
+
+    def test_an_index_that_another_has_is_refused_and_stays_his(
+        self, gateway: str, datapath: KernelDatapath
+    ) -> None:
+        theirs = ("src", "198.51.100.7", *_COMPRESSION, "reqid", "7", "comp", "deflate")
+        run("ip", "-n", gateway, "xfrm", "state", "add", *theirs)
+        first, entry = sad_entry(0, spi=0x1234561), sad_entry(0, cpi=_CPI)
+        with pytest.raises(NotAdded) as refused:
+            datapath.add([first, entry])
+        assert (refused.value.done, refused.value.errno) == (1, errno.EEXIST)
+        assert datapath.dump().sad == (first,)
+        datapath.remove_ours()
+        assert "reqid 7" in run("ip", "-n", gateway, "xfrm", "state")
+        run("ip", "-n", gateway, "xfrm", "state", "delete", *_COMPRESSION)
+
+    def test_a_packet_that_asks_for_it_leaves_no_traces(
+        self, gateway: str, datapath: KernelDatapath
+    ) -> None:
+        policy = spd_entry(compresses=True)
+        datapath.add_policy(policy)
+        _send(str(INNER[4][1][9]), 77)
+        (acquire,) = datapath.read_events()
+        assert isinstance(acquire, Acquire)
+        assert acquire.reqid == REQID
+        datapath.ask_again(policy)
+        assert run("ip", "-n", gateway, "xfrm", "state") == ""
+        _send(str(INNER[4][1][9]), 77)
+        assert len(datapath.read_events()) == 1
+        datapath.remove_ours()
+        assert run("ip", "-n", gateway, "xfrm", "state") == ""
+
+
+_CPI = 0x1234
+_COMPRESSION = ("dst", str(OUTER[4][0]), "proto", "comp", "spi", hex(_CPI))
+_BESIDE = ("dst", str(OUTER[4][0]), "proto", "esp", "spi", "0x1234560")
 
 
 @pytest.fixture
@@ -394,6 +484,18 @@ class TestWithoutEsp:
         assert datapath.remove_ours() == 0
         assert "priority 5" in run("ip", "-n", gateway, "xfrm", "policy")
         run("ip", "-n", gateway, "xfrm", "policy", "delete", *theirs.split()[:6])
+
+    def test_shunts_are_ours_also_behind_one_that_took_a_tunnels_place(
+        self, datapath: KernelDatapath
+    ) -> None:
+        entries = [
+            replace(spd_entry(action=Action.DISCARD), priority=priority, selector=selector)
+            for priority, selector in enumerate([spd_entry().selector, *_other_selectors(2)])
+        ]
+        datapath.add_policy(spd_entry())
+        for entry in entries:
+            datapath.add_policy(entry)
+        assert set(datapath.dump().spd) == set(entries)
 
     def test_an_acquire_is_told_and_its_traces_are_removed(
         self, gateway: str, datapath: KernelDatapath
@@ -554,6 +656,11 @@ def _template() -> Template:
     template = spd_entry().template
     assert template is not None
     return template
+
+
+def _other_selectors(count: int) -> list[Selector]:
+    plain = spd_entry().selector
+    return [replace(plain, destination=ip_network((77 << 24 | n, 32))) for n in range(count)]
 
 
 def _shunt(action: Action, remote: str, priority: int | None) -> SpdEntry:

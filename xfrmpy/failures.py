@@ -353,9 +353,9 @@ CATALOGUE: dict[str, FailureKind] = {
         fixes=("`ip xfrm state` and `ip xfrm policy` show what is in the kernel",),
     ),
     "XF3003": FailureKind(
-        title="the userspace datapath ended by itself",
+        title="the userspace datapath ended by itself, again and again",
         exit_code=ExitCode.FAILED,
-        causes=("the worker was killed, or ran out of memory", "a defect of ours"),
+        causes=("its worker was killed, or ran out of memory", "a defect of ours"),
         fixes=("start the daemon again; the log and `dmesg` may say why the worker ended",),
     ),
     "XF3004": FailureKind(

@@ -38,6 +38,7 @@ def spd_entry(
     version: int = 4,
     action: Action = Action.PROTECT,
     mode: Mode = Mode.TUNNEL,
+    compresses: bool = False,
 ) -> SpdEntry:
     """A policy of the first gateway's."""
     ours, theirs = INNER[version]
@@ -50,7 +51,13 @@ def spd_entry(
         selector=selector if outbound else selector.reversed(),
         action=action,
         priority=1000,
-        template=Template(source=source, destination=destination, reqid=REQID, mode=mode)
+        template=Template(
+            source=source,
+            destination=destination,
+            reqid=REQID,
+            mode=mode,
+            compresses=compresses,
+        )
         if action is Action.PROTECT
         else None,
     )

@@ -65,6 +65,11 @@ class DatapathContract:
             {"outer": OuterHeader(copies_ecn=False)},
             {"outer": OuterHeader(dont_fragment=DontFragment.CLEAR)},
             {"mode": Mode.TRANSPORT},
+            {"cpi": 0x1234},
+            {"cpi": 0x1234, "mode": Mode.TRANSPORT},
+            {"cpi": 0x1234, "encapsulation": UdpEncapsulation(4500, 4500)},
+            {"cpi": 0x1234, "outer": OuterHeader(copies_ecn=False, copies_dscp=False)},
+            {"cpi": 0x1234, "lifetime": Lifetime(soft_seconds=3000, hard_seconds=3600)},
             {"encapsulation": UdpEncapsulation(40_000, 4500)},
             {"source": OUTER[6][1], "destination": OUTER[6][0]},
             {"lifetime": Lifetime(soft_seconds=3000, hard_seconds=3600)},
@@ -93,6 +98,22 @@ class DatapathContract:
         with pytest.raises(DatapathError) as refused:
             datapath.add_sa(sad_entry(spi_bits))
         assert refused.value.errno == errno.EEXIST
+
+    def test_an_sa_that_compresses_is_one_thing(self, datapath: Datapath, spi_bits: int) -> None:
+        one, other, third = (
+            sad_entry(spi_bits, cpi=0x1234 + number, spi=0x1234560 + number | spi_bits)
+            for number in range(3)
+        )
+        datapath.add_sa(one)
+        for _ in range(2):
+            with pytest.raises(NotAdded) as refused:
+                datapath.add([other, one, third])
+            assert (refused.value.done, refused.value.errno) == (1, errno.EEXIST)
+            assert set(datapath.dump().sad) == {one, other}
+            datapath.remove_sa(other.id)
+            assert datapath.dump().sad == (one,)
+        datapath.add([other, third, spd_entry(compresses=True)])
+        assert datapath.remove_ours() == 4
 
     def test_several_entries_go_in_at_once(self, datapath: Datapath, spi_bits: int) -> None:
         sas = (sad_entry(spi_bits), sad_entry(spi_bits, spi=0x1234561 | spi_bits))
@@ -202,15 +223,21 @@ class DatapathContract:
         with pytest.raises(DatapathError):
             datapath.usage(sad_entry(spi_bits).id)
 
+    @pytest.mark.parametrize("compresses", [False, True])
     @pytest.mark.parametrize("mode", Mode)
     @pytest.mark.parametrize("version", [4, 6])
     @pytest.mark.parametrize("direction", PolicyDirection)
     def test_a_policy_is_dumped_as_it_went_in(
-        self, datapath: Datapath, direction: PolicyDirection, version: int, mode: Mode
+        self,
+        datapath: Datapath,
+        direction: PolicyDirection,
+        version: int,
+        mode: Mode,
+        compresses: bool,
     ) -> None:
         if mode is Mode.TRANSPORT and (version == 6 or direction is PolicyDirection.FORWARD):
             pytest.skip("transport mode ends on this host and changes no family")
-        entry = spd_entry(direction, version=version, mode=mode)
+        entry = spd_entry(direction, version=version, mode=mode, compresses=compresses)
         datapath.add_policy(entry)
         assert datapath.dump().spd == (entry,)
 

@@ -121,6 +121,10 @@ class SaPair:
     forth: SadEntry
     back: SadEntry
 
+    def compressing(self, cpis: tuple[int, int]) -> SaPair:
+        """The same with indices of compression."""
+        return SaPair(replace(self.forth, cpi=cpis[0]), replace(self.back, cpi=cpis[1]))
+
     def add_to(self, site: Site, *directions: Direction) -> None:
         """Both SAs, or that of one direction as the site sees it."""
         for entry in self.at(site, *directions):
@@ -197,19 +201,32 @@ def install_transport(
     outer: int = 4,
     encapsulated: bool = False,
     traffic: str = "",
+    cpis: tuple[int, int] | None = None,
 ) -> SaPair:
     """SAs and policies for what the two gateways say to each other, e.g. `udp/7777` of it."""
     mode = Mode.TRANSPORT
     pair = make_pair(suite, spi_bits=spi_bits, outer=outer, encapsulated=encapsulated, mode=mode)
+    if cpis is not None:
+        pair = pair.compressing(cpis)
     limit = f"[{traffic}]" if traffic else ""
     for site in sites:
         pair.add_to(site)
         us, them = (OUTER[outer][end] for end in (site.end, 1 - site.end))
+        outbound, inbound = (
+            Template(
+                source=source,
+                destination=destination,
+                reqid=REQID,
+                mode=mode,
+                compresses=cpis is not None,
+            )
+            for source, destination in ((us, them), (them, us))
+        )
         for entry in protect_entries(
             local=[TrafficSelector.parse(f"{us}{limit}")],
             remote=[TrafficSelector.parse(f"{them}{limit}")],
-            outbound=Template(source=us, destination=them, reqid=REQID, mode=mode),
-            inbound=Template(source=them, destination=us, reqid=REQID, mode=mode),
+            outbound=outbound,
+            inbound=inbound,
         ):
             site.datapath.add_policy(entry)
     return pair
@@ -222,6 +239,7 @@ def add_policies(
     outer: int = 4,
     ends: tuple[IpAddress, IpAddress] | None = None,
     protocol: ProtocolId = ProtocolId.ESP,
+    compresses: bool = False,
 ) -> None:
     """The three policies of one site; `ends` are the gateways' addresses."""
     us, them = site.end, 1 - site.end
@@ -229,7 +247,13 @@ def add_policies(
     addresses = ends or OUTER[outer]
 
     def template(source: IpAddress, destination: IpAddress) -> Template:
-        return Template(source=source, destination=destination, reqid=REQID, protocol=protocol)
+        return Template(
+            source=source,
+            destination=destination,
+            reqid=REQID,
+            protocol=protocol,
+            compresses=compresses,
+        )
 
     for entry in protect_entries(
         local=[networks[us]],

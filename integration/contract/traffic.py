@@ -30,6 +30,7 @@ from integration.contract.sites import (
     install_pair,
     make_pair,
 )
+from integration.lab.process import eventually
 from xfrmpy.datapath.interface import Acquire, Capabilities, Event, Expired
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.sad import Direction, DontFragment, Lifetime, OuterHeader, SadEntry
@@ -344,12 +345,14 @@ class TrafficContract(CleanSites):
 
 def _assert_carried(sites: tuple[Site, Site], *, packets: int, ping_octets: int) -> None:
     """Each SA carried so many pings, on either end, and refused none."""
-    for site in sites:
-        for entry in site.datapath.dump().sad:
-            usage = site.datapath.usage(entry.id)
-            assert (usage.packets, usage.replayed, usage.integrity_failed) == (packets, 0, 0)
-            assert usage.octets == packets * ping_octets
-            assert usage.seconds_idle is None or usage.seconds_idle < 60
+    sas = [(site.datapath, entry.id) for site in sites for entry in site.datapath.dump().sad]
+    # `ping` ends two round trips after its last question.
+    eventually("the rest", lambda: all(d.usage(sa).packets >= packets for d, sa in sas))
+    for datapath, sa in sas:
+        usage = datapath.usage(sa)
+        assert (usage.packets, usage.replayed, usage.integrity_failed) == (packets, 0, 0)
+        assert usage.octets == packets * ping_octets
+        assert usage.seconds_idle is None or usage.seconds_idle < 60
 
 
 def _eavesdropper(site: Site) -> socket.socket:

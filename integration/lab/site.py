@@ -106,12 +106,12 @@ class Site:
         return ours, theirs
 
     def assert_protected(
-        self, number: int = 0, family: int = 4, count: int = 3, others: int = 1
+        self, number: int = 0, family: int = 4, count: int = 3, others: int = 3
     ) -> Capture:
         """Hosts of both sites ping each other, and the wire carries ESP and nothing else of it.
 
         At most so many packets of `others` go the same way: the device of a route-based tunnel
-        says a word of its own when it is made.
+        says a few words of its own when it is made.
         """
         alice, bob = self.network.alice, self.network.bob
         with self.capture() as wire:

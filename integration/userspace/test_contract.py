@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from integration.contract.compression import CompressionContract
 from integration.contract.entries import GCM, OUTER, REQID, sad_entry
 from integration.contract.entries_in_force import DatapathContract
 from integration.contract.interfaces import InterfaceContract
@@ -95,6 +96,10 @@ class TestContract(DatapathContract):
 
 
 class TestTransport(TransportContract):
+    pass
+
+
+class TestCompression(CompressionContract):
     pass
 
 

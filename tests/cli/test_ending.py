@@ -214,6 +214,16 @@ def test_a_hot_command_imports_nothing_heavy(command: str) -> None:
     assert done.stderr.splitlines()[-1] == b""
 
 
+@pytest.mark.parametrize("process", ["cli", "daemon"])
+def test_what_is_imported_is_not_looked_through_for_garbage(process: str) -> None:
+    told = "print(sum(each['collections'] for each in gc.get_stats()))"
+    counts = [
+        int(subprocess.run([sys.executable, "-c", p], capture_output=True, check=True).stdout)
+        for p in (f"import gc; {told}", f"import gc; import xfrmpy.{process}.__main__; {told}")
+    ]
+    assert counts[1] <= counts[0] + 2  # On the way there; it would be dozens.
+
+
 _COMMANDS = [str(_name_of(row)) for row in app.registered_commands]
 
 

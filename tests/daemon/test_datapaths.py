@@ -73,7 +73,21 @@ def test_compression_that_the_kernel_datapath_lacks_is_for_the_userspace_one(
 ) -> None:
     (lan,) = OFFICE.children
     policy = replace(OFFICE, children=(replace(lan, compresses=True),))
-    kernel = replace(EVERYTHING, compression=False)
+    kernel = replace(EVERYTHING, compression=False, missing={"compression": "no deflate"})
     placement = placed(tmp_path, policy, kernel=kernel, userspace=EVERYTHING)
     assert placement.policy.datapath is DatapathChoice.USERSPACE
-    assert placement.reason == "the kernel datapath does not compress packets"
+    assert placement.reason == "no deflate"
+
+
+def test_what_is_compressed_and_padded_too_is_for_the_userspace_one(tmp_path: Path) -> None:
+    (lan,) = OFFICE.children
+    policy = replace(OFFICE, children=(replace(lan, compresses=True, tfc=1000),))
+    kernel = replace(EVERYTHING, pads_compressed=False)
+    placement = placed(tmp_path, policy, kernel=kernel, userspace=EVERYTHING)
+    assert placement.policy.datapath is DatapathChoice.USERSPACE
+    assert placement.reason == (
+        "`tfc` with `ipcomp`: the kernel datapath does not pad what it compresses"
+    )
+    alone = replace(policy, children=(replace(lan, compresses=True),))
+    placement = placed(tmp_path, alone, kernel=kernel, userspace=EVERYTHING)
+    assert placement.policy.datapath is DatapathChoice.KERNEL

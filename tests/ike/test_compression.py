@@ -63,6 +63,19 @@ def test_each_new_sa_has_an_index_of_its_own(connect: Connect) -> None:
         assert all(cpi == cpi_of(spi) for spi, cpi in cpis(pair.moon))
 
 
+def test_no_two_sas_have_one_index(connect: Connect) -> None:
+    """A kernel would refuse the second."""
+    core = connect(True, True).moon.endpoint._core
+    ((spi, child),) = core.children.items()
+    offset = len(NEGOTIATED_CPIS)
+    same = spi - offset if spi > 2 * offset else spi + offset
+    free = same ^ 1
+    for compresses, expected in ((True, free), (False, same)):
+        drawn = iter(number.to_bytes(4, "big") for number in (same, free))
+        core.random = lambda _, drawn=drawn: next(drawn)
+        assert core.new_child_spi(child.tunnel, compresses=compresses) == expected
+
+
 def _notify(octets: str) -> NotifyPayload:
     return NotifyPayload(type=NotifyType.IPCOMP_SUPPORTED, data=bytes.fromhex(octets))
 

@@ -206,7 +206,9 @@ class Datapaths:
         dont_fragment = child.dont_fragment or _USUAL[choice]
         if child.mode not in can.modes or dont_fragment not in can.dont_fragment:
             return replace(child, proposals=())
-        if (child.tfc and not can.padding) or (child.compresses and not can.compression):
+        if child.tfc and not can.padding:
+            return replace(child, proposals=())
+        if child.compresses and not (can.compression and _pads_too(child, can)):
             return replace(child, proposals=())
         working = _kept(without_algorithms(p, self._broken) for p in child.proposals)
         kept = _kept(supported_part(p, can.suites, esn=can.esn) for p in working)
@@ -227,6 +229,11 @@ def _kept(proposals: Iterable[Proposal | None]) -> tuple[Proposal, ...]:
 def _lacks_raw_esp(policy: TunnelPolicy, choice: DatapathChoice, can: Capabilities) -> bool:
     """Whether ESP may have to go without UDP, and cannot."""
     return not can.raw_esp and not replace(policy, datapath=choice).forces_encapsulation
+
+
+def _pads_too(child: ChildPolicy, can: Capabilities) -> bool:
+    """Whether a child that compresses can be padded as well, if it is to be."""
+    return can.pads_compressed or not (child.tfc and child.compresses)
 
 
 def _has_marks(policy: TunnelPolicy) -> bool:
@@ -258,5 +265,7 @@ def _shortcoming(
     if any(child.tfc for child in policy.children) and not capabilities.padding:
         return "`tfc`: the kernel pads nothing while its module esp4_offload is loaded"
     if any(child.compresses for child in policy.children) and not capabilities.compression:
-        return f"the {choice.value} datapath does not compress packets"
+        return capabilities.missing["compression"]
+    if not all(_pads_too(child, capabilities) for child in policy.children):
+        return f"`tfc` with `ipcomp`: the {choice.value} datapath does not pad what it compresses"
     return f"the {choice.value} datapath knows none of the algorithms that the policy names"

@@ -17,7 +17,8 @@ from pathlib import Path as FilePath
 
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.events import Report
-from xfrmpy.daemon.occurrences import offload_refused
+from xfrmpy.daemon.occurrences import datapath_revived, offload_refused
+from xfrmpy.daemon.restraint import Restraint
 from xfrmpy.daemon.shunts import Shunts
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.daemon.totals import Totals
@@ -98,6 +99,7 @@ class Engine:
         self.totals = Totals(self._loop.time)
         self._timer: asyncio.TimerHandle | None = None
         self._heard: list[Datapath] = []
+        self._revivals = Restraint()
         self._defects = 0
         self._holds = False
 
@@ -250,8 +252,7 @@ class Engine:
             events = datapath.read_events()
         except DatapathError as error:
             self._loop.remove_reader(datapath.fileno())
-            summary = f"the {datapath.name} datapath is gone: {error}"
-            self._lose(OperatorError("XF3003", summary))
+            self._revive(datapath, f"the {datapath.name} datapath is gone: {error}")
             return
         for event in events:
             log.debug("%s datapath: %s", datapath.name, event)
@@ -265,6 +266,21 @@ class Engine:
             else:
                 self._acquire(event)
         self._settle()
+
+    def _revive(self, datapath: Datapath, summary: str) -> None:
+        """What it had in force is found to be missing then; one that ends again and again does not
+        get well by that."""
+        now = self._loop.time()
+        try:
+            if self._revivals.wait_seconds(datapath.name, now):
+                raise DatapathError("too often")
+            self._revivals.note(datapath.name, now)
+            datapath.revive()
+        except DatapathError as error:
+            self._lose(OperatorError("XF3003", summary, (("another", str(error)),)))
+            return
+        self._loop.add_reader(datapath.fileno(), self._read_events, datapath)
+        self._report(datapath_revived(summary))
 
     def _acquire(self, event: Acquire) -> None:
         asked = self._endpoint.asked_for(event.reqid)

@@ -103,6 +103,7 @@ EVENTS: dict[str, EventKind] = {
             "others took away what keeps traffic from going clear",
         ),
         ("block-lost", Severity.CRITICAL, "the same, and it cannot be put back"),
+        ("datapath-revived", Severity.ERROR, "a datapath ended by itself; another goes on"),
         ("datapath-lost", Severity.CRITICAL, "a datapath ended by itself; the daemon stops"),
     )
 }

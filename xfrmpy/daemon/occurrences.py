@@ -27,6 +27,11 @@ def stopping(*, leaves_all: bool) -> Occurrence:
     return Occurrence(event="daemon-stopping", text=text)
 
 
+def datapath_revived(text: str) -> Occurrence:
+    """Another process is in the place of one that has ended."""
+    return Occurrence(event="datapath-revived", text=f"{text}; another goes on")
+
+
 def taken_over(restored: Restored) -> Occurrence:
     """What was up when an earlier daemon was killed."""
     counts = {

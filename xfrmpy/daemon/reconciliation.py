@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from xfrmpy.daemon.datapaths import Datapaths
@@ -20,7 +20,7 @@ from xfrmpy.daemon.occurrences import drift_healed, drift_left
 from xfrmpy.daemon.restraint import FREELY, WITHIN_SECONDS, Restraint
 from xfrmpy.datapath.interface import Datapath, DatapathError, NotAdded, Realm
 from xfrmpy.ipsec.drift import Difference, Ends, Finding
-from xfrmpy.ipsec.sad import SaId
+from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.spd import SpdEntry
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,9 @@ REMEDIES: dict[Finding, str] = {
     Finding.PATH_CHANGED: "followed, and the peer is asked whether it is reached",
 }
 """What is done about each; about what is not here, nothing."""
+
+SA_PUT_BACK = "put back, and it goes on where it was"
+"""Where the datapath knows how far it had got."""
 
 NOT_OURS = "it is not ours to touch"
 
@@ -172,16 +175,15 @@ class Reconciler:
         outcome: dict[Difference, str | None] = {}
         for difference in found:
             outcome[difference] = self._reason_to_leave(datapath, difference)
-        lost = [d for d in found if outcome[d] is None and d.finding in _OF_CORE]
-        self._engine.recover(lost)
-        amiss = [d for d in found if outcome[d] is None and d.finding not in _OF_CORE]
-        put_back = _put_back(datapath, amiss)
-        for difference in amiss:
-            if difference not in put_back:
+        healed = [d for d in found if outcome[d] is None]
+        put_back = _put_back(datapath, healed)
+        self._engine.recover([d for d in healed if d.finding in _OF_CORE and d not in put_back])
+        for difference in healed:
+            if difference.finding not in _OF_CORE and difference not in put_back:
                 outcome[difference] = self._mend(datapath, difference)
         for thing in {_thing(d) for d, reason in outcome.items() if reason is None}:
             self._restraint.note(thing, self._loop.time())
-        self._tell(outcome, self._left.get((datapath, realm), set()))
+        self._tell(outcome, put_back, self._left.get((datapath, realm), set()))
         self._left[datapath, realm] = {d for d, reason in outcome.items() if reason is not None}
         return found
 
@@ -208,26 +210,52 @@ class Reconciler:
             self._follow(difference.subject)
         return reason
 
-    def _tell(self, outcome: dict[Difference, str | None], known: set[Difference]) -> None:
+    def _tell(
+        self,
+        outcome: dict[Difference, str | None],
+        put_back: set[Difference],
+        known: set[Difference],
+    ) -> None:
         """Of many of one kind in one sentence; of what is left, only when it is news."""
-        healed: defaultdict[tuple[str, Finding], list[Difference]] = defaultdict(list)
+        healed: defaultdict[tuple[str, Finding, str], list[Difference]] = defaultdict(list)
         for difference, reason in outcome.items():
             if reason is None:
-                healed[difference.tunnel, difference.finding].append(difference)
+                is_back = difference.finding is Finding.SA_MISSING and difference in put_back
+                remedy = SA_PUT_BACK if is_back else REMEDIES[difference.finding]
+                healed[difference.tunnel, difference.finding, remedy].append(difference)
             elif difference not in known:
                 self._hear(drift_left(difference, reason))
-        for (_, finding), differences in healed.items():
-            self._hear(drift_healed(differences, REMEDIES[finding]))
+        for (_, _, remedy), differences in healed.items():
+            self._hear(drift_healed(differences, remedy))
 
 
 def _put_back(datapath: Datapath, amiss: Sequence[Difference]) -> set[Difference]:
-    """The policies of them in one go, for a flush takes all; not those behind a refused one."""
-    gone = [d for d in amiss if isinstance(d.subject, SpdEntry) and d.finding in _PUT_BACK]
+    """The entries of them that can be added again, in one go, for a flush takes all; not those
+    behind a refused one. SAs first: a packet that meets its policy then asks for no other."""
+    gone = [*_resumable(datapath, amiss), *_policies(amiss)]
     try:
-        datapath.add([d.subject for d in gone if isinstance(d.subject, SpdEntry)])
+        datapath.add([entry for _, entry in gone])
     except NotAdded as error:
-        return set(gone[: error.done])
-    return set(gone)
+        gone = gone[: error.done]
+    return {difference for difference, _ in gone}
+
+
+def _resumable(
+    datapath: Datapath, amiss: Sequence[Difference]
+) -> Iterator[tuple[Difference, SadEntry | SpdEntry]]:
+    lost = [
+        (difference, difference.subject)
+        for difference in amiss
+        if difference.finding is Finding.SA_MISSING and isinstance(difference.subject, SadEntry)
+    ]
+    answers = datapath.are_resumable([entry for _, entry in lost])
+    return (each for each, is_resumable in zip(lost, answers, strict=True) if is_resumable)
+
+
+def _policies(amiss: Sequence[Difference]) -> Iterator[tuple[Difference, SadEntry | SpdEntry]]:
+    for difference in amiss:
+        if difference.finding in _PUT_BACK and isinstance(difference.subject, SpdEntry):
+            yield difference, difference.subject
 
 
 _PUT_BACK = (Finding.POLICY_MISSING, Finding.POLICY_CHANGED)

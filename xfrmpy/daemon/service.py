@@ -221,8 +221,9 @@ class Service:
             self._keeper.spawn(self._keeper.keep_resolving())
             self._keeper.spawn(self._on_demand.keep_traps())
             self._begin_tunnels(frozenset() if restored is None else restored.replaced)
-            # The policy lives as long as we do: the collector need not go through it again.
+            # The policy lives as long as we do: the collector need not go through it.
             gc.freeze()
+            gc.enable()
             self._manager.tell("READY=1")
             self._keeper.spawn(self._manager.keep_status(self._summary))
             self._keeper.spawn(self._manager.keep_watchdog(self._datapaths.answer))

@@ -47,7 +47,8 @@ class Capabilities:
 
     `suites` holds the names of the ciphers that work: an AEAD cipher's own (`aes256gcm16`), others
     with their integrity (`aes256-sha256`). `missing` gives a sentence for what does not work, by
-    the same names, or under `"esp"` when there is no ESP at all.
+    the same names, or under `"esp"` when there is no ESP at all. `pads_compressed` is whether an SA
+    may have both `tfc` and a `cpi`.
     """
 
     protocols: frozenset[ProtocolId]
@@ -62,6 +63,7 @@ class Capabilities:
     marks: bool = False
     interfaces: bool = False
     padding: bool = True
+    pads_compressed: bool = True
     features: dict[str, str] = field(default_factory=dict)
 
 
@@ -199,6 +201,18 @@ class Datapath(Protocol):
         """The events that are waiting; never blocks.
 
         The first time also what of earlier events an SA still shows, whatever `fileno()` says.
+        """
+
+    def revive(self) -> None:
+        """Have another process in the place of one that `read_events` has found to have ended.
+
+        What was in force is not, until it is added again; `fileno()` is another one.
+        """
+
+    def are_resumable(self, entries: Sequence[SadEntry]) -> tuple[bool, ...]:
+        """Of SAs that were in force and are not, whether each could go on where it was.
+
+        Of one that is added again no sequence number is used twice, and none is accepted twice.
         """
 
     def changes_fileno(self) -> int:

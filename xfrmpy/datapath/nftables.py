@@ -145,7 +145,7 @@ class Table:
 
     def is_told_of(self, message: Message) -> bool:
         """Whether a notification is about it, or something in it."""
-        return message.unknown.startswith(_text(1, self.name), _GENERAL.size)
+        return message.octets.startswith(_text(1, self.name), _GENERAL.size)
 
     def delete(self) -> list[Request]:
         """Adding what may be there and then deleting it is how an absent table is no error."""

@@ -6,7 +6,7 @@ device gets another MTU, and there is none any more when our own address is gone
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OuterPath, Routes
@@ -23,21 +23,20 @@ class Paths:
 
     def __init__(self, routes: Routes) -> None:
         self._routes = routes
-        self._known: dict[Ends, OuterPath | None] = {}
+        self._known: dict[Ends, OuterPath | DatapathError] = {}
 
     def find(self, ends: Ends) -> OuterPath:
         """The path as it is now, which is remembered. Raises `DatapathError` if there is none."""
-        found = self.find_many({ends})[ends]
+        found = self.find_many([ends])[ends]
         if isinstance(found, DatapathError):
             raise found
         return found
 
-    def find_many(self, ends: Set[Ends]) -> dict[Ends, OuterPath | DatapathError]:
+    def find_many(self, ends: Iterable[Ends]) -> dict[Ends, OuterPath | DatapathError]:
         """`find` of many, which is cheaper: the path, or why there is none."""
-        wanted = tuple(ends)
-        self._known |= dict.fromkeys(wanted)
+        wanted = tuple(dict.fromkeys(ends))
         found = dict(zip(wanted, self._routes.outer_paths(wanted), strict=True))
-        self._known |= {each: path for each, path in found.items() if isinstance(path, OuterPath)}
+        self._known |= found
         return found
 
     def inner_mtu(self, entry: SadEntry) -> int:
@@ -57,7 +56,10 @@ class Paths:
         self._known = {ends: path for ends, path in self._known.items() if ends in used}
         now = self._routes.outer_paths(tuple(used))
         for ends, found in zip(used, now, strict=True):
-            path = found if isinstance(found, OuterPath) else None
-            if path != self._known.get(ends):
+            if _there_is(found) != _there_is(self._known.get(ends)):
                 what = f"the path from {ends[0]} to {ends[1]}"
                 yield Difference(finding=Finding.PATH_CHANGED, what=what, subject=ends)
+
+
+def _there_is(found: OuterPath | DatapathError | None) -> OuterPath | None:
+    return found if isinstance(found, OuterPath) else None

@@ -186,6 +186,12 @@ class RecordingDatapath:
         self._events.clear()
         return events
 
+    def revive(self) -> None:
+        self._record("revive")
+
+    def are_resumable(self, entries: Sequence[SadEntry]) -> tuple[bool, ...]:
+        return (False,) * len(entries)
+
     def changes_fileno(self) -> int:
         return self._changed[0].fileno()
 

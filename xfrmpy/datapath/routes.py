@@ -13,7 +13,7 @@ import errno
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import TypeAlias
@@ -48,6 +48,7 @@ OUR_TABLE = 0x5846
 RULE_PRIORITY = 220
 """strongSwan's; before the main table (32766), behind what operators tend to number below 100."""
 
+_OUR_MARK, _OUR_TABLE = NUMBER.pack(OUR_MARK), NUMBER.pack(OUR_TABLE)
 _EVERYTHING = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 _ANY_SCOPE = 255  # RT_SCOPE_NOWHERE
 _UNICAST, _THROW = 1, 9  # RTN_*
@@ -87,7 +88,7 @@ class _Held:
 
     users: int = 0
     way: Way | None = None
-    exceptions: set[IpNetwork] = field(default_factory=set)
+    exceptions: frozenset[IpNetwork] = frozenset()
 
 
 class Routes:
@@ -150,7 +151,7 @@ class Routes:
         held = self._held.setdefault(destination, _Held())
         held.users += 1
         if exception is not None:
-            held.exceptions.add(exception)
+            held.exceptions |= {exception}
             self._exceptions[exception] += 1
         return held
 
@@ -201,9 +202,8 @@ class Routes:
         """`outer_path` of many: the way, or why there is none."""
         with self._links.stand_still():
             requests = [self._question(*each) for each in ends]
-        asked = [each for each in requests if isinstance(each, Request)]
-        replies = iter(self._netlink.exchange(asked))
-        with self._links.stand_still():
+            asked = [each for each in requests if isinstance(each, Request)]
+            replies = iter(self._netlink.exchange(asked))
             return [
                 self._answer(next(replies)) if isinstance(each, Request) else each
                 for each in requests
@@ -224,7 +224,7 @@ class Routes:
             attributes={
                 Route.DST: destination.packed,
                 Route.SRC: source.packed,
-                Route.MARK: NUMBER.pack(OUR_MARK),
+                Route.MARK: _OUR_MARK,
             },
         )
         return Request(message, what)
@@ -357,10 +357,10 @@ class Routes:
 
     def _is_exception(self, local: IpNetwork, destination: IpNetwork) -> bool:
         """Whether it is one, and not there yet."""
-        held = self._held.get(destination, _Held())
-        return (
-            local != destination and _contains(destination, local) and local not in held.exceptions
-        )
+        if not _contains(destination, local) or local == destination:
+            return False
+        held = self._held.get(destination)
+        return held is None or local not in held.exceptions
 
     def _add_exception(self, network: IpNetwork) -> None:
         route = self._route(MessageType.NEWROUTE, network, {"type": _THROW}, {})
@@ -387,7 +387,7 @@ class Routes:
             },
             attributes={
                 Route.DST: destination.network_address.packed,
-                Route.TABLE: NUMBER.pack(OUR_TABLE),
+                Route.TABLE: _OUR_TABLE,
                 **attributes,
             },
         )
@@ -396,12 +396,12 @@ class Routes:
         table = Message(
             type=MessageType.GETROUTE,
             body={"family": FAMILIES[version]},
-            attributes={Route.TABLE: NUMBER.pack(OUR_TABLE)},
+            attributes={Route.TABLE: _OUR_TABLE},
         )
         # A table that never had a route is not there.
         request = Request(table, "list our routes", dump=True)
         for route in self._exchange(request, errno.ENOENT):
-            if decode_number(route.attributes[Route.TABLE]) == OUR_TABLE:
+            if route.attributes[Route.TABLE] == _OUR_TABLE:
                 yield route
 
     def _has_rule(self, version: int) -> bool:
@@ -433,9 +433,9 @@ def _rule(kind: MessageType, version: int) -> Message:
         type=kind,
         body={"family": FAMILIES[version], "action": _TO_TABLE, "flags": _INVERT},
         attributes={
-            Rule.TABLE: NUMBER.pack(OUR_TABLE),
+            Rule.TABLE: _OUR_TABLE,
             Rule.PRIORITY: NUMBER.pack(RULE_PRIORITY),
-            Rule.FWMARK: NUMBER.pack(OUR_MARK),
+            Rule.FWMARK: _OUR_MARK,
         },
     )
 

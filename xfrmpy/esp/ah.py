@@ -12,7 +12,7 @@ from struct import Struct
 
 from xfrmpy.crypto.mac import Mac, keyed_mac
 from xfrmpy.esp.replay import Replayed, ReplayWindow
-from xfrmpy.esp.sa import Dropped, EspDrop, Sa
+from xfrmpy.esp.sa import Dropped, EspDrop, Progress, Sa
 from xfrmpy.esp.transport import Fields, with_header
 from xfrmpy.ipsec.overhead import AH_HEADER, IP_HEADER, ah_size
 from xfrmpy.ipsec.proposals import AhSuite
@@ -70,6 +70,14 @@ class OutboundAh(_Sa):
         self._sequence = 0
         self._last_sequence = (1 << (64 if self._esn else 32)) - 1
 
+    @property
+    def sequence(self) -> int:
+        return self._sequence
+
+    def resume(self, progress: Progress) -> None:
+        super().resume(progress)
+        self._sequence = progress.sequence
+
     def seal(self, payload: bytes, next_header: int, fields: Fields, *, has_df: bool) -> bytes:
         """The whole packet in IPv4; in IPv6 what is behind the header, which whoever sends makes.
 
@@ -114,6 +122,14 @@ class InboundAh(_Sa):
     def __init__(self, entry: SadEntry) -> None:
         super().__init__(entry)
         self._window = ReplayWindow(entry.replay_window, esn=self._esn)
+
+    @property
+    def sequence(self) -> int:
+        return self._window.highest
+
+    def resume(self, progress: Progress) -> None:
+        super().resume(progress)
+        self._window.close_up_to(progress.sequence)
 
     def open(self, header: bytes, packet: bytes) -> tuple[int, bytes, bool]:
         """Next header and payload of a packet, and whether it is the newest of the SA.

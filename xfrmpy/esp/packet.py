@@ -18,7 +18,7 @@ from xfrmpy.crypto.cipher import (
     packet_cipher,
 )
 from xfrmpy.esp.replay import Replayed, ReplayWindow
-from xfrmpy.esp.sa import Dropped, EspDrop, Sa
+from xfrmpy.esp.sa import Dropped, EspDrop, Progress, Sa
 from xfrmpy.ipsec.overhead import ALIGNMENT, ESP_TRAILER
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import SadEntry
@@ -109,6 +109,14 @@ class OutboundSa(_Sa):
         self._alignment = max(self._suite.cipher.block, ALIGNMENT)
         self._counts_iv = self._suite.cipher.counts_iv
 
+    @property
+    def sequence(self) -> int:
+        return self._sequence
+
+    def resume(self, progress: Progress) -> None:
+        super().resume(progress)
+        self._sequence = progress.sequence
+
     def seal(self, payload: bytes, next_header: int, *, hidden_in: int = 0) -> bytes:
         """The ESP packet of a payload. Raises `Dropped` once the SA may carry no more.
 
@@ -176,6 +184,14 @@ class InboundSa(_Sa):
         self._shortest = _HEADER.size + self._iv_size + entry.suite.icv + ESP_TRAILER
         # SPI, the low half of the sequence number, IV.
         self._unpack_header = Struct(f">II{self._iv_size}s").unpack_from
+
+    @property
+    def sequence(self) -> int:
+        return self._window.highest
+
+    def resume(self, progress: Progress) -> None:
+        super().resume(progress)
+        self._window.close_up_to(progress.sequence)
 
     def open(self, packet: bytes) -> tuple[int, bytes, bool]:
         """Next header and payload of an ESP packet, and whether it is the newest of the SA.

@@ -33,6 +33,10 @@ class ReplayWindow:
         self.seen = 0
         self._mask = (1 << size) - 1
 
+    def close_up_to(self, sequence: int) -> None:
+        """Take all up to this number as seen: what was, nobody knows any more."""
+        self.highest, self.seen = sequence, self._mask
+
     def infer(self, low: int) -> int:
         """The whole sequence number whose low 32 bits were in a packet.
 

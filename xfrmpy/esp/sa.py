@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from enum import StrEnum
 
 from xfrmpy.ipsec.sad import SadEntry, Usage
@@ -27,7 +29,19 @@ class Dropped(Exception):
         self.reason = reason
 
 
-class Sa:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far an SA has got: what another process needs to go on with it.
+
+    `sequence` is the last number that was taken, or the highest that was authentic.
+    """
+
+    sequence: int
+    octets: int
+    packets: int
+
+
+class Sa(ABC):
     """The counters of one SA, and the limits of its lifetime."""
 
     __slots__ = ("_esn", "entry", "integrity_failed", "octets", "packets", "replayed")
@@ -49,6 +63,15 @@ class Sa:
     def is_past_hard_limit(self) -> bool:
         life = self.entry.lifetime
         return _reached(self.octets, life.hard_bytes) or _reached(self.packets, life.hard_packets)
+
+    @property
+    @abstractmethod
+    def sequence(self) -> int:
+        """See `Progress`."""
+
+    def resume(self, progress: Progress) -> None:
+        """Go on where another process has got to."""
+        self.octets, self.packets = progress.octets, progress.packets
 
     def has_room(self, packets: int, octets: int) -> bool:
         """Whether it may carry so much more and reach no limit by it."""

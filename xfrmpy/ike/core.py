@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from xfrmpy.ike.candidates import Candidates, Tunnel, TunnelIndex
+from xfrmpy.ike.compression import cpi_of
 from xfrmpy.ike.fragments import FragmentStore
 from xfrmpy.ike.outputs import AddPolicy, AddSa, AskUsage, Output, RemoveSa
 from xfrmpy.ike.policies import PolicyBook
@@ -222,15 +223,22 @@ class Core:
         taken |= {child.reqid for child in self.children.values()}
         return next(reqid for reqid in reversed(OUR_REQIDS) if reqid not in taken)
 
-    def new_child_spi(self, tunnel: TunnelPolicy) -> int:
-        """A free SPI from the half of the numbers that belongs to the tunnel's datapath."""
+    def new_child_spi(self, tunnel: TunnelPolicy, *, compresses: bool = False) -> int:
+        """A free SPI from the half of the numbers that belongs to the tunnel's datapath.
+
+        Where packets may be compressed, the index that follows from it is free, too: these have but
+        16 bits, and a kernel does not take one twice.
+        """
+        others = self.children.values() if compresses else ()
+        taken = {cpi_of(child.spi_in) for child in others if child.policy.compresses}
         while True:
             spi = int.from_bytes(self.random(4), "big")
             if tunnel.datapath is DatapathChoice.USERSPACE:
                 spi |= USERSPACE_SPI_BIT
             else:
                 spi &= ~USERSPACE_SPI_BIT
-            if spi >= FIRST_CHILD_SPI and spi not in self.children:
+            is_free = spi not in self.children and not (taken and cpi_of(spi) in taken)
+            if spi >= FIRST_CHILD_SPI and is_free:
                 return spi
 
 

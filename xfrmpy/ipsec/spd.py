@@ -32,13 +32,17 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """Which SA a PROTECT entry asks for: its outer addresses (tunnel mode) and its reqid."""
+    """Which SA a PROTECT entry asks for: its outer addresses (tunnel mode) and its reqid.
+
+    `compresses` if SAs of that reqid have an index of compression.
+    """
 
     source: IpAddress
     destination: IpAddress
     reqid: int
     protocol: ProtocolId = ProtocolId.ESP
     mode: Mode = Mode.TUNNEL
+    compresses: bool = False
 
 
 Place: TypeAlias = tuple[PolicyDirection, Selector, int, Mark | None]

@@ -177,8 +177,8 @@ class EspSettings(Keys):
     )
     ipcomp: Switch | None = _key(
         "Whether packets are compressed before they are encrypted (RFC 3173, DEFLATE), if the peer "
-        "agrees; on the userspace datapath alone. How much smaller a packet gets tells of what is "
-        "in it. Default: no.",
+        "agrees; beside `tfc` on the userspace datapath alone. How much smaller a packet gets "
+        "tells of what is in it. Default: no.",
         "yes",
     )
     tfc: (

@@ -103,6 +103,7 @@ def spd_entries(draw: st.DrawFn) -> SpdEntry:
         destination=outer[1],
         reqid=draw(st.sampled_from(OUR_REQIDS)),
         mode=draw(st.sampled_from(Mode)),
+        compresses=draw(st.booleans()),
     )
     bits = 32 if source.version == 4 else 128
     return SpdEntry(
@@ -295,6 +296,9 @@ def test_other_programs_events_and_larval_sas_are_passed_over() -> None:
     assert entries.decode_expire(_expire(7, SA.spi, 1)) is None
     assert entries.decode_expire(_expire(SA.reqid, 0, 1)) is None
     assert entries.decode_mapping(_mapping(7)) is None
+    of_compression = _expire(SA.reqid, 0x1234, 1)
+    of_compression.body["state_id_proto"] = 108
+    assert entries.decode_expire(of_compression) is None
 
 
 def _used(**changes: int) -> Message:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from xfrmpy.datapath.kernel import entries, inventory
+from xfrmpy.datapath.kernel.compression import encode_states
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, MessageType
 from xfrmpy.datapath.netlink.messages import Message
 from xfrmpy.ipsec.algorithms import CIPHERS
@@ -63,6 +64,25 @@ def test_an_sa_of_ours_is_told_in_our_words_and_without_its_key() -> None:
     assert held.options["flags"] == "af-unspec esn"
     assert KEY.hex() not in repr(held)
     assert repr(KEY)[2:-1] not in repr(held)
+
+
+def test_what_compresses_is_told_with_the_sa_that_it_is_beside() -> None:
+    beside, protecting = encode_states(ours(cpi=0x1234))
+    held = inventory.held_sa(as_dumped(beside), NOW)
+    assert held.is_ours
+    assert (held.protocol, held.mode, held.suite) == ("ipcomp", "tunnel", "deflate")
+    assert (held.spi, held.options["beside"]) == (0x1234, "0xc0ffee01")
+    assert inventory.held_sa(as_dumped(protecting), NOW).mode == "transport"
+
+
+@pytest.mark.parametrize(("protocol", "word"), [(4, "ipip"), (41, "ipv6")])
+def test_what_the_kernel_makes_for_uncompressed_packets_is_explained(
+    protocol: int, word: str
+) -> None:
+    held = inventory.held_sa(foreign({}, id_proto=protocol, reqid=0), NOW)
+    assert held.protocol == word
+    assert held.options["made_by"].startswith("the kernel")
+    assert "made_by" not in inventory.held_sa(foreign({}, id_proto=protocol), NOW).options
 
 
 def test_an_sa_of_others_is_told_in_the_kernels_words() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xfrmpy.datapath.kernel import entries
+from xfrmpy.datapath.kernel import entries, structs
 from xfrmpy.datapath.kernel.messages import ATTRIBUTES, BODIES, XFRM, Attribute, MessageType
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
 from xfrmpy.datapath.netlink.messages import Message, split_attributes
@@ -51,8 +51,18 @@ def test_attributes_begin_at_multiples_of_four() -> None:
 
 def test_a_message_without_a_row_survives() -> None:
     message = XFRM.decode(0x20, b"whatever")
-    assert message.unknown == b"whatever"
+    assert message.octets == b"whatever"
     assert XFRM.encode(message) == b"whatever"
+
+
+def test_octets_may_stand_in_the_place_of_values() -> None:
+    packed = Message(
+        type=FULL.type,
+        octets=BODIES[FULL.type].pack(FULL.body),
+        attributes=FULL.attributes
+        | {Attribute.TMPL: b"".join(map(structs.USER_TMPL.pack, TEMPLATES))},
+    )
+    assert XFRM.encode(packed) == OCTETS
 
 
 def test_keys_are_not_shown() -> None:

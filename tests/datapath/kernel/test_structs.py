@@ -184,6 +184,23 @@ def test_a_field_stands_where_the_header_has_it(layout: str, name: str, offset: 
     assert packed.count(b"\xff") == (1 if "s" in code else _width(code))
 
 
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_packer_of_some_fields_packs_as_the_whole_table_does(name: str, first: int) -> None:
+    table = LAYOUTS[name]
+    some = {
+        field: bytes([place]) if "s" in code else place
+        for place, (field, code) in enumerate([*table.codes.items()][first::2], start=1)
+    }
+    assert table.packer(*some)(*some.values()) == table.pack(some)
+
+
+@pytest.mark.parametrize("names", [("spi", "daddr"), ("daddr", "ttl")])
+def test_a_packer_wants_fields_in_their_order(names: tuple[str, ...]) -> None:
+    with pytest.raises(TypeError, match="not these fields in this order"):
+        structs.ID.packer(*names)
+
+
 def _width(code: str) -> int:
     return struct.calcsize({"n": "H", "N": "I"}.get(code, code))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
@@ -25,6 +25,7 @@ from xfrmpy.datapath.interface import (
     Realm,
 )
 from xfrmpy.datapath.kernel import entries
+from xfrmpy.datapath.kernel.compression import Compressions, decode_states
 from xfrmpy.datapath.kernel.features import probe_features
 from xfrmpy.datapath.kernel.interfaces import XfrmMaker
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, Group, MessageType
@@ -68,6 +69,7 @@ class KernelDatapath:
         self._paths = paths
         self._interfaces = interfaces
         self._watch = watch
+        self._compressions = Compressions(requests)
         self._sas: dict[SaId, int] = {}  # the reqids of those in force, to notice lost events
         self._seen: dict[SaId, tuple[int, float]] = {}  # packets, and when there were first so many
         self._routed: dict[Place, SpdEntry] = {}  # the OUT policies that have a route
@@ -120,45 +122,55 @@ class KernelDatapath:
 
     def _add_piece(self, piece: Sequence[SadEntry | SpdEntry]) -> tuple[int, DatapathError | None]:
         """How many are in force by it, and why the next is not."""
+        indices = [self._take_index(entry) for entry in piece]
+        requests = [*map(self._addition, piece, indices)]
         try:
-            replies = self._requests.exchange([self._addition(entry) for entry in piece])
+            compressions = self._compressions.add(piece)
+            replies = self._requests.exchange(requests)
         except DatapathError as error:  # Nobody knows what was done before it.
             for entry in piece:
                 with suppress(DatapathError):
                     self._take_back(entry)
             return 0, error
-        concluded, reason = self._conclude(piece, replies)
+        concluded, reason = self._conclude(piece, indices, replies, compressions.refused)
         try:
             done, unled = self._set_routes(piece[:concluded])
         except DatapathError as error:
             done, unled = 0, error
-        for place, (entry, reply) in enumerate(zip(piece, replies, strict=True)):
-            if place >= done and (place < concluded or reply.error is None):
-                self._take_back(entry)
-            elif reply.error is not None:
-                self._taken.discard(reply.request.message.body.get("index", 0))
+        for place in range(done, len(piece)):
+            if place < concluded or replies[place].error is None:
+                self._take_back(piece[place])
+            else:
+                self._taken.discard(indices[place])
+        for place, sa in compressions.new.items():
+            if place >= done:
+                self._compressions.remove(sa)
         return done, unled or reason
 
     def _conclude(
-        self, piece: Sequence[SadEntry | SpdEntry], replies: Sequence[Reply]
+        self,
+        piece: Sequence[SadEntry | SpdEntry],
+        indices: Sequence[int],
+        replies: Sequence[Reply],
+        refused: Mapping[int, DatapathError],
     ) -> tuple[int, DatapathError | None]:
         """How many the kernel has taken, or takes in the place of others of ours."""
         for place, (entry, reply) in enumerate(zip(piece, replies, strict=True)):
+            if place in refused:
+                return place, refused[place]
             try:
                 if isinstance(entry, SadEntry):
                     self._conclude_sa(entry, reply)
                     self._interfaces.note(entry)
                 elif reply.unless(errno.EEXIST).error is not None:
-                    self._replace_policy(entry, reply.request)
+                    self._replace_policy(entry, indices[place], reply.request)
             except DatapathError as error:
                 return place, error
         return len(piece), None
 
-    def _addition(self, entry: SadEntry | SpdEntry) -> Request:
+    def _addition(self, entry: SadEntry | SpdEntry, index: int) -> Request:
         if isinstance(entry, SadEntry):
             return Request(self._asking(entry), Words("add", entry.id), create=True)
-        index = self._free_index(entry)
-        self._taken.add(index)
         what = Words("add the", entry.direction, "policy", entry.selector)
         return Request(entries.encode_policy(entry, index), what, create=True)
 
@@ -211,6 +223,7 @@ class KernelDatapath:
     def remove_sa(self, sa: SaId) -> None:
         what = f"remove {sa}"
         self._forget(sa)
+        self._compressions.remove(sa)
         with _gone_is_fine():
             self._our_sa(sa, what)
             self._requests.ask(Request(entries.encode_sa_id(sa, MessageType.DELSA), what))
@@ -257,7 +270,7 @@ class KernelDatapath:
         return self._interfaces.state(if_id)
 
     def dump(self) -> Dump:
-        sad, strange = _sorted_sas(self._dump_sas())
+        sad, strange = _sorted_sas(self._compressions.pair(self._dump_sas()))
         policies = self._dump_all_policies()
         ours = [policy for policy in policies if entries.is_our_policy(policy)]
         others = [policy for policy in policies if not entries.is_our_policy(policy)]
@@ -276,7 +289,8 @@ class KernelDatapath:
         what = f"forget that {entry.selector} has asked for an SA"
         claim = Request(entries.encode_acquired_spi(entry, _LARVAL_SPI), what)
         for larval in self._requests.ask(claim):
-            self._requests.ask(Request(entries.encode_deletion(larval), what))
+            delete = entries.encode_state_id(larval, MessageType.DELSA)
+            self._requests.ask(Request(delete, what))
 
     def find_amiss(self) -> tuple[Difference, ...]:
         ends = (*map(_ends, self._routed.values()), *self._interfaces.ends())
@@ -310,12 +324,14 @@ class KernelDatapath:
         self._shunts.clear()
         sas = self._dump_sas() + self._claim_larval()
         deletions = [entries.encode_policy_index(policy) for policy in self._dump_policies()]
-        deletions += [entries.encode_deletion(sa) for sa in sas]
+        deletions += [entries.encode_state_id(sa, MessageType.DELSA) for sa in sas]
         replies = self._requests.exchange([Request(d, "remove what is ours") for d in deletions])
         for known in (self._sas, self._seen, self._routed, self._taken, self._untold):
             known.clear()
         self._interfaces.forget_all()
-        return sum(reply.unless(*_GONE).error is None for reply in replies)
+        self._compressions.forget_all()
+        beside = sum(map(entries.is_compression, sas))
+        return sum(reply.unless(*_GONE).error is None for reply in replies) - beside
 
     def fileno(self) -> int:
         return self._events.fileno()
@@ -327,7 +343,15 @@ class KernelDatapath:
         for event in events:
             if isinstance(event, Expired) and event.hard:
                 self._forget(event.sa)
+                self._compressions.remove(event.sa)
         return tuple(events)
+
+    def revive(self) -> None:
+        raise DatapathError("the kernel's is no process")
+
+    def are_resumable(self, entries: Sequence[SadEntry]) -> tuple[bool, ...]:
+        """Their sequence numbers are gone with them."""
+        return (False,) * len(entries)
 
     def changes_fileno(self) -> int:
         return self._watch.fileno()
@@ -345,10 +369,10 @@ class KernelDatapath:
 
     def _adopt(self) -> None:
         """Know what is in force since before this process, and mend its routes."""
-        messages = self._dump_sas()
-        for sa in messages:
+        pairs = self._compressions.pair(self._dump_sas())
+        for sa, _ in pairs:
             self._sas[entries.decode_sa_id(sa.body)] = sa.body["reqid"]
-        for known in _readable(entries.decode_sa, messages):
+        for known in _sorted_sas(pairs)[0]:
             self._interfaces.note(known)
         policies = self._dump_policies()
         self._taken.update(policy.body["index"] for policy in policies)
@@ -392,7 +416,9 @@ class KernelDatapath:
         if sa == entry.id and old.source == entry.source and same_shape:
             self._requests.ask(Request(entries.encode_sa(entry, MessageType.UPDSA), what))
         else:
+            self._compressions.remove(sa)
             self._make_again(sa, entry, what)
+        self._compressions.put_back(entry)
 
     def _make_again(self, sa: SaId, entry: SadEntry, what: str) -> None:
         """For what the kernel cannot change: an address, and whether there is encapsulation.
@@ -421,23 +447,26 @@ class KernelDatapath:
             )
         return found[0]
 
-    def _replace_policy(self, entry: SpdEntry, new: Request) -> None:
+    def _replace_policy(self, entry: SpdEntry, index: int, new: Request) -> None:
         found = self._our_policy(entry, new.what)
         if entry.template is None and found.body["index"] not in entries.OUR_INDICES:
             # A replaced policy keeps its index, and by this one it would not be ours.
             delete = Request(entries.encode_policy_index(found), new.what)
             requests = [delete, new]
         else:
+            self._taken.discard(index)
             requests = [Request(entries.encode_policy(entry, replace=True), new.what)]
         for reply in self._requests.exchange(requests):
             reply.unless()
 
-    def _free_index(self, entry: SpdEntry) -> int:
-        """An index that marks a policy without a template as ours; 0 for one that has a reqid."""
-        if entry.template is not None:
+    def _take_index(self, entry: SadEntry | SpdEntry) -> int:
+        """An index that marks a policy without a template as ours; 0 for what has a reqid."""
+        if isinstance(entry, SadEntry) or entry.template is not None:
             return 0
         candidates = (entries.policy_index(n, entry.direction) for n in itertools.count())
-        return next(index for index in candidates if index not in self._taken)
+        index = next(index for index in candidates if index not in self._taken)
+        self._taken.add(index)
+        return index
 
     def _set_route(self, entry: SpdEntry) -> None:
         _, reason = self._set_routes([entry])
@@ -460,10 +489,11 @@ class KernelDatapath:
                 self._drop_route(entry)  # this one may replace one that had a route
             else:
                 routed[place] = entry
-        paths = self._paths.find_many({_ends(entry) for entry in routed.values()})
+        ends = {place: _ends(entry) for place, entry in routed.items()}
+        paths = self._paths.find_many(ends.values())
         wanted: dict[int, tuple[IpNetwork, Way]] = {}
         for place, entry in routed.items():
-            via, selector = paths[_ends(entry)], entry.selector
+            via, selector = paths[ends[place]], entry.selector
             if isinstance(via, DatapathError):
                 failed[place] = via
             else:
@@ -539,7 +569,7 @@ class KernelDatapath:
 
         A change of mapping is told again by the kernel with the next packet.
         """
-        states = self._dump_states()
+        states = [state for state in self._dump_states() if not entries.is_compression(state)]
         missed: list[Event] = [entries.decode_larval(s) for s in states if entries.is_larval(s)]
         alive = {entries.decode_sa_id(s.body): s for s in states if not entries.is_larval(s)}
         now = time.time()
@@ -567,8 +597,9 @@ _GONE = (errno.ENOENT, errno.ESRCH)
 
 _LARVAL_SPI = 0x58460000
 
-_PIECE = 500
-"""Entries that are put in force, or taken back, together: a hundred tunnels."""
+_PIECE = 100
+"""Entries that are put in force, or taken back, together: some twenty tunnels. What more of them
+need at a time gets so old that the collector goes through all that there is, again and again."""
 
 _EVENTS: dict[int, Callable[[Message], Event | None]] = {
     MessageType.ACQUIRE: entries.decode_acquire,
@@ -605,13 +636,15 @@ def _readable(decode: Callable[[Message], _T], messages: Iterable[Message]) -> I
             yield decode(message)
 
 
-def _sorted_sas(messages: Iterable[Message]) -> tuple[tuple[SadEntry, ...], tuple[SaId, ...]]:
+def _sorted_sas(
+    pairs: Iterable[tuple[Message, Message | None]],
+) -> tuple[tuple[SadEntry, ...], tuple[SaId, ...]]:
     """Those that we could have added, and the ids of the others that have our reqid."""
     ours: list[SadEntry] = []
     strange: list[SaId] = []
-    for message in messages:
+    for message, compressing in pairs:
         try:
-            ours.append(entries.decode_sa(message))
+            ours.append(decode_states(message, compressing))
         except UnreadableMessage:
             with suppress(UnreadableMessage):
                 strange.append(entries.decode_sa_id(message.body))

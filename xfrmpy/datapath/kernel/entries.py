@@ -9,13 +9,15 @@ our own routes. Read RFC 4301 sections 4.4.1 and 4.4.2, and RFC 3948 for the enc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from errno import EOPNOTSUPP
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from socket import AF_INET, AF_INET6, IPPROTO_AH, IPPROTO_ESP
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from xfrmpy.datapath.interface import Acquire, DatapathError, Expired, MappingChanged
+from xfrmpy.datapath.kernel import structs
 from xfrmpy.datapath.kernel.messages import Attribute, MessageType
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
 from xfrmpy.datapath.netlink.messages import Message, Values
@@ -25,6 +27,7 @@ from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Integrity
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import (
+    NEGOTIATED_CPIS,
     OUR_REQIDS,
     Direction,
     DontFragment,
@@ -43,7 +46,7 @@ from xfrmpy.registry import ProtocolId
 
 # The kernel's numbers, <linux/xfrm.h>.
 _PROTOCOLS = {ProtocolId.ESP: IPPROTO_ESP, ProtocolId.AH: IPPROTO_AH}
-_MODES = {Mode.TRANSPORT: 0, Mode.TUNNEL: 1}
+MODES = {Mode.TRANSPORT: 0, Mode.TUNNEL: 1}
 _DIRECTIONS = {PolicyDirection.IN: 0, PolicyDirection.OUT: 1, PolicyDirection.FORWARD: 2}
 _ALLOW, _BLOCK = 0, 1
 _OFFLOAD_INBOUND = 2  # XFRM_OFFLOAD_INBOUND
@@ -52,7 +55,8 @@ _ALIGN4, _ESN = 64, 128
 _DONT_ENCAP_DSCP = 1  # XFRM_SA_XFLAG_*
 _INFINITE = (1 << 64) - 1  # XFRM_INF
 _ESP_IN_UDP = 2  # UDP_ENCAP_ESPINUDP of <linux/udp.h>
-_ANY_ALGORITHM = 0xFFFFFFFF
+IPPROTO_COMP = 108  # which Python's socket module does not name
+_ANY_ALGORITHMS = (0xFFFFFFFF,) * 3
 
 OUR_INDICES = range(OUR_REQIDS.start, OUR_REQIDS.stop)
 """Of policies without a template, and so without a reqid. The kernel numbers policies upwards from
@@ -62,20 +66,24 @@ _PORT_PROTOCOLS = frozenset({6, 17, 33, 132, 136})  # TCP, UDP, DCCP, SCTP, UDP-
 
 
 def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message:
-    """The message that puts `entry` in force (NEWSA) or replaces it (UPDSA)."""
-    if entry.cpi is not None:
-        raise DatapathError("the kernel datapath does not compress packets", EOPNOTSUPP)
+    """The message that puts `entry` in force (NEWSA) or replaces it (UPDSA).
+
+    Of one that compresses, the ESP or AH alone: what stands beside it is in `compression.py`.
+    """
+    is_beside = entry.cpi is not None
+    if is_beside and entry.tfc:
+        raise DatapathError("the kernel does not pad what it compresses", EOPNOTSUPP)
     body = {
         "id_daddr": entry.destination.packed,
         "id_spi": entry.spi,
         "id_proto": _PROTOCOLS[entry.protocol],
         "saddr": entry.source.packed,
         "reqid": entry.reqid,
-        "family": _family(entry.destination),
-        "mode": _MODES[entry.mode],
+        "family": family_of(entry.destination),
+        "mode": MODES[Mode.TRANSPORT if is_beside else entry.mode],
         # No selector of its own: what may pass is the SPD's business, of either inner family.
         "flags": _flags(entry),
-        **_encode_lifetime(entry.lifetime),
+        **encode_lifetime(entry.lifetime),
     }
     attributes: dict[int, Values] = {
         **_encode_suite(entry),
@@ -95,6 +103,12 @@ def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message
         }
     if entry.tfc and entry.mode is Mode.TUNNEL:
         attributes[Attribute.TFCPAD] = {"value": entry.tfc}
+    return Message(type=kind, body=body, attributes=attributes | encode_bearing(entry))
+
+
+def encode_bearing(entry: SadEntry) -> dict[int, Values]:
+    """The attributes of every state of an SA, whatever the state does to a packet."""
+    attributes: dict[int, Values] = {}
     if not entry.outer.copies_dscp:
         attributes[Attribute.SA_EXTRA_FLAGS] = {"value": _DONT_ENCAP_DSCP}
     if entry.direction is Direction.OUT:
@@ -102,7 +116,7 @@ def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message
     elif entry.set_mark is not None:
         attributes[Attribute.SET_MARK] = {"value": entry.set_mark.value}
         attributes[Attribute.SET_MARK_MASK] = {"value": entry.set_mark.mask}
-    return Message(type=kind, body=body, attributes=attributes | _encode_if_id(entry.if_id))
+    return attributes | _encode_if_id(entry.if_id)
 
 
 def decode_sa(message: Message) -> SadEntry:
@@ -116,7 +130,7 @@ def decode_sa(message: Message) -> SadEntry:
             source=_address(family, body["saddr"]),
             destination=_address(family, body["id_daddr"]),
             reqid=body["reqid"],
-            mode=_decoded(_MODES, body["mode"]),
+            mode=decoded(MODES, body["mode"]),
             replay_window=attributes[Attribute.REPLAY_ESN_VAL]["replay_window"],
             encapsulation=_decode_encapsulation(family, attributes.get(Attribute.ENCAP)),
             outer=_decode_outer(message),
@@ -154,12 +168,23 @@ def is_offloaded(message: Message) -> bool:
     return Attribute.OFFLOAD_DEV in message.attributes
 
 
+def encode_state_id(state: Message, kind: MessageType) -> Message:
+    """GETSA or DELSA of exactly the state that a NEWSA message is about."""
+    body = {
+        "daddr": state.body["id_daddr"],
+        "spi": state.body["id_spi"],
+        "family": state.body["family"],
+        "proto": state.body["id_proto"],
+    }
+    return Message(type=kind, body=body, attributes=_naming(state))
+
+
 def encode_sa_id(sa: SaId, kind: MessageType) -> Message:
     """GETSA or DELSA of one SA."""
     body = {
         "daddr": sa.destination.packed,
         "spi": sa.spi,
-        "family": _family(sa.destination),
+        "family": family_of(sa.destination),
         "proto": _PROTOCOLS[sa.protocol],
     }
     return Message(type=kind, body=body)
@@ -169,13 +194,18 @@ def decode_sa_id(body: Values) -> SaId:
     """The id of the SA of a NEWSA message's body."""
     return SaId(
         spi=body["id_spi"],
-        protocol=_decoded(_PROTOCOLS, body["id_proto"]),
+        protocol=decoded(_PROTOCOLS, body["id_proto"]),
         destination=_address(body["family"], body["id_daddr"]),
     )
 
 
 def is_our_sa(message: Message) -> bool:
     return message.body["reqid"] in OUR_REQIDS
+
+
+def is_compression(message: Message) -> bool:
+    """Whether this is no SA but what compresses beside one: see `compression.py`."""
+    return bool(message.body["id_proto"] == IPPROTO_COMP)
 
 
 def is_larval(message: Message) -> bool:
@@ -187,15 +217,16 @@ def encode_acquired_spi(entry: SpdEntry, spi: int) -> Message:
     """The same for the larval SA of a policy, which the kernel makes if there is none."""
     template = entry.template
     assert template is not None, "only PROTECT entries ask for SAs"
+    # The kernel asks for the first that has none.
+    protocol = IPPROTO_COMP if template.compresses else _PROTOCOLS[template.protocol]
     body = {
         "info_id_daddr": template.destination.packed,
-        "info_id_proto": _PROTOCOLS[template.protocol],
+        "info_id_proto": protocol,
         "info_saddr": template.source.packed,
         "info_reqid": template.reqid,
-        "info_family": _family(template.destination),
-        "info_mode": _MODES[template.mode],
-        "min": spi,
-        "max": spi,
+        "info_family": family_of(template.destination),
+        "info_mode": MODES[template.mode],
+        **_spi_range(protocol, spi),
     }
     return Message(type=MessageType.ALLOCSPI, body=body, attributes=_encode_name(entry))
 
@@ -203,8 +234,15 @@ def encode_acquired_spi(entry: SpdEntry, spi: int) -> Message:
 def encode_larval_spi(larval: Message, spi: int) -> Message:
     """Give a larval SA an SPI, without which it cannot be deleted."""
     info = {f"info_{name}": value for name, value in larval.body.items()}
-    body = {**info, "min": spi, "max": spi}
+    body = {**info, **_spi_range(larval.body["id_proto"], spi)}
     return Message(type=MessageType.ALLOCSPI, body=body, attributes=_naming(larval))
+
+
+def _spi_range(protocol: int, spi: int) -> Values:
+    """An index of compression has 16 bits, and the kernel finds a free one."""
+    if protocol == IPPROTO_COMP:
+        return {"min": NEGOTIATED_CPIS[0], "max": NEGOTIATED_CPIS[-1]}
+    return {"min": spi, "max": spi}
 
 
 def decode_usage(message: Message, now: float) -> Usage:
@@ -233,20 +271,20 @@ def is_past_soft_limit(message: Message, now: float) -> bool:
 
 def encode_policy(entry: SpdEntry, index: int = 0, *, replace: bool = False) -> Message:
     """The message that puts `entry` in force; `index` 0 lets the kernel number it."""
-    body = {
-        **_encode_selector(entry.selector),
-        **_encode_lifetime(Lifetime()),
-        "priority": entry.priority,
-        "index": index,
-        "dir": _DIRECTIONS[entry.direction],
-        "action": _BLOCK if entry.action is Action.DISCARD else _ALLOW,
-    }
-    template = entry.template
-    attributes: dict[int, Values | tuple[Values, ...]] = {**_encode_name(entry)}
-    if template is not None:
-        attributes[Attribute.TMPL] = (_encode_template(template),)
+    octets = _pack_policy(
+        *_selector_row(entry.selector),
+        *_NO_LIMITS,
+        entry.priority,
+        index,
+        _DIRECTIONS[entry.direction],
+        _BLOCK if entry.action is Action.DISCARD else _ALLOW,
+    )
+    attributes = _encode_name(entry)
+    if entry.template is not None:
+        is_inbound = entry.direction is not PolicyDirection.OUT
+        attributes[Attribute.TMPL] = _encode_templates(entry.template, is_inbound=is_inbound)
     kind = MessageType.UPDPOLICY if replace else MessageType.NEWPOLICY
-    return Message(type=kind, body=body, attributes=attributes)
+    return Message(type=kind, octets=octets, attributes=attributes)
 
 
 def decode_policy(message: Message) -> SpdEntry:
@@ -256,11 +294,11 @@ def decode_policy(message: Message) -> SpdEntry:
     try:
         action = Action.DISCARD if body["action"] == _BLOCK else Action.BYPASS
         return SpdEntry(
-            direction=_decoded(_DIRECTIONS, body["dir"]),
+            direction=decoded(_DIRECTIONS, body["dir"]),
             selector=_decode_selector(body),
             action=Action.PROTECT if templates else action,
             priority=body["priority"],
-            template=_decode_template(templates[0]) if templates else None,
+            template=_decode_templates(templates) if templates else None,
             mark=_decode_mark(message.attributes.get(Attribute.MARK)),
             if_id=_decode_if_id(message.attributes),
         )
@@ -275,9 +313,9 @@ def encode_policy_id(entry: SpdEntry, kind: MessageType) -> Message:
     return Message(type=kind, body=body, attributes=_encode_name(entry))
 
 
-def _encode_name(entry: SpdEntry) -> dict[int, Values]:
+def _encode_name(entry: SpdEntry) -> dict[int, Any]:
     """What names a policy beside its selector and direction."""
-    naming = dict(_encode_if_id(entry.if_id))
+    naming = _encode_if_id(entry.if_id)
     if entry.mark is not None:
         naming[Attribute.MARK] = {"v": entry.mark.value, "m": entry.mark.mask}
     return naming
@@ -291,12 +329,6 @@ def encode_policy_index(policy: Message) -> Message:
     """DELPOLICY of exactly the policy that a dump showed."""
     body = {"index": policy.body["index"], "dir": policy.body["dir"]}
     return Message(type=MessageType.DELPOLICY, body=body, attributes=_naming(policy))
-
-
-def encode_deletion(sa: Message) -> Message:
-    """DELSA of exactly the SA that a dump showed."""
-    named = encode_sa_id(decode_sa_id(sa.body), MessageType.DELSA)
-    return Message(type=named.type, body=named.body, attributes=_naming(sa))
 
 
 def _naming(shown: Message) -> dict[int, Values]:
@@ -331,9 +363,11 @@ def decode_larval(message: Message) -> Acquire:
 
 
 def decode_expire(message: Message) -> Expired | None:
-    """None for another program's SA, and for a larval one."""
+    """None for another program's SA, for a larval one, and for what compresses beside ours."""
     body = message.body
     if body["state_reqid"] not in OUR_REQIDS or body["state_id_spi"] == 0:
+        return None
+    if body["state_id_proto"] not in _PROTOCOLS.values():
         return None
     state = {name.removeprefix("state_"): value for name, value in body.items()}
     return Expired(sa=decode_sa_id(state), reqid=body["state_reqid"], hard=bool(body["hard"]))
@@ -348,7 +382,7 @@ def decode_mapping(message: Message) -> MappingChanged | None:
     return MappingChanged(
         sa=SaId(
             spi=body["id_spi"],
-            protocol=_decoded(_PROTOCOLS, body["id_proto"]),
+            protocol=decoded(_PROTOCOLS, body["id_proto"]),
             destination=_address(family, body["id_daddr"]),
         ),
         reqid=body["reqid"],
@@ -357,7 +391,7 @@ def decode_mapping(message: Message) -> MappingChanged | None:
     )
 
 
-def _encode_if_id(if_id: int) -> dict[int, Values]:
+def _encode_if_id(if_id: int) -> dict[int, Any]:
     return {Attribute.IF_ID: {"value": if_id}} if if_id else {}
 
 
@@ -398,7 +432,7 @@ _INTEGRITY = {(i.kernel_name, i.key * 8, i.icv * 8): i for i in INTEGRITY}
 def _decode_suite(message: Message) -> Values:
     """The suite and the keys, by the names of `SadEntry`. Raises `KeyError`."""
     esn = bool(message.body["flags"] & _ESN)
-    if _decoded(_PROTOCOLS, message.body["id_proto"]) is ProtocolId.AH:
+    if decoded(_PROTOCOLS, message.body["id_proto"]) is ProtocolId.AH:
         auth = message.attributes[Attribute.ALG_AUTH_TRUNC]
         ah = AhSuite(integrity=_decode_integrity(auth), esn=esn)
         return {"suite": ah, "encryption_key": b"", "integrity_key": auth["alg_key"]}
@@ -431,17 +465,22 @@ def _flags(entry: SadEntry) -> int:
     Without ALIGN4 it makes an AH header a multiple of 8 octets in IPv4, too, where RFC 4302 section
     3.3.3.2.1 forbids more than 4.
     """
-    either_family = _AF_UNSPEC if entry.mode is Mode.TUNNEL else 0
     is_ah4 = entry.protocol is ProtocolId.AH and entry.source.version == 4
-    flags = either_family | (_ALIGN4 if is_ah4 else 0) | (_ESN if entry.suite.esn else 0)
-    return flags | _outer_flags(entry.outer)
+    own = (_ALIGN4 if is_ah4 else 0) | (_ESN if entry.suite.esn else 0)
+    return own | shared_flags(entry)
 
 
-def _outer_flags(outer: OuterHeader) -> int:
-    """Of NOPMTUDISC only DF is left: the kernel clears it where it would have copied it."""
+def shared_flags(entry: SadEntry) -> int:
+    """The flags of every state of an SA.
+
+    Of NOPMTUDISC only DF is left: the kernel clears it where it would have copied it.
+    """
+    outer = entry.outer
     if outer.dont_fragment is DontFragment.SET:
         raise DatapathError("the kernel cannot set DF whatever a packet says", EOPNOTSUPP)
-    flags = 0 if outer.copies_ecn else _NOECN
+    flags = _AF_UNSPEC if entry.mode is Mode.TUNNEL else 0
+    if not outer.copies_ecn:
+        flags |= _NOECN
     if outer.restores_dscp:
         flags |= _DECAP_DSCP
     return flags | (_NOPMTUDISC if outer.dont_fragment is DontFragment.CLEAR else 0)
@@ -487,7 +526,7 @@ _LIMITS = {
 
 
 @lru_cache(maxsize=256)
-def _encode_lifetime(lifetime: Lifetime) -> Mapping[str, int]:
+def encode_lifetime(lifetime: Lifetime) -> Mapping[str, int]:
     """Those of a gateway's SAs are of a few kinds, all policies' of one."""
     values: dict[str, int] = {}
     for field, (name, none) in _LIMITS.items():
@@ -505,19 +544,38 @@ def decode_lifetime(body: Values) -> Lifetime:
     )
 
 
+_SELECTOR = (
+    "sel_daddr",
+    "sel_saddr",
+    "sel_dport",
+    "sel_dport_mask",
+    "sel_sport",
+    "sel_sport_mask",
+    "sel_family",
+    "sel_prefixlen_d",
+    "sel_prefixlen_s",
+    "sel_proto",
+)
+
+
+def _selector_row(selector: Selector) -> tuple[bytes | int, ...]:
+    source, destination = selector.source, selector.destination
+    return (
+        destination.network_address.packed,
+        source.network_address.packed,
+        selector.destination_port.value,
+        selector.destination_port.mask,
+        selector.source_port.value,
+        selector.source_port.mask,
+        family_of(source.network_address),
+        destination.prefixlen,
+        source.prefixlen,
+        selector.protocol,
+    )
+
+
 def _encode_selector(selector: Selector) -> Values:
-    return {
-        "sel_daddr": selector.destination.network_address.packed,
-        "sel_saddr": selector.source.network_address.packed,
-        "sel_dport": selector.destination_port.value,
-        "sel_dport_mask": selector.destination_port.mask,
-        "sel_sport": selector.source_port.value,
-        "sel_sport_mask": selector.source_port.mask,
-        "sel_family": _family(selector.source.network_address),
-        "sel_prefixlen_d": selector.destination.prefixlen,
-        "sel_prefixlen_s": selector.source.prefixlen,
-        "sel_proto": selector.protocol,
-    }
+    return dict(zip(_SELECTOR, _selector_row(selector), strict=True))
 
 
 def _decode_selector(body: Values) -> Selector:
@@ -531,18 +589,38 @@ def _decode_selector(body: Values) -> Selector:
     )
 
 
-def _encode_template(template: Template) -> Values:
-    return {
-        "id_daddr": template.destination.packed,
-        "id_proto": _PROTOCOLS[template.protocol],
-        "family": _family(template.destination),
-        "saddr": template.source.packed,
-        "reqid": template.reqid,
-        "mode": _MODES[template.mode],
-        "aalgos": _ANY_ALGORITHM,
-        "ealgos": _ANY_ALGORITHM,
-        "calgos": _ANY_ALGORITHM,
-    }
+def _encode_templates(template: Template, *, is_inbound: bool) -> bytes:
+    """In the order in which they are met on the way out: what compresses comes first.
+
+    That has the mode, and ESP or AH is transport mode around it. Inbound it is optional, for a
+    packet that would not become smaller goes as it is.
+    """
+    if not template.compresses:
+        return _encode_template(template, _PROTOCOLS[template.protocol])
+    compressing = _encode_template(template, IPPROTO_COMP, is_optional=is_inbound)
+    transport = replace(template, mode=Mode.TRANSPORT)
+    return compressing + _encode_template(transport, _PROTOCOLS[template.protocol])
+
+
+def _encode_template(template: Template, protocol: int, *, is_optional: bool = False) -> bytes:
+    return _pack_template(
+        template.destination.packed,
+        protocol,
+        family_of(template.destination),
+        template.source.packed,
+        template.reqid,
+        MODES[template.mode],
+        int(is_optional),
+        *_ANY_ALGORITHMS,
+    )
+
+
+def _decode_templates(templates: tuple[Values, ...]) -> Template:
+    first, last = templates[0], templates[-1]
+    if first["id_proto"] != IPPROTO_COMP:
+        return _decode_template(first)
+    mode = decoded(MODES, first["mode"])
+    return replace(_decode_template(last), mode=mode, compresses=True)
 
 
 def _decode_template(values: Values) -> Template:
@@ -550,8 +628,8 @@ def _decode_template(values: Values) -> Template:
         source=_address(values["family"], values["saddr"]),
         destination=_address(values["family"], values["id_daddr"]),
         reqid=values["reqid"],
-        protocol=_decoded(_PROTOCOLS, values["id_proto"]),
-        mode=_decoded(_MODES, values["mode"]),
+        protocol=decoded(_PROTOCOLS, values["id_proto"]),
+        mode=decoded(MODES, values["mode"]),
     )
 
 
@@ -570,7 +648,7 @@ def _acquire(reqid: int, body: Values) -> Acquire:
     return Acquire(reqid=reqid, source=source, destination=destination)
 
 
-def _family(address: IpAddress) -> int:
+def family_of(address: IpAddress) -> int:
     return AF_INET if address.version == 4 else AF_INET6
 
 
@@ -589,9 +667,30 @@ def _network(family: int, octets: bytes, prefixlen: int) -> IpNetwork:
 _T = TypeVar("_T")
 
 
-def _decoded(table: Mapping[_T, int], number: int) -> _T:
+def decoded(table: Mapping[_T, int], number: int) -> _T:
     """The key of a kernel's number in one of the tables above."""
     for key, value in table.items():
         if value == number:
             return key
     raise UnreadableMessage(f"the kernel sent {number} where one of {[*table.values()]} is due")
+
+
+# Policies are sent by the ten thousand.
+_NO_LIMITS = tuple(encode_lifetime(Lifetime()).values())
+_pack_policy = structs.USERPOLICY_INFO.packer(
+    *_SELECTOR, *_LIMITS, "priority", "index", "dir", "action"
+)
+_pack_template = structs.USER_TMPL.packer(
+    *(
+        "id_daddr",
+        "id_proto",
+        "family",
+        "saddr",
+        "reqid",
+        "mode",
+        "optional",
+        "aalgos",
+        "ealgos",
+        "calgos",
+    )
+)

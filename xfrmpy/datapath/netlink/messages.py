@@ -40,14 +40,15 @@ class Message:
     """One message decoded.
 
     `attributes` has the values of a structure, a tuple of them for a repeated one, or octets for
-    an attribute without a row. A message without a row has its octets in `unknown` and no more.
-    Keys are among the values, so that none of it is shown.
+    an attribute without a row. A message without a row has its octets in `octets` and no more. What
+    is sent may have octets in the place of any values, too. Keys are among the values, so that none
+    of it is shown.
     """
 
     type: int
     body: Values = field(default_factory=dict, repr=False)
     attributes: dict[int, Any] = field(default_factory=dict, repr=False)
-    unknown: bytes = field(default=b"", repr=False)
+    octets: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,31 +62,32 @@ class Family:
 
     def encode(self, message: Message) -> bytes:
         """The octets behind the netlink header."""
-        layout = self.bodies.get(message.type)
-        body = message.unknown if layout is None else layout.pack(message.body)
+        body = message.octets or self._encode_body(message)
         parts = [body, bytes(-len(body) % _ALIGNMENT)]
         for number, value in message.attributes.items():
-            _append_attribute(parts, number, self._encode(number, value))
+            data = value if isinstance(value, bytes) else self._encode(number, value)
+            _append_attribute(parts, number, data)
         return b"".join(parts)
 
     def decode(self, kind: int, data: bytes) -> Message:
         """Read the octets behind the netlink header. Raises `UnreadableMessage`."""
         layout = self.bodies.get(kind)
         if layout is None:
-            return Message(type=kind, unknown=data)
-        attributes: dict[int, Any] = {
-            **split_attributes(data[layout.size + -layout.size % _ALIGNMENT :])
-        }
+            return Message(type=kind, octets=data)
+        behind = layout.size + -layout.size % _ALIGNMENT
+        attributes: dict[int, Any] = {**split_attributes(data, behind)}
         for number in attributes.keys() & self.attributes.keys():
             attributes[number] = self._decode(number, attributes[number])
         return Message(type=kind, body=layout.unpack(data), attributes=attributes)
 
+    def _encode_body(self, message: Message) -> bytes:
+        layout = self.bodies.get(message.type)
+        return b"" if layout is None else layout.pack(message.body)
+
     def _encode(self, number: int, value: Any) -> bytes:
-        shape = self.attributes.get(number)
-        if shape is None:
-            return bytes(value)
+        shape = self.attributes[number]
         if shape.repeated:
-            return b"".join(shape.layout.pack(one) for one in value)
+            return b"".join(map(shape.layout.pack, value))
         if shape.tail is None:
             return shape.layout.pack(value)
         head = {name: item for name, item in value.items() if name != shape.tail.name}
@@ -122,17 +124,18 @@ def _append_attribute(parts: list[bytes], number: int, data: bytes) -> None:
         parts.append(bytes(-len(data) % _ALIGNMENT))
 
 
-def split_attributes(data: bytes) -> Mapping[int, bytes]:
+def split_attributes(data: bytes, offset: int = 0) -> Mapping[int, bytes]:
     """Netlink attributes by number, the last of each. Raises `UnreadableMessage`."""
     found: dict[int, bytes] = {}
-    offset = 0
-    while offset < len(data):
-        if len(data) - offset < _ATTRIBUTE_HEADER.size:
+    end = len(data)
+    while offset < end:
+        left = end - offset
+        if left < _HEADER_SIZE:
             raise UnreadableMessage("the kernel sent an attribute that is cut in its header")
         size, number = _ATTRIBUTE_HEADER.unpack_from(data, offset)
-        if not _ATTRIBUTE_HEADER.size <= size <= len(data) - offset:
+        if not _HEADER_SIZE <= size <= left:
             raise UnreadableMessage(f"the kernel sent attribute {number} with a length of {size}")
-        found[number & _TYPE_MASK] = data[offset + _ATTRIBUTE_HEADER.size : offset + size]
+        found[number & _TYPE_MASK] = data[offset + _HEADER_SIZE : offset + size]
         offset += size + -size % _ALIGNMENT
     return found
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from socket import AF_NETLINK, SO_RCVBUF, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW, SOL_SOCKET, socket
+from typing import NamedTuple
 
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
@@ -58,8 +59,7 @@ class Words:
         return " ".join(map(str, self._parts))
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One message to the kernel; `what` completes "cannot ..." in an error.
 
     A dump that says nothing has no body, whatever the same type has for a single object.
@@ -74,6 +74,15 @@ class Request:
     @property
     def is_bare(self) -> bool:
         return self.dump and not self.message.body
+
+    @property
+    def flags(self) -> int:
+        """Those of the message's header, but for the wish to be acknowledged."""
+        if self.create:
+            return _REQUEST | _CREATE | _EXCLUSIVE
+        if self.replace:
+            return _REQUEST | _CREATE | _REPLACE
+        return _REQUEST | _DUMP if self.dump else _REQUEST
 
 
 @dataclass(slots=True)
@@ -178,20 +187,15 @@ class NetlinkSocket:
         """Only the last is acknowledged if all is well: the kernel works through them in order."""
         replies: dict[int, Reply] = {}
         parts: list[bytes] = []
-        last = requests[-1]
-        for request in requests:
+        last = len(requests) - 1
+        for place, request in enumerate(requests):
             self._sequence = self._sequence % 0xFFFFFFFF + 1  # 0 is the notifications'
             payload = b"" if request.is_bare else self._family.encode(request.message)
-            flags = _DUMP if request.dump else _ACK if request is last else 0
-            flags |= _CREATE | _EXCLUSIVE if request.create else 0
-            flags |= _CREATE | _REPLACE if request.replace else 0
+            flags = request.flags | (_ACK if place == last and not request.dump else 0)
             size = _HEADER.size + len(payload)
             kind = request.message.type
             # XFRM tells others the port that stands here, not the one that it came from.
-            parts += (
-                _HEADER.pack(size, kind, _REQUEST | flags, self._sequence, self.port),
-                payload,
-            )
+            parts += (_HEADER.pack(size, kind, flags, self._sequence, self.port), payload)
             replies[self._sequence] = Reply(request)
         try:
             self._socket.send(b"".join(parts))

@@ -72,6 +72,7 @@ class UserspaceDatapath:
         self._inner_mtu: dict[int, int] = {}
         self._routed: dict[Selector, SpdEntry] = {}
         self._routed_by_reqid: dict[int | None, set[Selector]] = {}
+        self._is_empty = False
         self._take_over()
         self._events = worker.listen()
 
@@ -352,14 +353,33 @@ class UserspaceDatapath:
         self._mute()
         words = self._worker.last_words()
         said = f"; its last words: {words}" if words else ""
-        raise DatapathError(f"the userspace worker has ended, and its SAs with it{said}")
+        raise DatapathError(f"the userspace worker has ended{said}")
+
+    def revive(self) -> None:
+        """Routes and rules are as before, and what is amiss with them will be found."""
+        self._events.close()
+        self._worker.begin_anew()
+        self._worker.ask("open")
+        self._events = self._worker.listen()
+        self._is_empty = True
+
+    def are_resumable(self, entries: Sequence[SadEntry]) -> tuple[bool, ...]:
+        answers: list[bool] = []
+        for start in range(0, len(entries), requests.ENTRIES_PER_PACKET):
+            piece = tuple(entries[start : start + requests.ENTRIES_PER_PACKET])
+            answers += from_plain(tuple[bool, ...], self._worker.ask("resumable", to_plain(piece)))
+        return tuple(answers)
 
     def changes_fileno(self) -> int:
         return self._watch.fileno()
 
     def read_changes(self) -> Realm:
-        """Nobody but we can change what the worker has."""
-        return self._watch.read()
+        """Nobody but we can change what the worker has; but it may have ended."""
+        changed = self._watch.read()
+        if self._is_empty:
+            self._is_empty = False
+            changed |= Realm.ENTRIES
+        return changed
 
     def close(self) -> None:
         self._events.close()

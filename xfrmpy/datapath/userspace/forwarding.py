@@ -27,6 +27,7 @@ from xfrmpy.datapath.interface import (
     MappingChanged,
 )
 from xfrmpy.datapath.userspace.holding import Holding
+from xfrmpy.datapath.userspace.ledger import Ledger, Line, fingerprint
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.ah import InboundAh, OutboundAh
 from xfrmpy.esp.compression import IPCOMP, BadCompression, compress, decompress
@@ -107,23 +108,36 @@ _Path: TypeAlias = "tuple[_Outbound, Held]"
 class Held:
     """An SA with the moments that its user wants to know."""
 
-    __slots__ = ("installed_at", "is_soft_reported", "sa", "told_source", "used_at")
+    __slots__ = ("_line", "installed_at", "is_soft_reported", "sa", "told_source", "used_at")
 
-    def __init__(self, sa: _Inbound | _Outbound, now: float) -> None:
+    def __init__(self, sa: _Inbound | _Outbound, line: Line) -> None:
+        """It goes on where it has got to by its `line` in the ledger."""
+        progress, self.used_at = line.read()
+        sa.resume(progress)
         self.sa = sa
-        self.installed_at = now
-        self.used_at: float | None = None
+        self._line = line
+        self.installed_at = line.installed_at
         self.is_soft_reported = False
         self.told_source: tuple[SocketAddress, float] | None = None
 
+    def note_use(self, now: float) -> None:
+        """Before what it has sealed leaves, and with what it has opened."""
+        self.used_at = now
+        sa = self.sa
+        self._line.note(sa.sequence, sa.octets, sa.packets, now)
+
 
 class Forwarder:
-    """See the module. `events` collects what the daemon should know."""
+    """See the module. `events` collects what the daemon should know.
 
-    def __init__(self, random: Callable[[int], bytes]) -> None:
+    How far each SA has got is in the `ledger`: one that is added again goes on from there.
+    """
+
+    def __init__(self, random: Callable[[int], bytes], ledger: Ledger | None = None) -> None:
         self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self.refused: Counter[str] = Counter()
         self._random = random
+        self._ledger = ledger or Ledger()
         self._sad: dict[SaId, Held] = {}
         self._inbound: dict[tuple[ProtocolId, bytes], tuple[_Inbound, Held]] = {}
         self._outbound: dict[int, list[tuple[_Outbound, Held]]] = {}
@@ -383,7 +397,7 @@ class Forwarder:
             heappush(self._limits, (due_at, next(self._serial), held.sa.entry.id))
 
     def note_use(self, held: Held, now: float) -> None:
-        held.used_at = now
+        held.note_use(now)
         self._check_limits(held, now)
 
     def _check_limits(self, held: Held, now: float) -> None:
@@ -415,7 +429,7 @@ class Forwarder:
                 outbound = OutboundAh(entry)
             else:
                 outbound = OutboundSa(entry, self._random)
-            self._sad[entry.id] = Held(outbound, now)
+            self._sad[entry.id] = self._hold(outbound, now)
             self._paths.clear()
             self._outbound.setdefault(entry.reqid, []).append((outbound, self._sad[entry.id]))
         self._expect_limit(self._sad[entry.id])
@@ -427,8 +441,15 @@ class Forwarder:
         if _inbound_key(entry) in self._inbound:
             raise DatapathError(f"SPI 0x{entry.spi:08x} is in force already", errno.EEXIST)
         inbound = InboundAh(entry) if entry.protocol is ProtocolId.AH else InboundSa(entry)
-        self._sad[entry.id] = Held(inbound, now)
+        self._sad[entry.id] = self._hold(inbound, now)
         self._inbound[_inbound_key(entry)] = (inbound, self._sad[entry.id])
+
+    def _hold(self, sa: _Inbound | _Outbound, now: float) -> Held:
+        return Held(sa, self._ledger.line_of(sa.entry, now))
+
+    def is_resumable(self, entry: SadEntry) -> bool:
+        """Whether an SA that is not in force could go on where it was."""
+        return entry.id not in self._sad and fingerprint(entry) in self._ledger
 
     def update_sa(self, entry: SadEntry) -> None:
         """As `move_sa`, for the SA of the same id."""
@@ -464,6 +485,7 @@ class Forwarder:
         if held is None:
             return
         entry = held.sa.entry
+        self._ledger.strike(entry)
         if entry.direction is Direction.IN:
             del self._inbound[_inbound_key(entry)]
             return
@@ -521,6 +543,7 @@ class Forwarder:
         tables = (self._sad, self._inbound, self._outbound, self._spd, self._limits, self._paths)
         for table in (*tables, self._by_priority, self._acquired_at, self._let_in):
             table.clear()
+        self._ledger.clear()
         self._hosts.clear()
         self._room.clear()
         self._holding.clear()

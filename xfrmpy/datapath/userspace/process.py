@@ -45,11 +45,12 @@ class WorkerProcess:
         self.version = __version__
         self.is_new = is_new
         self.replaced = ""
+        self._runtime_dir = runtime_dir
         self._path = runtime_dir / SOCKET_NAME
         self._log = runtime_dir / LOG_NAME
         self.process = process
         # Its number may become another's; this stays its own.
-        self._handle = os.pidfd_open(process)
+        self.handle = os.pidfd_open(process)
         self._requests: socket.socket | None = None
 
     @classmethod
@@ -64,6 +65,13 @@ class WorkerProcess:
         made = cls(runtime_dir, _spawn(runtime_dir), is_new=True)
         made.replaced = replaced
         return made
+
+    def begin_anew(self) -> None:
+        """Another process takes the place of one that has ended; who holds this has that then."""
+        self.kill()
+        other = WorkerProcess.attach(self._runtime_dir)
+        self.process, self.handle = other.process, other.handle
+        self.version, self.is_new, self.replaced = other.version, other.is_new, other.replaced
 
     @classmethod
     def find(cls, runtime_dir: Path) -> WorkerProcess | None:
@@ -126,7 +134,7 @@ class WorkerProcess:
 
     def fileno(self) -> int:
         """Readable when it has ended."""
-        return self._handle
+        return self.handle
 
     def last_words(self) -> str:
         """What it has said last on standard error, if anything."""
@@ -161,7 +169,7 @@ class WorkerProcess:
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+            signal.pidfd_send_signal(self.handle, signal.SIGKILL)
         self._ends_within(ANSWER_SECONDS)
         self._bury()
 
@@ -176,12 +184,12 @@ class WorkerProcess:
         if self._requests is not None:
             self._requests.close()
             self._requests = None
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+        if self.handle >= 0:
+            os.close(self.handle)
+            self.handle = -1
 
     def _ends_within(self, seconds: float) -> bool:
-        return bool(select.select([self._handle], [], [], seconds)[0])
+        return bool(select.select([self.handle], [], [], seconds)[0])
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[socket.socket]:

@@ -30,6 +30,7 @@ from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.control import ControlSocket
 from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused, Waits
 from xfrmpy.datapath.userspace.inbound import Inbound
+from xfrmpy.datapath.userspace.ledger import Ledger
 from xfrmpy.datapath.userspace.outbound import Outbound
 from xfrmpy.datapath.userspace.raw import RawSockets
 from xfrmpy.datapath.userspace.receiving import UdpReceiver
@@ -51,6 +52,9 @@ machine that had too much to do, and the stream was no faster."""
 
 MAX_COMPLAINTS = 10
 
+LEDGER_SUFFIX = ".ledger"
+"""Of the file beside the socket by which another worker goes on with the SAs of this one."""
+
 TICK_SECONDS = 1.0
 """How late an SA may expire."""
 
@@ -66,7 +70,8 @@ class Worker:
     """See the module."""
 
     def __init__(self, control_path: Path) -> None:
-        self._forwarder = Forwarder(secrets.token_bytes)
+        self._ledger = Ledger(control_path.with_suffix(LEDGER_SUFFIX))
+        self._forwarder = Forwarder(secrets.token_bytes, self._ledger)
         self._outbound = Outbound(self._forwarder, self._guarded)
         self._inbound = Inbound(
             self._forwarder, self._guarded, self._device_of, self._outbound.send_in_clear
@@ -340,6 +345,11 @@ class Worker:
         sas, now = from_plain(tuple[SaId, ...], plain), time.monotonic()
         return [self._forwarder.seconds_idle(sa, now) for sa in sas]
 
+    def resumable(self, plain: Plain) -> Plain:
+        """Of each SA whether it could go on where it was, if it were added again."""
+        entries = from_plain(tuple[SadEntry, ...], plain)
+        return [self._forwarder.is_resumable(entry) for entry in entries]
+
     def survey(self, plain: Plain) -> Plain:
         """Of each SA how long it is in force, and what it has carried; null of one that is not."""
         sas, now = from_plain(tuple[SaId, ...], plain), time.monotonic()
@@ -356,6 +366,7 @@ class Worker:
         return self._forwarder.remove_all()
 
     def stop(self, _: Plain) -> None:
+        self._ledger.remove()
         self._running = False
 
     def dump(self) -> list[dict[str, Any]]:
@@ -399,6 +410,7 @@ _HANDLERS: dict[str, _Handler] = {
     "interfaces": _single(Worker.interfaces),
     "usage": _single(Worker.usage),
     "seconds_idle": _single(Worker.seconds_idle),
+    "resumable": _single(Worker.resumable),
     "survey": _single(Worker.survey),
     "drops": _single(Worker.drops),
     "remove_all": _single(Worker.remove_all),
