@@ -125,7 +125,7 @@ class SuccessionContract(CleanSites):
         install(Lifetime(soft_seconds=1, hard_seconds=2))
         with inside(sites[0].namespace):
             sites[0].datapath.close()
-            eventually("the SA to end", lambda: not sites[0].ping(4, "-W", "0.2", count=1))
+            eventually("the SA to end", lambda: not sites[0].ping(4, "-W", "1"))
             sites[0].datapath = open_datapath()
         assert sites[0].datapath.dump().sad == ()
 

@@ -140,14 +140,21 @@ class Host:
         finally:
             ping.stop(signal.SIGINT)
         sent, received = _counts(ping.output)
-        # The last request may still be on its way when ping is told to stop.
-        counts += [sent, max(0, sent - received - 1)]
+        counts += [sent, max(0, sent - received - min(ON_THEIR_WAY, sent - max(_answered(log))))]
+
+
+ON_THEIR_WAY = 5
+"""So many of the last pings may be when one is told to stop: those of a tenth of a second."""
 
 
 def unanswered(log: Path) -> list[int]:
     """The numbers of the pings without an answer, those that were on their way in the end aside."""
-    answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) ", log.read_text())}
+    answered = _answered(log)
     return [number for number in range(1, max(answered)) if number not in answered]
+
+
+def _answered(log: Path) -> set[int]:
+    return {int(number) for number in re.findall(r"icmp_seq=(\d+) ", log.read_text())}
 
 
 def _counts(output: str) -> tuple[int, int]:

@@ -15,9 +15,8 @@ from xfrmpy.datapath.userspace.coalescing import Coalescer, Joined
 from xfrmpy.datapath.userspace.forwarding import (
     NEXT_HEADER,
     Forwarder,
-    Refusal,
     Refused,
-    parse,
+    check_version,
     with_outer,
 )
 from xfrmpy.datapath.userspace.udp import is_ours
@@ -90,21 +89,14 @@ class Arrivals:
                 accepted += 1
                 continue
             try:
-                inner = self._allowed(bytes(packet), next_header, entry)
+                inner = bytes(packet)
+                check_version(inner, next_header)
+                inner = self._forwarder.let_in(inner, entry)
                 accepted += 1
                 coalescer.start(memoryview(with_outer(inner, entry, fields)), tag)
             except Refused as refused:
                 self._forwarder.refused[refused.reason] += 1
         return accepted
-
-    def _allowed(self, packet: bytes, next_header: int, entry: SadEntry) -> bytes:
-        """A packet that the policies let pass, without what is behind it. Raises `Refused`."""
-        header = parse(packet)
-        if next_header != NEXT_HEADER[header.version]:
-            raise Refused(Refusal.NOT_IP)
-        if not self._forwarder.is_allowed(entry, header):
-            raise Refused(Refusal.OUTSIDE_SELECTORS)
-        return packet[: header.length]
 
     def _add_one(self, packet: bytes, source: SocketAddress, fields: Fields, now: float) -> None:
         try:

@@ -51,7 +51,7 @@ MAPPING_SECONDS = 5.0
 """How often the same new address of a peer is told, as long as the SA is not updated to it."""
 
 MAX_PATHS = 4096
-"""Flows whose way out is remembered. To find it anew takes microseconds for each policy."""
+"""Flows whose way is remembered. To find it anew takes microseconds for each policy."""
 
 NEXT_HEADER = {4: IPV4_IN_ESP, 6: IPV6_IN_ESP}
 _ADDRESS: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
@@ -142,6 +142,7 @@ class Forwarder:
         self._inbound: dict[tuple[ProtocolId, bytes], tuple[_Inbound, Held]] = {}
         self._outbound: dict[int, list[tuple[_Outbound, Held]]] = {}
         self._paths: dict[tuple[bytes, int], _Path] = {}  # by flow and interface, until a change
+        self._let_in: set[tuple[bytes, int, int]] = set()  # with the reqid, until one of policies
         self._spd: dict[Place, SpdEntry] = {}
         self._by_priority: defaultdict[_Table, list[SpdEntry]] = defaultdict(list)
         self._hosts: Counter[tuple[int, int]] = Counter()
@@ -257,14 +258,26 @@ class Forwarder:
         next_header, inner = _decompressed(sa.entry, next_header, inner)
         if sa.entry.mode is Mode.TRANSPORT:
             inner = _as_in_clear(sa.entry, next_header, inner, fields)
-        parsed = parse(inner)
-        if sa.entry.mode is Mode.TUNNEL and next_header != NEXT_HEADER[parsed.version]:
-            raise Refused(Refusal.NOT_IP)
-        if not self.is_allowed(sa.entry, parsed):
-            raise Refused(Refusal.OUTSIDE_SELECTORS)
+        if sa.entry.mode is Mode.TUNNEL:
+            check_version(inner, next_header)
+        inner = self.let_in(inner, sa.entry)
         if is_newest and source is not None:
             self.note_source(held, source, now)
-        return with_outer(inner[: parsed.length], sa.entry, fields), sa.entry
+        return with_outer(inner, sa.entry, fields), sa.entry
+
+    def let_in(self, packet: bytes, sa: SadEntry) -> bytes:
+        """A packet that has come by an SA, without what is behind it. Raises `Refused`."""
+        flow = flow_of(packet)
+        if flow is not None and (flow, sa.if_id, sa.reqid) in self._let_in:
+            return packet
+        header = parse(packet)
+        if not self._is_allowed(sa, header):
+            raise Refused(Refusal.OUTSIDE_SELECTORS)
+        if flow is not None:
+            if len(self._let_in) >= MAX_PATHS:
+                self._let_in.clear()
+            self._let_in.add((flow, sa.if_id, sa.reqid))
+        return packet[: header.length]
 
     def inbound_sa(self, spi: bytes, protocol: ProtocolId) -> tuple[_Inbound, Held] | None:
         return self._inbound.get((protocol, spi))
@@ -297,7 +310,7 @@ class Forwarder:
         entries = self._by_priority.get(table, ())
         return next((entry for entry in entries if header.matches(entry.selector)), None)
 
-    def is_allowed(self, sa: SadEntry, header: InnerHeader) -> bool:
+    def _is_allowed(self, sa: SadEntry, header: InnerHeader) -> bool:
         """RFC 4301 section 5.2 step 4: the policy met must be one that asks for this very SA.
 
         Whether the packet is for this host or goes on to another, only the host's routes know; so
@@ -486,6 +499,7 @@ class Forwarder:
         """In place of one of the same direction and selector."""
         self.remove_policy(entry)
         self._paths.clear()
+        self._let_in.clear()
         self._spd[entry.place] = entry
         self._hosts.update(_hosts_of(entry))
         insort(self._by_priority[_table_of(entry)], entry, key=_priority)
@@ -495,6 +509,7 @@ class Forwarder:
         old = self._spd.pop(entry.place, None)
         if old is not None:
             self._paths.clear()
+            self._let_in.clear()
             entries = self._by_priority[_table_of(old)]
             place = bisect_left(entries, old.priority, key=_priority)
             while entries[place] is not old:
@@ -526,7 +541,7 @@ class Forwarder:
         """Empty both databases; returns how many entries there were."""
         count = len(self._sad) + len(self._spd)
         tables = (self._sad, self._inbound, self._outbound, self._spd, self._limits, self._paths)
-        for table in (*tables, self._by_priority, self._acquired_at):
+        for table in (*tables, self._by_priority, self._acquired_at, self._let_in):
             table.clear()
         self._ledger.clear()
         self._hosts.clear()
@@ -600,6 +615,12 @@ def _seal(sa: _Outbound, packet: bytes, hidden_in: int) -> bytes:
     # RFC 4303 section 2.7: the receiver goes by the length that an inner IP packet has.
     is_packet = protocol == NEXT_HEADER[version] and sa.entry.mode is Mode.TUNNEL
     return sa.seal(payload, protocol, hidden_in=hidden_in if is_packet else 0)
+
+
+def check_version(packet: bytes, next_header: int) -> None:
+    """Whether a packet out of tunnel mode is of the version announced. Raises `Refused`."""
+    if not packet or next_header != NEXT_HEADER.get(packet[0] >> 4):
+        raise Refused(Refusal.NOT_IP)
 
 
 def _decompressed(sa: SadEntry, protocol: int, payload: bytes) -> tuple[int, bytes]:
