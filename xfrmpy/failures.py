@@ -277,7 +277,10 @@ CATALOGUE: dict[str, FailureKind] = {
     "XF2020": FailureKind(
         title="the two ends want different modes",
         exit_code=ExitCode.PEER_REFUSED,
-        causes=("one end has `mode: transport`, the other a tunnel", "the peer is another host's"),
+        causes=(
+            "one end has `mode: transport` or `beet`, the other a tunnel",
+            "the peer is another host's",
+        ),
         fixes=("give both ends the same `mode`",),
     ),
     "XF2021": FailureKind(

@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 from integration.contract.entries import ESP, GCM, REQID, spd_entry
 from integration.contract.sites import inside
@@ -14,7 +15,14 @@ from integration.lab.network import Host, Network, subnet
 from xfrmpy.datapath.userspace.client import UserspaceDatapath
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IpAddress
 from xfrmpy.ipsec.proposals import EspSuite
-from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.sad import (
+    USERSPACE_SPI_BIT,
+    Direction,
+    Mode,
+    OuterHeader,
+    SadEntry,
+    UdpEncapsulation,
+)
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import SpdEntry, Template, protect_entries
 
@@ -46,10 +54,12 @@ class Laboratory:
         inner: int = 4,
         encapsulated: bool = True,
         mode: Mode = Mode.TUNNEL,
+        header: OuterHeader | None = None,
     ) -> Pair:
         """Take what there is out of force, and put a tunnel into it, or transport mode."""
         pair = self.pair(suite, outer=outer, encapsulated=encapsulated)
-        pair = Pair(replace(pair.forth, mode=mode), replace(pair.back, mode=mode))
+        changes: dict[str, Any] = {"mode": mode, "outer": header or OuterHeader()}
+        pair = Pair(replace(pair.forth, **changes), replace(pair.back, **changes))
         for datapath, host, (own, peers) in (
             (self.moon, self.network.moon, (pair.forth, pair.back)),
             (self.sun, self.network.sun, (pair.back, pair.forth)),

@@ -18,7 +18,7 @@ from integration.userspace.place import largest_inner, our_routes
 from xfrmpy.datapath.userspace.tun import DEVICE
 from xfrmpy.esp.packet import IPV4_IN_ESP, OutboundSa
 from xfrmpy.ipsec.proposals import EspSuite
-from xfrmpy.ipsec.sad import Direction, Mode
+from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, OuterHeader
 
 pytestmark = pytest.mark.native
 
@@ -101,6 +101,27 @@ def test_ipv6_has_its_least_mtu_whatever_the_path(laboratory: Laboratory) -> Non
             host.batch(f"link set {device} mtu 1500")
 
 
+@pytest.mark.parametrize("inner", [4, 6])
+@pytest.mark.parametrize("outer", [4, 6])
+def test_a_path_that_becomes_narrower_costs_fragments_and_no_stream(
+    laboratory: Laboratory, outer: int, inner: int
+) -> None:
+    """The kernel takes no datagrams together that do not fit the device."""
+    may_be_cut = OuterHeader(dont_fragment=DontFragment.CLEAR)
+    laboratory.connect(GCM, outer=outer, inner=inner, header=may_be_cut)
+    network = laboratory.network
+    before = laboratory.moon.drops()
+    network.moon.batch("link set wan mtu 1400")
+    network.sun.batch("link set wan mtu 1400")
+    try:
+        log = laboratory.directory / "log"
+        transfer(network.alice, network.bob, laboratory.bob(inner), 5_000_000, log)
+    finally:
+        network.moon.batch("link set wan mtu 1500")
+        network.sun.batch("link set wan mtu 1500")
+    assert laboratory.moon.drops() == before
+
+
 def test_bad_packets_are_counted_and_the_tunnel_is_unharmed(laboratory: Laboratory) -> None:
     pair = laboratory.connect(ESP["aes256gcm16"])
     bob, alice = laboratory.bob(4), laboratory.network.alice.inside_address()
@@ -155,7 +176,7 @@ _TSHARK = {
 }
 
 
-@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("mode", [Mode.TUNNEL, Mode.TRANSPORT])
 @pytest.mark.parametrize("encapsulated", [True, False], ids=["udp", "esp"])
 @pytest.mark.parametrize("name", _TSHARK)
 def test_tshark_reads_our_packets_with_the_keys(

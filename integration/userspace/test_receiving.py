@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,12 @@ from integration.contract.sites import inside, run
 from integration.lab.network import Network
 from integration.lab.process import eventually
 from integration.userspace.laboratory import Pair, fill, udp_packet
-from integration.userspace.place import daemon_sockets, open_here
+from integration.userspace.place import (
+    WORKER_SOCKET,
+    daemon_sockets,
+    open_here,
+    worker_of,
+)
 from tests.datapath.userspace.super_packets import Stream
 from xfrmpy.datapath.userspace.client import UserspaceDatapath
 from xfrmpy.datapath.userspace.tun import DEVICE
@@ -117,3 +123,26 @@ def test_a_burst_of_a_stream_reaches_the_host_as_one_packet(
     eventually("the packets", lambda: datapath.usage(pair.back.id).packets == 40)
     namespace = network.moon.namespace
     eventually("them to be written", lambda: received_by_device(namespace) == (1, 40_040))
+
+
+def test_what_comes_faster_than_it_is_opened_is_counted(
+    network: Network, daemon: dict[int, socket.socket], datapath: UserspaceDatapath, tmp_path: Path
+) -> None:
+    """Nothing waits for longer than its worth: the socket takes a few milliseconds' worth."""
+    del daemon
+    pair = fill(network, datapath)
+    sender = peer_of(pair)
+    inner = Stream(is_tcp=False, payload=bytes(1372), mss=1372).packet()
+    burst = [sender.seal(inner, IPV4_IN_ESP) for _ in range(40)]
+    (path,) = tmp_path.glob(f"*/{WORKER_SOCKET}")
+    worker = worker_of(path)
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        for _ in range(100):
+            send_at_once(network, *burst)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    eventually("what has waited", lambda: datapath.drops().get("replayed"))
+    send_at_once(network, *burst)  # The count comes with what comes next.
+    eventually("the count", lambda: datapath.drops().get("udp-overflow"))
+    assert datapath.drops()["udp-overflow"] > 50

@@ -14,7 +14,7 @@ import pytest
 
 from integration.contract.sites import gateway_namespace, run
 from xfrmpy.datapath.userspace.segments import complete
-from xfrmpy.datapath.userspace.tun import DEVICE, Tun
+from xfrmpy.datapath.userspace.tun import DEVICE, SUPER_PACKET, Tun
 from xfrmpy.datapath.userspace.virtio import Segments
 
 pytestmark = pytest.mark.native
@@ -53,6 +53,12 @@ def test_a_host_leaves_the_cutting_and_the_checksums_to_it(namespace: str) -> No
         packets = complete(packet, offload)
         assert [len(each) for each in packets] == [1028, 1028, 528]
         assert b"".join(each[28:] for each in packets) == payload
+
+
+def test_a_host_gives_it_no_more_than_can_be_sent_at_once(namespace: str) -> None:
+    with closing(Tun.of_all_tunnels()):
+        shown = run("ip", "-n", namespace, "-d", "link", "show", DEVICE)
+    assert f"gso_max_size {SUPER_PACKET} " in shown
 
 
 def test_a_host_takes_the_packets_that_it_would_have_sent(namespace: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xfrmpy.esp.ip import MAX_EXTENSIONS, InnerHeader, NotIp, parse_inner_header
+from xfrmpy.esp.ip import MAX_EXTENSIONS, InnerHeader, NotIp, flow_of, parse_inner_header
 from xfrmpy.ipsec.selectors import MaskedPort, Selector
 
 TCP, UDP, ICMP, ICMPV6, GRE = 6, 17, 1, 58, 47
@@ -241,3 +241,37 @@ def test_a_fragment_meets_no_selector_that_wants_a_port() -> None:
     assert not fragment.matches(with_port)
     assert fragment.matches(without)
     assert parse_inner_header(ipv4(PORTS)).matches(with_port)
+
+
+SOMETHING = PORTS + bytes(16)
+
+
+@pytest.mark.parametrize("packet", [ipv4(SOMETHING), ipv6(SOMETHING), ipv4(SOMETHING, UDP)])
+def test_packets_of_one_flow_are_one_to_an_spd(packet: bytes) -> None:
+    flow, header = flow_of(packet), parse_inner_header(packet)
+    assert flow is not None
+    for at in range(len(packet)):
+        for bit in range(8):
+            other = packet[:at] + bytes([packet[at] ^ 1 << bit]) + packet[at + 1 :]
+            if flow_of(other) == flow:
+                assert parse_inner_header(other) == header
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        *(b"", b"\x45", ipv4(b""), ipv6(b""), ipv6(PORTS)),
+        *(ipv4(SOMETHING, ICMP), ipv6(SOMETHING, ICMPV6), ipv4(SOMETHING, GRE)),
+        *(ipv4(SOMETHING, options=bytes(4)), ipv6(option_header(TCP) + SOMETHING, 60)),
+        *(ipv4(SOMETHING, fragment=0x2000), ipv4(SOMETHING, fragment=1)),
+        ipv6(bytes([TCP, 0, 0, 1]) + bytes(4) + SOMETHING, 44),
+        *(ipv4(SOMETHING) + b"x", ipv6(SOMETHING)[:-1], b"\x55" + ipv4(SOMETHING)[1:]),
+    ],
+)
+def test_what_must_be_parsed_is_of_no_flow(packet: bytes) -> None:
+    assert flow_of(packet) is None
+
+
+def test_of_its_headers_alone_a_flow_is_known() -> None:
+    for packet in (ipv4(SOMETHING), ipv6(SOMETHING + bytes(8))):
+        assert flow_of(packet[:60][: len(packet) - 1], is_whole=False) == flow_of(packet)

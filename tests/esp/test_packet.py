@@ -373,7 +373,8 @@ def test_a_run_without_an_authentic_packet_moves_no_window(make_entry: MakeEntry
 def test_what_is_no_run_is_left_as_it_is(make_entry: MakeEntry) -> None:
     ours, theirs = sealed_by(make_entry()), InboundSa(make_entry())
     first, second, third = (ours.seal(bytes([number]), 4) for number in range(3))
-    for packets in ((second, first), (first, first), (first, second[:20])):
+    strange = bytes(4) + second[4:]
+    for packets in ((second, first), (first, first), (first, second[:20]), (first, strange)):
         views = arrived(*packets)
         assert theirs.open_run(views) is None
         assert b"".join(views) == b"".join(packets)

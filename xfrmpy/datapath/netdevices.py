@@ -145,6 +145,15 @@ class Devices:
         )
         self._netlink.ask(Request(setting, "keep a device without an address of its own"))
 
+    def limit_super_packets(self, index: int, octets: int) -> None:
+        """No more at once than that is given to a device that cuts packets itself."""
+        setting = Message(
+            type=MessageType.NEWLINK,
+            body={"index": index},
+            attributes={LinkAttribute.GSO_MAX_SIZE: NUMBER.pack(octets)},
+        )
+        self._netlink.ask(Request(setting, f"limit super-packets to {octets} octets"))
+
     def set_group(self, device: Device, group: int) -> None:
         what = f"put {device.name} into the group {group}"
         self._set(device, what, {LinkAttribute.GROUP: NUMBER.pack(group)})

@@ -23,6 +23,10 @@ _FRAGMENT_HEADER = 44
 _ICMP = frozenset({1, 58})
 _WITH_PORTS = frozenset({6, 17, 33, 132, 136})  # TCP, UDP, DCCP, SCTP, UDP-Lite
 
+_FLOWS = frozenset({6, 17})
+_LEAST_FLOW, _LEAST_FLOW_IPV6 = 28, 48
+_WITHOUT_OPTIONS = 0x45
+
 MAX_EXTENSIONS = 16
 """RFC 8200 gives an order in which each occurs once or twice; more is an attack on our patience."""
 
@@ -59,23 +63,42 @@ class InnerHeader:
 
 def parse_inner_header(packet: bytes) -> InnerHeader:
     """Read a packet that starts with its IP header. Raises `NotIp`."""
-    header = parse_beginning(packet)
+    try:
+        version = packet[0] >> 4
+        if version == IPV4:
+            header = _parse_ipv4(packet)
+        elif version == IPV6:
+            header = _parse_ipv6(packet)
+        else:
+            raise NotIp
+    except (StructError, IndexError) as error:
+        raise NotIp from error
     if header.length > len(packet):
         raise NotIp
     return header
 
 
-def parse_beginning(packet: bytes) -> InnerHeader:
-    """Of a packet that has its rest elsewhere. Raises `NotIp`."""
-    try:
-        version = packet[0] >> 4
-        if version == IPV4:
-            return _parse_ipv4(packet)
-        if version == IPV6:
-            return _parse_ipv6(packet)
-    except (StructError, IndexError) as error:
-        raise NotIp from error
-    raise NotIp
+def flow_of(packet: bytes, *, is_whole: bool = True) -> bytes | None:
+    """What the packets of one flow of TCP or UDP have in common: protocol, addresses, ports.
+
+    None for a packet that must be parsed, as it has options, is a fragment or something else, or
+    is not as long as it says; that last is not looked at if only its headers are there.
+    """
+    if len(packet) < _LEAST_FLOW:
+        return None
+    if packet[0] == _WITHOUT_OPTIONS:
+        size, protocol = packet[2] << 8 | packet[3], packet[9]
+        key = packet[9:10] + packet[12:24]
+        if packet[6] & 0x3F or packet[7]:  # More fragments, or not the first.
+            return None
+    elif packet[0] >> 4 == IPV6 and len(packet) >= _LEAST_FLOW_IPV6:
+        size, protocol = _IPV6_HEADER.size + (packet[4] << 8 | packet[5]), packet[6]
+        key = packet[6:7] + packet[8:44]
+    else:
+        return None
+    if protocol not in _FLOWS or (is_whole and size != len(packet)):
+        return None
+    return key
 
 
 def _parse_ipv4(packet: bytes) -> InnerHeader:

@@ -6,7 +6,7 @@ says of ECN: outwards the field is copied, CE too; inwards the two are combined.
 
 from __future__ import annotations
 
-from xfrmpy.esp.transport import Fields, fields_of
+from xfrmpy.esp.transport import Fields, fields_of, traffic_class_of
 from xfrmpy.ipsec.overhead import IPV6_MINIMUM_MTU
 from xfrmpy.ipsec.sad import DontFragment, Mode, OuterHeader, SadEntry
 
@@ -24,7 +24,7 @@ class Congested(Exception):
 
 def outer_fields(inner: bytes, header: OuterHeader) -> Fields:
     """Of the packet that an inner one becomes."""
-    traffic_class = fields_of(inner).traffic_class
+    traffic_class = traffic_class_of(inner)
     dscp = traffic_class & _DSCP if header.copies_dscp else 0
     return Fields(dscp | (traffic_class & _ECN if header.copies_ecn else 0), HOPS)
 
@@ -43,13 +43,16 @@ def outer_header(packet: bytes, sa: SadEntry) -> tuple[Fields | None, bool]:
     """The fields of what a packet becomes, None for the usual ones; and whether it has DF."""
     if sa.mode is Mode.TRANSPORT:
         return fields_of(packet), False
+    has_df = dont_fragment(packet, sa.outer)
+    if not traffic_class_of(packet):
+        return None, has_df
     fields = outer_fields(packet, sa.outer)
-    return fields if fields.traffic_class else None, dont_fragment(packet, sa.outer)
+    return fields if fields.traffic_class else None, has_df
 
 
 def inner_after(inner: bytes, outer: Fields, header: OuterHeader) -> bytes:
     """The inner packet with what its outer header brings along. Raises `Congested`."""
-    before = fields_of(inner).traffic_class
+    before = traffic_class_of(inner)
     ecn = (
         _combined(before & _ECN, outer.traffic_class & _ECN) if header.copies_ecn else before & _ECN
     )

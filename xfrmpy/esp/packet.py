@@ -14,7 +14,6 @@ from typing import TypeVar
 from xfrmpy.crypto.cipher import (
     InPlace,
     IntegrityFailed,
-    Octets,
     PacketCipher,
     packet_cipher,
 )
@@ -177,12 +176,14 @@ class OpenedRun:
 class InboundSa(_Sa):
     """Opens. The window moves only for what is authentic."""
 
-    __slots__ = ("_shortest", "_window")
+    __slots__ = ("_shortest", "_unpack_header", "_window")
 
     def __init__(self, entry: SadEntry) -> None:
         super().__init__(entry)
         self._window = ReplayWindow(entry.replay_window, esn=self._esn)
         self._shortest = _HEADER.size + self._iv_size + entry.suite.icv + ESP_TRAILER
+        # SPI, the low half of the sequence number, IV.
+        self._unpack_header = Struct(f">II{self._iv_size}s").unpack_from
 
     @property
     def sequence(self) -> int:
@@ -228,50 +229,56 @@ class InboundSa(_Sa):
         return plaintext, self._window.advance(sequence)
 
     def open_run(self, packets: Sequence[memoryview]) -> OpenedRun | None:
-        """As `open`, of packets of this SA that came together, each of which is the newest; in
-        place.
+        """As `open`, of packets that came together, each of which is the newest; in place.
 
         None if they must be opened one by one, and are as they were: the cipher does not work in
-        place, one is too short or not newer than those before, or they may reach a limit.
+        place, one is of another SA, too short or not newer than those before, or they may reach a
+        limit.
         """
         in_place = self._cipher.in_place
         if in_place is None or min(map(len, packets)) < self._shortest:
             return None
-        lows = [low for _, low in map(_HEADER.unpack_from, packets)]
+        spis, lows, ivs = zip(*map(self._unpack_header, packets), strict=True)
+        if spis.count(self.entry.spi) != len(spis):
+            return None
         sequences = self._window.infer_run(lows)
         if sequences is None or not self.has_room(len(packets), sum(map(len, packets))):
             return None
-        plaintexts = self._verify_run(packets, sequences, in_place)
+        if self._iv_size < self._whole_iv_size:  # RFC 8750 section 4
+            ivs = tuple(number.to_bytes(self._whole_iv_size, "big") for number in sequences)
+        plaintexts = self._verify_run(packets, sequences, ivs, in_place)
         run = OpenedRun([], [EspDrop.NOT_AUTHENTIC] * (len(packets) - len(plaintexts)))
+        octets = 0
         for plaintext in plaintexts:
             try:
                 next_header, payload = _without_padding(plaintext)
             except Dropped as dropped:
                 run.drops.append(dropped.reason)
                 continue
-            self._count(len(payload))
+            octets += len(payload)
             if next_header == NO_NEXT_HEADER:
                 run.drops.append(EspDrop.DUMMY)
             else:
                 run.payloads.append((next_header, payload))
+        self._count(octets, len(plaintexts) - run.drops.count(EspDrop.BAD_PADDING))
         return run
 
     def _verify_run(
-        self, packets: Sequence[memoryview], sequences: Sequence[int], in_place: InPlace
+        self,
+        packets: Sequence[memoryview],
+        sequences: Sequence[int],
+        ivs: Sequence[bytes],
+        in_place: InPlace,
     ) -> list[memoryview]:
         """The plaintexts of what is authentic. The window moves once, and for that only."""
-        open_into, salt = in_place.open_into, in_place.salt
-        iv_end, icv = _HEADER.size + self._iv_size, self._suite.icv
-        is_implicit = self._iv_size < self._whole_iv_size
+        open_into, salt, spi = in_place.open_into, in_place.salt, self.entry.spi
+        associated = _EXTENDED.pack if self._esn else _HEADER.pack
+        begin, end = _HEADER.size + self._iv_size, -self._suite.icv
         authentic, plaintexts = [], []
-        for packet, sequence in zip(packets, sequences, strict=True):
-            iv: Octets = packet[_HEADER.size : iv_end]
-            if is_implicit:  # RFC 8750 section 4
-                iv = sequence.to_bytes(self._whole_iv_size, "big")
-            plaintext = packet[iv_end:-icv]
+        for packet, sequence, iv in zip(packets, sequences, ivs, strict=True):
+            plaintext = packet[begin:end]
             try:
-                associated, _ = self._authenticated(sequence)
-                open_into(salt + iv, packet[iv_end:], associated, plaintext)
+                open_into(salt + iv, packet[begin:], associated(spi, sequence), plaintext)
             except IntegrityFailed:
                 self.integrity_failed += 1
                 continue

@@ -92,9 +92,9 @@ class Sa(ABC):
             seconds_idle=seconds_idle,
         )
 
-    def _count(self, octets: int) -> None:
+    def _count(self, octets: int, packets: int = 1) -> None:
         self.octets += octets
-        self.packets += 1
+        self.packets += packets
 
 
 def _reached(count: int, limit: int | None) -> bool:

@@ -36,9 +36,14 @@ class Fields:
 
 def fields_of(packet: bytes) -> Fields:
     """Of a packet of either family."""
+    return Fields(traffic_class_of(packet), packet[8 if packet[0] >> 4 == 4 else 7])
+
+
+def traffic_class_of(packet: bytes) -> int:
+    """Of a packet of either family."""
     if packet[0] >> 4 == 4:
-        return Fields(packet[1], packet[8])
-    return Fields((packet[0] << 4 | packet[1] >> 4) & 0xFF, packet[7])
+        return packet[1]
+    return (packet[0] << 4 | packet[1] >> 4) & 0xFF
 
 
 def payload_of(packet: bytes) -> tuple[int, bytes]:

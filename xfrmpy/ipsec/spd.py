@@ -38,7 +38,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """Which SA a PROTECT entry asks for: its outer addresses (tunnel mode) and its reqid.
+    """Which SA a PROTECT entry asks for: its outer addresses (but in transport mode) and its reqid.
 
     `compresses` if SAs of that reqid have an index of compression.
     """
@@ -94,7 +94,7 @@ def protect_entries(
 ) -> tuple[SpdEntry, ...]:
     """The OUT, IN and FORWARD entries of one pair of SAs.
 
-    FORWARD stands beside IN in tunnel mode only: transport mode ends on this host. Without a
+    FORWARD stands beside IN but in transport mode, which ends on this host. Without a
     `priority` the more specific selector is looked at first.
     """
     entries: list[SpdEntry] = []
@@ -105,7 +105,7 @@ def protect_entries(
             (PolicyDirection.OUT, selector, outbound, mark_out),
             (PolicyDirection.IN, back, inbound, mark_in),
         ]
-        if inbound.mode is Mode.TUNNEL:
+        if inbound.mode is not Mode.TRANSPORT:
             directions.append((PolicyDirection.FORWARD, back, inbound, mark_in))
         entries += [
             SpdEntry(direction=d, selector=s, priority=urgency, template=t, mark=m, if_id=if_id)

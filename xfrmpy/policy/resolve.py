@@ -104,6 +104,7 @@ def resolve_tunnel(
     """The policy of one tunnel, its defaults filled in; or None, with an error for each reason."""
     before = len(place.findings.errors)
     _check_peer(tunnel, place)
+    _check_beet(tunnel, place)
     shared_key = _shared_key(tunnel, place, read_key)
     local_id, remote_id = _identities(tunnel, place)
     proposals = _ike_proposals(tunnel.ike or IkeSettings(), place)
@@ -176,6 +177,21 @@ def _check_peer(tunnel: Tunnel, place: Place) -> None:
     if ours is not None and any(theirs.version != ours.version for theirs in addresses):
         message = f"'local_address' is IPv{ours.version}, and an address of 'peer' is not"
         place.error("XF1004", ("local_address",), message)
+
+
+def _check_beet(tunnel: Tunnel, place: Place) -> None:
+    """What does not go with BEET mode."""
+    if tunnel.mode is not Mode.BEET:
+        return
+    if tunnel.ah is not None:
+        message = "'mode: beet' is of ESP (draft-nikander-esp-beet-mode), and this is AH"
+        place.error("XF1004", ("ah",), message, "write esp in its place")
+    if tunnel.esp is not None and tunnel.esp.ipcomp:
+        message = "Linux does not compress in BEET mode"
+        place.error("XF1004", ("esp", "ipcomp"), message, "leave it out")
+    if tunnel.datapath is DatapathChoice.USERSPACE:
+        message = "the userspace datapath has no BEET mode: 'datapath' cannot be userspace"
+        place.error("XF1004", ("datapath",), message, "write auto, or kernel")
 
 
 def _shared_key(tunnel: Tunnel, place: Place, read_key: ReadKey) -> SharedKey | None:
@@ -356,6 +372,11 @@ def _child(
         message = "the userspace datapath does not see marks: 'datapath' cannot be userspace"
         place.error("XF1004", (*path, mark), message, "leave the marks out, or the datapath")
     packets = tunnel.ah or tunnel.esp or EspSettings()
+    if tunnel.mode is Mode.BEET:
+        for side, selectors in (("local", local), ("remote", remote)):
+            if len({address for s in selectors for address in _ends_of(s)}) != 1:
+                message = f"'mode: beet' is between two addresses: '{side}' has to be one"
+                place.error("XF1004", (*path, side), message, f"{side}: ADDRESS")
     inactivity = tunnel.inactivity if keys.inactivity is None else keys.inactivity
     if inactivity and tunnel.start is StartMode.AUTO:
         message = "'inactivity' would take down what 'start: auto' brings up again"
@@ -393,6 +414,10 @@ def _mark_key(keys: Tunnel | Child) -> str | None:
     """One that is given, if any is."""
     names = ("mark", "mark_out", "mark_in", "mark_set")
     return next((name for name in names if getattr(keys, name) is not None), None)
+
+
+def _ends_of(selector: TrafficSelector) -> tuple[IpAddress, IpAddress]:
+    return selector.start_address, selector.end_address
 
 
 def _check_children_apart(children: Sequence[ChildPolicy], place: Place) -> None:
@@ -486,7 +511,7 @@ def _remotes_that_touch(tunnels: Sequence[TunnelPolicy]) -> Iterator[tuple[int, 
         for number, tunnel in enumerate(tunnels)
         for child in tunnel.children
         # In transport mode selectors only limit the ends' traffic; interfaces are apart.
-        if child.mode is Mode.TUNNEL and not child.if_id
+        if child.mode is not Mode.TRANSPORT and not child.if_id
         for remote in child.remote
     )
     open_spans: list[tuple[int, int]] = []

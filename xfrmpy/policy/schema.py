@@ -478,7 +478,8 @@ class Tunnel(Keys):
     )
     mode: Annotated[Mode, _choice(Mode)] | None = _key(
         "`tunnel`, or `transport`: the traffic of the two ends themselves, of which `local` and "
-        "`remote` may leave out some. Default: `tunnel`.",
+        "`remote` may leave out some; or `beet`: a tunnel from one address to another without "
+        "inner headers, as strongSwan has it (kernel datapath). Default: `tunnel`.",
         "transport",
     )
     start: Annotated[StartMode, _choice(StartMode)] | None = _key(

@@ -31,6 +31,7 @@ from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import Lifetime, Mode, SadEntry
+from xfrmpy.ipsec.spd import Action
 
 NO_FIELDS = Fields()
 HEADERS = {4: 4, 6: 41}
@@ -195,6 +196,8 @@ def test_packets_that_came_together_become_what_they_become_one_by_one(
             for serial, run in zip(serials, burst, strict=False)
             for datagram in sent(senders[serial], [run])
         ]
+        if not datagrams:
+            continue
         one = one_by_one(slow, datagrams, source, fields)
         assert sorted(together(fast, datagrams, source, fields)) == sorted(one)
         assert state(fast) == state(slow)
@@ -340,3 +343,37 @@ def test_a_mark_of_the_path_is_put_into_every_packet_of_a_run() -> None:
     theirs = gateway(1)
     assert together(theirs, sealed(peer(), *STREAM.packets()), fields=Fields(3)) == []
     assert theirs.refused == {Refusal.CONGESTED: 3}
+
+
+def test_a_flow_that_was_let_in_is_so_no_longer_than_the_policies_let_it() -> None:
+    theirs, sender = gateway(1), peer()
+    for _ in range(2):
+        assert together(theirs, sealed(sender, *STREAM.packets())) == STREAM.packets()
+    gone = [each for each in theirs.dump().spd if each.selector.source.version == 4]
+    for entry in gone:
+        theirs.remove_policy(entry)
+    assert together(theirs, sealed(sender, *STREAM.packets())) == []
+    assert theirs.refused == {Refusal.OUTSIDE_SELECTORS: 3}
+    for entry in gone:
+        theirs.add_policy(entry)
+    assert together(theirs, sealed(sender, *STREAM.packets())) == STREAM.packets()
+    for entry in gone:
+        theirs.add_policy(replace(entry, template=None, action=Action.DISCARD))
+    assert together(theirs, sealed(sender, *STREAM.packets())) == []
+
+
+def test_a_flow_is_let_in_by_its_own_sa_and_no_other() -> None:
+    """RFC 4301 section 5.2 step 4."""
+    theirs, other = gateway(1), sa(0, 3, reqid=8)
+    theirs.add_sa(received(other), 0.0)
+    assert together(theirs, sealed(peer(), *STREAM.packets())) == STREAM.packets()
+    assert together(theirs, sealed(peer(other), *STREAM.packets())) == []
+    assert theirs.refused == {Refusal.OUTSIDE_SELECTORS: 3}
+
+
+def test_padding_behind_a_packet_of_a_known_flow_is_left_away() -> None:
+    theirs, sender = gateway(1), peer()
+    (datagram,) = Stream(is_tcp=False, payload=bytes(30), mss=30).packets()
+    assert together(theirs, sealed(sender, datagram)) == [datagram]
+    padded = sender.seal(datagram, IPV4_IN_ESP, hidden_in=900)
+    assert together(theirs, [padded]) == [datagram]

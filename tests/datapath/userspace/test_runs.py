@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -15,18 +17,26 @@ from tests.datapath.userspace.test_forwarding import (
     sa,
 )
 from xfrmpy.datapath.interface import Expired
-from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused
+from xfrmpy.datapath.userspace import forwarding
+from xfrmpy.datapath.userspace.forwarding import Forwarder, InClear, Refused, Waits
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
-from xfrmpy.ipsec.sad import Lifetime, Mode
+from xfrmpy.ipsec.sad import Lifetime, Mode, UdpEncapsulation
 
+NATTED = UdpEncapsulation(4500, 61000)
 HEAD = packet()[:28]
 """With the length of the whole, which is not there."""
 
 
+def met(made: Forwarder, if_id: int = 0) -> Forwarder:
+    """One that has seen a packet of the flow, and knows its way."""
+    with suppress(Refused, Waits, InClear):
+        made.protect(packet(), 0.0, if_id)
+    return made
+
+
 def test_a_run_takes_the_numbers_that_the_packets_would_have_taken() -> None:
-    ours, twin = gateway(0), gateway(0)
-    ours.protect(packet(), 1.0)
+    ours, twin = met(gateway(0)), gateway(0)
     for _ in range(6):
         twin.protect(packet(), 2.0)
     found = ours.run_of(HEAD, 5, 5 * len(packet()), 2.0)
@@ -44,7 +54,7 @@ def test_a_run_takes_the_numbers_that_the_packets_would_have_taken() -> None:
     ids=["no policy", "nothing", "stump", "version", "header size"],
 )
 def test_no_run_is_for_what_no_policy_protects(head: bytes) -> None:
-    assert gateway(0).run_of(head, 2, 100, 1.0) is None
+    assert met(gateway(0)).run_of(head, 2, 100, 1.0) is None
 
 
 CTR = EspSuite(cipher=next(c for c in CIPHERS if "ctr" in c.name), integrity=INTEGRITY[0], esn=True)
@@ -76,25 +86,52 @@ def test_no_run_is_of_an_sa_that_does_more_than_seal(changes: dict[str, object])
     made.add_sa(replace(sa(0), **changes), 0.0)  # type: ignore[arg-type]
     for policy in policies(0):
         made.add_policy(policy)
+    assert met(made).run_of(HEAD, 2, 100, 1.0) is None
+
+
+CHANGES: dict[str, Callable[[Forwarder], None]] = {
+    "another SA": lambda made: made.add_sa(sa(0, serial=1), 0.0),
+    "no SA": lambda made: made.remove_sa(sa(0).id),
+    "an SA elsewhere": lambda made: made.update_sa(replace(sa(0), encapsulation=NATTED)),
+    "another policy": lambda made: made.add_policy(replace(policies(0)[0], priority=1)),
+    "no policy": lambda made: made.remove_policy(policies(0)[0]),
+    "nothing": lambda made: [made.remove_all()].clear(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_after_a_change_a_way_is_looked_for_anew(change: str) -> None:
+    made = met(gateway(0))
+    assert made.run_of(HEAD, 2, 100, 1.0) is not None
+    CHANGES[change](made)
     assert made.run_of(HEAD, 2, 100, 1.0) is None
 
 
-def test_without_an_sa_there_is_no_run_and_it_is_asked_for_packet_by_packet() -> None:
-    made = Forwarder(bytes)
-    for policy in policies(0):
-        made.add_policy(policy)
-    assert made.run_of(HEAD, 2, 100, 1.0) is None
-    assert not made.events
+def test_the_newest_sa_carries_a_flow_that_was_met_before() -> None:
+    made = met(gateway(0))
+    made.add_sa(sa(0, serial=1), 0.0)
+    assert made.protect(packet(), 1.0)[1] == sa(0, serial=1)
+    found = made.run_of(HEAD, 2, 100, 1.0)
+    assert found is not None
+    assert found[1] == sa(0, serial=1)
+
+
+def test_not_every_flow_that_was_ever_met_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "MAX_PATHS", 3)
+    made = gateway(0)
+    for host in range(1, 20):
+        made.protect(packet("10.1.0.9", f"10.2.0.{host}"), 1.0)
+    assert len(made._paths) <= 3
 
 
 def test_no_run_begins_at_a_hard_limit() -> None:
-    made = gateway(0, lifetime=Lifetime(hard_seconds=10))
+    made = met(gateway(0, lifetime=Lifetime(hard_seconds=10)))
     assert made.run_of(HEAD, 2, 100, 9.9) is not None
     assert made.run_of(HEAD, 2, 100, 10.0) is None
 
 
 def test_a_soft_limit_by_time_is_told_with_a_run() -> None:
-    made = gateway(0, lifetime=Lifetime(soft_seconds=10))
+    made = met(gateway(0, lifetime=Lifetime(soft_seconds=10)))
     assert made.run_of(HEAD, 2, 100, 10.0) is not None
     assert list(made.events) == [Expired(sa=sa(0).id, reqid=REQID, hard=False)]
 
@@ -102,10 +139,10 @@ def test_a_soft_limit_by_time_is_told_with_a_run() -> None:
 def test_a_run_is_of_the_interface_into_which_it_was_led() -> None:
     made = gateway_of_interfaces(0)
     for if_id in (1, 2):
-        found = made.run_of(HEAD, 2, 100, 1.0, if_id)
+        found = met(made, if_id).run_of(HEAD, 2, 100, 1.0, if_id)
         assert found is not None
         assert found[1].if_id == if_id
-    assert made.run_of(HEAD, 2, 100, 1.0, 3) is None
+    assert met(made, 3).run_of(HEAD, 2, 100, 1.0, 3) is None
 
 
 def test_a_tunnels_own_packets_are_no_run() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -37,7 +36,7 @@ def test_an_identification_that_means_something_is_each_packets_own() -> None:
 @given(stream=STREAMS)
 def test_a_partial_checksum_is_completed(stream: Stream) -> None:
     packet, offload = stream.super_packet()
-    alone = replace(offload, segments=0, segment_size=0)
+    alone = offload._replace(segments=0, segment_size=0)
     assert complete(packet, alone) == [stream.packet()]
 
 
@@ -87,7 +86,7 @@ def test_whatever_a_header_says_the_packet_is_cut_or_refused(
 def test_a_header_that_does_not_fit_is_refused(wrong: dict[str, int]) -> None:
     packet, offload = Stream().super_packet()
     with pytest.raises(BadOffload):
-        complete(packet, replace(offload, **wrong))  # type: ignore[arg-type]
+        complete(packet, offload._replace(**wrong))  # type: ignore[arg-type]
 
 
 def test_a_super_packet_without_payload_is_refused() -> None:

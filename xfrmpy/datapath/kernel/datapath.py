@@ -487,7 +487,7 @@ class KernelDatapath:
             except DatapathError as error:
                 failed[place] = error
                 continue
-            if entry.template is None or entry.template.mode is not Mode.TUNNEL:
+            if entry.template is None or entry.template.mode is Mode.TRANSPORT:
                 self._drop_route(entry)  # this one may replace one that had a route
             else:
                 routed[place] = entry

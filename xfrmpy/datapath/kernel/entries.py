@@ -31,6 +31,7 @@ from xfrmpy.ipsec.sad import (
     OUR_REQIDS,
     Direction,
     DontFragment,
+    InnerEnds,
     Lifetime,
     Mode,
     Offload,
@@ -46,7 +47,7 @@ from xfrmpy.registry import ProtocolId
 
 # The kernel's numbers, <linux/xfrm.h>.
 _PROTOCOLS = {ProtocolId.ESP: IPPROTO_ESP, ProtocolId.AH: IPPROTO_AH}
-MODES = {Mode.TRANSPORT: 0, Mode.TUNNEL: 1}
+MODES = {Mode.TRANSPORT: 0, Mode.TUNNEL: 1, Mode.BEET: 4}
 _DIRECTIONS = {PolicyDirection.IN: 0, PolicyDirection.OUT: 1, PolicyDirection.FORWARD: 2}
 _ALLOW, _BLOCK = 0, 1
 _OFFLOAD_INBOUND = 2  # XFRM_OFFLOAD_INBOUND
@@ -81,7 +82,8 @@ def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message
         "reqid": entry.reqid,
         "family": family_of(entry.destination),
         "mode": MODES[Mode.TRANSPORT if is_beside else entry.mode],
-        # No selector of its own: what may pass is the SPD's business, of either inner family.
+        # What may pass is the SPD's business, of either inner family. BEET mode's headers are here.
+        **_encode_inner(entry.inner),
         "flags": _flags(entry),
         **encode_lifetime(entry.lifetime),
     }
@@ -125,6 +127,7 @@ def decode_sa(message: Message) -> SadEntry:
             destination=_address(family, body["id_daddr"]),
             reqid=body["reqid"],
             mode=decoded(MODES, body["mode"]),
+            inner=_decode_inner(body),
             replay_window=attributes[Attribute.REPLAY_ESN_VAL]["replay_window"],
             encapsulation=_decode_encapsulation(family, attributes.get(Attribute.ENCAP)),
             outer=_decode_outer(message),
@@ -137,6 +140,26 @@ def decode_sa(message: Message) -> SadEntry:
         )
     except (KeyError, ValueError) as error:
         raise UnreadableMessage(f"the kernel has an SA that is not like ours: {error!r}") from error
+
+
+def _encode_inner(inner: InnerEnds | None) -> Values:
+    if inner is None:
+        return {}
+    bits = inner.source.max_prefixlen
+    return {
+        "sel_family": family_of(inner.source),
+        "sel_saddr": inner.source.packed,
+        "sel_daddr": inner.destination.packed,
+        "sel_prefixlen_s": bits,
+        "sel_prefixlen_d": bits,
+    }
+
+
+def _decode_inner(body: Values) -> InnerEnds | None:
+    if body["mode"] != MODES[Mode.BEET]:
+        return None
+    source, destination = (_address(body["sel_family"], body[f"sel_{end}addr"]) for end in "sd")
+    return InnerEnds(source=source, destination=destination)
 
 
 def is_outbound(message: Message) -> bool:

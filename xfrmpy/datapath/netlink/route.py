@@ -52,6 +52,7 @@ class LinkAttribute(IntEnum):
     GROUP = 27
     NET_NS_FD = 28
     EXT_MASK = 29
+    GSO_MAX_SIZE = 41
 
 
 class LinkInfo(IntEnum):

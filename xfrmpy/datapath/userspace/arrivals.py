@@ -15,9 +15,8 @@ from xfrmpy.datapath.userspace.coalescing import Coalescer, Joined
 from xfrmpy.datapath.userspace.forwarding import (
     NEXT_HEADER,
     Forwarder,
-    Refusal,
     Refused,
-    parse,
+    check_version,
     with_outer,
 )
 from xfrmpy.datapath.userspace.udp import is_ours
@@ -46,32 +45,28 @@ class Arrivals:
     def add(
         self, datagrams: list[memoryview], source: SocketAddress, fields: Fields, now: float
     ) -> list[memoryview]:
-        """Take what came from one place at once, in UDP; it is overwritten.
+        """Take what came from one place at once, in UDP, one at least; it is overwritten.
 
         Returns what is not for us: where datagrams of one place come together, the kernel goes by
         the first.
         """
+        if self._add_run(datagrams, source, fields, now):  # Almost always, all are of one SA.
+            return []
         others: list[memoryview] = []
-        for spi, grouped in groupby(datagrams, _first_word):
+        for word, grouped in groupby(datagrams, _first_word):
             run = list(grouped)
-            if not is_ours(spi):
+            if not is_ours(word):
                 others += run
-                continue
-            if not self._add_run(spi, run, source, fields, now):
+            elif not self._add_run(run, source, fields, now):
                 for packet in run:
                     self._add_one(bytes(packet), source, fields, now)
         return others
 
     def _add_run(
-        self,
-        spi: bytes,
-        packets: list[memoryview],
-        source: SocketAddress,
-        fields: Fields,
-        now: float,
+        self, packets: list[memoryview], source: SocketAddress, fields: Fields, now: float
     ) -> bool:
-        """Open packets of one SA together, if that goes."""
-        found = self._forwarder.inbound_sa(spi, ProtocolId.ESP)
+        """Open packets together, if that goes, as it does if they are of one SA."""
+        found = self._forwarder.inbound_sa(_first_word(packets[0]), ProtocolId.ESP)
         if found is None or found[0].entry.mode is Mode.TRANSPORT or found[0].entry.cpi is not None:
             return False
         sa, held = found
@@ -94,21 +89,14 @@ class Arrivals:
                 accepted += 1
                 continue
             try:
-                inner = self._allowed(bytes(packet), next_header, entry)
+                inner = bytes(packet)
+                check_version(inner, next_header)
+                inner = self._forwarder.let_in(inner, entry)
                 accepted += 1
                 coalescer.start(memoryview(with_outer(inner, entry, fields)), tag)
             except Refused as refused:
                 self._forwarder.refused[refused.reason] += 1
         return accepted
-
-    def _allowed(self, packet: bytes, next_header: int, entry: SadEntry) -> bytes:
-        """A packet that the policies let pass, without what is behind it. Raises `Refused`."""
-        header = parse(packet)
-        if next_header != NEXT_HEADER[header.version]:
-            raise Refused(Refusal.NOT_IP)
-        if not self._forwarder.is_allowed(entry, header):
-            raise Refused(Refusal.OUTSIDE_SELECTORS)
-        return packet[: header.length]
 
     def _add_one(self, packet: bytes, source: SocketAddress, fields: Fields, now: float) -> None:
         try:

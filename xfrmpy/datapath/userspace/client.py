@@ -43,6 +43,8 @@ from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
 
+_NO_BEET = {"beet mode": "the userspace datapath has no BEET mode"}
+
 
 class UserspaceDatapath:
     """See the module and `Datapath`."""
@@ -130,7 +132,7 @@ class UserspaceDatapath:
         has_raw = refusal is None
         return Capabilities(
             protocols=frozenset({ProtocolId.ESP, *((ProtocolId.AH,) if has_raw else ())}),
-            modes=frozenset(Mode),
+            modes=frozenset({Mode.TUNNEL, Mode.TRANSPORT}),
             suites=ESP_SUITES | AH_SUITES if has_raw else ESP_SUITES,
             esn=True,
             udp_encapsulation=True,
@@ -138,7 +140,7 @@ class UserspaceDatapath:
             dont_fragment=frozenset(DontFragment),
             interfaces=True,
             compression=True,
-            missing={} if has_raw else dict.fromkeys(("raw esp", "ah"), str(refusal)),
+            missing=_NO_BEET | ({} if has_raw else dict.fromkeys(("raw esp", "ah"), str(refusal))),
         )
 
     def add_sa(self, entry: SadEntry) -> None:

@@ -26,7 +26,7 @@ _IPV4, _IPV6, _TCP = 4, 6, 6
 _IPV4_SIZE, _IPV6_SIZE = 20, 40
 _ADDRESSES_AT = {_IPV4_SIZE: 12, _IPV6_SIZE: 8}
 _IPV4_WITHOUT_OPTIONS = 0x45
-_FRAGMENT, _DF = 0x3FFF, 0x4000
+_FRAGMENT, _DF = 0x3F, 0x40  # of the octet with the flags
 _OTHER_THAN_TCP = frozenset({17, 58})
 """IPv6's next headers behind which there is certainly no TCP: UDP and ICMPv6."""
 
@@ -40,17 +40,17 @@ _ZERO = 0xFFFF  # of ones' complement: the sum of a header whose checksum is rig
 _WORD = Struct(">H")
 
 # By TCP's data offset. First the IP header: version with traffic class, length, Identification,
-# flags, TTL with protocol, checksum; then addresses and ports, sequence number, acknowledgement
-# with data offset, flags, window, urgent pointer with options.
+# flags to protocol, checksum; then addresses and ports, sequence number, acknowledgement with data
+# offset, flags, window, urgent pointer with options.
 _BEHIND = [f"I5sB2s2x{words * 4 - 18}s" for words in range(5, 16)]
-_IPV4_LAYOUTS = [None] * 5 + [Struct(">2sHHHHH12s" + behind) for behind in _BEHIND]
+_IPV4_LAYOUTS = [None] * 5 + [Struct(">2sHH4sH12s" + behind) for behind in _BEHIND]
 # Version to flow label, payload length, next header with hop limit; then the same.
 _IPV6_LAYOUTS = [None] * 5 + [Struct(">4sH2s36s" + behind) for behind in _BEHIND]
 
 _Segment: TypeAlias = tuple[bytes, tuple[bytes | int, ...], int, int, int, int, int, int]
 """Of TCP: its stream's addresses and ports; what is alike in all that may be joined; the sizes of
-the headers and of all; sequence number, flags; Identification, -1 if it means nothing; and what
-changes of the IPv4 header's sum, 0 in IPv6. (A tuple takes 0.1 us to make, an object 0.4.)"""
+the headers and of all; sequence number, flags; Identification; and what changes of the IPv4
+header's sum, 0 in IPv6. (A tuple takes 0.1 us to make, an object 0.4.)"""
 
 
 class Coalescer:
@@ -77,7 +77,7 @@ class Coalescer:
         joined = Joined(packet, tag)
         self.joined.append(joined)
         segment = _read(packet)
-        if segment is None:
+        if segment is None or not _is_plain(packet):
             if _may_be_of_a_stream(packet):
                 self._streams.clear()  # Of which, who can tell?
         elif joined.open(segment):
@@ -92,6 +92,7 @@ class Joined:
     __slots__ = (
         "_alike",
         "_first",
+        "_has_numbers",
         "_header_size",
         "_ip_sum",
         "_is_full",
@@ -115,7 +116,9 @@ class Joined:
         self._ip_sum = ip_sum
         self._segment_size = self._size - self._header_size
         self._next_sequence = (sequence + self._segment_size) & 0xFFFFFFFF
-        self._next_number = _after(number)
+        self._next_number = (number + 1) & 0xFFFF
+        # RFC 6864 section 4.1: with DF, and in one piece, it means nothing.
+        self._has_numbers = _ip_size(self._first) == _IPV4_SIZE and not self._first[6] & _DF
         self._is_full = self._is_pushed = False
         return self._segment_size > 0 and flags in _ORDINARY
 
@@ -127,21 +130,26 @@ class Joined:
             self._is_full
             or sequence != self._next_sequence
             or alike != self._alike
-            or number != self._next_number
+            or (self._has_numbers and number != self._next_number)
             or not 0 < payload_size <= self._segment_size
             or self._size + payload_size > MAX_SIZE
             # What is alike of the IP headers has the same sum.
             or (ip_sum - self._ip_sum) % 0xFFFF
-            or not _is_intact(packet[:size])
         ):
+            return False
+        if size != len(packet):
+            if size > len(packet):
+                return False
+            packet = packet[:size]
+        if not _is_intact(packet):
             return False
         if not self._payloads and not self._begin():
             self._is_full = True
             return False
-        self._payloads.append(packet[header_size:size])
+        self._payloads.append(packet[header_size:])
         self._size += payload_size
         self._next_sequence = (sequence + payload_size) & 0xFFFFFFFF
-        self._next_number = _after(number)
+        self._next_number = (number + 1) & 0xFFFF
         self._is_pushed = bool(flags & _PSH)
         is_short = payload_size < self._segment_size
         self._is_full = is_short or self._is_pushed or len(self._payloads) == MAX_PIECES
@@ -196,42 +204,41 @@ class Joined:
 
 
 def _read(packet: memoryview) -> _Segment | None:
-    """A TCP segment without IP options, extension headers and the like, of whatever flags."""
+    """A packet as if it were a plain segment of TCP, of whatever flags. None if it is too short."""
     try:
-        segment = _read_ipv4(packet) if packet[0] >> 4 == _IPV4 else _read_ipv6(packet)
+        if packet[0] == _IPV4_WITHOUT_OPTIONS:
+            return _read_ipv4(packet)
+        return _read_ipv6(packet)
     except (IndexError, StructError):
         return None
-    return segment
 
 
 def _read_ipv4(packet: memoryview) -> _Segment | None:
     layout = _IPV4_LAYOUTS[packet[_IPV4_SIZE + _OFFSET_AT] >> 4]
-    if layout is None or packet[0] != _IPV4_WITHOUT_OPTIONS:
+    if layout is None:
         return None
-    first, size, number, bits, kind, checksum, ends, sequence, ack, flags, *rest = (
+    first, size, number, kind, checksum, ends, sequence, ack, flags, window, rest = (
         layout.unpack_from(packet)
     )
-    if bits & _FRAGMENT or kind & 0xFF != _TCP or not layout.size <= size <= len(packet):
-        return None
-    alike = first, bits, kind, ack, flags & ~_PSH, *rest
-    ip_sum = size + number + checksum
-    return ends, alike, layout.size, size, sequence, flags, -1 if bits & _DF else number, ip_sum
+    alike = first, kind, ack, flags & ~_PSH, window, rest
+    return ends, alike, layout.size, size, sequence, flags, number, size + number + checksum
 
 
 def _read_ipv6(packet: memoryview) -> _Segment | None:
     layout = _IPV6_LAYOUTS[packet[_IPV6_SIZE + _OFFSET_AT] >> 4]
-    if layout is None or packet[0] >> 4 != _IPV6 or packet[6] != _TCP:
+    if layout is None:
         return None
-    first, payload, kind, ends, sequence, ack, flags, *rest = layout.unpack_from(packet)
-    size = _IPV6_SIZE + payload
-    if not layout.size <= size <= len(packet):
-        return None
-    alike = first, kind, ack, flags & ~_PSH, *rest
-    return ends, alike, layout.size, size, sequence, flags, -1, 0
+    first, payload, kind, ends, sequence, ack, flags, window, rest = layout.unpack_from(packet)
+    alike = first, kind, ack, flags & ~_PSH, window, rest
+    return ends, alike, layout.size, _IPV6_SIZE + payload, sequence, flags, 0, 0
 
 
-def _after(number: int) -> int:
-    return number if number < 0 else (number + 1) & 0xFFFF
+def _is_plain(packet: memoryview) -> bool:
+    """Whether a packet that could be read is a segment of TCP: without IP options or extension
+    headers, and in one piece."""
+    if packet[0] == _IPV4_WITHOUT_OPTIONS:
+        return packet[9] == _TCP and not (packet[6] & _FRAGMENT or packet[7])
+    return packet[0] >> 4 == _IPV6 and packet[6] == _TCP
 
 
 def _ip_size(packet: memoryview) -> int:

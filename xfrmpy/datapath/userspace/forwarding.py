@@ -31,7 +31,7 @@ from xfrmpy.datapath.userspace.ledger import Ledger, Line, fingerprint
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.ah import InboundAh, OutboundAh
 from xfrmpy.esp.compression import IPCOMP, BadCompression, compress, decompress
-from xfrmpy.esp.ip import InnerHeader, NotIp, parse_beginning, parse_inner_header
+from xfrmpy.esp.ip import InnerHeader, NotIp, flow_of, parse_inner_header
 from xfrmpy.esp.outer import Congested, inner_after, outer_header
 from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, InboundSa, OutboundSa, Run
 from xfrmpy.esp.reassembly import Reassembly, fragment_of
@@ -49,6 +49,9 @@ ACQUIRE_SECONDS = 5.0
 
 MAPPING_SECONDS = 5.0
 """How often the same new address of a peer is told, as long as the SA is not updated to it."""
+
+MAX_PATHS = 4096
+"""Flows whose way is remembered. To find it anew takes microseconds for each policy."""
 
 NEXT_HEADER = {4: IPV4_IN_ESP, 6: IPV6_IN_ESP}
 _ADDRESS: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
@@ -99,6 +102,7 @@ class InClear(Exception):
 
 _Inbound: TypeAlias = InboundSa | InboundAh
 _Outbound: TypeAlias = OutboundSa | OutboundAh
+_Path: TypeAlias = "tuple[_Outbound, Held]"
 
 
 class Held:
@@ -137,6 +141,8 @@ class Forwarder:
         self._sad: dict[SaId, Held] = {}
         self._inbound: dict[tuple[ProtocolId, bytes], tuple[_Inbound, Held]] = {}
         self._outbound: dict[int, list[tuple[_Outbound, Held]]] = {}
+        self._paths: dict[tuple[bytes, int], _Path] = {}  # by flow and interface, until a change
+        self._let_in: set[tuple[bytes, int, int]] = set()  # with the reqid, until one of policies
         self._spd: dict[Place, SpdEntry] = {}
         self._by_priority: defaultdict[_Table, list[SpdEntry]] = defaultdict(list)
         self._hosts: Counter[tuple[int, int]] = Counter()
@@ -156,9 +162,27 @@ class Forwarder:
         `if_id` is that of the interface into which it was led, 0 for the one that has none. Raises
         `Refused` and `Waits`, and `InClear` for packets to the peer of transport mode.
         """
+        flow = flow_of(packet)
+        path = self._paths.get((flow, if_id)) if flow else None
+        if path is None:
+            packet, path = self._find_path(packet, flow, now, if_id)
+        sa, held = path
+        try:
+            sealed = _seal(sa, packet, self._hiding_in(sa.entry))
+        except Dropped as dropped:
+            self._check_limits(held, now)
+            raise Refused(dropped.reason) from None
+        self.note_use(held, now)
+        return sealed, sa.entry
+
+    def _find_path(
+        self, packet: bytes, flow: bytes | None, now: float, if_id: int
+    ) -> tuple[bytes, _Path]:
+        """The packet, as it is to be sealed, and with what. Raises as `protect`."""
         header = parse(packet)
         pieces = [packet]
         if not if_id and (header.version, header.destination) in self._hosts:
+            flow = None
             packet, pieces = self._gather(packet)
             header = parse(packet)
         policy = self._policy_for((PolicyDirection.OUT, if_id), header)
@@ -173,36 +197,26 @@ class Forwarder:
                 self._led_by[policy.template.reqid] = if_id
                 raise Waits
             raise Refused(Refusal.NO_SA)
-        sa, held = candidates[-1]
-        if if_id and _is_carried_by(header, sa.entry):
+        if if_id and _is_carried_by(header, candidates[-1][0].entry):
             raise Refused(Refusal.ROUTING_LOOP)
-        try:
-            sealed = _seal(sa, packet[: header.length], header.version, self._hiding_in(sa.entry))
-        except Dropped as dropped:
-            self._check_limits(held, now)
-            raise Refused(dropped.reason) from None
-        self.note_use(held, now)
-        return sealed, sa.entry
+        if flow is not None:
+            if len(self._paths) >= MAX_PATHS:
+                self._paths.clear()
+            self._paths[flow, if_id] = candidates[-1]
+        return packet[: header.length], candidates[-1]
 
     def run_of(
         self, head: bytes, packets: int, octets: int, now: float, if_id: int = 0
     ) -> tuple[Run, SadEntry] | None:
         """Numbers of an SA for as many inner packets, of so many octets in all, which have the
-        addresses, protocol and ports of `head`. None if `protect` must look at each."""
-        try:
-            header = parse_beginning(head)
-        except NotIp:
+        addresses, protocol and ports of `head`. None if `protect` must look at each: that finds
+        where they go, after any change of SAs and policies."""
+        flow = flow_of(head, is_whole=False)
+        path = self._paths.get((flow, if_id)) if flow else None
+        if path is None:
             return None
-        policy = self._policy_for((PolicyDirection.OUT, if_id), header)
-        if policy is None or policy.template is None:
-            return None
-        candidates = self._outbound.get(policy.template.reqid)
-        if not candidates or (not if_id and (header.version, header.destination) in self._hosts):
-            return None
-        sa, held = candidates[-1]
+        sa, held = path
         if not isinstance(sa, OutboundSa) or not _takes_runs(held, now):
-            return None
-        if if_id and _is_carried_by(header, sa.entry):
             return None
         run = sa.take_run(packets, octets)
         if run is None:
@@ -244,14 +258,26 @@ class Forwarder:
         next_header, inner = _decompressed(sa.entry, next_header, inner)
         if sa.entry.mode is Mode.TRANSPORT:
             inner = _as_in_clear(sa.entry, next_header, inner, fields)
-        parsed = parse(inner)
-        if sa.entry.mode is Mode.TUNNEL and next_header != NEXT_HEADER[parsed.version]:
-            raise Refused(Refusal.NOT_IP)
-        if not self.is_allowed(sa.entry, parsed):
-            raise Refused(Refusal.OUTSIDE_SELECTORS)
+        if sa.entry.mode is Mode.TUNNEL:
+            check_version(inner, next_header)
+        inner = self.let_in(inner, sa.entry)
         if is_newest and source is not None:
             self.note_source(held, source, now)
-        return with_outer(inner[: parsed.length], sa.entry, fields), sa.entry
+        return with_outer(inner, sa.entry, fields), sa.entry
+
+    def let_in(self, packet: bytes, sa: SadEntry) -> bytes:
+        """A packet that has come by an SA, without what is behind it. Raises `Refused`."""
+        flow = flow_of(packet)
+        if flow is not None and (flow, sa.if_id, sa.reqid) in self._let_in:
+            return packet
+        header = parse(packet)
+        if not self._is_allowed(sa, header):
+            raise Refused(Refusal.OUTSIDE_SELECTORS)
+        if flow is not None:
+            if len(self._let_in) >= MAX_PATHS:
+                self._let_in.clear()
+            self._let_in.add((flow, sa.if_id, sa.reqid))
+        return packet[: header.length]
 
     def inbound_sa(self, spi: bytes, protocol: ProtocolId) -> tuple[_Inbound, Held] | None:
         return self._inbound.get((protocol, spi))
@@ -284,7 +310,7 @@ class Forwarder:
         entries = self._by_priority.get(table, ())
         return next((entry for entry in entries if header.matches(entry.selector)), None)
 
-    def is_allowed(self, sa: SadEntry, header: InnerHeader) -> bool:
+    def _is_allowed(self, sa: SadEntry, header: InnerHeader) -> bool:
         """RFC 4301 section 5.2 step 4: the policy met must be one that asks for this very SA.
 
         Whether the packet is for this host or goes on to another, only the host's routes know; so
@@ -404,6 +430,7 @@ class Forwarder:
             else:
                 outbound = OutboundSa(entry, self._random)
             self._sad[entry.id] = self._hold(outbound, now)
+            self._paths.clear()
             self._outbound.setdefault(entry.reqid, []).append((outbound, self._sad[entry.id]))
         self._expect_limit(self._sad[entry.id])
         self._acquired_at.pop(entry.reqid, None)
@@ -448,6 +475,7 @@ class Forwarder:
             raise DatapathError(f"{entry.id} is in force already", errno.EEXIST)
         if entry.lifetime != old.lifetime:
             held.is_soft_reported = False
+        self._paths.clear()
         held.sa.entry = entry
         self._sad[entry.id] = self._sad.pop(sa)
         self._expect_limit(held)
@@ -461,6 +489,7 @@ class Forwarder:
         if entry.direction is Direction.IN:
             del self._inbound[_inbound_key(entry)]
             return
+        self._paths.clear()
         left = [pair for pair in self._outbound[entry.reqid] if pair[1] is not held]
         self._outbound[entry.reqid] = left
         if not left:
@@ -469,6 +498,8 @@ class Forwarder:
     def add_policy(self, entry: SpdEntry) -> None:
         """In place of one of the same direction and selector."""
         self.remove_policy(entry)
+        self._paths.clear()
+        self._let_in.clear()
         self._spd[entry.place] = entry
         self._hosts.update(_hosts_of(entry))
         insort(self._by_priority[_table_of(entry)], entry, key=_priority)
@@ -477,6 +508,8 @@ class Forwarder:
         """That of the same place, if there is one."""
         old = self._spd.pop(entry.place, None)
         if old is not None:
+            self._paths.clear()
+            self._let_in.clear()
             entries = self._by_priority[_table_of(old)]
             place = bisect_left(entries, old.priority, key=_priority)
             while entries[place] is not old:
@@ -507,8 +540,8 @@ class Forwarder:
     def remove_all(self) -> int:
         """Empty both databases; returns how many entries there were."""
         count = len(self._sad) + len(self._spd)
-        tables = (self._sad, self._inbound, self._outbound, self._spd, self._limits)
-        for table in (*tables, self._by_priority, self._acquired_at):
+        tables = (self._sad, self._inbound, self._outbound, self._spd, self._limits, self._paths)
+        for table in (*tables, self._by_priority, self._acquired_at, self._let_in):
             table.clear()
         self._ledger.clear()
         self._hosts.clear()
@@ -565,8 +598,9 @@ def _priority(entry: SpdEntry) -> int:
     return entry.priority
 
 
-def _seal(sa: _Outbound, packet: bytes, version: int, hidden_in: int) -> bytes:
+def _seal(sa: _Outbound, packet: bytes, hidden_in: int) -> bytes:
     """Raises `Refused` and `Dropped`."""
+    version = packet[0] >> 4
     protocol, payload = NEXT_HEADER[version], packet
     if sa.entry.mode is Mode.TRANSPORT:
         try:
@@ -581,6 +615,12 @@ def _seal(sa: _Outbound, packet: bytes, version: int, hidden_in: int) -> bytes:
     # RFC 4303 section 2.7: the receiver goes by the length that an inner IP packet has.
     is_packet = protocol == NEXT_HEADER[version] and sa.entry.mode is Mode.TUNNEL
     return sa.seal(payload, protocol, hidden_in=hidden_in if is_packet else 0)
+
+
+def check_version(packet: bytes, next_header: int) -> None:
+    """Whether a packet out of tunnel mode is of the version announced. Raises `Refused`."""
+    if not packet or next_header != NEXT_HEADER.get(packet[0] >> 4):
+        raise Refused(Refusal.NOT_IP)
 
 
 def _decompressed(sa: SadEntry, protocol: int, payload: bytes) -> tuple[int, bytes]:

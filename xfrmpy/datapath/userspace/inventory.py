@@ -155,6 +155,10 @@ COUNTERS: dict[str, Explanation] = {
         meaning="the system did not take an ESP packet that was to go out, for the errno behind it",
         look_at="the route to the peer; free memory; the rules of nf_tables",
     ),
+    "udp-overflow": Explanation(
+        meaning="packets came faster than they were opened, one or, joined by the kernel, several",
+        look_at="the load of the host: the worker needs a core for itself",
+    ),
     "tun-write": Explanation(
         meaning="the system did not take a packet out of an SA, for the errno that stands behind",
         look_at="whether the device is up (`xfrmpy plan`); free memory",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections import Counter
 from dataclasses import dataclass
 from ipaddress import ip_address
 from struct import Struct
@@ -31,7 +32,9 @@ MAX_SOURCES = 1024
 """Kept by their addresses."""
 
 _UDP_GRO = 104  # <linux/udp.h>
+_SO_RXQ_OVFL = 40  # <asm-generic/socket.h>
 _INTEGER = Struct("=i")
+_COUNT = Struct("=I")
 
 
 @dataclass(slots=True)
@@ -50,16 +53,19 @@ class Received:
 
 
 class UdpReceiver:
-    """Reads a socket, which does not block."""
+    """Reads a socket, which does not block; counts in `refused` what did not fit into it."""
 
-    def __init__(self, opened: socket.socket, version: int) -> None:
+    def __init__(self, opened: socket.socket, version: int, refused: Counter[str]) -> None:
         """Raises `OSError`."""
+        self._refused = refused
+        self._lost = 0
         self._socket = opened
         self._version = version
         self._arena = memoryview(bytearray(ARENA))
         self._sources: dict[tuple[Any, ...], SocketAddress] = {}
         ask_for_fields(opened, version)
         ask_for_destination(opened, version)
+        opened.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
         with contextlib.suppress(OSError):  # Without it each comes by itself.
             opened.setsockopt(socket.SOL_UDP, _UDP_GRO, 1)
 
@@ -81,13 +87,23 @@ class UdpReceiver:
         return received
 
     def _received(self, buffer: memoryview, told: Ancillary, address: tuple[Any, ...]) -> Received:
-        size = next((_INTEGER.unpack(octets)[0] for _, kind, octets in told if kind == _UDP_GRO), 0)
+        size = 0
+        for level, kind, octets in told:
+            if level == socket.SOL_UDP and kind == _UDP_GRO:
+                size = _INTEGER.unpack(octets)[0]
+            elif level == socket.SOL_SOCKET and kind == _SO_RXQ_OVFL:
+                self._note_lost(_COUNT.unpack(octets)[0])
         datagrams = [buffer]
         if size:
             datagrams = [buffer[at : at + size] for at in range(0, len(buffer), size)]
         return Received(
             datagrams, self._source_of(address), decode_fields(told, self._version), told
         )
+
+    def _note_lost(self, lost: int) -> None:
+        """`lost` is how many buffers in all the kernel had no room for, modulo 2**32."""
+        self._refused["udp-overflow"] += (lost - self._lost) & 0xFFFFFFFF
+        self._lost = lost
 
     def _source_of(self, address: tuple[Any, ...]) -> SocketAddress:
         """Making one takes 2 us, twice as long as to open a packet."""

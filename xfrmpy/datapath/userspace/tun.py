@@ -37,6 +37,11 @@ DEVICE_MTU = 65535
 """Of the device; what a tunnel really carries is the MTU of its route."""
 
 
+SUPER_PACKET = 60_000
+"""Octets. Cut into segments of 1,400 and sealed it is about 65,000, which just fits one send; with
+the 65,536 that devices have otherwise, each takes two."""
+
+
 class Tun:
     """A device for as long as this object is open. Reading and writing never block."""
 
@@ -63,6 +68,8 @@ class Tun:
             reason = f"the TUN device {name} cannot be made: {error.strerror}{held}"
             raise DatapathError(reason, error.errno) from error
         self._take_over_work()
+        if not self.is_adopted:
+            _limit_super_packets(name)
 
     def _take_over_work(self) -> None:
         """Where a host does all by itself we are slower, and nothing else."""
@@ -128,6 +135,12 @@ def _is_there(name: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _limit_super_packets(name: str) -> None:
+    """Where that is not possible, one more send is needed for some."""
+    with contextlib.suppress(DatapathError, OSError), contextlib.closing(Devices()) as devices:
+        devices.limit_super_packets(socket.if_nametoindex(name), SUPER_PACKET)
 
 
 def _silence() -> None:
