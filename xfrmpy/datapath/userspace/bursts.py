@@ -180,7 +180,7 @@ class Layout:
     def _seal(
         self, places: Sequence[_Place], number: int, run: Run, header: _Header, trailer: bytes
     ) -> None:
-        """The loop that all is for. benchmarks/README.md has what each line of it takes."""
+        """The loop that all is for. docs/userspace-datapath.md has what each step takes."""
         if not places:
             return
         size = len(places[0].payload)
@@ -200,7 +200,7 @@ class Layout:
             words = number_of(payload, "big")
             words = (words >> half) + (words & low_half)
             words = (words >> quarter) + (words & low_quarter)
-            checksum = 0xFFFF - (total + sequence + words * scale) % 0xFFFF
+            checksum = 0xFFFF - (words % 0xFFFF * scale + total + sequence) % 0xFFFF
             pack(
                 *(buffer, begin, spi, number & 0xFFFFFFFF, number),
                 *(before, sequence, between, checksum, after),
