@@ -42,7 +42,6 @@ makes none.
 """
 
 USES: dict[str, str] = {
-    "masked output marks": "the whole mark is ours",
     "sequence numbers that wrap": "ESN is there for that (RFC 4303 section 3.3.3)",
     "mapping changes told rarely": "changes of a peer's mapping are rare, and wanted at once",
     "SAs of one direction": "an outbound SA is told by its output mark on every kernel",

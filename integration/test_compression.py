@@ -13,6 +13,7 @@ from integration.lab.network import Host
 from integration.lab.process import eventually
 from integration.lab.site import Pair, Peer, Site
 from integration.lab.tunnel import Tunnel
+from integration.test_interfaces import keys as interface_keys
 
 PROPOSAL = "aes256gcm16-noesn"
 ESP = {"ipcomp": "yes", "proposals": PROPOSAL}
@@ -84,6 +85,27 @@ def test_the_two_datapaths_compress_with_one_another(site: Site) -> None:
         for gateway in (pair.ours, theirs):
             gateway.rekey()
             _assert_passes(site)
+
+
+@pytest.mark.vm
+def test_a_route_based_tunnel_compresses(site: Site) -> None:
+    """What is small, and goes as it is, comes out of the interface as well."""
+    tunnel = site.network.tunnel(esp=PROPOSAL)
+    theirs, ours = (
+        site.xfrmpy(host, end, **KEYS["kernel"], **interface_keys(number))
+        for host, end, number in (
+            (site.network.sun, tunnel.mirrored(), 2),
+            (site.network.moon, tunnel, 1),
+        )
+    )
+    pair = Pair(site, ours, theirs)
+    for _ in pair.each_role():
+        for octets in (8, _PAYLOAD):
+            assert site.network.alice.ping(site.network.bob.inside_address(), octets=octets) == 0
+        (child,) = pair.ours.tunnel().children
+        # The interface may have said a word of its own.
+        assert 6 <= child.packets_in < 9
+        assert max(child.octets_in, child.octets_out) < 3 * _PAYLOAD / 2
 
 
 @pytest.mark.vm

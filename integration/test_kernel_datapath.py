@@ -18,11 +18,30 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from integration.contract.compression import CompressionContract
-from integration.contract.entries import GCM, INNER, OUTER, REQID, SUITES, sad_entry, spd_entry
+from integration.contract.entries import (
+    ENDS,
+    GCM,
+    INNER,
+    OUTER,
+    REQID,
+    SUITES,
+    sad_entry,
+    spd_entry,
+)
 from integration.contract.entries_in_force import DatapathContract
 from integration.contract.interfaces import InterfaceContract
 from integration.contract.selecting import SelectorContract
-from integration.contract.sites import Site, gateway_namespace, inside, install_pair, run, two_sites
+from integration.contract.sites import (
+    SaPair,
+    Site,
+    add_policies,
+    gateway_namespace,
+    inside,
+    install_pair,
+    make_pair,
+    run,
+    two_sites,
+)
 from integration.contract.succession import SuccessionContract
 from integration.contract.traffic import TrafficContract
 from integration.contract.transport import TransportContract
@@ -43,7 +62,14 @@ from xfrmpy.ipsec.algorithms import CIPHERS
 from xfrmpy.ipsec.drift import Dump, Finding
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
-from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Lifetime, Mode, UdpEncapsulation
+from xfrmpy.ipsec.sad import (
+    OUR_REQIDS,
+    Direction,
+    InnerEnds,
+    Lifetime,
+    Mode,
+    UdpEncapsulation,
+)
 from xfrmpy.ipsec.selectors import Selector, TrafficSelector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template, shunt_entries
 
@@ -254,6 +280,38 @@ class TestSelectors(SelectorContract):
 
 @pytest.mark.vm
 @pytest.mark.usefixtures("esp")
+@pytest.mark.parametrize("encapsulated", [False, True], ids=["esp", "udp"])
+@pytest.mark.parametrize("inner", [4, 6])
+@pytest.mark.parametrize("outer", [4, 6])
+def test_beet_mode_spares_the_inner_header(
+    sites: tuple[Site, Site], outer: int, inner: int, encapsulated: bool
+) -> None:
+    """Each end makes it anew of what it knows."""
+    pair = make_pair(GCM, spi_bits=0, outer=outer, encapsulated=encapsulated)
+    one, other = ENDS[inner].destination, ENDS[inner].source
+    forth = InnerEnds(source=one, destination=other)
+    pair = SaPair(
+        replace(pair.forth, mode=Mode.BEET, inner=forth),
+        replace(pair.back, mode=Mode.BEET, inner=ENDS[inner]),
+    )
+    try:
+        for site in sites:
+            pair.add_to(site)
+            add_policies(site, inner=inner, outer=outer, mode=Mode.BEET)
+            assert set(site.datapath.dump().sad) == set(pair.at(site))
+        assert sites[0].ping(inner)
+        assert sites[1].ping(inner)
+        for site in sites:
+            for entry in pair.at(site):
+                usage = site.datapath.usage(entry.id)
+                assert (usage.packets, usage.octets) == (6, 6 * 64)
+    finally:
+        for site in sites:
+            site.datapath.remove_ours()
+
+
+@pytest.mark.vm
+@pytest.mark.usefixtures("esp")
 class TestCompression(CompressionContract):
     pass
 
@@ -316,7 +374,7 @@ def test_another_programs_sa_is_left_alone(gateway: str) -> None:
 class TestStatesOfCompression:
     """The SA that is one to us and two to the kernel."""
 
-    @pytest.mark.parametrize("mode", Mode)
+    @pytest.mark.parametrize("mode", [Mode.TUNNEL, Mode.TRANSPORT])
     def test_what_others_remove_of_it_comes_back(
         self, gateway: str, datapath: KernelDatapath, mode: Mode
     ) -> None:

@@ -105,3 +105,38 @@ def test_equal_subnets_are_told_apart_by_marks(site: Site, role: Role, peer: str
     pair.disconnect(role, 1)
     eventually("the first to be up still", lambda: moon.is_up(0))
     site.assert_protected()
+
+
+_ESP_LEAVES = """
+table inet marking {
+    counter wrong { }
+    counter every { }
+    chain leaving {
+        type filter hook output priority filter
+        meta l4proto esp meta mark != 0x25846 counter name "wrong"
+        meta l4proto esp counter name "every"
+    }
+}
+"""
+
+
+def test_rules_of_routing_lead_a_tunnels_own_packets_by_their_mark(site: Site) -> None:
+    network = site.network
+    tunnel = network.tunnel()
+    ours = site.xfrmpy(network.moon, tunnel, mark_set="0x20000/0xf0000")
+    pair = Pair(site, ours, site.xfrmpy(network.sun, tunnel.mirrored()))
+    counting = site.directory / "leaving.nft"
+    counting.write_text(_ESP_LEAVES)
+    network.moon.run("nft", "-f", str(counting))
+    pair.connect(Role.INITIATOR)
+    site.assert_protected()
+    assert counted(network.moon, "every") > 5
+    assert counted(network.moon, "wrong") == 0
+    network.moon.run("ip", "route", "add", "blackhole", "default", "table", "7")
+    network.moon.run("ip", "rule", "add", "fwmark", "0x20000/0xf0000", "table", "7")
+    site.assert_blocked()
+    ours.rekey()
+    site.assert_blocked()
+    network.moon.run("ip", "rule", "del", "table", "7")
+    site.assert_protected()
+    assert counted(network.moon, "wrong") == 0

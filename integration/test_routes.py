@@ -121,7 +121,7 @@ def test_a_route_has_our_source_and_yields_to_our_mark(gateway: str, routes: Rou
     )
     assert str(OUR_TABLE) not in _lookup(gateway, "10.2.0.7", "mark", str(OUR_MARK))
     assert "mtu 1400" in run("ip", "-n", gateway, "route", "show", "table", str(OUR_TABLE))
-    assert _rules(gateway) == ["220: not from all fwmark 0x5846 lookup 22598"]
+    assert _rules(gateway) == ["220: not from all fwmark 0x5846/0xffff lookup 22598"]
     assert _rules(gateway, 6) == []
     routes.remove(REMOTE)
     assert _rules(gateway) == []

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from integration.lab.gateway import XfrmpyGateway
+from integration.lab.gateway import DATAPATH, XfrmpyGateway
 from integration.lab.network import subnet
 from integration.lab.process import eventually
 from integration.lab.site import Pair, Site
+from xfrmpy.failures import CATALOGUE
 
 pytestmark = [pytest.mark.native, pytest.mark.vm]
 
@@ -115,3 +116,28 @@ def test_a_plan_shows_what_becomes_of_shunts_and_rollback_takes_it_back(pair: Pa
     assert pair.site.network.alice.ping(pair.site.network.bob.inside_address(), 1) == 0
     assert pair.ours.command("rollback").code == 0
     pair.site.assert_blocked()
+
+
+def test_what_the_datapath_that_is_found_cannot_do_is_refused_before_anything_is_done(
+    site: Site,
+) -> None:
+    ours = site.xfrmpy(site.network.moon, site.network.tunnel(), datapath="auto")
+    shunts = {
+        name: {"action": "drop", "remote": f"{subnet(2)}[{traffic}]"}
+        for name, traffic in (("games", "udp"), ("pings", "icmp/8"))
+    }
+    (ours.policies / "shunts.yaml").write_text(yaml.safe_dump({"shunts": shunts}))
+    plan = ours.command("plan")
+    if DATAPATH == "kernel":
+        assert plan.code == 0
+        return
+    assert "XF3010" in plan.errors
+    assert "no ICMP types" in plan.errors
+    rules = site.network.moon.run("ip", "rule")
+    assert ours.command("apply").code == CATALOGUE["XF3010"].exit_code
+    assert site.network.moon.run("ip", "rule") == rules
+    ours.crash()
+    with pytest.raises(AssertionError, match="XF3010"):
+        ours.start_again()
+    (ours.policies / "shunts.yaml").unlink()
+    ours.start_again()

@@ -277,7 +277,10 @@ CATALOGUE: dict[str, FailureKind] = {
     "XF2020": FailureKind(
         title="the two ends want different modes",
         exit_code=ExitCode.PEER_REFUSED,
-        causes=("one end has `mode: transport`, the other a tunnel", "the peer is another host's"),
+        causes=(
+            "one end has `mode: transport` or `beet`, the other a tunnel",
+            "the peer is another host's",
+        ),
         fixes=("give both ends the same `mode`",),
     ),
     "XF2021": FailureKind(
@@ -394,7 +397,7 @@ CATALOGUE: dict[str, FailureKind] = {
         exit_code=ExitCode.HOST_CANNOT,
         causes=(
             "another program has a policy of the same selector in the kernel's SPD",
-            "without the kernel's SPD a shunt cannot tell ICMP types, nor stand between tunnels",
+            "a bypass, and a drop in user space, tells no ICMP types and is not between tunnels",
         ),
         fixes=("`ip xfrm policy` shows the kernel's; see `Shunts` in docs/policy.md",),
     ),

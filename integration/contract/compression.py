@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from ipaddress import ip_address
+from socket import AF_INET, IPPROTO_UDP, SOCK_DGRAM, SOCK_RAW, socket
 
 import pytest
 
-from integration.contract.entries import GCM, OUTER, SUITES
+from integration.contract.entries import GCM, OUTER, SUITES, inner_address
 from integration.contract.sites import (
     CleanSites,
     SaPair,
     Site,
     add_policies,
+    inside,
     install_transport,
     make_pair,
 )
 from integration.lab.process import eventually
 from xfrmpy.datapath.interface import Expired
+from xfrmpy.esp.checksum import checksum_of
+from xfrmpy.esp.compression import compress
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import Direction, Lifetime
 from xfrmpy.registry import ProtocolId
 
 _CPIS = (0x1234, 0x4321)
+_PORT = 7777
+_IP_IN_IP = 4
 _LARGE = 1000
 """Octets that compress well, of an echo request."""
 _MOVED = ip_address("198.51.100.11")
@@ -57,6 +64,23 @@ class CompressionContract(CleanSites):
         for octets in (8, _LARGE):
             assert sites[0].ping(4, "-s", str(octets))
         assert _octets(sites, pair) < 6 * _LARGE / 2
+
+    def test_what_anybody_compresses_is_not_taken(
+        self, sites: tuple[Site, Site], spi_bits: int
+    ) -> None:
+        """The index is no secret: without ESP around it neither that nor IP in IP gets in."""
+        _install(sites, spi_bits=spi_bits)
+        protocol, compressed = compress(_IP_IN_IP, _datagram(bytes(500)), _CPIS[0])
+        with inside(sites[1].namespace), socket(AF_INET, SOCK_DGRAM) as receiver:
+            receiver.bind((str(inner_address(4, 1)), _PORT))
+            receiver.settimeout(5)
+            with inside(sites[0].namespace), socket(AF_INET, SOCK_DGRAM) as sender:
+                for number, octets in ((protocol, compressed), (_IP_IN_IP, _datagram(b"plain"))):
+                    with socket(AF_INET, SOCK_RAW, number) as raw:
+                        raw.sendto(octets, (str(OUTER[4][1]), 0))
+                sender.bind((str(inner_address(4, 0)), 0))
+                sender.sendto(b"protected", (str(inner_address(4, 1)), _PORT))
+            assert receiver.recv(1500) == b"protected"
 
     @pytest.mark.parametrize("version", [4, 6])
     def test_two_hosts_compress_what_they_say(
@@ -160,6 +184,15 @@ def _install(
         pair.add_to(site)
         add_policies(site, inner=inner, outer=outer, protocol=suite.protocol, compresses=True)
     return pair
+
+
+def _datagram(payload: bytes) -> bytes:
+    """From inside the first site to inside the second."""
+    ends = b"".join(inner_address(4, end).packed for end in (0, 1))
+    size = 28 + len(payload)
+    header = struct.pack(">BBHHHBBH", 0x45, 0, size, 0, 0, 64, IPPROTO_UDP, 0) + ends
+    header = header[:10] + struct.pack(">H", checksum_of(header)) + header[12:]
+    return header + struct.pack(">HHHH", _PORT, _PORT, size - 20, 0) + payload
 
 
 def _octets(sites: tuple[Site, Site], pair: SaPair) -> int:

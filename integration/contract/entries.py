@@ -11,7 +11,14 @@ from tests.suites import AH_SUITES, ESP_SUITES
 from xfrmpy.datapath.interface import Capabilities
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
-from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Mode, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.sad import (
+    OUR_REQIDS,
+    Direction,
+    InnerEnds,
+    Mode,
+    SadEntry,
+    UdpEncapsulation,
+)
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template
 from xfrmpy.registry import ProtocolId
@@ -30,6 +37,11 @@ INNER = {
     6: (ip_network("fd00:1::/64"), ip_network("fd00:2::/64")),
 }
 """The networks behind them; each gateway has the first address of its own."""
+ENDS = {
+    version: InnerEnds(source=INNER[version][1][1], destination=INNER[version][0][1])
+    for version in INNER
+}
+"""Of BEET mode, inbound at the first gateway."""
 
 
 def spd_entry(

@@ -240,6 +240,7 @@ def add_policies(
     ends: tuple[IpAddress, IpAddress] | None = None,
     protocol: ProtocolId = ProtocolId.ESP,
     compresses: bool = False,
+    mode: Mode = Mode.TUNNEL,
 ) -> None:
     """The three policies of one site; `ends` are the gateways' addresses."""
     us, them = site.end, 1 - site.end
@@ -253,6 +254,7 @@ def add_policies(
             reqid=REQID,
             protocol=protocol,
             compresses=compresses,
+            mode=mode,
         )
 
     for entry in protect_entries(

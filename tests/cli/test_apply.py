@@ -14,8 +14,9 @@ import pytest
 
 from xfrmpy.cli import apply
 from xfrmpy.cli.main import run
+from xfrmpy.cli.terminal import Painter
 from xfrmpy.control.calls import PolicyText
-from xfrmpy.control.plans import KeepReply
+from xfrmpy.control.plans import ChangeReply, KeepReply
 from xfrmpy.failures import OperatorError
 
 TEXT = "peer: 192.0.2.1\n"
@@ -98,3 +99,21 @@ def test_the_session_is_that_of_a_process_above_where_sudo_took_the_variable_awa
     command = [sys.executable, "-c", above, asked]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['10.1.0.1', '198.51.100.9']"
+
+
+@pytest.mark.parametrize(
+    ("names", "summary"),
+    [
+        (["a"], "1 tunnel to change: 1 new."),
+        (["shunt a"], "1 shunt to change: 1 new."),
+        (["a", "shunt a", "shunt b"], "1 tunnel and 2 shunts to change: 3 new."),
+    ],
+)
+def test_shunts_are_not_counted_as_tunnels(names: list[str], summary: str) -> None:
+    changes = [
+        ChangeReply(
+            tunnel=name, action="create", impact="hot", live=False, cuts=False, differences=[]
+        )
+        for name in names
+    ]
+    assert apply._summary(changes, "to change", Painter(io.StringIO())) == summary

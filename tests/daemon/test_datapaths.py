@@ -11,7 +11,7 @@ from tests.policy.test_changes import OFFICE
 from xfrmpy.daemon.datapaths import Datapaths, Placement
 from xfrmpy.datapath.interface import Capabilities
 from xfrmpy.datapath.recording import EVERYTHING
-from xfrmpy.ipsec.sad import DontFragment
+from xfrmpy.ipsec.sad import DontFragment, Mode
 from xfrmpy.policy.model import DatapathChoice, Encapsulation, TunnelPolicy
 
 NO_RAW = replace(EVERYTHING, raw_esp=False, missing={"raw esp": "there are no raw sockets"})
@@ -77,6 +77,18 @@ def test_compression_that_the_kernel_datapath_lacks_is_for_the_userspace_one(
     placement = placed(tmp_path, policy, kernel=kernel, userspace=EVERYTHING)
     assert placement.policy.datapath is DatapathChoice.USERSPACE
     assert placement.reason == "no deflate"
+
+
+def test_beet_mode_is_refused_with_the_reason_that_the_datapath_gives(tmp_path: Path) -> None:
+    (lan,) = OFFICE.children
+    policy = replace(OFFICE, children=(replace(lan, mode=Mode.BEET),))
+    modes = frozenset({Mode.TUNNEL, Mode.TRANSPORT})
+    userspace = replace(EVERYTHING, modes=modes, missing={"beet mode": "no BEET mode here"})
+    placement = placed(tmp_path, policy, kernel=EVERYTHING, userspace=userspace)
+    assert placement.policy.datapath is DatapathChoice.KERNEL
+    placement = placed(tmp_path, policy, kernel="no kernel", userspace=userspace)
+    assert placement.failure is not None
+    assert dict(placement.failure.evidence)["userspace"] == "no BEET mode here"
 
 
 def test_what_is_compressed_and_padded_too_is_for_the_userspace_one(tmp_path: Path) -> None:

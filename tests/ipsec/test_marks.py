@@ -33,9 +33,18 @@ def test_what_is_no_mark_is_refused(text: str) -> None:
         Mark.parse(text)
 
 
-def test_the_mark_of_what_is_protected_already_is_nobody_elses() -> None:
+@pytest.mark.parametrize("value", [OUR_MARK, 0x10000 | OUR_MARK])
+def test_the_mark_of_what_is_protected_already_is_nobody_elses(value: int) -> None:
     with pytest.raises(ValueError, match="own"):
-        Mark(OUR_MARK)
+        Mark(value)
+
+
+def test_protected_packets_take_marks_in_the_upper_half() -> None:
+    assert Mark.parse_outer("0x10000") == Mark(0x10000, 0xFFFF0000)
+    assert Mark.parse_outer("0x10000/0xf0000") == Mark(0x10000, 0xF0000)
+    for text in ("1", "0x10001", "0x10000/0xfffff", "0", "0/0xf0000"):
+        with pytest.raises(ValueError, match=r"upper 16 bits|not within the mask"):
+            Mark.parse_outer(text)
 
 
 @st.composite

@@ -22,7 +22,9 @@ def on_the_wire(
     """The octets of the outer packet; in transport mode the inner one's header goes outside."""
     ip_header = bytes(20 if version == 4 else 40)
     udp_header = bytes(8 if encapsulated else 0)
-    payload = bytes(inner if mode is Mode.TUNNEL else inner - len(ip_header))
+    # In BEET mode an inner IPv4 header is left out, and its options have a header of their own.
+    spared = {Mode.TUNNEL: 0, Mode.TRANSPORT: len(ip_header), Mode.BEET: 20 - 8}
+    payload = bytes(inner - spared[mode])
     padding = b""
     while len(payload + padding + b"LN") % 4 or len(payload + padding + b"LN") % suite.cipher.block:
         padding += b"\1"

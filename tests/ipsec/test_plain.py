@@ -35,6 +35,7 @@ from xfrmpy.ipsec.proposals import AhSuite, EspSuite, IkeSuite, Proposal, Transf
 from xfrmpy.ipsec.sad import (
     Direction,
     DontFragment,
+    InnerEnds,
     Lifetime,
     Mode,
     OuterHeader,
@@ -84,6 +85,7 @@ TRANSFORM = st.builds(
 LIMIT = st.none() | st.integers(0, 1 << 63)
 INTERFACE_ADDRESS = st.builds(InterfaceAddress, address=ADDRESS, prefixlen=st.integers(0, 32))
 LIFETIME = st.builds(Lifetime, **{field.name: LIMIT for field in dataclasses.fields(Lifetime)})
+INNER_ENDS = st.builds(InnerEnds, source=ADDRESS, destination=ADDRESS)
 ENCAPSULATION = st.builds(UdpEncapsulation, PORT, PORT)
 OUTER_HEADER = st.builds(
     OuterHeader,
@@ -117,6 +119,7 @@ TEMPLATE = st.builds(
     reqid=st.integers(0, 0xFFFFFFFF),
     protocol=PROTOCOL,
     mode=st.sampled_from(Mode),
+    compresses=st.booleans(),
 )
 
 
@@ -135,7 +138,9 @@ def traffic_selectors(draw: st.DrawFn) -> TrafficSelector:
 
 @st.composite
 def sad_entries(draw: st.DrawFn) -> SadEntry:
-    suite = draw(ESP_SUITE | AH_SUITE)
+    mode = draw(st.sampled_from(Mode))
+    is_beet = mode is Mode.BEET
+    suite = draw(ESP_SUITE if is_beet else ESP_SUITE | AH_SUITE)
     size = 0 if suite.integrity is None else suite.integrity.key
     return SadEntry(
         direction=draw(st.sampled_from(Direction)),
@@ -146,11 +151,12 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         suite=suite,
         encryption_key=draw(st.binary(min_size=suite.keymat, max_size=suite.keymat)),
         integrity_key=draw(st.binary(min_size=size, max_size=size)),
-        mode=draw(st.sampled_from(Mode)),
+        mode=mode,
+        inner=draw(INNER_ENDS) if is_beet else None,
         replay_window=draw(st.integers(0, 4096)),
         encapsulation=draw(st.none() if isinstance(suite, AhSuite) else st.none() | ENCAPSULATION),
         outer=draw(OUTER_HEADER),
-        cpi=draw(st.none() | st.integers(256, 61439)),
+        cpi=None if is_beet else draw(st.none() | st.integers(256, 61439)),
         tfc=draw(st.integers(0, 65535)),
         lifetime=draw(LIFETIME),
         if_id=draw(st.integers(0, 0xFFFFFFFF)),
@@ -192,6 +198,7 @@ VALUES: dict[type, st.SearchStrategy[Any]] = {
     AhSuite: AH_SUITE,
     UdpEncapsulation: ENCAPSULATION,
     OuterHeader: OUTER_HEADER,
+    InnerEnds: INNER_ENDS,
     Lifetime: LIFETIME,
     SaId: st.builds(SaId, spi=st.integers(0, 0xFFFFFFFF), protocol=PROTOCOL, destination=ADDRESS),
     SadEntry: sad_entries(),

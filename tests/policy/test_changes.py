@@ -100,6 +100,7 @@ OTHER_OF_CHILD: dict[str, tuple[Any, Impact]] = {
     "priority": (500, Impact.REKEY),
     "mark_out": (Mark(1), Impact.REKEY),
     "mark_in": (Mark(2, 0xF), Impact.REKEY),
+    "mark_set": (Mark(0x10000, 0xFFFF0000), Impact.REKEY),
     "if_id": (7, Impact.REPLACE),
 }
 

@@ -45,7 +45,7 @@ APPENDED: dict[str, tuple[str, ...]] = {
         "8: XF1004: 'start' must be one of auto, on-demand, listen, manual, not 'yes'",
     ),
     "mode: tunel\n": (
-        "7: XF1004: 'mode' must be one of tunnel, transport, not 'tunel' (did you mean tunnel?)",
+        "7: XF1004: 'mode' must be one of tunnel, transport, beet, not 'tunel' (did you mean tunnel?)",
     ),
     "datapath: kernal\n": (
         "11: XF1004: 'datapath' must be one of auto, kernel, userspace, not 'kernal' (did you mean kernel?)",
@@ -143,6 +143,9 @@ APPENDED: dict[str, tuple[str, ...]] = {
     ),
     "esp: {offload: crypto}\ndatapath: userspace\n": (
         "16: XF1004: 'offload' is the kernel's, and 'datapath' is userspace (leave out one of them)",
+    ),
+    "esp: {dont_fragment: set}\ndatapath: kernel\n": (
+        "22: XF1004: with 'datapath: kernel', DF is copied or cleared (write copy or clear)",
     ),
     "esp: {offload: packet}\n": ("16: XF1004: 'offload' must be one of crypto, not 'packet'",),
     "esp: {replay_window: 0777}\n": (

@@ -70,6 +70,20 @@ children:
     assert marks == [(Mark(1), Mark(1)), (Mark(2), Mark(2)), (Mark(3), Mark(4, 0xF))]
 
 
+def test_a_childs_own_packets_have_its_mark_or_the_tunnels(load: Load) -> None:
+    text = """\
+peer: 192.0.2.1
+psk: secret:key
+mark_set: 0x10000
+children:
+  a: {local: 10.1.0.0/16, remote: 10.2.0.0/16}
+  b: {local: 10.1.0.0/16, remote: 10.3.0.0/16, mark_set: 0x20000/0xf0000}
+"""
+    loaded = load(**{"t.yaml": text})
+    marks = [(c.mark_set, c.mark_out) for c in loaded.tunnels[0].children]
+    assert marks == [(Mark(0x10000, 0xFFFF0000), None), (Mark(0x20000, 0xF0000), None)]
+
+
 @pytest.mark.parametrize("mark", ["x", "0x21/0xf0", "-1", "[1]", "yes", "0x5846", "22598", "1.5"])
 def test_what_is_no_mark_is_refused_where_it_stands(load: Load, mark: str) -> None:
     text = f"peer: 192.0.2.1\npsk: secret:key\nlocal: 10.1.0.0/16\nremote: '::/0'\nmark: {mark}\n"
@@ -77,14 +91,15 @@ def test_what_is_no_mark_is_refused_where_it_stands(load: Load, mark: str) -> No
     assert [(error.code, error.line) for error in errors] == [("XF1004", 5)]
 
 
-def test_the_userspace_datapath_is_refused_with_a_mark(load: Load) -> None:
-    text = """\
+@pytest.mark.parametrize("key", ["mark: 1", "mark_set: 0x10000"])
+def test_the_userspace_datapath_is_refused_with_a_mark(load: Load, key: str) -> None:
+    text = f"""\
 peer: 192.0.2.1
 psk: secret:key
 local: 10.1.0.0/16
 remote: 10.2.0.0/16
 datapath: userspace
-mark: 1
+{key}
 """
     (error,) = load(**{"t.yaml": text}).errors
     assert (error.code, error.line) == ("XF1004", 6)

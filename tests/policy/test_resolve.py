@@ -39,6 +39,7 @@ from xfrmpy.policy.resolve import assign_reqids, find_overlaps
 from xfrmpy.registry import IdType, ProtocolId, TransformType
 
 Load = Callable[..., LoadedPolicy]
+Lines = Callable[[LoadedPolicy], list[str]]
 
 OFFICE = "peer: vpn.example.org\npsk: secret:key\nlocal: 10.1.0.0/16\nremote: 10.2.0.0/16\n"
 GOOD = "psk: secret:key\nlocal: 10.1.0.0/16\nremote: 10.2.0.0/16\n"
@@ -186,6 +187,38 @@ def test_transport_mode_may_be_limited(load: Load) -> None:
     text = "peer: a\npsk: secret:key\nmode: transport\nremote: 0.0.0.0/0[tcp/5432]\n"
     (child,) = only(load(**{"t.yaml": text})).children
     assert [str(s) for s in child.remote] == ["0.0.0.0/0[tcp/5432]"]
+
+
+BEET = "peer: 192.0.2.1\npsk: secret:key\nmode: beet\n"
+
+
+def test_beet_mode_is_between_one_address_and_another(load: Load) -> None:
+    text = f"{BEET}local: ['10.1.0.1[tcp/80]', '10.1.0.1[udp]']\nremote: 10.2.0.1\n"
+    (child,) = only(load(**{"t.yaml": text})).children
+    assert child.mode is Mode.BEET
+
+
+def test_beet_mode_between_networks_is_an_error(load: Load, lines: Lines) -> None:
+    text = f"{BEET}local: [10.1.0.1, 10.1.0.2]\nremote: 10.2.0.0/31\n"
+    assert lines(load(**{"t.yaml": text})) == [
+        f"t.yaml:{line}: XF1004: 'mode: beet' is between two addresses: '{side}' has to be one "
+        f"({side}: ADDRESS)"
+        for line, side in (("4:8", "local"), ("5:9", "remote"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("ah: sha256", "is of ESP"),
+        ("esp: {ipcomp: yes}", "does not compress in BEET mode"),
+        ("datapath: userspace", "the userspace datapath has no BEET mode"),
+        ("interface: 10.0.0.1/30", "in beet mode nothing is routed"),
+    ],
+)
+def test_beet_mode_goes_without_much(load: Load, more: str, message: str) -> None:
+    text = f"{BEET}local: 10.1.0.1\nremote: 10.2.0.1\n{more}\n"
+    assert [message in str(error) for error in load(**{"t.yaml": text}).errors] == [True]
 
 
 def test_defaults_give_way_to_what_a_tunnel_says_as_a_whole(load: Load) -> None:

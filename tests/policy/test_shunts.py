@@ -127,6 +127,30 @@ def test_shunts_of_which_nothing_says_which_comes_first_are_refused(
     assert codes == {True: ["XF1007"], False: [], None: ["XF1004"]}[is_ambiguous]
 
 
+@pytest.mark.parametrize(
+    ("traffic", "reason"),
+    [
+        ("remote: '10.9.0.0/16[icmp/8]'", "no ICMP types"),
+        ("remote: '10.9.0.0/16[tcp/65535]'", "ports from 1 to 65534"),
+        ("remote: 10.9.0.0/16, priority: 70000", "before all tunnels"),
+    ],
+)
+@pytest.mark.parametrize("datapath", ["kernel", "userspace", "auto"])
+@pytest.mark.parametrize("action", ["bypass", "drop"])
+def test_what_rules_of_routing_cannot_do_is_refused_where_they_are_known_to_be_needed(
+    secrets: Path, traffic: str, reason: str, datapath: str, action: str
+) -> None:
+    tunnel = f"{TUNNEL}    datapath: {datapath}\n"
+    loaded = read(secrets, f"{tunnel}shunts:\n  x: {{action: {action}, {traffic}}}\n")
+    if action == "drop" and datapath != "userspace":
+        assert messages(loaded) == []
+        return
+    (error,) = loaded.errors
+    assert (error.code, error.line) == ("XF1004", 9)
+    assert reason in error.message
+    assert ("tunnel 'a'" in error.message) == (action == "drop")
+
+
 def test_a_shunt_is_not_of_the_very_traffic_of_a_tunnel(secrets: Path) -> None:
     shunt = "{action: drop, local: 10.1.0.0/16, remote: 10.2.0.0/16, priority: 5}"
     (error,) = read(secrets, f"{TUNNEL}shunts:\n  x: {shunt}\n").errors

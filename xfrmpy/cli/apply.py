@@ -285,8 +285,13 @@ def _summary(changes: list[ChangeReply], verb: str, paint: Painter) -> str:
         for action, word in (("create", "new"), ("update", "different"), ("delete", "gone"))
         if counts[action]
     )
-    count = len(changes)
-    return f"{count} tunnel{'s' * (count > 1)} {verb}: {', '.join(parts)}."
+    shunts = sum(change.is_of_shunt for change in changes)
+    subjects = (
+        f"{count} {kind}{'s' * (count > 1)}"
+        for kind, count in (("tunnel", len(changes) - shunts), ("shunt", shunts))
+        if count
+    )
+    return f"{' and '.join(subjects)} {verb}: {', '.join(parts)}."
 
 
 def _diff_lines(changes: list[ChangeReply], paint: Painter) -> Iterator[str]:

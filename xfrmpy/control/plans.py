@@ -21,10 +21,10 @@ class DifferenceReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeReply:
-    """What happens to a tunnel: `action` is `create`, `update` or `delete`.
+    """What happens to a tunnel, or to a shunt, which has the word `shunt` before its name.
 
-    `impact` is what it does to what is up; `live` says whether anything is. `cuts` is whether the
-    session that it is asked from would be cut.
+    `action` is `create`, `update` or `delete`. `impact` is what it does to what is up; `live` says
+    whether anything is. `cuts` is whether the session that it is asked from would be cut.
     """
 
     tunnel: str
@@ -33,6 +33,14 @@ class ChangeReply:
     live: bool
     cuts: bool
     differences: list[DifferenceReply]
+
+    @property
+    def is_of_shunt(self) -> bool:
+        return self.tunnel.startswith(SHUNT)
+
+
+SHUNT = "shunt "
+"""No tunnel's name has a space."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

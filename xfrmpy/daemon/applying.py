@@ -79,18 +79,21 @@ class PlannedChange:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What would be done, in this order; `drift` is what others have changed of what is in force,
-    and is put right after it. `shunts` are those that there would be."""
+    and is put right after it. `shunts` are those that there would be, and `refusal` is why the
+    datapaths do not take them."""
 
     changes: tuple[PlannedChange, ...]
     drift: tuple[Difference, ...] = ()
     shunts: tuple[Shunt, ...] = ()
     shunt_changes: tuple[ShuntChange, ...] = ()
+    refusal: Failure | None = None
 
     @property
     def failure(self) -> Failure | None:
         """Why it cannot be done here, if it cannot."""
         placements = (planned.placement for planned in self.changes)
-        return next((p.failure for p in placements if p is not None and p.failure), None)
+        failures = (p.failure for p in placements if p is not None and p.failure)
+        return next(failures, self.refusal)
 
 
 class Applier:
@@ -141,6 +144,7 @@ class Applier:
             drift=self._find_drift(),
             shunts=(after := tuple(shunts)),
             shunt_changes=tuple(compare_shunts(self._shunts.wanted, after)),
+            refusal=self._shunts.refusal(after),
         )
 
     def _find_drift(self) -> tuple[Difference, ...]:

@@ -237,7 +237,7 @@ def _pads_too(child: ChildPolicy, can: Capabilities) -> bool:
 
 
 def _has_marks(policy: TunnelPolicy) -> bool:
-    return any(child.mark_out or child.mark_in for child in policy.children)
+    return any(child.mark_out or child.mark_in or child.mark_set for child in policy.children)
 
 
 def _shortcoming(

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from xfrmpy.control.calls import ApplyCall, PlanCall, PolicyText
-from xfrmpy.control.plans import ChangeReply, DifferenceReply, DriftReply, KeepReply, PlanReply
+from xfrmpy.control.plans import (
+    SHUNT,
+    ChangeReply,
+    DifferenceReply,
+    DriftReply,
+    KeepReply,
+    PlanReply,
+)
 from xfrmpy.control.protocol import Progress
 from xfrmpy.control.values import decode
 from xfrmpy.daemon.applying import Applier, Plan, PlannedChange
@@ -228,7 +235,7 @@ def _change_reply(planned: PlannedChange, session: Session | None) -> ChangeRepl
 def _shunt_reply(change: ShuntChange, session: Session | None) -> ChangeReply:
     action = "update" if change.before and change.after else "create" if change.after else "delete"
     return ChangeReply(
-        tunnel=f"shunt {change.name}",
+        tunnel=f"{SHUNT}{change.name}",
         action=action,
         impact="hot",
         live=True,

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import product
 
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.datapath.interface import Datapath, DatapathError
-from xfrmpy.failures import OperatorError
+from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ipsec.drift import Difference, Dump, Finding
-from xfrmpy.ipsec.spd import Place, SpdEntry
+from xfrmpy.ipsec.spd import Place, SpdEntry, beyond_rules
 from xfrmpy.policy.model import Shunt
 from xfrmpy.policy.shunts import entries_of
 
@@ -34,19 +35,30 @@ class Shunts:
         """Of the entries that are not the core's, and that no Child SA may have."""
         return frozenset(self._entries)
 
+    def refusal(self, wanted: Iterable[Shunt]) -> Failure | None:
+        """Why the datapaths that are open do not take shunts, if they do not: XF3010."""
+        for datapath, entry in product(self._datapaths.opened(), entries_of(wanted)):
+            if entry.action in datapath.ruled and (reason := beyond_rules(entry)):
+                summary = f"the {datapath.name} datapath does not take a shunt"
+                evidence = ((str(entry.selector), reason),)
+                return Failure(code="XF3010", summary=summary, evidence=evidence)
+        return None
+
     def enforce(self) -> None:
         """Put them in force, and on datapaths opened since. Raises `OperatorError` XF3010."""
-        if self._entries:
-            self._datapaths.open_one()
-        for datapath in self._datapaths.opened():
-            self._enforce(datapath, {})
+        self._enforce_all({})
 
     def follow(self, wanted: Iterable[Shunt]) -> None:
         """Have others in force than before; what is new comes first. Raises `OperatorError`."""
         before, self.wanted = self._entries, tuple(wanted)
         self._entries = _by_place(self.wanted)
+        self._enforce_all(before)
+
+    def _enforce_all(self, before: dict[Place, SpdEntry]) -> None:
         if self._entries:
             self._datapaths.open_one()
+        if (failure := self.refusal(self.wanted)) is not None:
+            raise OperatorError(failure.code, failure.summary, failure.evidence)
         for datapath in self._datapaths.opened():
             self._enforce(datapath, before)
 

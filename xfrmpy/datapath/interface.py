@@ -18,7 +18,7 @@ from xfrmpy.ipsec.drift import Difference, Dump
 from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
 from xfrmpy.ipsec.sad import DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import TrafficSelector
-from xfrmpy.ipsec.spd import SpdEntry
+from xfrmpy.ipsec.spd import Action, SpdEntry
 from xfrmpy.registry import ProtocolId
 
 
@@ -117,9 +117,13 @@ Event: TypeAlias = Acquire | Expired | MappingChanged | OffloadRefused
 
 
 class Datapath(Protocol):
-    """See the module. Every method but `close` may raise `DatapathError`."""
+    """See the module. Every method but `close` may raise `DatapathError`.
+
+    `ruled` are the actions of which it takes no entry that is `beyond_rules`.
+    """
 
     name: str
+    ruled: frozenset[Action]
 
     def probe(self) -> Capabilities:
         """Try each protocol, mode and algorithm with a throw-away SA; leaves nothing behind."""

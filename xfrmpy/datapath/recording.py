@@ -24,7 +24,7 @@ from xfrmpy.ipsec.drift import Difference, Dump
 from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
 from xfrmpy.ipsec.proposals import AH_SUITES, ESP_SUITES
 from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
-from xfrmpy.ipsec.spd import Place, PolicyDirection, SpdEntry
+from xfrmpy.ipsec.spd import Action, Place, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
 
 EVERYTHING = Capabilities(
@@ -57,6 +57,7 @@ class RecordingDatapath:
     """See the module. `calls` has every attempt to change something, refused ones too."""
 
     name = "recording"
+    ruled: frozenset[Action] = frozenset()
 
     def __init__(self, capabilities: Capabilities = EVERYTHING) -> None:
         self.calls: list[Call] = []

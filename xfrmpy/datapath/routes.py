@@ -1,7 +1,7 @@
 """Routes that lead packets into tunnels, in a table and behind a rule of our own.
 
 Decides how a remote subnet is reached without touching one route of the operator's: every route of
-ours is in table `OUR_TABLE`, which `not fwmark OUR_MARK lookup OUR_TABLE` (priority
+ours is in table `OUR_TABLE`, which `not fwmark OUR_MARK/OUR_BITS lookup OUR_TABLE` (priority
 `RULE_PRIORITY`, one rule a family) puts before the main table while there is a route in it.
 Whoever sends protected packets sets SO_MARK, or the SA's output mark, to `OUR_MARK`, so that they
 never meet these routes and cannot loop into a tunnel. Nothing here knows of SAs or policies.
@@ -42,8 +42,8 @@ from xfrmpy.ipsec.drift import Difference, Ends, Finding
 
 Attributes: TypeAlias = dict[int, bytes]
 
-OUR_MARK = marks.OUR_MARK
-"""The SO_MARK of every socket that sends IKE or protected packets."""
+OUR_MARK, OUR_BITS = marks.OUR_MARK, marks.OUR_BITS
+"""The SO_MARK of every socket that sends IKE or protected packets, and the bits that count."""
 OUR_TABLE = 0x5846
 RULE_PRIORITY = 220
 """strongSwan's; before the main table (32766), behind what operators tend to number below 100."""
@@ -163,9 +163,7 @@ class Routes:
             return
         self._held.pop(destination, None)
         self._exceptions.subtract(held.exceptions)
-        gone = [destination, *(e for e in held.exceptions if not self._exceptions[e])]
-        for each in gone:
-            self._delete(each)
+        self._delete(destination, *(e for e in held.exceptions if not self._exceptions[e]))
         self._remove_rule_if_idle(destination.version)
 
     def remove_all(self) -> int:
@@ -179,11 +177,11 @@ class Routes:
         claimed = {*self._held, *+self._exceptions}
         count = 0
         for version in FAMILIES:
-            for route in self._table(version):
-                destination = _destination(route, version)
-                if route.body["protocol"] == self._owner and destination not in claimed:
-                    self._delete(destination)
-                    count += 1
+            ours = (r for r in self._table(version) if r.body["protocol"] == self._owner)
+            destinations = (_destination(route, version) for route in ours)
+            surplus = [each for each in destinations if each not in claimed]
+            self._delete(*surplus)
+            count += len(surplus)
             self._remove_rule_if_idle(version)
         return count
 
@@ -366,9 +364,16 @@ class Routes:
         route = self._route(MessageType.NEWROUTE, network, {"type": _THROW}, {})
         self._exchange(Request(route, f"except {network} from what is led away", replace=True))
 
-    def _delete(self, destination: IpNetwork) -> None:
-        route = self._route(MessageType.DELROUTE, destination, {"scope": _ANY_SCOPE}, {})
-        self._exchange(Request(route, Words("remove the route to", destination)), errno.ESRCH)
+    def _delete(self, *destinations: IpNetwork) -> None:
+        requests = [
+            Request(
+                self._route(MessageType.DELROUTE, destination, {"scope": _ANY_SCOPE}, {}),
+                Words("remove the route to", destination),
+            )
+            for destination in destinations
+        ]
+        for reply in self._netlink.exchange(requests):
+            reply.unless(errno.ESRCH)
 
     def _route(
         self,
@@ -436,6 +441,7 @@ def _rule(kind: MessageType, version: int) -> Message:
             Rule.TABLE: _OUR_TABLE,
             Rule.PRIORITY: NUMBER.pack(RULE_PRIORITY),
             Rule.FWMARK: _OUR_MARK,
+            Rule.FWMASK: NUMBER.pack(OUR_BITS),
         },
     )
 

@@ -18,16 +18,20 @@ from xfrmpy.datapath.links import FAMILIES
 from xfrmpy.datapath.netlink.messages import NUMBER, Message, decode_number
 from xfrmpy.datapath.netlink.route import RTNETLINK, MessageType, Rule
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
-from xfrmpy.datapath.routes import OUR_MARK, RULE_PRIORITY, Attributes, RouteOwner
+from xfrmpy.datapath.routes import OUR_BITS, OUR_MARK, RULE_PRIORITY, Attributes, RouteOwner
 from xfrmpy.ipsec.drift import Difference, Finding
-from xfrmpy.ipsec.selectors import ICMP_PROTOCOLS, MAX_PORT, MaskedPort
-from xfrmpy.ipsec.spd import BEFORE_TUNNELS, BEHIND_TUNNELS, Action, PolicyDirection, SpdEntry
+from xfrmpy.ipsec.selectors import MAX_PORT, MaskedPort
+from xfrmpy.ipsec.spd import BEFORE_TUNNELS, Action, PolicyDirection, SpdEntry, beyond_rules
 
 _GOTO, _NOP, _BLACKHOLE = 2, 3, 6  # FR_ACT_*
 _EXEMPT, _FIRST, _LAST, _LANDING = (RULE_PRIORITY + n for n in (-3, -2, 1, 2))
 """What is protected already passes; the shunts before tunnels; those behind; where all lead that
 passes."""
 _OUR_PRIORITIES = range(_EXEMPT, _LANDING + 1)
+_PROTECTED: Attributes = {
+    Rule.FWMARK: NUMBER.pack(OUR_MARK),
+    Rule.FWMASK: NUMBER.pack(OUR_BITS),
+}
 _PORTS = struct.Struct("=HH")
 _VERY_LAST = MAX_PORT - 1
 """Rules take ports from 1 to 65534."""
@@ -51,19 +55,8 @@ class ShuntRules:
 
     def check(self, entry: SpdEntry) -> None:
         """Raises `DatapathError` for an entry of which rules cannot say all."""
-        selector, what = entry.selector, f"the shunt {entry.selector}"
-        if not self.concerns(entry):
-            return
-        ports = selector.source_port.mask or selector.destination_port.mask
-        if selector.protocol in ICMP_PROTOCOLS and ports:
-            reason = f"{what}: a rule of routing knows no ICMP types"
-            raise DatapathError(reason, errno.EOPNOTSUPP)
-        if BEFORE_TUNNELS < entry.priority < BEHIND_TUNNELS:
-            reason = (
-                f"{what}: a shunt without the kernel's SPD is before all tunnels (priority up to "
-                f"{BEFORE_TUNNELS}) or behind them (from {BEHIND_TUNNELS})"
-            )
-            raise DatapathError(reason, errno.EOPNOTSUPP)
+        if self.concerns(entry) and (reason := beyond_rules(entry)):
+            raise DatapathError(f"the shunt {entry.selector}: {reason}", errno.EOPNOTSUPP)
 
     def add(self, entry: SpdEntry) -> None:
         self.check(entry)
@@ -134,7 +127,7 @@ class ShuntRules:
         last = [e for e in entries if e.priority > BEFORE_TUNNELS]
         landing: Attributes = {Rule.GOTO: NUMBER.pack(_LANDING)}
         return [
-            self._rule(version, _GOTO, _EXEMPT, {Rule.FWMARK: NUMBER.pack(OUR_MARK), **landing}),
+            self._rule(version, _GOTO, _EXEMPT, {**_PROTECTED, **landing}),
             *(self._of_entry(entry, _FIRST) for entry in first),
             *(self._of_entry(entry, _LAST) for entry in last if entry.action is Action.DISCARD),
             self._rule(version, _NOP, _LANDING, {}),
@@ -197,7 +190,7 @@ def _deletion(rule: Message) -> Message:
 
 _TELLING = frozenset(
     {
-        *(Rule.DST, Rule.SRC, Rule.GOTO, Rule.PRIORITY, Rule.FWMARK, Rule.PROTOCOL),
+        *(Rule.DST, Rule.SRC, Rule.GOTO, Rule.PRIORITY, Rule.PROTOCOL, *_PROTECTED),
         *(Rule.IP_PROTO, Rule.SPORT_RANGE, Rule.DPORT_RANGE),
     }
 )

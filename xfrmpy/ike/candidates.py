@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal
+from xfrmpy.ipsec.sad import Mode
 from xfrmpy.policy.model import TunnelPolicy
 
 
@@ -33,6 +34,7 @@ class _Group:
     forces_encapsulation: bool
     fragmentation: bool
     redirects_to: frozenset[str | None]
+    has_beet: bool
 
 
 class Candidates:
@@ -74,6 +76,10 @@ class Candidates:
         return any(group.fragmentation for group in self._groups)
 
     @property
+    def has_beet(self) -> bool:
+        return any(group.has_beet for group in self._groups)
+
+    @property
     def redirects_to(self) -> frozenset[str | None]:
         """To where they redirect; None if one of them does not."""
         return frozenset(to for group in self._groups for to in group.redirects_to)
@@ -106,6 +112,10 @@ class TunnelIndex:
         return self._groups[local, peer]
 
 
+def wants_beet(policy: TunnelPolicy) -> bool:
+    return any(child.mode is Mode.BEET for child in policy.children)
+
+
 def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
     policies = tuple(policies)
     by_identity: dict[Identity | None, list[TunnelPolicy]] = {}
@@ -119,4 +129,5 @@ def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
         forces_encapsulation=any(policy.forces_encapsulation for policy in policies),
         fragmentation=any(policy.fragmentation for policy in policies),
         redirects_to=frozenset(policy.redirect_to for policy in policies),
+        has_beet=any(wants_beet(policy) for policy in policies),
     )

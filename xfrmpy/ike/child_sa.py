@@ -17,7 +17,7 @@ from xfrmpy.ike.core import FIRST_CHILD_SPI, Core
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.lifetimes import datapath_lifetime, replacement_seconds
-from xfrmpy.ike.modes import Traffic, mode_payloads
+from xfrmpy.ike.modes import Traffic, inner_ends, mode_payloads
 from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
@@ -31,7 +31,7 @@ from xfrmpy.ike.states import CHILD_SA_TRANSITIONS, ChildSaState, IllegalTransit
 from xfrmpy.ipsec.addresses import IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.algorithms import group
 from xfrmpy.ipsec.proposals import Proposal, answers, child_suite
-from xfrmpy.ipsec.sad import Direction, Mode, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.sad import Direction, InnerEnds, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
 from xfrmpy.ipsec.spd import SpdEntry, Template, protect_entries
 from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
@@ -500,7 +500,8 @@ class ChildSa:
         keys_i = (keys.encryption_i, keys.integrity_i)
         keys_r = (keys.encryption_r, keys.integrity_r)
         keys_out, keys_in = (keys_i, keys_r) if is_initiator else (keys_r, keys_i)
-        cpis = self._cpis()
+        cpis, inner = self._cpis(), self._inner_ends()
+        marks = {Direction.IN: self.policy.mark_in, Direction.OUT: self.policy.mark_set}
 
         def entry(
             direction: Direction,
@@ -521,13 +522,14 @@ class ChildSa:
                 encryption_key=key[0],
                 integrity_key=key[1],
                 mode=self.policy.mode,
+                inner=inner[direction],
                 replay_window=self.policy.replay_window,
                 outer=self.policy.outer,
                 cpi=cpis[direction],
                 tfc=self._padding_of(direction),
                 encapsulation=udp if encapsulated else None,
                 lifetime=lifetime,
-                set_mark=self.policy.mark_in if direction is Direction.IN else None,
+                set_mark=marks[direction],
                 if_id=self.policy.if_id,
                 offload=self.policy.offload,
             )
@@ -541,6 +543,14 @@ class ChildSa:
         """What is received needs none told: the inner packet says how long it is."""
         is_taken = direction is Direction.OUT and self.peer_takes_tfc
         return self.policy.tfc if is_taken and self.policy.mode is Mode.TUNNEL else 0
+
+    def _inner_ends(self) -> dict[Direction, InnerEnds | None]:
+        if self.policy.mode is not Mode.BEET:
+            return {Direction.IN: None, Direction.OUT: None}
+        return {
+            Direction.IN: inner_ends(self.remote, self.local),
+            Direction.OUT: inner_ends(self.local, self.remote),
+        }
 
     def _cpis(self) -> dict[Direction, int | None]:
         """Those of compression, if both ends have agreed to it."""

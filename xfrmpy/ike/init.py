@@ -22,14 +22,14 @@ from xfrmpy.ike.agreement import (
 )
 from xfrmpy.ike.auth import IkeAuth
 from xfrmpy.ike.auth_puzzle import AuthPuzzle, puzzle_text
-from xfrmpy.ike.candidates import Candidates
+from xfrmpy.ike.candidates import Candidates, wants_beet
 from xfrmpy.ike.childless import childless_supported
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import check_critical, first_error, notifications, only, payloads_in_clear
 from xfrmpy.ike.ike_sa import IkeSa
-from xfrmpy.ike.modes import check_nat
+from xfrmpy.ike.modes import STRONGSWAN, check_nat
 from xfrmpy.ike.nat import detect_nat, detection_payloads
 from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import ExchangeRepeated
@@ -118,6 +118,8 @@ class IkeSaInit:
         ]
         payloads += self._detection
         payloads += announce_support(self._tunnel, self._redirected_from)
+        if wants_beet(self._tunnel):
+            payloads.append(STRONGSWAN)
         if self._tunnel.fragmentation:
             payloads.append(FRAGMENTATION_SUPPORTED)
         return tuple(payloads)
@@ -310,6 +312,7 @@ def answer_ike_sa_init(
             ke_payload(key_exchange),
             NoncePayload(data=nonce_r),
             childless_supported(),
+            *([STRONGSWAN] if candidates.has_beet else []),
             *detection_payloads(
                 sa.channel.spi_i, sa.channel.spi_r, path, force=forced, random=core.random
             ),

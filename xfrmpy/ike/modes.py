@@ -1,9 +1,10 @@
-"""Tunnel or transport mode: what is asked and answered, and whose addresses selectors mean.
+"""Tunnel, transport or BEET mode: what is asked and answered, and whose addresses selectors mean.
 
 Read RFC 7296 sections 1.3.1 and 2.23.1 first. In transport mode the traffic is that between the two
 ends of the IKE SA, so the policy limits protocols and ports, and the addresses are the path's. A
 NAT between makes each end see others than the peer has: what the peer sends is put into the
-addresses as they are seen here before it is used for anything.
+addresses as they are seen here before it is used for anything. BEET mode is a tunnel between one
+address and another (draft-nikander-esp-beet-mode); no RFC has a word to ask for it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,17 @@ from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import notifications, only
 from xfrmpy.ike.nat import NatSituation
 from xfrmpy.ipsec.addresses import IpAddress, Path
-from xfrmpy.ipsec.sad import Mode
+from xfrmpy.ipsec.sad import InnerEnds, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
 from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
 from xfrmpy.registry import NotifyType, ProtocolId
-from xfrmpy.wire.payloads import NotifyPayload, OpenPayload, TsiPayload, TsrPayload
+from xfrmpy.wire.payloads import (
+    NotifyPayload,
+    OpenPayload,
+    TsiPayload,
+    TsrPayload,
+    VendorIdPayload,
+)
 
 if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
@@ -59,9 +66,15 @@ def ends_of(sa: IkeSa) -> Ends:
 
 
 def mode_payloads(mode: Mode) -> tuple[NotifyPayload, ...]:
-    """What asks for transport mode, or agrees to it; tunnel mode needs no words."""
-    transport = NotifyPayload(type=NotifyType.USE_TRANSPORT_MODE)
-    return (transport,) if mode is Mode.TRANSPORT else ()
+    """What asks for transport mode or BEET, or agrees to it; tunnel mode needs no words."""
+    return (NotifyPayload(type=_ASKS_FOR[mode]),) if mode in _ASKS_FOR else ()
+
+
+_ASKS_FOR = {Mode.TRANSPORT: NotifyType.USE_TRANSPORT_MODE, Mode.BEET: NotifyType(40961)}
+"""BEET by a number of private use, strongSwan's: what it means is known because policy says so."""
+
+STRONGSWAN = VendorIdPayload(data=bytes.fromhex("882fe56d6fd20dbc2251613b2ebe5beb"))
+"""What strongSwan must have seen in IKE_SA_INIT before it takes that number so: MD5 of its name."""
 
 
 def policy_between(policy: ChildPolicy, path: Path) -> ChildPolicy:
@@ -99,9 +112,10 @@ def traffic_of(payloads: tuple[OpenPayload, ...], ends: Ends, *, is_initiator: b
     local, remote = (tsi, tsr) if is_initiator else (tsr, tsi)
     cpi = named_cpi(payloads, is_answer=is_initiator)
     takes_tfc = not notifications(payloads, NotifyType.ESP_TFC_PADDING_NOT_SUPPORTED)
-    if not notifications(payloads, NotifyType.USE_TRANSPORT_MODE):
+    asked = [mode for mode, words in _ASKS_FOR.items() if notifications(payloads, words)]
+    if Mode.TRANSPORT not in asked:
         return Traffic(
-            mode=Mode.TUNNEL,
+            mode=asked[0] if asked else Mode.TUNNEL,
             local=local,
             remote=remote,
             peer_cpi=cpi,
@@ -130,7 +144,7 @@ def choose_child(
     asked = traffic_of(payloads, ends, is_initiator=False)
     as_tunnel = asked
     if asked.mode is not Mode.TUNNEL:
-        as_tunnel = traffic_of(_without_transport(payloads), ends, is_initiator=False)
+        as_tunnel = traffic_of(_without_modes(payloads), ends, is_initiator=False)
     candidates = [
         (policy_between(child, ends.path), asked if child.mode is asked.mode else as_tunnel)
         for child in children
@@ -142,10 +156,10 @@ def choose_child(
 
 def check_mode_asked(policy: ChildPolicy, traffic: Traffic) -> None:
     """A responder's view. Raises `PeerIncompatible` for a tunnel where policy allows none."""
-    if policy.mode is Mode.TRANSPORT and traffic.mode is Mode.TUNNEL:
+    if policy.mode is not Mode.TUNNEL and traffic.mode is Mode.TUNNEL:
         raise PeerIncompatible.of(
             "XF2020",
-            "the peer wants tunnel mode, and our policy transport mode",
+            f"the peer wants tunnel mode, and our policy {_named(policy.mode)}",
             NotifyType.NO_PROPOSAL_CHOSEN,
         )
 
@@ -161,9 +175,10 @@ def check_mode_answered(policy: ChildPolicy, traffic: Traffic) -> Failure | None
         return None
     if traffic.mode is Mode.TRANSPORT:
         raise PeerMisbehaved("the peer chose transport mode, which we did not ask for")
-    return Failure(
-        code="XF2020", summary="the peer makes a tunnel of what we want in transport mode"
-    )
+    if policy.mode is Mode.TUNNEL:  # To whom we did not speak of BEET means something else by it.
+        return None
+    summary = f"the peer makes a tunnel of what we want in {_named(policy.mode)}"
+    return Failure(code="XF2020", summary=summary)
 
 
 def check_nat(tunnel: TunnelPolicy, nat: NatSituation) -> Failure | None:
@@ -194,8 +209,12 @@ def check_passage_asked(policy: ChildPolicy, nat: NatSituation) -> None:
         raise PeerIncompatible(failure, NotifyPayload(type=NotifyType.NO_PROPOSAL_CHOSEN))
 
 
-def _without_transport(payloads: tuple[OpenPayload, ...]) -> tuple[OpenPayload, ...]:
-    asking = notifications(payloads, NotifyType.USE_TRANSPORT_MODE)
+def _named(mode: Mode) -> str:
+    return "BEET mode" if mode is Mode.BEET else f"{mode} mode"
+
+
+def _without_modes(payloads: tuple[OpenPayload, ...]) -> tuple[OpenPayload, ...]:
+    asking = [n for words in _ASKS_FOR.values() for n in notifications(payloads, words)]
     return tuple(p for p in payloads if p not in asking)
 
 
@@ -209,6 +228,14 @@ def _likeness(policy: ChildPolicy, traffic: Traffic) -> int:
     # RFC 7296 section 2.9: what comes first may be of the packet that the peer wants to send.
     has_first = all(covered_by(theirs[:1], ours) for theirs, ours in pairs)
     return 1 + 2 * has_first + 2 * is_within + is_all + (is_within and is_all)
+
+
+def inner_ends(source: Selectors, destination: Selectors) -> InnerEnds:
+    """The two addresses of BEET mode, of selectors that policy limits to one each."""
+    one, other = _address_of(source), _address_of(destination)
+    assert one is not None
+    assert other is not None
+    return InnerEnds(source=one, destination=other)
 
 
 def _address_of(selectors: Selectors) -> IpAddress | None:

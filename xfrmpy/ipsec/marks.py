@@ -11,6 +11,9 @@ from dataclasses import dataclass
 OUR_MARK = 0x5846
 """`XF`, as in `OUR_REQIDS`: that of every packet that is protected already, and of IKE's."""
 
+OUR_BITS = 0xFFFF
+"""Those of a mark by which it is ours. The others of a packet that is protected are free."""
+
 MAX_MARK = 0xFFFFFFFF
 
 
@@ -26,7 +29,7 @@ class Mark:
             raise ValueError("a mark and its mask have 32 bits")
         if self.value & ~self.mask:
             raise ValueError(f"the mark 0x{self.value:x} is not within the mask 0x{self.mask:x}")
-        if self.value == OUR_MARK:
+        if self.value & OUR_BITS == OUR_MARK:
             raise ValueError(f"the mark 0x{OUR_MARK:x} is xfrmpy's own")
 
     @classmethod
@@ -34,6 +37,15 @@ class Mark:
         """Read `VALUE` or `VALUE/MASK`, each in decimal or in hex. Raises `ValueError`."""
         value, slash, mask = text.partition("/")
         return cls(_number(value), _number(mask) if slash else MAX_MARK)
+
+    @classmethod
+    def parse_outer(cls, text: str) -> Mark:
+        """The same of what protected packets get beside `OUR_MARK`, in the upper 16 bits."""
+        value, slash, mask = text.partition("/")
+        found = cls(_number(value), _number(mask) if slash else MAX_MARK & ~OUR_BITS)
+        if found.mask & OUR_BITS or not found.value:
+            raise ValueError("protected packets take marks in the upper 16 bits, such as 0x10000")
+        return found
 
     def __str__(self) -> str:
         return f"0x{self.value:x}" + (f"/0x{self.mask:x}" if self.mask != MAX_MARK else "")

@@ -12,6 +12,7 @@ ESP_HEADER = 8  # SPI and sequence number
 ESP_TRAILER = 2  # pad length and next header
 AH_HEADER = 12  # next header, length, reserved, SPI, sequence number; the ICV follows
 UDP_HEADER = 8
+BEET_OPTIONS = 8  # the header before what an inner IPv4 header has of options
 IP_HEADER = {4: 20, 6: 40}
 IPV6_MINIMUM_MTU = 1280  # RFC 8200 section 5: where less fits, outer packets are fragmented
 ALIGNMENT = 4  # RFC 4303 section 2.4: the trailer ends on a 4-octet boundary
@@ -22,7 +23,8 @@ def inner_mtu(
 ) -> int:
     """The size in octets of the largest inner packet that fits `outer_mtu` once protected.
 
-    In transport mode the outer header is the packet's own, so its size counts as payload again.
+    In transport mode the outer header is the packet's own, so its size counts as payload again. So
+    it is in BEET mode, where the inner packet may be IPv4 inside of IPv6 and have options.
     """
     header = IP_HEADER[outer_version] + (UDP_HEADER if encapsulated else 0)
     if isinstance(suite, AhSuite):
@@ -31,7 +33,14 @@ def inner_mtu(
         room = outer_mtu - header - ESP_HEADER - suite.cipher.iv - suite.icv
         block = max(suite.cipher.block, ALIGNMENT)
         payload = room // block * block - ESP_TRAILER
-    return payload if mode is Mode.TUNNEL else payload + IP_HEADER[outer_version]
+    return (
+        payload
+        + {
+            Mode.TUNNEL: 0,
+            Mode.TRANSPORT: IP_HEADER[outer_version],
+            Mode.BEET: IP_HEADER[4] - BEET_OPTIONS,
+        }[mode]
+    )
 
 
 def ah_size(suite: AhSuite, version: int) -> int:

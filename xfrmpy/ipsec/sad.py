@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from xfrmpy.ipsec.addresses import IpAddress
-from xfrmpy.ipsec.marks import Mark
+from xfrmpy.ipsec.marks import OUR_BITS, Mark
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.registry import ProtocolId
 
@@ -34,10 +34,12 @@ class Direction(StrEnum):
 
 
 class Mode(StrEnum):
-    """RFC 4301 section 4.1."""
+    """RFC 4301 section 4.1, and the bound end-to-end tunnel of draft-nikander-esp-beet-mode: one of
+    which both ends know the two inner addresses, so that no packet needs to bear them."""
 
     TUNNEL = "tunnel"
     TRANSPORT = "transport"
+    BEET = "beet"
 
 
 class Offload(StrEnum):
@@ -66,6 +68,14 @@ class OuterHeader:
     restores_dscp: bool = False
     copies_ecn: bool = True
     dont_fragment: DontFragment = DontFragment.COPY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InnerEnds:
+    """The addresses that packets have before and behind an SA of BEET mode, in its direction."""
+
+    source: IpAddress
+    destination: IpAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +124,13 @@ class SadEntry:
 
     `encryption_key` is the cipher's key with its salt behind it, as the keying material has them,
     and empty for AH; `integrity_key` is empty for an AEAD cipher. The protocol is the suite's. With
-    a `cpi` packets are compressed, by DEFLATE under that index (RFC 3173). In tunnel mode a packet
+    a `cpi` packets are compressed, by DEFLATE under that index (RFC 3173). BEET mode, and no other,
+    has `inner` ends. In tunnel mode a packet
     of less than `tfc` octets is padded to that size, as far as the path allows, to hide its own
     (RFC 4303 section 2.7). With an `if_id` it carries what policies of the same one lead to it, and
     its packets come out of the interface of that number; 0 is none. `set_mark` is what an inbound
-    one gives to the packets that it takes in. `offload` is a wish: a datapath may do without, and
+    one gives to the packets that it takes in, and an outbound one, in bits that are not
+    `OUR_BITS`, to those that it makes. `offload` is a wish: a datapath may do without, and
     then says so, so that entries which differ in nothing else are equal.
     """
 
@@ -131,6 +143,7 @@ class SadEntry:
     encryption_key: bytes = field(repr=False)
     integrity_key: bytes = field(default=b"", repr=False)
     mode: Mode = Mode.TUNNEL
+    inner: InnerEnds | None = None
     replay_window: int = DEFAULT_REPLAY_WINDOW
     encapsulation: UdpEncapsulation | None = None
     outer: OuterHeader = OuterHeader()
@@ -151,6 +164,14 @@ class SadEntry:
             raise ValueError("the integrity key has the wrong size")
         if self.encapsulation is not None and isinstance(self.suite, AhSuite):
             raise ValueError("AH does not go in UDP")  # RFC 3948 section 1
+        if (self.inner is None) == (self.mode is Mode.BEET):
+            raise ValueError("inner ends go with BEET mode, and only with it")
+        if self.mode is Mode.BEET and (self.cpi is not None or isinstance(self.suite, AhSuite)):
+            raise ValueError("BEET mode is of ESP alone")
+
+        is_outbound = self.direction is Direction.OUT
+        if is_outbound and self.set_mark is not None and self.set_mark.mask & OUR_BITS:
+            raise ValueError(f"the mark {self.set_mark} is in bits of xfrmpy's own")
 
     @property
     def protocol(self) -> ProtocolId:

@@ -10,7 +10,13 @@ from typing import TypeAlias
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.sad import Mode
-from xfrmpy.ipsec.selectors import Selector, TrafficSelector, selectors_between
+from xfrmpy.ipsec.selectors import (
+    ICMP_PROTOCOLS,
+    MAX_PORT,
+    Selector,
+    TrafficSelector,
+    selectors_between,
+)
 from xfrmpy.registry import ProtocolId
 
 
@@ -32,7 +38,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """Which SA a PROTECT entry asks for: its outer addresses (tunnel mode) and its reqid.
+    """Which SA a PROTECT entry asks for: its outer addresses (but in transport mode) and its reqid.
 
     `compresses` if SAs of that reqid have an index of compression.
     """
@@ -88,7 +94,7 @@ def protect_entries(
 ) -> tuple[SpdEntry, ...]:
     """The OUT, IN and FORWARD entries of one pair of SAs.
 
-    FORWARD stands beside IN in tunnel mode only: transport mode ends on this host. Without a
+    FORWARD stands beside IN but in transport mode, which ends on this host. Without a
     `priority` the more specific selector is looked at first.
     """
     entries: list[SpdEntry] = []
@@ -99,7 +105,7 @@ def protect_entries(
             (PolicyDirection.OUT, selector, outbound, mark_out),
             (PolicyDirection.IN, back, inbound, mark_in),
         ]
-        if inbound.mode is Mode.TUNNEL:
+        if inbound.mode is not Mode.TRANSPORT:
             directions.append((PolicyDirection.FORWARD, back, inbound, mark_in))
         entries += [
             SpdEntry(direction=d, selector=s, priority=urgency, template=t, mark=m, if_id=if_id)
@@ -133,6 +139,25 @@ def shunt_entries(
             (PolicyDirection.FORWARD, selector.reversed()),
         )
     )
+
+
+def beyond_rules(entry: SpdEntry) -> str:
+    """Why rules of routing cannot do for an entry what an SPD does; empty if they can.
+
+    They stand before all tunnels or behind them, know protocols and ports, but no types of ICMP,
+    and of ports neither the first nor the last by itself.
+    """
+    ports = (entry.selector.source_port, entry.selector.destination_port)
+    if entry.selector.protocol in ICMP_PROTOCOLS and any(port.mask for port in ports):
+        return "rules of routing know no ICMP types"
+    if any(port.mask == MAX_PORT and port.value in (0, MAX_PORT) for port in ports):
+        return f"rules of routing know ports from 1 to {MAX_PORT - 1}"
+    if BEFORE_TUNNELS < entry.priority < BEHIND_TUNNELS:
+        return (
+            f"rules of routing come before all tunnels (priority up to {BEFORE_TUNNELS}) or behind "
+            f"them (from {BEHIND_TUNNELS})"
+        )
+    return ""
 
 
 def selector_priority(selector: Selector) -> int:

@@ -38,7 +38,7 @@ def _remote(policy: TunnelPolicy, child: ChildPolicy) -> tuple[TrafficSelector, 
             for r in policy.interface.routes
         )
         return narrow_selectors(routed, child.remote)
-    if child.mode is Mode.TUNNEL:
+    if child.mode is not Mode.TRANSPORT:
         return child.remote
     peers = map(ip_address, policy.peers)
     ends = (TrafficSelector(start_address=peer, end_address=peer) for peer in peers)

@@ -276,6 +276,7 @@ _OF_CHILD: dict[str, _Key] = {
     "priority": _Key("priority", Impact.REKEY, _or_none),
     "mark_out": _Key("mark_out", Impact.REKEY, _or_none),
     "mark_in": _Key("mark_in", Impact.REKEY, _or_none),
+    "mark_set": _Key("mark_set", Impact.REKEY, _or_none),
     "if_id": _Key("interface.if_id", Impact.REPLACE),
 }
 

@@ -32,8 +32,8 @@ def resolve_interface(
     keys = tunnel.interface
     if keys is None:
         return None
-    if tunnel.mode is Mode.TRANSPORT:
-        message = "'interface' needs tunnel mode: in transport mode nothing is routed"
+    if tunnel.mode not in (None, Mode.TUNNEL):
+        message = f"'interface' needs tunnel mode: in {tunnel.mode} mode nothing is routed"
         place.error("XF1004", ("mode",), message)
     _check_block(tunnel, place)
     _check_loop(tunnel, keys, place)

@@ -35,7 +35,7 @@ from xfrmpy.policy.resolve import (
     resolve_tunnel,
 )
 from xfrmpy.policy.schema import PolicyFile, ShuntKeys, Tunnel, validate
-from xfrmpy.policy.shunts import find_ambiguities, resolve_shunt
+from xfrmpy.policy.shunts import find_ambiguities, find_impossible, resolve_shunt
 from xfrmpy.policy.values import NAME, NAME_RULE, SecretReference
 
 __all__ = [
@@ -185,6 +185,7 @@ def _load(
     report_clashes(resolved)
     shunts = [shunt for file in files for shunt in file.shunts]
     _report_ambiguities(shunts, [policy for _, policy in resolved])
+    _report_impossible(shunts, [policy for _, policy in resolved])
     findings = [*faults, *(file.findings for file in files)]
     good = [policy for place, policy in resolved if not place.findings.errors]
     blocking = [p for p in (*(p for _, p in resolved), *left_out) if p is not None]
@@ -289,6 +290,14 @@ def _report_ambiguities(
             "give one another 'priority', or if it is the very same, other traffic",
             at_key=True,
         )
+
+
+def _report_impossible(
+    shunts: Sequence[tuple[Place, Shunt]], tunnels: Sequence[TunnelPolicy]
+) -> None:
+    for found in find_impossible([shunt for _, shunt in shunts], tunnels):
+        place, shunt = shunts[found.shunt]
+        place.error("XF1004", (), f"shunt '{shunt.name}' {found.reason}", at_key=True)
 
 
 def _list_directory(directory: Path, faults: list[Findings]) -> list[Path]:

@@ -113,7 +113,7 @@ class ChildPolicy:
     proposals' methods are for those that come later. A lifetime of None is no limit; the SA is
     replaced ahead of its end. Without traffic for `inactivity_seconds` it is deleted; 0 is never.
     `priority` is that of its SPD entries; None: the more specific ones come first. Only what leaves
-    with `mark_out` is its traffic, and what comes in gets `mark_in`.
+    with `mark_out` is its traffic, what comes in gets `mark_in`, and what carries it `mark_set`.
     `if_id` is that of the tunnel's interface, 0 if it has none.
     """
 
@@ -138,6 +138,7 @@ class ChildPolicy:
     priority: int | None = None
     mark_out: Mark | None = None
     mark_in: Mark | None = None
+    mark_set: Mark | None = None
     if_id: int = 0
 
     @property

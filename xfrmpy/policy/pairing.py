@@ -194,7 +194,7 @@ def _of_child(ours: ChildPolicy, theirs: ChildPolicy) -> Iterator[Disagreement]:
     if ours.mode is not theirs.mode:
         message = f"'{ours.name}' is in different modes"
         yield Disagreement(code="XF2020", message=message, ours=ours.mode, theirs=theirs.mode)
-    elif ours.mode is Mode.TUNNEL and not _mirror(ours, theirs):
+    elif ours.mode is not Mode.TRANSPORT and not _mirror(ours, theirs):
         yield Disagreement(
             code="",
             message=f"only a part of the traffic of '{ours.name}' is carried: what both have",

@@ -18,7 +18,7 @@ from xfrmpy.ipsec.algorithms import WEAKNESSES, cipher
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.marks import are_apart
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.ipsec.sad import OUR_REQIDS, Mode
+from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector, meet
 from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import Findings, Mark
@@ -104,6 +104,7 @@ def resolve_tunnel(
     """The policy of one tunnel, its defaults filled in; or None, with an error for each reason."""
     before = len(place.findings.errors)
     _check_peer(tunnel, place)
+    _check_beet(tunnel, place)
     shared_key = _shared_key(tunnel, place, read_key)
     local_id, remote_id = _identities(tunnel, place)
     proposals = _ike_proposals(tunnel.ike or IkeSettings(), place)
@@ -176,6 +177,21 @@ def _check_peer(tunnel: Tunnel, place: Place) -> None:
     if ours is not None and any(theirs.version != ours.version for theirs in addresses):
         message = f"'local_address' is IPv{ours.version}, and an address of 'peer' is not"
         place.error("XF1004", ("local_address",), message)
+
+
+def _check_beet(tunnel: Tunnel, place: Place) -> None:
+    """What does not go with BEET mode."""
+    if tunnel.mode is not Mode.BEET:
+        return
+    if tunnel.ah is not None:
+        message = "'mode: beet' is of ESP (draft-nikander-esp-beet-mode), and this is AH"
+        place.error("XF1004", ("ah",), message, "write esp in its place")
+    if tunnel.esp is not None and tunnel.esp.ipcomp:
+        message = "Linux does not compress in BEET mode"
+        place.error("XF1004", ("esp", "ipcomp"), message, "leave it out")
+    if tunnel.datapath is DatapathChoice.USERSPACE:
+        message = "the userspace datapath has no BEET mode: 'datapath' cannot be userspace"
+        place.error("XF1004", ("datapath",), message, "write auto, or kernel")
 
 
 def _shared_key(tunnel: Tunnel, place: Place, read_key: ReadKey) -> SharedKey | None:
@@ -252,6 +268,20 @@ def _check_ah(tunnel: Tunnel, place: Place) -> None:
         place.error("XF1004", ("encapsulation",), message, "write auto")
 
 
+def _check_datapath(tunnel: Tunnel, place: Place) -> None:
+    """What the datapath that is named can on no host do to packets."""
+    key, packets = ("esp", tunnel.esp) if tunnel.ah is None else ("ah", tunnel.ah)
+    if packets is None:
+        return
+    if packets.offload is not None and tunnel.datapath is DatapathChoice.USERSPACE:
+        message = "'offload' is the kernel's, and 'datapath' is userspace"
+        place.error("XF1004", (key, "offload"), message, "leave out one of them")
+    sets_df = packets.dont_fragment is DontFragment.SET
+    if sets_df and tunnel.datapath is DatapathChoice.KERNEL:
+        message = "with 'datapath: kernel', DF is copied or cleared"
+        place.error("XF1004", (key, "dont_fragment"), message, "write copy or clear")
+
+
 def _is_in_linux(proposal: Proposal) -> bool:
     rows = (
         cipher(EncryptionAlgorithm(t.id), t.key_bits) for t in proposal.of_type(TransformType.ENCR)
@@ -306,6 +336,7 @@ def _children(name: str, tunnel: Tunnel, place: Place, numbers: Numbers) -> tupl
             place.error("XF1005", ("children",), "'children' is empty")
         written = [(n, child, ("children", n)) for n, child in tunnel.children.items()]
     proposals = _packet_proposals(tunnel, place)
+    _check_datapath(tunnel, place)
     found = [
         _child(child_name, keys, path, place, tunnel, proposals, numbers)
         for child_name, keys, path in written
@@ -335,18 +366,21 @@ def _child(
     if not any(meet(ours, theirs) for ours in local for theirs in remote):
         message = "'local' and 'remote' have no address family and protocol in common"
         place.error("XF1004", (*path, "remote"), message)
-    if tunnel.datapath is DatapathChoice.USERSPACE and _has_marks(keys, tunnel):
+    if tunnel.datapath is DatapathChoice.USERSPACE and (
+        mark := _mark_key(keys) or _mark_key(tunnel)
+    ):
         message = "the userspace datapath does not see marks: 'datapath' cannot be userspace"
-        place.error("XF1004", (*path, "mark"), message, "leave the marks out, or the datapath")
+        place.error("XF1004", (*path, mark), message, "leave the marks out, or the datapath")
     packets = tunnel.ah or tunnel.esp or EspSettings()
+    if tunnel.mode is Mode.BEET:
+        for side, selectors in (("local", local), ("remote", remote)):
+            if len({address for s in selectors for address in _ends_of(s)}) != 1:
+                message = f"'mode: beet' is between two addresses: '{side}' has to be one"
+                place.error("XF1004", (*path, side), message, f"{side}: ADDRESS")
     inactivity = tunnel.inactivity if keys.inactivity is None else keys.inactivity
     if inactivity and tunnel.start is StartMode.AUTO:
         message = "'inactivity' would take down what 'start: auto' brings up again"
         place.error("XF1004", ("start",), message, "write on-demand, or manual")
-    if packets.offload is not None and tunnel.datapath is DatapathChoice.USERSPACE:
-        message = "'offload' is the kernel's, and 'datapath' is userspace"
-        key = "esp" if tunnel.ah is None else "ah"
-        place.error("XF1004", (key, "offload"), message, "leave out one of them")
     return ChildPolicy(
         name=name,
         reqid=numbers.reqids.get(name, 0),
@@ -371,12 +405,19 @@ def _child(
             priority=tunnel.priority if keys.priority is None else keys.priority,
             mark_out=keys.mark_out or keys.mark or tunnel.mark_out or tunnel.mark,
             mark_in=keys.mark_in or keys.mark or tunnel.mark_in or tunnel.mark,
+            mark_set=keys.mark_set or tunnel.mark_set,
         ),
     )
 
 
-def _has_marks(*keys: Tunnel | Child) -> bool:
-    return any(key.mark or key.mark_in or key.mark_out for key in keys)
+def _mark_key(keys: Tunnel | Child) -> str | None:
+    """One that is given, if any is."""
+    names = ("mark", "mark_out", "mark_in", "mark_set")
+    return next((name for name in names if getattr(keys, name) is not None), None)
+
+
+def _ends_of(selector: TrafficSelector) -> tuple[IpAddress, IpAddress]:
+    return selector.start_address, selector.end_address
 
 
 def _check_children_apart(children: Sequence[ChildPolicy], place: Place) -> None:
@@ -470,7 +511,7 @@ def _remotes_that_touch(tunnels: Sequence[TunnelPolicy]) -> Iterator[tuple[int, 
         for number, tunnel in enumerate(tunnels)
         for child in tunnel.children
         # In transport mode selectors only limit the ends' traffic; interfaces are apart.
-        if child.mode is Mode.TUNNEL and not child.if_id
+        if child.mode is not Mode.TRANSPORT and not child.if_id
         for remote in child.remote
     )
     open_spans: list[tuple[int, int]] = []

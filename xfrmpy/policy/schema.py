@@ -81,7 +81,12 @@ Secret = Annotated[values.SecretReference, PlainValidator(values.parse_secret_re
 Lifetime = Annotated[float, PlainValidator(values.parse_lifetime), _Time]
 SomeMark = Annotated[
     Mark,
-    PlainValidator(values.parse_mark),
+    PlainValidator(partial(values.parse_mark, Mark.parse)),
+    WithJsonSchema({"type": ["string", "integer"]}),
+]
+OuterMark = Annotated[
+    Mark,
+    PlainValidator(partial(values.parse_mark, Mark.parse_outer)),
     WithJsonSchema({"type": ["string", "integer"]}),
 ]
 Priority = Annotated[
@@ -272,6 +277,7 @@ class Child(Keys):
     mark: SomeMark | None = _key("As `mark` of the tunnel, for this Child SA.", 42)
     mark_out: SomeMark | None = _key("As `mark_out` of the tunnel, for this Child SA.", 42)
     mark_in: SomeMark | None = _key("As `mark_in` of the tunnel, for this Child SA.", "0x20/0xf0")
+    mark_set: OuterMark | None = _key("As `mark_set` of the tunnel, for this Child SA.", "0x20000")
     traffic: NotYet = None
 
 
@@ -430,6 +436,11 @@ class Tunnel(Keys):
         "The mark that packets get when they come out of the tunnel. Default: they keep theirs.",
         "0x2a/0xff",
     )
+    mark_set: OuterMark | None = _key(
+        "The mark of the ESP or AH packets that leave, in the upper 16 bits, for rules of routing "
+        "to lead them by. VALUE or VALUE/MASK. Default: none beside xfrmpy's own.",
+        "0x10000",
+    )
     local_address: Address | None = _key(
         "Which of our addresses to use. Default: the one that the route to the peer takes.",
         "198.51.100.4",
@@ -467,7 +478,8 @@ class Tunnel(Keys):
     )
     mode: Annotated[Mode, _choice(Mode)] | None = _key(
         "`tunnel`, or `transport`: the traffic of the two ends themselves, of which `local` and "
-        "`remote` may leave out some. Default: `tunnel`.",
+        "`remote` may leave out some; or `beet`: a tunnel from one address to another without "
+        "inner headers, as strongSwan has it (kernel datapath). Default: `tunnel`.",
         "transport",
     )
     start: Annotated[StartMode, _choice(StartMode)] | None = _key(

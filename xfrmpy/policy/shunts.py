@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.selectors import Selector, meet, selectors_between
-from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, shunt_entries
-from xfrmpy.policy.model import Shunt, TunnelPolicy
+from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, beyond_rules, shunt_entries
+from xfrmpy.policy.model import DatapathChoice, Shunt, TunnelPolicy
 from xfrmpy.policy.resolve import EVERYTHING, Place
 from xfrmpy.policy.schema import ShuntKeys
 
@@ -113,6 +113,31 @@ def compare_shunts(before: Iterable[Shunt], after: Iterable[Shunt]) -> Iterator[
         change = ShuntChange(before=old.get(name), after=new.get(name))
         if any(change.differences()):
             yield change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Impossibility:
+    """A shunt, by its number, that cannot be had, and why."""
+
+    shunt: int
+    reason: str
+
+
+def find_impossible(
+    shunts: Sequence[Shunt], tunnels: Iterable[TunnelPolicy]
+) -> Iterator[Impossibility]:
+    """The shunts that need rules of routing which cannot be: see `Datapath.ruled`.
+
+    What `datapath: auto` comes to, only the host knows.
+    """
+    in_userspace = next((t for t in tunnels if t.datapath is DatapathChoice.USERSPACE), None)
+    for number, shunt in enumerate(shunts):
+        reason = next(filter(None, map(beyond_rules, _outbound(shunt))), "")
+        if reason and shunt.action is Action.BYPASS:
+            yield Impossibility(shunt=number, reason=f"cannot lead past the tunnels: {reason}")
+        elif reason and in_userspace is not None:
+            where = f"in user space, where tunnel '{in_userspace.name}' ({in_userspace.origin}) is"
+            yield Impossibility(shunt=number, reason=f"cannot be had {where}: {reason}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import NamedTuple, NoReturn
@@ -93,14 +93,14 @@ def parse_shunt_action(value: object) -> str:
     return text
 
 
-def parse_mark(value: object) -> Mark:
+def parse_mark(parse: Callable[[str], Mark], value: object) -> Mark:
     """A number is a mark, too."""
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     try:
-        return Mark.parse(parse_text(text))
+        return parse(parse_text(text))
     except ValueError as error:
         message = str(error)
-    refuse("XF1004", f"is no mark: {message[:120]}", "write VALUE or VALUE/MASK, such as 0x2a/0xff")
+    refuse("XF1004", f"is no mark: {message[:120]}", "write VALUE or VALUE/MASK, in hex or decimal")
 
 
 def parse_number(least: float, most: float, value: object) -> float:

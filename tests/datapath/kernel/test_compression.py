@@ -29,16 +29,17 @@ def as_dumped(message: Message) -> Message:
 
 @given(entry=sad_entries(), cpi=st.none() | st.integers(256, 61439))
 def test_an_sa_comes_back_from_its_states(entry: SadEntry, cpi: int | None) -> None:
-    entry = replace(entry, cpi=cpi, tfc=0)
+    if entry.mode is not Mode.BEET:
+        entry = replace(entry, cpi=cpi, tfc=0)
     *beside, protecting = map(as_dumped, encode_states(entry))
     assert decode_states(protecting, *beside) == entry
-    assert len(beside) == (cpi is not None)
+    assert len(beside) == (entry.cpi is not None)
     assert all(map(entries.is_our_sa, (*beside, protecting)))
     assert [entries.is_compression(state) for state in beside] == [True] * len(beside)
     assert not entries.is_compression(protecting)
 
 
-@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("mode", [Mode.TUNNEL, Mode.TRANSPORT])
 def test_the_mode_is_that_of_what_compresses(mode: Mode) -> None:
     beside, protecting = encode_states(replace(COMPRESSING, mode=mode))
     assert (beside.body["mode"], protecting.body["mode"]) == (entries.MODES[mode], 0)

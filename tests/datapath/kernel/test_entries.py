@@ -23,6 +23,7 @@ from xfrmpy.ipsec.sad import (
     OUR_REQIDS,
     Direction,
     DontFragment,
+    InnerEnds,
     Lifetime,
     Mode,
     Offload,
@@ -44,7 +45,10 @@ LIFETIMES = st.builds(
 )
 
 
+ESP = tuple(suite for suite in SUITES if not isinstance(suite, AhSuite))
+INNER_ENDS = (V4 | V6).map(lambda ends: InnerEnds(source=ends[0], destination=ends[1]))
 MARKS = st.sampled_from([None, Mark(1), Mark(0x20, 0xF0), Mark(0, 1), Mark(0xFFFFFFFF)])
+OUTER_MARKS = st.sampled_from([None, *map(Mark.parse_outer, ("0x10000", "0x20000/0xf0000"))])
 OUTER_HEADERS = st.builds(
     OuterHeader,
     copies_dscp=st.booleans(),
@@ -59,12 +63,12 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
     suite = draw(st.sampled_from(SUITES))
     direction = draw(st.sampled_from(Direction))
     source, destination = draw(V4 | V6)
-    mode = draw(st.sampled_from(Mode))
+    mode = draw(st.sampled_from([m for m in Mode if m is not Mode.BEET or suite in ESP]))
     octets = draw(st.binary(min_size=64, max_size=64))
     ports = st.integers(0, 0xFFFF)
     return SadEntry(
         direction=direction,
-        set_mark=draw(MARKS) if direction is Direction.IN else None,
+        set_mark=draw(MARKS if direction is Direction.IN else OUTER_MARKS),
         spi=draw(st.integers(256, 0xFFFFFFFF)),
         source=source,
         destination=destination,
@@ -73,6 +77,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         encryption_key=octets[: suite.keymat],
         integrity_key=octets[: suite.integrity.key] if suite.integrity else b"",
         mode=mode,
+        inner=draw(INNER_ENDS) if mode is Mode.BEET else None,
         replay_window=draw(st.integers(0, 4096)),
         encapsulation=draw(
             st.none()
@@ -143,6 +148,7 @@ def test_a_policy_comes_back(entry: SpdEntry) -> None:
     assert entries.is_our_policy(message)
 
 
+PLAIN = (Mode.TUNNEL, Mode.TRANSPORT)
 GCM = SUITES[0]
 SA = SadEntry(
     direction=Direction.IN,
@@ -161,26 +167,38 @@ def test_only_an_outbound_sa_marks_its_packets() -> None:
     outbound = entries.encode_sa(replace(SA, direction=Direction.OUT))
     assert Attribute.SET_MARK not in inbound.attributes
     assert outbound.attributes[Attribute.SET_MARK] == {"value": 0x5846}
+    led = replace(SA, direction=Direction.OUT, set_mark=Mark.parse_outer("0x20000/0xf0000"))
+    attributes = entries.encode_sa(led).attributes
+    assert attributes[Attribute.SET_MARK] == {"value": 0x25846}
+    assert attributes[Attribute.SET_MARK_MASK] == {"value": 0xFFFFF}
 
 
 def test_only_a_tunnel_is_open_for_both_families() -> None:
     """The kernel takes what it is not told of an SA of transport mode from its outer family."""
-    flags = [entries.encode_sa(replace(SA, mode=mode)).body["flags"] & 32 for mode in Mode]
-    assert flags == [32 if mode is Mode.TUNNEL else 0 for mode in Mode]
+    flags = [entries.encode_sa(replace(SA, mode=mode)).body["flags"] & 32 for mode in PLAIN]
+    assert flags == [32 if mode is Mode.TUNNEL else 0 for mode in PLAIN]
+
+
+def test_beet_mode_has_its_inner_headers_of_whichever_family_in_the_selector() -> None:
+    ends = InnerEnds(source=ip_address("2001:db8::2"), destination=ip_address("2001:db8::1"))
+    body = entries.encode_sa(replace(SA, mode=Mode.BEET, inner=ends)).body
+    assert (body["mode"], body["flags"] & 32, body["family"]) == (4, 0, AF_INET)
+    assert (body["sel_family"], body["sel_prefixlen_s"]) == (AF_INET6, 128)
+    assert body["sel_daddr"] == ends.destination.packed
 
 
 def test_a_window_of_32_packets_is_one_word() -> None:
     for window, words in ((0, 0), (1, 1), (32, 1), (33, 2), (256, 8)):
-        message = entries.encode_sa(replace(SA, replay_window=window))
+        message = _through_octets(entries.encode_sa(replace(SA, replay_window=window)))
         assert message.attributes[Attribute.REPLAY_ESN_VAL]["bmp_len"] == words
-        assert message.body.get("replay_window", 0) == 0
+        assert message.body["replay_window"] == 0
 
 
 @pytest.mark.parametrize(
     "spoil",
     [
         {"family": 9},
-        {"mode": 4},
+        {"mode": 5},
         {"id_proto": 108},
         {"id_spi": 0},
     ],

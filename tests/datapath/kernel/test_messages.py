@@ -65,6 +65,13 @@ def test_octets_may_stand_in_the_place_of_values() -> None:
     assert XFRM.encode(packed) == OCTETS
 
 
+def test_attributes_that_nobody_reads_stay_octets() -> None:
+    message = XFRM.decode(FULL.type, OCTETS, frozenset({Attribute.TMPL}))
+    assert [t["reqid"] for t in message.attributes[Attribute.TMPL]] == [1, 2]
+    assert message.attributes[Attribute.SET_MARK] == (0x5846).to_bytes(4, "little")
+    assert XFRM.encode(message) == OCTETS
+
+
 def test_keys_are_not_shown() -> None:
     message = XFRM.decode(FULL.type, OCTETS)
     assert KEY.hex() not in repr(message)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
@@ -49,6 +49,7 @@ class KernelDatapath:
     """XFRM of the network namespace of the thread that opens it; see `Datapath`."""
 
     name = "kernel"
+    ruled = frozenset({Action.BYPASS})
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class KernelDatapath:
             events = stack.enter_context(closing(NetlinkSocket(XFRM, _EVENT_GROUPS)))
             deletions = stack.enter_context(closing(NetlinkSocket(XFRM)))
             routes = stack.enter_context(closing(Routes(RouteOwner.KERNEL)))
-            shunts = ShuntRules(RouteOwner.KERNEL, [Action.BYPASS])
+            shunts = ShuntRules(RouteOwner.KERNEL, cls.ruled)
             stack.enter_context(closing(shunts))
             paths = Paths(routes)
             interfaces = TunnelInterfaces(XfrmMaker(), RouteOwner.KERNEL, paths)
@@ -322,8 +323,9 @@ class KernelDatapath:
     def remove_ours(self) -> int:
         self._routes.remove_all()
         self._shunts.clear()
-        sas = self._dump_sas() + self._claim_larval()
-        deletions = [entries.encode_policy_index(policy) for policy in self._dump_policies()]
+        states = self._dump_states(_NOTHING)
+        sas = [sa for sa in states if not entries.is_larval(sa)] + self._claim_larval(states)
+        deletions = [entries.encode_policy_index(p) for p in self._dump_policies(_TEMPLATES)]
         deletions += [entries.encode_state_id(sa, MessageType.DELSA) for sa in sas]
         replies = self._requests.exchange([Request(d, "remove what is ours") for d in deletions])
         for known in (self._sas, self._seen, self._routed, self._taken, self._untold):
@@ -485,7 +487,7 @@ class KernelDatapath:
             except DatapathError as error:
                 failed[place] = error
                 continue
-            if entry.template is None or entry.template.mode is not Mode.TUNNEL:
+            if entry.template is None or entry.template.mode is Mode.TRANSPORT:
                 self._drop_route(entry)  # this one may replace one that had a route
             else:
                 routed[place] = entry
@@ -527,25 +529,24 @@ class KernelDatapath:
     def _dump_sas(self) -> list[Message]:
         return [sa for sa in self._dump_states() if not entries.is_larval(sa)]
 
-    def _dump_states(self) -> list[Message]:
+    def _dump_states(self, reads: Set[int] | None = None) -> list[Message]:
         """Our SAs, and the larval ones that stand for an acquire of ours."""
-        request = Request(Message(type=MessageType.GETSA), "list the SAs", dump=True)
+        request = Request(Message(type=MessageType.GETSA), "list the SAs", dump=True, reads=reads)
         return [sa for sa in self._requests.ask(request) if entries.is_our_sa(sa)]
 
-    def _dump_policies(self) -> list[Message]:
-        return [policy for policy in self._dump_all_policies() if entries.is_our_policy(policy)]
+    def _dump_policies(self, reads: Set[int] | None = None) -> list[Message]:
+        return [p for p in self._dump_all_policies(reads) if entries.is_our_policy(p)]
 
-    def _dump_all_policies(self) -> list[Message]:
-        request = Request(Message(type=MessageType.GETPOLICY), "list the policies", dump=True)
-        return self._requests.ask(request)
+    def _dump_all_policies(self, reads: Set[int] | None = None) -> list[Message]:
+        message = Message(type=MessageType.GETPOLICY)
+        return self._requests.ask(Request(message, "list the policies", dump=True, reads=reads))
 
-    def _claim_larval(self) -> list[Message]:
-        """Give the larval SAs of ours SPIs, so that they can be removed; else they last 30 s."""
-        larval = [sa for sa in self._dump_states() if entries.is_larval(sa)]
+    def _claim_larval(self, states: Iterable[Message]) -> list[Message]:
+        """Give the larval SAs among them SPIs, so that they can be removed; else they last 30 s."""
         replies = self._requests.exchange(
             [
                 Request(entries.encode_larval_spi(sa, _LARVAL_SPI + n), "remove what is ours")
-                for n, sa in enumerate(larval)
+                for n, sa in enumerate(filter(entries.is_larval, states))
             ]
         )
         return [message for reply in replies for message in reply.messages]
@@ -596,6 +597,10 @@ _EVENT_GROUPS = (Group.ACQUIRE, Group.EXPIRE, Group.MAPPING)
 _GONE = (errno.ENOENT, errno.ESRCH)
 
 _LARVAL_SPI = 0x58460000
+
+_NOTHING: frozenset[int] = frozenset()
+_TEMPLATES = frozenset({Attribute.TMPL})
+"""What of their attributes tells whose SAs and policies are."""
 
 _PIECE = 100
 """Entries that are put in force, or taken back, together: some twenty tunnels. What more of them

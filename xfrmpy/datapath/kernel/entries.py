@@ -21,7 +21,7 @@ from xfrmpy.datapath.kernel import structs
 from xfrmpy.datapath.kernel.messages import Attribute, MessageType
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
 from xfrmpy.datapath.netlink.messages import Message, Values
-from xfrmpy.datapath.routes import OUR_MARK
+from xfrmpy.datapath.routes import OUR_BITS, OUR_MARK
 from xfrmpy.ipsec.addresses import IpAddress, IpNetwork, SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Integrity
 from xfrmpy.ipsec.marks import Mark
@@ -31,6 +31,7 @@ from xfrmpy.ipsec.sad import (
     OUR_REQIDS,
     Direction,
     DontFragment,
+    InnerEnds,
     Lifetime,
     Mode,
     Offload,
@@ -46,7 +47,7 @@ from xfrmpy.registry import ProtocolId
 
 # The kernel's numbers, <linux/xfrm.h>.
 _PROTOCOLS = {ProtocolId.ESP: IPPROTO_ESP, ProtocolId.AH: IPPROTO_AH}
-MODES = {Mode.TRANSPORT: 0, Mode.TUNNEL: 1}
+MODES = {Mode.TRANSPORT: 0, Mode.TUNNEL: 1, Mode.BEET: 4}
 _DIRECTIONS = {PolicyDirection.IN: 0, PolicyDirection.OUT: 1, PolicyDirection.FORWARD: 2}
 _ALLOW, _BLOCK = 0, 1
 _OFFLOAD_INBOUND = 2  # XFRM_OFFLOAD_INBOUND
@@ -81,19 +82,13 @@ def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message
         "reqid": entry.reqid,
         "family": family_of(entry.destination),
         "mode": MODES[Mode.TRANSPORT if is_beside else entry.mode],
-        # No selector of its own: what may pass is the SPD's business, of either inner family.
+        # What may pass is the SPD's business, of either inner family. BEET mode's headers are here.
+        **_encode_inner(entry.inner),
         "flags": _flags(entry),
         **encode_lifetime(entry.lifetime),
     }
-    attributes: dict[int, Values] = {
-        **_encode_suite(entry),
-        # The only way to a window of more than 32 packets, with or without ESN.
-        Attribute.REPLAY_ESN_VAL: {
-            "bmp_len": (bitmap := (entry.replay_window + 31) // 32),
-            "replay_window": entry.replay_window,
-            "bmp": bytes(4 * bitmap),
-        },
-    }
+    attributes = _encode_suite(entry)
+    attributes[Attribute.REPLAY_ESN_VAL] = _encode_window(entry.replay_window)
     if entry.encapsulation is not None:
         attributes[Attribute.ENCAP] = {
             "encap_type": _ESP_IN_UDP,
@@ -111,11 +106,12 @@ def encode_bearing(entry: SadEntry) -> dict[int, Values]:
     attributes: dict[int, Values] = {}
     if not entry.outer.copies_dscp:
         attributes[Attribute.SA_EXTRA_FLAGS] = {"value": _DONT_ENCAP_DSCP}
-    if entry.direction is Direction.OUT:
-        attributes[Attribute.SET_MARK] = {"value": OUR_MARK}
-    elif entry.set_mark is not None:
-        attributes[Attribute.SET_MARK] = {"value": entry.set_mark.value}
-        attributes[Attribute.SET_MARK_MASK] = {"value": entry.set_mark.mask}
+    value, bits = (OUR_MARK, OUR_BITS) if entry.direction is Direction.OUT else (0, 0)
+    if entry.set_mark is not None:
+        attributes[Attribute.SET_MARK] = {"value": value | entry.set_mark.value}
+        attributes[Attribute.SET_MARK_MASK] = {"value": bits | entry.set_mark.mask}
+    elif value:
+        attributes[Attribute.SET_MARK] = {"value": value}
     return attributes | _encode_if_id(entry.if_id)
 
 
@@ -131,6 +127,7 @@ def decode_sa(message: Message) -> SadEntry:
             destination=_address(family, body["id_daddr"]),
             reqid=body["reqid"],
             mode=decoded(MODES, body["mode"]),
+            inner=_decode_inner(body),
             replay_window=attributes[Attribute.REPLAY_ESN_VAL]["replay_window"],
             encapsulation=_decode_encapsulation(family, attributes.get(Attribute.ENCAP)),
             outer=_decode_outer(message),
@@ -145,17 +142,40 @@ def decode_sa(message: Message) -> SadEntry:
         raise UnreadableMessage(f"the kernel has an SA that is not like ours: {error!r}") from error
 
 
+def _encode_inner(inner: InnerEnds | None) -> Values:
+    if inner is None:
+        return {}
+    bits = inner.source.max_prefixlen
+    return {
+        "sel_family": family_of(inner.source),
+        "sel_saddr": inner.source.packed,
+        "sel_daddr": inner.destination.packed,
+        "sel_prefixlen_s": bits,
+        "sel_prefixlen_d": bits,
+    }
+
+
+def _decode_inner(body: Values) -> InnerEnds | None:
+    if body["mode"] != MODES[Mode.BEET]:
+        return None
+    source, destination = (_address(body["sel_family"], body[f"sel_{end}addr"]) for end in "sd")
+    return InnerEnds(source=source, destination=destination)
+
+
 def is_outbound(message: Message) -> bool:
     """Which way an SA of ours works: see the module."""
-    return bool(message.attributes.get(Attribute.SET_MARK, {}).get("value") == OUR_MARK)
+    value = message.attributes.get(Attribute.SET_MARK, {}).get("value", 0)
+    return bool(value & OUR_BITS == OUR_MARK)
 
 
 def _decode_set_mark(message: Message) -> Mark | None:
-    """Of an inbound SA; that of an outbound one is ours."""
+    """Without what is ours of it."""
     value = message.attributes.get(Attribute.SET_MARK, {}).get("value")
-    if value is None or is_outbound(message):
+    if value is None or value == OUR_MARK:
         return None
-    return Mark(value, message.attributes[Attribute.SET_MARK_MASK]["value"])
+    mask = message.attributes[Attribute.SET_MARK_MASK]["value"]
+    ours = OUR_BITS if is_outbound(message) else 0
+    return Mark(value & ~ours, mask & ~ours)
 
 
 def offload_by(entry: SadEntry, device: int) -> Values:
@@ -399,19 +419,23 @@ def _decode_if_id(attributes: Mapping[int, Values]) -> int:
     return int(attributes.get(Attribute.IF_ID, {"value": 0})["value"])
 
 
-def _encode_suite(entry: SadEntry) -> dict[int, Values]:
+@lru_cache(maxsize=16)
+def _encode_window(packets: int) -> bytes:
+    """The only way to one of more than 32 packets, with or without ESN."""
+    words = (packets + 31) // 32
+    empty = {"bmp_len": words, "replay_window": packets}
+    return structs.REPLAY_STATE_ESN.pack(empty) + bytes(4 * words)
+
+
+def _encode_suite(entry: SadEntry) -> dict[int, Any]:
     if isinstance(entry.suite, AhSuite):
         return {Attribute.ALG_AUTH_TRUNC: _encode_integrity(entry.suite.integrity, entry)}
     cipher, integrity = entry.suite.cipher, entry.suite.integrity
-    algorithm = {
-        "alg_name": cipher.kernel_name.encode(),
-        "alg_key_len": cipher.keymat * 8,
-        "alg_key": entry.encryption_key,
-    }
+    name, key = cipher.kernel_name.encode(), entry.encryption_key
     if integrity is None:
-        return {Attribute.ALG_AEAD: {**algorithm, "alg_icv_len": cipher.icv * 8}}
+        return {Attribute.ALG_AEAD: _pack_aead(name, cipher.keymat * 8, cipher.icv * 8) + key}
     return {
-        Attribute.ALG_CRYPT: algorithm,
+        Attribute.ALG_CRYPT: {"alg_name": name, "alg_key_len": cipher.keymat * 8, "alg_key": key},
         Attribute.ALG_AUTH_TRUNC: _encode_integrity(integrity, entry),
     }
 
@@ -675,11 +699,12 @@ def decoded(table: Mapping[_T, int], number: int) -> _T:
     raise UnreadableMessage(f"the kernel sent {number} where one of {[*table.values()]} is due")
 
 
-# Policies are sent by the ten thousand.
+# Entries are sent by the ten thousand.
 _NO_LIMITS = tuple(encode_lifetime(Lifetime()).values())
 _pack_policy = structs.USERPOLICY_INFO.packer(
     *_SELECTOR, *_LIMITS, "priority", "index", "dir", "action"
 )
+_pack_aead = structs.ALGO_AEAD.packer("alg_name", "alg_key_len", "alg_icv_len")
 _pack_template = structs.USER_TMPL.packer(
     *(
         "id_daddr",

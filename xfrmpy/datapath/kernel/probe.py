@@ -19,7 +19,15 @@ from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Cipher, Integrity
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
-from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, DontFragment, Mode, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.sad import (
+    OUR_REQIDS,
+    Direction,
+    DontFragment,
+    InnerEnds,
+    Mode,
+    SadEntry,
+    UdpEncapsulation,
+)
 from xfrmpy.registry import EncryptionAlgorithm, ProtocolId
 
 _SPI = 0x5846FFFF
@@ -76,7 +84,7 @@ def probe(requests: NetlinkSocket) -> Capabilities:
     trial.works("ipv6", ipv6)
     return Capabilities(
         protocols=frozenset(suite.protocol for suite in working),
-        modes=frozenset(m for m in Mode if trial.works(f"{m} mode", replace(sample, mode=m))),
+        modes=frozenset(m for m in Mode if trial.works(f"{m} mode", _in_mode(sample, m))),
         suites=frozenset(str(suite) for suite in working),
         esn=trial.works("esn", _entry(replace(working[0], esn=True))),
         udp_encapsulation=trial.works(
@@ -99,6 +107,11 @@ def probe(requests: NetlinkSocket) -> Capabilities:
 def _no_ah(working: list[EspSuite | AhSuite]) -> dict[str, str]:
     has_ah = any(suite.protocol is ProtocolId.AH for suite in working)
     return {} if has_ah else {"ah": "this kernel has no AH (there is no ah4 module)"}
+
+
+def _in_mode(sample: SadEntry, mode: Mode) -> SadEntry:
+    ends = InnerEnds(source=_IPV6[0], destination=_IPV6[1])
+    return replace(sample, mode=mode, inner=ends if mode is Mode.BEET else None)
 
 
 _NO_IMPLICIT_IV = {

@@ -116,6 +116,7 @@ class Rule(IntEnum):
     PRIORITY = 6
     FWMARK = 10
     TABLE = 15
+    FWMASK = 16
     PROTOCOL = 21
     IP_PROTO = 22
     SPORT_RANGE = 23

@@ -43,11 +43,14 @@ from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
 
+_NO_BEET = {"beet mode": "the userspace datapath has no BEET mode"}
+
 
 class UserspaceDatapath:
     """See the module and `Datapath`."""
 
     name = "userspace"
+    ruled = frozenset({Action.BYPASS, Action.DISCARD})
 
     def __init__(
         self,
@@ -129,7 +132,7 @@ class UserspaceDatapath:
         has_raw = refusal is None
         return Capabilities(
             protocols=frozenset({ProtocolId.ESP, *((ProtocolId.AH,) if has_raw else ())}),
-            modes=frozenset(Mode),
+            modes=frozenset({Mode.TUNNEL, Mode.TRANSPORT}),
             suites=ESP_SUITES | AH_SUITES if has_raw else ESP_SUITES,
             esn=True,
             udp_encapsulation=True,
@@ -137,7 +140,7 @@ class UserspaceDatapath:
             dont_fragment=frozenset(DontFragment),
             interfaces=True,
             compression=True,
-            missing={} if has_raw else dict.fromkeys(("raw esp", "ah"), str(refusal)),
+            missing=_NO_BEET | ({} if has_raw else dict.fromkeys(("raw esp", "ah"), str(refusal))),
         )
 
     def add_sa(self, entry: SadEntry) -> None:
@@ -477,7 +480,7 @@ class UserspaceDatapath:
 
 
 def _shunt_rules() -> ShuntRules:
-    return ShuntRules(RouteOwner.USERSPACE, [Action.BYPASS, Action.DISCARD])
+    return ShuntRules(RouteOwner.USERSPACE, UserspaceDatapath.ruled)
 
 
 def _is_guarded(entry: SadEntry | SpdEntry) -> TypeGuard[SpdEntry]:

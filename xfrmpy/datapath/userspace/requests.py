@@ -30,6 +30,7 @@ from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import (
     Direction,
     DontFragment,
+    InnerEnds,
     Lifetime,
     Mode,
     OuterHeader,
@@ -68,7 +69,7 @@ _MEANING = 1
 
 VALUES = (
     *(SadEntry, SpdEntry, SaId, Usage, EspSuite, AhSuite, Cipher, Integrity, UdpEncapsulation),
-    *(Lifetime, OuterHeader),
+    *(Lifetime, OuterHeader, InnerEnds),
     *(Selector, MaskedPort, Mark, Template, TrafficSelector, SocketAddress),
     *(Acquire, Expired, MappingChanged, OffloadRefused),
 )
