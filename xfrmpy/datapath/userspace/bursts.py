@@ -15,7 +15,7 @@ from typing import NamedTuple
 from xfrmpy.datapath.userspace import virtio
 from xfrmpy.datapath.userspace.segments import ip_header_of
 from xfrmpy.datapath.userspace.virtio import Offload, Segments
-from xfrmpy.esp.checksum import ones_complement_sum
+from xfrmpy.esp.checksum import ones_complement_sum, quarters_of
 from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, Run, trailer_of
 
 MAX_SUPER_PACKET = 65535
@@ -65,11 +65,11 @@ def shape_of(head: bytes | memoryview, offload: Offload) -> Shape | None:
     own (RFC 6864 section 4.2).
     """
     version, ip = _VERSIONS.get(offload.segments), offload.checksum_start
-    if version is None or head[0] >> 4 != version or (version == 4 and not head[6] & _DF):
+    if version is None or not _IP_SIZE[version] <= ip <= len(head) - _TCP_SIZE:
+        return None
+    if head[0] >> 4 != version or (version == 4 and not head[6] & _DF):
         return None
     if not offload.needs_checksum or offload.checksum_offset != _CHECKSUM:
-        return None
-    if ip < _IP_SIZE[version] or ip + _TCP_SIZE > len(head):
         return None
     headers = ip + (head[ip + 12] >> 4) * 4
     if not ip + _TCP_SIZE <= headers <= min(MAX_HEADERS, len(head)):
@@ -180,15 +180,12 @@ class Layout:
     def _seal(
         self, places: Sequence[_Place], number: int, run: Run, header: _Header, trailer: bytes
     ) -> None:
-        """The loop that all is for. benchmarks/README.md has what each line of it takes."""
+        """The loop that all is for. docs/userspace-datapath.md has what each step takes."""
         if not places:
             return
         size = len(places[0].payload)
-        # A number of 11,000 bits is divided digit by digit; folded twice it has a quarter of them.
-        half = _words(size * 8 // 2)
-        quarter = _words(half // 2)
-        low_half, low_quarter = (1 << half) - 1, (1 << quarter) - 1
-        scale = 256 if size % 2 else 1
+        in_quarters, at = quarters_of(size).unpack_from, _ESP + self.shape.headers
+        odd = size % 2 * 8
         total, sequence = header.total, header.sequence
         before, between, after = header.before, header.between, header.after
         buffer, spi, is_extended = self._buffer, run.spi, run.is_extended
@@ -196,11 +193,11 @@ class Layout:
         extended = bytearray(_EXTENDED.size)
         pack, pack_counter, seal_into = self._pack, _COUNTER.pack_into, run.in_place.seal_into
         number_of = int.from_bytes
-        for begin, payload, trailing, associated, plaintext, sealed in places:
-            words = number_of(payload, "big")
-            words = (words >> half) + (words & low_half)
-            words = (words >> quarter) + (words & low_quarter)
-            checksum = 0xFFFF - (total + sequence + words * scale) % 0xFFFF
+        for begin, _, trailing, associated, plaintext, sealed in places:
+            one, two, three, four = in_quarters(buffer, begin + at)
+            words = number_of(one, "big") + number_of(two, "big")
+            words += number_of(three, "big") + (number_of(four, "big") << odd)
+            checksum = 0xFFFF - (words + total + sequence) % 0xFFFF
             pack(
                 *(buffer, begin, spi, number & 0xFFFFFFFF, number),
                 *(before, sequence, between, checksum, after),
@@ -214,10 +211,6 @@ class Layout:
                 seal_into(nonce, plaintext, associated, sealed)
             sequence = (sequence + size) & 0xFFFFFFFF
             number += 1
-
-
-def _words(bits: int) -> int:
-    return -(-bits // 16) * 16
 
 
 def _headers(

@@ -8,8 +8,7 @@ then the policy that must have asked for it.
 from __future__ import annotations
 
 import errno
-from bisect import bisect_left, insort
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
@@ -28,6 +27,7 @@ from xfrmpy.datapath.interface import (
 )
 from xfrmpy.datapath.userspace.holding import Holding
 from xfrmpy.datapath.userspace.ledger import Ledger, Line, fingerprint
+from xfrmpy.datapath.userspace.policies import Policies
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
 from xfrmpy.esp.ah import InboundAh, OutboundAh
 from xfrmpy.esp.compression import IPCOMP, BadCompression, compress, decompress
@@ -41,7 +41,7 @@ from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import ICMP_PROTOCOLS, MAX_PORT, TrafficSelector
-from xfrmpy.ipsec.spd import Action, Place, PolicyDirection, SpdEntry
+from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
 
 ACQUIRE_SECONDS = 5.0
@@ -143,9 +143,7 @@ class Forwarder:
         self._outbound: dict[int, list[tuple[_Outbound, Held]]] = {}
         self._paths: dict[tuple[bytes, int], _Path] = {}  # by flow and interface, until a change
         self._let_in: set[tuple[bytes, int, int]] = set()  # with the reqid, until one of policies
-        self._spd: dict[Place, SpdEntry] = {}
-        self._by_priority: defaultdict[_Table, list[SpdEntry]] = defaultdict(list)
-        self._hosts: Counter[tuple[int, int]] = Counter()
+        self._policies = Policies()
         self._reassembly = Reassembly()
         self._room: dict[int, int] = {}
         self._acquired_at: dict[int, float] = {}
@@ -181,11 +179,11 @@ class Forwarder:
         """The packet, as it is to be sealed, and with what. Raises as `protect`."""
         header = parse(packet)
         pieces = [packet]
-        if not if_id and (header.version, header.destination) in self._hosts:
+        if not if_id and self._policies.is_host(header):
             flow = None
             packet, pieces = self._gather(packet)
             header = parse(packet)
-        policy = self._policy_for((PolicyDirection.OUT, if_id), header)
+        policy = self._policies.find((PolicyDirection.OUT, if_id), header)
         if policy is None or policy.template is None:
             if not if_id:
                 self._let_pass(policy, header, pieces)
@@ -271,7 +269,7 @@ class Forwarder:
         if flow is not None and (flow, sa.if_id, sa.reqid) in self._let_in:
             return packet
         header = parse(packet)
-        if not self._is_allowed(sa, header):
+        if not self._policies.allow(sa, header):
             raise Refused(Refusal.OUTSIDE_SELECTORS)
         if flow is not None:
             if len(self._let_in) >= MAX_PATHS:
@@ -303,24 +301,8 @@ class Forwarder:
         """What routes led here though no SA is to carry it: the peer of transport mode has other
         traffic, too, as its selectors go by protocol and port and routes do not."""
         is_exempt = policy is None or policy.action is Action.BYPASS
-        if is_exempt and (header.version, header.destination) in self._hosts:
+        if is_exempt and self._policies.is_host(header):
             raise InClear(pieces)
-
-    def _policy_for(self, table: _Table, header: InnerHeader) -> SpdEntry | None:
-        entries = self._by_priority.get(table, ())
-        return next((entry for entry in entries if header.matches(entry.selector)), None)
-
-    def _is_allowed(self, sa: SadEntry, header: InnerHeader) -> bool:
-        """RFC 4301 section 5.2 step 4: the policy met must be one that asks for this very SA.
-
-        Whether the packet is for this host or goes on to another, only the host's routes know; so
-        each of the two policies has a veto.
-        """
-        directions = (PolicyDirection.FORWARD, PolicyDirection.IN)
-        tables = [(direction, sa.if_id) for direction in directions]
-        met = [entry for table in tables if (entry := self._policy_for(table, header))]
-        reqids = {None if entry.template is None else entry.template.reqid for entry in met}
-        return reqids == {sa.reqid}
 
     def _acquire(self, reqid: int, header: InnerHeader, now: float) -> None:
         if now < self._acquired_at.get(reqid, -ACQUIRE_SECONDS) + ACQUIRE_SECONDS:
@@ -347,7 +329,7 @@ class Forwarder:
 
     def _has_sa(self, reqid: int, packet: bytes) -> bool:
         table = PolicyDirection.OUT, self._led_by[reqid]
-        policy = self._policy_for(table, parse(packet))
+        policy = self._policies.find(table, parse(packet))
         return policy is None or policy.template is None or policy.template.reqid in self._outbound
 
     def note_source(self, held: Held, source: SocketAddress, now: float) -> None:
@@ -497,27 +479,17 @@ class Forwarder:
 
     def add_policy(self, entry: SpdEntry) -> None:
         """In place of one of the same direction and selector."""
-        self.remove_policy(entry)
-        self._paths.clear()
-        self._let_in.clear()
-        self._spd[entry.place] = entry
-        self._hosts.update(_hosts_of(entry))
-        insort(self._by_priority[_table_of(entry)], entry, key=_priority)
+        self._forget_flows()
+        self._policies.add(entry)
 
     def remove_policy(self, entry: SpdEntry) -> None:
         """That of the same place, if there is one."""
-        old = self._spd.pop(entry.place, None)
-        if old is not None:
-            self._paths.clear()
-            self._let_in.clear()
-            entries = self._by_priority[_table_of(old)]
-            place = bisect_left(entries, old.priority, key=_priority)
-            while entries[place] is not old:
-                place += 1
-            del entries[place]
-            if not entries:
-                del self._by_priority[_table_of(old)]
-            self._hosts -= Counter(_hosts_of(old))
+        self._forget_flows()
+        self._policies.remove(entry)
+
+    def _forget_flows(self) -> None:
+        self._paths.clear()
+        self._let_in.clear()
 
     def usage(self, sa: SaId, now: float) -> Usage:
         return self._find(sa).sa.usage(self.seconds_idle(sa, now))
@@ -533,18 +505,17 @@ class Forwarder:
         return None if held is None else now - held.installed_at
 
     def dump(self) -> Dump:
-        return Dump(
-            sad=tuple(held.sa.entry for held in self._sad.values()), spd=tuple(self._spd.values())
-        )
+        sad = tuple(held.sa.entry for held in self._sad.values())
+        return Dump(sad=sad, spd=self._policies.entries)
 
     def remove_all(self) -> int:
         """Empty both databases; returns how many entries there were."""
-        count = len(self._sad) + len(self._spd)
-        tables = (self._sad, self._inbound, self._outbound, self._spd, self._limits, self._paths)
-        for table in (*tables, self._by_priority, self._acquired_at, self._let_in):
+        count = len(self._sad) + len(self._policies)
+        tables = (self._sad, self._inbound, self._outbound, self._limits, self._policies)
+        for table in (*tables, self._acquired_at):
             table.clear()
+        self._forget_flows()
         self._ledger.clear()
-        self._hosts.clear()
         self._room.clear()
         self._holding.clear()
         self._led_by.clear()
@@ -557,13 +528,6 @@ class Forwarder:
 
 
 _IP_PROTOCOLS = {ProtocolId.ESP: IPPROTO_ESP, ProtocolId.AH: IPPROTO_AH}
-
-_Table: TypeAlias = tuple[PolicyDirection, int]
-"""The policies of one direction and interface, among which priority decides."""
-
-
-def _table_of(entry: SpdEntry) -> _Table:
-    return entry.direction, entry.if_id
 
 
 def _is_carried_by(header: InnerHeader, sa: SadEntry) -> bool:
@@ -592,10 +556,6 @@ def _inbound_key(entry: SadEntry) -> tuple[ProtocolId, bytes]:
     The destination is left out, for SPIs are of our choice and no two SAs have the same one.
     """
     return entry.protocol, entry.spi.to_bytes(4, "big")
-
-
-def _priority(entry: SpdEntry) -> int:
-    return entry.priority
 
 
 def _seal(sa: _Outbound, packet: bytes, hidden_in: int) -> bytes:
@@ -650,16 +610,6 @@ def with_outer(inner: bytes, sa: SadEntry, fields: Fields) -> bytes:
         return inner_after(inner, fields, sa.outer)
     except Congested:
         raise Refused(Refusal.CONGESTED) from None
-
-
-def _hosts_of(entry: SpdEntry) -> list[tuple[int, int]]:
-    """Whom a policy of transport mode leads all packets here for, by version and address."""
-    template, there = entry.template, entry.selector.destination
-    if template is None or template.mode is not Mode.TRANSPORT:
-        return []
-    if entry.direction is not PolicyDirection.OUT or there.prefixlen < there.max_prefixlen:
-        return []
-    return [(there.version, int(there.network_address))]
 
 
 def parse(packet: bytes) -> InnerHeader:

@@ -13,7 +13,7 @@ from functools import partial
 
 from xfrmpy.datapath.userspace.arrivals import Arrivals
 from xfrmpy.datapath.userspace.coalescing import Joined
-from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused, refused_by_system
+from xfrmpy.datapath.userspace.forwarding import Forwarder, Refusal, Refused, refused_by_system
 from xfrmpy.datapath.userspace.raw import Arrived, RawSocket
 from xfrmpy.datapath.userspace.receiving import Received, UdpReceiver
 from xfrmpy.datapath.userspace.tun import Tun
@@ -62,7 +62,11 @@ class Inbound:
 
     def _unprotect(self, received: Received, now: float) -> None:
         source, fields = received.source, received.fields
-        for other in self._arrivals.add(received.datagrams, source, fields, now):
+        others = self._arrivals.add(received.datagrams, source, fields, now)
+        if len(received.datagrams) == 1 and others:
+            # It has been told apart, and would come again.
+            raise Refused(Refusal.UNKNOWN_SPI)
+        for other in others:
             self._guarded(partial(self._pass_on, bytes(other), received))
 
     def _pass_on(self, datagram: bytes, received: Received) -> None:
