@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.ike.conftest import tunnel_policy
+from tests.ike.test_traps import ENDS
 from xfrmpy.crypto.prf import prf_plus
 from xfrmpy.ike.create_child_sa import DELETE_PATIENCE_SECONDS
 from xfrmpy.ike.nat import NatSituation
@@ -19,7 +20,7 @@ from xfrmpy.ike.succession import OVERLAP_SECONDS
 from xfrmpy.ipsec.algorithms import PRFS
 from xfrmpy.ipsec.proposals import AhSuite, parse_proposal
 from xfrmpy.ipsec.sad import Direction
-from xfrmpy.policy.model import Encapsulation, TunnelPolicy
+from xfrmpy.policy.model import Encapsulation, StartMode, TunnelPolicy
 from xfrmpy.registry import ExchangeType, NotifyType, ProtocolId
 from xfrmpy.wire.payloads import DeletePayload, NotifyPayload, SaPayload
 
@@ -50,6 +51,16 @@ def test_both_ends_have_sas_and_policies_of_ah(up_with_ah: Any) -> None:
         assert {entry.template.protocol for entry in dump.spd} == {AH}
         (established,) = host.reports(ChildSaEstablished)
         assert established.suite == "ah-sha256-esn"
+
+
+def test_a_trap_asks_for_ah_and_stays_as_it_is_when_that_is_there(make_pair: Any) -> None:
+    pair = make_pair(with_ah("sha256-esn-x25519", start=StartMode.ON_DEMAND))
+    pair.moon.endpoint.set_traps("tunnel-a", ENDS)
+    pair.deliver()
+    before = pair.moon.datapath.dump().spd
+    assert {entry.template.protocol for entry in before} == {AH}
+    pair.up()
+    assert pair.moon.datapath.dump().spd == before
 
 
 def test_the_keys_are_for_integrity_only(up_with_ah: Any) -> None:

@@ -107,7 +107,13 @@ def _additions(policy: TunnelPolicy, path: Path) -> dict[int, list[AddPolicy]]:
 def _entries(child: ChildPolicy, path: Path) -> tuple[SpdEntry, ...]:
     ours, theirs = path.local.address, path.remote.address
     outbound, inbound = (
-        Template(source=source, destination=destination, reqid=child.reqid, mode=child.mode)
+        Template(
+            source=source,
+            destination=destination,
+            reqid=child.reqid,
+            protocol=child.protocol,
+            mode=child.mode,
+        )
         for source, destination in ((ours, theirs), (theirs, ours))
     )
     return protect_entries(
