@@ -89,6 +89,19 @@ def test_two_tunnels_cannot_have_one_interface(load: Load, lines: Lines) -> None
     ]
 
 
+def test_two_tunnels_with_one_peer_cannot_both_compress_what_their_interfaces_carry(
+    load: Load, lines: Lines
+) -> None:
+    text = f"{HEAD}interface: 10.0.0.1/30\nesp: {{ipcomp: yes}}\n"
+    ours = {"a.yaml": text, "b.yaml": text}
+    others = {
+        "plain.yaml": f"{HEAD}interface: 10.0.0.1/30\n",
+        "c.yaml": f"{text}datapath: userspace\n",
+    }
+    (line,) = lines(load(**ours, **others))
+    assert line.startswith("b.yaml:3:1: XF1004: 'b' has the peer, 'interface' and 'ipcomp' of 'a'")
+
+
 def test_a_long_name_of_a_tunnel_makes_a_short_one_of_its_device(load: Load) -> None:
     files = {
         f"branch-office-of-{city}.yaml": f"{HEAD}interface: 10.0.0.1/30\n" for city in ("x", "y")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.interfaces import TunnelInterface
 from xfrmpy.ipsec.sad import Mode
-from xfrmpy.policy.model import OnDown, TunnelPolicy
+from xfrmpy.policy.model import DatapathChoice, OnDown, TunnelPolicy
 from xfrmpy.policy.schema import InterfaceSettings, Tunnel
 from xfrmpy.policy.values import DEVICE_NAME
 
@@ -103,7 +103,30 @@ def _address(peer: str) -> IpAddress | None:
 
 
 def report_clashes(resolved: Sequence[tuple[Place, TunnelPolicy]]) -> None:
-    """Two tunnels cannot have the same interface."""
+    """Two tunnels cannot have the same interface, nor each other's packets."""
+    _report_same_interface(resolved)
+    _report_mixed_packets(resolved)
+
+
+def _report_mixed_packets(resolved: Sequence[tuple[Place, TunnelPolicy]]) -> None:
+    """The kernel has one SA of its own, with one interface, for all that two addresses have sent to
+    each other without compressing it."""
+    known: dict[tuple[tuple[str, ...], IpAddress | None], TunnelPolicy] = {}
+    for place, policy in resolved:
+        compresses = any(child.compresses for child in policy.children)
+        is_of_kernel = policy.datapath is not DatapathChoice.USERSPACE
+        if policy.interface is None or not compresses or not is_of_kernel:
+            continue
+        other = known.setdefault((policy.peers, policy.local_address), policy)
+        if other.name != policy.name:
+            message = (
+                f"'{policy.name}' has the peer, 'interface' and 'ipcomp' of '{other.name}' "
+                f"({other.origin}): the kernel would mix what they do not compress"
+            )
+            place.error("XF1004", ("interface",), message, "'ipcomp' in one of them", at_key=True)
+
+
+def _report_same_interface(resolved: Sequence[tuple[Place, TunnelPolicy]]) -> None:
     names: dict[tuple[str, str], TunnelPolicy] = {}
     numbers: dict[int, TunnelPolicy] = {}
     for place, policy in resolved:
