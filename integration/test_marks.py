@@ -123,16 +123,16 @@ table inet marking {
 def test_rules_of_routing_lead_a_tunnels_own_packets_by_their_mark(site: Site) -> None:
     network = site.network
     tunnel = network.tunnel()
-    ours = site.xfrmpy(network.moon, tunnel, mark_set="0x20000/0xf0000")
-    pair = Pair(site, ours, site.xfrmpy(network.sun, tunnel.mirrored()))
     counting = site.directory / "leaving.nft"
     counting.write_text(_ESP_LEAVES)
     network.moon.run("nft", "-f", str(counting))
+    network.moon.run("ip", "route", "add", "blackhole", "default", "table", "7")
+    ours = site.xfrmpy(network.moon, tunnel, mark_set="0x20000/0xf0000")
+    pair = Pair(site, ours, site.xfrmpy(network.sun, tunnel.mirrored()))
     pair.connect(Role.INITIATOR)
     site.assert_protected()
     assert counted(network.moon, "every") > 5
     assert counted(network.moon, "wrong") == 0
-    network.moon.run("ip", "route", "add", "blackhole", "default", "table", "7")
     network.moon.run("ip", "rule", "add", "fwmark", "0x20000/0xf0000", "table", "7")
     site.assert_blocked()
     ours.rekey()
