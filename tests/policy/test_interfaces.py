@@ -102,6 +102,15 @@ def test_two_tunnels_with_one_peer_cannot_both_compress_what_their_interfaces_ca
     assert line.startswith("b.yaml:3:1: XF1004: 'b' has the peer, 'interface' and 'ipcomp' of 'a'")
 
 
+def test_tunnels_of_whoever_calls_may_both_compress(load: Load) -> None:
+    text = f"{HEAD}interface: 10.0.0.1/30\nesp: {{ipcomp: yes}}\n"
+    anyone = "\n".join(line for line in text.splitlines() if not line.startswith("peer:"))
+    assert (
+        load(**{f"{name}.yaml": f"{anyone}\npeer_id: {name}.example\n" for name in "ab"}).errors
+        == ()
+    )
+
+
 def test_a_long_name_of_a_tunnel_makes_a_short_one_of_its_device(load: Load) -> None:
     files = {
         f"branch-office-of-{city}.yaml": f"{HEAD}interface: 10.0.0.1/30\n" for city in ("x", "y")

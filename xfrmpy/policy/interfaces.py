@@ -115,7 +115,7 @@ def _report_mixed_packets(resolved: Sequence[tuple[Place, TunnelPolicy]]) -> Non
     for place, policy in resolved:
         compresses = any(child.compresses for child in policy.children)
         is_of_kernel = policy.datapath is not DatapathChoice.USERSPACE
-        if policy.interface is None or not compresses or not is_of_kernel:
+        if policy.interface is None or not policy.peers or not compresses or not is_of_kernel:
             continue
         other = known.setdefault((policy.peers, policy.local_address), policy)
         if other.name != policy.name:
