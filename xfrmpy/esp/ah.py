@@ -12,7 +12,7 @@ from struct import Struct
 
 from xfrmpy.crypto.mac import Mac, keyed_mac
 from xfrmpy.esp.replay import Replayed, ReplayWindow
-from xfrmpy.esp.sa import Dropped, EspDrop, Progress, Sa
+from xfrmpy.esp.sa import Dropped, EspDrop, Receiving, Sa, Sending
 from xfrmpy.esp.transport import Fields, with_header
 from xfrmpy.ipsec.overhead import AH_HEADER, IP_HEADER, ah_size
 from xfrmpy.ipsec.proposals import AhSuite
@@ -60,23 +60,14 @@ class _Sa(Sa):
         return self._mac_made(covered + _HIGH.pack(high) * self._esn)[: self._suite.icv]
 
 
-class OutboundAh(_Sa):
+class OutboundAh(_Sa, Sending):
     """Seals. Sequence numbers are taken once and never given back."""
 
-    __slots__ = ("_last_sequence", "_sequence")
+    __slots__ = ()
 
     def __init__(self, entry: SadEntry) -> None:
         super().__init__(entry)
-        self._sequence = 0
-        self._last_sequence = (1 << (64 if self._esn else 32)) - 1
-
-    @property
-    def sequence(self) -> int:
-        return self._sequence
-
-    def resume(self, progress: Progress) -> None:
-        super().resume(progress)
-        self._sequence = progress.sequence
+        self._begin_to_send()
 
     def seal(self, payload: bytes, next_header: int, fields: Fields, *, has_df: bool) -> bytes:
         """The whole packet in IPv4; in IPv6 what is behind the header, which whoever sends makes.
@@ -97,10 +88,6 @@ class OutboundAh(_Sa):
         sealed = fixed + icv + padding + payload
         return header + sealed if version == 4 else sealed
 
-    @property
-    def is_past_hard_limit(self) -> bool:
-        return super().is_past_hard_limit or self._sequence >= self._last_sequence
-
     def _header(self, size: int, fields: Fields, *, has_df: bool) -> bytes:
         """The Identification is covered, and zero would be replaced by the kernel."""
         entry = self.entry
@@ -114,7 +101,7 @@ class OutboundAh(_Sa):
         return header[:4] + Struct(">HBB").pack(identification, flags, 0) + header[8:]
 
 
-class InboundAh(_Sa):
+class InboundAh(_Sa, Receiving):
     """Opens. The window moves only for what is authentic."""
 
     __slots__ = ("_window",)
@@ -122,14 +109,6 @@ class InboundAh(_Sa):
     def __init__(self, entry: SadEntry) -> None:
         super().__init__(entry)
         self._window = ReplayWindow(entry.replay_window, esn=self._esn)
-
-    @property
-    def sequence(self) -> int:
-        return self._window.highest
-
-    def resume(self, progress: Progress) -> None:
-        super().resume(progress)
-        self._window.close_up_to(progress.sequence)
 
     def open(self, header: bytes, packet: bytes) -> tuple[int, bytes, bool]:
         """Next header and payload of a packet, and whether it is the newest of the SA.

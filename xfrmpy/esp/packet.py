@@ -18,7 +18,7 @@ from xfrmpy.crypto.cipher import (
     packet_cipher,
 )
 from xfrmpy.esp.replay import Replayed, ReplayWindow
-from xfrmpy.esp.sa import Dropped, EspDrop, Progress, Sa
+from xfrmpy.esp.sa import Dropped, EspDrop, Receiving, Sa, Sending
 from xfrmpy.ipsec.overhead import ALIGNMENT, ESP_TRAILER
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import SadEntry
@@ -96,26 +96,17 @@ class _Sa(Sa):
         return _HEADER.pack(spi, sequence & 0xFFFFFFFF), _HIGH.pack(sequence >> 32)
 
 
-class OutboundSa(_Sa):
+class OutboundSa(_Sa, Sending):
     """Seals. Sequence numbers are taken once and never given back."""
 
-    __slots__ = ("_alignment", "_counts_iv", "_last_sequence", "_random", "_sequence")
+    __slots__ = ("_alignment", "_counts_iv", "_random")
 
     def __init__(self, entry: SadEntry, random: Callable[[int], bytes]) -> None:
         super().__init__(entry)
         self._random = random
-        self._sequence = 0
-        self._last_sequence = (1 << (64 if self._esn else 32)) - 1
+        self._begin_to_send()
         self._alignment = max(self._suite.cipher.block, ALIGNMENT)
         self._counts_iv = self._suite.cipher.counts_iv
-
-    @property
-    def sequence(self) -> int:
-        return self._sequence
-
-    def resume(self, progress: Progress) -> None:
-        super().resume(progress)
-        self._sequence = progress.sequence
 
     def seal(self, payload: bytes, next_header: int, *, hidden_in: int = 0) -> bytes:
         """The ESP packet of a payload. Raises `Dropped` once the SA may carry no more.
@@ -153,10 +144,6 @@ class OutboundSa(_Sa):
         self.octets += octets
         return Run(self.entry.spi, last - packets + 1, self._esn, in_place)
 
-    @property
-    def is_past_hard_limit(self) -> bool:
-        return super().is_past_hard_limit or self._sequence >= self._last_sequence
-
     def _iv(self) -> bytes:
         # The sequence number is unique under the key, which is all that a counter mode asks (RFC
         # 4106 section 3.1); CBC wants an IV that nobody can predict (RFC 3602 section 3).
@@ -173,7 +160,7 @@ class OpenedRun:
     drops: list[EspDrop]
 
 
-class InboundSa(_Sa):
+class InboundSa(_Sa, Receiving):
     """Opens. The window moves only for what is authentic."""
 
     __slots__ = ("_shortest", "_unpack_header", "_window")
@@ -184,14 +171,6 @@ class InboundSa(_Sa):
         self._shortest = _HEADER.size + self._iv_size + entry.suite.icv + ESP_TRAILER
         # SPI, the low half of the sequence number, IV.
         self._unpack_header = Struct(f">II{self._iv_size}s").unpack_from
-
-    @property
-    def sequence(self) -> int:
-        return self._window.highest
-
-    def resume(self, progress: Progress) -> None:
-        super().resume(progress)
-        self._window.close_up_to(progress.sequence)
 
     def open(self, packet: bytes) -> tuple[int, bytes, bool]:
         """Next header and payload of an ESP packet, and whether it is the newest of the SA.

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 
+from xfrmpy.esp.replay import ReplayWindow
 from xfrmpy.ipsec.sad import SadEntry, Usage
 
 
@@ -44,7 +45,17 @@ class Progress:
 class Sa(ABC):
     """The counters of one SA, and the limits of its lifetime."""
 
-    __slots__ = ("_esn", "entry", "integrity_failed", "octets", "packets", "replayed")
+    # The numbers are those of `Sending`, which cannot have slots beside those of a protocol.
+    __slots__ = (
+        "_esn",
+        "_last_sequence",
+        "_sequence",
+        "entry",
+        "integrity_failed",
+        "octets",
+        "packets",
+        "replayed",
+    )
 
     def __init__(self, entry: SadEntry) -> None:
         self.entry = entry
@@ -95,6 +106,44 @@ class Sa(ABC):
     def _count(self, octets: int, packets: int = 1) -> None:
         self.octets += octets
         self.packets += packets
+
+
+class Sending(Sa):
+    """What outbound SAs of either protocol share. Numbers are taken once and never given back."""
+
+    __slots__ = ()
+
+    def _begin_to_send(self) -> None:
+        self._sequence = 0
+        self._last_sequence = (1 << (64 if self._esn else 32)) - 1
+
+    @property
+    def sequence(self) -> int:
+        return self._sequence
+
+    @property
+    def is_past_hard_limit(self) -> bool:
+        return super().is_past_hard_limit or self._sequence >= self._last_sequence
+
+    def resume(self, progress: Progress) -> None:
+        super().resume(progress)
+        self._sequence = progress.sequence
+
+
+class Receiving(Sa):
+    """What inbound SAs of either protocol share."""
+
+    __slots__ = ()
+
+    _window: ReplayWindow
+
+    @property
+    def sequence(self) -> int:
+        return self._window.highest
+
+    def resume(self, progress: Progress) -> None:
+        super().resume(progress)
+        self._window.close_up_to(progress.sequence)
 
 
 def _reached(count: int, limit: int | None) -> bool:
