@@ -139,11 +139,15 @@ def test_a_daemon_that_does_not_read_holds_up_nothing(
         with suppress(OSError):
             for _ in range(3000):
                 mute.send(requests.encode({"do": "dump"}))
-        for port in range(20_000, 21_500):  # Each packet has another source port: an event.
+        for count in range(1500):  # Each packet has another source port: an event.
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
-                peer.bind(("127.0.0.1", port))
+                peer.bind(("127.0.0.1", 20_000 + count))
                 peer.sendto(attacker.seal(inner, IPV4_IN_ESP), ("127.0.0.1", IKE_NATT_PORT))
-        eventually("the packets", lambda: datapath.usage(pair.back.id).packets == 1500)
+            if count % 100 == 99:  # No more at once than its socket holds.
+                eventually(
+                    f"{count + 1} packets",
+                    lambda sent=count + 1: datapath.usage(pair.back.id).packets == sent,
+                )
     events = list(datapath.read_events())
     while events[-1].new.port != 21_499:  # type: ignore[union-attr]
         assert select.select([datapath.fileno()], [], [], 5)[0], "the rest comes when we read"

@@ -323,7 +323,8 @@ class Applier:
     ) -> None:
         try:
             async with asyncio.timeout(seconds):
-                while self._engine.is_unsettled(tunnel.policy.name):
+                # A tunnel may be settled again because the change failed: that is said before.
+                while not reports.empty() or self._engine.is_unsettled(tunnel.policy.name):
                     await self._hear(reports)
         except TimeoutError as error:
             raise _not_in_time(tunnel, seconds) from error

@@ -262,10 +262,10 @@ def _shortcoming(
         *capabilities.dont_fragment,
     }:
         return f"the {choice.value} datapath cannot {how} DF"
-    if any(child.tfc for child in policy.children) and not capabilities.padding:
-        return "`tfc`: the kernel pads nothing while its module esp4_offload is loaded"
     if any(child.compresses for child in policy.children) and not capabilities.compression:
         return capabilities.missing["compression"]
     if not all(_pads_too(child, capabilities) for child in policy.children):
         return f"`tfc` with `ipcomp`: the {choice.value} datapath does not pad what it compresses"
+    if any(child.tfc for child in policy.children) and not capabilities.padding:
+        return "`tfc`: the kernel pads nothing while its module esp4_offload is loaded"
     return f"the {choice.value} datapath knows none of the algorithms that the policy names"
