@@ -85,7 +85,10 @@ def tunnel_policy(
     key: bytes = b"a shared key of thirty-two octets",
     peer: str = "192.0.2.2",
 ) -> TunnelPolicy:
-    """A policy as the loader would make it; several selectors or proposals are split at blanks."""
+    """A policy as the loader would make it; several selectors or proposals are split at blanks.
+
+    An idle peer is asked after half a minute.
+    """
 
     def selectors(text: str) -> tuple[TrafficSelector, ...]:
         return tuple(TrafficSelector.parse(word) for word in text.split())
@@ -106,6 +109,7 @@ def tunnel_policy(
         shared_key=SharedKey(octets=key, origin="test"),
         proposals=tuple(parse_proposal(p, ProtocolId.IKE) for p in ike.split()),
         children=(child,),
+        dpd_seconds=10.0,
         datapath=DatapathChoice.KERNEL,
     )
 

@@ -13,6 +13,7 @@ import pytest
 
 from xfrmpy.ike.errors import Drop, DropReason
 from xfrmpy.ike.ike_sa import HALF_OPEN_SECONDS, LINGER_SECONDS
+from xfrmpy.ike.liveness import IDLE_PATIENCE
 from xfrmpy.ike.outputs import (
     RequestRefused,
     RequestRetransmitted,
@@ -377,7 +378,7 @@ def test_nobody_waits_long_for_a_peer_that_may_be_gone(pair: Any, busy: bool) ->
     pair.up()
     pair.impair = lambda _output, _sender: []
     if busy:
-        pair.run(pair.moon.policy.dpd_seconds + 1)
+        pair.run(IDLE_PATIENCE * pair.moon.policy.dpd_seconds + 1)
         assert not pair.moon.ike_sa.channel.window.is_idle
     pair.moon.endpoint.terminate("tunnel-a", pair.now)
     pair.run(9)

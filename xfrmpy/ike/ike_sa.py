@@ -104,9 +104,9 @@ class IkeSa:
         *("is_asking_usage", "is_client", "is_initiator", "is_rekeying", "is_reported", "keys"),
         *("local_id", "nat", "nonces", "on_silence", "peer_follows", "peer_takes_childless"),
         *("postponed", "proposal", "proved", "reauth_at", "redirected_from", "refused_scopes"),
-        *("rekey_at", "remote_id", "replaces", "resumed", "retired", "sent_at", "state", "suite"),
-        *("their_tokens", "ticket", "ticket_at", "tunnel", "up_since", "wait_until"),
-        *("_expires_at", "_must_reauth_by", "_refusal", "_step", "_step_at"),
+        *("rekey_at", "remote_id", "replaces", "resumed", "retired", "seen_idle_at", "sent_at"),
+        *("state", "suite", "their_tokens", "ticket", "ticket_at", "tunnel", "up_since"),
+        *("wait_until", "_expires_at", "_must_reauth_by", "_refusal", "_step", "_step_at"),
         *("_suspect_again_at", "_was_established"),
     )
 
@@ -153,7 +153,8 @@ class IkeSa:
         self.postponed: tuple[str, ...] = ()
         self.is_rekeying = self.is_asking_usage = self.is_asking_sent = False
         self.begun_after = self.authenticated_as = core.authentications
-        self.established_at = self.up_since = self.heard_at = self.sent_at = 0.0
+        self.established_at = self.up_since = 0.0
+        self.heard_at = self.seen_idle_at = self.sent_at = 0.0
         self.rekey_at: float | None = None
         self.reauth_at: float | None = None
         self.wait_until: float | None = None

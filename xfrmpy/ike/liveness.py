@@ -19,6 +19,10 @@ from xfrmpy.ipsec.sad import Direction, SaId
 if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
 
+IDLE_PATIENCE = 3
+"""So many times as long a peer may be silent to which we send nothing: nothing of ours is lost if
+it is dead, and most tunnels of a large gateway are idle. (Section 2.4 asks for a check "in order to
+prevent sending messages to a dead peer".)"""
 
 GRAINS = 30
 """A check waits for the next of so many moments in an interval, and those of many peers for the
@@ -26,19 +30,23 @@ same: to ask the datapath, and to wake up, costs more than a check, which nobody
 
 
 def liveness_at(sa: IkeSa) -> float | None:
-    """When the peer will have been silent for too long."""
+    """When the peer will have been silent for too long, or we must look whether we send to it."""
     assert sa.tunnel is not None
-    seconds = sa.tunnel.dpd_seconds
-    if not seconds or sa.is_asking_usage:
+    if not sa.tunnel.dpd_seconds or sa.is_asking_usage:
         return None
-    grain = seconds / GRAINS
-    return math.ceil((sa.heard_at + seconds) / grain) * grain
+    return _patience_ends(sa, max(sa.heard_at, sa.seen_idle_at))
+
+
+def _patience_ends(sa: IkeSa, since: float, times: int = 1) -> float:
+    assert sa.tunnel is not None
+    grain = sa.tunnel.dpd_seconds / GRAINS
+    return math.ceil((since + times * sa.tunnel.dpd_seconds) / grain) * grain
 
 
 def check_liveness(sa: IkeSa, now: float) -> None:
-    """Ask the datapath what has come in, and then, if that was nothing, the peer."""
+    """Ask the datapath what has come in and gone out, and then, if it must be, the peer."""
     sa.is_asking_usage = True
-    asked = [each for child in sa.children for each in in_force(child, Direction.IN)]
+    asked = [each for child in sa.children for each in in_force(child, *Direction)]
     sa.core.ask_usage(sa, asked, partial(_ask_peer_if_silent, sa), now)
 
 
@@ -72,8 +80,13 @@ def _ask_peer_if_silent(sa: IkeSa, now: float) -> None:
     heard = (child.last_received_at for child in sa.children)
     sa.heard_at = max(sa.heard_at, *heard, 0.0)
     due_at = liveness_at(sa)
-    if due_at is not None and due_at <= now and sa.channel.window.is_idle:
+    if due_at is None or due_at > now or not sa.channel.window.is_idle:
+        return
+    is_in_vain = any(child.last_sent_at > sa.heard_at for child in sa.children)
+    if is_in_vain or _patience_ends(sa, sa.heard_at, IDLE_PATIENCE) <= now:
         sa.start(LivenessCheck(sa), now)
+    else:
+        sa.seen_idle_at = now
 
 
 def _delete_if_idle(sa: IkeSa, child: ChildSa, now: float) -> None:

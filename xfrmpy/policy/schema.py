@@ -508,7 +508,9 @@ class Tunnel(Keys):
         Annotated[float, PlainValidator(partial(values.parse_duration_or_off, 1, 86400)), _Time]
         | None
     ) = _key(
-        "Silence after which the peer is asked whether it lives, or `off`. Default: 30s.", "10s"
+        "Silence after which the peer is asked whether it lives, or `off`; three times that where "
+        "nothing is sent to it. Default: 30s.",
+        "10s",
     )
     nat_keepalive: (
         Annotated[float, PlainValidator(partial(values.parse_duration_or_off, 1, 3600)), _Time]
