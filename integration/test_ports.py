@@ -6,11 +6,11 @@ import pytest
 
 from integration.lab.site import Pair, Site
 
-pytestmark = [pytest.mark.native, pytest.mark.vm]
-
 OTHER = 4511
 
 
+@pytest.mark.native
+@pytest.mark.vm
 def test_the_peer_may_have_another_port(site: Site) -> None:
     network = site.network
     theirs = site.strongswan(
@@ -23,14 +23,12 @@ def test_the_peer_may_have_another_port(site: Site) -> None:
     _assert_works(Pair(site, ours, theirs), 4500, OTHER)
 
 
+@pytest.mark.native
 def test_we_may_have_another_port(site: Site) -> None:
-    """The peer may be told that only where it calls; where we do, it sees."""
+    """Who calls has to be told; whom we call sees it."""
     network = site.network
-    theirs = site.strongswan(
-        network.sun,
-        network.tunnel().mirrored(),
-        connection=f"local_port = 4500\nremote_port = {OTHER}",
-    )
+    ports = f"local_port = 4500\nremote_port = {OTHER}"
+    theirs = site.strongswan(network.sun, network.tunnel().mirrored(), connection=ports)
     ours = site.xfrmpy(
         network.moon,
         network.tunnel(),
@@ -52,6 +50,7 @@ def _assert_works(pair: Pair, our_port: int, their_port: int) -> None:
         pair.site.assert_protected()
 
 
+@pytest.mark.native
 def test_a_restart_on_another_port_makes_the_tunnel_anew(site: Site) -> None:
     network = site.network
     theirs = site.strongswan(network.sun, network.tunnel().mirrored())
