@@ -54,11 +54,12 @@ USES: dict[str, str] = {
         "deletion reports: events would only cost"
     ),
     "migration (MIGRATE)": (
-        "it names SAs by addresses and reqid, not by SPI: of two that overlap in a rekeying both "
-        "move; and a change of encapsulation is not in it on every kernel"
+        "it names SAs by addresses and reqid, not by SPI: of two that overlap in a rekeying one "
+        "moves, and nothing tells which; and a change of encapsulation is not in it on every kernel"
     ),
     "default policy (SETDEFAULT)": (
-        "it is the whole host's, ssh and IKE of others included; `on_down: block` is a tunnel's"
+        "it is the whole host's, ssh and IKE of others included; `on_down: block` is a tunnel's, "
+        "and a drop shunt behind the tunnels is as wide, with exceptions"
     ),
 }
 

@@ -58,6 +58,26 @@ def test_strongswan_has_the_same_mode(site: Site) -> None:
         _assert_carries_when_settled(site, pair)
 
 
+@pytest.mark.vm
+@pytest.mark.nat("moon")
+def test_strongswan_has_it_through_a_nat(site: Site) -> None:
+    """In UDP; the addresses within are those of the two ends' policies, whatever a NAT does."""
+    tunnel = _tunnel(site)
+    theirs = site.strongswan(
+        site.network.sun, tunnel.mirrored(), child="mode = beet", settings=[VENDOR]
+    )
+    pair = Pair(site, site.xfrmpy(site.network.moon, tunnel, **BEET), theirs)
+    for _ in pair.each_role():
+        assert pair.ours.tunnel().nat == "local"
+        _assert_carries(site, pair)
+        pair.ours.rekey()
+        _assert_carries_when_settled(site, pair)
+        site.network.forget_mappings()
+        site.network.alice.await_answer(site.network.bob.inside_address())
+        wire = site.assert_protected()
+        assert wire.kinds["udp-esp"] == wire.protected
+
+
 def _assert_carries_when_settled(site: Site, pair: Pair) -> None:
     """An old SA goes on receiving for some seconds."""
     state = ("ip", "xfrm", "state")

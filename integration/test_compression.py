@@ -76,6 +76,21 @@ def test_the_kernel_of_another_compresses_with_us(
 
 
 @pytest.mark.vm
+@pytest.mark.nat("moon")
+def test_the_kernel_of_another_compresses_with_us_in_udp(site: Site) -> None:
+    tunnel = replace(site.network.tunnel(), esp=PROPOSAL)
+    theirs = _strongswan(site, tunnel.mirrored())
+    pair = Pair(site, site.xfrmpy(site.network.moon, tunnel, **KEYS["kernel"]), theirs)
+    for _ in pair.each_role():
+        assert pair.ours.tunnel().nat == "local"
+        _assert_compresses(pair, site.network.bob.inside_address())
+        pair.ours.rekey()
+        with site.capture() as wire:
+            _assert_passes(site)
+        assert wire.kinds["udp-esp"] == wire.protected
+
+
+@pytest.mark.vm
 def test_the_two_datapaths_compress_with_one_another(site: Site) -> None:
     tunnel = site.network.tunnel(esp=PROPOSAL)
     theirs = site.xfrmpy(site.network.sun, tunnel.mirrored(), **COMPRESSING)

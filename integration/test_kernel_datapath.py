@@ -29,6 +29,7 @@ from integration.contract.entries import (
     spd_entry,
 )
 from integration.contract.entries_in_force import DatapathContract
+from integration.contract.hostile import HostileContract
 from integration.contract.interfaces import InterfaceContract
 from integration.contract.selecting import SelectorContract
 from integration.contract.sites import (
@@ -275,6 +276,12 @@ class TestTransport(TransportContract):
 @pytest.mark.vm
 @pytest.mark.usefixtures("esp")
 class TestSelectors(SelectorContract):
+    pass
+
+
+@pytest.mark.vm
+@pytest.mark.usefixtures("esp")
+class TestHostile(HostileContract):
     pass
 
 

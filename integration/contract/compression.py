@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import replace
 from ipaddress import ip_address
-from socket import AF_INET, IPPROTO_UDP, SOCK_DGRAM, SOCK_RAW, socket
+from socket import AF_INET, SOCK_DGRAM, SOCK_RAW, socket
 
 import pytest
 
-from integration.contract.entries import GCM, OUTER, SUITES, inner_address
+from integration.contract.entries import GCM, OUTER, SUITES, inner_address, inner_datagram
 from integration.contract.sites import (
     CleanSites,
     SaPair,
@@ -21,7 +20,6 @@ from integration.contract.sites import (
 )
 from integration.lab.process import eventually
 from xfrmpy.datapath.interface import Expired
-from xfrmpy.esp.checksum import checksum_of
 from xfrmpy.esp.compression import compress
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import Direction, Lifetime
@@ -70,12 +68,15 @@ class CompressionContract(CleanSites):
     ) -> None:
         """The index is no secret: without ESP around it neither that nor IP in IP gets in."""
         _install(sites, spi_bits=spi_bits)
-        protocol, compressed = compress(_IP_IN_IP, _datagram(bytes(500)), _CPIS[0])
+        protocol, compressed = compress(_IP_IN_IP, inner_datagram(_PORT, bytes(500)), _CPIS[0])
         with inside(sites[1].namespace), socket(AF_INET, SOCK_DGRAM) as receiver:
             receiver.bind((str(inner_address(4, 1)), _PORT))
             receiver.settimeout(5)
             with inside(sites[0].namespace), socket(AF_INET, SOCK_DGRAM) as sender:
-                for number, octets in ((protocol, compressed), (_IP_IN_IP, _datagram(b"plain"))):
+                for number, octets in (
+                    (protocol, compressed),
+                    (_IP_IN_IP, inner_datagram(_PORT, b"plain")),
+                ):
                     with socket(AF_INET, SOCK_RAW, number) as raw:
                         raw.sendto(octets, (str(OUTER[4][1]), 0))
                 sender.bind((str(inner_address(4, 0)), 0))
@@ -186,15 +187,6 @@ def _install(
     return pair
 
 
-def _datagram(payload: bytes) -> bytes:
-    """From inside the first site to inside the second."""
-    ends = b"".join(inner_address(4, end).packed for end in (0, 1))
-    size = 28 + len(payload)
-    header = struct.pack(">BBHHHBBH", 0x45, 0, size, 0, 0, 64, IPPROTO_UDP, 0) + ends
-    header = header[:10] + struct.pack(">H", checksum_of(header)) + header[12:]
-    return header + struct.pack(">HHHH", _PORT, _PORT, size - 20, 0) + payload
-
-
 def _octets(sites: tuple[Site, Site], pair: SaPair) -> int:
     """What either site has sent to the other."""
     one, other = sites
@@ -203,4 +195,4 @@ def _octets(sites: tuple[Site, Site], pair: SaPair) -> int:
 
 def _packets(sites: tuple[Site, Site], pair: SaPair) -> list[int]:
     """What each SA has carried, at either end."""
-    return [site.datapath.usage(entry.id).packets for site in sites for entry in pair.at(site)]
+    return [usage.packets for usage in pair.usages(*sites)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from socket import IPPROTO_UDP
 
 import pytest
 
 from tests.suites import AH_SUITES, ESP_SUITES
 from xfrmpy.datapath.interface import Capabilities
+from xfrmpy.esp.checksum import checksum_of
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import (
@@ -106,3 +109,12 @@ def skip_unless_able(capabilities: Capabilities, suite: EspSuite | AhSuite) -> N
 
 def inner_address(version: int, end: int) -> IpAddress:
     return INNER[version][end][1]
+
+
+def inner_datagram(port: int, payload: bytes, source: IpAddress | None = None) -> bytes:
+    """From inside the first site, or from another source, to inside the second."""
+    ends = (source or inner_address(4, 0)).packed + inner_address(4, 1).packed
+    size = 28 + len(payload)
+    header = struct.pack(">BBHHHBBH", 0x45, 0, size, 0, 0, 64, IPPROTO_UDP, 0) + ends
+    header = header[:10] + struct.pack(">H", checksum_of(header)) + header[12:]
+    return header + struct.pack(">HHHH", port, port, size - 20, 0) + payload

@@ -7,6 +7,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from integration.lab.process import PATIENCE, eventually
 from xfrmpy.datapath.interface import Datapath, Event
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
-from xfrmpy.ipsec.sad import Direction, Lifetime, Mode, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.sad import Direction, Lifetime, Mode, SadEntry, UdpEncapsulation, Usage
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import Template, protect_entries
 from xfrmpy.registry import ProtocolId
@@ -140,6 +141,10 @@ class SaPair:
             direction = Direction.IN if site.end == receiver else Direction.OUT
             if not directions or direction in directions:
                 yield replace(entry, direction=direction)
+
+    def usages(self, *sites: Site) -> list[Usage]:
+        """Of both SAs at each of the sites."""
+        return [site.datapath.usage(entry.id) for site in sites for entry in self.at(site)]
 
 
 def make_pair(
@@ -264,6 +269,26 @@ def add_policies(
         inbound=template(addresses[them], addresses[us]),
     ):
         site.datapath.add_policy(entry)
+
+
+def eavesdropper(site: Site) -> socket.socket:
+    """Hears what comes to the site's gateway from outside, from the IP header on."""
+    with inside(site.namespace):
+        opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_IPV4_FRAMES))
+    opened.bind(("wan", _IPV4_FRAMES))
+    opened.settimeout(20)
+    return opened
+
+
+def first_from(wire: socket.socket, source: IpAddress) -> bytes:
+    """The next packet of its."""
+    while True:
+        packet = wire.recv(65535)
+        if packet[12:16] == source.packed:
+            return packet
+
+
+_IPV4_FRAMES = 0x0800
 
 
 @contextmanager

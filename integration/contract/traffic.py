@@ -26,13 +26,14 @@ from integration.contract.sites import (
     SaPair,
     Site,
     add_policies,
+    eavesdropper,
+    first_from,
     inside,
     install_pair,
     make_pair,
 )
 from integration.lab.process import eventually
 from xfrmpy.datapath.interface import Acquire, Capabilities, Event, Expired
-from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.sad import Direction, DontFragment, Lifetime, OuterHeader, SadEntry
 from xfrmpy.registry import ProtocolId
 
@@ -111,12 +112,31 @@ class TrafficContract(CleanSites):
         for site in sites:
             SaPair(replace(pair.forth, outer=outer), pair.back).add_to(site)
             add_policies(site, inner=4)
-        with closing(_eavesdropper(sites[1])) as wire:
+        with closing(eavesdropper(sites[1])) as wire:
             assert sites[0].ping(4, "-Q", "0xb9", "-M", "do" if has_df else "dont", count=1)
-            header = _first_from(wire, OUTER[4][0])
+            header = first_from(wire, OUTER[4][0])
         is_copied = outer.dont_fragment is DontFragment.COPY
         expected = has_df if is_copied else outer.dont_fragment is DontFragment.SET
         assert (header[1], bool(header[6] & 0x40)) == (traffic_class, expected)
+
+    @pytest.mark.parametrize(("restores", "expected"), [(False, 0xB8), (True, 0)])
+    def test_the_inner_packet_gets_the_dscp_of_the_outer_one_if_it_should(
+        self, sites: tuple[Site, Site], spi_bits: int, restores: bool, expected: int
+    ) -> None:
+        """RFC 4301 section 5.1.2.1, the column of the receiver."""
+        pair = make_pair(GCM, spi_bits=spi_bits, encapsulated=bool(spi_bits))
+        outer = OuterHeader(copies_dscp=False, restores_dscp=restores)
+        for site in sites:
+            SaPair(replace(pair.forth, outer=outer), pair.back).add_to(site)
+            add_policies(site, inner=4)
+        with closing(_inner_socket(sites[1])) as receiver:
+            receiver.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+            receiver.settimeout(20)
+            with closing(_inner_socket(sites[0])) as sender:
+                sender.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0xB8)
+                sender.sendto(_PAYLOAD, (str(inner_address(4, 1)), _PORT))
+            _, told, _, _ = receiver.recvmsg(100, 100)
+        assert [octets for *_, octets in told] == [bytes([expected])]
 
     def test_small_packets_are_hidden_in_large_ones(
         self, sites: tuple[Site, Site], spi_bits: int
@@ -131,9 +151,9 @@ class TrafficContract(CleanSites):
                 SaPair(replace(pair.forth, tfc=tfc), pair.back).add_to(site)
                 add_policies(site, inner=4)
             for octets in (56, 1000, 1300):
-                with closing(_eavesdropper(sites[1])) as wire:
+                with closing(eavesdropper(sites[1])) as wire:
                     assert sites[0].ping(4, "-s", str(octets), count=1)
-                    sizes.append(len(_first_from(wire, OUTER[4][0])))
+                    sizes.append(len(first_from(wire, OUTER[4][0])))
             for site in sites:
                 site.datapath.remove_ours()
         plain, padded, largest = sizes[:3], sizes[3:6], sizes[6:]
@@ -353,25 +373,6 @@ def _assert_carried(sites: tuple[Site, Site], *, packets: int, ping_octets: int)
         assert (usage.packets, usage.replayed, usage.integrity_failed) == (packets, 0, 0)
         assert usage.octets == packets * ping_octets
         assert usage.seconds_idle is None or usage.seconds_idle < 60
-
-
-def _eavesdropper(site: Site) -> socket.socket:
-    """Hears what comes to the site's gateway from outside, from the IP header on."""
-    with inside(site.namespace):
-        opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_IPV4_FRAMES))
-    opened.bind(("wan", _IPV4_FRAMES))
-    opened.settimeout(20)
-    return opened
-
-
-def _first_from(wire: socket.socket, source: IpAddress) -> bytes:
-    while True:
-        packet = wire.recv(65535)
-        if packet[12:16] == source.packed:
-            return packet
-
-
-_IPV4_FRAMES = 0x0800
 
 
 def _datagram_arrives(sites: tuple[Site, Site]) -> bool:

@@ -79,8 +79,7 @@ def _assert_carried(sites: tuple[Site, Site], pair: SaPair, *, packets: int, oct
 
 def _carried(sites: tuple[Site, Site], pair: SaPair) -> list[tuple[int, int]]:
     """Packets and octets of both SAs at either end."""
-    usages = [site.datapath.usage(e.id) for e in (pair.forth, pair.back) for site in sites]
-    return [(usage.packets, usage.octets) for usage in usages]
+    return [(usage.packets, usage.octets) for usage in pair.usages(*sites)]
 
 
 def _echo(sites: tuple[Site, Site], version: int, payload: bytes) -> bytes:

@@ -214,7 +214,9 @@ class XfrmpyGateway:
         for file in self.runtime.glob("store.db*"):
             file.unlink()
 
-    def start_again(self) -> None:
+    def start_again(self, *options: str) -> None:
+        """With other options, if some are given."""
+        self._options = options or self._options
         self._daemon = self._start()
 
     def _start(self) -> Background:

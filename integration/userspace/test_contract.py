@@ -12,6 +12,7 @@ import pytest
 from integration.contract.compression import CompressionContract
 from integration.contract.entries import GCM, OUTER, REQID, sad_entry
 from integration.contract.entries_in_force import DatapathContract
+from integration.contract.hostile import HostileContract
 from integration.contract.interfaces import InterfaceContract
 from integration.contract.selecting import SelectorContract
 from integration.contract.sites import (
@@ -199,6 +200,10 @@ class TestWatching(WatchContract):
 
 
 class TestSelectors(SelectorContract):
+    pass
+
+
+class TestHostile(HostileContract):
     pass
 
 

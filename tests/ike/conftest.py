@@ -35,7 +35,7 @@ from xfrmpy.ike.protection import Protection
 from xfrmpy.ike.restoration import Restored
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ike.views import IkeSaView
-from xfrmpy.ipsec.addresses import IKE_PORT, Path, SocketAddress
+from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT, Path, SocketAddress
 from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import parse_proposal
@@ -141,6 +141,7 @@ class Host:
     clock: Callable[[], float] = lambda: 0.0
     secret: bytes = b""
     keeps: bool = False
+    natt_port: int = IKE_NATT_PORT
     kept: dict[bytes, bytes] = field(default_factory=dict)
     dies_after: int | None = None
     lives_again: bool = False
@@ -157,7 +158,12 @@ class Host:
         random = seeded_random(self.name + "'" * self._starts)
         self._starts += 1
         self.endpoint = IkeEndpoint(
-            [self.policy], random, limits=self.limits, qcd_secret=self.secret, keeps=self.keeps
+            [self.policy],
+            random,
+            limits=self.limits,
+            qcd_secret=self.secret,
+            keeps=self.keeps,
+            natt_port=self.natt_port,
         )
         peers = tuple(ip_address(peer) for peer in self.policy.peers)
         self.endpoint.set_peer_addresses("tunnel-a", peers)

@@ -54,6 +54,7 @@ OFFICE = TunnelPolicy(
 
 OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
     "peers": (("192.0.2.3",), Impact.REPLACE),
+    "peer_port": (4510, Impact.REPLACE),
     "local_address": (ip_address("192.0.2.9"), Impact.REPLACE),
     "local_id": (Identity.parse("moon"), Impact.REAUTH),
     "remote_id": (Identity.parse("sun"), Impact.REAUTH),

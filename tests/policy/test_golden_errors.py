@@ -61,6 +61,12 @@ APPENDED: dict[str, tuple[str, ...]] = {
     "dpd: 30 s\n": ("6: XF1004: 'dpd' must be a time such as 30s, 5m or 1h, not '30 s'",),
     "dpd: -1\n": ("6: XF1004: 'dpd' must be from 1s to 86400s, not -1",),
     "dpd: .inf\n": ("6: XF1004: 'dpd' must be a time such as 30s, 5m or 1h, not '.inf'",),
+    "peer_port: 500\n": (
+        "12: XF1004: 'peer_port' cannot be 500, where no ESP goes (RFC 7296 section 2.23)",
+    ),
+    "peer_port: 65536\n": (
+        "12: XF1004: 'peer_port' must be a whole number from 1 to 65535, not 65536",
+    ),
     "local_address: gw.example.org\n": (
         "16: XF1004: 'local_address' must be an IP address, not 'gw.example.org'",
     ),

@@ -57,6 +57,7 @@ def test_five_keys_are_enough(load: Load) -> None:
         name="office",
         origin=tunnel.origin,
         peers=("vpn.example.org",),
+        peer_port=None,
         local_address=None,
         local_id=Identity(type=IdType.ID_FQDN, data=b"gw1.example.net"),
         remote_id=Identity(type=IdType.ID_FQDN, data=b"vpn.example.org"),
@@ -89,6 +90,7 @@ def test_five_keys_are_enough(load: Load) -> None:
 def test_every_key_reaches_the_policy(load: Load) -> None:
     text = f"""
 peer: [192.0.2.1, 192.0.2.2]
+peer_port: 4510
 peer_id: sun@example.org
 id: keyid:0x0102
 local_address: 198.51.100.4
@@ -104,6 +106,7 @@ mode: tunnel
 {GOOD}"""
     tunnel = only(load(**{"t.yaml": text}))
     assert tunnel.peers == ("192.0.2.1", "192.0.2.2")
+    assert tunnel.peer_port == 4510
     assert str(tunnel.remote_id) == "sun@example.org"
     assert tunnel.local_id == Identity(type=IdType.ID_KEY_ID, data=b"\x01\x02")
     assert tunnel.local_address == ip_address("198.51.100.4")

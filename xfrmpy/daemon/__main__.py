@@ -21,6 +21,7 @@ from pathlib import Path
 
 from xfrmpy.control.client import runtime_dir
 from xfrmpy.daemon.journal import log_handler, spare_origins
+from xfrmpy.daemon.options import add_natt_port
 from xfrmpy.failures import ExitCode, Failure, OperatorError
 from xfrmpy.policy.load import config_path, load_policy
 
@@ -59,6 +60,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--metrics-anywhere", action="store_true", help=anywhere)
     often = "how often the names of peers are looked up (60)"
     parser.add_argument("--resolve-every", type=_count, metavar="SECONDS", default=60, help=often)
+    add_natt_port(parser)
     for option, (_, what) in _LIMITS.items():
         parser.add_argument(option, type=_count, metavar="N", help=f"half-open IKE SAs {what}")
     return parser.parse_args(arguments)
@@ -111,6 +113,7 @@ def _run(directory: Path, options: argparse.Namespace) -> None:
         doorkeeper,
         exposure,
         resolve_seconds=max(1, options.resolve_every),
+        natt_port=options.natt_port,
     )
     asyncio.run(service.run())
 

@@ -17,11 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from xfrmpy.daemon.events import Occurrence
+from xfrmpy.daemon.options import add_natt_port
 from xfrmpy.datapath.block import Block
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.userspace.tun import DEVICE
 from xfrmpy.datapath.watch import Watch
 from xfrmpy.failures import ExitCode, OperatorError
+from xfrmpy.ipsec.addresses import IKE_NATT_PORT
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.policy.blocking import block_exits, blocked_traffic
 from xfrmpy.policy.load import LoadedPolicy, config_path, load_policy
@@ -43,7 +45,8 @@ class _Wanted:
 class Blocking:
     """What is blocked, as far as we have said so. Methods raise `OperatorError` XF3004."""
 
-    def __init__(self) -> None:
+    def __init__(self, natt_port: int = IKE_NATT_PORT) -> None:
+        self._natt_port = natt_port
         self._block: Block | None = None
         self._wanted = _Wanted()
         self._is_known = False
@@ -101,7 +104,7 @@ class Blocking:
     def _enforce(self, wanted: _Wanted, *, keep_others: bool = False) -> None:
         with _explained():
             if self._block is None:
-                self._block = Block()
+                self._block = Block(self._natt_port)
             self._block.enforce(
                 wanted.traffic,
                 {DEVICE, *wanted.exits},
@@ -155,7 +158,7 @@ def main(arguments: list[str]) -> int:
             Blocking().lift()
             return int(ExitCode.DONE)
         loaded = load_policy(config_path(os.environ))
-        Blocking().enforce(loaded)
+        Blocking(options.natt_port).enforce(loaded)
     except OperatorError as error:
         print(error, file=sys.stderr)
         return int(error.failure.kind.exit_code)
@@ -168,6 +171,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     what = "Block the traffic of tunnels with `on_down: block`, but for what is protected."
     parser = argparse.ArgumentParser(prog="xfrmpy block", description=what)
     parser.add_argument("--lift", action="store_true", help="let it pass in clear again")
+    add_natt_port(parser)
     return parser.parse_args(arguments)
 
 

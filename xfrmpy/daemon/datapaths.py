@@ -18,6 +18,7 @@ from xfrmpy.datapath.inventory import Inventory
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.userspace.client import UserspaceDatapath
 from xfrmpy.failures import Failure, OperatorError
+from xfrmpy.ipsec.addresses import IKE_NATT_PORT
 from xfrmpy.ipsec.proposals import Proposal, supported_part, without_algorithms
 from xfrmpy.ipsec.sad import DontFragment
 from xfrmpy.policy.model import ChildPolicy, DatapathChoice, TunnelPolicy
@@ -42,8 +43,9 @@ class Placement:
 class Datapaths:
     """See the module."""
 
-    def __init__(self, runtime_dir: Path) -> None:
+    def __init__(self, runtime_dir: Path, natt_port: int = IKE_NATT_PORT) -> None:
         self._runtime_dir = runtime_dir
+        self._natt_port = natt_port
         self._kernel: KernelDatapath | None = None
         self._userspace: UserspaceDatapath | None = None
         self._capabilities: dict[DatapathChoice, Capabilities | str] = {}
@@ -181,7 +183,7 @@ class Datapaths:
         if choice is DatapathChoice.KERNEL:
             self._kernel = KernelDatapath.open()
             return self._kernel
-        self._userspace = UserspaceDatapath.start(self._runtime_dir)
+        self._userspace = UserspaceDatapath.start(self._runtime_dir, self._natt_port)
         return self._userspace
 
     def _restrict(

@@ -91,7 +91,9 @@ class Service:
         doorkeeper: Doorkeeper,
         exposure: Exposure,
         resolve_seconds: float,
+        natt_port: int,
     ) -> None:
+        self._natt_port = natt_port
         self._resolve_seconds = resolve_seconds
         self._loaded = loaded
         self._runtime_dir = runtime_dir
@@ -115,15 +117,15 @@ class Service:
             self._loop.add_signal_handler(number, self._stopped.set)
         self._loop.add_signal_handler(signal.SIGUSR2, self._be_relieved)
         # Before anything that may fail: what must not go in clear must not meanwhile, either.
-        self._blocking = Blocking()
+        self._blocking = Blocking(self._natt_port)
         self._blocking.enforce(self._loaded)
         # The sockets first: they show that the ports are ours, and the userspace worker opens its
         # own on the shared port behind them.
         with contextlib.ExitStack() as stack:
-            self._kept = SocketKeeper(self._runtime_dir)
+            self._kept = SocketKeeper(self._runtime_dir, self._natt_port)
             stack.callback(self._let_go)
             sockets = stack.enter_context(contextlib.closing(self._kept.open_sockets()))
-            self._datapaths = Datapaths(self._runtime_dir)
+            self._datapaths = Datapaths(self._runtime_dir, self._natt_port)
             try:
                 await self._serve(sockets)
             finally:
@@ -160,6 +162,7 @@ class Service:
             limits=self._limits,
             qcd_secret=crash_secret(self._runtime_dir),
             keeps=self._store is not None,
+            natt_port=self._natt_port,
         )
         restored = take_over(
             endpoint, records, self._datapaths, self._shunts.places, self._loop.time()

@@ -25,8 +25,9 @@ PAUSE_SECONDS = 1.0
 class SocketKeeper:
     """See the module. A daemon that can have no worker does without."""
 
-    def __init__(self, runtime_dir: Path) -> None:
+    def __init__(self, runtime_dir: Path, natt_port: int) -> None:
         self._runtime_dir = runtime_dir
+        self._natt_port = natt_port
         self._worker: WorkerProcess | None = None
         self._replacement: asyncio.TimerHandle | None = None
         self._attach()
@@ -46,7 +47,7 @@ class SocketKeeper:
 
     def open_sockets(self) -> IkeSockets:
         """Those that an earlier daemon left, or new ones. Raises `OperatorError`."""
-        sockets = IkeSockets(self._kept())
+        sockets = IkeSockets(self._kept(), self._natt_port)
         if sockets.are_new:
             self._leave(sockets)
         return sockets

@@ -1,7 +1,8 @@
-"""The UDP sockets of IKE: ports 500 and 4500, IPv4 and IPv6, and from which address to answer.
+"""The UDP sockets of IKE: ports 500 and 4500 or what is in its place, IPv4 and IPv6, and from which
+address to answer.
 
 The sockets are bound to every address, so each datagram comes and goes with its own local address
-in the ancillary data (IP_PKTINFO, IPV6_PKTINFO). Port 4500 is shared with ESP in UDP.
+in the ancillary data (IP_PKTINFO, IPV6_PKTINFO). The second port is shared with ESP in UDP.
 """
 
 from __future__ import annotations
@@ -50,16 +51,18 @@ _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
 class IkeSockets:
     """See the module. Opening raises `OperatorError` XF4002 or XF4003.
 
-    `kept` are those that an earlier daemon has left. `are_new` unless they were all there.
+    `kept` are those that an earlier daemon has left, of which what is on other ports is closed.
+    `are_new` unless they were all there, and no others.
     """
 
-    def __init__(self, kept: Iterable[socket.socket] = ()) -> None:
+    def __init__(self, kept: Iterable[socket.socket] = (), natt_port: int = IKE_NATT_PORT) -> None:
+        self.natt_port = natt_port
         self._sockets = {_place(each): each for each in kept}
-        self.are_new = False
+        self.are_new = self._close_others()
         try:
             for (version, _), each in self._sockets.items():
                 _prepare(each, version)
-            for place in itertools.product(_versions(), (IKE_PORT, IKE_NATT_PORT)):
+            for place in itertools.product(_versions(), (IKE_PORT, natt_port)):
                 if place not in self._sockets:
                     self._sockets[place] = _open(*place)
                     self.are_new = True
@@ -67,9 +70,16 @@ class IkeSockets:
             self.close()
             raise
 
+    def _close_others(self) -> bool:
+        """Whether there were any."""
+        others = [place for place in self._sockets if place[1] not in (IKE_PORT, self.natt_port)]
+        for place in others:
+            self._sockets.pop(place).close()
+        return bool(others)
+
     def natt_sockets(self) -> tuple[socket.socket, ...]:
         """Those on which ESP in UDP arrives, too."""
-        return tuple(s for (_, port), s in self._sockets.items() if port == IKE_NATT_PORT)
+        return tuple(s for (_, port), s in self._sockets.items() if port == self.natt_port)
 
     def all(self) -> tuple[socket.socket, ...]:
         return tuple(self._sockets.values())
@@ -89,7 +99,7 @@ class IkeSockets:
                 path = Path(
                     local=SocketAddress(local, port),
                     remote=SocketAddress(_parsed(remote[0]), remote[1]),
-                    natt=port == IKE_NATT_PORT,
+                    natt=port == self.natt_port,
                 )
                 yield data, path
 
@@ -142,10 +152,10 @@ def _enlarge_buffer(opened: socket.socket) -> None:
 def _open(version: int, port: int) -> socket.socket:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     try:
-        if port == IKE_NATT_PORT:
-            opened = open_shared_udp_socket(family, port)
-        else:
+        if port == IKE_PORT:
             opened = _open_own(family, port)
+        else:
+            opened = open_shared_udp_socket(family, port)
     except OSError as error:
         raise _explain(error, port) from error
     try:

@@ -32,9 +32,13 @@ _Maps = dict[Shape, set[bytes]]
 
 
 class Block:
-    """The table of the network namespace of the thread that makes this. Raises `DatapathError`."""
+    """The table of the network namespace of the thread that makes this. Raises `DatapathError`.
 
-    def __init__(self) -> None:
+    `natt_port` is that on which we take IKE beside ESP in UDP.
+    """
+
+    def __init__(self, natt_port: int = IKE_NATT_PORT) -> None:
+        self._ports = (IKE_PORT, natt_port)
         self._nf_tables = NfTables()
 
     def enforce(
@@ -54,7 +58,7 @@ class Block:
         maps = _maps(traffic)
         requests = [] if keep_others else TABLE.delete()
         if maps:
-            requests += _requests(maps, _passing(passing), sorted(devices))
+            requests += _requests(maps, _passing(passing), sorted(devices), self._ports)
         self._nf_tables.send(requests)
 
     def watch(self) -> Watch:
@@ -68,15 +72,20 @@ class Block:
         self._nf_tables.close()
 
 
-def _requests(maps: _Maps, passing: _Maps, devices: Sequence[str]) -> list[Request]:
+def _requests(
+    maps: _Maps, passing: _Maps, devices: Sequence[str], ports: Sequence[int]
+) -> list[Request]:
     requests = [
         TABLE.add(),
         TABLE.add_chain(_IN, nftables.PREROUTING, nftables.RAW_PRIORITY),
         TABLE.add_chain(_OUT, nftables.POSTROUTING, _AFTER_NAT),
     ]
     requests += [TABLE.add_map(shape.name, shape.fields()) for shape in (*passing, *maps)]
-    let_in = [*map(nftables.from_device, devices), *_LET_IN]
-    let_out = [*map(nftables.to_device, devices), *_LET_OUT]
+    # IKE and ESP in UDP, where the traffic of the gateways is blocked.
+    calls = [nftables.to_udp_port(port) + nftables.is_to_us() for port in ports]
+    answers = [nftables.from_udp_port(port) + nftables.is_from_us() for port in ports]
+    let_in = [*map(nftables.from_device, devices), *calls, *_LET_IN]
+    let_out = [*map(nftables.to_device, devices), *answers, *_LET_OUT]
     for chain, let in ((_IN, let_in), (_OUT, let_out)):
         accept = nftables.conclude(nftables.ACCEPT)
         requests += [TABLE.add_rule(chain, matches + accept) for matches in let]
@@ -128,9 +137,6 @@ _LET_IN = (
     nftables.was_protected(),
     nftables.from_device("lo"),
     nftables.neighbour_discovery(),
-    # IKE and ESP themselves, where the traffic of the gateways is blocked.
-    nftables.to_udp_port(IKE_PORT) + nftables.is_to_us(),
-    nftables.to_udp_port(IKE_NATT_PORT) + nftables.is_to_us(),
     nftables.later_udp_fragment(4) + nftables.is_to_us(),
     nftables.later_udp_fragment(6) + nftables.is_to_us(),
     nftables.has_protocol(_ESP) + nftables.is_to_us(),
@@ -140,8 +146,6 @@ _LET_OUT = (
     nftables.will_be_protected(),
     nftables.to_device("lo"),
     nftables.neighbour_discovery(),
-    nftables.from_udp_port(IKE_PORT) + nftables.is_from_us(),
-    nftables.from_udp_port(IKE_NATT_PORT) + nftables.is_from_us(),
     nftables.has_protocol(_ESP) + nftables.is_from_us(),
     nftables.has_protocol(_AH) + nftables.is_from_us(),
 )

@@ -473,8 +473,10 @@ def _amiss(finding: Finding, destination: IpNetwork) -> Difference:
 
 def _destination(route: Message, version: int) -> IpNetwork:
     octets = route.attributes.get(Route.DST)
-    address = _EVERYTHING[version].network_address if octets is None else ip_address(octets)
-    return ip_network((address, route.body["dst_len"]))
+    if octets is None:
+        return _EVERYTHING[version]
+    # Of an address the library would make text, and read that.
+    return ip_network((octets, route.body["dst_len"]))
 
 
 def _contains(outer: IpNetwork, inner: IpNetwork) -> bool:

@@ -13,7 +13,7 @@ from xfrmpy.ike.fragments import FragmentStore
 from xfrmpy.ike.outputs import AddPolicy, AddSa, AskUsage, Output, RemoveSa
 from xfrmpy.ike.policies import PolicyBook
 from xfrmpy.ike.tickets import TicketKeys
-from xfrmpy.ipsec.addresses import Path
+from xfrmpy.ipsec.addresses import IKE_NATT_PORT, Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.sad import OUR_REQIDS, USERSPACE_SPI_BIT, SaId
 from xfrmpy.policy.model import DatapathChoice, TunnelPolicy
@@ -57,8 +57,9 @@ class Core:
     sets `reauthenticate`: it begins an IKE SA that is to take the place of another.
     """
 
-    def __init__(self, random: Callable[[int], bytes]) -> None:
+    def __init__(self, random: Callable[[int], bytes], natt_port: int = IKE_NATT_PORT) -> None:
         self.random = random
+        self.natt_port = natt_port
         self.tunnels: dict[str, Tunnel] = {}
         self.ike_sas: dict[bytes, IkeSa] = {}
         self.authentications = 0

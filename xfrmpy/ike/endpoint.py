@@ -4,8 +4,9 @@ Feed it with `receive_datagram`, `handle_timeout` and the commands; after each c
 `next_output()` until it is None, in order, telling `handle_failure` of what could not be done
 before taking the next; and call `handle_timeout` again at `next_timeout()`. `now` is any clock that
 does not go back, in seconds. `random(n)` gives n octets; everything unpredictable comes from it.
-With a `qcd_secret`, the same after a restart, we can prove that we lost our state (`crash`). Who
-`keeps` what the outputs ask to be kept can `restore` it in another process.
+With a `qcd_secret`, the same after a restart, we can prove that we lost our state (`crash`). On
+`natt_port` we take IKE beside ESP in UDP. Who `keeps` what the outputs ask to be kept can `restore`
+it in another process.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from xfrmpy.ike.init import IkeSaInit, answer_ike_sa_init
 from xfrmpy.ike.keepalive import KEEPALIVE
 from xfrmpy.ike.liveness import ask_peer
 from xfrmpy.ike.modes import check_ends
+from xfrmpy.ike.nat import first_path, path_for
 from xfrmpy.ike.notices import Notices, is_hint_for, may_be_lost
 from xfrmpy.ike.outputs import (
     AddPolicy,
@@ -68,7 +70,7 @@ from xfrmpy.ike.states import ChildSaState, IkeSaState
 from xfrmpy.ike.timers import Timers
 from xfrmpy.ike.traps import set_traps, trap_apart, traps_refused
 from xfrmpy.ike.views import IkeSaView, view
-from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT, IpAddress, Path, SocketAddress
+from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.drift import Difference, Dump, Ends
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.selectors import TrafficSelector
@@ -104,8 +106,9 @@ class IkeEndpoint:
         limits: AdmissionLimits | None = None,
         qcd_secret: bytes = b"",
         keeps: bool = False,
+        natt_port: int = IKE_NATT_PORT,
     ) -> None:
-        self._core = Core(random)
+        self._core = Core(random, natt_port)
         if qcd_secret:
             self._core.crash_tokens = TokenMaker(qcd_secret)
         self._core.reauthenticate = self._reauthenticate
@@ -539,7 +542,7 @@ class IkeEndpoint:
         policy = self._core.tunnels[tunnel].policy
         sa = IkeSa(
             self._core,
-            path=path,
+            path=path_for(policy.peer_port, path, self._core.natt_port),
             is_initiator=True,
             schedule=policy.retransmission,
             tunnel=policy,
@@ -558,7 +561,7 @@ class IkeEndpoint:
 
     def _reauthenticate(self, old: IkeSa, now: float) -> None:
         """Begin an IKE SA that takes the place of another, where its peer was reached at first."""
-        self._succeed(old, _first_path(old.path), now)
+        self._succeed(old, first_path(old.path), now)
 
     def _succeed(self, old: IkeSa, path: Path, now: float) -> None:
         sa, policy = self._new_ike_sa(old.tunnel_name, path)
@@ -592,16 +595,6 @@ class IkeEndpoint:
             self._admission.closed(sa.our_spi, is_authenticated=sa.is_authenticated)
         is_known = sa.our_spi in self._core.ike_sas
         self._timers.set(sa.our_spi, sa.next_timeout if is_known else None)
-
-
-def _first_path(path: Path) -> Path:
-    """Where IKE_SA_INIT goes: to port 500, unless the peer is elsewhere."""
-    if not path.natt or path.remote.port != IKE_NATT_PORT:
-        return path
-    return Path(
-        local=SocketAddress(path.local.address, IKE_PORT),
-        remote=SocketAddress(path.remote.address, IKE_PORT),
-    )
 
 
 def _without_marker(data: bytes, path: Path) -> bytes:

@@ -30,7 +30,7 @@ from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import check_critical, first_error, notifications, only, payloads_in_clear
 from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.modes import STRONGSWAN, check_nat
-from xfrmpy.ike.nat import detect_nat, detection_payloads
+from xfrmpy.ike.nat import detect_nat, detection_payloads, natt_path
 from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import ExchangeRepeated
 from xfrmpy.ike.puzzles import Puzzle, Solver
@@ -42,7 +42,7 @@ from xfrmpy.ike.redirect import (
     redirected_from,
     refusal_to_follow,
 )
-from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IpAddress, Path, SocketAddress
+from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.proposals import Proposal, answers, ike_suite
 from xfrmpy.policy.model import Retransmission, TunnelPolicy
 from xfrmpy.registry import ExchangeType, KeyExchangeMethod, NotifyType
@@ -242,7 +242,7 @@ class IkeSaInit:
             sa.close(impassable, now)
             return
         if nat.encapsulated:
-            sa.channel.path = natt_path(sa.path)
+            sa.channel.path = natt_path(sa.path, sa.core.natt_port)
         if puzzles:
             self._solve_for_auth(puzzles[0], puzzle_text(nonce, sa.channel.spi_r), now)
         else:
@@ -370,14 +370,3 @@ def _choose(offered: tuple[Proposal, ...], ours: tuple[Proposal, ...], ke: KePay
             evidence=(("we accept", listed(ours)), ("they offered", listed(offered))),
         )
     return chosen
-
-
-def natt_path(path: Path) -> Path:
-    """The same ends on port 4500 (RFC 7296 section 2.23)."""
-    if path.natt:
-        return path
-    return Path(
-        local=SocketAddress(path.local.address, IKE_NATT_PORT),
-        remote=SocketAddress(path.remote.address, IKE_NATT_PORT),
-        natt=True,
-    )

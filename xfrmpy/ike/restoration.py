@@ -8,7 +8,7 @@ lost: the peer is told, and another one is made.
 
 The IKE SAs come back under the policies that were in force, and then follow those of today, as they
 would have with the earlier daemon (`reconfigure`). Where a tunnel has to go for that, if only to
-come again, its IKE SAs say goodbye.
+come again, its IKE SAs say goodbye; so do those on a port that this daemon has not.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from xfrmpy.ike.comparison import match_sas, move_back, name_of
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.kept_policy import is_policy, read_policies
+from xfrmpy.ike.nat import on_our_port
 from xfrmpy.ike.outputs import AddSa
 from xfrmpy.ike.reconfigure import reconfigure
 from xfrmpy.ike.snapshot import read_ike_sas
@@ -175,6 +176,7 @@ def _say_goodbye(sa: IkeSa, now: float) -> None:
     """Whatever it was about, it ends with a Delete; what is on its way is not heeded any more."""
     sa.core.touched.add(sa)
     sa.is_reported = True
+    sa.channel.path = on_our_port(sa.path, sa.core.natt_port)
     if sa.state is not IkeSaState.DELETED:
         sa.state = IkeSaState.ESTABLISHED
         sa.terminate(None, now)

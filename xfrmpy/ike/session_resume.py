@@ -22,10 +22,9 @@ from xfrmpy.ike.init import (
     MAX_REPETITIONS,
     IkeSaInit,
     can_fragment,
-    natt_path,
 )
 from xfrmpy.ike.modes import check_nat
-from xfrmpy.ike.nat import detect_nat, detection_payloads
+from xfrmpy.ike.nat import detect_nat, detection_payloads, natt_path
 from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import ExchangeRepeated
 from xfrmpy.ike.resumption import HeldTicket, Resumed, presented_ticket, tunnel_of_ticket
@@ -116,7 +115,7 @@ class SessionResume:
             sa.close(impassable, now)
             return
         if nat.encapsulated:
-            sa.channel.path = natt_path(sa.path)
+            sa.channel.path = natt_path(sa.path, sa.core.natt_port)
         sa.start(IkeAuth(sa, self._tunnel), now)
 
     def _begin_anew(self, reason: str, now: float) -> None:

@@ -31,7 +31,7 @@ from xfrmpy.ike.first_contact import ProofOfLife
 from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.informational import DeleteChildSas, Farewell, LivenessCheck
 from xfrmpy.ike.modes import policy_between
-from xfrmpy.ike.nat import NatSituation
+from xfrmpy.ike.nat import NatSituation, is_open
 from xfrmpy.ike.rekey_ike_sa import RekeyIkeSa
 from xfrmpy.ike.resumption import HeldTicket, Resumed, TicketRequest
 from xfrmpy.ike.states import ChildSaState, IkeSaState
@@ -133,8 +133,9 @@ def read_ike_sas(
 ) -> tuple[list[IkeSa], list[IkeSa], list[str]]:
     """Bring IKE SAs back into an endpoint that has none of them.
 
-    Gives them, then those whose tunnels are not `usable`, which come back without Child SAs and can
-    do no more than say goodbye, then a sentence for each record that was refused.
+    Gives them, then those whose tunnels are not `usable` or whose port is not ours any more, which
+    come back without Child SAs and can do no more than say goodbye, then a sentence for each record
+    that was refused.
     """
     readers: list[Reader] = []
     errors: list[str] = []
@@ -145,7 +146,7 @@ def read_ike_sas(
         try:
             recorded = Recorded.parse(record, records.get(count_of(spi)))
             _check(recorded.spis[0] == spi, "it stands under another name")
-            is_usable = recorded.tunnel in usable
+            is_usable = recorded.tunnel in usable and is_open(recorded.path, core.natt_port)
             readers.append(Reader(core, recorded, living, is_usable=is_usable))
         except _WRONG as error:
             errors.append(f"{type(error).__name__}: {error}")

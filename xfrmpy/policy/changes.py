@@ -230,6 +230,7 @@ _OF_TUNNEL: dict[str, _Key] = {
     "origin": _Key("origin", None),
     "children": _Key("children", None),
     "peers": _Key("peer", Impact.REPLACE, _listed),
+    "peer_port": _Key("peer_port", Impact.REPLACE, _or_usual),
     "local_address": _Key("local_address", Impact.REPLACE, _or_none),
     "local_id": _Key("id", Impact.REAUTH, _or_none),
     "remote_id": _Key("peer_id", Impact.REAUTH, _or_none),

@@ -176,15 +176,18 @@ class TunnelPolicy:
     """One IKE SA with one peer, and its Child SAs.
 
     `peers` are addresses or names as written, in order; empty means any peer (then we only
-    listen). `local_id` None is the address that we happen to use. `origin` is `file:line`.
-    `dpd_seconds` 0 asks never, `nat_keepalive_seconds` 0 sends none. The IKE SA is rekeyed ahead of
-    the end of `lifetime_seconds`, and made anew, with authentication, ahead of `reauth_seconds`;
-    None is never. The initiator makes the Child SAs in the order of `children`.
+    listen). With a `peer_port`, IKE goes to that one from the first message on, on the port that we
+    share with ESP; None is 500, and 4500 where there is a NAT. `local_id` None is the address that
+    we happen to use. `origin` is `file:line`. `dpd_seconds` 0 asks never, `nat_keepalive_seconds` 0
+    sends none. The IKE SA is rekeyed ahead of the end of `lifetime_seconds`, and made anew, with
+    authentication, ahead of `reauth_seconds`; None is never. The initiator makes the Child SAs in
+    the order of `children`.
     """
 
     name: str
     origin: str
     peers: tuple[str, ...]
+    peer_port: int | None = None
     local_address: IpAddress | None = None
     local_id: Identity | None = None
     remote_id: Identity | None = None

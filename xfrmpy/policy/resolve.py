@@ -117,6 +117,7 @@ def resolve_tunnel(
         name=name,
         origin=f"{place.findings.file}:{place.node.key_mark.line}",
         peers=tuple(tunnel.peer or ()),
+        peer_port=tunnel.peer_port,
         local_address=tunnel.local_address,
         local_id=local_id,
         remote_id=remote_id,
@@ -169,6 +170,8 @@ def _check_peer(tunnel: Tunnel, place: Place) -> None:
     if not tunnel.peer and tunnel.start not in (None, StartMode.LISTEN):
         message = f"'start' cannot be {tunnel.start} without a 'peer'"
         place.error("XF1004", ("start",), message, "write listen, or add 'peer'")
+    if not tunnel.peer and tunnel.peer_port is not None:
+        place.error("XF1004", ("peer_port",), "'peer_port' has no meaning without a 'peer'")
     addresses = [address for address in map(_address, tunnel.peer or ()) if address is not None]
     if tunnel.on_down is OnDown.BLOCK and tunnel.interface is None and not _can_block(tunnel):
         message = "'on_down' cannot be block in transport mode without the peer's address"

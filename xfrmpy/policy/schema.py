@@ -390,6 +390,20 @@ class Tunnel(Keys):
         "The peer's address or host name, or a list to try in turn. Left out: any peer may call.",
         "vpn.example.org",
     )
+    peer_port: (
+        Annotated[
+            int,
+            PlainValidator(values.parse_peer_port),
+            WithJsonSchema(
+                {"type": "integer", "minimum": 1, "maximum": 65535, "not": {"const": 500}}
+            ),
+        ]
+        | None
+    ) = _key(
+        "The UDP port on which the peer takes IKE, and ESP in UDP. Default: 500, and 4500 where "
+        "there is a NAT.",
+        4510,
+    )
     id: SomeIdentity | None = _key("Who we say we are. Default: our address.", "gw1.example.net")
     peer_id: SomeIdentity | None = _key(
         "Who the peer must prove to be. Default: what `peer` says, if that is one.",

@@ -15,13 +15,13 @@ from typing import NamedTuple, NoReturn
 
 from pydantic_core import PydanticCustomError
 
-from xfrmpy.ipsec.addresses import IpAddress, IpNetwork
+from xfrmpy.ipsec.addresses import IKE_PORT, IpAddress, IpNetwork
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.interfaces import InterfaceAddress
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import TRANSFORMS_BY_NAME, Proposal, parse_proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS
-from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.ipsec.selectors import MAX_PORT, TrafficSelector
 from xfrmpy.policy.errors import shown
 from xfrmpy.policy.profiles import FUTURE_PROFILES, PROFILES
 from xfrmpy.registry import ProtocolId
@@ -113,6 +113,14 @@ def parse_whole_number(least: int, most: int, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         refuse("XF1004", f"must be a whole number from {least} to {most}, not {shown(value)}")
     return value
+
+
+def parse_peer_port(value: object) -> int:
+    """One on which IKE messages have a marker before them, for ESP comes there too."""
+    port = parse_whole_number(1, MAX_PORT, value)
+    if port == IKE_PORT:
+        refuse("XF1004", "cannot be 500, where no ESP goes (RFC 7296 section 2.23)")
+    return port
 
 
 _DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(ms|s|m|h|d)", re.ASCII)

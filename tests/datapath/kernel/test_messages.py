@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xfrmpy.datapath.kernel import entries, structs
-from xfrmpy.datapath.kernel.messages import ATTRIBUTES, BODIES, XFRM, Attribute, MessageType
+from xfrmpy.datapath.kernel.messages import (
+    ATTRIBUTES,
+    BODIES,
+    XFRM,
+    XFRM_NAMES,
+    Attribute,
+    MessageType,
+)
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
 from xfrmpy.datapath.netlink.messages import Message, split_attributes
 
@@ -65,11 +72,16 @@ def test_octets_may_stand_in_the_place_of_values() -> None:
     assert XFRM.encode(packed) == OCTETS
 
 
-def test_attributes_that_nobody_reads_stay_octets() -> None:
-    message = XFRM.decode(FULL.type, OCTETS, frozenset({Attribute.TMPL}))
-    assert [t["reqid"] for t in message.attributes[Attribute.TMPL]] == [1, 2]
-    assert message.attributes[Attribute.SET_MARK] == (0x5846).to_bytes(4, "little")
-    assert XFRM.encode(message) == OCTETS
+@pytest.mark.parametrize("kind", XFRM_NAMES.bodies)
+def test_what_is_read_for_names_alone_is_what_stands_there(kind: int) -> None:
+    behind = XFRM.encode(Message(type=0, attributes=FULL.attributes))
+    octets = bytes(range(BODIES[kind].size)) + behind
+    names, whole = XFRM_NAMES.decode(kind, octets), XFRM.decode(kind, octets)
+    assert names.body.items() <= whole.body.items()
+    assert names.attributes[Attribute.TMPL] == tuple(
+        {"reqid": template["reqid"]} for template in whole.attributes[Attribute.TMPL]
+    )
+    assert names.attributes[Attribute.SET_MARK] == (0x5846).to_bytes(4, "little")
 
 
 def test_keys_are_not_shown() -> None:

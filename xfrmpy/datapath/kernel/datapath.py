@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
@@ -28,10 +28,10 @@ from xfrmpy.datapath.kernel import entries
 from xfrmpy.datapath.kernel.compression import Compressions, decode_states
 from xfrmpy.datapath.kernel.features import probe_features
 from xfrmpy.datapath.kernel.interfaces import XfrmMaker
-from xfrmpy.datapath.kernel.messages import XFRM, Attribute, Group, MessageType
+from xfrmpy.datapath.kernel.messages import XFRM, XFRM_NAMES, Attribute, Group, MessageType
 from xfrmpy.datapath.kernel.probe import probe
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
-from xfrmpy.datapath.netlink.messages import Message, Values
+from xfrmpy.datapath.netlink.messages import Family, Message, Values
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Reply, Request, Words
 from xfrmpy.datapath.paths import Paths
 from xfrmpy.datapath.routes import RouteOwner, Routes, Way
@@ -323,9 +323,9 @@ class KernelDatapath:
     def remove_ours(self) -> int:
         self._routes.remove_all()
         self._shunts.clear()
-        states = self._dump_states(_NOTHING)
+        states = self._dump_states(XFRM_NAMES)
         sas = [sa for sa in states if not entries.is_larval(sa)] + self._claim_larval(states)
-        deletions = [entries.encode_policy_index(p) for p in self._dump_policies(_TEMPLATES)]
+        deletions = [entries.encode_policy_index(p) for p in self._dump_policies(XFRM_NAMES)]
         deletions += [entries.encode_state_id(sa, MessageType.DELSA) for sa in sas]
         replies = self._requests.exchange([Request(d, "remove what is ours") for d in deletions])
         for known in (self._sas, self._seen, self._routed, self._taken, self._untold):
@@ -529,15 +529,15 @@ class KernelDatapath:
     def _dump_sas(self) -> list[Message]:
         return [sa for sa in self._dump_states() if not entries.is_larval(sa)]
 
-    def _dump_states(self, reads: Set[int] | None = None) -> list[Message]:
+    def _dump_states(self, reads: Family | None = None) -> list[Message]:
         """Our SAs, and the larval ones that stand for an acquire of ours."""
         request = Request(Message(type=MessageType.GETSA), "list the SAs", dump=True, reads=reads)
         return [sa for sa in self._requests.ask(request) if entries.is_our_sa(sa)]
 
-    def _dump_policies(self, reads: Set[int] | None = None) -> list[Message]:
+    def _dump_policies(self, reads: Family | None = None) -> list[Message]:
         return [p for p in self._dump_all_policies(reads) if entries.is_our_policy(p)]
 
-    def _dump_all_policies(self, reads: Set[int] | None = None) -> list[Message]:
+    def _dump_all_policies(self, reads: Family | None = None) -> list[Message]:
         message = Message(type=MessageType.GETPOLICY)
         return self._requests.ask(Request(message, "list the policies", dump=True, reads=reads))
 
@@ -597,10 +597,6 @@ _EVENT_GROUPS = (Group.ACQUIRE, Group.EXPIRE, Group.MAPPING)
 _GONE = (errno.ENOENT, errno.ESRCH)
 
 _LARVAL_SPI = 0x58460000
-
-_NOTHING: frozenset[int] = frozenset()
-_TEMPLATES = frozenset({Attribute.TMPL})
-"""What of their attributes tells whose SAs and policies are."""
 
 _PIECE = 100
 """Entries that are put in force, or taken back, together: some twenty tunnels. What more of them

@@ -190,13 +190,9 @@ def is_offloaded(message: Message) -> bool:
 
 def encode_state_id(state: Message, kind: MessageType) -> Message:
     """GETSA or DELSA of exactly the state that a NEWSA message is about."""
-    body = {
-        "daddr": state.body["id_daddr"],
-        "spi": state.body["id_spi"],
-        "family": state.body["family"],
-        "proto": state.body["id_proto"],
-    }
-    return Message(type=kind, body=body, attributes=_naming(state))
+    body = state.body
+    octets = _pack_sa_id(body["id_daddr"], body["id_spi"], body["family"], body["id_proto"])
+    return Message(type=kind, octets=octets, attributes=_naming(state))
 
 
 def encode_sa_id(sa: SaId, kind: MessageType) -> Message:
@@ -347,14 +343,17 @@ def _decode_mark(values: Values | None) -> Mark | None:
 
 def encode_policy_index(policy: Message) -> Message:
     """DELPOLICY of exactly the policy that a dump showed."""
-    body = {"index": policy.body["index"], "dir": policy.body["dir"]}
-    return Message(type=MessageType.DELPOLICY, body=body, attributes=_naming(policy))
+    octets = _pack_policy_index(policy.body["index"], policy.body["dir"])
+    return Message(type=MessageType.DELPOLICY, octets=octets, attributes=_naming(policy))
 
 
 def _naming(shown: Message) -> dict[int, Values]:
     """What has a mark or an interface is found by that, whatever else names it."""
-    telling = (Attribute.MARK, Attribute.IF_ID)
-    return {k: v for k, v in shown.attributes.items() if k in telling}
+    attributes = shown.attributes
+    return {k: attributes[k] for k in _TELLING if k in attributes}
+
+
+_TELLING = (Attribute.MARK, Attribute.IF_ID)
 
 
 def policy_index(number: int, direction: PolicyDirection) -> int:
@@ -704,6 +703,8 @@ _NO_LIMITS = tuple(encode_lifetime(Lifetime()).values())
 _pack_policy = structs.USERPOLICY_INFO.packer(
     *_SELECTOR, *_LIMITS, "priority", "index", "dir", "action"
 )
+_pack_sa_id = structs.USERSA_ID.packer("daddr", "spi", "family", "proto")
+_pack_policy_index = structs.USERPOLICY_ID.packer("index", "dir")
 _pack_aead = structs.ALGO_AEAD.packer("alg_name", "alg_key_len", "alg_icv_len")
 _pack_template = structs.USER_TMPL.packer(
     *(

@@ -5,6 +5,7 @@ Tables only; the numbers are those of <linux/xfrm.h>. Nothing here knows SAs or 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import IntEnum
 
 from xfrmpy.datapath.kernel import structs
@@ -153,3 +154,16 @@ ATTRIBUTES: dict[int, Shape] = {
 
 XFRM = Family(number=6, name="IPsec (XFRM)", bodies=BODIES, attributes=ATTRIBUTES)
 """NETLINK_XFRM."""
+
+XFRM_NAMES = replace(
+    XFRM,
+    bodies={
+        MessageType.NEWSA: structs.USERSA_INFO.only(
+            *("id_daddr", "id_spi", "id_proto", "saddr", "seq", "reqid", "family", "mode")
+        ),
+        MessageType.NEWPOLICY: structs.USERPOLICY_INFO.only("index", "dir"),
+    },
+    attributes={Attribute.TMPL: Shape(structs.USER_TMPL.only("reqid"), repeated=True)},
+)
+"""Of SAs and policies what tells whose they are, and by what they are removed: a fifth of the time,
+for who has ten thousand to go through."""

@@ -76,6 +76,20 @@ class Layout:
 
         return pack
 
+    def only(self, *names: str) -> Layout:
+        """The same structure of which just these fields are of interest.
+
+        For what is read by the ten thousand. Raises `TypeError` for names that are no fields'.
+        """
+        if unknown := set(names) - self.codes.keys():
+            raise TypeError(f"no such fields: {sorted(unknown)}")
+        return Layout(
+            **{
+                name: code if name in names else f"{struct.calcsize('=' + _native(code))}x"
+                for name, code in self._fields.items()
+            }
+        )
+
     def unpack(self, data: bytes, offset: int = 0) -> dict[str, Any]:
         """Octets behind the structure are left alone. Raises `UnreadableMessage` if it is cut."""
         if len(data) - offset < self.size:

@@ -8,7 +8,7 @@ knows what a message means. <linux/netlink.h> has the layout of an attribute.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -69,17 +69,14 @@ class Family:
             _append_attribute(parts, number, data)
         return b"".join(parts)
 
-    def decode(self, kind: int, data: bytes, reads: Set[int] | None = None) -> Message:
-        """Read the octets behind the netlink header. Raises `UnreadableMessage`.
-
-        Attributes that are not among `reads` stay octets, if it is given.
-        """
+    def decode(self, kind: int, data: bytes) -> Message:
+        """Read the octets behind the netlink header. Raises `UnreadableMessage`."""
         layout = self.bodies.get(kind)
         if layout is None:
             return Message(type=kind, octets=data)
         behind = layout.size + -layout.size % _ALIGNMENT
         attributes: dict[int, Any] = {**split_attributes(data, behind)}
-        for number in attributes.keys() & (self.attributes.keys() if reads is None else reads):
+        for number in attributes.keys() & self.attributes.keys():
             attributes[number] = self._decode(number, attributes[number])
         return Message(type=kind, body=layout.unpack(data), attributes=attributes)
 

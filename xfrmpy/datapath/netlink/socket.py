@@ -13,7 +13,7 @@ import errno
 import os
 import struct
 import sys
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from socket import AF_NETLINK, SO_RCVBUF, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW, SOL_SOCKET, socket
@@ -62,8 +62,8 @@ class Words:
 class Request(NamedTuple):
     """One message to the kernel; `what` completes "cannot ..." in an error.
 
-    A dump that says nothing has no body, whatever the same type has for a single object. Of what it
-    is answered only attributes that somebody `reads` need be decoded; None stands for all.
+    A dump that says nothing has no body, whatever the same type has for a single object. What is
+    answered is read by the tables of `reads`, if they are others than the socket's.
     """
 
     message: Message
@@ -71,7 +71,7 @@ class Request(NamedTuple):
     create: bool = False
     replace: bool = False
     dump: bool = False
-    reads: Set[int] | None = None
+    reads: Family | None = None
 
     @property
     def is_bare(self) -> bool:
@@ -262,7 +262,8 @@ def _add_answer(family: Family, reply: Reply, kind: int, flags: int, payload: by
         reply.error = _decode_error(reply.request.what, 0, payload)
         reply.done = True
     else:
-        reply.messages.append(family.decode(kind, payload, reply.request.reads))
+        reads = reply.request.reads or family
+        reply.messages.append(reads.decode(kind, payload))
 
 
 def _decode_error(what: str | Words, flags: int, payload: bytes) -> DatapathError | None:

@@ -33,6 +33,7 @@ from xfrmpy.datapath.userspace.inventory import held_policy, held_sa
 from xfrmpy.datapath.userspace.process import WorkerProcess
 from xfrmpy.datapath.userspace.tun import DEVICE, DEVICE_MTU, bring_up
 from xfrmpy.datapath.watch import ROUTING, Watch
+from xfrmpy.ipsec.addresses import IKE_NATT_PORT
 from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
 from xfrmpy.ipsec.overhead import IPV6_MINIMUM_MTU
@@ -62,8 +63,10 @@ class UserspaceDatapath:
         paths: Paths,
         interfaces: TunnelInterfaces,
         watch: Watch,
+        natt_port: int,
     ) -> None:
         self._worker = worker
+        self._natt_port = natt_port
         self._routes = routes
         self._shunts = shunts
         self._guard = guard
@@ -80,20 +83,21 @@ class UserspaceDatapath:
         self._events = worker.listen()
 
     @classmethod
-    def start(cls, runtime_dir: Path) -> UserspaceDatapath:
+    def start(cls, runtime_dir: Path, natt_port: int = IKE_NATT_PORT) -> UserspaceDatapath:
         """Join the worker of a runtime directory, made if need be. Raises `DatapathError`.
 
-        The daemon's own sockets on the shared port must be open: the worker opens its behind them.
+        The daemon's own sockets on the port that it shares with ESP in UDP must be open: the worker
+        opens its behind them.
         """
         with contextlib.ExitStack() as undo:
             routes = undo.enter_context(contextlib.closing(Routes(RouteOwner.USERSPACE)))
             shunts = undo.enter_context(contextlib.closing(_shunt_rules()))
-            guard = undo.enter_context(contextlib.closing(Guard()))
+            guard = undo.enter_context(contextlib.closing(Guard(natt_port)))
             links = undo.enter_context(contextlib.closing(Links()))
             worker = WorkerProcess.attach(runtime_dir)
             undo.callback(worker.stop if worker.is_new else worker.close)
             try:
-                worker.ask("open")
+                worker.ask("carry", natt_port)
                 source, port = guard.watch()
                 paths = Paths(routes)
                 interfaces = TunnelInterfaces(TunMaker(worker), RouteOwner.USERSPACE, paths)
@@ -102,7 +106,9 @@ class UserspaceDatapath:
                 watch = Watch([ROUTING, source], ports)
                 undo.callback(watch.close)
                 interfaces.report_to(watch)
-                started = cls(worker, routes, shunts, guard, links, paths, interfaces, watch)
+                started = cls(
+                    worker, routes, shunts, guard, links, paths, interfaces, watch, natt_port
+                )
             except DatapathError as error:
                 reason = f"the userspace worker cannot be joined: {error}"
                 raise DatapathError(reason, error.errno) from error
@@ -362,7 +368,7 @@ class UserspaceDatapath:
         """Routes and rules are as before, and what is amiss with them will be found."""
         self._events.close()
         self._worker.begin_anew()
-        self._worker.ask("open")
+        self._worker.ask("carry", self._natt_port)
         self._events = self._worker.listen()
         self._is_empty = True
 

@@ -33,9 +33,13 @@ _Claims: TypeAlias = dict[_Key, int]
 
 
 class Guard:
-    """The table of the network namespace of the thread that makes this. Raises `DatapathError`."""
+    """The table of the network namespace of the thread that makes this. Raises `DatapathError`.
 
-    def __init__(self) -> None:
+    `natt_port` is that on which we take IKE beside ESP in UDP.
+    """
+
+    def __init__(self, natt_port: int = IKE_NATT_PORT) -> None:
+        self._ports = (IKE_PORT, natt_port)
         self._nf_tables = NfTables()
         self._entries: dict[_Key, SpdEntry] = {}
         self._shapes: dict[Shape, dict[bytes, _Claims]] = {}
@@ -173,7 +177,11 @@ class Guard:
 
     def _rules(self) -> list[Request]:
         in_order = sorted(self._shapes, key=lambda shape: shape.priority)
-        rules = [*_EXEMPT, *(shape.rule() for shape in in_order)]
+        # IKE and ESP in UDP, where a policy covers the gateways.
+        calls = [
+            nftables.to_udp_port(port) + nftables.conclude(nftables.ACCEPT) for port in self._ports
+        ]
+        rules = [*calls, *_EXEMPT, *(shape.rule() for shape in in_order)]
         return [TABLE.add_rule(CHAIN, rule) for rule in rules]
 
 
@@ -202,9 +210,7 @@ _EXEMPT = tuple(
     for matches in (
         nftables.from_device(DEVICE),
         nftables.from_device("lo"),
-        # IKE, ESP and AH themselves, where a policy covers the gateways (RFC 7296 section 2.23).
-        nftables.to_udp_port(IKE_PORT),
-        nftables.to_udp_port(IKE_NATT_PORT),
+        # The rest of IKE, and ESP and AH without UDP.
         nftables.later_udp_fragment(4) + nftables.is_to_us(),
         nftables.later_udp_fragment(6) + nftables.is_to_us(),
         nftables.has_protocol(_ESP),

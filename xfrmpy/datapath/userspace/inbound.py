@@ -19,7 +19,6 @@ from xfrmpy.datapath.userspace.receiving import Received, UdpReceiver
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.udp import whole_datagram
 from xfrmpy.esp.transport import fields_of
-from xfrmpy.ipsec.addresses import IKE_NATT_PORT, SocketAddress
 from xfrmpy.registry import ProtocolId
 
 TURN = 64
@@ -71,8 +70,8 @@ class Inbound:
 
     def _pass_on(self, datagram: bytes, received: Received) -> None:
         """To whom it would have come by itself: the daemon, most likely."""
-        here = SocketAddress(received.destination, IKE_NATT_PORT)
-        self._send_in_clear([whole_datagram(received.source, here, datagram, received.fields)])
+        ends = received.source, received.destination
+        self._send_in_clear([whole_datagram(*ends, datagram, received.fields)])
 
     def _unprotect_raw(self, protocol: ProtocolId, arrived: Arrived) -> None:
         fields, now = fields_of(arrived.header), time.monotonic()

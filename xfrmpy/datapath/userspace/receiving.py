@@ -17,7 +17,7 @@ from typing import Any
 from xfrmpy.datapath.userspace.ancillary import ROOM, Ancillary, ask_for_fields, decode_fields
 from xfrmpy.datapath.userspace.udp import ask_for_destination, decode_destination
 from xfrmpy.esp.transport import Fields
-from xfrmpy.ipsec.addresses import IpAddress, SocketAddress
+from xfrmpy.ipsec.addresses import SocketAddress
 
 MAX_DATAGRAM = 65535
 """Octets, of several datagrams that come as one buffer, too."""
@@ -45,11 +45,13 @@ class Received:
     source: SocketAddress
     fields: Fields
     told: Ancillary
+    port: int
 
     @property
-    def destination(self) -> IpAddress:
-        """Which of our addresses they came to."""
-        return decode_destination(self.told, self.source.address.version)
+    def destination(self) -> SocketAddress:
+        """Which of our addresses they came to, and the port."""
+        address = decode_destination(self.told, self.source.address.version)
+        return SocketAddress(address, self.port)
 
 
 class UdpReceiver:
@@ -61,6 +63,7 @@ class UdpReceiver:
         self._lost = 0
         self._socket = opened
         self._version = version
+        self._port: int = opened.getsockname()[1]
         self._arena = memoryview(bytearray(ARENA))
         self._sources: dict[tuple[Any, ...], SocketAddress] = {}
         ask_for_fields(opened, version)
@@ -97,7 +100,11 @@ class UdpReceiver:
         if size:
             datagrams = [buffer[at : at + size] for at in range(0, len(buffer), size)]
         return Received(
-            datagrams, self._source_of(address), decode_fields(told, self._version), told
+            datagrams,
+            self._source_of(address),
+            decode_fields(told, self._version),
+            told,
+            self._port,
         )
 
     def _note_lost(self, lost: int) -> None:

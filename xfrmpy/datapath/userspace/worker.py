@@ -77,6 +77,7 @@ class Worker:
             self._forwarder, self._guarded, self._device_of, self._outbound.send_in_clear
         )
         self._selector = selectors.DefaultSelector()
+        self._natt_port = IKE_NATT_PORT
         self._udp: dict[int, socket.socket] = {}
         self._raw: RawSockets | None = None
         self._tun: Tun | None = None
@@ -185,7 +186,7 @@ class Worker:
             for family, version in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
                 if version == 6 and not _has_ipv6():
                     continue
-                self._udp[version] = opened = _open_udp(family)
+                self._udp[version] = opened = _open_udp(family, self._natt_port)
                 sender = UdpSender(opened, version, self._forwarder.refused)
                 self._outbound.senders[version] = sender
                 receiver = UdpReceiver(opened, version, self._forwarder.refused)
@@ -194,7 +195,7 @@ class Worker:
                 )
         except OSError as error:
             self._close_udp()
-            reason = f"UDP port {IKE_NATT_PORT} cannot be shared: {error.strerror}"
+            reason = f"UDP port {self._natt_port} cannot be shared: {error.strerror}"
             raise DatapathError(reason, error.errno) from error
 
     def _open_raw(self) -> None:
@@ -245,10 +246,13 @@ class Worker:
         refusal = None if self._raw is None else self._raw.refusal
         return None if refusal is None else str(refusal)
 
-    def open(self, _: Plain) -> None:
-        """Begin to carry packets, or go on."""
+    def carry(self, natt_port: Plain) -> None:
+        """Begin to carry packets, those in UDP on this port, or go on."""
+        if not isinstance(natt_port, int):
+            raise ValueError("a port is a number")
         self._forwarder.remind()
-        if self._tun is not None and self._control.kept:
+        is_moved, self._natt_port = natt_port != self._natt_port, natt_port
+        if self._tun is not None and self._control.kept and not is_moved:
             return
         try:
             if self._tun is None:
@@ -397,7 +401,7 @@ def _single(method: Callable[[Worker, Plain], Plain | None]) -> _Handler:
 _HANDLERS: dict[str, _Handler] = {
     "hello": _single(Worker.hello),
     "raw_refusal": _single(Worker.raw_refusal),
-    "open": _single(Worker.open),
+    "carry": _single(Worker.carry),
     "shut": _single(Worker.shut),
     "add": _single(Worker.add),
     "update_sa": _single(Worker.update_sa),
@@ -427,9 +431,9 @@ def network_namespace() -> int:
     return os.stat("/proc/thread-self/ns/net").st_ino
 
 
-def _open_udp(family: socket.AddressFamily) -> socket.socket:
+def _open_udp(family: socket.AddressFamily, port: int) -> socket.socket:
     version = 4 if family == socket.AF_INET else 6
-    opened = open_shared_udp_socket(family, IKE_NATT_PORT)
+    opened = open_shared_udp_socket(family, port)
     opened.setblocking(False)
     _prepare(opened, version)
     attach_reuseport_selector(opened, workers=1)

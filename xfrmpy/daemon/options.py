@@ -1,0 +1,21 @@
+"""Options that more than one of the daemon's programs have."""
+
+from __future__ import annotations
+
+import argparse
+
+from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IKE_PORT
+from xfrmpy.ipsec.selectors import MAX_PORT
+
+
+def add_natt_port(parser: argparse.ArgumentParser) -> None:
+    """`--natt-port`, which gives `natt_port`."""
+    what = f"the UDP port for IKE and ESP in UDP together, beside {IKE_PORT} ({IKE_NATT_PORT})"
+    parser.add_argument("--natt-port", type=_port, metavar="PORT", default=IKE_NATT_PORT, help=what)
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= MAX_PORT or port == IKE_PORT:
+        raise ValueError(text)
+    return port
