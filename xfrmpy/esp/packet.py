@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from struct import Struct
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from xfrmpy.crypto.cipher import (
     InPlace,
@@ -152,8 +152,7 @@ class OutboundSa(_Sa, Sending):
         return self._random(self._iv_size)
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedRun:
+class OpenedRun(NamedTuple):
     """Next headers and payloads of what was authentic, in place; why the others were dropped."""
 
     payloads: list[tuple[int, memoryview]]

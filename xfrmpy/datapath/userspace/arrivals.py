@@ -73,7 +73,8 @@ class Arrivals:
         run = sa.open_run(packets) if isinstance(sa, InboundSa) else None
         if run is None:
             return False
-        self._forwarder.refused.update(run.drops)
+        if run.drops:
+            self._forwarder.refused.update(run.drops)
         if run.payloads or EspDrop.DUMMY in run.drops:
             self._forwarder.note_use(held, now)
         if self._accept(run, sa.entry, fields):

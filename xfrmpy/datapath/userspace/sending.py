@@ -65,8 +65,7 @@ class UdpSender:
             or len(self._waiting) >= MAX_TOGETHER
             or not self._is_headed(entry, fields, has_df)
         ):
-            self.flush()
-            self._head_for(entry, fields, has_df)
+            self._begin(entry, fields, has_df)
             self._stride, self._room = size, MAX_OCTETS
         self._waiting.append(sealed)
         self._room -= size
@@ -90,14 +89,18 @@ class UdpSender:
         has_df: bool,
     ) -> None:
         """Datagrams that lie one behind the other, equally long but for the last."""
-        self.flush()
-        if not self._is_headed(entry, fields, has_df):
-            self._head_for(entry, fields, has_df)
+        self._begin(entry, fields, has_df)
         most = min(MAX_TOGETHER, MAX_OCTETS // stride) * stride
         for at in range(0, len(sealed), most):
             piece = sealed[at : at + most]
             if not self._send_together([piece], stride, -(-len(piece) // stride)):
                 self._send_each([piece[i : i + stride] for i in range(0, len(piece), stride)])
+
+    def _begin(self, entry: SadEntry, fields: Fields | None, has_df: bool) -> None:
+        if self._waiting:
+            self.flush()
+        if not self._is_headed(entry, fields, has_df):
+            self._head_for(entry, fields, has_df)
 
     def _is_headed(self, entry: SadEntry, fields: Fields | None, has_df: bool) -> bool:
         return entry is self._entry and fields == self._fields and has_df is self._has_df

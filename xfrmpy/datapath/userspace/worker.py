@@ -26,7 +26,7 @@ from typing import Any
 from xfrmpy import __version__
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OUR_MARK
-from xfrmpy.datapath.userspace import requests
+from xfrmpy.datapath.userspace import outbound, receiving, requests
 from xfrmpy.datapath.userspace.control import ControlSocket
 from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused, Waits
 from xfrmpy.datapath.userspace.inbound import Inbound
@@ -36,6 +36,7 @@ from xfrmpy.datapath.userspace.raw import RawSockets
 from xfrmpy.datapath.userspace.receiving import UdpReceiver
 from xfrmpy.datapath.userspace.sending import UdpSender
 from xfrmpy.datapath.userspace.tun import Tun
+from xfrmpy.datapath.userspace.turns import Rounds, Turn
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
     open_shared_udp_socket,
@@ -72,6 +73,7 @@ class Worker:
     def __init__(self, control_path: Path) -> None:
         self._ledger = Ledger(control_path.with_suffix(LEDGER_SUFFIX))
         self._forwarder = Forwarder(secrets.token_bytes, self._ledger)
+        self._rounds = Rounds()
         self._outbound = Outbound(self._forwarder, self._guarded)
         self._inbound = Inbound(
             self._forwarder, self._guarded, self._device_of, self._outbound.send_in_clear
@@ -88,11 +90,13 @@ class Worker:
     def run(self) -> None:
         """Keep and carry until told to stop."""
         while self._running:
+            self._rounds.number += 1
             for key, _ in self._selector.select(self._patience()):
                 key.data()
             self._expire()
-            self._control.tell(self._forwarder.events)
-            self._forwarder.events.clear()
+            if self._forwarder.events or self._control.is_behind:
+                self._control.tell(self._forwarder.events)
+                self._forwarder.events.clear()
 
     def close(self) -> None:
         self._control.close()
@@ -112,9 +116,9 @@ class Worker:
 
     # Packets.
 
-    def _read_tun(self, tun: Tun, if_id: int) -> None:
+    def _read_tun(self, tun: Tun, if_id: int, turn: Turn) -> None:
         try:
-            self._outbound.carry(tun, if_id)
+            self._outbound.carry(tun, if_id, turn)
         except OSError as error:
             self._count("tun-read")
             # A device that somebody removed does not come back, and is readable for ever.
@@ -144,7 +148,10 @@ class Worker:
         self._listen_to(self._tun, 0)
 
     def _listen_to(self, tun: Tun, if_id: int) -> None:
-        self._selector.register(tun, selectors.EVENT_READ, partial(self._read_tun, tun, if_id))
+        turn = Turn(self._rounds, outbound.TURN)
+        self._selector.register(
+            tun, selectors.EVENT_READ, partial(self._read_tun, tun, if_id, turn)
+        )
 
     def _close_tunnel_tun(self, if_id: int) -> None:
         tun = self._tunnel_tuns.pop(if_id, None)
@@ -188,7 +195,8 @@ class Worker:
                 self._udp[version] = opened = _open_udp(family)
                 sender = UdpSender(opened, version, self._forwarder.refused)
                 self._outbound.senders[version] = sender
-                receiver = UdpReceiver(opened, version, self._forwarder.refused)
+                turn = Turn(self._rounds, receiving.MAX_READS)
+                receiver = UdpReceiver(opened, version, self._forwarder.refused, turn)
                 self._selector.register(
                     opened, selectors.EVENT_READ, partial(self._inbound.read_udp, receiver)
                 )
