@@ -25,7 +25,7 @@ from xfrmpy.datapath.userspace.segments import BadOffload, complete
 from xfrmpy.datapath.userspace.sending import UdpSender
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.turns import Turn
-from xfrmpy.datapath.userspace.virtio import Offload, Segments
+from xfrmpy.datapath.userspace.virtio import COMPLETE, Offload, Segments
 from xfrmpy.esp.outer import outer_header
 from xfrmpy.esp.packet import Run
 from xfrmpy.ipsec.sad import SadEntry
@@ -97,7 +97,7 @@ class Outbound:
 
     def _carry_each(self, packet: bytes, offload: Offload, if_id: int) -> int:
         try:
-            packets = complete(packet, offload)
+            packets = [packet] if offload is COMPLETE else complete(packet, offload)
         except BadOffload:
             self._forwarder.refused[Refusal.BAD_OFFLOAD] += 1
             return 1

@@ -34,6 +34,7 @@ from xfrmpy.datapath.userspace.ledger import Ledger
 from xfrmpy.datapath.userspace.outbound import Outbound
 from xfrmpy.datapath.userspace.raw import RawSockets
 from xfrmpy.datapath.userspace.receiving import UdpReceiver
+from xfrmpy.datapath.userspace.scheduling import ask_for_short_slices
 from xfrmpy.datapath.userspace.sending import UdpSender
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.turns import Rounds, Turn
@@ -471,6 +472,7 @@ def _complain(words: str) -> None:
 def main(arguments: list[str]) -> int:
     control_path, ready = Path(arguments[0]), int(arguments[1])
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0)  # No core dump, no ptrace: keys are here.
+    ask_for_short_slices()
     # An exception, for without one a wait for packets goes on after a signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
