@@ -111,7 +111,10 @@ class Arrivals:
             coalescer.start(inner, tag)
 
     def _coalescer_of(self, entry: SadEntry) -> Coalescer:
-        return self._coalescers.setdefault(entry.if_id, Coalescer())
+        coalescer = self._coalescers.get(entry.if_id)
+        if coalescer is None:
+            coalescer = self._coalescers[entry.if_id] = Coalescer()
+        return coalescer
 
 
 def _first_word(datagram: memoryview) -> bytes:

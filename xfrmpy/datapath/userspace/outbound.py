@@ -66,7 +66,11 @@ class Outbound:
         out, for a stream has super-packets of one shape."""
         layout = self._layout
         if layout is None:
-            return self._carry(*tun.read(), if_id)
+            packet, offload = tun.read()
+            if offload is not COMPLETE:
+                return self._carry(packet, offload, if_id)
+            self._guarded(partial(self.protect, packet, if_id))
+            return 1
         size = tun.read_into(layout.parts)
         offload = layout.offload
         payload = size - layout.shape.headers
@@ -97,7 +101,7 @@ class Outbound:
 
     def _carry_each(self, packet: bytes, offload: Offload, if_id: int) -> int:
         try:
-            packets = [packet] if offload is COMPLETE else complete(packet, offload)
+            packets = complete(packet, offload)
         except BadOffload:
             self._forwarder.refused[Refusal.BAD_OFFLOAD] += 1
             return 1

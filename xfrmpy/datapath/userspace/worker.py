@@ -13,7 +13,6 @@ import ctypes
 import errno
 import os
 import secrets
-import selectors
 import signal
 import socket
 import sys
@@ -37,7 +36,7 @@ from xfrmpy.datapath.userspace.receiving import UdpReceiver
 from xfrmpy.datapath.userspace.scheduling import ask_for_short_slices
 from xfrmpy.datapath.userspace.sending import UdpSender
 from xfrmpy.datapath.userspace.tun import Tun
-from xfrmpy.datapath.userspace.turns import Rounds, Turn
+from xfrmpy.datapath.userspace.turns import Readable, Turn
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
     open_shared_udp_socket,
@@ -74,27 +73,27 @@ class Worker:
     def __init__(self, control_path: Path) -> None:
         self._ledger = Ledger(control_path.with_suffix(LEDGER_SUFFIX))
         self._forwarder = Forwarder(secrets.token_bytes, self._ledger)
-        self._rounds = Rounds()
         self._outbound = Outbound(self._forwarder, self._guarded)
         self._inbound = Inbound(
             self._forwarder, self._guarded, self._device_of, self._outbound.send_in_clear
         )
-        self._selector = selectors.DefaultSelector()
+        self._readable = Readable()
         self._udp: dict[int, socket.socket] = {}
         self._raw: RawSockets | None = None
         self._tun: Tun | None = None
         self._tunnel_tuns: dict[int, Tun] = {}
         self._running = True
         self._next_check_at = 0.0
-        self._control = ControlSocket(control_path, self._selector, self._answer, self._settle)
+        self._control = ControlSocket(control_path, self._readable, self._answer, self._settle)
 
     def run(self) -> None:
         """Keep and carry until told to stop."""
         while self._running:
-            self._rounds.number += 1
-            for key, _ in self._selector.select(self._patience()):
-                key.data()
-            self._expire()
+            self._readable.serve(self._patience())
+            now = time.monotonic()
+            if now >= self._next_check_at:
+                self._next_check_at = now + TICK_SECONDS
+                self._forwarder.expire(now)
             if self._forwarder.events or self._control.is_behind:
                 self._control.tell(self._forwarder.events)
                 self._forwarder.events.clear()
@@ -108,12 +107,6 @@ class Worker:
         if self._control.is_behind:
             return RETRY_SECONDS
         return None if self._tun is None else TICK_SECONDS
-
-    def _expire(self) -> None:
-        now = time.monotonic()
-        if now >= self._next_check_at:
-            self._next_check_at = now + TICK_SECONDS
-            self._forwarder.expire(now)
 
     # Packets.
 
@@ -135,7 +128,7 @@ class Worker:
 
     def _replace_tun(self, gone: Tun) -> None:
         """Make another device. Without one there is no use in going on."""
-        self._selector.unregister(gone)
+        self._readable.unregister(gone)
         gone.close()
         self._tun = None
         try:
@@ -149,15 +142,13 @@ class Worker:
         self._listen_to(self._tun, 0)
 
     def _listen_to(self, tun: Tun, if_id: int) -> None:
-        turn = Turn(self._rounds, outbound.TURN)
-        self._selector.register(
-            tun, selectors.EVENT_READ, partial(self._read_tun, tun, if_id, turn)
-        )
+        turn = Turn(self._readable, outbound.TURN)
+        self._readable.register(tun, partial(self._read_tun, tun, if_id, turn))
 
     def _close_tunnel_tun(self, if_id: int) -> None:
         tun = self._tunnel_tuns.pop(if_id, None)
         if tun is not None:
-            self._selector.unregister(tun)
+            self._readable.unregister(tun)
             tun.close()
 
     def _device_of(self, if_id: int) -> Tun | None:
@@ -196,11 +187,9 @@ class Worker:
                 self._udp[version] = opened = _open_udp(family)
                 sender = UdpSender(opened, version, self._forwarder.refused)
                 self._outbound.senders[version] = sender
-                turn = Turn(self._rounds, receiving.MAX_READS)
+                turn = Turn(self._readable, receiving.MAX_READS)
                 receiver = UdpReceiver(opened, version, self._forwarder.refused, turn)
-                self._selector.register(
-                    opened, selectors.EVENT_READ, partial(self._inbound.read_udp, receiver)
-                )
+                self._readable.register(opened, partial(self._inbound.read_udp, receiver))
         except OSError as error:
             self._close_udp()
             reason = f"UDP port {IKE_NATT_PORT} cannot be shared: {error.strerror}"
@@ -209,9 +198,7 @@ class Worker:
     def _open_raw(self) -> None:
         self._raw = self._outbound.raw = RawSockets(_prepare, (4, 6) if _has_ipv6() else (4,))
         for opened in self._raw:
-            self._selector.register(
-                opened, selectors.EVENT_READ, partial(self._inbound.read_raw, opened)
-            )
+            self._readable.register(opened, partial(self._inbound.read_raw, opened))
 
     def _shut(self) -> None:
         self._close_udp()
@@ -219,17 +206,17 @@ class Worker:
             self._close_tunnel_tun(if_id)
         if self._raw is not None:
             for opened in self._raw:
-                self._selector.unregister(opened)
+                self._readable.unregister(opened)
             self._raw.close()
             self._raw = self._outbound.raw = None
         if self._tun is not None:
-            self._selector.unregister(self._tun)
+            self._readable.unregister(self._tun)
             self._tun.close()
             self._tun = None
 
     def _close_udp(self) -> None:
         for each in self._udp.values():
-            self._selector.unregister(each)
+            self._readable.unregister(each)
             each.close()
         self._udp.clear()
         self._outbound.senders.clear()
