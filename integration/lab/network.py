@@ -13,7 +13,7 @@ import itertools
 import os
 import re
 import signal
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -32,7 +32,10 @@ _serial = itertools.count(1)
 
 _INTERNET = {4: "192.0.2.254", 6: "2001:db8::fe"}
 
-_OFF = ("ipv4/conf/*/rp_filter", "ipv6/conf/*/accept_dad", "ipv6/conf/*/accept_ra")
+_OFF = (
+    *("ipv4/conf/*/rp_filter", "ipv4/conf/*/send_redirects"),
+    *("ipv6/conf/*/accept_dad", "ipv6/conf/*/accept_ra"),
+)
 _FORWARDING = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
 
 _NAT_RULES = """
@@ -211,6 +214,27 @@ class Network:
     def narrow(self, octets: int) -> None:
         """Larger packets do not pass the internet from now on, and nobody is told."""
         self.internet.batch(f"link set moon mtu {octets}", f"link set sun mtu {octets}")
+
+    @contextmanager
+    def routed(self, octets: int) -> Iterator[Callable[[int], None]]:
+        """What moon says to sun passes a router meanwhile, which takes no larger packets, and says
+        so; the function changes how large."""
+        _set(self.internet, on=_FORWARDING)
+        lengths = ((4, 32), (6, 128))
+        to_sun = {family: f"{self.sun.public[family]}/{length}" for family, length in lengths}
+
+        def take(octets: int) -> None:
+            self.internet.batch(
+                *(f"route replace {s} dev br0 mtu {octets}" for s in to_sun.values())
+            )
+
+        take(octets)
+        vias = [f"{sun} via {_INTERNET[family]} dev wan" for family, sun in to_sun.items()]
+        self.moon.batch(*(f"route add {via}" for via in vias))
+        try:
+            yield take
+        finally:
+            self.moon.batch(*(f"route del {via}" for via in vias))
 
     @contextmanager
     def severed(self) -> Iterator[None]:

@@ -17,6 +17,10 @@ from xfrmpy.ipsec.sad import SadEntry
 MAX_MTU = 65535
 """No IP packet is larger, whatever a device says, `lo` for one."""
 
+LEAST_MTU = {4: 576, 6: 1280}
+"""Whatever the path is said to be, for anybody may say it: RFC 791 section 3.2 and RFC 8200 section
+5. Where it is so narrow, the outer packets are fragmented."""
+
 
 class Paths:
     """See the module. `Routes` is where they are looked up."""
@@ -43,7 +47,7 @@ class Paths:
         """What fits through an SA, by the way that its packets take. Raises as `find` does."""
         path = self.find((entry.source, entry.destination))
         return inner_mtu(
-            min(path.mtu, MAX_MTU),
+            min(max(path.mtu, LEAST_MTU[entry.source.version]), MAX_MTU),
             entry.suite,
             outer_version=entry.source.version,
             encapsulated=entry.encapsulation is not None,

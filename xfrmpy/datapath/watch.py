@@ -56,6 +56,10 @@ class Watch:
         self._poll.register(heard.fileno(), select.EPOLLIN)
         self._sockets.append((heard, source))
 
+    def heed(self, descriptor: int) -> None:
+        """Be readable when this one is, which its owner reads."""
+        self._poll.register(descriptor, select.EPOLLIN)
+
     def leave(self, heard: NetlinkSocket) -> None:
         """The inverse of `join`."""
         self._poll.unregister(heard.fileno())

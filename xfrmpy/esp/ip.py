@@ -23,7 +23,8 @@ _FRAGMENT_HEADER = 44
 _ICMP = frozenset({1, 58})
 _WITH_PORTS = frozenset({6, 17, 33, 132, 136})  # TCP, UDP, DCCP, SCTP, UDP-Lite
 
-_FLOWS = frozenset({6, 17})
+_FLOWS = {6: 4, 17: 4, 1: 2, 58: 2}
+"""Octets behind the IP header that an SPD looks at: ports, or the type and code of ICMP."""
 _LEAST_FLOW, _LEAST_FLOW_IPV6 = 28, 48
 _WITHOUT_OPTIONS = 0x45
 
@@ -79,7 +80,7 @@ def parse_inner_header(packet: bytes) -> InnerHeader:
 
 
 def flow_of(packet: bytes, *, is_whole: bool = True) -> bytes | None:
-    """What the packets of one flow of TCP or UDP have in common: protocol, addresses, ports.
+    """What an SPD looks at in the packets of one flow: protocol, addresses, and ports or ICMP type.
 
     None for a packet that must be parsed, as it has options, is a fragment or something else, or
     is not as long as it says; that last is not looked at if only its headers are there.
@@ -88,17 +89,17 @@ def flow_of(packet: bytes, *, is_whole: bool = True) -> bytes | None:
         return None
     if packet[0] == _WITHOUT_OPTIONS:
         size, protocol = packet[2] << 8 | packet[3], packet[9]
-        key = packet[9:10] + packet[12:24]
         if packet[6] & 0x3F or packet[7]:  # More fragments, or not the first.
             return None
+        kind, start, end = packet[9:10], 12, 20
     elif packet[0] >> 4 == IPV6 and len(packet) >= _LEAST_FLOW_IPV6:
         size, protocol = _IPV6_HEADER.size + (packet[4] << 8 | packet[5]), packet[6]
-        key = packet[6:7] + packet[8:44]
+        kind, start, end = packet[6:7], 8, 40
     else:
         return None
     if protocol not in _FLOWS or (is_whole and size != len(packet)):
         return None
-    return key
+    return kind + packet[start : end + _FLOWS[protocol]]
 
 
 def _parse_ipv4(packet: bytes) -> InnerHeader:

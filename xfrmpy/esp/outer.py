@@ -52,6 +52,8 @@ def outer_header(packet: bytes, sa: SadEntry) -> tuple[Fields | None, bool]:
 
 def inner_after(inner: bytes, outer: Fields, header: OuterHeader) -> bytes:
     """The inner packet with what its outer header brings along. Raises `Congested`."""
+    if not outer.traffic_class & _ECN and not header.restores_dscp:
+        return inner  # Whatever the inner field is, the outer one says nothing of the path.
     before = traffic_class_of(inner)
     ecn = (
         _combined(before & _ECN, outer.traffic_class & _ECN) if header.copies_ecn else before & _ECN

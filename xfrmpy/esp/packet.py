@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from struct import Struct
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from xfrmpy.crypto.cipher import (
     InPlace,
@@ -116,14 +116,14 @@ class OutboundSa(_Sa, Sending):
 
         RFC 4303 section 3.3.3: the sequence number must not cycle.
         """
-        if self.is_past_hard_limit or self._sequence >= self._last_sequence:
+        if self.leeway <= 0 and self.is_past_hard_limit:
             raise Dropped(EspDrop.EXPIRED)
         self._sequence += 1
-        carried = payload.ljust(hidden_in, b"\0")
+        carried = payload.ljust(hidden_in, b"\0") if hidden_in else payload
         plaintext = carried + trailer_of(len(carried), next_header, self._alignment)
         iv = self._iv()
         associated, trailer = self._authenticated(self._sequence)
-        sealed = self._cipher.seal(iv, plaintext, associated, trailer)
+        sealed = (self._cipher_made or self._cipher).seal(iv, plaintext, associated, trailer)
         self._count(len(payload))
         header = _HEADER.pack(self.entry.spi, self._sequence & 0xFFFFFFFF)
         return header + iv[: self._iv_size] + sealed
@@ -140,8 +140,7 @@ class OutboundSa(_Sa, Sending):
         if last >= self._last_sequence or not self.has_room(packets, octets):
             return None
         self._sequence = last
-        self.packets += packets
-        self.octets += octets
+        self._count(octets, packets)
         return Run(self.entry.spi, last - packets + 1, self._esn, in_place)
 
     def _iv(self) -> bytes:
@@ -152,8 +151,7 @@ class OutboundSa(_Sa, Sending):
         return self._random(self._iv_size)
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedRun:
+class OpenedRun(NamedTuple):
     """Next headers and payloads of what was authentic, in place; why the others were dropped."""
 
     payloads: list[tuple[int, memoryview]]
@@ -163,11 +161,12 @@ class OpenedRun:
 class InboundSa(_Sa, Receiving):
     """Opens. The window moves only for what is authentic."""
 
-    __slots__ = ("_shortest", "_unpack_header", "_window")
+    __slots__ = ("_icv", "_shortest", "_unpack_header", "_window")
 
     def __init__(self, entry: SadEntry) -> None:
         super().__init__(entry)
         self._window = ReplayWindow(entry.replay_window, esn=self._esn)
+        self._icv = entry.suite.icv
         self._shortest = _HEADER.size + self._iv_size + entry.suite.icv + ESP_TRAILER
         # SPI, the low half of the sequence number, IV.
         self._unpack_header = Struct(f">II{self._iv_size}s").unpack_from
@@ -180,7 +179,7 @@ class InboundSa(_Sa, Receiving):
         """
         if len(packet) < self._shortest:
             raise Dropped(EspDrop.TOO_SHORT)
-        if self.is_past_hard_limit:
+        if self.leeway <= 0 and self.is_past_hard_limit:
             raise Dropped(EspDrop.EXPIRED)
         sequence = self._window.infer(_HEADER.unpack_from(packet)[1])
         plaintext, is_newest = self._verify(packet, sequence)
@@ -214,7 +213,7 @@ class InboundSa(_Sa, Receiving):
         place, one is of another SA, too short or not newer than those before, or they may reach a
         limit.
         """
-        in_place = self._cipher.in_place
+        in_place = (self._cipher_made or self._cipher).in_place
         if in_place is None or min(map(len, packets)) < self._shortest:
             return None
         spis, lows, ivs = zip(*map(self._unpack_header, packets), strict=True)
@@ -252,7 +251,7 @@ class InboundSa(_Sa, Receiving):
         """The plaintexts of what is authentic. The window moves once, and for that only."""
         open_into, salt, spi = in_place.open_into, in_place.salt, self.entry.spi
         associated = _EXTENDED.pack if self._esn else _HEADER.pack
-        begin, end = _HEADER.size + self._iv_size, -self._suite.icv
+        begin, end = _HEADER.size + self._iv_size, -self._icv
         authentic, plaintexts = [], []
         for packet, sequence, iv in zip(packets, sequences, ivs, strict=True):
             plaintext = packet[begin:end]

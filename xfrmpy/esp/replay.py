@@ -57,7 +57,10 @@ class ReplayWindow:
         Then none of them is a replay, whichever of the others prove authentic. None if they must be
         looked at one by one.
         """
-        first, last = self.infer(lows[0]), self.infer(lows[-1])
+        first = self.infer(lows[0])
+        if len(lows) == 1:
+            return [first] if self.highest < first < _END else None
+        last = self.infer(lows[-1])
         high = first - lows[0]
         is_rising = all(map(lt, lows, islice(lows, 1, None)))
         if first <= self.highest or last != high + lows[-1] or last >= _END or not is_rising:

@@ -9,6 +9,12 @@ from enum import StrEnum
 from xfrmpy.esp.replay import ReplayWindow
 from xfrmpy.ipsec.sad import SadEntry, Usage
 
+MAX_PACKET = 65535
+"""Octets, of any IP packet."""
+
+FAR = 1 << 32
+"""Packets: more than need be looked ahead."""
+
 
 class EspDrop(StrEnum):
     """Why a packet of ESP or AH went no further; each is a counter."""
@@ -43,7 +49,10 @@ class Progress:
 
 
 class Sa(ABC):
-    """The counters of one SA, and the limits of its lifetime."""
+    """The counters of one SA, and the limits of its lifetime.
+
+    `leeway` is how many packets it may carry, however large, before a limit must be looked at.
+    """
 
     # The numbers are those of `Sending`, which cannot have slots beside those of a protocol.
     __slots__ = (
@@ -52,6 +61,7 @@ class Sa(ABC):
         "_sequence",
         "entry",
         "integrity_failed",
+        "leeway",
         "octets",
         "packets",
         "replayed",
@@ -63,6 +73,7 @@ class Sa(ABC):
         self.packets = 0
         self.replayed = 0
         self.integrity_failed = 0
+        self.leeway = 0
         self._esn = entry.suite.esn
 
     @property
@@ -84,8 +95,24 @@ class Sa(ABC):
         """Go on where another process has got to."""
         self.octets, self.packets = progress.octets, progress.packets
 
+    def become(self, entry: SadEntry) -> None:
+        """Go on under other addresses, or with another lifetime."""
+        self.entry = entry
+        self.leeway = 0
+
+    def look_ahead(self) -> None:
+        """Renew `leeway`, of which nothing is left."""
+        life = self.entry.lifetime
+        packets = (life.soft_packets, life.hard_packets)
+        octets = (life.soft_bytes, life.hard_bytes)
+        left = [limit - self.packets for limit in packets if limit is not None]
+        left += [(limit - self.octets) // MAX_PACKET for limit in octets if limit is not None]
+        self.leeway = min(left, default=FAR) - 1
+
     def has_room(self, packets: int, octets: int) -> bool:
         """Whether it may carry so much more and reach no limit by it."""
+        if packets <= self.leeway:
+            return True
         life = self.entry.lifetime
         packets += self.packets
         octets += self.octets
@@ -106,6 +133,7 @@ class Sa(ABC):
     def _count(self, octets: int, packets: int = 1) -> None:
         self.octets += octets
         self.packets += packets
+        self.leeway -= packets
 
 
 class Sending(Sa):
@@ -124,6 +152,10 @@ class Sending(Sa):
     @property
     def is_past_hard_limit(self) -> bool:
         return super().is_past_hard_limit or self._sequence >= self._last_sequence
+
+    def look_ahead(self) -> None:
+        super().look_ahead()
+        self.leeway = min(self.leeway, self._last_sequence - self._sequence - 1)
 
     def resume(self, progress: Progress) -> None:
         super().resume(progress)

@@ -41,14 +41,14 @@ class DfSwitch:
 
     def __init__(self, sender: socket.socket) -> None:
         self._sender = sender
-        self._is_on = False
+        self.is_on = False
 
     def turn(self, *, on: bool) -> None:
         """Raises `OSError`."""
-        if on is not self._is_on:
+        if on is not self.is_on:
             how = _WITH_DF if on else _WITHOUT_DF
             self._sender.setsockopt(socket.IPPROTO_IP, _MTU_DISCOVER, how)
-            self._is_on = on
+            self.is_on = on
 
 
 def encode_fields(fields: Fields, version: int) -> list[tuple[int, int, bytes]]:

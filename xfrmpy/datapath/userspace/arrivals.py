@@ -73,7 +73,8 @@ class Arrivals:
         run = sa.open_run(packets) if isinstance(sa, InboundSa) else None
         if run is None:
             return False
-        self._forwarder.refused.update(run.drops)
+        if run.drops:
+            self._forwarder.refused.update(run.drops)
         if run.payloads or EspDrop.DUMMY in run.drops:
             self._forwarder.note_use(held, now)
         if self._accept(run, sa.entry, fields):
@@ -110,7 +111,10 @@ class Arrivals:
             coalescer.start(inner, tag)
 
     def _coalescer_of(self, entry: SadEntry) -> Coalescer:
-        return self._coalescers.setdefault(entry.if_id, Coalescer())
+        coalescer = self._coalescers.get(entry.if_id)
+        if coalescer is None:
+            coalescer = self._coalescers[entry.if_id] = Coalescer()
+        return coalescer
 
 
 def _first_word(datagram: memoryview) -> bytes:

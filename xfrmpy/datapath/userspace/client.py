@@ -22,6 +22,7 @@ from xfrmpy.datapath.interface import (
 )
 from xfrmpy.datapath.inventory import HeldSa, Inventory
 from xfrmpy.datapath.links import Links
+from xfrmpy.datapath.path_news import PathNews, Quoted
 from xfrmpy.datapath.paths import Paths
 from xfrmpy.datapath.routes import RouteOwner, Routes
 from xfrmpy.datapath.shunt_rules import ShuntRules
@@ -64,6 +65,7 @@ class UserspaceDatapath:
         interfaces: TunnelInterfaces,
         watch: Watch,
         natt_port: int,
+        news: PathNews,
     ) -> None:
         self._worker = worker
         self._natt_port = natt_port
@@ -74,6 +76,7 @@ class UserspaceDatapath:
         self._paths = paths
         self._interfaces = interfaces
         self._watch = watch
+        self._news = news
         self._outbound: dict[SaId, SadEntry] = {}
         self._inner_mtu: dict[int, int] = {}
         self._routed: dict[Selector, SpdEntry] = {}
@@ -106,8 +109,10 @@ class UserspaceDatapath:
                 watch = Watch([ROUTING, source], ports)
                 undo.callback(watch.close)
                 interfaces.report_to(watch)
+                news = undo.enter_context(contextlib.closing(PathNews()))
+                watch.heed(news.fileno())
                 started = cls(
-                    worker, routes, shunts, guard, links, paths, interfaces, watch, natt_port
+                    worker, routes, shunts, guard, links, paths, interfaces, watch, natt_port, news
                 )
             except DatapathError as error:
                 reason = f"the userspace worker cannot be joined: {error}"
@@ -385,10 +390,21 @@ class UserspaceDatapath:
     def read_changes(self) -> Realm:
         """Nobody but we can change what the worker has; but it may have ended."""
         changed = self._watch.read()
+        if self._news.read(self._has_sent):
+            changed |= Realm.WAYS
         if self._is_empty:
             self._is_empty = False
             changed |= Realm.ENTRIES
         return changed
+
+    def _has_sent(self, quoted: Quoted) -> bool:
+        """Whether the packet may have been ours: of this SA, or between the ends of one."""
+        if quoted.spi is None:
+            ends = quoted.source, quoted.destination
+            return any(_ends(entry) == ends for entry in self._outbound.values())
+        sa = SaId(spi=quoted.spi, protocol=quoted.protocol, destination=quoted.destination)
+        entry = self._outbound.get(sa)
+        return entry is not None and entry.source == quoted.source
 
     def close(self) -> None:
         self._events.close()
@@ -396,7 +412,7 @@ class UserspaceDatapath:
         # The watch last: the interfaces take their leave of it.
         for held in (
             *(self._routes, self._shunts, self._guard),
-            *(self._links, self._interfaces, self._watch),
+            *(self._links, self._interfaces, self._watch, self._news),
         ):
             held.close()
 

@@ -66,7 +66,7 @@ class Coalescer:
         Then all that a policy looks at is the same, and so is the traffic class. Octets behind the
         packet's end are left away.
         """
-        segment = _read(packet)
+        segment = _read(packet) if self._streams else None
         if segment is None:
             return False
         joined = self._streams.get(segment[0])
@@ -76,10 +76,11 @@ class Coalescer:
         """Take a packet that has joined nothing, without octets behind its end. Others may join."""
         joined = Joined(packet, tag)
         self.joined.append(joined)
+        if not _may_be_of_a_stream(packet):
+            return
         segment = _read(packet)
         if segment is None or not _is_plain(packet):
-            if _may_be_of_a_stream(packet):
-                self._streams.clear()  # Of which, who can tell?
+            self._streams.clear()  # Of which, who can tell?
         elif joined.open(segment):
             self._streams[segment[0]] = joined
         else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -21,6 +20,7 @@ from typing import Any
 
 from xfrmpy.datapath.interface import DatapathError, Event
 from xfrmpy.datapath.userspace import requests
+from xfrmpy.datapath.userspace.turns import Readable
 from xfrmpy.ipsec.plain import Plain
 
 MAX_DESCRIPTORS = 16
@@ -36,31 +36,28 @@ _DESCRIPTOR = Struct("=i")
 class ControlSocket:
     """See the module.
 
-    `answer` gives the replies to every other request, by its name; `resettle` is called when other
-    sockets of the daemon's are kept than before. Either may raise `DatapathError`.
+    `is_behind` says whether somebody who listens has not read everything. `answer` gives the
+    replies to every other request, by its name; `resettle` is called when other sockets of the
+    daemon's are kept than before. Either may raise `DatapathError`.
     """
 
     def __init__(
         self,
         path: Path,
-        selector: selectors.BaseSelector,
+        readable: Readable,
         answer: Callable[[str, Plain], Iterable[dict[str, Any]]],
         resettle: Callable[[], None],
     ) -> None:
         self.kept: tuple[socket.socket, ...] = ()
+        self.is_behind = False
         self._path = path
-        self._selector = selector
+        self._readable = readable
         self._answer_other = answer
         self._resettle = resettle
         self._listeners: dict[socket.socket, deque[bytes]] = {}
         self._waiting: deque[bytes] = deque(maxlen=requests.MAX_EVENTS)
         self._listener = _listen(path)
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether somebody who listens has not read everything."""
-        return any(self._listeners.values())
+        self._readable.register(self._listener, self._accept)
 
     def tell(self, events: Iterable[Event]) -> None:
         """To whom listens, as far as they read; while nobody listens, events wait, each once."""
@@ -74,6 +71,10 @@ class ControlSocket:
                 while waiting:
                     listener.send(waiting[0])
                     waiting.popleft()
+        self._note_progress()
+
+    def _note_progress(self) -> None:
+        self.is_behind = any(self._listeners.values())
 
     def close(self) -> None:
         self._path.unlink(missing_ok=True)
@@ -89,9 +90,7 @@ class ControlSocket:
             connection.close()
             return
         connection.settimeout(REPLY_SECONDS)
-        self._selector.register(
-            connection, selectors.EVENT_READ, partial(self._read_request, connection)
-        )
+        self._readable.register(connection, partial(self._read_request, connection))
 
     def _read_request(self, connection: socket.socket) -> None:
         try:
@@ -114,7 +113,8 @@ class ControlSocket:
         unread = self._listeners.pop(connection, ())
         if not self._listeners:
             self._waiting.extend(unread)
-        self._selector.unregister(connection)
+        self._note_progress()
+        self._readable.unregister(connection)
         connection.close()
 
     def _answer(
@@ -144,6 +144,7 @@ class ControlSocket:
         connection.setblocking(False)
         self._listeners[connection] = deque(self._waiting, requests.MAX_EVENTS)
         self._waiting.clear()
+        self._note_progress()
 
     def _keep(self, descriptors: list[int]) -> None:
         kept = [_duplicate(each) for each in descriptors]

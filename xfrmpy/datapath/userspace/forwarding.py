@@ -15,6 +15,7 @@ from enum import StrEnum
 from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
 from itertools import count
+from math import inf
 from socket import IPPROTO_AH, IPPROTO_ESP, IPPROTO_UDP
 from typing import TypeAlias
 
@@ -108,7 +109,17 @@ _Path: TypeAlias = "tuple[_Outbound, Held]"
 class Held:
     """An SA with the moments that its user wants to know."""
 
-    __slots__ = ("_line", "installed_at", "is_soft_reported", "sa", "told_source", "used_at")
+    __slots__ = (
+        "_line",
+        "due_at",
+        "installed_at",
+        "is_plain",
+        "is_soft_reported",
+        "own_source",
+        "sa",
+        "told_source",
+        "used_at",
+    )
 
     def __init__(self, sa: _Inbound | _Outbound, line: Line) -> None:
         """It goes on where it has got to by its `line` in the ledger."""
@@ -118,6 +129,9 @@ class Held:
         self._line = line
         self.installed_at = line.installed_at
         self.is_soft_reported = False
+        self.due_at = inf  # When the next limit by time is reached.
+        self.is_plain = _is_plain(sa)
+        self.own_source: SocketAddress | None = None  # As the entry has it, once it was seen.
         self.told_source: tuple[SocketAddress, float] | None = None
 
     def note_use(self, now: float) -> None:
@@ -166,7 +180,10 @@ class Forwarder:
             packet, path = self._find_path(packet, flow, now, if_id)
         sa, held = path
         try:
-            sealed = _seal(sa, packet, self._hiding_in(sa.entry))
+            if held.is_plain and isinstance(sa, OutboundSa):
+                sealed = sa.seal(packet, NEXT_HEADER[packet[0] >> 4])
+            else:
+                sealed = _seal(sa, packet, self._hiding_in(sa.entry))
         except Dropped as dropped:
             self._check_limits(held, now)
             raise Refused(dropped.reason) from None
@@ -285,7 +302,7 @@ class Forwarder:
         self._room[reqid] = octets
 
     def _hiding_in(self, sa: SadEntry) -> int:
-        return min(sa.tfc, self._room.get(sa.reqid, sa.tfc))
+        return min(sa.tfc, self._room.get(sa.reqid, sa.tfc)) if sa.tfc else 0
 
     def _gather(self, packet: bytes) -> tuple[bytes, list[bytes]]:
         """A whole datagram and the packets that it came in. Raises `Waits`."""
@@ -333,12 +350,14 @@ class Forwarder:
         return policy is None or policy.template is None or policy.template.reqid in self._outbound
 
     def note_source(self, held: Held, source: SocketAddress, now: float) -> None:
+        if source is held.own_source and held.told_source is None:
+            return
         entry = held.sa.entry
         if entry.encapsulation is None:  # No NAT is known of that would forget a mapping.
             return
         old = SocketAddress(entry.source, entry.encapsulation.source_port)
         if source == old:
-            held.told_source = None
+            held.own_source, held.told_source = source, None
             return
         told, at = held.told_source or (old, now)
         if source == told and now < at + MAPPING_SECONDS:
@@ -374,13 +393,15 @@ class Forwarder:
         life = held.sa.entry.lifetime
         seconds = (None if held.is_soft_reported else life.soft_seconds, life.hard_seconds)
         next_seconds = min((s for s in seconds if s), default=None)
+        held.due_at = inf
         if next_seconds is not None:
-            due_at = held.installed_at + next_seconds
-            heappush(self._limits, (due_at, next(self._serial), held.sa.entry.id))
+            held.due_at = held.installed_at + next_seconds
+            heappush(self._limits, (held.due_at, next(self._serial), held.sa.entry.id))
 
     def note_use(self, held: Held, now: float) -> None:
         held.note_use(now)
-        self._check_limits(held, now)
+        if held.sa.leeway <= 0 or now >= held.due_at:
+            self._check_limits(held, now)
 
     def _check_limits(self, held: Held, now: float) -> None:
         sa, life, age = held.sa, held.sa.entry.lifetime, now - held.installed_at
@@ -392,6 +413,8 @@ class Forwarder:
         ):
             held.is_soft_reported = True
             self._expired(held, hard=False)
+        if sa.leeway <= 0:
+            sa.look_ahead()
 
     def _expired(self, held: Held, *, hard: bool) -> None:
         entry = held.sa.entry
@@ -458,7 +481,8 @@ class Forwarder:
         if entry.lifetime != old.lifetime:
             held.is_soft_reported = False
         self._paths.clear()
-        held.sa.entry = entry
+        held.sa.become(entry)
+        held.own_source = None
         self._sad[entry.id] = self._sad.pop(sa)
         self._expect_limit(held)
 
@@ -541,13 +565,19 @@ def _is_carried_by(header: InnerHeader, sa: SadEntry) -> bool:
     return header.protocol == IPPROTO_UDP and (header.source_port, header.destination_port) == own
 
 
+def _is_plain(sa: _Inbound | _Outbound) -> bool:
+    """Whether nothing but sealing is to be done with a packet: no header taken off, no compression,
+    no hiding of its length. None of that changes with an update."""
+    entry = sa.entry
+    is_esp = entry.protocol is ProtocolId.ESP
+    return is_esp and entry.mode is Mode.TUNNEL and entry.cpi is None and not entry.tfc
+
+
 def _takes_runs(held: Held, now: float) -> bool:
-    """Whether nothing but sealing is to be done with each packet: no header taken off, no
-    compression, no hiding of its length; and no limit by time is met."""
+    """Whether several may be sealed at once, and no limit by time is met."""
     entry, life = held.sa.entry, held.sa.entry.lifetime
     is_due = life.hard_seconds is not None and now >= held.installed_at + life.hard_seconds
-    plain = entry.mode is Mode.TUNNEL and entry.cpi is None and not entry.tfc
-    return plain and entry.encapsulation is not None and not is_due
+    return held.is_plain and entry.encapsulation is not None and not is_due
 
 
 def _inbound_key(entry: SadEntry) -> tuple[ProtocolId, bytes]:

@@ -24,7 +24,8 @@ from xfrmpy.datapath.userspace.raw import RawSockets
 from xfrmpy.datapath.userspace.segments import BadOffload, complete
 from xfrmpy.datapath.userspace.sending import UdpSender
 from xfrmpy.datapath.userspace.tun import Tun
-from xfrmpy.datapath.userspace.virtio import Offload, Segments
+from xfrmpy.datapath.userspace.turns import Turn
+from xfrmpy.datapath.userspace.virtio import COMPLETE, Offload, Segments
 from xfrmpy.esp.outer import outer_header
 from xfrmpy.esp.packet import Run
 from xfrmpy.ipsec.sad import SadEntry
@@ -44,15 +45,16 @@ class Outbound:
         self._layouts = Layouts()
         self._layout: Layout | None = None
 
-    def carry(self, tun: Tun, if_id: int) -> None:
+    def carry(self, tun: Tun, if_id: int, turn: Turn) -> None:
         """A turn's worth of what is to be read. Raises `OSError` if the device cannot be read."""
-        left = TURN
+        done, size = 0, turn.begin()
         try:
-            while left > 0:
-                left -= self._carry_next(tun, if_id)
+            while done < size:
+                done += self._carry_next(tun, if_id)
         except BlockingIOError:
             pass
         finally:
+            turn.end(done)
             self.flush()
 
     def flush(self) -> None:
@@ -64,7 +66,11 @@ class Outbound:
         out, for a stream has super-packets of one shape."""
         layout = self._layout
         if layout is None:
-            return self._carry(*tun.read(), if_id)
+            packet, offload = tun.read()
+            if offload is not COMPLETE:
+                return self._carry(packet, offload, if_id)
+            self._guarded(partial(self.protect, packet, if_id))
+            return 1
         size = tun.read_into(layout.parts)
         offload = layout.offload
         payload = size - layout.shape.headers

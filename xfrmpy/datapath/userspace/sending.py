@@ -65,8 +65,7 @@ class UdpSender:
             or len(self._waiting) >= MAX_TOGETHER
             or not self._is_headed(entry, fields, has_df)
         ):
-            self.flush()
-            self._head_for(entry, fields, has_df)
+            self._begin(entry, fields, has_df)
             self._stride, self._room = size, MAX_OCTETS
         self._waiting.append(sealed)
         self._room -= size
@@ -75,10 +74,12 @@ class UdpSender:
 
     def flush(self) -> None:
         """Send what waits."""
+        if not self._waiting:
+            return
         waiting, self._waiting = self._waiting, []
         stride, self._stride = self._stride, 0
-        if waiting:
-            self._send(waiting, stride)
+        if len(waiting) == 1 or not self._send_together(waiting, stride, len(waiting)):
+            self._send_each(waiting)
 
     def send_run(
         self,
@@ -90,14 +91,17 @@ class UdpSender:
         has_df: bool,
     ) -> None:
         """Datagrams that lie one behind the other, equally long but for the last."""
-        self.flush()
-        if not self._is_headed(entry, fields, has_df):
-            self._head_for(entry, fields, has_df)
+        self._begin(entry, fields, has_df)
         most = min(MAX_TOGETHER, MAX_OCTETS // stride) * stride
         for at in range(0, len(sealed), most):
             piece = sealed[at : at + most]
             if not self._send_together([piece], stride, -(-len(piece) // stride)):
                 self._send_each([piece[i : i + stride] for i in range(0, len(piece), stride)])
+
+    def _begin(self, entry: SadEntry, fields: Fields | None, has_df: bool) -> None:
+        self.flush()
+        if not self._is_headed(entry, fields, has_df):
+            self._head_for(entry, fields, has_df)
 
     def _is_headed(self, entry: SadEntry, fields: Fields | None, has_df: bool) -> bool:
         return entry is self._entry and fields == self._fields and has_df is self._has_df
@@ -109,10 +113,6 @@ class UdpSender:
         self._told = [packet_info(entry.source)]
         if fields is not None:
             self._told += encode_fields(fields, self._version)
-
-    def _send(self, datagrams: list[bytes], stride: int) -> None:
-        if len(datagrams) == 1 or not self._send_together(datagrams, stride, len(datagrams)):
-            self._send_each(datagrams)
 
     def _send_together(self, octets: Sequence[_Octets], stride: int, count: int) -> bool:
         """Whether that was a way to send them, or else nothing was sent."""
@@ -143,7 +143,7 @@ class UdpSender:
                 self._count(error, 1)
 
     def _sendmsg(self, octets: Sequence[_Octets], told: list[tuple[int, int, bytes]]) -> None:
-        if self._df is not None:
+        if self._df is not None and self._df.is_on is not self._has_df:
             self._df.turn(on=self._has_df)
         self._socket.sendmsg(octets, told, 0, self._destination)
 

@@ -7,6 +7,7 @@ byte order. What is left undone is a checksum, or the cutting of a super-packet 
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple
 
@@ -45,7 +46,13 @@ class Offload(NamedTuple):
 
 COMPLETE = Offload()
 
+_COMPLETE = bytes(SIZE)
 
+_KNOWN = 256
+"""Headers that are kept in either form: a stream has the same one over and over."""
+
+
+@lru_cache(_KNOWN)
 def encode_offload(offload: Offload) -> bytes:
     return _HEADER.pack(
         NEEDS_CHECKSUM if offload.needs_checksum else 0,
@@ -59,7 +66,12 @@ def encode_offload(offload: Offload) -> bytes:
 
 def decode_offload(octets: bytes | bytearray | memoryview) -> Offload:
     """Of at least `SIZE` octets; any of them are a header, though not one that can be followed."""
-    flags, kind, header_size, segment_size, start, offset = _HEADER.unpack_from(octets)
+    return COMPLETE if octets[:SIZE] == _COMPLETE else _decode(bytes(octets[:SIZE]))
+
+
+@lru_cache(_KNOWN)
+def _decode(octets: bytes) -> Offload:
+    flags, kind, header_size, segment_size, start, offset = _HEADER.unpack(octets)
     return Offload(
         bool(flags & NEEDS_CHECKSUM),
         kind & ~_ECN,
