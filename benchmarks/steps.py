@@ -28,7 +28,7 @@ from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, SadEntry, UdpEncapsul
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import Template, protect_entries
 
-ROUNDS = 60
+ROUNDS = 500
 COUNT = 42
 """Segments of a burst."""
 
