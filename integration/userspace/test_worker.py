@@ -146,7 +146,7 @@ def test_a_daemon_that_does_not_read_holds_up_nothing(
             if count % 100 == 99:  # No more at once than its socket holds.
                 eventually(
                     f"{count + 1} packets",
-                    lambda sent=count + 1: datapath.usage(pair.back.id).packets == sent,
+                    lambda sent=count + 1: datapath.usage(pair.back.id).packets == sent,  # type: ignore[misc]
                 )
     events = list(datapath.read_events())
     while events[-1].new.port != 21_499:  # type: ignore[union-attr]
