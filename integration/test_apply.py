@@ -15,7 +15,8 @@ from integration.lab.network import subnet
 from integration.lab.process import PATIENCE, eventually
 from integration.lab.site import Site
 
-pytestmark = [pytest.mark.native, pytest.mark.vm]
+pytestmark = pytest.mark.native
+"""What a plan needs no datapath for is tested here alone."""
 
 COUNT = 3
 
@@ -53,6 +54,7 @@ def no_ping_lost(site: Site) -> Iterator[None]:
     assert lost == 0
 
 
+@pytest.mark.vm
 def test_nothing_changed_means_that_nothing_is_done(
     gateways: tuple[XfrmpyGateway, XfrmpyGateway],
 ) -> None:
@@ -64,6 +66,7 @@ def test_nothing_changed_means_that_nothing_is_done(
     assert ours.spis() == before
 
 
+@pytest.mark.vm
 def test_each_change_has_its_impact_and_leaves_the_other_tunnels_alone(
     site: Site, gateways: tuple[XfrmpyGateway, XfrmpyGateway]
 ) -> None:
@@ -92,6 +95,7 @@ def test_each_change_has_its_impact_and_leaves_the_other_tunnels_alone(
     assert theirs.is_up(2)
 
 
+@pytest.mark.vm
 def test_another_key_is_proved_before_the_old_ike_sa_goes(
     site: Site, gateways: tuple[XfrmpyGateway, XfrmpyGateway]
 ) -> None:
@@ -114,6 +118,7 @@ def test_another_key_is_proved_before_the_old_ike_sa_goes(
     site.assert_protected()
 
 
+@pytest.mark.vm
 def test_tunnels_come_and_go_with_their_files(
     site: Site, gateways: tuple[XfrmpyGateway, XfrmpyGateway]
 ) -> None:
@@ -130,6 +135,7 @@ def test_tunnels_come_and_go_with_their_files(
     site.assert_protected(2)
 
 
+@pytest.mark.vm
 def test_other_traffic_is_carried_by_a_new_child_sa_and_nothing_goes_in_clear(
     site: Site, gateways: tuple[XfrmpyGateway, XfrmpyGateway]
 ) -> None:
@@ -162,6 +168,7 @@ def test_a_policy_with_an_error_changes_nothing(
     assert planned(ours) == [("net1", "update", "hot")]
 
 
+@pytest.mark.vm
 def test_what_is_not_confirmed_is_taken_back_and_what_is_stays(
     gateways: tuple[XfrmpyGateway, XfrmpyGateway],
 ) -> None:

@@ -10,27 +10,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
+from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import yaml
 
 from integration.lab.network import Host
-from integration.lab.process import IN_VM, PATIENCE, Background, eventually, run
+from integration.lab.preloaded import start_copy
+from integration.lab.process import IN_VM, PATIENCE, Background, Start, eventually, popen, run
 from integration.lab.tunnel import Tunnel
 from integration.userspace.place import WORKER_SOCKET, end_workers
-from xfrmpy.cli.change import Verb, change_tunnels
+from xfrmpy.cli.change import Verb
 from xfrmpy.control.client import Client
 from xfrmpy.control.protocol import StatusReply, TunnelStatus
 from xfrmpy.ipsec.algorithms import WEAKNESSES
 
 XFRMPY = str(Path(sys.executable).parent / "xfrmpy")
-
-_DAEMON = (sys.executable, "-P", "-m", "xfrmpy.daemon") if IN_VM else (XFRMPY, "daemon")
-"""The command becomes what is before it here, which takes the emulated machine two seconds."""
 
 DATAPATH = "kernel" if IN_VM else "userspace"
 """What is under test where we are, unless a test asks for another."""
@@ -49,17 +47,23 @@ class Answer:
     errors: str
 
 
-def ask(command: Sequence[str], environment: Mapping[str, str]) -> Answer:
+def ask(command: Sequence[str], environment: Mapping[str, str], start: Start = popen) -> Answer:
     """What a command says that is to end by itself."""
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        timeout=120 * PATIENCE,
-        check=False,
-    )
-    return Answer(code=done.returncode, output=done.stdout, errors=done.stderr)
+    with TemporaryFile() as output, TemporaryFile() as errors, open(os.devnull, "rb") as nothing:
+        files = nothing.fileno(), output.fileno(), errors.fileno()
+        process = start(command, {**os.environ, **environment}, files)
+        try:
+            code = process.wait(120 * PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        return Answer(code=code, output=_said(output), errors=_said(errors))
+
+
+def _said(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
 
 
 class XfrmpyGateway:
@@ -110,10 +114,10 @@ class XfrmpyGateway:
 
     def command(self, *argv: str) -> Answer:
         """What `xfrmpy ARGV...` says, run here."""
-        return ask(self.host.command(XFRMPY, *argv), self.environment)
+        return ask(*self._xfrmpy(*argv))
 
     def status(self) -> StatusReply:
-        """What `status` shows, without the second that the command takes in the machine."""
+        """What `status` shows."""
         return Client(self.runtime).status()
 
     def tunnel(self, number: int = 0) -> TunnelStatus:
@@ -182,8 +186,7 @@ class XfrmpyGateway:
         self._stopped = True
         eventually("the daemon to end", lambda: not self.is_running(), seconds=40)
         self._assert_nothing_left()
-        status: int = self._daemon.process.returncode
-        return status
+        return self._daemon.process.wait()
 
     def _assert_nothing_left(self) -> None:
         """The kernel removes a device when it finds the time; what we forget stays."""
@@ -220,9 +223,9 @@ class XfrmpyGateway:
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(str(path))
-            environment = {**self.environment, "NOTIFY_SOCKET": str(path)}
-            command = self.host.command(*_DAEMON, *self._options)
-            daemon = Background(command, self._directory / "daemon.log", environment)
+            command, environment, start = self._xfrmpy("daemon", *self._options)
+            environment = {**environment, "NOTIFY_SOCKET": str(path)}
+            daemon = Background(command, self._directory / "daemon.log", environment, start)
             notify.settimeout(0.1)
             deadline_at = time.monotonic() + self._start_seconds
             while not _is_ready(notify):
@@ -232,15 +235,14 @@ class XfrmpyGateway:
                     raise AssertionError(f"the daemon is not ready ({ended})\n{daemon.output}")
         return daemon
 
-    def _must(self, verb: Verb, name: str) -> None:
-        """By the command, or by what it calls where a process of its own takes two seconds."""
+    def _xfrmpy(self, *argv: str) -> tuple[Sequence[str], Mapping[str, str], Start]:
+        """`xfrmpy ARGV...` here: the command, its environment, and how it is started."""
         if IN_VM:
-            with redirect_stdout(StringIO()) as said, redirect_stderr(said):
-                seconds = _COMMAND_SECONDS * PATIENCE
-                code = change_tunnels(Client(self.runtime), verb, [name], seconds, as_json=False)
-            answer = Answer(code=code, output=said.getvalue(), errors="")
-        else:
-            answer = self.command(verb, name)
+            return argv, self.environment, partial(start_copy, namespace=self.host.namespace)
+        return self.host.command(XFRMPY, *argv), self.environment, popen
+
+    def _must(self, verb: Verb, name: str) -> None:
+        answer = self.command(verb, name, "--timeout", f"{_COMMAND_SECONDS * PATIENCE:g}")
         if answer.code:
             told = f"{answer.output}{answer.errors}\nThe daemon:\n{self.log}"
             raise AssertionError(f"xfrmpy {verb} {name} ended with {answer.code}\n{told}")

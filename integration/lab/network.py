@@ -14,13 +14,14 @@ import os
 import re
 import signal
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any
 
-from integration.lab.process import PATIENCE, Background, eventually, run
+from integration.lab.process import PATIENCE, Background, enter, eventually, run
 from integration.lab.tunnel import End, Tunnel
 
 TUNNELS = 16
@@ -31,15 +32,8 @@ _serial = itertools.count(1)
 
 _INTERNET = {4: "192.0.2.254", 6: "2001:db8::fe"}
 
-_SETTINGS = """
-for f in /proc/sys/net/ipv4/conf/*/rp_filter /proc/sys/net/ipv6/conf/*/accept_dad \\
-         /proc/sys/net/ipv6/conf/*/accept_ra; do echo 0 >$f; done
-ip link set lo up
-"""
-_FORWARDING = """
-echo 1 >/proc/sys/net/ipv4/ip_forward
-echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
-"""
+_OFF = ("ipv4/conf/*/rp_filter", "ipv6/conf/*/accept_dad", "ipv6/conf/*/accept_ra")
+_FORWARDING = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
 
 _NAT_RULES = """
 table ip nat {
@@ -257,8 +251,9 @@ class Network:
             host.await_links()
 
     def _build_internet(self) -> None:
-        self.internet.run("sh", "-ec", _SETTINGS)
+        _set(self.internet)
         self.internet.batch(
+            "link set lo up",
             "link add br0 type bridge mcast_snooping 0",
             "link set br0 up",
             f"addr add {_INTERNET[4]}/24 dev br0",
@@ -310,9 +305,23 @@ def _behind_nat(site: int, host: int) -> str:
     return f"172.16.{site}.{host}"
 
 
+def _set(host: Host, on: Sequence[str] = ()) -> None:
+    """The settings of its kernel, written by a thread that goes there: no process need start."""
+
+    def write() -> None:
+        enter(host.namespace)
+        for value, patterns in (("0", _OFF), ("1", on)):
+            for file in itertools.chain(*(Path("/proc/sys/net").glob(p) for p in patterns)):
+                file.write_text(value)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(write).result()
+
+
 def _build_nat(nat: Host) -> None:
-    nat.run("sh", "-ec", _SETTINGS + _FORWARDING)
+    _set(nat, on=_FORWARDING)
     nat.batch(
+        "link set lo up",
         "link set wan up",
         "link set lan up",
         f"addr add 192.0.2.{nat.site}/24 dev wan",
@@ -325,8 +334,9 @@ def _build_nat(nat: Host) -> None:
 def _build_gateway(gateway: Host, more: Sequence[int] = ()) -> None:
     is_public = gateway.outside == gateway.public
     router = _INTERNET[4] if is_public else _behind_nat(gateway.site, 254)
-    gateway.run("sh", "-ec", _SETTINGS + _FORWARDING)
+    _set(gateway, on=_FORWARDING)
     gateway.batch(
+        "link set lo up",
         "link set wan up",
         "link set lan up",
         f"addr add {gateway.outside[4]}/24 dev wan",
@@ -341,9 +351,9 @@ def _build_gateway(gateway: Host, more: Sequence[int] = ()) -> None:
 
 def _build_host(host: Host) -> None:
     """A host speaks to the other site's subnet of a tunnel from its own address in that tunnel."""
-    host.run("sh", "-ec", _SETTINGS)
+    _set(host)
     router = {family: _inside(host.site, 0, family, 1) for family in (4, 6)}
-    lines = ["link set eth0 up", *_link_addresses(host.site, 10, "eth0")]
+    lines = ["link set lo up", "link set eth0 up", *_link_addresses(host.site, 10, "eth0")]
     for number, family in itertools.product(range(TUNNELS), (4, 6)):
         own, other = host.inside_address(number, family), subnet(3 - host.site, number, family)
         lines.append(f"route add {other} via {router[family]} src {own}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 LAB = Path(__file__).resolve().parent
 
@@ -20,6 +21,8 @@ PATIENCE = 6.0 if IN_VM else 1.0
 
 LOG_TAIL = 6000
 """Characters of a log that a failure shows."""
+
+_CLONE_NEWNET = 0x4000_0000
 
 T = TypeVar("T")
 
@@ -38,6 +41,13 @@ def run(
     return done
 
 
+def enter(namespace: str) -> None:
+    """Have the thread that calls in a network namespace from now on, and what it starts."""
+    with Path("/run/netns", namespace).open("rb") as file:
+        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"setns to {namespace}")
+
+
 def eventually(what: str, condition: Callable[[], T], seconds: float = 10.0) -> T:
     """What `condition` returns as soon as that is true; `AssertionError` after `seconds`."""
     deadline_at = time.monotonic() + seconds * PATIENCE
@@ -48,22 +58,50 @@ def eventually(what: str, condition: Callable[[], T], seconds: float = 10.0) -> 
     return found
 
 
+class Process(Protocol):
+    """What we ask of one that runs; see `subprocess.Popen`."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+Start = Callable[[Sequence[str], Mapping[str, str], tuple[int, int, int]], Process]
+"""Runs a command with an environment and these as its standard input, output and error."""
+
+
+def popen(
+    argv: Sequence[str], environment: Mapping[str, str], files: tuple[int, int, int]
+) -> subprocess.Popen[bytes]:
+    """In a session of its own."""
+    stdin, stdout, stderr = files
+    return subprocess.Popen(
+        argv, stdin=stdin, stdout=stdout, stderr=stderr, env=environment, start_new_session=True
+    )
+
+
 class Background:
     """A process that goes on by itself; its output goes to `log`. Stopped by its own pid."""
 
     def __init__(
-        self, argv: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        start: Start = popen,
     ) -> None:
         self.log = log
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {})},
-                start_new_session=True,
-            )
+        self._argv = argv
+        with log.open("ab") as output, Path(os.devnull).open("rb") as nothing:
+            files = nothing.fileno(), output.fileno(), output.fileno()
+            self.process = start(argv, {**os.environ, **(environment or {})}, files)
 
     @property
     def output(self) -> str:
@@ -79,4 +117,4 @@ class Background:
             self.process.kill()
             self.process.wait()
             tail = self.output[-LOG_TAIL:]
-            raise AssertionError(f"{self.process.args!r} did not stop\n{tail}") from None
+            raise AssertionError(f"{self._argv!r} did not stop\n{tail}") from None
