@@ -40,16 +40,22 @@ _UTIME, _STIME = 11, 12
 """Fields of /proc/PID/stat behind the name, which may hold blanks; proc(5) counts from 1."""
 
 
-def prepare() -> None:
+def prepare(*packages: str) -> None:
     """Install what is missing, and let SIGTERM unwind like any other end."""
-    run(str(LAB / "install-packages"), *PACKAGES, seconds=600)
+    run(str(LAB / "install-packages"), *PACKAGES, *packages, seconds=600)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process so far, in steps of 10 ms."""
+    return sum(cpu_times(pid))
+
+
+def cpu_times(pid: int) -> tuple[float, float]:
+    """User and system time of a process so far, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[_UTIME]) + int(fields[_STIME])) / os.sysconf("SC_CLK_TCK")
+    hertz = os.sysconf("SC_CLK_TCK")
+    return int(fields[_UTIME]) / hertz, int(fields[_STIME]) / hertz
 
 
 def resident_kib(pid: int) -> int:

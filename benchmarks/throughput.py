@@ -2,7 +2,8 @@
 
 `python -m benchmarks.throughput`, as root, from the checkout. Two gateways in namespaces, 1500
 octets between them; iperf3 and ping run on the gateways themselves, between addresses that the
-tunnel carries, so that nothing else has work to do. strongSwan's ESP is kernel-libipsec's.
+tunnel carries, so that nothing else has work to do. strongSwan's ESP is kernel-libipsec's. With its
+suite wireguard-go is measured, too. Behind that is told where the time of a packet goes (`steps`).
 """
 
 from __future__ import annotations
@@ -11,28 +12,31 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from benchmarks import steps, wireguard
 from benchmarks.measure import (
     RIVALS,
     conditions,
     cpu_seconds,
+    cpu_times,
     medians,
     prepare,
     processes,
     table,
     write_json,
 )
+from benchmarks.wireguard import WireguardGateway
 from integration.lab.gateway import XfrmpyGateway
 from integration.lab.network import Host
 from integration.lab.process import Background, eventually, run
 from integration.lab.site import Site
 from integration.lab.strongswan import StrongswanPeer
-from integration.lab.tunnel import Tunnel
 
-Gateway = XfrmpyGateway | StrongswanPeer
+Gateway = XfrmpyGateway | StrongswanPeer | WireguardGateway
 Figures = dict[str, float]
 
 SUITES = {
@@ -45,12 +49,18 @@ SUITES = {
 UDP_PAYLOAD = 1372
 """Octets; with ESP, UDP and IP around it a packet of this size fits 1500 with every suite."""
 
+SMALL_PAYLOAD = 64
+
 PINGS = 200
 
 TESTS: Mapping[str, Sequence[str]] = {
     "tcp": ("-C", "cubic"),
     "tcp back": ("-C", "cubic", "-R"),
+    "tcp 4": ("-C", "cubic", "-P", "4"),
+    "tcp 4 back": ("-C", "cubic", "-P", "4", "-R"),
+    "tcp both": ("-C", "cubic", "--bidir"),
     "udp": ("-u", "-l", str(UDP_PAYLOAD), "-b", "1G"),
+    "udp 64": ("-u", "-l", str(SMALL_PAYLOAD), "-b", "60M"),
 }
 """iperf3's arguments. UDP is offered at more than either rival carries and what arrives is counted;
 sent as fast as it can be, it would take a core from those who are measured."""
@@ -58,24 +68,30 @@ sent as fast as it can be, it would take a core from those who are measured."""
 UNITS = {"ping": "us"} | {
     test: unit for name in TESTS for test, unit in ((name, "Mbit/s"), (f"{name} cpu", "ms/GB"))
 }
+UNITS |= {"udp 64": "packets/s", "udp 64 cpu": "ms/million"}
+
+WORKER = "worker, us"
+"""What begins the names of figures of our own: a worker's time for a packet of the `tcp` test."""
 
 
 def main() -> None:
     options = _parse()
-    prepare()
+    prepare(*wireguard.PACKAGES)
     facts = conditions()
     rounds: dict[str, dict[str, list[Figures]]] = {
-        suite: {rival: [] for rival in RIVALS} for suite in options.suites
+        suite: {rival: [] for rival in _rivals(suite)} for suite in options.suites
     }
     for number in range(options.rounds):
         for suite in options.suites:
-            for rival in RIVALS:
+            for rival in _rivals(suite):
                 figures = measure(rival, suite, options.seconds)
                 rounds[suite][rival].append(figures)
                 brief = ", ".join(f"{name} {value:.0f}" for name, value in figures.items())
                 print(f"round {number + 1}, {suite}, {rival}: {brief}", file=sys.stderr)
-    results = {s: {rival: medians(rounds[s][rival]) for rival in RIVALS} for s in rounds}
+    results = {s: {rival: medians(each) for rival, each in rounds[s].items()} for s in rounds}
+    costs = {suite: steps.steps_of(suite) for suite in options.suites if steps.is_fast(suite)}
     print(report(facts, results))
+    print(report_of_steps(costs, results))
     ratios = {suite: _ratios(result) for suite, result in results.items()}
     write_json(
         options.output,
@@ -85,6 +101,7 @@ def main() -> None:
         rounds=rounds,
         medians=results,
         ratios=ratios,
+        steps=costs,
     )
 
 
@@ -111,20 +128,36 @@ def _parse() -> argparse.Namespace:
     return options
 
 
+def _rivals(suite: str) -> Sequence[str]:
+    return (*RIVALS, "wireguard-go") if suite == wireguard.SUITE else RIVALS
+
+
 def measure(rival: str, suite: str, seconds: int) -> Figures:
     """One round with one suite: a fresh tunnel, every test once."""
     with Site() as site:
-        tunnel = site.network.tunnel(ike=SUITES[suite], esp=f"{suite}-noesn")
-        start: Callable[[Host, Tunnel], Gateway]
-        start = site.xfrmpy if rival == "xfrmpy" else site.strongswan
-        moon = start(site.network.moon, tunnel)
-        sun = start(site.network.sun, tunnel.mirrored())
-        site.connect(moon, sun)
-        bench = _Bench(site, (moon, sun), seconds)
+        gateways = _tunnel(site, rival, suite)
+        bench = _Bench(site, gateways, seconds)
         figures = {"ping": bench.ping()}
         for test, arguments in TESTS.items():
             figures |= bench.iperf(test, arguments)
+        if rival == "wireguard-go":
+            for gateway in gateways:
+                gateway.stop()
         return figures
+
+
+def _tunnel(site: Site, rival: str, suite: str) -> tuple[Gateway, Gateway]:
+    tunnel = site.network.tunnel(ike=SUITES[suite], esp=f"{suite}-noesn")
+    ends = (site.network.moon, tunnel), (site.network.sun, tunnel.mirrored())
+    if rival == "wireguard-go":
+        moon, sun = (WireguardGateway(*end, site.directory / end[0].name) for end in ends)
+        moon.meet(sun)
+        sun.meet(moon)
+        return moon, sun
+    start = site.xfrmpy if rival == "xfrmpy" else site.strongswan
+    initiator, responder = (start(*end) for end in ends)
+    site.connect(initiator, responder)
+    return initiator, responder
 
 
 class _Bench:
@@ -133,7 +166,14 @@ class _Bench:
     def __init__(self, site: Site, gateways: Sequence[Gateway], seconds: int) -> None:
         self._moon, self._sun = site.network.moon, site.network.sun
         self._ours, self._theirs = (_address(host) for host in (self._moon, self._sun))
-        self._pids = [pid for gateway in gateways for pid in processes(gateway).values()]
+        self._pids = [pid for gateway in gateways for pid in _processes(gateway).values()]
+        self._workers = {
+            f"{WORKER}, {end}": [
+                pid for trade, pid in _processes(gateway).items() if trade != "daemon"
+            ]
+            for end, gateway in zip(("sending", "receiving"), gateways, strict=True)
+            if isinstance(gateway, XfrmpyGateway)
+        }
         self._log = site.log
         self._seconds = seconds
 
@@ -151,26 +191,64 @@ class _Bench:
         server = Background(self._sun.command(*serve), self._log)
         try:
             eventually("iperf3 to listen", lambda: "listening" in server.output)
-            before = sum(map(cpu_seconds, self._pids))
-            octets, seconds = self._client(arguments)
+            before, workers = sum(map(cpu_seconds, self._pids)), self._worker_times()
+            carried = self._client(arguments)
             cpu = sum(map(cpu_seconds, self._pids)) - before
         finally:
             server.stop()
-        return {test: 8e-6 * octets / seconds, f"{test} cpu": 1000 * cpu / (1e-9 * octets)}
+        if test == "udp 64":
+            packets = carried.octets / SMALL_PAYLOAD
+            return {test: packets / carried.seconds, f"{test} cpu": 1e9 * cpu / packets}
+        figures = {
+            test: 8e-6 * carried.octets / carried.seconds,
+            f"{test} cpu": 1000 * cpu / (1e-9 * carried.octets),
+        }
+        if test == "tcp":
+            segments = carried.octets / carried.segment
+            for name, seconds in self._worker_times().items():
+                figures[name] = 1e6 * (seconds - workers[name]) / segments
+        return figures
 
-    def _client(self, arguments: Sequence[str]) -> tuple[float, float]:
-        """Octets that arrived, and the seconds that they took."""
+    def _worker_times(self) -> Figures:
+        """Of our workers, in user space and in the kernel."""
+        return {
+            f"{name}, {where}": sum(cpu_times(pid)[which] for pid in pids)
+            for name, pids in self._workers.items()
+            for which, where in enumerate(("user", "system"))
+        }
+
+    def _client(self, arguments: Sequence[str]) -> Carried:
         where = ("-c", self._theirs, "-B", self._ours, "-t", str(self._seconds), "-J")
         command = self._moon.command("iperf3", *where, *arguments)
         done = run(*command, check=False, seconds=self._seconds + 30)
         result = json.loads(done.stdout)
         if "error" in result:
             raise SystemExit(f"{' '.join(command)}: {result['error']}")
-        if "sum_received" in result["end"] and "-u" not in arguments:
-            total = result["end"]["sum_received"]
-            return total["bytes"], total["seconds"]
-        total = result["end"]["sum"]
-        return (total["packets"] - total["lost_packets"]) * UDP_PAYLOAD, total["seconds"]
+        end = result["end"]
+        if "-u" in arguments:
+            total = end["sum"]
+            size = result["start"]["test_start"]["blksize"]
+            arrived = (total["packets"] - total["lost_packets"]) * size
+            return Carried(arrived, total["seconds"], size)
+        octets = end["sum_received"]["bytes"]
+        octets += end.get("sum_received_bidir_reverse", {}).get("bytes", 0)
+        segment = result["start"]["tcp_mss_default"]
+        return Carried(octets, end["sum_received"]["seconds"], segment)
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What arrived, of packets with so many octets of payload."""
+
+    octets: int
+    seconds: float
+    segment: int
+
+
+def _processes(gateway: Gateway) -> Mapping[str, int]:
+    if isinstance(gateway, WireguardGateway):
+        return {"wireguard-go": gateway.pid}
+    return processes(gateway)
 
 
 def _address(gateway: Host) -> str:
@@ -178,27 +256,59 @@ def _address(gateway: Host) -> str:
     return gateway.inside_address().rpartition(".")[0] + ".1"
 
 
-def _ratios(result: Mapping[str, Figures]) -> Figures:
-    ours, theirs = (result[rival] for rival in RIVALS)
-    return {test: ours[test] / theirs[test] for test in ours if theirs.get(test)}
+def _ratios(result: Mapping[str, Figures]) -> dict[str, Figures]:
+    """Ours to each rival's."""
+    ours = result["xfrmpy"]
+    return {
+        rival: {test: ours[test] / theirs[test] for test in ours if theirs.get(test)}
+        for rival, theirs in result.items()
+        if rival != "xfrmpy"
+    }
 
 
 def report(facts: Mapping[str, str], results: Mapping[str, Mapping[str, Figures]]) -> str:
     parts = ["\n".join(f"{name}: {value}" for name, value in facts.items())]
     for suite, result in results.items():
-        ours, theirs = (result[rival] for rival in RIVALS)
         ratios = _ratios(result)
+        header = [suite, "xfrmpy", *(word for rival in ratios for word in (rival, "ratio"))]
         rows = [
-            (
-                f"{test}, {UNITS[test]}",
-                f"{ours[test]:.0f}",
-                f"{theirs[test]:.0f}",
-                f"{ratios[test]:.2f}",
-            )
-            for test in ours
+            [
+                f"{test}, {unit}",
+                f"{result['xfrmpy'][test]:.0f}",
+                *(
+                    word
+                    for rival, each in ratios.items()
+                    for word in (f"{result[rival][test]:.0f}", f"{each[test]:.2f}")
+                ),
+            ]
+            for test, unit in UNITS.items()
         ]
-        parts.append(table((suite, *RIVALS, "ratio"), rows))
+        parts.append(table(header, rows))
     return "\n\n".join(parts)
+
+
+def report_of_steps(
+    costs: Mapping[str, Mapping[str, steps.Steps]], results: Mapping[str, Mapping[str, Figures]]
+) -> str:
+    """Where the time of a segment goes, and how far that is from the cipher alone."""
+    parts = []
+    for suite, cost in costs.items():
+        ours = results[suite]["xfrmpy"]
+        names = dict.fromkeys(name for each in cost.values() for name in each)
+        rows = [(name, *(_us(each.get(name)) for each in cost.values())) for name in names]
+        for where in ("user", "system"):
+            worker = [ours[f"{WORKER}, {end}, {where}"] for end in cost]
+            rows.append((f"a worker under load, {where}", *map(_us, worker)))
+        whole = [sum(ours[f"{WORKER}, {end}, {w}"] for w in ("user", "system")) for end in cost]
+        alone = [each["the cipher alone"] for each in cost.values()]
+        distance = [f"{w / a:.1f}" for w, a in zip(whole, alone, strict=True)]
+        rows.append(("times the cipher alone", *distance))
+        parts.append(table((f"{suite}, us for a segment of TCP", *cost), rows))
+    return "\n" + "\n\n".join(parts)
+
+
+def _us(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 if __name__ == "__main__":

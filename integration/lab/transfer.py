@@ -9,9 +9,10 @@ import hashlib
 import random
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from integration.lab.network import Host
+from integration.lab.network import Host, Network
 from integration.lab.process import PATIENCE, Background, eventually
 
 _PORT = 5001
@@ -19,19 +20,42 @@ _CHUNK = 1 << 18
 _STALL_SECONDS = 30.0 * PATIENCE
 
 
-def transfer(source: Host, sink: Host, address: str, octets: int, log: Path) -> None:
+def transfer(
+    source: Host, sink: Host, address: str, octets: int, log: Path, seconds: float = 300.0
+) -> None:
     """Send `octets` from one host to `address` of the other; `AssertionError` unless intact."""
     log.unlink(missing_ok=True)
     receiver = Background(sink.command(sys.executable, "-m", __name__, "receive", address), log)
     try:
         eventually("the receiver to listen", lambda: "listening" in receiver.output)
         arguments = ("send", address, str(octets))
-        sent = source.run(sys.executable, "-m", __name__, *arguments, seconds=300).split()
+        sent = source.run(sys.executable, "-m", __name__, *arguments, seconds=seconds).split()
         assert receiver.process.wait(60 * PATIENCE) == 0, receiver.output
         received = receiver.output.split()[-2:]
     finally:
         receiver.stop()
     assert received == sent == [str(octets), sent[1]]
+
+
+def transfer_both_ways(
+    network: Network, octets: int, directory: Path, seconds: float = 300.0
+) -> None:
+    """As `transfer`, between alice and bob, from each to the other at the same time."""
+    ends = (network.alice, network.bob), (network.bob, network.alice)
+    with ThreadPoolExecutor(len(ends)) as pool:
+        for each in [
+            pool.submit(
+                transfer,
+                source,
+                sink,
+                sink.inside_address(),
+                octets,
+                directory / f"from-{source.name}.log",
+                seconds,
+            )
+            for source, sink in ends
+        ]:
+            each.result()
 
 
 def _receive(address: str) -> None:

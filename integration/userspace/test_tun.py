@@ -13,6 +13,7 @@ from struct import pack
 import pytest
 
 from integration.contract.sites import gateway_namespace, run
+from tests.datapath.userspace.super_packets import Stream
 from xfrmpy.datapath.userspace.segments import complete
 from xfrmpy.datapath.userspace.tun import DEVICE, SUPER_PACKET, Tun
 from xfrmpy.datapath.userspace.virtio import Segments
@@ -98,3 +99,26 @@ def test_a_device_that_was_there_works_for_its_next_user_as_before(namespace: st
         assert sizes == [1028, 1028, 528]
     finally:
         os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"segments": 9},
+        {"segment_size": 0},
+        {"checksum_start": 60_000},
+        {"header_size": 60_000},
+        {"segments": Segments.UDP},
+    ],
+    ids=str,
+)
+def test_a_super_packet_that_a_host_does_not_take_is_refused(
+    namespace: str, wrong: dict[str, int]
+) -> None:
+    """And the next one is taken."""
+    packet, good = Stream(addresses=(THERE, HERE)).super_packet()
+    with closing(Tun.of_all_tunnels()) as tun:
+        given_address(namespace)
+        with pytest.raises(OSError, match=r"Invalid|Input"):
+            tun.write(packet, offload=good._replace(**wrong))  # type: ignore[arg-type]
+        tun.write(packet, offload=good)

@@ -102,6 +102,18 @@ def flow_of(packet: bytes, *, is_whole: bool = True) -> bytes | None:
     return kind + packet[start : end + _FLOWS[protocol]]
 
 
+def begins_at(packet: bytes | memoryview, start: int, protocol: int) -> bool:
+    """Whether a header of that protocol is the first behind those of IP, and begins there, in a
+    packet of IPv4 or IPv6 that is longer than `start`, and no fragment."""
+    if packet[0] >> 4 == IPV4:
+        is_fragment = packet[6] & 0x3F or packet[7]
+        return packet[9] == protocol and (packet[0] & 0xF) * 4 == start and not is_fragment
+    following, at = packet[6], _IPV6_HEADER.size
+    while following in _OPTIONS and at + 1 < start:
+        following, at = packet[at], at + (packet[at + 1] + 1) * 8
+    return following == protocol and at == start
+
+
 def _parse_ipv4(packet: bytes) -> InnerHeader:
     first, length, fragment, protocol, source, destination = _IPV4_HEADER.unpack_from(packet)
     size = (first & 0xF) * 4

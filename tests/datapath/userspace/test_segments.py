@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.datapath.userspace.super_packets import ACK, CWR, DF, FIN, PSH, STREAMS, Stream
-from xfrmpy.datapath.userspace.segments import BadOffload, complete
+from xfrmpy.datapath.userspace.segments import MAX_SEGMENTS, BadOffload, complete
 from xfrmpy.datapath.userspace.virtio import COMPLETE, Offload, decode_offload, encode_offload
 
 
@@ -93,3 +93,27 @@ def test_a_super_packet_without_payload_is_refused() -> None:
     packet, offload = Stream().super_packet()
     with pytest.raises(BadOffload):
         complete(packet[:40], offload)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_super_packet_is_not_cut_into_as_many_segments_as_it_has_octets(version: int) -> None:
+    """One of 65,000 would take a second, for whoever can write one octet in a header."""
+    packet, offload = Stream(version=version, payload=bytes(MAX_SEGMENTS + 1)).super_packet()
+    with pytest.raises(BadOffload):
+        complete(packet, offload._replace(segment_size=1))
+    assert len(complete(packet[:-1], offload._replace(segment_size=1))) == MAX_SEGMENTS
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("is_tcp", [True, False], ids=["tcp", "udp"])
+def test_what_is_cut_is_what_the_ip_header_says(version: int, is_tcp: bool) -> None:
+    """Not something else, nor at another place, nor a fragment of it."""
+    packet, offload = Stream(version=version, is_tcp=is_tcp).super_packet()
+    protocol = {4: 9, 6: 6}[version]
+    others = [packet[:protocol] + bytes([other]) + packet[protocol + 1 :] for other in (1, 44, 60)]
+    if version == 4:
+        others += [packet[:6] + bits + packet[8:] for bits in (b"\x20\x00", b"\x00\x01")]
+        others += [b"\x46" + packet[1:], b"\x44" + packet[1:]]
+    for each in others:
+        with pytest.raises(BadOffload):
+            complete(each, offload)

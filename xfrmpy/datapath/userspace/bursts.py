@@ -13,9 +13,10 @@ from struct import Struct
 from typing import NamedTuple
 
 from xfrmpy.datapath.userspace import virtio
-from xfrmpy.datapath.userspace.segments import ip_header_of
+from xfrmpy.datapath.userspace.segments import TCP, ip_header_of
 from xfrmpy.datapath.userspace.virtio import Offload, Segments
 from xfrmpy.esp.checksum import ones_complement_sum, quarters_of
+from xfrmpy.esp.ip import begins_at
 from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, Run, trailer_of
 
 MAX_SUPER_PACKET = 65535
@@ -70,6 +71,8 @@ def shape_of(head: bytes | memoryview, offload: Offload) -> Shape | None:
     if head[0] >> 4 != version or (version == 4 and not head[6] & _DF):
         return None
     if not offload.needs_checksum or offload.checksum_offset != _CHECKSUM:
+        return None
+    if not begins_at(head, ip, TCP):
         return None
     headers = ip + (head[ip + 12] >> 4) * 4
     if not ip + _TCP_SIZE <= headers <= min(MAX_HEADERS, len(head)):

@@ -13,7 +13,13 @@ from struct import Struct
 
 from xfrmpy.datapath.userspace.virtio import Offload, Segments
 from xfrmpy.esp.checksum import checksum_of
+from xfrmpy.esp.ip import begins_at
 
+MAX_SEGMENTS = 2048
+"""Of a super-packet. A host whose peer asks for the least segments that Linux makes (48 octets, TCP
+options included) makes 1,400; one octet each would cost us a second."""
+
+TCP, UDP = 6, 17
 _IP_SIZE = {4: 20, 6: 40}
 _TCP_SIZE, _UDP_SIZE = 20, 8
 _WORD = Struct(">H")
@@ -73,6 +79,10 @@ def _layout_of(packet: bytes, offload: Offload) -> _Layout:
         raise BadOffload
     ends = start + (packet[start + 12] >> 4) * 4 if is_tcp else least
     if not (offload.needs_checksum and offload.segment_size and least <= ends < len(packet)):
+        raise BadOffload
+    if len(packet) - ends > MAX_SEGMENTS * offload.segment_size:
+        raise BadOffload
+    if not begins_at(packet, start, TCP if is_tcp else UDP):
         raise BadOffload
     return _Layout(is_tcp, start, ends)
 
