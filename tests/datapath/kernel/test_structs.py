@@ -205,6 +205,11 @@ def _width(code: str) -> int:
     return struct.calcsize({"n": "H", "N": "I"}.get(code, code))
 
 
+def test_a_structure_of_some_fields_wants_fields_that_are_there() -> None:
+    with pytest.raises(TypeError, match="reqidd"):
+        structs.USERSA_INFO.only("reqidd")
+
+
 @pytest.mark.parametrize("kind", NUMBERS)
 def test_the_numbers_are_those_of_the_header(kind: type[MessageType]) -> None:
     assert {member.name: int(member) for member in kind} == NUMBERS[kind]
