@@ -18,9 +18,10 @@ from tests.datapath.userspace.loop import Loop
 from tests.datapath.userspace.super_packets import DF, Stream, slow_sum
 from tests.datapath.userspace.test_forwarding import REQID, policies
 from xfrmpy.datapath.userspace.forwarding import Forwarder, Refusal, Refused
-from xfrmpy.datapath.userspace.outbound import Outbound
+from xfrmpy.datapath.userspace.outbound import TURN, Outbound
 from xfrmpy.datapath.userspace.segments import BadOffload, complete
 from xfrmpy.datapath.userspace.tun import Tun
+from xfrmpy.datapath.userspace.turns import Readable, Turn
 from xfrmpy.datapath.userspace.virtio import Offload, Segments, encode_offload
 from xfrmpy.esp.ip import parse_inner_header
 from xfrmpy.esp.packet import InboundSa
@@ -146,10 +147,11 @@ def test_whatever_a_device_gives_leaves_as_if_packet_by_packet_or_is_counted(
     forwarder, twin = protecting(laboratory.entry), protecting(laboratory.entry)
     outbound = Outbound(forwarder, counting(forwarder))
     outbound.senders[4] = laboratory.loop.sender
+    turn = Turn(Readable(), TURN)
     receiver = InboundSa(replace(laboratory.entry, direction=Direction.IN))
     for each in written:
         laboratory.device.give(each)
-        outbound.carry(laboratory.device.tun, 0)
+        outbound.carry(laboratory.device.tun, 0, turn)
         expected = one_by_one(twin, each)
         arrived = laboratory.loop.received(len(expected))
         assert arrived == expected
