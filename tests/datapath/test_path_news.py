@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from ipaddress import ip_address
 
 import pytest
@@ -22,6 +23,9 @@ BEHIND = {
 }
 
 
+quoted = partial(quoted_untrusted, natt_port=4500)
+
+
 def quote(version: int, protocol: int, behind: bytes) -> bytes:
     ends = ip_address(OURS[version]).packed + ip_address(PEERS[version]).packed
     if version == 4:
@@ -29,17 +33,17 @@ def quote(version: int, protocol: int, behind: bytes) -> bytes:
     return b"\x60" + bytes(5) + bytes((protocol, 64)) + ends + behind
 
 
-def message(version: int, quoted: bytes) -> bytes:
+def message(version: int, quote: bytes) -> bytes:
     """As a raw socket gives it."""
     if version == 4:
-        return b"\x45" + bytes(19) + b"\3\4" + bytes(4) + b"\x05\x14" + quoted
-    return b"\2\0" + bytes(2) + b"\0\0\x05\x14" + quoted
+        return b"\x45" + bytes(19) + b"\3\4" + bytes(4) + b"\x05\x14" + quote
+    return b"\2\0" + bytes(2) + b"\0\0\x05\x14" + quote
 
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("protocol", [ESP, AH, UDP])
 def test_a_packet_of_ours_is_told_by_its_ends_and_spi(version: int, protocol: int) -> None:
-    told = quoted_untrusted(message(version, quote(version, protocol, BEHIND[protocol])), version)
+    told = quoted(message(version, quote(version, protocol, BEHIND[protocol])), version)
     assert told == Quoted(
         source=ip_address(OURS[version]),
         destination=ip_address(PEERS[version]),
@@ -51,7 +55,7 @@ def test_a_packet_of_ours_is_told_by_its_ends_and_spi(version: int, protocol: in
 @pytest.mark.parametrize("version", [4, 6])
 def test_routers_that_quote_eight_octets_are_heard_too(version: int) -> None:
     """RFC 792: "The internet header plus the first 64 bits of the original datagram's data"."""
-    told = quoted_untrusted(message(version, quote(version, UDP, BEHIND[UDP][:8])), version)
+    told = quoted(message(version, quote(version, UDP, BEHIND[UDP][:8])), version)
     assert told is not None
     assert told.spi is None
 
@@ -63,19 +67,26 @@ def test_routers_that_quote_eight_octets_are_heard_too(version: int) -> None:
 def test_packets_that_cannot_be_ours_are_no_news(
     version: int, protocol: int, behind: bytes
 ) -> None:
-    assert quoted_untrusted(message(version, quote(version, protocol, behind)), version) is None
+    assert quoted(message(version, quote(version, protocol, behind)), version) is None
+
+
+def test_our_port_may_be_another_one() -> None:
+    behind = b"\x27\x10\x11\x94" + BEHIND[UDP][4:]
+    whole = message(4, quote(4, UDP, behind))
+    assert quoted(whole, 4) is None
+    assert quoted_untrusted(whole, 4, natt_port=10_000) is not None
 
 
 def test_other_reasons_than_size_are_no_news() -> None:
     whole = message(4, quote(4, ESP, BEHIND[ESP]))
-    assert quoted_untrusted(whole[:21] + b"\1" + whole[22:], 4) is None
-    assert quoted_untrusted(b"\1" + message(6, quote(6, ESP, BEHIND[ESP]))[1:], 6) is None
+    assert quoted(whole[:21] + b"\1" + whole[22:], 4) is None
+    assert quoted(b"\1" + message(6, quote(6, ESP, BEHIND[ESP]))[1:], 6) is None
 
 
 @given(st.binary(max_size=120), st.sampled_from([4, 6]), st.booleans())
 def test_any_octets_are_news_or_none(octets: bytes, version: int, is_icmp: bool) -> None:
     packet = message(version, octets) if is_icmp else octets
-    told = quoted_untrusted(packet, version)
+    told = quoted(packet, version)
     assert told is None or told.source.version == version
 
 
@@ -83,5 +94,5 @@ def test_any_octets_are_news_or_none(octets: bytes, version: int, is_icmp: bool)
 def test_whatever_is_cut_off_harms_nothing(version: int) -> None:
     whole = message(version, quote(version, UDP, BEHIND[UDP]))
     for end in range(len(whole)):
-        told = quoted_untrusted(whole[:end], version)
+        told = quoted(whole[:end], version)
         assert told is None or told.spi in (None, SPI)

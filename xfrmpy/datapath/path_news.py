@@ -22,7 +22,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from struct import Struct
 
-from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IpAddress
+from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.registry import ProtocolId
 
 MAX_MESSAGES = 64
@@ -63,8 +63,10 @@ class Quoted:
 class PathNews:
     """See the module."""
 
-    def __init__(self) -> None:
-        """Where raw sockets are not for us, there are no news. Raises `OSError`."""
+    def __init__(self, natt_port: int) -> None:
+        """Our ESP in UDP is sent from `natt_port`. Where raw sockets are not for us, there are no
+        news. Raises `OSError`."""
+        self._natt_port = natt_port
         with ExitStack() as stack:
             self._poll = stack.enter_context(closing(select.epoll()))
             self._sockets: dict[int, socket.socket] = {}
@@ -99,15 +101,15 @@ class PathNews:
                     packet = opened.recv(2048)
                 except OSError:
                     break
-                quoted = quoted_untrusted(packet, version)
+                quoted = quoted_untrusted(packet, version, self._natt_port)
                 if quoted is not None:
                     yield quoted
 
 
-def quoted_untrusted(packet: bytes, version: int) -> Quoted | None:
+def quoted_untrusted(packet: bytes, version: int, natt_port: int) -> Quoted | None:
     """What an ICMP message complains of, if it says that a packet is too large which may be ours.
 
-    With the IP header in IPv4, without it in IPv6.
+    UDP may be ours if it is from `natt_port`. IPv4 comes with its header, IPv6 without.
     """
     message = packet
     if version == 4:
@@ -116,32 +118,31 @@ def quoted_untrusted(packet: bytes, version: int) -> Quoted | None:
             return None
     elif message[:2] != bytes((_TOO_BIG, 0)):
         return None
-    return (
-        _quoted_ipv4(message[_ICMP_SIZE:]) if version == 4 else _quoted_ipv6(message[_ICMP_SIZE:])
-    )
+    quote = message[_ICMP_SIZE:]
+    return _quoted_ipv4(quote, natt_port) if version == 4 else _quoted_ipv6(quote, natt_port)
 
 
-def _quoted_ipv4(quote: bytes) -> Quoted | None:
+def _quoted_ipv4(quote: bytes, natt_port: int) -> Quoted | None:
     if len(quote) < 20 or quote[0] >> 4 != 4:
         return None
     ends = IPv4Address(quote[12:16]), IPv4Address(quote[16:20])
-    return _quoted(*ends, quote[9], quote[(quote[0] & 0xF) * 4 :])
+    return _quoted(*ends, quote[9], quote[(quote[0] & 0xF) * 4 :], natt_port)
 
 
-def _quoted_ipv6(quote: bytes) -> Quoted | None:
+def _quoted_ipv6(quote: bytes, natt_port: int) -> Quoted | None:
     if len(quote) < _IPV6_SIZE or quote[0] >> 4 != 6:
         return None
     ends = IPv6Address(quote[8:24]), IPv6Address(quote[24:40])
-    return _quoted(*ends, quote[6], quote[_IPV6_SIZE:])
+    return _quoted(*ends, quote[6], quote[_IPV6_SIZE:], natt_port)
 
 
 def _quoted(
-    source: IpAddress, destination: IpAddress, protocol: int, payload: bytes
+    source: IpAddress, destination: IpAddress, protocol: int, payload: bytes, natt_port: int
 ) -> Quoted | None:
     if protocol not in _PROTOCOLS:
         return None
     at = _SPI_AT.get(protocol, _UDP_SIZE)
-    if protocol == _UDP and payload[:2] != _PORT.pack(IKE_NATT_PORT):
+    if protocol == _UDP and payload[:2] != _PORT.pack(natt_port):
         return None
     is_there = len(payload) >= at + _SPI.size
     return Quoted(

@@ -109,7 +109,7 @@ class UserspaceDatapath:
                 watch = Watch([ROUTING, source], ports)
                 undo.callback(watch.close)
                 interfaces.report_to(watch)
-                news = undo.enter_context(contextlib.closing(PathNews()))
+                news = undo.enter_context(contextlib.closing(PathNews(natt_port)))
                 watch.heed(news.fileno())
                 started = cls(
                     worker, routes, shunts, guard, links, paths, interfaces, watch, natt_port, news
