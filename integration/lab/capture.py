@@ -2,7 +2,8 @@
 
 Kinds: `ike` (UDP 500, and 4500 behind the non-ESP marker of RFC 3948), `ike-fragment` (the same, of
 RFC 7383), `esp` (raw), `ah`, `udp-esp` (on UDP 4500), `keepalive`, `neighbour` (ARP, neighbour
-discovery, multicast listeners), and `clear` for every other packet.
+discovery, multicast listeners), `unreachable` (a kernel says that nobody takes such a packet; it
+does when a raw socket's buffer is full), and `clear` for every other packet.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ _SLL2_HEADER = 20
 """Linux "cooked" capture, version 2: it tells us the device, which "any" needs."""
 
 _IPV4, _IPV6 = 0x0800, 0x86DD
-_UDP, _ESP, _AH, _ICMPV6, _HOP_BY_HOP = 17, 50, 51, 58, 0
+_UDP, _ESP, _AH, _ICMP, _ICMPV6, _HOP_BY_HOP = 17, 50, 51, 1, 58, 0
+_UNREACHABLE = {_ICMP: (3, _IPV4), _ICMPV6: (1, _IPV6)}
+"""Type of the message, and EtherType of the packet that it quotes."""
+_ICMP_HEADER = 8
 _END = b"end of capture"
 """Payload of a datagram on the loopback, after which nothing counts: once it is in the file, so is
 all that came before it."""
@@ -119,6 +123,9 @@ def _transport_kind(protocol: int, octets: bytes) -> str:
         return "esp" if protocol == _ESP else "ah"
     if protocol == _ICMPV6 and octets[0] in {*_NEIGHBOUR_DISCOVERY, _MULTICAST_LISTENER_V2}:
         return "neighbour"
+    if protocol in _UNREACHABLE and octets[0] == _UNREACHABLE[protocol][0]:
+        quoted = _kind(_UNREACHABLE[protocol][1], octets[_ICMP_HEADER:])
+        return "clear" if quoted == "clear" else "unreachable"
     if protocol != _UDP:
         return "clear"
     ports = struct.unpack_from("!HH", octets)
