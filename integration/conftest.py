@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Generator, Iterator
+from contextlib import closing
 
 import pytest
 
 pytest.register_assert_rewrite("integration.lab", "integration.contract", "integration.userspace")
 
-from integration.lab.process import IN_VM  # noqa: E402 - after the line above
+from integration.contract.sites import gateway_namespace  # noqa: E402 - after the line above
+from integration.lab.process import IN_VM  # noqa: E402
 from integration.lab.site import Site  # noqa: E402
+from xfrmpy.datapath.kernel.datapath import KernelDatapath  # noqa: E402
 
 HERE = "vm" if IN_VM else "native"
 
@@ -67,3 +70,19 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     mark = request.node.get_closest_marker("nat")
     with Site(nat=() if mark is None else mark.args or ("moon",)) as laboratory:
         yield laboratory
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[str]:
+    """A namespace with a gateway's addresses, which the tests of a module share and are in."""
+    with gateway_namespace() as name:
+        yield name
+
+
+@pytest.fixture
+def datapath(gateway: str) -> Iterator[KernelDatapath]:
+    """That of the kernel there, with nothing of ours in it before or afterwards."""
+    del gateway
+    with closing(KernelDatapath.open()) as opened:
+        yield opened
+        opened.remove_ours()

@@ -36,7 +36,6 @@ from integration.contract.sites import (
     SaPair,
     Site,
     add_policies,
-    gateway_namespace,
     inside,
     install_pair,
     make_pair,
@@ -91,12 +90,6 @@ def spi_bits() -> int:
 @pytest.fixture(scope="module")
 def open_datapath() -> Callable[[], KernelDatapath]:
     return KernelDatapath.open
-
-
-@pytest.fixture(scope="module")
-def gateway() -> Iterator[str]:
-    with gateway_namespace() as name:
-        yield name
 
 
 @pytest.fixture(scope="module")
@@ -449,14 +442,6 @@ class TestStatesOfCompression:
 _CPI = 0x1234
 _COMPRESSION = ("dst", str(OUTER[4][0]), "proto", "comp", "spi", hex(_CPI))
 _BESIDE = ("dst", str(OUTER[4][0]), "proto", "esp", "spi", "0x1234560")
-
-
-@pytest.fixture
-def datapath(gateway: str) -> Iterator[KernelDatapath]:
-    del gateway
-    with closing(KernelDatapath.open()) as opened:
-        yield opened
-        opened.remove_ours()
 
 
 @pytest.mark.native

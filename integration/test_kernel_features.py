@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from integration.contract.entries import OUTER, REQID, sad_entry, spd_entry
-from integration.contract.sites import gateway_namespace, run
+from integration.contract.sites import run
 from xfrmpy.datapath.kernel import entries, structs
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, MessageType
@@ -28,20 +28,6 @@ from xfrmpy.ipsec.sad import Direction, Mode, SadEntry
 HERE, THERE = OUTER[4]
 ELSEWHERE = ip_address("198.51.100.77")
 BLOCK, ACCEPT = 1, 2  # XFRM_USERPOLICY_*
-
-
-@pytest.fixture(scope="module")
-def gateway() -> Iterator[str]:
-    with gateway_namespace() as name:
-        yield name
-
-
-@pytest.fixture
-def datapath(gateway: str) -> Iterator[KernelDatapath]:
-    del gateway
-    with closing(KernelDatapath.open()) as opened:
-        yield opened
-        opened.remove_ours()
 
 
 @pytest.fixture

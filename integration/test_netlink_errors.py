@@ -6,14 +6,14 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
 
 from integration.contract.entries import OUTER, REQID, SUITES, sad_entry, spd_entry
-from integration.contract.sites import gateway_namespace, run
+from integration.contract.sites import run
 from xfrmpy.datapath.interface import DatapathError, NotAdded, Realm
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.routes import OUR_TABLE
@@ -26,17 +26,10 @@ MANY = 1200
 """More than the kernel is asked at a time, and more than is put in force together."""
 
 
-@pytest.fixture(scope="module")
-def gateway() -> Iterator[str]:
-    with gateway_namespace() as name:
-        yield name
-
-
 @pytest.fixture
-def datapath(gateway: str) -> Iterator[KernelDatapath]:
-    with closing(KernelDatapath.open()) as opened:
-        yield opened
-        opened.remove_ours()
+def datapath(gateway: str, datapath: KernelDatapath) -> Iterator[KernelDatapath]:
+    """The same, and the policies that were made as those of others go, too."""
+    yield datapath
     run("ip", "-n", gateway, "xfrm", "policy", "flush")
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from integration.contract.entries import OUTER, SUITES, sad_entry
-from integration.contract.sites import gateway_namespace, run
+from integration.contract.sites import run
 from xfrmpy.datapath.interface import OffloadRefused
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.ipsec.sad import Direction, Offload, UdpEncapsulation
@@ -20,20 +18,6 @@ from xfrmpy.ipsec.sad import Direction, Offload, UdpEncapsulation
 pytestmark = pytest.mark.vm
 
 GCM = SUITES["aes128gcm16"]
-
-
-@pytest.fixture(scope="module")
-def gateway() -> Iterator[str]:
-    with gateway_namespace() as name:
-        yield name
-
-
-@pytest.fixture
-def datapath(gateway: str) -> Iterator[KernelDatapath]:
-    del gateway
-    with closing(KernelDatapath.open()) as opened:
-        yield opened
-        opened.remove_ours()
 
 
 @pytest.mark.parametrize("direction", Direction)
