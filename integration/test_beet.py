@@ -43,13 +43,17 @@ def test_two_of_ours_spare_the_inner_headers(site: Site) -> None:
     _assert_carries(site, pair)
 
 
-@pytest.mark.vm
-def test_strongswan_has_the_same_mode(site: Site) -> None:
+def _beside_strongswan(site: Site) -> Pair:
     tunnel = _tunnel(site)
     theirs = site.strongswan(
         site.network.sun, tunnel.mirrored(), child="mode = beet", settings=[VENDOR]
     )
-    pair = Pair(site, site.xfrmpy(site.network.moon, tunnel, **BEET), theirs)
+    return Pair(site, site.xfrmpy(site.network.moon, tunnel, **BEET), theirs)
+
+
+@pytest.mark.vm
+def test_strongswan_has_the_same_mode(site: Site) -> None:
+    pair = _beside_strongswan(site)
     for _ in pair.each_role():
         _assert_carries(site, pair)
         before = pair.ours.spis()
@@ -62,11 +66,7 @@ def test_strongswan_has_the_same_mode(site: Site) -> None:
 @pytest.mark.nat("moon")
 def test_strongswan_has_it_through_a_nat(site: Site) -> None:
     """In UDP; the addresses within are those of the two ends' policies, whatever a NAT does."""
-    tunnel = _tunnel(site)
-    theirs = site.strongswan(
-        site.network.sun, tunnel.mirrored(), child="mode = beet", settings=[VENDOR]
-    )
-    pair = Pair(site, site.xfrmpy(site.network.moon, tunnel, **BEET), theirs)
+    pair = _beside_strongswan(site)
     for _ in pair.each_role():
         assert pair.ours.tunnel().nat == "local"
         _assert_carries(site, pair)

@@ -121,6 +121,22 @@ def test_a_demo_that_is_interrupted_leaves_nothing(stage: Stage) -> None:
     eventually("its processes to end", lambda: stage.left() == [])
 
 
+SIGNALLED_AT_A_FORK = """
+import os, signal
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+from xfrmpy.cli.__main__ import main
+main()
+"""
+
+
+def test_a_signal_in_the_middle_of_a_fork_ends_it(stage: Stage) -> None:
+    """Python ignores what a handler raises there."""
+    answer = stage.run(sys.executable, "-c", SIGNALLED_AT_A_FORK, "demo", *QUICKLY)
+    assert answer.code == 128 + signal.SIGTERM, answer.errors
+    assert "Traceback" not in answer.errors
+    eventually("its processes to end", lambda: stage.left() == [])
+
+
 def test_a_host_that_cannot_have_the_networks_is_told_and_keeps_nothing(stage: Stage) -> None:
     """Two network namespaces are allowed: the demo's own, and the first machine's."""
     limit = 'echo 2 >/proc/sys/user/max_net_namespaces; exec "$@"'

@@ -28,6 +28,8 @@ from xfrmpy.failures import OperatorError
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that end the demo, in order."""
 
 ALICE, MOON, WIRE, SUN, BOB = "alice", "moon", "wire", "sun", "bob"
 NAMES = (ALICE, MOON, WIRE, SUN, BOB)
@@ -104,6 +106,20 @@ def _impossible(error: OSError) -> OperatorError:
     return OperatorError("XF4003", summary, tuple(evidence))
 
 
+@contextmanager
+def _signals_waiting() -> Iterator[set[int | signal.Signals]]:
+    """Signals that end the demo wait meanwhile; gives the mask that was in force before.
+
+    What a signal's handler raises within the hooks that Python runs at a fork is ignored, and a
+    process between its start and its place in a list would be left behind.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Network:
     """The five namespaces, while they are held. `holders` are the process ids that hold them."""
 
@@ -145,16 +161,18 @@ class Network:
             prepare()
             if not keep:
                 _call("prctl", _PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+            signal.pthread_sigmask(signal.SIG_SETMASK, usual)
 
         quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        # preexec_fn is safe here: this process has one thread.
-        process = subprocess.Popen(
-            command,
-            **{**quiet, **options},
-            preexec_fn=before_exec,  # noqa: PLW1509
-            start_new_session=True,
-        )
-        self._processes.append(process)
+        with _signals_waiting() as usual:
+            # preexec_fn is safe here: this process has one thread.
+            process = subprocess.Popen(
+                command,
+                **{**quiet, **options},
+                preexec_fn=before_exec,  # noqa: PLW1509
+                start_new_session=True,
+            )
+            self._processes.append(process)
         return process
 
     def close(self) -> None:
