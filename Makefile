@@ -6,7 +6,7 @@ PHASES ?= unit native vm
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help venv demo test lint
+.PHONY: help venv demo test lint deb
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo 'make test   all tests: unit, native (root), in a virtual machine (root);'
 	@echo '            fewer with PHASES="unit native"'
 	@echo 'make lint   format, lint and types'
+	@echo 'make deb    a Debian package, in dist/'
 	@echo 'make venv   only the virtual environment, in $(VENV)'
 
 venv: $(STAMP)
@@ -26,6 +27,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@.ci/run-phases $(PHASES)
+
+deb: $(STAMP)
+	@$(VENV)/bin/python .ci/build_deb.py dist
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
