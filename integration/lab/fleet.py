@@ -1,0 +1,284 @@
+"""Gateways that Ansible provisions: each with its own /etc and /run, and all on one network.
+
+    moon, sun, mars and venus, with 10.N.0.1 inside each == internet (a bridge)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from integration.lab.gateway import XFRMPY
+from integration.lab.network import Host
+from integration.lab.process import LAB, LOG_TAIL, Background, eventually, run
+from xfrmpy.control.client import Client
+from xfrmpy.control.protocol import StatusReply
+
+COLLECTION = LAB.parents[1] / "ansible"
+NAMES = ("moon", "sun", "mars", "venus")
+
+_ENTER = """\
+set -e
+mount --make-rprivate /
+mount -t tmpfs -o mode=755 tmpfs "$1"
+mkdir "$1/upper" "$1/work"
+mount -t overlay -o "lowerdir=/etc,upperdir=$1/upper,workdir=$1/work" overlay /etc
+mount -t tmpfs -o mode=755 tmpfs /run
+echo entered
+exec sleep infinity
+"""
+
+_SYSTEM_PYTHON = str(Path(sys.base_prefix, "bin/python3"))
+"""One without our dependencies: modules have the standard library alone."""
+
+
+class Member:
+    """A gateway of a fleet, and the daemon that a service manager would run there."""
+
+    def __init__(self, host: Host, number: int, directory: Path) -> None:
+        self.host = host
+        self.number = number
+        self._directory = directory
+        (directory / "tmp").mkdir(parents=True)
+        mount = directory / "mount"
+        mount.mkdir()
+        command = host.command("unshare", "--mount", "bash", "-c", _ENTER, "bash", str(mount))
+        self._leader = Background(command, directory / "leader.log")
+        eventually("its directories to be its own", lambda: "entered" in self._leader.output)
+        self._daemon: Background | None = None
+
+    @property
+    def leader(self) -> int:
+        return self._leader.process.pid
+
+    @property
+    def inside(self) -> str:
+        return f"10.{self.number}.0.1"
+
+    @property
+    def outside(self) -> str:
+        return self.host.outside[4]
+
+    @property
+    def root(self) -> Path:
+        """Its files as they are seen from here."""
+        return Path(f"/proc/{self.leader}/root")
+
+    @property
+    def log(self) -> str:
+        return (self._directory / "daemon.log").read_text(errors="replace")
+
+    def start(self) -> None:
+        """The daemon, which finds no policy at first."""
+        self.run("mkdir", "-p", "/etc/xfrmpy/conf.d")
+        environment = {"PYDANTIC_DISABLE_PLUGINS": "__all__", "RES_OPTIONS": "timeout:1 attempts:1"}
+        command = self._inside(XFRMPY, "daemon")
+        self._daemon = Background(command, self._directory / "daemon.log", environment)
+
+    def await_ready(self) -> None:
+        def answers() -> bool:
+            assert self._daemon is not None
+            assert self._daemon.process.poll() is None, self.log[-LOG_TAIL:]
+            return (self.root / "run/xfrmpy/control.sock").exists()
+
+        eventually("the daemon to answer", answers, seconds=30)
+
+    def stop(self) -> None:
+        if self._daemon is not None:
+            self._daemon.stop(seconds=20)
+            self._daemon = None
+
+    def close(self) -> None:
+        self.stop()
+        self._leader.stop()
+
+    def status(self) -> StatusReply:
+        return Client(self.root / "run/xfrmpy").status()
+
+    def spis(self) -> dict[str, tuple[str, list[str]]]:
+        """Of every tunnel that is up, its IKE SA and its Child SAs."""
+        return {
+            tunnel.name: (tunnel.spi_i, [child.spi_in for child in tunnel.children])
+            for tunnel in self.status().tunnels
+            if tunnel.state == "up"
+        }
+
+    def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return run(*self._inside(*argv), check=check)
+
+    def reaches(self, other: Member) -> bool:
+        """Whether a host behind it could ping one behind the other."""
+        ping = ("ping", "-n", "-c", "1", "-W", "2", "-I", self.inside, other.inside)
+        return self.run(*ping, check=False).returncode == 0
+
+    def files(self) -> dict[str, bytes]:
+        """All of /etc/xfrmpy, by path."""
+        top = self.root / "etc/xfrmpy"
+        return {str(p.relative_to(top)): p.read_bytes() for p in top.rglob("*") if p.is_file()}
+
+    def _inside(self, *argv: str) -> tuple[str, ...]:
+        return ("nsenter", f"--target={self.leader}", "--net", "--mount", "--wd=/", *argv)
+
+
+class Played:
+    """What `ansible-playbook` said."""
+
+    def __init__(self, code: int, output: str) -> None:
+        self.code = code
+        self.output = output
+
+    def count(self, word: str) -> dict[str, int]:
+        """Of each host, how many tasks ended so: `changed`, `failed`, `unreachable`, ..."""
+        recap = self.output.rpartition("PLAY RECAP")[2]
+        found = re.findall(rf"^(\w+) +:.* {word}=(\d+)", recap, re.MULTILINE)
+        return {host: int(number) for host, number in found}
+
+    def diffs(self) -> list[str]:
+        """The lines that files and secrets differ by, in their order."""
+        lines = self.output.splitlines()
+        return sorted(line for line in lines if re.match(r"[-+](?! after| before|\+\+|--)", line))
+
+
+class Fleet:
+    """A context: the gateways, each with a daemon that has no policy."""
+
+    def __init__(self, names: Sequence[str] = NAMES) -> None:
+        with ExitStack() as stack:
+            self.directory = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="xf-"))
+            )
+            self._internet, hosts = _network(f"xf{os.getpid()}", names, stack)
+            self.members: dict[str, Member] = {}
+            for number, host in enumerate(hosts, 1):
+                member = Member(host, number, self.directory / host.name)
+                stack.callback(member.close)
+                self.members[host.name] = member
+            for member in self.members.values():
+                member.start()
+            for member in self.members.values():
+                member.await_ready()
+            (self.directory / "ansible.cfg").touch()
+            collections = self.directory / "ansible_collections/xfrmpy"
+            collections.mkdir(parents=True)
+            (collections / "gateway").symlink_to(COLLECTION)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def play(
+        self,
+        *tasks_or_roles: Mapping[str, Any],
+        arguments: Sequence[str] = (),
+        hosts: str = "gateways",
+        variables: Mapping[str, Mapping[str, Any]] | None = None,
+        **more: Any,
+    ) -> Played:
+        """Run a play of these tasks with `ansible-playbook`; `variables` are those of hosts."""
+        play = {"hosts": hosts, "gather_facts": False, "tasks": list(tasks_or_roles), **more}
+        playbook = self.directory / "play.yml"
+        playbook.write_text(yaml.safe_dump([play], sort_keys=False))
+        return self.play_book(playbook, arguments, variables)
+
+    def play_book(
+        self,
+        playbook: Path,
+        arguments: Sequence[str] = (),
+        variables: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Played:
+        inventory = self.directory / "inventory.yml"
+        inventory.write_text(yaml.safe_dump(self._inventory(variables or {})))
+        command = (str(Path(XFRMPY).parent / "ansible-playbook"), "-i", str(inventory))
+        done = subprocess.run(
+            (*command, *arguments, str(playbook)),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+            env={**os.environ, **self._environment()},
+        )
+        return Played(done.returncode, done.stdout + done.stderr)
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "ANSIBLE_COLLECTIONS_PATH": str(self.directory),
+            "ANSIBLE_CONNECTION_PLUGINS": str(LAB / "connection_plugins"),
+            "ANSIBLE_CONFIG": str(self.directory / "ansible.cfg"),
+            "ANSIBLE_FORKS": str(len(self.members)),
+            "ANSIBLE_HOME": str(self.directory / "home"),
+            "ANSIBLE_LOCAL_TEMP": str(self.directory / "home/tmp"),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_PIPELINING": "1",
+            "PATH": f"{Path(XFRMPY).parent}:{os.environ['PATH']}",
+        }
+
+    def _inventory(self, variables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        def host(name: str, member: Member) -> dict[str, Any]:
+            return {
+                "ansible_connection": "namespace",
+                "ansible_python_interpreter": _SYSTEM_PYTHON,
+                "ansible_remote_tmp": str(self.directory / name / "tmp"),
+                "namespace_leader": member.leader,
+                "gateway_program": XFRMPY,
+                "gateway_service": False,
+                "mesh_address": member.outside,
+                "mesh_subnets": [f"10.{member.number}.0.0/16"],
+                **variables.get("all", {}),
+                **variables.get(name, {}),
+            }
+
+        return {
+            "gateways": {"hosts": {name: host(name, m) for name, m in self.members.items()}}
+        }
+
+
+def _network(prefix: str, names: Sequence[str], stack: ExitStack) -> tuple[Host, list[Host]]:
+    internet = Host(name="internet", namespace=f"{prefix}-net")
+    hosts = [
+        Host(name=name, namespace=f"{prefix}-{name}", outside={4: f"192.0.2.{number}"})
+        for number, name in enumerate(names, 1)
+    ]
+    for host in (internet, *hosts):
+        run("ip", "netns", "add", host.namespace)
+        stack.callback(run, "ip", "netns", "del", host.namespace)
+    internet.batch("link add br0 type bridge mcast_snooping 0", "link set br0 up")
+    for number, host in enumerate(hosts, 1):
+        internet.batch(
+            f"link add {host.name} type veth peer name wan netns {host.namespace}",
+            f"link set {host.name} master br0 up",
+        )
+        host.batch(
+            "link set lo up",
+            "link set wan up",
+            f"addr add {host.outside[4]}/24 dev wan",
+            f"addr add 10.{number}.0.1/32 dev lo",
+            "route add default via 192.0.2.254",
+        )
+        for file in ("default", "all", "wan"):
+            host.run("sysctl", "-qw", f"net.ipv4.conf.{file}.rp_filter=0")
+    for host in hosts:
+        eventually("its link to be up", lambda host=host: "LOWER_UP" in _link(host))
+    return internet, hosts
+
+
+def _link(host: Host) -> str:
+    return run("ip", "-n", host.namespace, "link", "show", "wan").stdout
