@@ -1,6 +1,6 @@
 """Gateways that Ansible provisions: each with its own /etc and /run, and all on one network.
 
-    moon, sun, mars and venus, with 10.N.0.1 inside each == internet (a bridge)
+moon, sun, mars and venus, with 10.N.0.1 inside each == internet (a bridge)
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,6 +41,17 @@ exec sleep infinity
 
 _SYSTEM_PYTHON = str(Path(sys.base_prefix, "bin/python3"))
 """One without our dependencies: modules have the standard library alone."""
+
+
+_MODULE = """\
+import json, runpy, sys
+from ansible.module_utils.testing import patch_module_args
+name = f"ansible_collections.xfrmpy.gateway.plugins.modules.{sys.argv[1]}"
+with patch_module_args(json.loads(sys.argv[2])):
+    runpy.run_module(name, run_name="__main__")
+"""
+_ALONE = ("secret", "secret_info")
+"""Modules that ask `xfrmpy` nothing."""
 
 
 class Member:
@@ -122,6 +133,48 @@ class Member:
         ping = ("ping", "-n", "-c", "1", "-W", "2", "-I", self.inside, other.inside)
         return self.run(*ping, check=False).returncode == 0
 
+    def module(self, name: str, /, **arguments: Any) -> dict[str, Any]:
+        """What a module of the collection answers here; without Ansible around it."""
+        environment = {**os.environ, "PYTHONPATH": str(self._directory.parent)}
+        given = {"program": XFRMPY, **arguments} if name not in _ALONE else arguments
+        done = subprocess.run(
+            self._inside(sys.executable, "-c", _MODULE, name, json.dumps(given)),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            env=environment,
+        )
+        assert done.stdout.lstrip().startswith("{"), done
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    @contextmanager
+    def holding_lock(self, path: str) -> Iterator[None]:
+        """Another process has locked a directory meanwhile."""
+        command = self._inside("flock", path, "sh", "-c", "echo locked; exec cat")
+        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"locked\n"
+        try:
+            yield
+        finally:
+            holder.communicate()
+
+    @contextmanager
+    def full_disk(self, path: str) -> Iterator[None]:
+        """A directory is on a disk of its own meanwhile, of which a few pages are free."""
+        script = (
+            "set -e; mkdir /run/small; mount -t tmpfs -o size=64k,mode=755 tmpfs /run/small; "
+            'cp -a "$1/." /run/small; mount --move /run/small "$1"'
+        )
+        self.run("sh", "-c", script, "sh", path)
+        try:
+            yield
+        finally:
+            self.run("umount", path)
+            self.run("rmdir", "/run/small")
+
     def files(self) -> dict[str, bytes]:
         """All of /etc/xfrmpy, by path."""
         top = self.root / "etc/xfrmpy"
@@ -155,9 +208,7 @@ class Fleet:
 
     def __init__(self, names: Sequence[str] = NAMES) -> None:
         with ExitStack() as stack:
-            self.directory = Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix="xf-"))
-            )
+            self.directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xf-")))
             self._internet, hosts = _network(f"xf{os.getpid()}", names, stack)
             self.members: dict[str, Member] = {}
             for number, host in enumerate(hosts, 1):
@@ -246,9 +297,7 @@ class Fleet:
                 **variables.get(name, {}),
             }
 
-        return {
-            "gateways": {"hosts": {name: host(name, m) for name, m in self.members.items()}}
-        }
+        return {"gateways": {"hosts": {name: host(name, m) for name, m in self.members.items()}}}
 
 
 def _network(prefix: str, names: Sequence[str], stack: ExitStack) -> tuple[Host, list[Host]]:
@@ -276,9 +325,5 @@ def _network(prefix: str, names: Sequence[str], stack: ExitStack) -> tuple[Host,
         for file in ("default", "all", "wan"):
             host.run("sysctl", "-qw", f"net.ipv4.conf.{file}.rp_filter=0")
     for host in hosts:
-        eventually("its link to be up", lambda host=host: "LOWER_UP" in _link(host))
+        host.await_links()
     return internet, hosts
-
-
-def _link(host: Host) -> str:
-    return run("ip", "-n", host.namespace, "link", "show", "wan").stdout

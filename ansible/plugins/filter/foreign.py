@@ -274,7 +274,7 @@ def _list(value):
 
 
 def _libreswan(proposal, name, before_groups):
-    """`aes256gcm16-prfsha256-x25519` is `aes_gcm256-sha2_256-dh31`; alternatives are joined by `+`."""
+    """`aes256gcm16-prfsha256-x25519` is `aes_gcm256-sha2_256-dh31`; `+` joins alternatives."""
     words = [word for word in proposal.split("-") if word not in ("esn", "noesn")]
     unknown = [word for word in words if word not in LIBRESWAN]
     _require(not unknown, name, f"libreswan's word for {', '.join(unknown)} is not known here")

@@ -28,7 +28,11 @@ def mesh_members(hosts, hostvars):
     return [
         {
             "name": host,
-            **{key: hostvars[host][f"mesh_{key}"] for key in keys if f"mesh_{key}" in hostvars[host]},
+            **{
+                key: hostvars[host][f"mesh_{key}"]
+                for key in keys
+                if f"mesh_{key}" in hostvars[host]
+            },
         }
         for host in hosts
     ]
@@ -37,9 +41,9 @@ def mesh_members(hosts, hostvars):
 def mesh(members, topology="full", hubs=(), policy=None, pairs=()):
     """What each member's tunnels are; see mesh.yml.
 
-    Returns `policies`, `pairs` and `secrets` by member: its policy file; by each peer that it calls,
-    what `ours` and `theirs` have of it for the tunnel between the two; and by secret, the peer that
-    has it too.
+    Returns `policies`, `pairs` and `secrets` by member: its policy file; by each peer that it
+    calls, what `ours` and `theirs` have of it for the tunnel between the two; and by secret, the
+    peer that has it too.
     """
     by_name = _checked(members)
     _require(topology in TOPOLOGIES, f"the topology is one of {', '.join(TOPOLOGIES)}")

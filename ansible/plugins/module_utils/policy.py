@@ -59,19 +59,18 @@ def policy_text(policy, indent=""):
 
 
 def wanted_files(module, given):
-    """Policy files by their names, from `{name: text or mapping}`; ends the module if it is none."""
+    """Policy files by name, from `{name: text or mapping}`; ends the module if it is none."""
     files = {}
     for name, policy in given.items():
-        stem = name[: -len(".yaml")] if name.endswith(".yaml") else name
+        stem = name.removesuffix(".yaml")
         check_name(module, stem, "the name of a policy file")
-        if isinstance(policy, dict):
-            policy = policy_text(policy)
-        if not isinstance(policy, str):
+        text = policy_text(policy) if isinstance(policy, dict) else policy
+        if not isinstance(text, str):
             kind = type(policy).__name__
             module.fail_json(
                 msg=f"the policy of {stem!r} is neither a mapping nor text, but a {kind}"
             )
-        files[f"{stem}.yaml"] = policy if policy.endswith("\n") else policy + "\n"
+        files[f"{stem}.yaml"] = text if text.endswith("\n") else text + "\n"
     return files
 
 
@@ -91,7 +90,7 @@ def files_of(module, source):
 
 
 def take_turn(module):
-    """End the module if another play is changing the policy; nobody else does until this one ends."""
+    """End the module if another play changes the policy; until it ends, nobody else does."""
     directory = module.params["config_dir"]
     if module.check_mode:
         return
@@ -99,7 +98,9 @@ def take_turn(module):
         os.makedirs(os.path.join(directory, "conf.d"), exist_ok=True)
         fcntl.flock(os.open(directory, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        module.fail_json(msg=f"another play is changing {directory}: nothing was changed; run again")
+        module.fail_json(
+            msg=f"another play is changing {directory}: nothing was changed; run again"
+        )
     except OSError as error:
         module.fail_json(msg=f"{error.filename} cannot be made or opened: {error.strerror}")
 
@@ -113,7 +114,7 @@ def remaining_files(module, name):
 
 
 class PolicyChange:
-    """What is to become of the policy: `files` in `conf.d`, beside others or, pruned, in their place.
+    """What is to become of the policy: `files` in `conf.d`, beside others or in their place.
 
     `secrets` are values by name; those that this run has generated are named in `generated`.
     """
@@ -199,9 +200,9 @@ class PolicyChange:
         if failure is None:
             self._check_directory(answer["directory"])
             return answer
-        if code == BAD_POLICY and self._new_secrets:  # It is `_check` that has seen the new ones.
-            return {"changes": [], "drift": [], "warnings": []}
-        self._module.fail_json(**failed(failure, code))
+        if code != BAD_POLICY or not self._new_secrets:
+            self._module.fail_json(**failed(failure, code))
+        return {"changes": [], "drift": [], "warnings": []}  # `_check` has seen the new ones.
 
     def _check_directory(self, directory):
         if os.path.realpath(directory) != os.path.realpath(self._directory):
@@ -248,7 +249,9 @@ class PolicyChange:
             stage = os.path.join(parent, "conf.d")
             os.mkdir(stage)
             tree = {f"conf.d/{name}": text for name, text in files.items()}
-            tree.update({f"secrets/{name}": value.decode() for name, value in (secrets or {}).items()})
+            tree.update(
+                {f"secrets/{name}": value.decode() for name, value in (secrets or {}).items()}
+            )
             write_tree(parent, tree)
             yield stage
         finally:

@@ -30,7 +30,7 @@ options:
     description: Secrets by name, which the policy calls C(secret:NAME). Others stay as they are.
     type: dict
   generated:
-    description: Names among O(secrets) that this run has generated. A diff has no fingerprint of them.
+    description: Names among O(secrets) that this run has generated. A diff does not show these.
     type: list
     elements: str
     default: []
@@ -66,7 +66,7 @@ options:
     type: int
     default: 60
   allow_pending:
-    description: Whether it is no failure if a peer does not follow yet. Its tunnel stays up as it was.
+    description: Whether a peer may follow later. Its tunnel stays up as it was meanwhile.
     type: bool
     default: false
   accept_cut:
@@ -136,7 +136,6 @@ failure:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.xfrmpy.gateway.plugins.module_utils.policy import (
     CHANGE,
     PolicyChange,

@@ -14,7 +14,8 @@ description:
 options:
   pairs:
     description:
-      - By the peers' names, C(ours) and C(theirs), policy files by name, as M(xfrmpy.gateway.apply) has them.
+      - By the peers' names, C(ours) and C(theirs), policy files by name, as M(xfrmpy.gateway.apply)
+        has them.
       - They have the tunnels between the two gateways and no others.
     type: dict
     required: true
@@ -63,7 +64,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 pairs:
-  description: By the peers' names, what C(xfrmpy check --peer -o json) says of each pair of tunnels.
+  description: By the peers' names, what C(xfrmpy check --peer) says of each pair of tunnels.
   returned: always
   type: dict
 """
@@ -71,7 +72,6 @@ pairs:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.xfrmpy.gateway.plugins.module_utils.policy import wanted_files
 from ansible_collections.xfrmpy.gateway.plugins.module_utils.xfrmpy import (
     DONE,

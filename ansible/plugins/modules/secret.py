@@ -21,7 +21,7 @@ options:
     description: The secret.
     type: str
   generate:
-    description: Whether 32 random octets are written, in hexadecimal digits, if there is no such secret yet.
+    description: Whether 32 random octets are written, in hexadecimal, if there is no such secret.
     type: bool
     default: false
   force:
@@ -71,7 +71,6 @@ fingerprint:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.xfrmpy.gateway.plugins.module_utils.xfrmpy import (
     CONFIG_DIR,
     Secrets,

@@ -10,7 +10,7 @@ version_added: 0.1.0
 description:
   - Tells of secrets in C(/etc/xfrmpy/secrets) whether they are there, and their fingerprints.
   - With O(reveal) it returns the secrets themselves, for a play that brings them to other
-    gateways. Such a task must have C(no_log: true).
+    gateways. Such a task must have C(no_log).
 options:
   name:
     description: Their names.
@@ -59,7 +59,6 @@ secrets:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.xfrmpy.gateway.plugins.module_utils.xfrmpy import (
     CONFIG_DIR,
     Secrets,

@@ -18,7 +18,8 @@ options:
     required: true
   state:
     description:
-      - V(present) puts O(policy) in force as the file of that name. The tunnel is brought up as its C(start) says.
+      - V(present) puts O(policy) in force as the file of that name. The tunnel is brought up as its
+        C(start) says.
       - V(absent) removes that file, and with it the tunnel.
       - V(up) and V(down) bring it there, and wait until it is.
       - V(wait) only waits until it is up.
@@ -55,7 +56,7 @@ options:
     type: int
     default: 60
   allow_pending:
-    description: Whether it is no failure if a peer does not follow yet. Its tunnel stays up as it was.
+    description: Whether a peer may follow later. Its tunnel stays up as it was meanwhile.
     type: bool
     default: false
   accept_cut:
@@ -115,7 +116,6 @@ failure:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.xfrmpy.gateway.plugins.module_utils.policy import (
     CHANGE,
     PolicyChange,
@@ -159,7 +159,9 @@ def main():
 def change_file(module, state):
     names = module.params["name"]
     if len(names) != 1:
-        module.fail_json(msg=f"state={state} is for one tunnel at a time, and {len(names)} are named")
+        module.fail_json(
+            msg=f"state={state} is for one tunnel at a time, and {len(names)} are named"
+        )
     take_turn(module)
     if state == "absent":
         PolicyChange(module, remaining_files(module, names[0]), prune=True).run()

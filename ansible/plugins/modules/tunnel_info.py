@@ -53,7 +53,6 @@ daemon:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.xfrmpy.gateway.plugins.module_utils.xfrmpy import COMMON, Xfrmpy, named
 
 

@@ -8,8 +8,9 @@ module: units
 short_description: The systemd units of xfrmpy
 version_added: 0.1.0
 description:
-  - Installs what C(xfrmpy units) shows: units for the daemon, the block at boot and the wait
-    for a tunnel, its user, and who owns its directories. Nothing is enabled or started.
+  - Installs what C(xfrmpy units) shows. That is units for the daemon, for the block at boot
+    and for services that need a tunnel, the daemon's user, and who owns its directories.
+    Nothing is enabled or started.
 options:
   program:
     description: The C(xfrmpy) command that the units start.
@@ -43,7 +44,6 @@ files:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.xfrmpy.gateway.plugins.module_utils.xfrmpy import (
     read_octets,
     replace_file,

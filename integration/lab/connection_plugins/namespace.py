@@ -1,7 +1,8 @@
 """Ansible's way to a gateway of a `Fleet`: into the namespaces of its first process.
 
-`namespace_reach` is what a management network would do to a connection: an address that must
-answer a ping from the namespace `namespace_from`, or the host is unreachable.
+Where the way there is a tunnel, `namespace_reach` is the address that must answer through it, or
+the host is unreachable; pings go from process `namespace_source` and its address
+`namespace_address`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ options:
     type: int
     default: 0
     vars: [{name: namespace_source}]
+  address:
+    description: The address that it asks from.
+    type: str
+    default: ""
+    vars: [{name: namespace_address}]
 """
 
 
@@ -45,7 +51,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]
     def _connect(self) -> Connection:
         reach = self.get_option("reach")
         if reach:
-            ping = ("ping", "-n", "-c", "1", "-W", "2", reach)
+            ping = ("ping", "-n", "-c", "1", "-W", "2", "-I", self.get_option("address"), reach)
             done = subprocess.run(
                 _inside(self.get_option("source"), *ping), capture_output=True, check=False
             )
@@ -59,12 +65,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
         self._connect()
         command = _inside(self.get_option("leader"), "/bin/sh", "-c", cmd)
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            check=False,
-            **({"stdin": subprocess.DEVNULL} if in_data is None else {"input": in_data}),
-        )
+        done = subprocess.run(command, capture_output=True, check=False, input=in_data or b"")
         return done.returncode, done.stdout, done.stderr
 
     def put_file(self, in_path: str, out_path: str) -> None:
