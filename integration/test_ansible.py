@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from collections.abc import Iterator
 from itertools import permutations
@@ -11,13 +12,15 @@ import pytest
 import yaml
 
 from integration.lab.fleet import COLLECTION, Fleet, Member, Played
+from integration.lab.gateway import XFRMPY
 from integration.lab.process import eventually
 from integration.lab.site import Site
 
 pytestmark = pytest.mark.native
 """Ansible is the same wherever the packets go, and starts hundreds of processes."""
 
-MESH = {"name": "A mesh", "ansible.builtin.include_role": {"name": "xfrmpy.gateway.mesh"}}
+PAGE = (COLLECTION.parent / "docs/ansible.md").read_text()
+(MESH,) = re.findall(r"```yaml\n(# mesh.yml\n.*?)```", PAGE, re.DOTALL)
 DIFF = ("--diff",)
 CHECK = ("--check", "--diff")
 CONFIRM_SECONDS = 8
@@ -47,9 +50,9 @@ def test_a_mesh_is_made_and_changed_and_only_what_differs_is_touched() -> None:
         members = fleet.members
         moon, sun, mars, venus = members.values()
 
-        told = good(fleet.play(MESH, arguments=CHECK))
+        told = good(fleet.play_text(MESH, arguments=CHECK))
         assert all(member.files() == {} for member in members.values())
-        made = good(fleet.play(MESH, arguments=DIFF))
+        made = good(fleet.play_text(MESH, arguments=DIFF))
         assert changed(told) == changed(made) == {*members}
         assert made.diffs() == told.diffs() != []
         assert all(a.reaches(b) for a, b in permutations(members.values(), 2))
@@ -59,12 +62,12 @@ def test_a_mesh_is_made_and_changed_and_only_what_differs_is_touched() -> None:
             assert not any(secret in made.output for secret in secrets)
 
         before = {name: member.spis() for name, member in members.items()}
-        assert changed(good(fleet.play(MESH, arguments=DIFF))) == set()
+        assert changed(good(fleet.play_text(MESH, arguments=DIFF))) == set()
         assert {name: member.spis() for name, member in members.items()} == before
 
         pair = {"between": ["moon", "sun"], "policy": {"esp": "aes128gcm16"}}
         variables: dict[str, Any] = {"all": {"mesh_pairs": [pair]}}
-        assert changed(good(fleet.play(MESH, variables=variables))) == {"moon", "sun"}
+        assert changed(good(fleet.play_text(MESH, variables=variables))) == {"moon", "sun"}
         for member, peer in ((moon, "mesh-sun"), (sun, "mesh-moon")):
             await_suite(member, peer, "aes128gcm16")
         for name, member in members.items():
@@ -73,7 +76,7 @@ def test_a_mesh_is_made_and_changed_and_only_what_differs_is_touched() -> None:
             assert {tunnel: after[tunnel] for tunnel in kept} == kept
 
         variables["all"]["mesh_hosts"] = ["moon", "sun", "mars"]
-        good(fleet.play(MESH, variables=variables))
+        good(fleet.play_text(MESH, variables=variables))
         assert [tunnel.name for tunnel in venus.status().tunnels] == []
         for member in members.values():
             assert not any("venus" in path for path in member.files())
@@ -83,7 +86,7 @@ def test_a_mesh_is_made_and_changed_and_only_what_differs_is_touched() -> None:
 
         files = {name: member.files() for name, member in members.items()}
         variables["all"]["mesh_defaults"] = {"dpd": "soon"}
-        refused = fleet.play(MESH, variables=variables)
+        refused = fleet.play_text(MESH, variables=variables)
         assert refused.code != 0
         assert "XF1003" in refused.output or "dpd" in refused.output
         assert {name: member.files() for name, member in members.items()} == files
@@ -176,6 +179,17 @@ def test_a_tunnel_that_goes_leaves_the_others(pair: Fleet) -> None:
     assert moon.module("tunnel", name=["extra"], state="absent")["changed"]
     assert not moon.module("tunnel", name=["extra"], state="absent")["changed"]
     assert {t.name for t in moon.status().tunnels} == {"net"}
+
+
+def test_units_are_installed_once(pair: Fleet) -> None:
+    moon = pair.members["moon"]
+    told = moon.module("units", _ansible_check_mode=True)
+    made = moon.module("units")
+    assert made["files"] == told["files"]
+    assert made["diff"] == told["diff"]
+    assert "/etc/systemd/system/xfrmpyd.service" in made["files"]
+    assert XFRMPY in (moon.root / "etc/systemd/system/xfrmpyd.service").read_text()
+    assert not moon.module("units")["changed"]
 
 
 def test_a_secret_is_generated_once_and_shown_as_a_fingerprint(pair: Fleet) -> None:

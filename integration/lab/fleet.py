@@ -238,25 +238,24 @@ class Fleet:
 
     def play(
         self,
-        *tasks_or_roles: Mapping[str, Any],
+        *tasks: Mapping[str, Any],
+        hosts: str,
         arguments: Sequence[str] = (),
-        hosts: str = "gateways",
         variables: Mapping[str, Mapping[str, Any]] | None = None,
-        **more: Any,
     ) -> Played:
         """Run a play of these tasks with `ansible-playbook`; `variables` are those of hosts."""
-        play = {"hosts": hosts, "gather_facts": False, "tasks": list(tasks_or_roles), **more}
-        playbook = self.directory / "play.yml"
-        playbook.write_text(yaml.safe_dump([play], sort_keys=False))
-        return self.play_book(playbook, arguments, variables)
+        play = {"hosts": hosts, "gather_facts": False, "tasks": list(tasks)}
+        return self.play_text(yaml.safe_dump([play], sort_keys=False), arguments, variables)
 
-    def play_book(
+    def play_text(
         self,
-        playbook: Path,
+        text: str,
         arguments: Sequence[str] = (),
         variables: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Played:
-        inventory = self.directory / "inventory.yml"
+        """Run a playbook."""
+        playbook, inventory = self.directory / "play.yml", self.directory / "inventory.yml"
+        playbook.write_text(text)
         inventory.write_text(yaml.safe_dump(self._inventory(variables or {})))
         command = (str(Path(XFRMPY).parent / "ansible-playbook"), "-i", str(inventory))
         done = subprocess.run(
