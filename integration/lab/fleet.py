@@ -203,6 +203,48 @@ class Played:
         return sorted(line for line in lines if re.match(r"[-+](?! after| before|\+\+|--)", line))
 
 
+class Controller:
+    """Where `ansible-playbook` runs, with nothing of its own but the collection."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        (directory / "ansible.cfg").touch()
+        collections = directory / "ansible_collections/xfrmpy"
+        collections.mkdir(parents=True)
+        (collections / "gateway").symlink_to(COLLECTION)
+
+    def play(
+        self, text: str, hosts: Mapping[str, Mapping[str, Any]], arguments: Sequence[str] = ()
+    ) -> Played:
+        """Run a playbook; the group of `hosts`, here with their variables, is `gateways`."""
+        playbook, inventory = self._directory / "play.yml", self._directory / "inventory.yml"
+        playbook.write_text(text)
+        inventory.write_text(yaml.safe_dump({"gateways": {"hosts": hosts}}))
+        command = (str(Path(XFRMPY).parent / "ansible-playbook"), "-i", str(inventory))
+        done = subprocess.run(
+            (*command, *arguments, str(playbook)),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+            env={**os.environ, **self._environment(len(hosts))},
+        )
+        return Played(done.returncode, done.stdout + done.stderr)
+
+    def _environment(self, forks: int) -> dict[str, str]:
+        return {
+            "ANSIBLE_COLLECTIONS_PATH": str(self._directory),
+            "ANSIBLE_CONNECTION_PLUGINS": str(LAB / "connection_plugins"),
+            "ANSIBLE_CONFIG": str(self._directory / "ansible.cfg"),
+            "ANSIBLE_FORKS": str(forks),
+            "ANSIBLE_HOME": str(self._directory / "home"),
+            "ANSIBLE_LOCAL_TEMP": str(self._directory / "home/tmp"),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_PIPELINING": "1",
+            "PATH": f"{Path(XFRMPY).parent}:{os.environ['PATH']}",
+        }
+
+
 class Fleet:
     """A context: the gateways, each with a daemon that has no policy."""
 
@@ -219,10 +261,7 @@ class Fleet:
                 member.start()
             for member in self.members.values():
                 member.await_ready()
-            (self.directory / "ansible.cfg").touch()
-            collections = self.directory / "ansible_collections/xfrmpy"
-            collections.mkdir(parents=True)
-            (collections / "gateway").symlink_to(COLLECTION)
+            self._controller = Controller(self.directory)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Fleet:
@@ -254,32 +293,7 @@ class Fleet:
         variables: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Played:
         """Run a playbook."""
-        playbook, inventory = self.directory / "play.yml", self.directory / "inventory.yml"
-        playbook.write_text(text)
-        inventory.write_text(yaml.safe_dump(self._inventory(variables or {})))
-        command = (str(Path(XFRMPY).parent / "ansible-playbook"), "-i", str(inventory))
-        done = subprocess.run(
-            (*command, *arguments, str(playbook)),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-            env={**os.environ, **self._environment()},
-        )
-        return Played(done.returncode, done.stdout + done.stderr)
-
-    def _environment(self) -> dict[str, str]:
-        return {
-            "ANSIBLE_COLLECTIONS_PATH": str(self.directory),
-            "ANSIBLE_CONNECTION_PLUGINS": str(LAB / "connection_plugins"),
-            "ANSIBLE_CONFIG": str(self.directory / "ansible.cfg"),
-            "ANSIBLE_FORKS": str(len(self.members)),
-            "ANSIBLE_HOME": str(self.directory / "home"),
-            "ANSIBLE_LOCAL_TEMP": str(self.directory / "home/tmp"),
-            "ANSIBLE_NOCOLOR": "1",
-            "ANSIBLE_PIPELINING": "1",
-            "PATH": f"{Path(XFRMPY).parent}:{os.environ['PATH']}",
-        }
+        return self._controller.play(text, self._inventory(variables or {}), arguments)
 
     def _inventory(self, variables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         def host(name: str, member: Member) -> dict[str, Any]:
@@ -296,7 +310,7 @@ class Fleet:
                 **variables.get(name, {}),
             }
 
-        return {"gateways": {"hosts": {name: host(name, m) for name, m in self.members.items()}}}
+        return {name: host(name, member) for name, member in self.members.items()}
 
 
 def _network(prefix: str, names: Sequence[str], stack: ExitStack) -> tuple[Host, list[Host]]:

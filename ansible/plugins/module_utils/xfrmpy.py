@@ -26,7 +26,8 @@ DONE, NOT_UP, BAD_POLICY = 0, 3, 65
 """What `xfrmpy` exits with."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
-_SECRETS_MODE = 0o700
+_SECRETS_MODE = 0o711
+"""The daemon, under systemd no root, opens those that it knows by name."""
 _SECRET_MODE = 0o400
 _OWNER = "xfrmpy"
 """Whose user the daemon is under systemd; secrets are his."""
@@ -142,7 +143,7 @@ def write_tree(root, files):
     """Make a directory of private files, by their paths in it."""
     for path, text in files.items():
         place = os.path.join(root, path)
-        os.makedirs(os.path.dirname(place), _SECRETS_MODE, exist_ok=True)
+        os.makedirs(os.path.dirname(place), 0o700, exist_ok=True)
         handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)

@@ -1,4 +1,4 @@
-"""Ansible's way to a gateway of a `Fleet`: into the namespaces of its first process.
+"""Ansible's way to a gateway: into the namespaces of its first process.
 
 Where the way there is a tunnel, `namespace_reach` is the address that must answer through it, or
 the host is unreachable; pings go from process `namespace_source` and its address
@@ -82,4 +82,4 @@ class Connection(ConnectionBase):  # type: ignore[misc]
 
 
 def _inside(leader: int, *argv: str) -> tuple[Any, ...]:
-    return ("nsenter", f"--target={leader}", "--net", "--mount", "--wd=/", *argv)
+    return ("nsenter", f"--target={leader}", "--all", "--wd=/", *argv)
