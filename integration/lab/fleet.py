@@ -5,6 +5,7 @@ moon, sun, mars and venus, with 10.N.0.1 inside each == internet (a bridge)
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -50,6 +51,8 @@ name = f"ansible_collections.xfrmpy.gateway.plugins.modules.{sys.argv[1]}"
 with patch_module_args(json.loads(sys.argv[2])):
     runpy.run_module(name, run_name="__main__")
 """
+_serial = itertools.count(1)
+
 _ALONE = ("secret", "secret_info")
 """Modules that ask `xfrmpy` nothing."""
 
@@ -111,8 +114,10 @@ class Member:
             self._daemon = None
 
     def close(self) -> None:
-        self.stop()
-        self._leader.stop()
+        try:
+            self.stop()
+        finally:
+            self._leader.stop()
 
     def status(self) -> StatusReply:
         return Client(self.root / "run/xfrmpy").status()
@@ -130,7 +135,7 @@ class Member:
 
     def reaches(self, other: Member) -> bool:
         """Whether a host behind it could ping one behind the other."""
-        ping = ("ping", "-n", "-c", "1", "-W", "2", "-I", self.inside, other.inside)
+        ping = ("ping", "-n", "-c", "2", "-W", "5", "-I", self.inside, other.inside)
         return self.run(*ping, check=False).returncode == 0
 
     def module(self, name: str, /, **arguments: Any) -> dict[str, Any]:
@@ -251,7 +256,7 @@ class Fleet:
     def __init__(self, names: Sequence[str] = NAMES) -> None:
         with ExitStack() as stack:
             self.directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xf-")))
-            self._internet, hosts = _network(f"xf{os.getpid()}", names, stack)
+            self._internet, hosts = _network(f"xf{os.getpid()}-{next(_serial)}", names, stack)
             self.members: dict[str, Member] = {}
             for number, host in enumerate(hosts, 1):
                 member = Member(host, number, self.directory / host.name)

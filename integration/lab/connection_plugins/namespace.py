@@ -51,7 +51,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]
     def _connect(self) -> Connection:
         reach = self.get_option("reach")
         if reach:
-            ping = ("ping", "-n", "-c", "1", "-W", "2", "-I", self.get_option("address"), reach)
+            ping = ("ping", "-n", "-c", "3", "-W", "5", "-I", self.get_option("address"), reach)
             done = subprocess.run(
                 _inside(self.get_option("source"), *ping), capture_output=True, check=False
             )
