@@ -33,8 +33,6 @@ CHECK = ("--check", "--diff")
 CONFIRM_SECONDS = 30
 """By then the next task must have found that it cannot come back, on a busy machine too."""
 
-swanctl_conf = runpy.run_path(str(COLLECTION / "plugins/filter/foreign.py"))["swanctl_conf"]
-
 
 def changed(played: Played) -> set[str]:
     return {host for host, count in played.count("changed").items() if count}
@@ -317,7 +315,8 @@ def test_strongswan_loads_what_is_rendered_for_it_and_agrees(site: Site) -> None
         site.network.moon, tunnel, ike=None, esp={"proposals": ["aes256gcm16-noesn"]}
     )
     policy = yaml.safe_load((ours.policies / "net0.yaml").read_text())
-    end = swanctl_conf(policy, "site0", tunnel.ours.public, tunnel.psk)
+    filters = runpy.run_path(str(COLLECTION / "plugins/filter/foreign.py"))
+    end = filters["swanctl_conf"](policy, "site0", tunnel.ours.public, tunnel.psk)
     theirs = site.strongswan(site.network.sun, configuration=end)
     site.connect(ours, theirs)
     site.assert_protected()
