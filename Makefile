@@ -13,8 +13,8 @@ help:
 	@echo 'make demo   two gateways and a tunnel between them, shown and removed again (root)'
 	@echo 'make test   all tests: unit, native (root), in a virtual machine (root);'
 	@echo '            fewer with PHASES="unit native"'
-	@echo 'make lint   format, lint and types'
 	@echo 'make deb    a Debian package, in dist/'
+	@echo 'make lint   format, lint and types, also of the Ansible collection'
 	@echo 'make venv   only the virtual environment, in $(VENV)'
 
 venv: $(STAMP)
@@ -35,3 +35,4 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	.ci/lint-collection
