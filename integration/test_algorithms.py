@@ -197,13 +197,15 @@ AH_ROWS = {"sha256": "HMAC_SHA2_256_128", "sha1": "HMAC_SHA1_96", "aesxcbc": "AE
 
 @pytest.mark.vm
 @pytest.mark.parametrize("mode", ["tunnel", "transport"])
-@pytest.mark.parametrize("name", AH_ROWS)
-def test_ah_with_strongswan_in_both_roles(site: Site, name: str, mode: str) -> None:
-    tunnel = replace(site.network.tunnel(), ah=f"{name}-noesn", is_transport=mode == "transport")
+@pytest.mark.parametrize(("name", "outside"), [("sha256", 4), ("sha1", 6), ("aesxcbc", 4)])
+def test_ah_with_strongswan_in_both_roles(site: Site, name: str, outside: int, mode: str) -> None:
+    tunnel = site.network.tunnel(
+        outside=outside, ah=f"{name}-noesn", is_transport=mode == "transport"
+    )
     theirs = site.strongswan(site.network.sun, tunnel.mirrored())
     pair = Pair(site, site.xfrmpy(site.network.moon, tunnel), theirs)
     for _ in pair.each_role():
-        _assert_authenticated(pair, f"ah-{name}", mode)
+        _assert_authenticated(pair, f"ah-{name}", mode, outside)
         assert f"AH:{AH_ROWS[name]}" in theirs.list_sas()
 
 
