@@ -196,9 +196,18 @@ AH_ROWS = {"sha256": "HMAC_SHA2_256_128", "sha1": "HMAC_SHA1_96", "aesxcbc": "AE
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("mode", ["tunnel", "transport"])
-@pytest.mark.parametrize(("name", "outside"), [("sha256", 4), ("sha1", 6), ("aesxcbc", 4)])
-def test_ah_with_strongswan_in_both_roles(site: Site, name: str, outside: int, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "mode", "outside"),
+    [
+        ("sha256", "tunnel", 4),
+        ("sha256", "transport", 4),
+        ("sha1", "tunnel", 6),
+        ("sha1", "transport", 4),
+        ("aesxcbc", "tunnel", 4),
+        ("aesxcbc", "transport", 4),
+    ],
+)
+def test_ah_with_strongswan_in_both_roles(site: Site, name: str, mode: str, outside: int) -> None:
     tunnel = site.network.tunnel(
         outside=outside, ah=f"{name}-noesn", is_transport=mode == "transport"
     )
