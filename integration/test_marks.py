@@ -106,7 +106,11 @@ def _libreswan(site: Site, tunnels: Sequence[Tunnel]) -> Peer:
     return site.libreswan(site.network.sun, *tunnels, marks=MARKS, connection=["pfs=no"])
 
 
-@pytest.mark.parametrize("make_peer", [_xfrmpy, _strongswan, _libreswan])
+@pytest.mark.parametrize(
+    "make_peer",
+    [_xfrmpy, _strongswan, _libreswan],
+    ids=["xfrmpy", "strongswan", "libreswan"],
+)
 @BOTH_ROLES
 def test_equal_subnets_are_told_apart_by_marks(
     site: Site, role: Role, make_peer: Callable[[Site, Sequence[Tunnel]], Peer]
