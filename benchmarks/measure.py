@@ -114,4 +114,5 @@ def _cpu_model() -> str:
 
 
 def _version_of(package: str) -> str:
-    return run("dpkg-query", "-W", "-f", "${Version}", package).stdout
+    """Not every benchmark needs every rival."""
+    return run("dpkg-query", "-W", "-f", "${Version}", package, check=False).stdout or "none"
