@@ -225,7 +225,7 @@ class XfrmpyGateway:
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(str(path))
-            workers = ("--workers", WORKERS) if WORKERS else ()
+            workers = ("--workers", str(WORKERS)) if WORKERS > 1 else ()
             command, environment, start = self._xfrmpy("daemon", *workers, *self._options)
             environment = {**environment, "NOTIFY_SOCKET": str(path)}
             daemon = Background(command, self._directory / "daemon.log", environment, start)

@@ -24,8 +24,8 @@ from xfrmpy.ipsec.sad import Mode
 WORKER_SOCKET = "worker-0.sock"
 ANY_WORKER_SOCKET = "worker-*.sock"
 
-WORKERS = os.environ.get("XFRMPY_TEST_WORKERS", "")
-"""How many workers a datapath has, unless a test says; nothing: as many as by default."""
+WORKERS = int(os.environ.get("XFRMPY_TEST_WORKERS", "1"))
+"""How many workers a datapath has, unless a test says."""
 
 _UCRED = Struct("=iII")
 
@@ -34,7 +34,7 @@ def open_here(directory: Path) -> UserspaceDatapath:
     """A datapath in the namespace of this thread, with a runtime directory of its own."""
     own = directory / str(os.stat("/proc/thread-self/ns/net").st_ino)
     own.mkdir(exist_ok=True)
-    return UserspaceDatapath.start(own, workers=int(WORKERS or 1))
+    return UserspaceDatapath.start(own, workers=WORKERS)
 
 
 def worker_of(path: Path) -> int:

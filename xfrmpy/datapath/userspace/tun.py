@@ -34,6 +34,11 @@ _USO = 0x20 | 0x40  # TUN_F_USO4, _USO6: Linux 6.2
 _OFFLOADS = _CHECKSUM | _TSO | _USO, _CHECKSUM | _TSO
 """What the host may leave to us, best first."""
 
+_HELD = {
+    errno.EBUSY: " (another process has it)",
+    errno.EINVAL: " (another process has it, or it is of another kind)",
+}
+
 DEVICE_MTU = 65535
 """Of the device; what a tunnel really carries is the MTU of its route."""
 
@@ -63,7 +68,7 @@ class Tun:
             self.is_adopted = bool(self._told()[1] & _IFF_PERSIST)
         except OSError as error:
             os.close(self._descriptor)
-            held = " (another process has it)" if error.errno == errno.EBUSY else ""
+            held = _HELD.get(error.errno or 0, "")
             reason = f"the TUN device {name} cannot be made: {error.strerror}{held}"
             raise DatapathError(reason, error.errno) from error
         self._take_over_work()

@@ -45,6 +45,8 @@ class Workers:
         self._lanes: dict[SaId, int] = {}
         self._lane_of_reqid: dict[int, int] = {}
         self._leads: dict[int, int] = {}
+        self._outbound: dict[int, dict[SaId, int]] = {}  # by reqid, the oldest first
+        self._reqids: dict[SaId, int] = {}  # of those
         self._lent: list[list[int]] = [[] for _ in processes]
         self._events: dict[int, socket.socket] = {}
         self._readable = select.epoll()
@@ -286,9 +288,27 @@ class Workers:
 
     def _lead(self, sas: Iterable[SadEntry]) -> None:
         """Packets leave by the newest SA of their reqid."""
-        outbound = (sa for sa in sas if sa.direction is Direction.OUT)
-        leads = {sa.reqid: self._lanes[sa.id] for sa in outbound}
+        leads = {}
+        for sa in sas:
+            if sa.direction is Direction.OUT:
+                leads[sa.reqid] = self._lanes[sa.id]
+                self._outbound.setdefault(sa.reqid, {})[sa.id] = leads[sa.reqid]
+                self._reqids[sa.id] = sa.reqid
         self._tell_leads({r: lane for r, lane in leads.items() if self._leads.get(r) != lane})
+
+    def _lead_back(self, gone: SaId) -> None:
+        """By an older one, if that is in another worker."""
+        reqid = self._reqids.pop(gone, None)
+        if reqid is None:
+            return
+        outbound = self._outbound[reqid]
+        del outbound[gone]
+        if not outbound:
+            del self._outbound[reqid]
+            return
+        lane = next(reversed(outbound.values()))
+        if lane != self._leads[reqid]:
+            self._tell_leads({reqid: lane})
 
     def _tell_leads(self, leads: dict[int, int]) -> None:
         self._leads |= leads
@@ -302,10 +322,14 @@ class Workers:
         self._holder(sa).ask("move_sa", [to_plain(sa), to_plain(entry)])
         if sa in self._lanes:
             self._lanes[entry.id] = self._lanes.pop(sa)
+        if sa in self._reqids:
+            self._reqids[entry.id] = reqid = self._reqids.pop(sa)
+            self._outbound[reqid][entry.id] = self._outbound[reqid].pop(sa)
 
     def remove_sa(self, sa: SaId) -> None:
         self._holder(sa).ask("remove_sa", to_plain(sa))
         self._lanes.pop(sa, None)
+        self._lead_back(sa)
 
     def _holder(self, sa: SaId) -> WorkerProcess:
         return self._processes[self._lanes.get(sa, FIRST)]
@@ -321,8 +345,9 @@ class Workers:
         held = self.dump() if self._are_many else None
         (first, *_) = self.ask_each("remove_all")
         assert isinstance(first, int)
-        for known in (self._lanes, self._lane_of_reqid, self._leads):
-            known.clear()
+        tables = (self._lanes, self._lane_of_reqid, self._leads, self._outbound, self._reqids)
+        for table in tables:
+            table.clear()
         return first if held is None else len(held.sad) + len(held.spd)
 
     def dump(self) -> Dump:
