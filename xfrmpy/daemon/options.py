@@ -18,7 +18,7 @@ def add_natt_port(parser: argparse.ArgumentParser) -> None:
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
     """`--workers`, which gives `workers`."""
-    what = "of the userspace datapath, among which tunnels are spread; auto: as many as cores (1)"
+    what = "processes of the userspace datapath, which share the tunnels; auto: one a core (1)"
     parser.add_argument("--workers", type=_workers, metavar="N", default=1, help=what)
 
 
