@@ -30,11 +30,11 @@ WORKERS = int(os.environ.get("XFRMPY_TEST_WORKERS", "1"))
 _UCRED = Struct("=iII")
 
 
-def open_here(directory: Path) -> UserspaceDatapath:
+def open_here(directory: Path, workers: int = WORKERS) -> UserspaceDatapath:
     """A datapath in the namespace of this thread, with a runtime directory of its own."""
     own = directory / str(os.stat("/proc/thread-self/ns/net").st_ino)
     own.mkdir(exist_ok=True)
-    return UserspaceDatapath.start(own, workers=WORKERS)
+    return UserspaceDatapath.start(own, workers=workers)
 
 
 def worker_of(path: Path) -> int:
