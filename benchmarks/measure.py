@@ -12,6 +12,7 @@ import platform
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -68,8 +69,9 @@ def processes(gateway: XfrmpyGateway | StrongswanPeer) -> dict[str, int]:
     if isinstance(gateway, StrongswanPeer):
         return {"charon": int((gateway.logs[0].parent / "pid").read_text())}
     daemon = gateway.pid
-    (worker,) = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
-    return {"daemon": daemon, "worker": int(worker)}
+    workers = map(int, Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split())
+    names = ("worker" if n == 0 else f"worker {n}" for n in count())
+    return {"daemon": daemon, **dict(zip(names, workers, strict=False))}
 
 
 def conditions() -> dict[str, str]:
