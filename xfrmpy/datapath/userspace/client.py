@@ -240,8 +240,8 @@ class UserspaceDatapath:
     def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
         answers: list[float | None] = []
         for start in range(0, len(sas), requests.IDS_PER_PACKET):
-            piece = tuple(sas[start : start + requests.IDS_PER_PACKET])
-            plain = self._worker.ask("seconds_idle", to_plain(piece))
+            piece = sas[start : start + requests.IDS_PER_PACKET]
+            plain = self._worker.ask("seconds_idle", [requests.name_of(sa) for sa in piece])
             answers += from_plain(tuple[float | None, ...], plain)
         return tuple(answers)
 
