@@ -6,8 +6,9 @@ with their userspace datapaths, so a handshake here is IKE_SA_INIT, IKE_AUTH wit
 SAs, their policies and a route. At xfrmpy each initiator has a tunnel of its own; strongSwan has
 one connection for all of them, unless `--each`: it looks through its connections and secrets one by
 one, and several thousand take it longer than an initiator waits. `--idle` goes on and measures what
-the SAs cost the responder that nobody uses: it checks every 30 seconds whether each peer lives, and
-the initiators check nothing. `--profile` needs no root: where the time of the core alone goes.
+the SAs cost the responder that nobody uses: it checks every `--dpd` seconds whether each peer
+lives, and the initiators check nothing. `--profile` needs no root: where the time of the core alone
+goes.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ Figures = dict[str, float]
 WARM_UP = 20
 """Handshakes before the measurement: what is loaded and cached at first use is not counted."""
 
-DPD_SECONDS = 30
+DEFAULT_DPD = 30
 """xfrmpy's default. Whoever is idle is asked so often whether it is alive."""
 
 _UNDEFENDED = ("dos_protection=no",)
@@ -78,9 +79,7 @@ def main() -> None:
     rounds: dict[str, list[Figures]] = {rival: [] for rival in RIVALS}
     for number in range(options.rounds):
         for rival in RIVALS:
-            figures = measure(
-                rival, options.count, options.idle, shared=options.shared, each=options.each
-            )
+            figures = measure(rival, options)
             rounds[rival].append(figures)
             print(f"round {number + 1}, {rival}: {_brief(figures)}", file=sys.stderr)
     results = {rival: medians(rounds[rival]) for rival in RIVALS}
@@ -90,6 +89,7 @@ def main() -> None:
         conditions=facts,
         count=options.count,
         idle=options.idle,
+        dpd=options.dpd,
         shared=options.shared,
         each=options.each,
         rounds=rounds,
@@ -121,6 +121,13 @@ def _parse() -> argparse.Namespace:
         metavar="SECONDS",
         help="then leave them alone so long, with liveness checks, and measure that too (0)",
     )
+    parser.add_argument(
+        "--dpd",
+        type=int,
+        default=DEFAULT_DPD,
+        metavar="SECONDS",
+        help="how often it is checked meanwhile whether a peer lives (30)",
+    )
     parser.add_argument("--profile", action="store_true", help="profile our core, in this process")
     parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write JSON")
     options = parser.parse_args()
@@ -132,20 +139,21 @@ def _parse() -> argparse.Namespace:
 # The two daemons.
 
 
-def measure(rival: str, count: int, idle: int, *, shared: bool, each: bool) -> Figures:
+def measure(rival: str, options: argparse.Namespace) -> Figures:
     """One round: a fresh responder and fresh initiators."""
+    count, idle = options.count, options.idle
     with Site() as site:
         tunnel = _terms_for_lab(site)
-        terms = _terms(tunnel, WARM_UP + count, shared=shared)
+        terms = _terms(tunnel, WARM_UP + count, shared=options.shared)
         tunnels = [_tunnel_of(tunnel, terms, number).mirrored() for number in range(terms.count)]
-        if rival == "strongswan" and not each:
+        if rival == "strongswan" and not options.each:
             tunnels = [_tunnel_of_all(tunnel).mirrored()]
         responder: Responder
         if rival == "xfrmpy":
-            dpd = f"{DPD_SECONDS}s" if idle else "off"
+            dpd = f"{options.dpd}s" if idle else "off"
             responder = site.xfrmpy(site.network.sun, *tunnels, dpd=dpd)
         else:
-            dpd = f"dpd_delay = {DPD_SECONDS if idle else 0}s"
+            dpd = f"dpd_delay = {options.dpd if idle else 0}s"
             responder = site.strongswan(
                 site.network.sun, *tunnels, connection=dpd, settings=_UNDEFENDED
             )

@@ -45,6 +45,21 @@ def test_each_kind_of_suite_carries_hosts_streams_intact(laboratory: Laboratory,
             assert (usage.replayed, usage.integrity_failed) == (0, 0)
 
 
+def test_how_long_many_have_been_idle_is_one_question(laboratory: Laboratory) -> None:
+    """In the order in which it is asked; and of one that is not in force nothing is told."""
+    pair = laboratory.connect(ESP["aes128gcm8"])
+    network = laboratory.network
+    assert network.bob.ping(network.alice.inside_address()) == 0
+    asked = [pair.forth.id, replace(pair.forth.id, spi=pair.forth.spi ^ 1), pair.back.id]
+    forth, nothing, back = laboratory.moon.seconds_idle(asked)
+    assert nothing is None
+    for entry, seconds in ((pair.forth, forth), (pair.back, back)):
+        later = laboratory.moon.usage(entry.id).seconds_idle
+        assert seconds is not None
+        assert later is not None
+        assert 0 <= seconds <= later
+
+
 @pytest.mark.parametrize("inner", [4, 6])
 @pytest.mark.parametrize("outer", [4, 6])
 def test_streams_of_either_family_pass_in_either_and_nothing_in_clear(

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
+from math import inf
 from typing import Any
 
 import pytest
@@ -436,6 +437,9 @@ class Simulation:
         assert any(c.in_force for c in owned) or not spd, "policies without SAs"
         assert all(e.direction is Direction.IN for c in retired for e in c.in_force)
         next_timeout = host.endpoint.next_timeout()
+        timeouts = [sa.next_timeout for sa in host.ike_sas]
+        wanted = min((at for at in timeouts if at is not None), default=inf)
+        assert (inf if next_timeout is None else next_timeout) <= wanted, "it wakes up too late"
         for sa in host.ike_sas:
             for request in sa.channel.window.outstanding.values():
                 assert next_timeout is not None

@@ -273,6 +273,10 @@ class Admission:
         if admitted.effort > Effort.NOTHING:
             self._proven[admitted.request.source] += 1
 
+    def __contains__(self, spi: bytes) -> bool:
+        """Whether an IKE SA is, or was until now, a stranger's."""
+        return spi in self._strangers
+
     def went_on(self, spi: bytes) -> None:
         """An IKE SA is not half-open any more: its first request has no answer to repeat."""
         admitted = self._strangers.get(spi)

@@ -31,7 +31,7 @@ from xfrmpy.ike.states import CHILD_SA_TRANSITIONS, ChildSaState, IllegalTransit
 from xfrmpy.ipsec.addresses import IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.algorithms import group
 from xfrmpy.ipsec.proposals import Proposal, answers, child_suite
-from xfrmpy.ipsec.sad import Direction, InnerEnds, Mode, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.sad import Direction, InnerEnds, Mode, SadEntry, SaId, UdpEncapsulation
 from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
 from xfrmpy.ipsec.spd import SpdEntry, Template, protect_entries
 from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
@@ -68,7 +68,8 @@ class ChildSa:
     """
 
     __slots__ = (
-        *("claimed_as", "entries", "established_at", "failure", "gone_spis", "heir", "in_force"),
+        *("claimed_as", "entries", "established_at", "failure", "gone_spis", "heir", "ids"),
+        *("in_force",),
         *("is_asking_usage", "is_initiator", "is_lost", "is_told", "outdated_at"),
         *("last_received_at", "last_sent_at", "last_used_at", "local", "nonces", "peer_address"),
         *("peer_cpi", "peer_takes_tfc"),
@@ -103,6 +104,7 @@ class ChildSa:
         self.replaces = replaces
         self.heir: ChildSa | None = None
         self.entries: tuple[SadEntry, ...] = ()
+        self.ids: tuple[SaId, ...] = ()
         self.in_force: list[SadEntry] = []
         self.failure = ""
         self.established_at = 0.0
@@ -231,7 +233,7 @@ class ChildSa:
         self.is_initiator = is_initiator
         if self.replaces is None:
             self.reqid = self._free_reqid()
-        self._name(self._entries(keys, path, is_initiator=is_initiator, encapsulated=encapsulated))
+        self.name(self._entries(keys, path, is_initiator=is_initiator, encapsulated=encapsulated))
         inbound, outbound = self.entries
         self._add(inbound)
         if sends:
@@ -393,7 +395,7 @@ class ChildSa:
         for old in self.in_force:
             self._core.emit(MoveSa(**self._names(), sa=old.id, entry=_moved(old, path)))
         self.in_force = [_moved(entry, path) for entry in self.in_force]
-        self._name(tuple(_moved(entry, path) for entry in self.entries))
+        self.name(tuple(_moved(entry, path) for entry in self.entries))
         for spd_entry in self._policies(path):
             change = self._core.policies.renew(AddPolicy(**self._names(), entry=spd_entry))
             if change is not None:
@@ -458,11 +460,12 @@ class ChildSa:
             return self._core.new_reqid()
         return self.policy.reqid
 
-    def _name(self, entries: tuple[SadEntry, ...]) -> None:
-        """These are its SAs from now on."""
+    def name(self, entries: tuple[SadEntry, ...]) -> None:
+        """These are its SAs from now on, and are found by their `ids`."""
         self._core.forget_names(self)
         self.entries = entries
-        self._core.holders.update({entry.id: self for entry in entries})
+        self.ids = tuple(entry.id for entry in entries)
+        self._core.holders.update(dict.fromkeys(self.ids, self))
 
     def _add(self, entry: SadEntry) -> None:
         self._core.changed_children.add(self)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from xfrmpy.ike.candidates import Candidates, Tunnel, TunnelIndex
 from xfrmpy.ike.compression import cpi_of
@@ -33,8 +32,7 @@ FIRST_CHILD_SPI = 256
 """RFC 4303 section 2.1 reserves 1 to 255."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deferred:
+class Deferred(NamedTuple):
     """A step of an IKE SA that waits until every output before it has succeeded or failed."""
 
     sa: IkeSa
@@ -46,7 +44,8 @@ class Core:
     """See the module. Owned by the endpoint; the IKE SAs hold a reference.
 
     `authentications` counts the IKE SAs whose peer has proved who it is, ever.
-    `touched` are the IKE SAs whose next timeout may have changed; `handling` is the one whose keys
+    `touched` are the IKE SAs whose next timeout may have changed, and `attended` those, with the
+    moment of their next duty, of which all is done that was due; `handling` is the one whose keys
     (or, before there are keys, whose open request) the datagram at hand has matched. `changed` are
     the SPIs of IKE SAs, and `changed_children` the Child SAs, of which a restarted daemon must know
     more than it would; of those that are `counted` it must know only what they have sent, and have
@@ -68,6 +67,7 @@ class Core:
         self.ike_sas: dict[bytes, IkeSa] = {}
         self.authentications = 0
         self.touched: set[IkeSa] = set()
+        self.attended: dict[IkeSa, float | None] = {}
         self.changed: set[bytes] = set()
         self.counted: set[bytes] = set()
         self.changed_children: set[ChildSa] = set()
@@ -99,7 +99,7 @@ class Core:
 
     def defer(self, sa: IkeSa, step: Callable[[float], None], now: float) -> None:
         """Run `step` when every output before it has been taken, and so has succeeded or failed."""
-        self._queue.append(Deferred(sa=sa, step=step, now=now))
+        self._queue.append(Deferred(sa, step, now))
 
     def put_back(self, output: Output) -> None:
         """It is the next again: another must come before it."""
@@ -114,10 +114,10 @@ class Core:
         datapath more than an answer.
         """
         self._questions += [(sa.tunnel_name, sa_id) for sa_id in asked]
-        self._conclusions.append(Deferred(sa=sa, step=then, now=now))
+        self._conclusions.append(Deferred(sa, then, now))
 
     def next_item(self) -> Output | Deferred | None:
-        if not self._queue:
+        if not self._queue and self._conclusions:
             self._queue_questions()
         return self._queue.popleft() if self._queue else None
 
@@ -203,9 +203,9 @@ class Core:
         _take_out(self._of_policy, child.policy.reqid, child.spi_in)
 
     def forget_names(self, child: ChildSa) -> None:
-        for entry in child.entries:
-            if self.holders.get(entry.id) is child:
-                del self.holders[entry.id]
+        for sa_id in child.ids:
+            if self.holders.get(sa_id) is child:
+                del self.holders[sa_id]
 
     def leave_nothing_over(self, child: ChildSa) -> None:
         """What became of a Child SA is known: what it does not use of `leftovers` goes."""

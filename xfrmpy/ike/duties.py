@@ -46,7 +46,7 @@ def next_duty(sa: IkeSa) -> Duty | None:
     It is asked for several times with every message: so all that there is stands in one list.
     """
     found = _duties(sa)
-    if found and not sa.can_ask:
+    if not (sa.channel.window.is_idle or sa.can_ask):
         found = [duty for duty in found if not duty[2]]
     return min(found, key=itemgetter(0), default=None)
 
@@ -85,7 +85,8 @@ def _add_of_ike_sa(sa: IkeSa, found: list[Duty]) -> None:
         found.append((sa.reauth_at, partial(_reauthenticate, sa), False))
     if not sa.channel.window.is_idle:
         return
-    if sa.rekey_at is not None and UNSETTLED.isdisjoint([child.state for child in moving]):
+    is_settled = not moving or UNSETTLED.isdisjoint([child.state for child in moving])
+    if sa.rekey_at is not None and is_settled:
         found.append((sa.rekey_at, partial(_rekey, sa), True))
     if (moment := liveness_at(sa)) is not None:
         found.append((moment, partial(check_liveness, sa), True))
@@ -94,7 +95,7 @@ def _add_of_ike_sa(sa: IkeSa, found: list[Duty]) -> None:
 
 
 def _add_of_child(sa: IkeSa, child: ChildSa, found: list[Duty]) -> None:
-    if (moment := conform_at(sa, child)) is not None:
+    if child.outdated_at is not None and (moment := conform_at(sa, child)) is not None:
         found.append((moment, partial(conform, sa, child), False))
     if child.state is _INSTALLED:
         if child.rekey_at is not None and (child.is_lost or child.sends):

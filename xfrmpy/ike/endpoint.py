@@ -152,6 +152,7 @@ class IkeEndpoint:
         child = self._core.children.get(output.owner)
         if child is not None:
             child.refused(output, reason, not_done)
+            self._core.touched.update(self._core.ike_sas_of(output.tunnel))
         elif output.tunnel in self._core.trapped:
             traps_refused(self._core, output, reason, not_done)
 
@@ -205,7 +206,7 @@ class IkeEndpoint:
         """An answer to `AskUsage`: the last packet was so long ago."""
         child = self._core.holders.get(sa_id)
         if child is not None:
-            direction = next(e.direction for e in child.entries if e.id == sa_id)
+            direction = child.entries[child.ids.index(sa_id)].direction
             child.handle_usage(direction, seconds_idle, now)
 
     def handle_mapping(self, sa_id: SaId, new: SocketAddress, now: float) -> None:
@@ -585,17 +586,24 @@ class IkeEndpoint:
     # Timers.
 
     def _schedule_touched(self) -> None:
-        for sa in self._core.touched:
-            self._schedule(sa)
-        self._core.touched.clear()
+        touched, attended = self._core.touched, self._core.attended
+        for sa in touched:
+            self._schedule(sa, sa.next_timeout)
+        for sa, duty_at in attended.items():
+            if sa not in touched:
+                self._schedule(sa, sa.timeout_with(duty_at))
+        touched.clear()
+        attended.clear()
 
-    def _schedule(self, sa: IkeSa) -> None:
-        if sa.state is not IkeSaState.AUTHENTICATING:
-            self._admission.went_on(sa.our_spi)
-        if sa.is_authenticated or sa.our_spi not in self._core.ike_sas:
-            self._admission.closed(sa.our_spi, is_authenticated=sa.is_authenticated)
-        is_known = sa.our_spi in self._core.ike_sas
-        self._timers.set(sa.our_spi, sa.next_timeout if is_known else None)
+    def _schedule(self, sa: IkeSa, at: float | None) -> None:
+        spi = sa.our_spi
+        is_known = spi in self._core.ike_sas
+        if spi in self._admission:
+            if sa.state is not IkeSaState.AUTHENTICATING:
+                self._admission.went_on(spi)
+            if sa.is_authenticated or not is_known:
+                self._admission.closed(spi, is_authenticated=sa.is_authenticated)
+        self._timers.set(spi, at if is_known else None)
 
 
 def _without_marker(data: bytes, path: Path) -> bytes:

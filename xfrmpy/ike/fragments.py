@@ -166,8 +166,9 @@ class Reassembler:
 
     def expire(self, now: float) -> None:
         """Give up what has waited too long (section 2.6)."""
-        for key in [k for k, p in self._partial.items() if p.expires_at <= now]:
-            self._give_up(key)
+        if self._partial:
+            for key in [k for k, p in self._partial.items() if p.expires_at <= now]:
+                self._give_up(key)
 
     def clear(self) -> None:
         for key in list(self._partial):

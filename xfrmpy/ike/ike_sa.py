@@ -496,6 +496,7 @@ class IkeSa:
         for _, child in self.retired:
             child.close()
         self.retired.clear()
+        self.core.touched.add(self)
         self.core.changed.add(self.our_spi)
 
     def _report_closed(self, failure: Failure | None, now: float) -> None:
@@ -530,8 +531,11 @@ class IkeSa:
     @property
     def next_timeout(self) -> float | None:
         duty = next_duty(self)
-        due_at = None if duty is None else duty[0]
-        return earliest(self.channel.next_timeout, self._expires_at, self._step_at, due_at)
+        return self.timeout_with(None if duty is None else duty[0])
+
+    def timeout_with(self, duty_at: float | None) -> float | None:
+        """When something is to be done, if it is known when the next duty is."""
+        return earliest(self.channel.next_timeout, self._expires_at, self._step_at, duty_at)
 
     def handle_timeout(self, now: float) -> None:
         """Whatever is due: expiry, a retransmission, a duty."""
@@ -548,8 +552,16 @@ class IkeSa:
             return
 
     def attend(self, now: float) -> None:
-        """Do every duty that is due and can be done."""
-        while (duty := next_duty(self)) is not None and duty[0] <= now:
+        """Do every duty that is due and can be done.
+
+        What waits for the datapath's answer comes first: with that it is attended to again.
+        """
+        while not (self.is_asking_usage or self.is_asking_sent):
+            duty = next_duty(self)
+            if duty is None or duty[0] > now:
+                self.core.attended[self] = None if duty is None else duty[0]
+                self.core.touched.discard(self)
+                return
             duty[1](now)
 
     def _compute_on(self, now: float) -> None:
@@ -585,6 +597,7 @@ class IkeSa:
         if state not in IKE_SA_TRANSITIONS[self.state]:
             raise IllegalTransition(f"IKE SA: {self.state} to {state}")
         self.state = state
+        self.core.touched.add(self)
         self.core.changed.add(self.our_spi)
         if self.replaces is not None:  # Which counts on it from the moment at which it is kept.
             self.core.changed.add(self.replaces.our_spi)

@@ -8,10 +8,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from xfrmpy.ike.liveness import in_force
 from xfrmpy.ike.outputs import SendDatagram
 from xfrmpy.ike.states import IkeSaState
-from xfrmpy.ipsec.sad import Direction
 
 if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
@@ -28,7 +26,7 @@ def keepalive_at(sa: IkeSa) -> float | None:
     """When nothing will have been sent for too long; None where there is no NAT before us."""
     assert sa.tunnel is not None
     interval = sa.tunnel.nat_keepalive_seconds
-    if not interval or not sa.nat.ours or not sa.path.natt or sa.is_asking_sent:
+    if not sa.nat.ours or not interval or not sa.path.natt or sa.is_asking_sent:
         return None
     return sa.sent_at + interval
 
@@ -36,7 +34,7 @@ def keepalive_at(sa: IkeSa) -> float | None:
 def check_keepalive(sa: IkeSa, now: float) -> None:
     """Ask the datapath what it has sent, and send a keepalive if that was nothing."""
     sa.is_asking_sent = True
-    asked = [each for child in sa.children for each in in_force(child, Direction.OUT)]
+    asked = [sa_id for child in sa.children for sa_id in child.ids[1:]]
     sa.core.ask_usage(sa, asked, partial(_send_if_idle, sa), now)
 
 

@@ -141,6 +141,11 @@ class PolicyRecords:
             self._users[tunnel] += 1
             self._touched.add(tunnel)
 
+    @property
+    def have_changed(self) -> bool:
+        """Whether `changes` may have any."""
+        return bool(self._touched)
+
     def changes(self) -> Iterator[tuple[bytes, bytes | None]]:
         """Since the last time; None for a record that is not needed any more."""
         for tunnel in self._touched:

@@ -14,7 +14,6 @@ from xfrmpy.failures import Failure
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.informational import LivenessCheck
 from xfrmpy.ike.states import ChildSaState, IkeSaState
-from xfrmpy.ipsec.sad import Direction, SaId
 
 if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
@@ -24,9 +23,10 @@ IDLE_PATIENCE = 3
 it is dead, and most tunnels of a large gateway are idle. (Section 2.4 asks for a check "in order to
 prevent sending messages to a dead peer".)"""
 
-GRAINS = 30
+GRAINS = 10
 """A check waits for the next of so many moments in an interval, and those of many peers for the
-same: to ask the datapath, and to wake up, costs more than a check, which nobody waits for."""
+same: to ask the datapath, and to wake up, costs more than a check, which nobody waits for. So one
+is late by a tenth of the interval at most."""
 
 
 def liveness_at(sa: IkeSa) -> float | None:
@@ -46,7 +46,7 @@ def _patience_ends(sa: IkeSa, since: float, times: int = 1) -> float:
 def check_liveness(sa: IkeSa, now: float) -> None:
     """Ask the datapath what has come in and gone out, and then, if it must be, the peer."""
     sa.is_asking_usage = True
-    asked = [each for child in sa.children for each in in_force(child, *Direction)]
+    asked = [sa_id for child in sa.children for sa_id in child.ids]
     sa.core.ask_usage(sa, asked, partial(_ask_peer_if_silent, sa), now)
 
 
@@ -65,12 +65,7 @@ def idle_at(child: ChildSa) -> float | None:
 def check_idleness(sa: IkeSa, child: ChildSa, now: float) -> None:
     """Ask the datapath about both directions, and delete the Child SA if it carried nothing."""
     child.is_asking_usage = True
-    sa.core.ask_usage(sa, in_force(child, *Direction), partial(_delete_if_idle, sa, child), now)
-
-
-def in_force(child: ChildSa, *directions: Direction) -> list[SaId]:
-    """The SAs of a Child SA about which the datapath can be asked."""
-    return [entry.id for entry in child.in_force if entry.direction in directions]
+    sa.core.ask_usage(sa, child.ids, partial(_delete_if_idle, sa, child), now)
 
 
 def _ask_peer_if_silent(sa: IkeSa, now: float) -> None:

@@ -29,6 +29,9 @@ from xfrmpy.ike.outputs import (
 from xfrmpy.ike.snapshot import count_of, is_lasting, spi_of, write_count, write_ike_sa
 from xfrmpy.policy.model import TunnelPolicy
 
+_FIRST = (AddSa, MoveSa, AddPolicy, AskUsage)
+_LAST = (SendDatagram, RemoveSa, RemovePolicy)
+
 
 class Sequence:
     """See the module. `keeps` says whether there is anybody to keep records."""
@@ -42,9 +45,7 @@ class Sequence:
 
     def pass_on(self, output: Output) -> Output | None:
         """An output that can be done now: this one, or another that must come before it."""
-        is_first = isinstance(output, AddSa | MoveSa | AddPolicy | AskUsage)
-        is_last = isinstance(output, SendDatagram | RemoveSa | RemovePolicy)
-        if is_last or (self._held and not is_first):
+        if isinstance(output, _LAST) or (self._held and not isinstance(output, _FIRST)):
             self._held.append(output)
             return None
         in_the_way = self._in_the_way_of(output)
@@ -67,13 +68,20 @@ class Sequence:
 
     def next_held(self) -> Output | None:
         """What comes when nothing more is to be added: the record, and then the rest."""
-        records = tuple(self._changes()) if self._keeps else ()
+        records = tuple(self._changes()) if self._keeps and self._has_changed else ()
         self._core.changed.clear()
         self._core.counted.clear()
         self._core.changed_children.clear()
         if records:
             return Persist(records=records)
         return self._held.popleft() if self._held else None
+
+    @property
+    def _has_changed(self) -> bool:
+        """Whether a record may be needed: each of many that are held asks for it."""
+        core = self._core
+        of_sas = core.changed or core.counted or core.changed_children
+        return bool(of_sas) or self._policies.have_changed
 
     def resume(self, records: Mapping[bytes, bytes], in_force: Mapping[str, TunnelPolicy]) -> None:
         """An earlier daemon has kept these, of policies that were in force then.

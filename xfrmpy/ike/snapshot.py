@@ -353,7 +353,7 @@ class Reader:
         sa.retired = list(zip(recorded.retired_until, self._children[count:], strict=True))
         for child in self._children:
             self.core.add_child(child)
-            self.core.holders.update({entry.id: child for entry in child.entries})
+            child.name(child.entries)
 
     def read(self, thing: object, table: Table, plain: dict[str, Any]) -> None:
         """Set every attribute that the table has, from a record that has exactly these."""
@@ -373,6 +373,7 @@ class Reader:
         child.tunnel = self.sa.tunnel
         child._core = self.core  # noqa: SLF001
         child._absent = ()  # noqa: SLF001
+        child.ids = ()
         child.is_asking_usage = False
         self._read(child, _split(CHILD_SA)[0], plain)
         _check(child.spi_in not in self.core.children, "a Child SA is there already")
@@ -820,6 +821,8 @@ LEFT_OUT: dict[type[Any], frozenset[str]] = {
         }
     ),
     Window: frozenset({"_random", "_in_hand"}),
-    ChildSa: frozenset({"policy", "tunnel", "in_force", "_core", "_absent", "is_asking_usage"}),
+    ChildSa: frozenset(
+        {"policy", "tunnel", "in_force", "ids", "_core", "_absent", "is_asking_usage"}
+    ),
 }
 """Attributes that are not kept, and why."""

@@ -36,6 +36,7 @@ step with us, and the IKE SA SHOULD be closed."""
 
 def inherit(new: IkeSa, old: IkeSa) -> None:
     """The Child SAs of a rekeyed IKE SA move to its successor."""
+    new.core.touched |= {new, old}
     new.core.changed |= {new.our_spi, old.our_spi}
     new.up_since = old.up_since
     new.create_at, old.create_at = old.create_at, None
@@ -112,6 +113,7 @@ def deleted_by_peer(sa: IkeSa, now: float) -> None:
 
 def begin_to_send(sa: IkeSa, child: ChildSa, now: float) -> None:
     """Its initiator has had time for our answer."""
+    sa.core.touched.add(sa)
     child.start_sending()
     if child.replaces is None:
         sa.core.defer(sa, lambda moment: _end_if_refused(sa, child, moment), now)
@@ -196,6 +198,7 @@ def _is_of_same_ends(one: IkeSa, other: IkeSa) -> bool:
 
 
 def _retire_children(sa: IkeSa, now: float) -> None:
+    sa.core.touched.add(sa)
     for other in sa.core.ike_sas_of(sa.tunnel_name):
         waiting = [c for c in other.children if c.waits_to_send and c.replaces is None]
         for child in waiting if other is not sa else ():

@@ -53,11 +53,12 @@ class Timers:
 
     def take_due(self, now: float, count: int) -> list[bytes]:
         """The first `count` keys whose moment has come; they have none then."""
-        due: list[bytes] = []
-        while len(due) < count and (at := self.next_at) is not None and at <= now:
-            _, key = heapq.heappop(self._heap)
-            del self._moments[key]
-            due.append(key)
+        heap, moments, due = self._heap, self._moments, list[bytes]()
+        while heap and heap[0][0] <= now and len(due) < count:
+            at, key = heapq.heappop(heap)
+            if moments.get(key) == at:
+                del moments[key]
+                due.append(key)
         return due
 
     def _compact(self) -> None:

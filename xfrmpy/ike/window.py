@@ -160,6 +160,8 @@ class Window:
 
     def due(self, now: float) -> Outstanding | None:
         """A request whose time has come, if there is one: to `retransmit`, or to `start_over`."""
+        if not self.outstanding:
+            return None
         return next((r for r in self.outstanding.values() if r.due_at <= now), None)
 
     def retransmit(self, request: Outstanding, now: float) -> None:

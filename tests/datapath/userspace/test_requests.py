@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from xfrmpy.datapath.interface import Acquire, Event, Expired, MappingChanged
 from xfrmpy.datapath.userspace import requests
-from xfrmpy.ipsec.addresses import SocketAddress
+from xfrmpy.ipsec.addresses import IpAddress, SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY
 from xfrmpy.ipsec.plain import to_plain
 from xfrmpy.ipsec.proposals import EspSuite
@@ -97,9 +97,30 @@ def test_the_largest_entries_fit_their_packets(entry: object) -> None:
 
 def test_the_longest_question_and_answer_fit_their_packets() -> None:
     asked = to_plain((SA,) * requests.IDS_PER_PACKET)
-    assert len(requests.encode({"do": "seconds_idle", "with": asked})) <= requests.MAX_PACKET
+    assert len(requests.encode({"do": "survey", "with": asked})) <= requests.MAX_PACKET
+    names = [requests.name_of(SA)] * requests.IDS_PER_PACKET
+    assert len(requests.encode({"do": "seconds_idle", "with": names})) <= requests.MAX_PACKET
     told = {"result": [123456789.12345679] * requests.IDS_PER_PACKET}
     assert len(requests.encode(told)) <= requests.MAX_PACKET
+
+
+@given(
+    spi=st.integers(256, 0xFFFFFFFF),
+    protocol=st.sampled_from([ProtocolId.AH, ProtocolId.ESP]),
+    destination=st.ip_addresses(),
+)
+def test_an_sa_is_found_by_its_name(spi: int, protocol: ProtocolId, destination: IpAddress) -> None:
+    sa = SaId(spi=spi, protocol=protocol, destination=destination)
+    assert requests.named(requests.name_of(sa)) == sa
+
+
+NO_NAMES = ["", "0000010003", "0000010001c0000201", "00000100032", "x000010003c0000201", 256, None]
+
+
+@pytest.mark.parametrize("name", [*NO_NAMES, "0000010003c00002", ["0000010003c0000201"]])
+def test_what_names_no_sa_is_refused(name: object) -> None:
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        requests.named(name)
 
 
 def test_no_entries_are_one_piece() -> None:

@@ -38,7 +38,7 @@ from xfrmpy.ipsec.addresses import IKE_NATT_PORT
 from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
 from xfrmpy.ipsec.overhead import IPV6_MINIMUM_MTU
-from xfrmpy.ipsec.plain import from_plain
+from xfrmpy.ipsec.plain import from_plain, to_plain
 from xfrmpy.ipsec.proposals import AH_SUITES, ESP_SUITES
 from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
@@ -240,7 +240,7 @@ class UserspaceDatapath:
         return from_plain(Usage, self._workers.usage(sa))
 
     def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
-        plain = self._workers.ask_of("seconds_idle", sas, requests.IDS_PER_PACKET)
+        plain = self._workers.ask_of("seconds_idle", sas, requests.IDS_PER_PACKET, requests.name_of)
         return from_plain(tuple[float | None, ...], plain)
 
     def confirm(self) -> None:
@@ -269,7 +269,7 @@ class UserspaceDatapath:
         """What is in force, and the counters of drops; the workers' device is the host's."""
         dump = self.dump()
         ids = [entry.id for entry in dump.sad]
-        told = self._workers.ask_of("survey", ids, requests.SURVEYED_PER_PACKET)
+        told = self._workers.ask_of("survey", ids, requests.SURVEYED_PER_PACKET, to_plain)
         sas = [
             held_sa(entry, from_plain(Usage, known[1]), known[0])
             for entry, known in zip(dump.sad, told, strict=True)

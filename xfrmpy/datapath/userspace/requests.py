@@ -3,8 +3,9 @@
 A request is `{"do": NAME, "with": VALUE}`; a reply `{"result": VALUE}`, with `"more": true` if
 another packet follows, or `{"error": SENTENCE, "errno": NUMBER or null}`. On a connection that has
 asked for `events`, the worker sends `{"event": KIND, "of": VALUE}` as they happen. Values are as in
-`xfrmpy.ipsec.plain`. Sockets pass as SCM_RIGHTS beside the request `keep` and the reply to `kept`.
-Keys pass here: the socket is of mode 0600 and the peer's uid is checked.
+`xfrmpy.ipsec.plain`, and the SAs of the commonest question by their names (`name_of`). Sockets pass
+as SCM_RIGHTS beside the request `keep` and the reply to `kept`. Keys pass here: the socket is of
+mode 0600 and the peer's uid is checked.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, TypeVar
 
 from xfrmpy.datapath.interface import (
@@ -22,10 +25,10 @@ from xfrmpy.datapath.interface import (
     MappingChanged,
     OffloadRefused,
 )
-from xfrmpy.ipsec.addresses import SocketAddress
+from xfrmpy.ipsec.addresses import IpAddress, SocketAddress
 from xfrmpy.ipsec.algorithms import CIPHERS, INTEGRITY, Cipher, Integrity
 from xfrmpy.ipsec.marks import Mark
-from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
+from xfrmpy.ipsec.plain import KNOWN_ADDRESSES, Plain, from_plain, to_plain
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.ipsec.sad import (
     Direction,
@@ -41,6 +44,7 @@ from xfrmpy.ipsec.sad import (
 )
 from xfrmpy.ipsec.selectors import MaskedPort, Selector, TrafficSelector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template
+from xfrmpy.registry import ProtocolId
 
 T = TypeVar("T")
 
@@ -56,6 +60,8 @@ IDS_PER_PACKET = 500
 SURVEYED_PER_PACKET = 250
 """What is told of one SA takes up to 180 octets."""
 
+IPV4_OCTETS = 4
+
 MAX_EVENTS = 1000
 """Kept for a daemon that is away, or does not read; then the oldest is forgotten."""
 
@@ -64,7 +70,7 @@ EVENT_KINDS: dict[str, type[Event]] = {
 }
 
 
-_MEANING = 1
+_MEANING = 2
 """Counted up when a request or a value comes to mean something else without changing its shape."""
 
 VALUES = (
@@ -131,3 +137,25 @@ def in_pieces(entries: Sequence[object]) -> Iterator[list[Plain]]:
     """The entries of a dump, as many as go into a packet at a time; at least one piece."""
     for start in range(0, max(len(entries), 1), ENTRIES_PER_PACKET):
         yield [to_plain(entry) for entry in entries[start : start + ENTRIES_PER_PACKET]]
+
+
+_PROTOCOLS = {f"{protocol:02x}": protocol for protocol in (ProtocolId.AH, ProtocolId.ESP)}
+
+
+def name_of(sa: SaId) -> str:
+    """An SA named in hex: SPI, protocol and destination. A third of the time of its plain form."""
+    return f"{sa.spi:08x}{sa.protocol:02x}{sa.destination.packed.hex()}"
+
+
+def named(name: object) -> SaId:
+    """The inverse of `name_of`. Raises `ValueError`, `KeyError` or `TypeError` for what is none."""
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} is not the name of an SA")
+    protocol, destination = _PROTOCOLS[name[8:10]], _packed_address(name[10:])
+    return SaId(spi=int(name[:8], 16), protocol=protocol, destination=destination)
+
+
+@lru_cache(maxsize=KNOWN_ADDRESSES)
+def _packed_address(octets: str) -> IpAddress:
+    packed = bytes.fromhex(octets)
+    return IPv4Address(packed) if len(packed) == IPV4_OCTETS else IPv6Address(packed)

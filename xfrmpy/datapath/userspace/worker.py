@@ -427,8 +427,8 @@ class Worker:
         return to_plain(self._forwarder.usage(from_plain(SaId, plain), time.monotonic()))
 
     def seconds_idle(self, plain: Plain) -> Plain:
-        sas, now = from_plain(tuple[SaId, ...], plain), time.monotonic()
-        return [self._forwarder.seconds_idle(sa, now) for sa in sas]
+        names, now = from_plain(tuple[str, ...], plain), time.monotonic()
+        return [self._forwarder.seconds_idle(requests.named(name), now) for name in names]
 
     def resumable(self, plain: Plain) -> Plain:
         """Of each SA whether it could go on where it was, if it were added again."""

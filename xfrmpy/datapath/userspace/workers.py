@@ -15,7 +15,7 @@ import contextlib
 import os
 import select
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from stat import S_ISSOCK
 from typing import Any, TypeVar
@@ -360,16 +360,21 @@ class Workers:
     def usage(self, sa: SaId) -> Plain:
         return self._holder(sa).ask("usage", to_plain(sa))
 
-    def ask_of(self, what: str, sas: Sequence[SaId], at_once: int) -> list[Any]:
+    def ask_of(
+        self, what: str, sas: Sequence[SaId], at_once: int, name: Callable[[SaId], Plain]
+    ) -> list[Any]:
         """What is said of each of many SAs, by whoever has it."""
-        said: dict[SaId, Any] = {}
+        answers: list[Any] = [None] * len(sas)
         for index, process in enumerate(self._processes):
-            mine = [sa for sa in sas if self._lanes.get(sa, FIRST) == index]
+            mine: Sequence[int] = range(len(sas))
+            if self._are_many:
+                mine = [at for at in mine if self._lanes.get(sas[at], FIRST) == index]
             for piece in _pieces(mine, at_once):
-                told = process.ask(what, to_plain(tuple(piece)))
+                told = process.ask(what, [name(sas[at]) for at in piece])
                 assert isinstance(told, list)
-                said.update(zip(piece, told, strict=True))
-        return [said[sa] for sa in sas]
+                for at, answer in zip(piece, told, strict=True):
+                    answers[at] = answer
+        return answers
 
     def are_resumable(self, entries: Sequence[SadEntry]) -> list[bool]:
         """Of each whether it could go on; it is added then to the worker that knows it."""
