@@ -30,12 +30,12 @@ from xfrmpy.ike.outputs import (
 from xfrmpy.ike.states import CHILD_SA_TRANSITIONS, ChildSaState, IllegalTransition
 from xfrmpy.ipsec.addresses import IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.algorithms import group
-from xfrmpy.ipsec.proposals import Proposal, answers, child_suite
+from xfrmpy.ipsec.proposals import KEY_EXCHANGES, Proposal, answers, child_suite
 from xfrmpy.ipsec.sad import Direction, InnerEnds, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
 from xfrmpy.ipsec.spd import SpdEntry, Template, protect_entries
 from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
-from xfrmpy.registry import KeyExchangeMethod, NotifyType, ProtocolId, TransformType
+from xfrmpy.registry import KeyExchangeMethod, NotifyType, ProtocolId
 from xfrmpy.wire.payloads import OpenPayload, SaPayload, TsiPayload, TsrPayload
 
 SPI_SIZE = 4
@@ -609,7 +609,7 @@ def _moved(entry: SadEntry, path: Path) -> SadEntry:
 
 def proposals_of_first_child(policy: ChildPolicy) -> tuple[Proposal, ...]:
     """Our proposals for IKE_AUTH, where the IKE SA's key exchange serves (RFC 7296 section 1.2)."""
-    return tuple(dict.fromkeys(p.without(TransformType.KE) for p in policy.proposals))
+    return tuple(dict.fromkeys(p.without(*KEY_EXCHANGES) for p in policy.proposals))
 
 
 def _is_affordable(local: tuple[TrafficSelector, ...], remote: tuple[TrafficSelector, ...]) -> bool:

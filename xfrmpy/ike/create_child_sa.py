@@ -13,7 +13,9 @@ from xfrmpy.crypto.key_exchange import KeyExchange, start_key_exchange
 from xfrmpy.crypto.key_schedule import derive_child_keys
 from xfrmpy.failures import Failure
 from xfrmpy.ike.agreement import (
+    AnsweredKe,
     agreed_secret,
+    answer_ke,
     demanded_method,
     ke_payload,
     key_exchange_methods,
@@ -376,26 +378,26 @@ def _create(sa: IkeSa, payloads: tuple[OpenPayload, ...], old: ChildSa | None, n
         check_mode_asked(policy, traffic)
         check_passage_asked(policy, sa.nat)
         child.choose(offered, traffic, None if ke is None else ke.method)
-        key_exchange, shared_secret = _agree(sa, child, ke)
+        answered = _agree(sa, child, ke)
+        shared_secret = b"" if answered is None else answered.secret()
     except (PeerIncompatible, PeerMisbehaved):
         give_up_child(sa, child)
         raise
     child.nonces = (nonce_i, sa.core.random(NONCE_SIZE))
     _install(sa, child, shared_secret, is_initiator=False, sends=old is None)
-    sa.core.defer(sa, lambda moment: _finish_answer(sa, child, key_exchange, moment), now)
+    sa.core.defer(sa, lambda moment: _finish_answer(sa, child, answered, moment), now)
 
 
-def _agree(sa: IkeSa, child: ChildSa, ke: KePayload | None) -> tuple[KeyExchange | None, bytes]:
+def _agree(sa: IkeSa, child: ChildSa, ke: KePayload | None) -> AnsweredKe | None:
     assert child.proposal is not None
     method = method_of(child.proposal)
     if method is None:
-        return None, b""
+        return None
     assert ke is not None
-    key_exchange = start_key_exchange(method, sa.core.random)
-    return key_exchange, agreed_secret(key_exchange, ke)
+    return answer_ke(method, ke, sa.core.random)
 
 
-def _finish_answer(sa: IkeSa, child: ChildSa, key_exchange: KeyExchange | None, now: float) -> None:
+def _finish_answer(sa: IkeSa, child: ChildSa, answered: AnsweredKe | None, now: float) -> None:
     """The datapath has done its part, or refused."""
     if child.failure:
         failure = Failure(code="XF3002", summary=child.failure)
@@ -404,7 +406,7 @@ def _finish_answer(sa: IkeSa, child: ChildSa, key_exchange: KeyExchange | None, 
         sa.core.emit(RequestRefused(tunnel=sa.tunnel_name, path=sa.path, failure=failure))
         return
     chosen, *selectors = child.answer()
-    ke = () if key_exchange is None else (ke_payload(key_exchange),)
+    ke = () if answered is None else (answered.payload,)
     sa.respond((chosen, NoncePayload(data=child.nonces[1]), *ke, *selectors))
     child.established(now)
     old = child.replaces

@@ -41,11 +41,12 @@ from xfrmpy.ike.resumption import HeldTicket, Resumed
 from xfrmpy.ike.states import IKE_SA_TRANSITIONS, IkeSaState, IllegalTransition
 from xfrmpy.ike.succession import report_unreplaced
 from xfrmpy.ike.timers import earliest
+from xfrmpy.ike.transcript import NOTHING_BETWEEN, Transcript
 from xfrmpy.ike.uniqueness import expect_one
 from xfrmpy.ike.window import OUR_WINDOW_SIZE, Outstanding, PeerSilent
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite
+from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite, methods_of
 from xfrmpy.policy.model import Retransmission, TunnelPolicy
 from xfrmpy.wire.payloads import OpenPayload
 
@@ -94,7 +95,8 @@ class IkeSa:
     of it. `authenticated_as` is its number among
     all whose peer was authenticated, `begun_after` the last one's when it began. `doubted_until`
     is when it ends, if the peer does not show before that it has it. With an `auth_puzzle` there
-    are no keys before its solution.
+    are no keys before its solution. `transcript` is what stands between IKE_SA_INIT and
+    IKE_AUTH.
     """
 
     __slots__ = (
@@ -105,7 +107,8 @@ class IkeSa:
         *("local_id", "nat", "nonces", "on_silence", "peer_follows", "peer_takes_childless"),
         *("postponed", "proposal", "proved", "reauth_at", "redirected_from", "refused_scopes"),
         *("rekey_at", "remote_id", "replaces", "resumed", "retired", "seen_idle_at", "sent_at"),
-        *("state", "suite", "their_tokens", "ticket", "ticket_at", "tunnel", "up_since"),
+        *("state", "suite", "their_tokens", "ticket", "ticket_at", "transcript", "tunnel"),
+        *("up_since",),
         *("wait_until", "_expires_at", "_must_reauth_by", "_refusal", "_step", "_step_at"),
         *("_suspect_again_at", "_was_established"),
     )
@@ -135,6 +138,7 @@ class IkeSa:
         self.remote_id: Identity | None = None
         self.local_id: Identity | None = None
         self.nonces: Nonces = (b"", b"")
+        self.transcript = NOTHING_BETWEEN
         self.children: list[ChildSa] = []
         self.their_tokens: TheirTokens | None = None
         self.ticket: HeldTicket | None = None
@@ -153,8 +157,8 @@ class IkeSa:
         self.postponed: tuple[str, ...] = ()
         self.is_rekeying = self.is_asking_usage = self.is_asking_sent = False
         self.begun_after = self.authenticated_as = core.authentications
-        self.established_at = self.up_since = 0.0
-        self.heard_at = self.seen_idle_at = self.sent_at = 0.0
+        self.established_at = self.up_since = self.heard_at = 0.0
+        self.seen_idle_at = self.sent_at = self._suspect_again_at = 0.0
         self.rekey_at: float | None = None
         self.reauth_at: float | None = None
         self.wait_until: float | None = None
@@ -163,7 +167,6 @@ class IkeSa:
         self.create_at: float | None = None
         self.busy_since: float | None = None
         self._must_reauth_by: float | None = None
-        self._suspect_again_at = 0.0
         self._expires_at: float | None = None
         self._refusal: Failure | None = None
         self._was_established = self.is_reported = False
@@ -241,6 +244,7 @@ class IkeSa:
             spi_r=self.channel.spi_r,
         )
         self.use_keys(proposal, keys, nonces)
+        self.transcript = Transcript(pending=methods_of(proposal)[1:])
 
     def use_keys(self, proposal: Proposal, keys: IkeKeys, nonces: Nonces) -> None:
         """Messages are protected from now on."""
@@ -320,6 +324,8 @@ class IkeSa:
         self.channel.window.schedule = tunnel.retransmission
         self.channel.window.widen_ours(OUR_WINDOW_SIZE)
         self.channel.init_request = self.channel.init_response = b""
+        self.channel.forget_replaced_keys()
+        self.transcript = NOTHING_BETWEEN
         self._begin_life(now)
         if tunnel.reauth_seconds is not None:
             self.limit_authentication(tunnel.reauth_seconds, now)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from xfrmpy.crypto.key_exchange import start_key_exchange
 from xfrmpy.ike.agreement import (
     agreed_secret,
+    answer_ke,
     choose_for_method,
     demanded_method,
     ke_payload,
@@ -176,8 +177,8 @@ def _answer(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> IkeSa:
     ke = only(payloads, KePayload)
     nonce_i = only(payloads, NoncePayload).data
     chosen = _choose(sa, only(payloads, SaPayload).proposals, ke)
-    key_exchange = start_key_exchange(ke.method, sa.core.random)
-    shared_secret = agreed_secret(key_exchange, ke)
+    answered = answer_ke(ke.method, ke, sa.core.random)
+    shared_secret = answered.secret()
     nonces: Nonces = (nonce_i, sa.core.random(NONCE_SIZE))
     our_spi = sa.core.new_ike_spi()
     new = sa.successor(
@@ -192,7 +193,7 @@ def _answer(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> IkeSa:
         (
             SaPayload(proposals=(replace(chosen, spi=our_spi),)),
             NoncePayload(data=nonces[1]),
-            ke_payload(key_exchange),
+            answered.payload,
             *offer_token(new),
         )
     )

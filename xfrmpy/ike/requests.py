@@ -14,6 +14,7 @@ from xfrmpy.ike.auth import answer_ike_auth
 from xfrmpy.ike.create_child_sa import answer_create_child_sa
 from xfrmpy.ike.exchange import only
 from xfrmpy.ike.informational import answer_informational
+from xfrmpy.ike.intermediate import answer_ike_intermediate
 from xfrmpy.ike.rekey_ike_sa import answer_ike_rekey
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.registry import ExchangeType, ProtocolId
@@ -44,6 +45,9 @@ _AUTHENTICATING = frozenset({IkeSaState.AUTHENTICATING})
 _LIVING = frozenset({IkeSaState.ESTABLISHED, IkeSaState.REKEYED, IkeSaState.DELETING})
 
 REQUESTS: dict[ExchangeType, RequestRow] = {
+    ExchangeType.IKE_INTERMEDIATE: RequestRow(
+        states=_AUTHENTICATING, handler=answer_ike_intermediate
+    ),
     ExchangeType.IKE_AUTH: RequestRow(states=_AUTHENTICATING, handler=answer_ike_auth),
     ExchangeType.CREATE_CHILD_SA: RequestRow(states=_LIVING, handler=_answer_create_child_sa),
     ExchangeType.INFORMATIONAL: RequestRow(states=_LIVING, handler=answer_informational),

@@ -30,11 +30,13 @@ from xfrmpy.ike.exchange import Exchange
 from xfrmpy.ike.first_contact import ProofOfLife
 from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.informational import DeleteChildSas, Farewell, LivenessCheck
+from xfrmpy.ike.intermediate import IkeIntermediate
 from xfrmpy.ike.modes import policy_between
 from xfrmpy.ike.nat import NatSituation, is_open
 from xfrmpy.ike.rekey_ike_sa import RekeyIkeSa
 from xfrmpy.ike.resumption import HeldTicket, Resumed, TicketRequest
 from xfrmpy.ike.states import ChildSaState, IkeSaState
+from xfrmpy.ike.transcript import Transcript
 from xfrmpy.ike.window import Outstanding, Sent, Window
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
@@ -48,7 +50,7 @@ from xfrmpy.wire.cursor import Cursor, Malformed
 from xfrmpy.wire.message import Message, decode_payloads_untrusted, encode_payloads
 from xfrmpy.wire.payloads import IdiPayload, OpenPayload, SaPayload
 
-FORMAT = 4
+FORMAT = 5
 """Of both records. Another table is another format."""
 
 KNOWN_PROPOSALS = 64
@@ -645,6 +647,7 @@ IKE_SA: Table = {
     "remote_id": _value(Identity | None),
     "local_id": _value(Identity | None),
     "nonces": _value(Nonces),
+    "transcript": _value(Transcript),
     "their_tokens": _optional(
         Codec(
             lambda theirs, _: to_plain(theirs.tokens),
@@ -686,6 +689,7 @@ IKE_SA: Table = {
 CHANNEL: Table = {
     "init_request": _OCTETS,
     "init_response": _OCTETS,
+    "intermediate_request": _OCTETS,
     "fragments": _FLAG,
     "may_sync": _FLAG,
     "sealed": _NUMBER,
@@ -761,6 +765,11 @@ EXCHANGES: dict[str, ExchangeRow] = {
         {"_solution": _PAYLOADS, "_identity": _IDENTITY_PAYLOAD, "_child": _optional(_CHILD)},
         of_sa=("_sa", "_tunnel"),
     ),
+    "ike-intermediate": ExchangeRow(
+        IkeIntermediate,
+        {"_solution": _PAYLOADS, "_key_exchange": _KEY_EXCHANGE},
+        of_sa=("_sa", "_tunnel"),
+    ),
     "create-child-sa": ExchangeRow(
         CreateChildSa,
         {
@@ -815,6 +824,8 @@ LEFT_OUT: dict[type[Any], frozenset[str]] = {
         {
             *("path", "is_initiator", "our_spi", "their_spi", "window", "tunnel", "_core"),
             *("_question", "_protection"),
+            # Of a moment within one step, or of a responder that does not know its peer yet.
+            *("intermediate_response", "_prefix", "_replaced"),
             # The peer sends again what we have of it in part.
             "_reassembler",
         }
