@@ -15,8 +15,15 @@ from xfrmpy.crypto.key_exchange import (
     Random,
     answer_key_exchange,
 )
+from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
-from xfrmpy.ipsec.proposals import FURTHER_KEY_EXCHANGES, Proposal, Transform, choose_proposal
+from xfrmpy.ipsec.proposals import (
+    FURTHER_KEY_EXCHANGES,
+    Proposal,
+    Transform,
+    choose_proposal,
+    methods_of,
+)
 from xfrmpy.registry import KeyExchangeMethod, NotifyType, TransformType
 from xfrmpy.wire.payloads import KePayload, NotifyPayload
 
@@ -84,6 +91,35 @@ class AnsweredKe:
 
     payload: KePayload
     secret: Callable[[], bytes] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """What a CREATE_CHILD_SA has agreed on, and the secrets of its key exchanges so far, in order.
+
+    There are more to come as long as there is a `next_method` (RFC 9370 section 2.2.4).
+    """
+
+    chosen: Proposal
+    nonces: Nonces
+    secrets: tuple[bytes, ...] = field(default=(), repr=False)
+
+    @property
+    def next_method(self) -> KeyExchangeMethod | None:
+        return next(iter(methods_of(self.chosen)[len(self.secrets) :]), None)
+
+    @property
+    def shared_secret(self) -> bytes:
+        """SK(0) of RFC 9370; empty without a key exchange."""
+        return b"".join(self.secrets[:1])
+
+    @property
+    def further_secrets(self) -> bytes:
+        """SK(1) | ... | SK(n)."""
+        return b"".join(self.secrets[1:])
+
+    def with_secret(self, secret: bytes) -> Agreement:
+        return replace(self, secrets=(*self.secrets, secret))
 
 
 def answer_ke(method: KeyExchangeMethod, ke: KePayload, random: Random) -> AnsweredKe:

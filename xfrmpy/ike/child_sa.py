@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TypeAlias, TypedDict
 
 from xfrmpy.crypto.key_schedule import ChildKeys
-from xfrmpy.ike.agreement import choose_for_method, method_of
+from xfrmpy.ike.agreement import choose_for_method
 from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.compression import compression_payloads, cpi_of
 from xfrmpy.ike.core import FIRST_CHILD_SPI, Core
@@ -29,7 +29,6 @@ from xfrmpy.ike.outputs import (
 )
 from xfrmpy.ike.states import CHILD_SA_TRANSITIONS, ChildSaState, IllegalTransition
 from xfrmpy.ipsec.addresses import IpAddress, Path, SocketAddress
-from xfrmpy.ipsec.algorithms import group
 from xfrmpy.ipsec.proposals import KEY_EXCHANGES, Proposal, answers, child_suite
 from xfrmpy.ipsec.sad import Direction, InnerEnds, Mode, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
@@ -325,10 +324,11 @@ class ChildSa:
 
     @property
     def suite(self) -> str:
-        """The algorithms, with the method of the key exchange that it had for itself."""
+        """The algorithms, with the key exchanges that it had for itself."""
         assert self.proposal is not None
-        method = method_of(self.proposal)
-        return str(self.entries[0].suite) + (f"-{group(method).name}" if method else "")
+        exchanges = (t for t in self.proposal.transforms if t.type in KEY_EXCHANGES)
+        named = (str(t) for t in exchanges if t.id != KeyExchangeMethod.NONE)
+        return "-".join((str(self.entries[0].suite), *named))
 
     def handle_usage(self, direction: Direction, seconds_idle: float, now: float) -> None:
         """The last packet of one direction was so long ago."""

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from xfrmpy.crypto.key_schedule import IkeKeys, derive_ike_keys, derive_rekeyed_ike_keys
 from xfrmpy.failures import Failure
+from xfrmpy.ike.agreement import Agreement
 from xfrmpy.ike.auth_puzzle import AuthPuzzle
 from xfrmpy.ike.channel import Channel
 from xfrmpy.ike.child_sa import ChildSa, Scope
@@ -26,6 +27,7 @@ from xfrmpy.ike.duties import next_duty
 from xfrmpy.ike.exchange import (
     Exchange,
 )
+from xfrmpy.ike.followup import Unfinished
 from xfrmpy.ike.informational import Farewell, LivenessCheck
 from xfrmpy.ike.lifetimes import replacement_seconds
 from xfrmpy.ike.nat import NatSituation
@@ -96,7 +98,7 @@ class IkeSa:
     all whose peer was authenticated, `begun_after` the last one's when it began. `doubted_until`
     is when it ends, if the peer does not show before that it has it. With an `auth_puzzle` there
     are no keys before its solution. `transcript` is what stands between IKE_SA_INIT and
-    IKE_AUTH.
+    IKE_AUTH. What the peer has begun in it and not finished is `unfinished`.
     """
 
     __slots__ = (
@@ -108,7 +110,7 @@ class IkeSa:
         *("postponed", "proposal", "proved", "reauth_at", "redirected_from", "refused_scopes"),
         *("rekey_at", "remote_id", "replaces", "resumed", "retired", "seen_idle_at", "sent_at"),
         *("state", "suite", "their_tokens", "ticket", "ticket_at", "transcript", "tunnel"),
-        *("up_since",),
+        *("unfinished", "up_since"),
         *("wait_until", "_expires_at", "_must_reauth_by", "_refusal", "_step", "_step_at"),
         *("_suspect_again_at", "_was_established"),
     )
@@ -145,17 +147,17 @@ class IkeSa:
         self.resumed: Resumed | None = None
         self.auth_puzzle: AuthPuzzle | None = None
         self.redirected_from: IpAddress | None = None
-        self.peer_follows = self.peer_takes_childless = self.asks_pairs = False
+        self.peer_follows = self.peer_takes_childless = self.asks_pairs = self.is_rekeying = False
         self.on_silence: Callable[[float], None] | None = None
         self.childless_until: float | None = None
         self.ticket_at: float | None = None
         self.retired: list[tuple[float, ChildSa]] = []
         self.replaces: IkeSa | None = None
         self.heir: IkeSa | None = None
+        self.unfinished: list[Unfinished] = []
         self.demand = Demand()
         self.refused_scopes = _NO_SCOPES
         self.postponed: tuple[str, ...] = ()
-        self.is_rekeying = self.is_asking_usage = self.is_asking_sent = False
         self.begun_after = self.authenticated_as = core.authentications
         self.established_at = self.up_since = self.heard_at = 0.0
         self.seen_idle_at = self.sent_at = self._suspect_again_at = 0.0
@@ -169,7 +171,9 @@ class IkeSa:
         self._must_reauth_by: float | None = None
         self._expires_at: float | None = None
         self._refusal: Failure | None = None
-        self._was_established = self.is_reported = False
+        self.is_asking_usage = self.is_asking_sent = self._was_established = self.is_reported = (
+            False
+        )
         self._step: Callable[[float], bool] | None = None
         self._step_at: float | None = None
         if tunnel is not None:
@@ -199,6 +203,8 @@ class IkeSa:
     def can_ask(self) -> bool:
         """Whether a request could leave at once; nothing goes beside a rekeying of the IKE SA."""
         window = self.channel.window
+        if self.unfinished and any(u.child is None for u in self.unfinished):
+            return False
         return window.is_idle or (window.has_room and not self.is_rekeying)
 
     def start(self, exchange: Exchange, now: float) -> None:
@@ -378,9 +384,7 @@ class IkeSa:
 
     def successor(
         self,
-        proposal: Proposal,
-        shared_secret: bytes,
-        nonces: Nonces,
+        agreement: Agreement,
         *,
         spis: tuple[bytes, bytes],
         is_initiator: bool,
@@ -400,16 +404,18 @@ class IkeSa:
             tunnel=self.tunnel,
             spis=spis,
         )
-        new.proposal, new.nonces, new.suite = proposal, nonces, ike_suite(proposal)
+        new.proposal, new.nonces = agreement.chosen, agreement.nonces
+        new.suite = ike_suite(new.proposal)
         new.keys = derive_rekeyed_ike_keys(
             new.suite,
             old_prf=self.suite.prf,
             old_sk_d=self.keys.sk_d,
-            shared_secret=shared_secret,
-            nonce_i=nonces[0],
-            nonce_r=nonces[1],
+            shared_secret=agreement.shared_secret,
+            nonce_i=new.nonces[0],
+            nonce_r=new.nonces[1],
             spi_i=new.channel.spi_i,
             spi_r=new.channel.spi_r,
+            further_secrets=agreement.further_secrets,
         )
         new.channel.protect(new.suite, new.keys)
         new.state = IkeSaState.ESTABLISHED
@@ -454,6 +460,7 @@ class IkeSa:
     def bid_farewell(self, now: float, *payloads: OpenPayload) -> None:
         """The last request: a Delete, or `payloads` in place of it."""
         self.move_to(IkeSaState.DELETING)
+        self.unfinished.clear()
         self.channel.window.waiting.clear()
         self.channel.window.hurry(FAREWELL_TRIES)
         self.start(Farewell(self, payloads), now)
@@ -484,6 +491,7 @@ class IkeSa:
         if self.state is IkeSaState.DELETING:
             failure = None  # It has its reason already; how the peer took it is no other.
         self._close_children()
+        self.unfinished.clear()
         self.channel.close()
         self.move_to(IkeSaState.DELETED)
         self._expires_at = now + LINGER_SECONDS
