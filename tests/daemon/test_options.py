@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from xfrmpy.daemon.__main__ import _limits, _parse
+from xfrmpy.daemon.__main__ import _limits, option_parser
 from xfrmpy.ike.admission import AdmissionLimits
 
 
 def limits(*arguments: str) -> AdmissionLimits:
-    return AdmissionLimits(**_limits(_parse(list(arguments))))
+    return AdmissionLimits(**_limits(option_parser().parse_args([*arguments])))
 
 
 def test_without_options_the_limits_are_the_defaults() -> None:

@@ -506,9 +506,11 @@ def test_a_thousand_tunnels_load_in_the_order_of_their_names(load: Load) -> None
         ("{post_quantum: off}", [False, False]),
         ("{post_quantum: require, proposals: aes256gcm16-prfsha384-mlkem768}", [True]),
         (
-            "{post_quantum: require, proposals: "
-            "[aes256gcm16-prfsha384-x25519-ke1_mlkem768-ke1_none, "
-            "aes256gcm16-prfsha384-x25519-ke1_ecp256-ke2_mlkem1024]}",
+            (
+                "{post_quantum: require, proposals: "
+                "[aes256gcm16-prfsha384-x25519-ke1_mlkem768-ke1_none, "
+                "aes256gcm16-prfsha384-x25519-ke1_ecp256-ke2_mlkem1024]}"
+            ),
             [True],
         ),
     ],

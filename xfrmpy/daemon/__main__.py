@@ -30,7 +30,7 @@ LOCK_NAME = "daemon.lock"
 
 def main(arguments: list[str]) -> int:
     """The exit code, after whatever the daemon had to say on standard error."""
-    options = _parse(arguments)
+    options = option_parser().parse_args(arguments)
     logging.basicConfig(handlers=[log_handler(os.environ)])
     spare_origins()
     logging.getLogger("xfrmpy").setLevel(logging.DEBUG if options.verbose else logging.INFO)
@@ -47,7 +47,8 @@ def main(arguments: list[str]) -> int:
     return int(ExitCode.DONE)
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def option_parser() -> argparse.ArgumentParser:
+    """What `xfrmpy daemon` takes."""
     parser = argparse.ArgumentParser(prog="xfrmpy daemon", description="Run the xfrmpy daemon.")
     parser.add_argument("-v", "--verbose", action="store_true", help="log every datagram")
     who = "whose members may look at tunnels; xfrmpy if there is such a group, '' for none"
@@ -63,7 +64,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add_natt_port(parser)
     for option, (_, what) in _LIMITS.items():
         parser.add_argument(option, type=_count, metavar="N", help=f"half-open IKE SAs {what}")
-    return parser.parse_args(arguments)
+    return parser
 
 
 _LIMITS = {

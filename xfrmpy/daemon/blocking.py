@@ -152,7 +152,7 @@ def _explained() -> Iterator[None]:
 
 def main(arguments: list[str]) -> int:
     """Do it once; the exit code, after what there is to say on standard error."""
-    options = _parse(arguments)
+    options = option_parser().parse_args(arguments)
     try:
         if options.lift:
             Blocking().lift()
@@ -167,12 +167,13 @@ def main(arguments: list[str]) -> int:
     return int(ExitCode.BAD_POLICY if loaded.errors else ExitCode.DONE)
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def option_parser() -> argparse.ArgumentParser:
+    """What `xfrmpy block` takes."""
     what = "Block the traffic of tunnels with `on_down: block`, but for what is protected."
     parser = argparse.ArgumentParser(prog="xfrmpy block", description=what)
     parser.add_argument("--lift", action="store_true", help="let it pass in clear again")
     add_natt_port(parser)
-    return parser.parse_args(arguments)
+    return parser
 
 
 if __name__ == "__main__":

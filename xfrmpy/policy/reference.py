@@ -7,27 +7,45 @@ date: `python -m xfrmpy.policy.reference`, and paste.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import yaml
 from pydantic.fields import FieldInfo
 
 from xfrmpy.policy.schema import Keys, PolicyFile, Tunnel, is_future, nested
 
-Row = tuple[str, FieldInfo]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A key that is supported; its name has those of what it stands in before it."""
+
+    name: str
+    example: str
+    meaning: str
+
+
+def file_keys() -> tuple[Key, ...]:
+    """The keys of a file in the long form."""
+    return tuple(_supported(PolicyFile.model_fields.items()))
+
+
+def tunnel_keys() -> tuple[Key, ...]:
+    """The keys of a tunnel."""
+    return tuple(_supported(_rows(Tunnel)))
 
 
 def reference_markdown() -> str:
     """Two tables, of a file's keys and of a tunnel's, and the keys that are not supported yet."""
-    file, tunnel = list(PolicyFile.model_fields.items()), list(_rows(Tunnel))
-    future = ", ".join(f"`{name}`" for name, field in (*file, *tunnel) if is_future(field))
+    rows = [*PolicyFile.model_fields.items(), *_rows(Tunnel)]
+    future = ", ".join(f"`{name}`" for name, field in rows if is_future(field))
     return (
-        f"Keys of a file in the long form:\n\n{_table(file)}\n"
-        f"Keys of a tunnel; `NAME` is yours to choose:\n\n{_table(tunnel)}\n"
+        f"Keys of a file in the long form:\n\n{_table(file_keys())}\n"
+        f"Keys of a tunnel; `NAME` is yours to choose:\n\n{_table(tunnel_keys())}\n"
         f"Known, and not supported yet: {future}.\n"
     )
 
 
-def _rows(model: type[Keys], prefix: str = "") -> Iterator[Row]:
+def _rows(model: type[Keys], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
         yield prefix + name, field
         inner, named = nested(field)
@@ -35,12 +53,16 @@ def _rows(model: type[Keys], prefix: str = "") -> Iterator[Row]:
             yield from _rows(inner, f"{prefix}{name}.NAME." if named else f"{prefix}{name}.")
 
 
-def _table(rows: Iterable[Row]) -> str:
-    lines = ["| key | example | meaning |", "|---|---|---|"]
+def _supported(rows: Iterable[tuple[str, FieldInfo]]) -> Iterator[Key]:
     for name, field in rows:
         if not is_future(field):
             example = _flow((field.examples or [""])[0])
-            lines.append(f"| `{name}` | `{example}` | {field.description} |")
+            yield Key(name=name, example=example, meaning=field.description or "")
+
+
+def _table(keys: Iterable[Key]) -> str:
+    lines = ["| key | example | meaning |", "|---|---|---|"]
+    lines += [f"| `{key.name}` | `{key.example}` | {key.meaning} |" for key in keys]
     return "\n".join(lines) + "\n"
 
 
