@@ -6,14 +6,15 @@ PHASES ?= unit native vm
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help venv demo test lint
+.PHONY: help venv demo test lint deb
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo   two gateways and a tunnel between them, shown and removed again (root)'
 	@echo 'make test   all tests: unit, native (root), in a virtual machine (root);'
 	@echo '            fewer with PHASES="unit native"'
-	@echo 'make lint   format, lint and types'
+	@echo 'make deb    a Debian package, in dist/'
+	@echo 'make lint   format, lint and types, also of the Ansible collection'
 	@echo 'make venv   only the virtual environment, in $(VENV)'
 
 venv: $(STAMP)
@@ -27,7 +28,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	@.ci/run-phases $(PHASES)
 
+deb: $(STAMP)
+	@$(VENV)/bin/python .ci/build_deb.py dist
+
 lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	.ci/lint-collection

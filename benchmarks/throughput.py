@@ -4,6 +4,7 @@
 octets between them; iperf3 and ping run on the gateways themselves, between addresses that the
 tunnel carries, so that nothing else has work to do. strongSwan's ESP is kernel-libipsec's. With its
 suite wireguard-go is measured, too. Behind that is told where the time of a packet goes (`steps`).
+With `--workers N` there are N tunnels, for one more test: a stream through each at the same time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -35,6 +38,7 @@ from integration.lab.network import Host
 from integration.lab.process import Background, eventually, run
 from integration.lab.site import Site
 from integration.lab.strongswan import StrongswanPeer
+from integration.lab.tunnel import Tunnel
 
 Gateway = XfrmpyGateway | StrongswanPeer | WireguardGateway
 Figures = dict[str, float]
@@ -65,9 +69,12 @@ TESTS: Mapping[str, Sequence[str]] = {
 """iperf3's arguments. UDP is offered at more than either rival carries and what arrives is counted;
 sent as fast as it can be, it would take a core from those who are measured."""
 
+TUNNELS = "tcp, a stream in each tunnel"
+
 UNITS = {"ping": "us"} | {
     test: unit for name in TESTS for test, unit in ((name, "Mbit/s"), (f"{name} cpu", "ms/GB"))
 }
+UNITS |= {TUNNELS: "Mbit/s", f"{TUNNELS} cpu": "ms/GB"}
 UNITS |= {"udp 64": "packets/s", "udp 64 cpu": "ms/million"}
 
 WORKER = "worker, us"
@@ -84,7 +91,7 @@ def main() -> None:
     for number in range(options.rounds):
         for suite in options.suites:
             for rival in _rivals(suite):
-                figures = measure(rival, suite, options.seconds)
+                figures = measure(rival, suite, options.seconds, options.workers)
                 rounds[suite][rival].append(figures)
                 brief = ", ".join(f"{name} {value:.0f}" for name, value in figures.items())
                 print(f"round {number + 1}, {suite}, {rival}: {brief}", file=sys.stderr)
@@ -97,6 +104,7 @@ def main() -> None:
         options.output,
         conditions=facts,
         seconds=options.seconds,
+        workers=options.workers,
         units=UNITS,
         rounds=rounds,
         medians=results,
@@ -118,13 +126,14 @@ def _parse() -> argparse.Namespace:
         metavar="SUITE",
         help=f"ESP suites: {', '.join(SUITES)} (all)",
     )
+    parser.add_argument("--workers", type=int, default=1, help="of each gateway of ours (1)")
     parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write JSON")
     options = parser.parse_args()
     options.suites = options.suites or list(SUITES)
     if unknown := set(options.suites) - set(SUITES):
         parser.error(f"unknown suites: {', '.join(sorted(unknown))}")
-    if options.rounds < 1 or options.seconds < 1:
-        parser.error("--seconds and --rounds are at least 1")
+    if min(options.rounds, options.seconds, options.workers) < 1:
+        parser.error("--seconds, --rounds and --workers are at least 1")
     return options
 
 
@@ -132,32 +141,51 @@ def _rivals(suite: str) -> Sequence[str]:
     return (*RIVALS, "wireguard-go") if suite == wireguard.SUITE else RIVALS
 
 
-def measure(rival: str, suite: str, seconds: int) -> Figures:
-    """One round with one suite: a fresh tunnel, every test once."""
+def measure(rival: str, suite: str, seconds: int, workers: int) -> Figures:
+    """One round with one suite: fresh tunnels, every test once."""
+    count = 1 if rival == "wireguard-go" else workers
     with Site() as site:
-        gateways = _tunnel(site, rival, suite)
+        gateways = _tunnels(site, rival, suite, count)
         bench = _Bench(site, gateways, seconds)
         figures = {"ping": bench.ping()}
         for test, arguments in TESTS.items():
             figures |= bench.iperf(test, arguments)
+        if count > 1:
+            figures |= bench.iperf_of_tunnels(count)
         if rival == "wireguard-go":
             for gateway in gateways:
                 gateway.stop()
         return figures
 
 
-def _tunnel(site: Site, rival: str, suite: str) -> tuple[Gateway, Gateway]:
-    tunnel = site.network.tunnel(ike=SUITES[suite], esp=f"{suite}-noesn")
-    ends = (site.network.moon, tunnel), (site.network.sun, tunnel.mirrored())
+def _tunnels(site: Site, rival: str, suite: str, count: int) -> tuple[Gateway, Gateway]:
+    tunnels = [
+        site.network.tunnel(number, ike=SUITES[suite], esp=f"{suite}-noesn")
+        for number in range(count)
+    ]
+    ends = (
+        (site.network.moon, tunnels),
+        (site.network.sun, [tunnel.mirrored() for tunnel in tunnels]),
+    )
     if rival == "wireguard-go":
-        moon, sun = (WireguardGateway(*end, site.directory / end[0].name) for end in ends)
+        moon, sun = (
+            WireguardGateway(host, ours[0], site.directory / host.name) for host, ours in ends
+        )
         moon.meet(sun)
         sun.meet(moon)
         return moon, sun
-    start = site.xfrmpy if rival == "xfrmpy" else site.strongswan
-    initiator, responder = (start(*end) for end in ends)
-    site.connect(initiator, responder)
+    initiator, responder = (_started(site, rival, host, ours) for host, ours in ends)
+    for number in range(count):
+        site.connect(initiator, responder, number)
     return initiator, responder
+
+
+def _started(
+    site: Site, rival: str, host: Host, tunnels: Sequence[Tunnel]
+) -> XfrmpyGateway | StrongswanPeer:
+    if rival == "xfrmpy":
+        return site.xfrmpy(host, *tunnels, options=("--workers", str(len(tunnels))))
+    return site.strongswan(host, *tunnels)
 
 
 class _Bench:
@@ -186,13 +214,12 @@ class _Bench:
     def iperf(self, test: str, arguments: Sequence[str]) -> Figures:
         """Mbit/s that arrived, and the CPU time that both gateways took for a gigabyte of it."""
         # A server of its own for each run: one that lost its client to an overload stays busy.
-        serve = ("iperf3", "-s", "-1", "-B", self._theirs, "--forceflush")
         self._log.unlink(missing_ok=True)
-        server = Background(self._sun.command(*serve), self._log)
+        server = Background(self._sun.command(*_serve(self._theirs)), self._log)
         try:
-            eventually("iperf3 to listen", lambda: "listening" in server.output)
+            eventually("iperf3 to listen", partial(_is_listening, server))
             before, workers = sum(map(cpu_seconds, self._pids)), self._worker_times()
-            carried = self._client(arguments)
+            carried = self._client(arguments, self._ours, self._theirs)
             cpu = sum(map(cpu_seconds, self._pids)) - before
         finally:
             server.stop()
@@ -209,6 +236,28 @@ class _Bench:
                 figures[name] = 1e6 * (seconds - workers[name]) / segments
         return figures
 
+    def iperf_of_tunnels(self, count: int) -> Figures:
+        """What all of them carry together, a stream in each."""
+        ends = [tuple(_address(h, n) for h in (self._moon, self._sun)) for n in range(count)]
+        servers = []
+        try:
+            for number, (_, theirs) in enumerate(ends):
+                log = self._log.with_suffix(f".{number}")
+                log.unlink(missing_ok=True)
+                servers.append(Background(self._sun.command(*_serve(theirs)), log))
+            for server in servers:
+                eventually("iperf3 to listen", partial(_is_listening, server))
+            before = sum(map(cpu_seconds, self._pids))
+            with ThreadPoolExecutor(count) as pool:
+                carried = [*pool.map(partial(self._client, TESTS["tcp"]), *zip(*ends, strict=True))]
+            cpu = sum(map(cpu_seconds, self._pids)) - before
+        finally:
+            for server in servers:
+                server.stop()
+        octets = sum(each.octets for each in carried)
+        rate = sum(8e-6 * each.octets / each.seconds for each in carried)
+        return {TUNNELS: rate, f"{TUNNELS} cpu": 1000 * cpu / (1e-9 * octets)}
+
     def _worker_times(self) -> Figures:
         """Of our workers, in user space and in the kernel."""
         return {
@@ -217,8 +266,8 @@ class _Bench:
             for which, where in enumerate(("user", "system"))
         }
 
-    def _client(self, arguments: Sequence[str]) -> Carried:
-        where = ("-c", self._theirs, "-B", self._ours, "-t", str(self._seconds), "-J")
+    def _client(self, arguments: Sequence[str], ours: str, theirs: str) -> Carried:
+        where = ("-c", theirs, "-B", ours, "-t", str(self._seconds), "-J")
         command = self._moon.command("iperf3", *where, *arguments)
         done = run(*command, check=False, seconds=self._seconds + 30)
         result = json.loads(done.stdout)
@@ -251,9 +300,18 @@ def _processes(gateway: Gateway) -> Mapping[str, int]:
     return processes(gateway)
 
 
-def _address(gateway: Host) -> str:
-    """A gateway's own address among those that the tunnel carries."""
-    return gateway.inside_address().rpartition(".")[0] + ".1"
+def _is_listening(server: Background) -> bool:
+    return "listening" in server.output
+
+
+def _serve(address: str) -> tuple[str, ...]:
+    """A server for one test."""
+    return ("iperf3", "-s", "-1", "-B", address, "--forceflush")
+
+
+def _address(gateway: Host, number: int = 0) -> str:
+    """A gateway's own address among those that a tunnel carries."""
+    return gateway.inside_address(number).rpartition(".")[0] + ".1"
 
 
 def _ratios(result: Mapping[str, Figures]) -> dict[str, Figures]:
@@ -282,6 +340,7 @@ def report(facts: Mapping[str, str], results: Mapping[str, Mapping[str, Figures]
                 ),
             ]
             for test, unit in UNITS.items()
+            if test in result["xfrmpy"]
         ]
         parts.append(table(header, rows))
     return "\n\n".join(parts)

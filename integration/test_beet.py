@@ -63,12 +63,18 @@ def test_strongswan_has_the_same_mode(site: Site) -> None:
 
 
 @pytest.mark.vm
-@pytest.mark.nat("moon")
-def test_strongswan_has_it_through_a_nat(site: Site) -> None:
+@pytest.mark.parametrize(
+    "behind",
+    [
+        pytest.param("local", marks=pytest.mark.nat("moon")),
+        pytest.param("remote", marks=pytest.mark.nat("sun")),
+    ],
+)
+def test_strongswan_has_it_through_a_nat(site: Site, behind: str) -> None:
     """In UDP; the addresses within are those of the two ends' policies, whatever a NAT does."""
     pair = _beside_strongswan(site)
     for _ in pair.each_role():
-        assert pair.ours.tunnel().nat == "local"
+        assert pair.ours.tunnel().nat == behind
         _assert_carries(site, pair)
         pair.ours.rekey()
         _assert_carries_when_settled(site, pair)

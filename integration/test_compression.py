@@ -59,9 +59,14 @@ def _assert_passes(site: Site) -> None:
     assert site.network.alice.ping(site.network.bob.inside_address(), octets=_PAYLOAD) == 0
 
 
+KERNELS = pytest.mark.parametrize(
+    "make_peer", [_strongswan, _libreswan], ids=["strongswan", "libreswan"]
+)
+
+
 @pytest.mark.vm
 @pytest.mark.parametrize("datapath", KEYS)
-@pytest.mark.parametrize("make_peer", [_strongswan, _libreswan], ids=["strongswan", "libreswan"])
+@KERNELS
 def test_the_kernel_of_another_compresses_with_us(
     site: Site, make_peer: Callable[[Site, Tunnel], Peer], datapath: str
 ) -> None:
@@ -77,9 +82,12 @@ def test_the_kernel_of_another_compresses_with_us(
 
 @pytest.mark.vm
 @pytest.mark.nat("moon")
-def test_the_kernel_of_another_compresses_with_us_in_udp(site: Site) -> None:
+@KERNELS
+def test_the_kernel_of_another_compresses_with_us_in_udp(
+    site: Site, make_peer: Callable[[Site, Tunnel], Peer]
+) -> None:
     tunnel = replace(site.network.tunnel(), esp=PROPOSAL)
-    theirs = _strongswan(site, tunnel.mirrored())
+    theirs = make_peer(site, tunnel.mirrored())
     pair = Pair(site, site.xfrmpy(site.network.moon, tunnel, **KEYS["kernel"]), theirs)
     for _ in pair.each_role():
         assert pair.ours.tunnel().nat == "local"

@@ -1,10 +1,11 @@
-"""IKE and ESP in UDP on other ports than 500 and 4500, ours or the peer's, against strongSwan."""
+"""IKE and ESP in UDP on other ports than 500 and 4500, ours or the peer's: with other daemons."""
 
 from __future__ import annotations
 
 import pytest
 
-from integration.lab.site import Pair, Site
+from integration.lab.gateway import XfrmpyGateway
+from integration.lab.site import Pair, Peer, Site
 
 OTHER = 4511
 
@@ -12,31 +13,55 @@ OTHER = 4511
 @pytest.mark.native
 @pytest.mark.vm
 def test_the_peer_may_have_another_port(site: Site) -> None:
-    network = site.network
     theirs = site.strongswan(
-        network.sun,
-        network.tunnel().mirrored(),
+        site.network.sun,
+        site.network.tunnel().mirrored(),
         settings=(f"port_nat_t={OTHER}",),
         connection=f"local_port = {OTHER}\nremote_port = 4500",
     )
-    ours = site.xfrmpy(network.moon, network.tunnel(), peer_port=OTHER, encapsulation="force")
-    _assert_works(Pair(site, ours, theirs), 4500, OTHER)
+    _assert_works(Pair(site, _calling_there(site), theirs), 4500, OTHER)
 
 
 @pytest.mark.native
+@pytest.mark.vm
 def test_we_may_have_another_port(site: Site) -> None:
     """Who calls has to be told; whom we call sees it."""
-    network = site.network
     ports = f"local_port = 4500\nremote_port = {OTHER}"
-    theirs = site.strongswan(network.sun, network.tunnel().mirrored(), connection=ports)
-    ours = site.xfrmpy(
-        network.moon,
-        network.tunnel(),
+    tunnel = site.network.tunnel().mirrored()
+    theirs = site.strongswan(site.network.sun, tunnel, connection=ports)
+    _assert_works(Pair(site, _listening_there(site), theirs), OTHER, 4500)
+
+
+@pytest.mark.vm
+def test_libreswan_may_have_another_port(site: Site) -> None:
+    theirs = _libreswan(site, f"leftikeport={OTHER}", "rightikeport=4500")
+    _assert_works(Pair(site, _calling_there(site), theirs), 4500, OTHER)
+
+
+@pytest.mark.vm
+def test_libreswan_finds_us_on_another_port(site: Site) -> None:
+    theirs = _libreswan(site, f"rightikeport={OTHER}")
+    _assert_works(Pair(site, _listening_there(site), theirs), OTHER, 4500)
+
+
+def _libreswan(site: Site, *ports: str) -> Peer:
+    tunnel = site.network.tunnel().mirrored()
+    return site.libreswan(site.network.sun, tunnel, connection=[*ports, "pfs=no"])
+
+
+def _calling_there(site: Site) -> XfrmpyGateway:
+    tunnel = site.network.tunnel()
+    return site.xfrmpy(site.network.moon, tunnel, peer_port=OTHER, encapsulation="force")
+
+
+def _listening_there(site: Site) -> XfrmpyGateway:
+    return site.xfrmpy(
+        site.network.moon,
+        site.network.tunnel(),
         options=("--natt-port", str(OTHER)),
         peer_port=4500,
         encapsulation="force",
     )
-    _assert_works(Pair(site, ours, theirs), OTHER, 4500)
 
 
 def _assert_works(pair: Pair, our_port: int, their_port: int) -> None:
@@ -51,6 +76,7 @@ def _assert_works(pair: Pair, our_port: int, their_port: int) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.vm
 def test_a_restart_on_another_port_makes_the_tunnel_anew(site: Site) -> None:
     network = site.network
     theirs = site.strongswan(network.sun, network.tunnel().mirrored())

@@ -22,7 +22,7 @@ from integration.lab.network import Host
 from integration.lab.preloaded import start_copy
 from integration.lab.process import IN_VM, PATIENCE, Background, Start, eventually, popen, run
 from integration.lab.tunnel import Tunnel
-from integration.userspace.place import WORKER_SOCKET, end_workers
+from integration.userspace.place import ANY_WORKER_SOCKET, WORKERS, end_workers
 from xfrmpy.cli.change import Verb
 from xfrmpy.control.client import Client
 from xfrmpy.control.protocol import StatusReply, TunnelStatus
@@ -179,7 +179,7 @@ class XfrmpyGateway:
         status = self._daemon.stop(signal.SIGTERM, seconds=20)
         assert status == 0, f"SIGTERM: the daemon ended with {status}"
         self._assert_nothing_left()
-        assert not list(self.runtime.glob(WORKER_SOCKET)), "a worker is left"
+        assert not list(self.runtime.glob(ANY_WORKER_SOCKET)), "a worker is left"
 
     def ended(self) -> int:
         """The exit status of a daemon that ends by itself, and leaves nothing behind."""
@@ -225,7 +225,8 @@ class XfrmpyGateway:
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(str(path))
-            command, environment, start = self._xfrmpy("daemon", *self._options)
+            workers = ("--workers", str(WORKERS)) if WORKERS > 1 else ()
+            command, environment, start = self._xfrmpy("daemon", *workers, *self._options)
             environment = {**environment, "NOTIFY_SOCKET": str(path)}
             daemon = Background(command, self._directory / "daemon.log", environment, start)
             notify.settimeout(0.1)

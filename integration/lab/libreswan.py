@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from integration.lab.network import Host
@@ -61,6 +62,7 @@ conn net{number}
     ikev2=insist
     auto={auto}
     {mode}
+    {mark}
     {connection}
 
 """
@@ -70,7 +72,7 @@ class LibreswanPeer:
     """A pluto for tunnels as this end sees them, by their numbers; one subnet at either end.
 
     `auto` is "add", or "start" for one that initiates by itself; `connection` are further lines of
-    each connection ("dpddelay=1").
+    each connection ("dpddelay=1"), and `marks` the marks of their policies ("0x10/0xf0"), if any.
     """
 
     def __init__(
@@ -81,11 +83,13 @@ class LibreswanPeer:
         *,
         auto: str = "add",
         connection: Sequence[str] = (),
+        marks: Sequence[str] = (),
     ) -> None:
         self._directory = directory
         directory.mkdir()
         connections = [
-            _connection(number, tunnel, auto, connection) for number, tunnel in enumerate(tunnels)
+            _connection(number, tunnel, auto, connection, mark)
+            for number, (tunnel, mark) in enumerate(zip_longest(tunnels, marks))
         ]
         secrets = [f'@{t.ours.id} @{t.theirs.id} : PSK "{t.psk}"\n' for t in tunnels]
         (directory / "ipsec.conf").write_text("".join(connections))
@@ -132,7 +136,9 @@ class LibreswanPeer:
         run(self._path, *argv, seconds=90)
 
 
-def _connection(number: int, tunnel: Tunnel, auto: str, more: Sequence[str]) -> str:
+def _connection(
+    number: int, tunnel: Tunnel, auto: str, more: Sequence[str], mark: str | None
+) -> str:
     (local,), (remote,) = tunnel.ours.subnets, tunnel.theirs.subnets
     packets = [p.rpartition("-") for p in (tunnel.ah or tunnel.esp).split(",")]
     return _CONNECTION.format(
@@ -149,6 +155,7 @@ def _connection(number: int, tunnel: Tunnel, auto: str, more: Sequence[str]) -> 
         packets=",".join(_translated(names).replace("-dh", ";dh") for names, _, _ in packets),
         esn=_ESN[packets[0][2]],
         auto=auto,
+        mark=f"mark={mark}" if mark else "",
         connection="\n    ".join(more),
     )
 

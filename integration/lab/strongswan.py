@@ -55,7 +55,8 @@ class StrongswanPeer:
     """A charon for tunnels as this end sees them, by their numbers.
 
     `connection` and `child` are further swanctl lines ("dpd_delay = 1s"), of each child if there
-    are several of the latter; `settings` further settings of charon ("cookie_threshold=1").
+    are several of the latter; `settings` further settings of charon ("cookie_threshold=1");
+    `configuration` is swanctl.conf in the place of the one that the tunnels are made into.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class StrongswanPeer:
         connection: str = "",
         child: str | Sequence[str] = "",
         settings: Sequence[str] = (),
+        configuration: str = "",
     ) -> None:
         self._directory = directory
         directory.mkdir()
@@ -76,7 +78,7 @@ class StrongswanPeer:
             )
             for number, tunnel in enumerate(tunnels)
         ]
-        (directory / "swanctl.conf").write_text("".join(texts))
+        (directory / "swanctl.conf").write_text(configuration or "".join(texts))
         options = [word for setting in settings for word in ("--set", setting)]
         where = ("--netns", host.namespace, "--backend", BACKEND)
         self._script("start", *where, *options, str(directory))

@@ -24,6 +24,8 @@ from xfrmpy.cli.units import install_units
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROGRAM = "/opt/xfrmpy/bin/xfrmpy"
+PYTHON = f"/opt/python/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+"""One without what xfrmpy needs."""
 
 _UNITS = "/etc/systemd/system"
 _PYTHON, _PACKAGES, _SOURCE = "/opt/python", "/opt/packages", "/opt/checkout"
@@ -122,6 +124,11 @@ class Machine:
         if kind is not None:
             print(self.run("journalctl", "--no-pager", "-o", "short-monotonic").output[-LOG_TAIL:])
         self._end()
+
+    @property
+    def leader(self) -> int:
+        """Its process 1, as it is called here."""
+        return self._leader
 
     def run(self, *argv: str) -> Answer:
         """What a command in it says."""

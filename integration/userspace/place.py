@@ -22,14 +22,19 @@ from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import Mode
 
 WORKER_SOCKET = "worker-0.sock"
+ANY_WORKER_SOCKET = "worker-*.sock"
+
+WORKERS = int(os.environ.get("XFRMPY_TEST_WORKERS", "1"))
+"""How many workers a datapath has, unless a test says."""
+
 _UCRED = Struct("=iII")
 
 
-def open_here(directory: Path) -> UserspaceDatapath:
+def open_here(directory: Path, workers: int = WORKERS) -> UserspaceDatapath:
     """A datapath in the namespace of this thread, with a runtime directory of its own."""
     own = directory / str(os.stat("/proc/thread-self/ns/net").st_ino)
     own.mkdir(exist_ok=True)
-    return UserspaceDatapath.start(own)
+    return UserspaceDatapath.start(own, workers=workers)
 
 
 def worker_of(path: Path) -> int:
@@ -48,7 +53,7 @@ def connected(path: Path) -> socket.socket:
 
 
 def end_workers(directory: Path) -> None:
-    for path in directory.glob(f"*/{WORKER_SOCKET}"):
+    for path in directory.glob(f"*/{ANY_WORKER_SOCKET}"):
         process = worker_of(path)
         os.kill(process, signal.SIGTERM)
         with suppress(ChildProcessError):  # It may be the child of one that is no more.

@@ -142,6 +142,7 @@ class Host:
     secret: bytes = b""
     keeps: bool = False
     natt_port: int = IKE_NATT_PORT
+    lanes: int = 1
     kept: dict[bytes, bytes] = field(default_factory=dict)
     dies_after: int | None = None
     lives_again: bool = False
@@ -164,6 +165,7 @@ class Host:
             qcd_secret=self.secret,
             keeps=self.keeps,
             natt_port=self.natt_port,
+            lanes=self.lanes,
         )
         peers = tuple(ip_address(peer) for peer in self.policy.peers)
         self.endpoint.set_peer_addresses("tunnel-a", peers)

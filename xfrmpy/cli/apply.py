@@ -313,6 +313,7 @@ def _document(kind: str, reply: PlanReply, **more: object) -> str:
         changes=[asdict(change) for change in reply.changes],
         drift=[asdict(each) for each in reply.drift],
         warnings=reply.warnings,
+        directory=reply.directory,
         failure=reply.failure and failure_value(failure_of(reply.failure)),
         **more,
     )

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from xfrmpy.control.client import runtime_dir
 from xfrmpy.daemon.journal import log_handler, spare_origins
-from xfrmpy.daemon.options import add_natt_port
+from xfrmpy.daemon.options import add_natt_port, add_workers
 from xfrmpy.failures import ExitCode, Failure, OperatorError
 from xfrmpy.policy.load import config_path, load_policy
 
@@ -62,6 +62,7 @@ def option_parser() -> argparse.ArgumentParser:
     often = "how often the names of peers are looked up (60)"
     parser.add_argument("--resolve-every", type=_count, metavar="SECONDS", default=60, help=often)
     add_natt_port(parser)
+    add_workers(parser)
     for option, (_, what) in _LIMITS.items():
         parser.add_argument(option, type=_count, metavar="N", help=f"half-open IKE SAs {what}")
     return parser
@@ -115,6 +116,7 @@ def _run(directory: Path, options: argparse.Namespace) -> None:
         exposure,
         resolve_seconds=max(1, options.resolve_every),
         natt_port=options.natt_port,
+        workers=options.workers,
     )
     asyncio.run(service.run())
 

@@ -43,7 +43,17 @@ class Placement:
 class Datapaths:
     """See the module."""
 
-    def __init__(self, runtime_dir: Path, natt_port: int = IKE_NATT_PORT) -> None:
+    def __init__(
+        self,
+        runtime_dir: Path,
+        natt_port: int = IKE_NATT_PORT,
+        workers: int = 1,
+        *,
+        are_in_place: bool = False,
+    ) -> None:
+        """For what the last two are to the userspace datapath, see `UserspaceDatapath.start`."""
+        self._workers = workers
+        self._are_in_place = are_in_place
         self._runtime_dir = runtime_dir
         self._natt_port = natt_port
         self._kernel: KernelDatapath | None = None
@@ -183,7 +193,9 @@ class Datapaths:
         if choice is DatapathChoice.KERNEL:
             self._kernel = KernelDatapath.open()
             return self._kernel
-        self._userspace = UserspaceDatapath.start(self._runtime_dir, self._natt_port)
+        self._userspace = UserspaceDatapath.start(
+            self._runtime_dir, self._natt_port, self._workers, are_in_place=self._are_in_place
+        )
         return self._userspace
 
     def _restrict(

@@ -92,8 +92,10 @@ class Service:
         exposure: Exposure,
         resolve_seconds: float,
         natt_port: int,
+        workers: int = 1,
     ) -> None:
         self._natt_port = natt_port
+        self._workers = workers
         self._resolve_seconds = resolve_seconds
         self._loaded = loaded
         self._runtime_dir = runtime_dir
@@ -122,10 +124,15 @@ class Service:
         # The sockets first: they show that the ports are ours, and the userspace worker opens its
         # own on the shared port behind them.
         with contextlib.ExitStack() as stack:
-            self._kept = SocketKeeper(self._runtime_dir, self._natt_port)
+            self._kept = SocketKeeper(self._runtime_dir, self._natt_port, self._workers)
             stack.callback(self._let_go)
             sockets = stack.enter_context(contextlib.closing(self._kept.open_sockets()))
-            self._datapaths = Datapaths(self._runtime_dir, self._natt_port)
+            self._datapaths = Datapaths(
+                self._runtime_dir,
+                self._natt_port,
+                self._workers,
+                are_in_place=not sockets.are_new,
+            )
             try:
                 await self._serve(sockets)
             finally:
@@ -163,6 +170,7 @@ class Service:
             qcd_secret=crash_secret(self._runtime_dir),
             keeps=self._store is not None,
             natt_port=self._natt_port,
+            lanes=self._workers,
         )
         restored = take_over(
             endpoint, records, self._datapaths, self._shunts.places, self._loop.time()

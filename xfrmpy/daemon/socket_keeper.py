@@ -15,6 +15,7 @@ from pathlib import Path
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.userspace.process import WorkerProcess
+from xfrmpy.datapath.userspace.shares import FIRST, Share
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,8 @@ PAUSE_SECONDS = 1.0
 class SocketKeeper:
     """See the module. A daemon that can have no worker does without."""
 
-    def __init__(self, runtime_dir: Path, natt_port: int) -> None:
+    def __init__(self, runtime_dir: Path, natt_port: int, workers: int = 1) -> None:
+        self._share = Share(FIRST, workers)
         self._runtime_dir = runtime_dir
         self._natt_port = natt_port
         self._worker: WorkerProcess | None = None
@@ -34,7 +36,7 @@ class SocketKeeper:
 
     def _attach(self) -> None:
         try:
-            self._worker = WorkerProcess.attach(self._runtime_dir)
+            self._worker = WorkerProcess.attach(self._runtime_dir, self._share)
         except DatapathError as error:
             log.warning("a kill of this daemon will cost packets: %s", error)
             return

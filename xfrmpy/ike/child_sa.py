@@ -89,7 +89,7 @@ class ChildSa:
         self.policy = policy
         self.tunnel = tunnel
         self.state = ChildSaState.CREATING
-        self.spi_in = core.new_child_spi(tunnel, compresses=policy.compresses)
+        self.spi_in = core.new_child_spi(tunnel, compresses=policy.compresses, replaces=replaces)
         self.proposal: Proposal | None = None
         self.local, self.remote = scope or scope_of(policy if replaces is None else replaces)
         self.reqid: int = policy.reqid if replaces is None else replaces.reqid

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -15,7 +15,7 @@ from xfrmpy.ike.policies import PolicyBook
 from xfrmpy.ike.tickets import TicketKeys
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, Path
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.ipsec.sad import OUR_REQIDS, USERSPACE_SPI_BIT, SaId
+from xfrmpy.ipsec.sad import OUR_REQIDS, USERSPACE_SPI_BIT, SaId, lane_of
 from xfrmpy.policy.model import DatapathChoice, TunnelPolicy
 
 if TYPE_CHECKING:
@@ -54,11 +54,15 @@ class Core:
     it did not live to record. `trapped` are the tunnels whose traps are in force, with their ends,
     and `trapped_children` their children by reqid, each with its tunnel; `demands` are the packets
     that wait for an IKE SA to be begun, by tunnel and child. The endpoint
-    sets `reauthenticate`: it begins an IKE SA that is to take the place of another.
+    sets `reauthenticate`: it begins an IKE SA that is to take the place of another. `lanes` is how
+    many workers the userspace datapath has, over which Child SAs are spread by their SPIs.
     """
 
-    def __init__(self, random: Callable[[int], bytes], natt_port: int = IKE_NATT_PORT) -> None:
+    def __init__(
+        self, random: Callable[[int], bytes], natt_port: int = IKE_NATT_PORT, lanes: int = 1
+    ) -> None:
         self.random = random
+        self.lanes = lanes
         self.natt_port = natt_port
         self.tunnels: dict[str, Tunnel] = {}
         self.ike_sas: dict[bytes, IkeSa] = {}
@@ -88,6 +92,7 @@ class Core:
         self._of_tunnel: dict[str, dict[bytes, IkeSa]] = {}
         self._of_peer: dict[Identity | None, dict[bytes, IkeSa]] = {}
         self._of_policy: dict[int, dict[int, ChildSa]] = {}
+        self._lane_load: Counter[int] = Counter()
 
     def emit(self, output: Output) -> None:
         self._queue.append(output)
@@ -187,9 +192,13 @@ class Core:
     def add_child(self, child: ChildSa) -> None:
         self.children[child.spi_in] = child
         self._of_policy.setdefault(child.policy.reqid, {})[child.spi_in] = child
+        if child.tunnel.datapath is DatapathChoice.USERSPACE:
+            self._lane_load[lane_of(child.spi_in, self.lanes)] += 1
 
     def forget_child(self, child: ChildSa) -> None:
-        self.children.pop(child.spi_in, None)
+        is_known = self.children.pop(child.spi_in, None) is not None
+        if is_known and child.tunnel.datapath is DatapathChoice.USERSPACE:
+            self._lane_load[lane_of(child.spi_in, self.lanes)] -= 1
         self.forget_names(child)
         _take_out(self._of_policy, child.policy.reqid, child.spi_in)
 
@@ -224,23 +233,47 @@ class Core:
         taken |= {child.reqid for child in self.children.values()}
         return next(reqid for reqid in reversed(OUR_REQIDS) if reqid not in taken)
 
-    def new_child_spi(self, tunnel: TunnelPolicy, *, compresses: bool = False) -> int:
-        """A free SPI from the half of the numbers that belongs to the tunnel's datapath.
+    def new_child_spi(
+        self,
+        tunnel: TunnelPolicy,
+        *,
+        compresses: bool = False,
+        replaces: ChildSa | None = None,
+    ) -> int:
+        """A free SPI from the half of the numbers that belongs to the tunnel's datapath, and in
+        user space from the lane that its Child SA is to have.
 
         Where packets may be compressed, the index that follows from it is free, too: these have but
         16 bits, and a kernel does not take one twice.
         """
         others = self.children.values() if compresses else ()
         taken = {cpi_of(child.spi_in) for child in others if child.policy.compresses}
+        lane = self._choose_lane(tunnel, replaces) if self.lanes > 1 else 0
         while True:
             spi = int.from_bytes(self.random(4), "big")
             if tunnel.datapath is DatapathChoice.USERSPACE:
                 spi |= USERSPACE_SPI_BIT
+                if lane_of(spi, self.lanes) != lane:
+                    continue
             else:
                 spi &= ~USERSPACE_SPI_BIT
             is_free = spi not in self.children and not (taken and cpi_of(spi) in taken)
             if spi >= FIRST_CHILD_SPI and is_free:
                 return spi
+
+    def _choose_lane(self, tunnel: TunnelPolicy, replaces: ChildSa | None) -> int:
+        """A rekey changes nothing, and packets of one peer may come in one piece: all of a tunnel
+        with one peer have one lane. Else it is the lane with the fewest Child SAs."""
+        of_tunnel = (
+            other
+            for policy in tunnel.children
+            if tunnel.peers
+            for other in self._of_policy.get(policy.reqid, {}).values()
+        )
+        kin = replaces or next(of_tunnel, None)
+        if kin is not None:
+            return lane_of(kin.spi_in, self.lanes)
+        return min(range(self.lanes), key=self._lane_load.__getitem__)
 
 
 def _take_out(index: dict[K, dict[S, V]], key: K, spi: S) -> None:

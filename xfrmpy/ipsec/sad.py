@@ -26,6 +26,11 @@ USERSPACE_SPI_BIT = 0x80000000
 by it the port that both share with IKE tells whose a packet is."""
 
 
+def lane_of(spi: int, lanes: int) -> int:
+    """Which of so many userspace workers has the inbound SA of an SPI."""
+    return spi % lanes
+
+
 class Direction(StrEnum):
     """Which way an SA carries packets, seen from this host."""
 

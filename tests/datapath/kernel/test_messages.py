@@ -13,7 +13,7 @@ from xfrmpy.datapath.kernel.messages import (
     ATTRIBUTES,
     BODIES,
     XFRM,
-    XFRM_NAMES,
+    XFRM_UNREAD,
     Attribute,
     MessageType,
 )
@@ -72,16 +72,9 @@ def test_octets_may_stand_in_the_place_of_values() -> None:
     assert XFRM.encode(packed) == OCTETS
 
 
-@pytest.mark.parametrize("kind", XFRM_NAMES.bodies)
-def test_what_is_read_for_names_alone_is_what_stands_there(kind: int) -> None:
-    behind = XFRM.encode(Message(type=0, attributes=FULL.attributes))
-    octets = bytes(range(BODIES[kind].size)) + behind
-    names, whole = XFRM_NAMES.decode(kind, octets), XFRM.decode(kind, octets)
-    assert names.body.items() <= whole.body.items()
-    assert names.attributes[Attribute.TMPL] == tuple(
-        {"reqid": template["reqid"]} for template in whole.attributes[Attribute.TMPL]
-    )
-    assert names.attributes[Attribute.SET_MARK] == (0x5846).to_bytes(4, "little")
+def test_a_message_that_is_left_unread_has_its_octets() -> None:
+    message = XFRM_UNREAD.decode(FULL.type, OCTETS)
+    assert (message.octets, message.body, message.attributes) == (OCTETS, {}, {})
 
 
 def test_keys_are_not_shown() -> None:

@@ -24,8 +24,10 @@ def result_of(program: bytes, payload: bytes) -> int:
                 index = 4 * (payload[k] & 0xF)
             case 0x45:  # jset
                 at += if_true if accumulator & k else if_false
-            case 0x54:
-                accumulator &= k
+            case 0x15:  # jeq
+                at += if_true if accumulator == k else if_false
+            case 0x94:
+                accumulator %= k
             case 0x04:
                 accumulator = (accumulator + k) & 0xFFFFFFFF
             case 0x06:

@@ -24,6 +24,7 @@ from xfrmpy.datapath.interface import Expired, MappingChanged
 from xfrmpy.datapath.userspace.arrivals import Arrivals
 from xfrmpy.datapath.userspace.forwarding import Forwarder, Refusal, Refused
 from xfrmpy.datapath.userspace.segments import complete
+from xfrmpy.datapath.userspace.shares import Share
 from xfrmpy.esp.packet import IPV4_IN_ESP, NO_NEXT_HEADER, OutboundSa
 from xfrmpy.esp.sa import EspDrop
 from xfrmpy.esp.transport import Fields
@@ -106,6 +107,18 @@ def test_a_burst_of_a_stream_is_one_super_packet() -> None:
     assert if_id == 0
     assert b"".join(joined.pieces) == STREAM.super_packet()[0]
     assert list(arrivals.take()) == [], "what is written is not written again"
+
+
+def test_what_came_with_it_and_is_another_workers_is_given_back() -> None:
+    """The kernel goes by the first of several."""
+    ours, theirs = sealed(peer(), *STREAM.packets())[:2]
+    spi = int.from_bytes(ours[:4], "big")
+    other = (spi ^ 1).to_bytes(4, "big") + theirs[4:]
+    arrivals = Arrivals(gateway(1), Share(spi % 2, 2))
+    assert arrivals.add(in_one_buffer([ours, other]), FIRST, NO_FIELDS, 1) == [other]
+    assert len(list(arrivals.take())) == 1
+    alone = Arrivals(gateway(1))
+    assert alone.add(in_one_buffer([ours, other]), FIRST, NO_FIELDS, 1) == []
 
 
 def test_what_comes_later_joins_what_is_not_written_yet() -> None:

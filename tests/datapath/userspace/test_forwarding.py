@@ -17,6 +17,7 @@ from xfrmpy.datapath.interface import Acquire, DatapathError, Event, Expired, Ma
 from xfrmpy.datapath.userspace.forwarding import (
     ACQUIRE_SECONDS,
     MAPPING_SECONDS,
+    Elsewhere,
     Forwarder,
     InClear,
     Refusal,
@@ -463,6 +464,33 @@ def test_a_tunnel_whose_own_packets_are_routed_into_it_does_not_carry_them() -> 
     with refused(Refusal.ROUTING_LOOP):
         ours.protect(bytes(made), 0.0, 1)
     assert ours.protect(packet(source, destination), 0.0, 1)[1].if_id == 1
+
+
+def test_what_another_worker_protects_goes_there_until_the_sa_is_ours() -> None:
+    forwarder = gateway(0)
+    assert forwarder.worker_of(packet(), 0) is None
+    forwarder.protect(packet(), 0.0)  # The way of the flow is known from now on.
+    forwarder.lead(REQID, 3)
+    with pytest.raises(Elsewhere) as caught:
+        forwarder.protect(packet(), 0.0)
+    assert (caught.value.worker, caught.value.packets) == (3, [packet()])
+    assert forwarder.run_of(packet(), 2, 200, 0.0) is None
+    assert forwarder.worker_of(packet(), 0) == 3
+    assert forwarder.worker_of(b"", 0) is None
+    assert forwarder.worker_of(packet(destination="192.0.2.9"), 0) is None
+    forwarder.lead(REQID, None)
+    assert forwarder.protect(packet(), 0.0)[1].reqid == REQID
+    assert forwarder.worker_of(packet(), 0) is None
+
+
+def test_what_waits_for_an_sa_that_another_worker_gets_waits_no_longer() -> None:
+    forwarder = gateway(0)
+    forwarder.remove_sa(sa(0).id)
+    with pytest.raises(Waits):
+        forwarder.protect(packet(), 0.0)
+    assert forwarder.take_waiting(1.0) == []
+    forwarder.lead(REQID, 1)
+    assert forwarder.take_waiting(2.0) == [(packet(), 0)]
 
 
 def test_an_sa_that_moved_still_serves_its_policy() -> None:

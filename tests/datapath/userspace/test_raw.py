@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.datapath.userspace.bpf import result_of
 from xfrmpy.datapath.userspace.raw import NUMBERS, filter_program
+from xfrmpy.datapath.userspace.shares import MAX_WORKERS, Share
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT
 from xfrmpy.registry import ProtocolId
 
@@ -27,6 +28,19 @@ def test_a_packet_is_let_in_by_its_spi(
         assert bool(result_of(filter_program(protocol, version), packet)) == bool(
             spi & USERSPACE_SPI_BIT
         )
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@given(spi=st.integers(0, 0xFFFFFFFF), count=st.integers(2, MAX_WORKERS), data=st.data())
+def test_of_several_workers_one_lets_it_in(
+    version: int, spi: int, count: int, data: st.DataObject
+) -> None:
+    share = Share(data.draw(st.integers(0, count - 1)), count)
+    packet = (b"\x45" + bytes(19) if version == 4 else b"") + spi.to_bytes(4, "big")
+    program = filter_program(ProtocolId.ESP, version, share)
+    assert bool(result_of(program, packet)) == share.has(spi.to_bytes(4, "big"))
+    is_ours = spi & USERSPACE_SPI_BIT and spi % count == share.index
+    assert share.has(spi.to_bytes(4, "big")) == bool(is_ours)
 
 
 @pytest.mark.parametrize("protocol", NUMBERS, ids=lambda p: p.name)

@@ -28,10 +28,11 @@ from xfrmpy.datapath.kernel import entries
 from xfrmpy.datapath.kernel.compression import Compressions, decode_states
 from xfrmpy.datapath.kernel.features import probe_features
 from xfrmpy.datapath.kernel.interfaces import XfrmMaker
-from xfrmpy.datapath.kernel.messages import XFRM, XFRM_NAMES, Attribute, Group, MessageType
+from xfrmpy.datapath.kernel.messages import XFRM, Attribute, Group, MessageType
 from xfrmpy.datapath.kernel.probe import probe
+from xfrmpy.datapath.kernel.removal import GONE, remove_ours
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
-from xfrmpy.datapath.netlink.messages import Family, Message, Values
+from xfrmpy.datapath.netlink.messages import Message, Values
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Reply, Request, Words
 from xfrmpy.datapath.paths import Paths
 from xfrmpy.datapath.routes import RouteOwner, Routes, Way
@@ -250,7 +251,7 @@ class KernelDatapath:
     def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
         what = "read the usage of SAs"
         gets = [Request(entries.encode_sa_id(sa, MessageType.GETSA), what) for sa in sas]
-        replies = [reply.unless(*_GONE).messages for reply in self._requests.exchange(gets)]
+        replies = [reply.unless(*GONE).messages for reply in self._requests.exchange(gets)]
         return tuple(
             self._usage_of(sa, found[0]).seconds_idle
             if found and entries.is_our_sa(found[0])
@@ -288,7 +289,7 @@ class KernelDatapath:
         For half a minute the kernel takes one that it was told of for the answer to every packet.
         """
         what = f"forget that {entry.selector} has asked for an SA"
-        claim = Request(entries.encode_acquired_spi(entry, _LARVAL_SPI), what)
+        claim = Request(entries.encode_acquired_spi(entry, entries.LARVAL_SPI), what)
         for larval in self._requests.ask(claim):
             delete = entries.encode_state_id(larval, MessageType.DELSA)
             self._requests.ask(Request(delete, what))
@@ -323,17 +324,12 @@ class KernelDatapath:
     def remove_ours(self) -> int:
         self._routes.remove_all()
         self._shunts.clear()
-        states = self._dump_states(XFRM_NAMES)
-        sas = [sa for sa in states if not entries.is_larval(sa)] + self._claim_larval(states)
-        deletions = [entries.encode_policy_index(p) for p in self._dump_policies(XFRM_NAMES)]
-        deletions += [entries.encode_state_id(sa, MessageType.DELSA) for sa in sas]
-        replies = self._requests.exchange([Request(d, "remove what is ours") for d in deletions])
+        count = remove_ours(self._requests)
         for known in (self._sas, self._seen, self._routed, self._taken, self._untold):
             known.clear()
         self._interfaces.forget_all()
         self._compressions.forget_all()
-        beside = sum(map(entries.is_compression, sas))
-        return sum(reply.unless(*_GONE).error is None for reply in replies) - beside
+        return count
 
     def fileno(self) -> int:
         return self._events.fileno()
@@ -529,27 +525,17 @@ class KernelDatapath:
     def _dump_sas(self) -> list[Message]:
         return [sa for sa in self._dump_states() if not entries.is_larval(sa)]
 
-    def _dump_states(self, reads: Family | None = None) -> list[Message]:
+    def _dump_states(self) -> list[Message]:
         """Our SAs, and the larval ones that stand for an acquire of ours."""
-        request = Request(Message(type=MessageType.GETSA), "list the SAs", dump=True, reads=reads)
+        request = Request(Message(type=MessageType.GETSA), "list the SAs", dump=True)
         return [sa for sa in self._requests.ask(request) if entries.is_our_sa(sa)]
 
-    def _dump_policies(self, reads: Family | None = None) -> list[Message]:
-        return [p for p in self._dump_all_policies(reads) if entries.is_our_policy(p)]
+    def _dump_policies(self) -> list[Message]:
+        return [p for p in self._dump_all_policies() if entries.is_our_policy(p)]
 
-    def _dump_all_policies(self, reads: Family | None = None) -> list[Message]:
+    def _dump_all_policies(self) -> list[Message]:
         message = Message(type=MessageType.GETPOLICY)
-        return self._requests.ask(Request(message, "list the policies", dump=True, reads=reads))
-
-    def _claim_larval(self, states: Iterable[Message]) -> list[Message]:
-        """Give the larval SAs among them SPIs, so that they can be removed; else they last 30 s."""
-        replies = self._requests.exchange(
-            [
-                Request(entries.encode_larval_spi(sa, _LARVAL_SPI + n), "remove what is ours")
-                for n, sa in enumerate(filter(entries.is_larval, states))
-            ]
-        )
-        return [message for reply in replies for message in reply.messages]
+        return self._requests.ask(Request(message, "list the policies", dump=True))
 
     def _drain(self, events: list[Event]) -> bool:
         """Read what waits into `events`; whether nothing was lost before it."""
@@ -594,10 +580,6 @@ _ENTRIES = Source(family=XFRM, groups=(Group.SA, Group.POLICY), concerns=_may_be
 
 _EVENT_GROUPS = (Group.ACQUIRE, Group.EXPIRE, Group.MAPPING)
 
-_GONE = (errno.ENOENT, errno.ESRCH)
-
-_LARVAL_SPI = 0x58460000
-
 _PIECE = 100
 """Entries that are put in force, or taken back, together: some twenty tunnels. What more of them
 need at a time gets so old that the collector goes through all that there is, again and again."""
@@ -616,7 +598,7 @@ def _gone_is_fine() -> Iterator[None]:
     try:
         yield
     except DatapathError as error:
-        if error.errno not in _GONE:
+        if error.errno not in GONE:
             raise
 
 

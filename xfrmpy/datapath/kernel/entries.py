@@ -191,7 +191,7 @@ def is_offloaded(message: Message) -> bool:
 def encode_state_id(state: Message, kind: MessageType) -> Message:
     """GETSA or DELSA of exactly the state that a NEWSA message is about."""
     body = state.body
-    octets = _pack_sa_id(body["id_daddr"], body["id_spi"], body["family"], body["id_proto"])
+    octets = pack_sa_id(body["id_daddr"], body["id_spi"], body["family"], body["id_proto"])
     return Message(type=kind, octets=octets, attributes=_naming(state))
 
 
@@ -227,6 +227,10 @@ def is_compression(message: Message) -> bool:
 def is_larval(message: Message) -> bool:
     """Whether this is no SA but the kernel's note that one has been asked for (an acquire)."""
     return bool(message.body["id_spi"] == 0)
+
+
+LARVAL_SPI = 0x58460000
+"""Given to a larval SA that is to go, or its successors to several."""
 
 
 def encode_acquired_spi(entry: SpdEntry, spi: int) -> Message:
@@ -343,17 +347,17 @@ def _decode_mark(values: Values | None) -> Mark | None:
 
 def encode_policy_index(policy: Message) -> Message:
     """DELPOLICY of exactly the policy that a dump showed."""
-    octets = _pack_policy_index(policy.body["index"], policy.body["dir"])
+    octets = pack_policy_index(policy.body["index"], policy.body["dir"])
     return Message(type=MessageType.DELPOLICY, octets=octets, attributes=_naming(policy))
 
 
 def _naming(shown: Message) -> dict[int, Values]:
     """What has a mark or an interface is found by that, whatever else names it."""
     attributes = shown.attributes
-    return {k: attributes[k] for k in _TELLING if k in attributes}
+    return {k: attributes[k] for k in NAMING if k in attributes}
 
 
-_TELLING = (Attribute.MARK, Attribute.IF_ID)
+NAMING = (Attribute.MARK, Attribute.IF_ID)
 
 
 def policy_index(number: int, direction: PolicyDirection) -> int:
@@ -703,8 +707,8 @@ _NO_LIMITS = tuple(encode_lifetime(Lifetime()).values())
 _pack_policy = structs.USERPOLICY_INFO.packer(
     *_SELECTOR, *_LIMITS, "priority", "index", "dir", "action"
 )
-_pack_sa_id = structs.USERSA_ID.packer("daddr", "spi", "family", "proto")
-_pack_policy_index = structs.USERPOLICY_ID.packer("index", "dir")
+pack_sa_id = structs.USERSA_ID.packer("daddr", "spi", "family", "proto")
+pack_policy_index = structs.USERPOLICY_ID.packer("index", "dir")
 _pack_aead = structs.ALGO_AEAD.packer("alg_name", "alg_key_len", "alg_icv_len")
 _pack_template = structs.USER_TMPL.packer(
     *(

@@ -155,15 +155,6 @@ ATTRIBUTES: dict[int, Shape] = {
 XFRM = Family(number=6, name="IPsec (XFRM)", bodies=BODIES, attributes=ATTRIBUTES)
 """NETLINK_XFRM."""
 
-XFRM_NAMES = replace(
-    XFRM,
-    bodies={
-        MessageType.NEWSA: structs.USERSA_INFO.only(
-            *("id_daddr", "id_spi", "id_proto", "saddr", "seq", "reqid", "family", "mode")
-        ),
-        MessageType.NEWPOLICY: structs.USERPOLICY_INFO.only("index", "dir"),
-    },
-    attributes={Attribute.TMPL: Shape(structs.USER_TMPL.only("reqid"), repeated=True)},
-)
-"""Of SAs and policies what tells whose they are, and by what they are removed: a fifth of the time,
-for who has ten thousand to go through."""
+XFRM_UNREAD = replace(XFRM, bodies={}, attributes={})
+"""The same, whose messages are left as octets: for who goes through ten thousand and needs little
+of each."""

@@ -19,7 +19,7 @@ from xfrmpy.datapath.userspace.forwarding import (
     check_version,
     with_outer,
 )
-from xfrmpy.datapath.userspace.udp import is_ours
+from xfrmpy.datapath.userspace.shares import ALL, Share
 from xfrmpy.esp.packet import InboundSa, OpenedRun
 from xfrmpy.esp.sa import EspDrop
 from xfrmpy.esp.transport import Fields
@@ -31,7 +31,8 @@ from xfrmpy.registry import ProtocolId
 class Arrivals:
     """What has come and is not written yet."""
 
-    def __init__(self, forwarder: Forwarder) -> None:
+    def __init__(self, forwarder: Forwarder, share: Share = ALL) -> None:
+        self._share = share
         self._forwarder = forwarder
         self._coalescers: dict[int, Coalescer] = {}
 
@@ -55,7 +56,7 @@ class Arrivals:
         others: list[memoryview] = []
         for word, grouped in groupby(datagrams, _first_word):
             run = list(grouped)
-            if not is_ours(word):
+            if not self._share.has(word):
                 others += run
             elif not self._add_run(run, source, fields, now):
                 for packet in run:

@@ -11,8 +11,8 @@ _INSTRUCTION = Struct("=HBBI")  # struct sock_filter
 LOAD_WORD = 0x20  # BPF_LD | BPF_W | BPF_ABS
 LOAD_WORD_BEHIND_X = 0x40  # BPF_LD | BPF_W | BPF_IND
 LOAD_HEADER_SIZE = 0xB1  # BPF_LDX | BPF_B | BPF_MSH: X is four times the octet's lower half
-JUMP_IF_SET = 0x45  # BPF_JMP | BPF_JSET | BPF_K
-AND, ADD = 0x54, 0x04  # BPF_ALU | ... | BPF_K
+JUMP_IF_SET, JUMP_IF_EQUAL = 0x45, 0x15  # BPF_JMP | ... | BPF_K
+ADD, MODULO = 0x04, 0x94  # BPF_ALU | ... | BPF_K
 RETURN_A, RETURN = 0x16, 0x06
 
 

@@ -1,14 +1,13 @@
-"""The userspace datapath as the daemon sees it: requests to the worker, routes into its device.
+"""The userspace datapath as the daemon sees it: requests to the workers, routes into their device.
 
-Starting is to take over what a worker of the runtime directory has in force since an earlier
-daemon, or to have one made (`process`). `close` leaves it forwarding, `stop` ends it.
+Starting is to take over what the workers of the runtime directory have in force since an earlier
+daemon, or to have some made (`workers`). `close` leaves them forwarding, `stop` ends them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeGuard
@@ -20,7 +19,7 @@ from xfrmpy.datapath.interface import (
     NotAdded,
     Realm,
 )
-from xfrmpy.datapath.inventory import HeldSa, Inventory
+from xfrmpy.datapath.inventory import Inventory
 from xfrmpy.datapath.links import Links
 from xfrmpy.datapath.path_news import PathNews, Quoted
 from xfrmpy.datapath.paths import Paths
@@ -33,12 +32,13 @@ from xfrmpy.datapath.userspace.interfaces import TunMaker
 from xfrmpy.datapath.userspace.inventory import held_policy, held_sa
 from xfrmpy.datapath.userspace.process import WorkerProcess
 from xfrmpy.datapath.userspace.tun import DEVICE, DEVICE_MTU, bring_up
+from xfrmpy.datapath.userspace.workers import Workers, end_surplus
 from xfrmpy.datapath.watch import ROUTING, Watch
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT
 from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
 from xfrmpy.ipsec.overhead import IPV6_MINIMUM_MTU
-from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
+from xfrmpy.ipsec.plain import from_plain
 from xfrmpy.ipsec.proposals import AH_SUITES, ESP_SUITES
 from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import Selector
@@ -56,7 +56,7 @@ class UserspaceDatapath:
 
     def __init__(
         self,
-        worker: WorkerProcess,
+        workers: Workers,
         routes: Routes,
         shunts: ShuntRules,
         guard: Guard,
@@ -64,11 +64,9 @@ class UserspaceDatapath:
         paths: Paths,
         interfaces: TunnelInterfaces,
         watch: Watch,
-        natt_port: int,
         news: PathNews,
     ) -> None:
-        self._worker = worker
-        self._natt_port = natt_port
+        self._workers = workers
         self._routes = routes
         self._shunts = shunts
         self._guard = guard
@@ -83,27 +81,34 @@ class UserspaceDatapath:
         self._routed_by_reqid: dict[int | None, set[Selector]] = {}
         self._is_empty = False
         self._take_over()
-        self._events = worker.listen()
+        workers.listen()
 
     @classmethod
-    def start(cls, runtime_dir: Path, natt_port: int = IKE_NATT_PORT) -> UserspaceDatapath:
-        """Join the worker of a runtime directory, made if need be. Raises `DatapathError`.
+    def start(
+        cls,
+        runtime_dir: Path,
+        natt_port: int = IKE_NATT_PORT,
+        workers: int = 1,
+        *,
+        are_in_place: bool = False,
+    ) -> UserspaceDatapath:
+        """Join so many workers of a runtime directory, made if need be. Raises `DatapathError`.
 
-        The daemon's own sockets on the port that it shares with ESP in UDP must be open: the worker
-        opens its behind them.
+        The daemon's own sockets on the port that it shares with ESP in UDP must be open: workers
+        open theirs behind them, again if these are not `are_in_place` since an earlier daemon.
         """
         with contextlib.ExitStack() as undo:
             routes = undo.enter_context(contextlib.closing(Routes(RouteOwner.USERSPACE)))
             shunts = undo.enter_context(contextlib.closing(_shunt_rules()))
             guard = undo.enter_context(contextlib.closing(Guard(natt_port)))
             links = undo.enter_context(contextlib.closing(Links()))
-            worker = WorkerProcess.attach(runtime_dir)
-            undo.callback(worker.stop if worker.is_new else worker.close)
+            joined = Workers.attach(runtime_dir, workers)
+            undo.callback(joined.give_up)
             try:
-                worker.ask("carry", natt_port)
+                joined.carry(natt_port, are_in_place=are_in_place)
                 source, port = guard.watch()
                 paths = Paths(routes)
-                interfaces = TunnelInterfaces(TunMaker(worker), RouteOwner.USERSPACE, paths)
+                interfaces = TunnelInterfaces(TunMaker(joined), RouteOwner.USERSPACE, paths)
                 undo.callback(interfaces.close)
                 ports = [routes.port, shunts.port, interfaces.port, port]
                 watch = Watch([ROUTING, source], ports)
@@ -111,9 +116,7 @@ class UserspaceDatapath:
                 interfaces.report_to(watch)
                 news = undo.enter_context(contextlib.closing(PathNews(natt_port)))
                 watch.heed(news.fileno())
-                started = cls(
-                    worker, routes, shunts, guard, links, paths, interfaces, watch, natt_port, news
-                )
+                started = cls(joined, routes, shunts, guard, links, paths, interfaces, watch, news)
             except DatapathError as error:
                 reason = f"the userspace worker cannot be joined: {error}"
                 raise DatapathError(reason, error.errno) from error
@@ -132,6 +135,7 @@ class UserspaceDatapath:
             shunts.clear()
         with contextlib.closing(Guard()) as guard:
             guard.enforce(())
+        end_surplus(runtime_dir, 1)
         worker = WorkerProcess.find(runtime_dir)
         if worker is not None:
             with contextlib.closing(worker):
@@ -139,7 +143,7 @@ class UserspaceDatapath:
 
     def probe(self) -> Capabilities:
         """The ciphers are the library's, tried by the daemon's self-test; the rest is ours."""
-        refusal = self._worker.ask("raw_refusal")
+        refusal = self._workers.ask("raw_refusal")
         has_raw = refusal is None
         return Capabilities(
             protocols=frozenset({ProtocolId.ESP, *((ProtocolId.AH,) if has_raw else ())}),
@@ -159,20 +163,20 @@ class UserspaceDatapath:
 
     def update_sa(self, entry: SadEntry) -> None:
         mtu = self._mtu_of(entry)
-        self._worker.ask("update_sa", to_plain(entry))
+        self._workers.update_sa(entry)
         self._note(entry)
         self._set_inner_mtu(entry.reqid, mtu)
 
     def move_sa(self, sa: SaId, entry: SadEntry) -> None:
         mtu = self._mtu_of(entry)
-        self._worker.ask("move_sa", [to_plain(sa), to_plain(entry)])
+        self._workers.move_sa(sa, entry)
         self._forget(sa)
         self._note(entry)
         self._set_inner_mtu(entry.reqid, mtu)
 
     def remove_sa(self, sa: SaId) -> None:
         self._forget(sa)
-        self._worker.ask("remove_sa", to_plain(sa))
+        self._workers.remove_sa(sa)
 
     def add_policy(self, entry: SpdEntry) -> None:
         """What is not to be protected never meets the worker: rules lead it past the routes into
@@ -186,25 +190,23 @@ class UserspaceDatapath:
     def _add_piece(self, entries: Sequence[SadEntry | SpdEntry], start: int) -> None:
         """All that go into one request. They are in force by it, and packets led to them then."""
         try:
-            plain = [[type(entry).__name__, to_plain(entry)] for entry in entries]
-            told = self._worker.ask("add", plain)
+            done, refused = self._workers.add(entries)
         except DatapathError as error:
             raise NotAdded(start, error) from error
-        assert isinstance(told, dict)
-        added = entries[: told["done"]]
+        added = entries[:done]
         try:
             self._guard.add(filter(_is_guarded, added))
         except DatapathError as error:
             self._take_back(added)
             raise NotAdded(start, error) from error
-        for done, entry in enumerate(added):
+        for led, entry in enumerate(added):
             try:
                 self._lead_to(entry)
             except DatapathError as error:
-                self._take_back(added[done:])
-                raise NotAdded(start + done, error) from error
-        if len(added) < len(entries):
-            raise NotAdded(start + len(added), DatapathError(told["error"], told["errno"]))
+                self._take_back(added[led:])
+                raise NotAdded(start + led, error) from error
+        if refused is not None:
+            raise NotAdded(start + done, refused)
 
     def _lead_to(self, entry: SadEntry | SpdEntry) -> None:
         """What an entry in force changes outside of the worker, beside the guard."""
@@ -232,27 +234,21 @@ class UserspaceDatapath:
         elif not entry.if_id:
             self._remove_route(entry)
             self._shunts.remove(entry)
-        self._worker.ask("remove_policy", to_plain(entry))
+        self._workers.remove_policy(entry)
 
     def usage(self, sa: SaId) -> Usage:
-        return from_plain(Usage, self._worker.ask("usage", to_plain(sa)))
+        return from_plain(Usage, self._workers.usage(sa))
 
     def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
-        answers: list[float | None] = []
-        for start in range(0, len(sas), requests.IDS_PER_PACKET):
-            piece = tuple(sas[start : start + requests.IDS_PER_PACKET])
-            plain = self._worker.ask("seconds_idle", to_plain(piece))
-            answers += from_plain(tuple[float | None, ...], plain)
-        return tuple(answers)
+        plain = self._workers.ask_of("seconds_idle", sas, requests.IDS_PER_PACKET)
+        return from_plain(tuple[float | None, ...], plain)
 
     def confirm(self) -> None:
-        """Raises `DatapathError` if the worker does not answer."""
-        self._worker.ask("hello")
+        """Raises `DatapathError` if a worker does not answer."""
+        self._workers.ask_each("hello")
 
     def drops(self) -> dict[str, int]:
-        counts = self._worker.ask("drops")
-        assert isinstance(counts, dict)
-        return counts
+        return self._workers.drops()
 
     def set_interface(self, interface: TunnelInterface) -> None:
         self._interfaces.set(interface)
@@ -267,25 +263,18 @@ class UserspaceDatapath:
         return self._interfaces.state(if_id)
 
     def dump(self) -> Dump:
-        tables: dict[str, list[Plain]] = {"sad": [], "spd": []}
-        for piece in self._worker.ask_all("dump"):
-            tables[piece["table"]] += piece["entries"]
-        return Dump(
-            sad=tuple(from_plain(SadEntry, plain) for plain in tables["sad"]),
-            spd=tuple(from_plain(SpdEntry, plain) for plain in tables["spd"]),
-        )
+        return self._workers.dump()
 
     def inventory(self) -> Inventory:
-        """What the worker has in force, and its counters of drops; its device is the host's."""
+        """What is in force, and the counters of drops; the workers' device is the host's."""
         dump = self.dump()
-        sas: list[HeldSa] = []
-        for start in range(0, len(dump.sad), requests.SURVEYED_PER_PACKET):
-            piece = dump.sad[start : start + requests.SURVEYED_PER_PACKET]
-            told = self._worker.ask("survey", to_plain(tuple(entry.id for entry in piece)))
-            assert isinstance(told, list)
-            for entry, known in zip(piece, told, strict=True):
-                if known is not None:
-                    sas.append(held_sa(entry, from_plain(Usage, known[1]), known[0]))
+        ids = [entry.id for entry in dump.sad]
+        told = self._workers.ask_of("survey", ids, requests.SURVEYED_PER_PACKET)
+        sas = [
+            held_sa(entry, from_plain(Usage, known[1]), known[0])
+            for entry, known in zip(dump.sad, told, strict=True)
+            if known is not None
+        ]
         policies = tuple(map(held_policy, dump.spd))
         return Inventory(sas=tuple(sas), policies=policies, errors=self.drops())
 
@@ -348,47 +337,27 @@ class UserspaceDatapath:
         self._outbound.clear()
         self._inner_mtu.clear()
         self._interfaces.forget_all()
-        count = self._worker.ask("remove_all")
-        assert isinstance(count, int)
-        return count
+        return self._workers.remove_all()
 
     def fileno(self) -> int:
-        return self._events.fileno()
+        return self._workers.fileno()
 
     def read_events(self) -> tuple[Event, ...]:
-        events: list[Event] = []
-        try:
-            while packet := self._events.recv(requests.MAX_PACKET):
-                events.append(requests.decode_event(packet))
-        except BlockingIOError:
-            return tuple(events)
-        except OSError:
-            pass
-        self._mute()
-        words = self._worker.last_words()
-        said = f"; its last words: {words}" if words else ""
-        raise DatapathError(f"the userspace worker has ended{said}")
+        return self._workers.read_events()
 
     def revive(self) -> None:
         """Routes and rules are as before, and what is amiss with them will be found."""
-        self._events.close()
-        self._worker.begin_anew()
-        self._worker.ask("carry", self._natt_port)
-        self._events = self._worker.listen()
+        self._workers.revive()
         self._is_empty = True
 
     def are_resumable(self, entries: Sequence[SadEntry]) -> tuple[bool, ...]:
-        answers: list[bool] = []
-        for start in range(0, len(entries), requests.ENTRIES_PER_PACKET):
-            piece = tuple(entries[start : start + requests.ENTRIES_PER_PACKET])
-            answers += from_plain(tuple[bool, ...], self._worker.ask("resumable", to_plain(piece)))
-        return tuple(answers)
+        return tuple(self._workers.are_resumable(entries))
 
     def changes_fileno(self) -> int:
         return self._watch.fileno()
 
     def read_changes(self) -> Realm:
-        """Nobody but we can change what the worker has; but it may have ended."""
+        """Nobody but we can change what a worker has; but it may have ended."""
         changed = self._watch.read()
         if self._news.read(self._has_sent):
             changed |= Realm.WAYS
@@ -407,8 +376,10 @@ class UserspaceDatapath:
         return entry is not None and entry.source == quoted.source
 
     def close(self) -> None:
-        self._events.close()
-        self._worker.close()
+        self._workers.close()
+        self._close_ours()
+
+    def _close_ours(self) -> None:
         # The watch last: the interfaces take their leave of it.
         for held in (
             *(self._routes, self._shunts, self._guard),
@@ -417,21 +388,15 @@ class UserspaceDatapath:
             held.close()
 
     def stop(self) -> None:
-        """End the worker, and with it its device and routes."""
+        """End the workers, and with them their device and routes."""
         with contextlib.suppress(DatapathError):
             self._routes.remove_all()
         with contextlib.suppress(DatapathError):
             self._shunts.clear()
         with contextlib.suppress(DatapathError):
             self._guard.enforce(())
-        self._worker.stop()
-        self.close()
-
-    def _mute(self) -> None:
-        """The end of a connection is readable for ever; whoever polls `fileno` need not be."""
-        silence = os.eventfd(0)
-        os.dup2(silence, self._events.fileno(), inheritable=False)
-        os.close(silence)
+        self._workers.stop()
+        self._close_ours()
 
     # Routes.
 
@@ -478,7 +443,7 @@ class UserspaceDatapath:
             return
         self._inner_mtu[reqid] = mtu
         if any(entry.tfc for entry in self._outbound.values() if entry.reqid == reqid):
-            self._worker.ask("set_room", [reqid, mtu])
+            self._workers.set_room(reqid, mtu)
         for selector in tuple(self._routed_by_reqid.get(reqid, ())):
             self._add_route(self._routed[selector])
 
@@ -492,7 +457,7 @@ class UserspaceDatapath:
             self._outbound[entry.id] = entry
             self._interfaces.note(entry)
             if entry.tfc and entry.reqid in self._inner_mtu:
-                self._worker.ask("set_room", [entry.reqid, self._inner_mtu[entry.reqid]])
+                self._workers.set_room(entry.reqid, self._inner_mtu[entry.reqid])
 
     def _mtu_of(self, entry: SadEntry) -> int | None:
         """What fits through this SA, by the path that its outer packets take; not of an inbound."""

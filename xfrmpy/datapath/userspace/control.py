@@ -12,11 +12,11 @@ import contextlib
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from struct import Struct
-from typing import Any
+from typing import Any, Protocol
 
 from xfrmpy.datapath.interface import DatapathError, Event
 from xfrmpy.datapath.userspace import requests
@@ -24,7 +24,7 @@ from xfrmpy.datapath.userspace.turns import Readable
 from xfrmpy.ipsec.plain import Plain
 
 MAX_DESCRIPTORS = 16
-"""The daemon has four sockets: two ports, two families."""
+"""The daemon has four sockets: two ports, two families; a worker two, and a device."""
 
 REPLY_SECONDS = 0.5
 """A connection that does not take its replies is closed: packets are waiting."""
@@ -33,12 +33,26 @@ UCRED = Struct("=iII")
 _DESCRIPTOR = Struct("=i")
 
 
+class Colleague(Protocol):
+    """A worker of several, and what concerns its sockets. May raise `DatapathError`."""
+
+    def join(self, given: Sequence[int]) -> None:
+        """Go on with what another has lent, or open sockets behind those of the shared port."""
+
+    def lend(self) -> Sequence[int]:
+        """Its sockets on the shared port, and its queue of the device."""
+
+    def hear(self, channel: socket.socket) -> None:
+        """On this connection a neighbour hands packets over from now on."""
+
+
 class ControlSocket:
     """See the module.
 
     `is_behind` says whether somebody who listens has not read everything. `answer` gives the
     replies to every other request, by its name; `resettle` is called when other sockets of the
-    daemon's are kept than before. Either may raise `DatapathError`.
+    daemon's are kept than before. Either may raise `DatapathError`. `colleague` is who answers what
+    is asked of one of several workers only.
     """
 
     def __init__(
@@ -47,7 +61,9 @@ class ControlSocket:
         readable: Readable,
         answer: Callable[[str, Plain], Iterable[dict[str, Any]]],
         resettle: Callable[[], None],
+        colleague: Colleague | None = None,
     ) -> None:
+        self._colleague = colleague
         self.kept: tuple[socket.socket, ...] = ()
         self.is_behind = False
         self._path = path
@@ -78,6 +94,8 @@ class ControlSocket:
 
     def close(self) -> None:
         self._path.unlink(missing_ok=True)
+        self._readable.unregister(self._listener)
+        self._listener.close()
         self._let_go()
 
     def _accept(self) -> None:
@@ -131,8 +149,10 @@ class ControlSocket:
                     self._keep(descriptors)
                     return [{"result": None}]
                 case "kept":
-                    self._hand_back(connection)
+                    _hand_back(connection, [each.fileno() for each in self.kept])
                     return []
+                case "join" | "lend" | "hand" as what if self._colleague is not None:
+                    return self._share(self._colleague, what, connection, descriptors)
                 case name:
                     return self._answer_other(name, request.get("with"))
         except DatapathError as error:
@@ -152,14 +172,29 @@ class ControlSocket:
         self.kept = tuple(kept)
         self._resettle()
 
-    def _hand_back(self, connection: socket.socket) -> None:
-        reply = requests.encode({"result": None})
-        socket.send_fds(connection, [reply], [each.fileno() for each in self.kept])
+    def _share(
+        self, colleague: Colleague, what: str, connection: socket.socket, descriptors: list[int]
+    ) -> Iterable[dict[str, Any]]:
+        match what:
+            case "join":
+                colleague.join([os.dup(each) for each in descriptors])
+                return [{"result": None}]
+            case "lend":
+                _hand_back(connection, colleague.lend())
+            case _:
+                self._readable.unregister(connection)
+                colleague.hear(connection)
+        return []
 
     def _let_go(self) -> None:
         for each in self.kept:
             each.close()
         self.kept = ()
+
+
+def _hand_back(connection: socket.socket, descriptors: Sequence[int]) -> None:
+    reply = requests.encode({"result": None})
+    socket.send_fds(connection, [reply], [*descriptors])
 
 
 def _duplicate(descriptor: int) -> socket.socket:

@@ -93,6 +93,15 @@ class Waits(Exception):
     fragment and waits for the rest of its datagram."""
 
 
+class Elsewhere(Exception):
+    """The SA that is to carry these `packets`, which are one datagram, is in another worker."""
+
+    def __init__(self, worker: int, packets: list[bytes]) -> None:
+        super().__init__()
+        self.worker = worker
+        self.packets = packets
+
+
 class InClear(Exception):
     """No SA is to carry these `packets`, which are one datagram: they go as they are."""
 
@@ -163,6 +172,7 @@ class Forwarder:
         self._acquired_at: dict[int, float] = {}
         self._holding = Holding()
         self._led_by: dict[int, int] = {}  # by reqid, the interface of what is held
+        self._elsewhere: dict[int, int] = {}  # by reqid, the worker that has its outbound SA
         self._limits: list[tuple[float, int, SaId]] = []
         self._serial = count()
 
@@ -172,7 +182,7 @@ class Forwarder:
         """An inner packet as ESP or AH, and the SA that carries it. AH in IPv4 has its IP header.
 
         `if_id` is that of the interface into which it was led, 0 for the one that has none. Raises
-        `Refused` and `Waits`, and `InClear` for packets to the peer of transport mode.
+        `Refused` and `Waits`, `Elsewhere`, and `InClear` for packets to the peer of transport mode.
         """
         flow = flow_of(packet)
         path = self._paths.get((flow, if_id)) if flow else None
@@ -205,6 +215,8 @@ class Forwarder:
             if not if_id:
                 self._let_pass(policy, header, pieces)
             raise Refused(Refusal.NO_POLICY)
+        if policy.template.reqid in self._elsewhere:
+            raise Elsewhere(self._elsewhere[policy.template.reqid], pieces)
         candidates = self._outbound.get(policy.template.reqid)
         if not candidates:
             self._acquire(policy.template.reqid, header, now)
@@ -219,6 +231,26 @@ class Forwarder:
                 self._paths.clear()
             self._paths[flow, if_id] = candidates[-1]
         return packet[: header.length], candidates[-1]
+
+    def worker_of(self, packet: bytes, if_id: int) -> int | None:
+        """Which other worker is to carry a packet that came by the device of an `if_id`."""
+        if not self._elsewhere:
+            return None
+        try:
+            policy = self._policies.find((PolicyDirection.OUT, if_id), parse(packet))
+        except Refused:
+            return None
+        if policy is None or policy.template is None:
+            return None
+        return self._elsewhere.get(policy.template.reqid)
+
+    def lead(self, reqid: int, worker: int | None) -> None:
+        """Packets of a reqid are another worker's from now on, or our own again (None)."""
+        self._paths.clear()
+        if worker is None:
+            self._elsewhere.pop(reqid, None)
+        else:
+            self._elsewhere[reqid] = worker
 
     def run_of(
         self, head: bytes, packets: int, octets: int, now: float, if_id: int = 0
@@ -347,7 +379,10 @@ class Forwarder:
     def _has_sa(self, reqid: int, packet: bytes) -> bool:
         table = PolicyDirection.OUT, self._led_by[reqid]
         policy = self._policies.find(table, parse(packet))
-        return policy is None or policy.template is None or policy.template.reqid in self._outbound
+        if policy is None or policy.template is None:
+            return True
+        reqids = (self._outbound, self._elsewhere)
+        return any(policy.template.reqid in each for each in reqids)
 
     def note_source(self, held: Held, source: SocketAddress, now: float) -> None:
         if source is held.own_source and held.told_source is None:
@@ -543,6 +578,7 @@ class Forwarder:
         self._room.clear()
         self._holding.clear()
         self._led_by.clear()
+        self._elsewhere.clear()
         return count
 
     def _find(self, sa: SaId) -> Held:

@@ -14,10 +14,13 @@ from functools import partial
 from xfrmpy.datapath.userspace.arrivals import Arrivals
 from xfrmpy.datapath.userspace.coalescing import Joined
 from xfrmpy.datapath.userspace.forwarding import Forwarder, Refusal, Refused, refused_by_system
+from xfrmpy.datapath.userspace.neighbours import Kind, Neighbours
 from xfrmpy.datapath.userspace.raw import Arrived, RawSocket
 from xfrmpy.datapath.userspace.receiving import Received, UdpReceiver
+from xfrmpy.datapath.userspace.shares import ALL, FIRST, Share
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.udp import whole_datagram
+from xfrmpy.datapath.userspace.virtio import Offload
 from xfrmpy.esp.transport import fields_of
 from xfrmpy.registry import ProtocolId
 
@@ -27,7 +30,9 @@ TURN = 64
 
 class Inbound:
     """See the module. `guarded` calls, and lets no exception out; `device_of` gives that of an
-    `if_id`, if it is there; `send_in_clear` sends whole packets."""
+    `if_id`, if it is there; `send_in_clear` sends whole packets. `neighbours` are the other
+    workers, if there are any.
+    """
 
     def __init__(
         self,
@@ -35,12 +40,15 @@ class Inbound:
         guarded: Callable[[Callable[[], None]], None],
         device_of: Callable[[int], Tun | None],
         send_in_clear: Callable[[list[bytes]], None],
+        share: Share = ALL,
     ) -> None:
+        self.neighbours: Neighbours | None = None
+        self._share = share
         self._forwarder = forwarder
         self._guarded = guarded
         self._device_of = device_of
         self._send_in_clear = send_in_clear
-        self._arrivals = Arrivals(forwarder)
+        self._arrivals = Arrivals(forwarder, share)
 
     def read_udp(self, receiver: UdpReceiver) -> None:
         received, now = receiver.receive(), time.monotonic()
@@ -83,8 +91,25 @@ class Inbound:
     def _write(self, if_id: int, joined: Joined) -> None:
         device = self._device_of(if_id)
         if device is None:
-            raise Refused("no-interface")
+            self._hand(if_id, joined)
+            return
         try:
             device.write(*joined.pieces, offload=joined.offload)
+        except OSError as error:
+            raise refused_by_system("tun-write", error) from error
+
+    def _hand(self, if_id: int, joined: Joined) -> None:
+        """To the worker that has a device of which there can be no more than one queue."""
+        if self.neighbours is None or self._share.index == FIRST:
+            raise Refused("no-interface")
+        self.neighbours.hand(FIRST, Kind.INBOUND, if_id, joined.offload, joined.pieces)
+
+    def write_handed(self, packet: bytes, offload: Offload, if_id: int) -> None:
+        """A packet that another worker has let in. Raises `Refused`."""
+        device = self._device_of(if_id)
+        if device is None:
+            raise Refused("no-interface")
+        try:
+            device.write(packet, offload=offload)
         except OSError as error:
             raise refused_by_system("tun-write", error) from error

@@ -1,6 +1,6 @@
-"""TUN devices of the worker as the devices of route-based tunnels: it knows which is whose.
+"""TUN devices of the workers as the devices of route-based tunnels: they know which is whose.
 
-A device goes with the descriptor that the worker has of it, unless somebody else made it to stay.
+A device goes with the descriptors that workers have of it, unless somebody else made it to stay.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.netdevices import Device, Devices
 from xfrmpy.datapath.tunnel_interfaces import taken
-from xfrmpy.datapath.userspace.process import WorkerProcess
+from xfrmpy.datapath.userspace.workers import Workers
 
 _KIND = "tun"
 
@@ -25,12 +25,12 @@ class _Known:
 class TunMaker:
     """See the module, and `Maker`."""
 
-    def __init__(self, worker: WorkerProcess) -> None:
-        self._worker = worker
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
         self._known: dict[int, _Known] = {}
 
     def refresh(self) -> None:
-        told = self._worker.ask("interfaces")
+        told = self._workers.ask("interfaces")
         assert isinstance(told, list)
         self._known = {if_id: _Known(name, is_adopted) for if_id, name, is_adopted in told}
 
@@ -45,7 +45,7 @@ class TunMaker:
         there = home.find(name)
         if there is not None and there.kind != _KIND:
             raise taken(there)
-        self._worker.ask("open_interface", [if_id, name])
+        self._workers.ask_each("open_interface", [if_id, name])
         self.refresh()
         made = home.find(name)
         if made is None:
@@ -68,5 +68,5 @@ class TunMaker:
             self._close(if_id)
 
     def _close(self, if_id: int) -> None:
-        self._worker.ask("close_interface", if_id)
+        self._workers.ask_each("close_interface", if_id)
         self._known.pop(if_id, None)

@@ -155,6 +155,18 @@ COUNTERS: dict[str, Explanation] = {
         meaning="the system did not take an ESP packet that was to go out, for the errno behind it",
         look_at="the route to the peer; free memory; the rules of nf_tables",
     ),
+    "handed-overflow": Explanation(
+        meaning="another worker has the SA of a packet, and has no room for more of them",
+        look_at="the load of the host: each worker needs a core for itself",
+    ),
+    "handed-twice": Explanation(
+        meaning="two workers each took the other for the one that has the SA of a packet",
+        look_at="nothing, unless it goes on: an SA has just moved from one to the other",
+    ),
+    "handed": Explanation(
+        meaning="another worker has the SA of a packet, and does not take it, for the errno behind",
+        look_at="`xfrmpy log` for `datapath-revived`: it has ended, and another takes its place",
+    ),
     "udp-overflow": Explanation(
         meaning="packets came faster than they were opened, one or, joined by the kernel, several",
         look_at="the load of the host: the worker needs a core for itself",

@@ -14,12 +14,14 @@ from functools import partial
 
 from xfrmpy.datapath.userspace.bursts import Layout, Layouts, shape_of
 from xfrmpy.datapath.userspace.forwarding import (
+    Elsewhere,
     Forwarder,
     InClear,
     Refusal,
     Refused,
     refused_by_system,
 )
+from xfrmpy.datapath.userspace.neighbours import Kind, Neighbours
 from xfrmpy.datapath.userspace.raw import RawSockets
 from xfrmpy.datapath.userspace.segments import BadOffload, complete
 from xfrmpy.datapath.userspace.sending import UdpSender
@@ -35,11 +37,15 @@ TURN = 128
 
 
 class Outbound:
-    """See the module. `senders` are by IP version; `guarded` calls, and lets no exception out."""
+    """See the module. `senders` are by IP version; `guarded` calls, and lets no exception out.
+
+    `neighbours` are the other workers, if there are any.
+    """
 
     def __init__(self, forwarder: Forwarder, guarded: Callable[[Callable[[], None]], None]) -> None:
         self.senders: dict[int, UdpSender] = {}
         self.raw: RawSockets | None = None
+        self.neighbours: Neighbours | None = None
         self._forwarder = forwarder
         self._guarded = guarded
         self._layouts = Layouts()
@@ -100,6 +106,14 @@ class Outbound:
         return count
 
     def _carry_each(self, packet: bytes, offload: Offload, if_id: int) -> int:
+        if self.neighbours is not None and offload.segments != Segments.NONE:
+            worker = self._forwarder.worker_of(packet, if_id)
+            if worker is not None:
+                self._guarded(partial(self._hand, worker, if_id, [packet], offload))
+                return 1
+        return self._complete(packet, offload, if_id)
+
+    def _complete(self, packet: bytes, offload: Offload, if_id: int) -> int:
         try:
             packets = complete(packet, offload)
         except BadOffload:
@@ -132,6 +146,9 @@ class Outbound:
         except InClear as exempt:
             self.send_in_clear(exempt.packets)
             return
+        except Elsewhere as elsewhere:
+            self._hand(elsewhere.worker, if_id, elsewhere.packets, COMPLETE)
+            return
         fields, has_df = outer_header(packet, entry)
         if entry.encapsulation is not None:
             self._sender_for(entry).add(sealed, entry, fields, has_df=has_df)
@@ -140,6 +157,16 @@ class Outbound:
             self._raw_sockets.send(sealed, entry, fields, has_df)
         except OSError as error:
             raise refused_by_system("raw-send", error) from error
+
+    def carry_handed(self, packet: bytes, offload: Offload, if_id: int) -> None:
+        """A packet that another worker has read and that is ours."""
+        self._carry(packet, offload, if_id)
+
+    def _hand(self, worker: int, if_id: int, packets: list[bytes], offload: Offload) -> None:
+        """To the worker whose it is. Raises `Refused`."""
+        assert self.neighbours is not None, "only a neighbour has an SA that is elsewhere"
+        for packet in packets:
+            self.neighbours.hand(worker, Kind.OUTBOUND, if_id, offload, [packet])
 
     def send_in_clear(self, packets: list[bytes]) -> None:
         """Raises `Refused`."""

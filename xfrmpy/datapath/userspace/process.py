@@ -13,7 +13,7 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from xfrmpy import __version__
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.control import UCRED, receive
+from xfrmpy.datapath.userspace.shares import ALL, Share
 from xfrmpy.datapath.userspace.worker import READY, REQUESTS, network_namespace
 from xfrmpy.ipsec.plain import Plain
 
@@ -31,53 +32,57 @@ stuck, and the daemon must not be."""
 START_SECONDS = 20.0
 """An interpreter starts in a tenth of a second, on an idle machine."""
 
-SOCKET_NAME, LOG_NAME = "worker-0.sock", "worker-0.log"
+SOCKET_NAME, LOG_NAME = requests.socket_name(0), requests.log_name(0)
+"""Of the first, which there always is."""
 
 
 class WorkerProcess:
     """See the module. Asking may raise `DatapathError`.
 
-    `process` is its number, `version` what it was made by; `is_new` tells whether this daemon made
-    it, and `replaced` why an earlier one was ended, if so.
+    `process` is its number, `share` what it has of the SAs, `version` what it was made by; `is_new`
+    tells whether this daemon made it, and `replaced` why an earlier one was ended, if so.
     """
 
-    def __init__(self, runtime_dir: Path, process: int, *, is_new: bool) -> None:
+    def __init__(
+        self, runtime_dir: Path, process: int, share: Share = ALL, *, is_new: bool
+    ) -> None:
+        self.share = share
         self.version = __version__
         self.is_new = is_new
         self.replaced = ""
         self._runtime_dir = runtime_dir
-        self._path = runtime_dir / SOCKET_NAME
-        self._log = runtime_dir / LOG_NAME
+        self._path = runtime_dir / requests.socket_name(share.index)
+        self._log = runtime_dir / requests.log_name(share.index)
         self.process = process
         # Its number may become another's; this stays its own.
         self.handle = os.pidfd_open(process)
         self._requests: socket.socket | None = None
 
     @classmethod
-    def attach(cls, runtime_dir: Path) -> WorkerProcess:
-        """The worker of a runtime directory, made if need be."""
-        found = cls.find(runtime_dir)
+    def attach(cls, runtime_dir: Path, share: Share = ALL) -> WorkerProcess:
+        """The worker of a runtime directory that has this share, made if need be."""
+        found = cls.find(runtime_dir, share)
         replaced = "" if found is None else found.shortcoming()
         if found is not None and not replaced:
             return found
         if found is not None:
             found.kill()
-        made = cls(runtime_dir, _spawn(runtime_dir), is_new=True)
+        made = cls(runtime_dir, _spawn(runtime_dir, share), share, is_new=True)
         made.replaced = replaced
         return made
 
     def begin_anew(self) -> None:
         """Another process takes the place of one that has ended; who holds this has that then."""
         self.kill()
-        other = WorkerProcess.attach(self._runtime_dir)
+        other = WorkerProcess.attach(self._runtime_dir, self.share)
         self.process, self.handle = other.process, other.handle
         self.version, self.is_new, self.replaced = other.version, other.is_new, other.replaced
 
     @classmethod
-    def find(cls, runtime_dir: Path) -> WorkerProcess | None:
+    def find(cls, runtime_dir: Path, share: Share = ALL) -> WorkerProcess | None:
         """A process that listens where a worker does, whatever it is good for."""
         try:
-            connection = _connect(runtime_dir / SOCKET_NAME)
+            connection = _connect(runtime_dir / requests.socket_name(share.index))
         except DatapathError:
             return None
         with connection:
@@ -86,7 +91,7 @@ class WorkerProcess:
             if user not in (0, os.geteuid()):
                 raise DatapathError(f"user {user} listens in {runtime_dir}, and is not us")
             try:
-                found = cls(runtime_dir, process, is_new=False)
+                found = cls(runtime_dir, process, share, is_new=False)
             except OSError as error:
                 reason = f"process {process}, a userspace worker, cannot be watched: {error}"
                 raise DatapathError(reason, error.errno) from error
@@ -107,19 +112,32 @@ class WorkerProcess:
 
     def keep(self, sockets: Iterable[socket.socket]) -> None:
         """Leave it our sockets, and take back those left before: what is here stays open here."""
-        request = requests.encode({"do": "keep"})
-        with self._connected() as connection:
-            socket.send_fds(connection, [request], [each.fileno() for each in sockets])
-            _results(connection)
+        self._send("keep", [each.fileno() for each in sockets])
 
     def kept(self) -> tuple[socket.socket, ...]:
         """The sockets that an earlier daemon left, to go on with."""
+        return tuple(socket.socket(fileno=each) for each in self._receive("kept"))
+
+    def join(self, lent: Sequence[int] = ()) -> None:
+        """Have one of several go on with what was lent, or open sockets on the shared port."""
+        self._send("join", lent)
+
+    def lend(self) -> list[int]:
+        """Descriptors of what one of several receives by: while they are open here, it stays."""
+        return self._receive("lend")
+
+    def _send(self, what: str, descriptors: Sequence[int]) -> None:
+        request = requests.encode({"do": what})
         with self._connected() as connection:
-            connection.send(requests.encode({"do": "kept"}))
+            socket.send_fds(connection, [request], [*descriptors])
+            _results(connection)
+
+    def _receive(self, what: str) -> list[int]:
+        with self._connected() as connection:
+            connection.send(requests.encode({"do": what}))
             packet, descriptors = receive(connection)
-            kept = tuple(socket.socket(fileno=each) for each in descriptors)
             _result(packet)
-        return kept
+        return descriptors
 
     def listen(self) -> socket.socket:
         """A connection of its own on which events come; reading never blocks."""
@@ -153,6 +171,8 @@ class WorkerProcess:
             return "it speaks another format"
         if not set(told["requests"]) >= REQUESTS:
             return "it knows fewer requests"
+        if told["share"] != [self.share.index, self.share.count]:
+            return "it is one of another number of workers"
         if told["network"] != network_namespace():
             return "it is in another network namespace"
         self.version = told["version"]
@@ -187,6 +207,9 @@ class WorkerProcess:
         if self.handle >= 0:
             os.close(self.handle)
             self.handle = -1
+
+    def has_ended(self) -> bool:
+        return self._ends_within(0)
 
     def _ends_within(self, seconds: float) -> bool:
         return bool(select.select([self.handle], [], [], seconds)[0])
@@ -250,20 +273,21 @@ def _has_hung_up(connection: socket.socket) -> bool:
         return True
 
 
-def _spawn(runtime_dir: Path) -> int:
+def _spawn(runtime_dir: Path, share: Share) -> int:
     """Its process id. Raises `DatapathError` with the worker's own words if it cannot start."""
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)
     module = "xfrmpy.datapath.userspace.worker"
-    path = str(runtime_dir / SOCKET_NAME)
+    numbers = str(share.index), str(share.count)
+    path = str(runtime_dir / requests.socket_name(share.index))
     with open(reading, "rb") as ready:
         try:
             process = os.posix_spawn(
                 sys.executable,
                 # -P: no modules from the current directory, which may be anybody's.
-                [sys.executable, "-P", "-m", module, path, str(writing)],
+                [sys.executable, "-P", "-m", module, path, str(writing), *numbers],
                 os.environ,
-                file_actions=_standard_streams(runtime_dir / LOG_NAME),
+                file_actions=_standard_streams(runtime_dir / requests.log_name(share.index)),
                 setsid=True,
             )
         except OSError as error:

@@ -25,6 +25,7 @@ from xfrmpy.datapath.userspace.ancillary import (
     decode_fields,
     encode_fields,
 )
+from xfrmpy.datapath.userspace.shares import ALL, Share
 from xfrmpy.datapath.userspace.udp import IPV6_INFO, packet_info
 from xfrmpy.esp.transport import Fields
 from xfrmpy.ipsec.addresses import IpAddress
@@ -57,7 +58,12 @@ class Arrived:
 class RawSockets:
     """Those of every protocol and family, or none and the reason why: `refusal`."""
 
-    def __init__(self, prepare: Callable[[socket.socket, int], None], versions: tuple[int, ...]):
+    def __init__(
+        self,
+        prepare: Callable[[socket.socket, int], None],
+        versions: tuple[int, ...],
+        share: Share = ALL,
+    ) -> None:
         """`prepare` sets what every socket of a worker has, by its IP version."""
         self.refusal: DatapathError | None = None
         self._opened: dict[tuple[ProtocolId, int], RawSocket] = {}
@@ -65,7 +71,7 @@ class RawSockets:
         try:
             with ExitStack() as undo:
                 for key in ((p, v) for p in NUMBERS for v in versions):
-                    self._opened[key] = opened = RawSocket(*key)
+                    self._opened[key] = opened = RawSocket(*key, share)
                     undo.callback(opened.close)
                     prepare(opened.socket, opened.version)
                 for version in versions:
@@ -124,7 +130,8 @@ class RawSocket:
     `takes_headers` tells whether `send` wants the packet with its IP header.
     """
 
-    def __init__(self, protocol: ProtocolId, version: int) -> None:
+    def __init__(self, protocol: ProtocolId, version: int, share: Share = ALL) -> None:
+        self._share = share
         self.protocol = protocol
         self.version = version
         self.takes_headers = protocol is ProtocolId.AH and version == 4
@@ -139,7 +146,7 @@ class RawSocket:
 
     def _set_up(self) -> None:
         self.socket.setblocking(False)
-        program = filter_program(self.protocol, self.version)
+        program = filter_program(self.protocol, self.version, self._share)
         bpf.attach(self.socket, _SO_ATTACH_FILTER, program)
         if self.takes_headers:
             self.socket.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
@@ -194,8 +201,8 @@ class RawSocket:
         self.socket.close()
 
 
-def filter_program(protocol: ProtocolId, version: int) -> bytes:
-    """Lets in what is for the userspace datapath, by the SPI.
+def filter_program(protocol: ProtocolId, version: int, share: Share = ALL) -> bytes:
+    """Lets in what is for a worker of the userspace datapath, by the SPI.
 
     The kernel looks at an IPv4 packet from its header on, at one of IPv6 from behind it.
     """
@@ -203,9 +210,17 @@ def filter_program(protocol: ProtocolId, version: int) -> bytes:
     load = [(bpf.LOAD_WORD, 0, 0, offset)]
     if version == 4:
         load = [(bpf.LOAD_HEADER_SIZE, 0, 0, 0), (bpf.LOAD_WORD_BEHIND_X, 0, 0, offset)]
+    if share == ALL:
+        is_ours = [(bpf.JUMP_IF_SET, 0, 1, USERSPACE_SPI_BIT)]
+    else:
+        is_ours = [
+            (bpf.JUMP_IF_SET, 0, 3, USERSPACE_SPI_BIT),
+            (bpf.MODULO, 0, 0, share.count),
+            (bpf.JUMP_IF_EQUAL, 0, 1, share.index),
+        ]
     return bpf.assemble(
         *load,
-        (bpf.JUMP_IF_SET, 0, 1, USERSPACE_SPI_BIT),
+        *is_ours,
         (bpf.RETURN, 0, 0, _EVERYTHING),
         (bpf.RETURN, 0, 0, 0),
     )

@@ -92,6 +92,16 @@ def _format() -> str:
 FORMAT = _format()
 
 
+def socket_name(worker: int | str) -> str:
+    """Of the socket in the runtime directory by which a worker is asked."""
+    return f"worker-{worker}.sock"
+
+
+def log_name(worker: int) -> str:
+    """Of the file beside it that has what a worker says on standard error."""
+    return f"worker-{worker}.log"
+
+
 def encode(message: dict[str, Any]) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode()
 

@@ -22,6 +22,7 @@ _TUN = Path("/dev/net/tun")
 _TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 _TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x400454D0, 0x400454D8
 _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
+_IFF_MULTI_QUEUE, _IFF_PERSIST = 0x0100, 0x0800
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFMTU = 0x8913, 0x8914, 0x8922
 _IFF_UP = 0x1
 _FLAGS = Struct("=16sH22x")  # struct ifreq with ifr_flags
@@ -32,6 +33,11 @@ _CHECKSUM, _TSO = 0x01, 0x02 | 0x04 | 0x08  # TUN_F_CSUM; TUN_F_TSO4, _TSO6, _TS
 _USO = 0x20 | 0x40  # TUN_F_USO4, _USO6: Linux 6.2
 _OFFLOADS = _CHECKSUM | _TSO | _USO, _CHECKSUM | _TSO
 """What the host may leave to us, best first."""
+
+_HELD = {
+    errno.EBUSY: " (another process has it)",
+    errno.EINVAL: " (another process has it, or it is of another kind)",
+}
 
 DEVICE_MTU = 65535
 """Of the device; what a tunnel really carries is the MTU of its route."""
@@ -45,31 +51,45 @@ the 65,536 that devices have otherwise, each takes two."""
 class Tun:
     """A device for as long as this object is open. Reading and writing never block."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, is_shared: bool = False, lent: int | None = None) -> None:
         """One that is there and that nobody else has open is taken as it is.
 
+        One that `is_shared` has a queue for each process that opens it so, and is there as long as
+        one of them has it; but for one that was made to stay without, which is for one only. `lent`
+        is the descriptor of a queue that another process has opened, which is gone on with.
         Raises `DatapathError` where there are no TUN devices, or none for us.
         """
-        self.is_adopted = _is_there(name)
+        self._descriptor = _open() if lent is None else lent
         try:
-            self._descriptor = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise DatapathError(
-                f"{_TUN} cannot be opened: {error.strerror}", error.errno
-            ) from error
-        try:
-            flags = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR
-            fcntl.ioctl(self._descriptor, _TUNSETIFF, _FLAGS.pack(name.encode(), flags))
+            if lent is None:
+                self._obtain(name, _IFF_MULTI_QUEUE if is_shared else 0)
             size = _INTEGER.pack(virtio.SIZE)  # Of one that was there it may be another.
             fcntl.ioctl(self._descriptor, _TUNSETVNETHDRSZ, size)
+            self.is_adopted = bool(self._told()[1] & _IFF_PERSIST)
         except OSError as error:
             os.close(self._descriptor)
-            held = " (another process has it)" if error.errno == errno.EBUSY else ""
+            held = _HELD.get(error.errno or 0, "")
             reason = f"the TUN device {name} cannot be made: {error.strerror}{held}"
             raise DatapathError(reason, error.errno) from error
         self._take_over_work()
         if not self.is_adopted:
             _limit_super_packets(name)
+
+    def _obtain(self, name: str, queues: int) -> None:
+        flags = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR
+        try:
+            asked = _FLAGS.pack(name.encode(), flags | queues)
+            fcntl.ioctl(self._descriptor, _TUNSETIFF, asked)
+        except OSError as error:
+            if not queues or error.errno != errno.EINVAL:
+                raise
+            fcntl.ioctl(self._descriptor, _TUNSETIFF, _FLAGS.pack(name.encode(), flags))
+
+    def _told(self) -> tuple[bytes, int]:
+        """What it is called, and its flags. Raises `OSError` if somebody has removed it."""
+        answer = fcntl.ioctl(self._descriptor, _TUNGETIFF, _FLAGS.pack(b"", 0))
+        name, flags = _FLAGS.unpack(answer)
+        return name.rstrip(b"\0"), flags
 
     def _take_over_work(self) -> None:
         """Where a host does all by itself we are slower, and nothing else."""
@@ -79,9 +99,9 @@ class Tun:
                 return
 
     @classmethod
-    def of_all_tunnels(cls) -> Tun:
+    def of_all_tunnels(cls, *, is_shared: bool = False) -> Tun:
         """`DEVICE`, up, into which our own routes lead. Raises `DatapathError`."""
-        made = cls(DEVICE)
+        made = cls(DEVICE, is_shared=is_shared)
         try:
             _silence()
             bring_up()
@@ -95,11 +115,9 @@ class Tun:
     def name(self) -> str:
         """What it is called by now, wherever it is; nothing if somebody has removed it."""
         try:
-            answer = fcntl.ioctl(self._descriptor, _TUNGETIFF, _FLAGS.pack(b"", 0))
+            return self._told()[0].decode(errors="replace")
         except OSError:
             return ""
-        called: bytes = _FLAGS.unpack(answer)[0]
-        return called.rstrip(b"\0").decode(errors="replace")
 
     def fileno(self) -> int:
         return self._descriptor
@@ -129,12 +147,11 @@ class Tun:
         os.close(self._descriptor)
 
 
-def _is_there(name: str) -> bool:
+def _open() -> int:
     try:
-        socket.if_nametoindex(name)
-    except OSError:
-        return False
-    return True
+        return os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise DatapathError(f"{_TUN} cannot be opened: {error.strerror}", error.errno) from error
 
 
 def _limit_super_packets(name: str) -> None:

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 
 from xfrmpy.datapath.userspace import bpf
+from xfrmpy.datapath.userspace.shares import MAX_WORKERS
 from xfrmpy.esp.transport import Fields, with_checksum, with_header
 from xfrmpy.ipsec.addresses import IpAddress, SocketAddress
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT
@@ -25,7 +26,6 @@ IP_PKTINFO = 8  # <linux/in.h>; Python 3.11 has no name for it
 IPV4_INFO = Struct("=i4s4s")  # ifindex, local address, address in the header
 IPV6_INFO = Struct("=16si")  # local address, ifindex
 
-_WORD = Struct(">I")
 _HEADER = Struct(">HHHH")  # ports, length, checksum
 
 
@@ -47,7 +47,7 @@ def open_shared_udp_socket(family: socket.AddressFamily, port: int) -> socket.so
 
 
 def attach_reuseport_selector(member: socket.socket, workers: int) -> None:
-    """Put the selector on the group that `member` belongs to; `workers` is a power of two.
+    """Put the selector on the group that `member` belongs to, of so many workers.
 
     Raises `OSError`.
     """
@@ -55,26 +55,21 @@ def attach_reuseport_selector(member: socket.socket, workers: int) -> None:
 
 
 def reuseport_program(workers: int) -> bytes:
-    """IKE and the kernel's ESP go to the daemon's socket, ours to a worker by the SPI's low bits.
+    """IKE and the kernel's ESP go to the daemon's socket, ours to a worker by the SPI (`lane_of`).
 
     The non-ESP marker is a zero word, so its top bit is clear like that of the kernel's SPIs. A
     payload too short for the load (a keepalive) ends the program with 0, the daemon.
     """
-    if workers < 1 or workers & (workers - 1):
-        raise ValueError("the number of workers is a power of two")
+    if not 1 <= workers <= MAX_WORKERS:
+        raise ValueError(f"there are 1 to {MAX_WORKERS} workers")
     return bpf.assemble(
         (bpf.LOAD_WORD, 0, 0, 0),
         (bpf.JUMP_IF_SET, 1, 0, USERSPACE_SPI_BIT),
         (bpf.RETURN, 0, 0, DAEMON),
-        (bpf.AND, 0, 0, workers - 1),
+        (bpf.MODULO, 0, 0, workers),
         (bpf.ADD, 0, 0, 1),
         (bpf.RETURN_A, 0, 0, 0),
     )
-
-
-def is_ours(first_word: bytes) -> bool:
-    """As `reuseport_program` has it, for datagrams that the kernel did not tell apart."""
-    return len(first_word) == _WORD.size and bool(_WORD.unpack(first_word)[0] & USERSPACE_SPI_BIT)
 
 
 def ask_for_destination(receiver: socket.socket, version: int) -> None:

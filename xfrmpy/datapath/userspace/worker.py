@@ -1,9 +1,10 @@
 """The worker process: its loop, its device and sockets, and the daemon's requests.
 
-`python -m xfrmpy.datapath.userspace.worker SOCKET READY` listens on SOCKET and writes an octet to
-the descriptor READY (or the reason why it cannot). It keeps the daemon's sockets (`control`) and,
-when asked to `open`, carries packets. It goes on with both while the daemon is away, as a kernel
-would, and ends on request or SIGTERM. What happens to a packet is decided in `forwarding`.
+`python -m xfrmpy.datapath.userspace.worker SOCKET READY INDEX COUNT` listens on SOCKET and writes
+an octet to the descriptor READY (or the reason why it cannot); it is number INDEX of COUNT. It
+keeps the daemon's sockets (`control`) and, when asked to `carry`, carries packets. It goes on with
+both while the daemon is away, as a kernel would, and ends on request or SIGTERM. What happens to a
+packet is decided in `forwarding`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from stat import S_ISSOCK
 from typing import Any
 
 from xfrmpy import __version__
@@ -30,17 +32,20 @@ from xfrmpy.datapath.userspace.control import ControlSocket
 from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused, Waits
 from xfrmpy.datapath.userspace.inbound import Inbound
 from xfrmpy.datapath.userspace.ledger import Ledger
+from xfrmpy.datapath.userspace.neighbours import Kind, Neighbours
 from xfrmpy.datapath.userspace.outbound import Outbound
 from xfrmpy.datapath.userspace.raw import RawSockets
 from xfrmpy.datapath.userspace.receiving import UdpReceiver
 from xfrmpy.datapath.userspace.scheduling import ask_for_short_slices
 from xfrmpy.datapath.userspace.sending import UdpSender
-from xfrmpy.datapath.userspace.tun import Tun
+from xfrmpy.datapath.userspace.shares import FIRST, Share
+from xfrmpy.datapath.userspace.tun import DEVICE, Tun
 from xfrmpy.datapath.userspace.turns import Readable, Turn
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
     open_shared_udp_socket,
 )
+from xfrmpy.datapath.userspace.virtio import Offload
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.sad import SadEntry, SaId
@@ -71,12 +76,14 @@ _PR_SET_DUMPABLE = 4
 class Worker:
     """See the module."""
 
-    def __init__(self, control_path: Path) -> None:
+    def __init__(self, control_path: Path, share: Share) -> None:
+        self._share = share
+        self._is_one_of_many = share.count > 1
         self._ledger = Ledger(control_path.with_suffix(LEDGER_SUFFIX))
         self._forwarder = Forwarder(secrets.token_bytes, self._ledger)
         self._outbound = Outbound(self._forwarder, self._guarded)
         self._inbound = Inbound(
-            self._forwarder, self._guarded, self._device_of, self._outbound.send_in_clear
+            self._forwarder, self._guarded, self._device_of, self._outbound.send_in_clear, share
         )
         self._natt_port = IKE_NATT_PORT
         self._readable = Readable()
@@ -86,7 +93,18 @@ class Worker:
         self._tunnel_tuns: dict[int, Tun] = {}
         self._running = True
         self._next_check_at = 0.0
-        self._control = ControlSocket(control_path, self._readable, self._answer, self._settle)
+        self._control = ControlSocket(
+            control_path,
+            self._readable,
+            self._answer,
+            self._settle,
+            self if self._is_one_of_many else None,
+        )
+        self._neighbours = Neighbours(
+            share, control_path.parent, self._readable, self._take_handed, self._outbound.flush
+        )
+        if self._is_one_of_many:
+            self._outbound.neighbours = self._inbound.neighbours = self._neighbours
 
     def run(self) -> None:
         """Keep and carry until told to stop."""
@@ -102,6 +120,7 @@ class Worker:
 
     def close(self) -> None:
         self._control.close()
+        self._neighbours.close()
         self._shut()
 
     def _patience(self) -> float | None:
@@ -140,7 +159,7 @@ class Worker:
             self._running = False
 
     def _open_tun(self) -> None:
-        self._tun = Tun.of_all_tunnels()
+        self._tun = Tun.of_all_tunnels(is_shared=self._is_one_of_many)
         self._listen_to(self._tun, 0)
 
     def _listen_to(self, tun: Tun, if_id: int) -> None:
@@ -175,18 +194,22 @@ class Worker:
     # What packets come by.
 
     def _settle(self) -> None:
-        """Take a place behind the daemon's sockets, if there are others than before."""
-        if self._tun is not None:
+        """Take a place behind the daemon's sockets, if there are others than before; of several
+        workers the daemon says when, for their order counts."""
+        if self._tun is not None and not self._is_one_of_many:
             self._join()
 
-    def _join(self) -> None:
-        """Open the UDP sockets behind the daemon's, so that it is the first of each group."""
+    def _join(self, given: Sequence[socket.socket] = ()) -> None:
+        """Open the UDP sockets behind the daemon's, so that it is the first of each group, or go on
+        with those that are there already."""
         self._close_udp()
+        there = {4 if each.family == socket.AF_INET else 6: each for each in given}
         try:
             for family, version in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
                 if version == 6 and not _has_ipv6():
                     continue
-                self._udp[version] = opened = _open_udp(family, self._natt_port)
+                opened = there.get(version) or _open_udp(family, self._natt_port, self._share.count)
+                self._udp[version] = opened
                 sender = UdpSender(opened, version, self._forwarder.refused)
                 self._outbound.senders[version] = sender
                 turn = Turn(self._readable, receiving.MAX_READS)
@@ -198,7 +221,9 @@ class Worker:
             raise DatapathError(reason, error.errno) from error
 
     def _open_raw(self) -> None:
-        self._raw = self._outbound.raw = RawSockets(_prepare, (4, 6) if _has_ipv6() else (4,))
+        self._raw = self._outbound.raw = RawSockets(
+            _prepare, (4, 6) if _has_ipv6() else (4,), self._share
+        )
         for opened in self._raw:
             self._readable.register(opened, partial(self._inbound.read_raw, opened))
 
@@ -223,6 +248,36 @@ class Worker:
         self._udp.clear()
         self._outbound.senders.clear()
 
+    # What concerns the other workers.
+
+    def join(self, given: Sequence[int]) -> None:
+        """See `Colleague`."""
+        numbers = [each for each in given if S_ISSOCK(os.fstat(each).st_mode)]
+        for descriptor in set(given) - set(numbers):
+            with contextlib.suppress(DatapathError):  # Removed: `carry` makes another.
+                self._tun = Tun(DEVICE, lent=descriptor)
+                self._listen_to(self._tun, 0)
+                self._open_raw()
+        sockets = [socket.socket(fileno=each) for each in numbers]
+        for each in sockets:
+            self._natt_port = each.getsockname()[1]
+        self._join(sockets)
+
+    def lend(self) -> Sequence[int]:
+        """See `Colleague`."""
+        device = () if self._tun is None else (self._tun,)
+        return [each.fileno() for each in (*self._udp.values(), *device)]
+
+    def hear(self, channel: socket.socket) -> None:
+        """See `Colleague`."""
+        self._neighbours.hear(channel)
+
+    def _take_handed(self, kind: Kind, if_id: int, packet: bytes, offload: Offload) -> None:
+        if kind is Kind.OUTBOUND:
+            self._guarded(partial(self._outbound.carry_handed, packet, offload, if_id))
+        else:
+            self._guarded(partial(self._inbound.write_handed, packet, offload, if_id))
+
     # Requests, by their names.
 
     def _answer(self, name: str, plain: Plain) -> list[dict[str, Any]]:
@@ -236,6 +291,7 @@ class Worker:
             "requests": [*_HANDLERS],
             "network": network_namespace(),
             "is_open": self._tun is not None,
+            "share": [self._share.index, self._share.count],
         }
 
     def raw_refusal(self, _: Plain) -> Plain:
@@ -251,12 +307,15 @@ class Worker:
         is_moved, self._natt_port = natt_port != self._natt_port, natt_port
         if self._tun is not None and self._control.kept and not is_moved:
             return
+        if self._is_one_of_many and is_moved:
+            self._close_udp()
         try:
             if self._tun is None:
                 self._open_tun()
                 self._open_raw()
             # Whoever did not leave us its sockets may have opened others since.
-            self._join()
+            if not self._is_one_of_many:
+                self._join()
         except DatapathError:
             self._shut()
             raise
@@ -265,6 +324,16 @@ class Worker:
         """Carry no packets any more."""
         self._forwarder.remove_all()
         self._shut()
+
+    def leave_port(self, _: Plain) -> None:
+        """Receive nothing more until told to `join`."""
+        self._close_udp()
+
+    def lead(self, plain: Plain) -> None:
+        """Of each reqid in `plain` the worker that has its outbound SA."""
+        for reqid, worker in from_plain(tuple[tuple[int, int], ...], plain):
+            self._forwarder.lead(reqid, None if worker == self._share.index else worker)
+        self._send_waiting()
 
     def add(self, plain: Plain) -> Plain:
         """Entries, each with its kind, in their order: how many are in force, and why no more."""
@@ -327,8 +396,23 @@ class Worker:
         """A tunnel's own device, unless it is there; `plain` has its number and what to call it."""
         if_id, name = from_plain(int, plain[0]), from_plain(str, plain[1])  # type: ignore[index]
         if if_id not in self._tunnel_tuns:
-            self._tunnel_tuns[if_id] = Tun(name)
+            try:
+                self._tunnel_tuns[if_id] = Tun(name, is_shared=self._is_one_of_many)
+            except DatapathError as error:
+                # One of which the first worker has the only queue: it does the writing.
+                if self._share.index == FIRST or error.errno != errno.EBUSY:
+                    raise
+                return
             self._listen_to(self._tunnel_tuns[if_id], if_id)
+
+    def join_interface(self, plain: Plain) -> None:
+        """As `open_interface`, one that another worker has; it must be in our own namespace."""
+        name = from_plain(str, plain[1])  # type: ignore[index]
+        try:
+            socket.if_nametoindex(name)
+        except OSError as error:
+            raise DatapathError(f"the device {name} is not here", errno.ENODEV) from error
+        self.open_interface(plain)
 
     def close_interface(self, plain: Plain) -> None:
         """Remove it, if it is one that was made here."""
@@ -400,6 +484,8 @@ _HANDLERS: dict[str, _Handler] = {
     "raw_refusal": _single(Worker.raw_refusal),
     "carry": _single(Worker.carry),
     "shut": _single(Worker.shut),
+    "leave_port": _single(Worker.leave_port),
+    "lead": _single(Worker.lead),
     "add": _single(Worker.add),
     "update_sa": _single(Worker.update_sa),
     "move_sa": _single(Worker.move_sa),
@@ -407,6 +493,7 @@ _HANDLERS: dict[str, _Handler] = {
     "remove_sa": _single(Worker.remove_sa),
     "remove_policy": _single(Worker.remove_policy),
     "open_interface": _single(Worker.open_interface),
+    "join_interface": _single(Worker.join_interface),
     "close_interface": _single(Worker.close_interface),
     "interfaces": _single(Worker.interfaces),
     "usage": _single(Worker.usage),
@@ -428,12 +515,12 @@ def network_namespace() -> int:
     return os.stat("/proc/thread-self/ns/net").st_ino
 
 
-def _open_udp(family: socket.AddressFamily, port: int) -> socket.socket:
+def _open_udp(family: socket.AddressFamily, port: int, workers: int) -> socket.socket:
     version = 4 if family == socket.AF_INET else 6
     opened = open_shared_udp_socket(family, port)
     opened.setblocking(False)
     _prepare(opened, version)
-    attach_reuseport_selector(opened, workers=1)
+    attach_reuseport_selector(opened, workers)
     return opened
 
 
@@ -463,12 +550,13 @@ def _complain(words: str) -> None:
 
 def main(arguments: list[str]) -> int:
     control_path, ready = Path(arguments[0]), int(arguments[1])
+    share = Share(int(arguments[2]), int(arguments[3]))
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0)  # No core dump, no ptrace: keys are here.
     ask_for_short_slices()
     # An exception, for without one a wait for packets goes on after a signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        worker = Worker(control_path)
+        worker = Worker(control_path, share)
     except (DatapathError, OSError) as error:
         os.write(ready, str(error).encode())
         return 1

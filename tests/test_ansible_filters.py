@@ -1,0 +1,245 @@
+"""The collection's filters: meshes, and the other end of a tunnel for other makers' gateways."""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.errors import AnsibleFilterError
+
+from xfrmpy.policy.load import load_policy
+from xfrmpy.policy.profiles import PROFILES
+
+COLLECTION = Path(__file__).parent.parent / "ansible"
+FILTERS = COLLECTION / "plugins/filter"
+MESH = runpy.run_path(str(FILTERS / "mesh.py"))
+FOREIGN = runpy.run_path(str(FILTERS / "foreign.py"))
+mesh, mesh_secrets = MESH["mesh"], MESH["mesh_secrets"]
+
+POLICY = {
+    "peer": "192.0.2.2",
+    "id": "moon.example.net",
+    "psk": "secret:net",
+    "local": "10.1.0.0/16",
+    "remote": ["10.2.0.0/16"],
+    "dpd": "10s",
+}
+
+
+def members(*names: str) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "address": f"192.0.2.{n}", "subnets": [f"10.{n}.0.0/16"]}
+        for n, name in enumerate(names, 1)
+    ]
+
+
+def test_each_pair_of_a_full_mesh_has_a_tunnel_that_one_end_begins(tmp_path: Path) -> None:
+    made = mesh(members("moon", "sun", "mars"))
+    assert {name: [*policy["tunnels"]] for name, policy in made["policies"].items()} == {
+        "moon": ["mesh-mars", "mesh-sun"],
+        "sun": ["mesh-mars", "mesh-moon"],
+        "mars": ["mesh-moon", "mesh-sun"],
+    }
+    starts = [t["start"] for p in made["policies"].values() for t in p["tunnels"].values()]
+    assert sorted(starts) == ["auto"] * 3 + ["listen"] * 3
+    for name, policy in made["policies"].items():
+        directory = tmp_path / name
+        for path, text in {
+            "conf.d/mesh.yaml": yaml.safe_dump(policy),
+            **{f"secrets/{secret}": "k" * 40 for secret in made["secrets"][name]},
+        }.items():
+            file = directory / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+            file.chmod(0o600)
+        loaded = load_policy([directory / "conf.d"])
+        assert (loaded.errors, len(loaded.tunnels)) == ((), 2)
+
+
+def test_spokes_reach_each_other_through_the_first_hub() -> None:
+    made = mesh(members("hub", "one", "two"), topology="hub", hubs=["hub"])["policies"]
+    assert [*made["one"]["tunnels"]] == ["mesh-hub"]
+    assert made["one"]["tunnels"]["mesh-hub"]["remote"] == ["10.1.0.0/16", "10.3.0.0/16"]
+    assert made["one"]["tunnels"]["mesh-hub"]["start"] == "auto"
+    assert made["hub"]["tunnels"]["mesh-one"]["local"] == ["10.1.0.0/16", "10.3.0.0/16"]
+    assert made["hub"]["tunnels"]["mesh-one"]["remote"] == ["10.2.0.0/16"]
+
+
+def test_who_has_no_address_is_not_called() -> None:
+    given = members("moon", "sun")
+    del given[1]["address"]
+    made = mesh(given)["policies"]
+    assert "peer" not in made["moon"]["tunnels"]["mesh-sun"]
+    assert made["sun"]["tunnels"]["mesh-moon"]["start"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "words"),
+    [
+        (members("moon"), {}, "two members at least"),
+        (members("moon", "moon"), {}, "moon is a member twice"),
+        ([*members("moon"), {"name": "sun", "subnets": ["10.1.5.0/24"]}], {}, "moon and sun"),
+        ([*members("moon"), {"name": "sun", "subnets": ["10.2.0.1/16"]}], {}, "host bits set"),
+        ([*members("moon"), {"name": "sun", "subnets": "10.2.0.0/16"}], {}, "is a list"),
+        ([*members("moon"), {"name": "sun", "subnet": []}], {}, "unknown key subnet"),
+        (
+            [{"name": n, "subnets": [f"10.{i}.0.0/16"]} for i, n in enumerate(("moon", "sun"))],
+            {},
+            "neither moon nor sun",
+        ),
+        (members("moon", "sun"), {"topology": "star"}, "full, hub"),
+        (members("moon", "sun"), {"topology": "hub"}, "names at least one"),
+        (members("moon", "sun"), {"topology": "hub", "hubs": ["mars"]}, "mars"),
+        (members("moon", "sun"), {"pairs": [{"between": ["moon", "mars"], "policy": {}}]}, "mars"),
+        (members("moon", "sun"), {"pairs": [{"between": "moon"}]}, "is no pair"),
+        ("moon", {}, "a list of mappings"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(given: Any, options: Any, words: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=words):
+        mesh(given, **options)
+
+
+def test_a_pair_keeps_the_key_that_either_end_has() -> None:
+    known = mesh(members("moon", "sun", "mars"))["secrets"]
+    made = mesh_secrets(known, {"sun": {"mesh-moon--sun": "old"}})
+    assert made["values"]["moon"]["mesh-moon--sun"] == "old"
+    assert made["values"]["sun"]["mesh-moon--sun"] == "old"
+    assert made["generated"]["moon"] == ["mesh-mars--moon"]
+    new = made["values"]["mars"]["mesh-mars--moon"]
+    assert new == made["values"]["moon"]["mesh-mars--moon"]
+    assert len(bytes.fromhex(new)) == 32
+    assert mesh_secrets(known, made["values"])["generated"] == {n: [] for n in known}
+    rotated = mesh_secrets(known, made["values"], rotate=True)
+    assert rotated["values"]["moon"]["mesh-moon--sun"] != "old"
+
+
+@pytest.mark.parametrize("profile", ["modern", "compat"])
+def test_a_profile_means_the_same_there(profile: str) -> None:
+    assert FOREIGN["IKE"][profile] == PROFILES[profile].ike
+    own = {frozenset(proposal.split("-")) for proposal in PROFILES[profile].esp}
+    assert {frozenset(proposal.split("-")) for proposal in FOREIGN["ESP"][profile]} <= own
+
+
+def test_the_other_end_is_the_mirror_of_ours() -> None:
+    policy = {**POLICY, "esp": "aes256gcm16-noesn", "start": "listen"}
+    text = FOREIGN["swanctl_conf"](policy, "net", "192.0.2.1", "a key")
+    for line in (
+        "local_addrs = 192.0.2.2",
+        "remote_addrs = 192.0.2.1",
+        "id = 192.0.2.2",
+        "id = moon.example.net",
+        "local_ts = 10.2.0.0/16",
+        "remote_ts = 10.1.0.0/16",
+        "esp_proposals = aes256gcm16-noesn",
+        "start_action = start",
+        f"secret = 0x{b'a key'.hex()}",
+    ):
+        assert f"{line}\n" in text
+    libreswan = FOREIGN["ipsec_conf"](policy, "net", "192.0.2.1")
+    for line in (
+        "left=192.0.2.2",
+        "leftid=192.0.2.2",
+        "right=192.0.2.1",
+        "rightid=@moon.example.net",
+        "leftsubnet=10.2.0.0/16",
+        "rightsubnet=10.1.0.0/16",
+        "esp=aes_gcm256",
+        "esn=no",
+        "auto=start",
+    ):
+        assert f"    {line}\n" in libreswan
+    secrets = FOREIGN["ipsec_secrets"](policy, "net", "192.0.2.1", "a key\n")
+    assert secrets == '192.0.2.2 @moon.example.net : PSK "a key"\n'
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"interface": "169.254.10.1/30"}, "interface has nothing"),
+        ({"mode": "beet"}, "tunnel or transport"),
+        ({"esp": {"tfc": 1280}}, "esp.tfc has nothing"),
+        ({"ike": {"profile": "cnsa"}}, "no profile 'cnsa'"),
+        ({"local": "10.1.0.0/16[tcp/443]"}, "prefixes alone"),
+        ({"peer": None}, "peer_id"),
+    ],
+)
+def test_what_cannot_be_said_there_is_an_error(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=words):
+        FOREIGN["swanctl_conf"]({**POLICY, **change}, "net", "192.0.2.1", "a key")
+
+
+def test_the_documentation_of_every_module_and_filter_is_read() -> None:
+    for path in sorted(FILTERS.glob("*.yml")):
+        written = yaml.safe_load(path.read_text())
+        assert written["DOCUMENTATION"]["name"] == path.stem
+        assert callable(MESH.get(path.stem) or FOREIGN.get(path.stem))
+    filters = {**MESH["FilterModule"]().filters(), **FOREIGN["FilterModule"]().filters()}
+    assert {path.stem for path in FILTERS.glob("*.yml")} == {*filters}
+
+
+def test_modules_need_only_the_standard_library_on_the_target() -> None:
+    modules = [*FILTERS.parent.glob("modules/*.py"), *FILTERS.parent.glob("module_utils/*.py")]
+    assert len(modules) > 7
+    for path in modules:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            tops = {name.partition(".")[0] for name in names}
+            assert tops <= {"ansible", "ansible_collections", *sys.stdlib_module_names}, path
+
+
+def examples() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every play or task in the documentation of the collection, by the page that it is on."""
+    for page in (COLLECTION / "README.md", COLLECTION.parent / "docs/ansible.md"):
+        for text in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
+            for play in yaml.safe_load(text) if not text.startswith("# inventory") else ():
+                yield from ((page.name, task) for task in play.get("tasks", ()))
+    for path in (COLLECTION / "plugins/modules").glob("*.py"):
+        for task in yaml.safe_load(_constant(path, "EXAMPLES")):
+            yield path.name, task
+
+
+def _constant(path: Path, name: str) -> str:
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return str(ast.literal_eval(node.value))
+    raise AssertionError(f"{path} has no {name}")
+
+
+def test_examples_use_options_that_there_are() -> None:
+    found = list(examples())
+    assert len(found) > 10
+    for place, task in found:
+        for name, options in task.items():
+            collection, _, module = name.rpartition(".")
+            if collection == "xfrmpy.gateway":
+                documented = _constant(COLLECTION / f"plugins/modules/{module}.py", "DOCUMENTATION")
+                known = yaml.safe_load(documented)["options"]
+                assert {*(options or {})} <= {*known}, (place, task)
+
+
+def test_the_inventory_of_the_first_mesh_is_one() -> None:
+    page = (COLLECTION.parent / "docs/ansible.md").read_text()
+    (text,) = re.findall(r"```yaml\n(# inventory.yml\n.*?)```", page, re.DOTALL)
+    hosts = yaml.safe_load(text)["gateways"]["hosts"]
+    made = mesh(MESH["mesh_members"]([*hosts], hosts))
+    assert len(made["policies"]["venus"]["tunnels"]) == 3
+    assert "peer" not in made["policies"]["moon"]["tunnels"]["mesh-venus"]
+
+
+def test_the_end_that_the_page_renders_is_one() -> None:
+    page = (COLLECTION.parent / "docs/ansible.md").read_text()
+    (office,) = (
+        play["vars"]["office"]
+        for text in re.findall(r"```yaml\n(- .*?)```", page, re.DOTALL)
+        for play in yaml.safe_load(text)
+    )
+    assert "203.0.113.7" in FOREIGN["swanctl_conf"](office, "office", "198.51.100.1", "a key")
