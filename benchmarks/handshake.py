@@ -8,7 +8,8 @@ one connection for all of them, unless `--each`: it looks through its connection
 one, and several thousand take it longer than an initiator waits. `--idle` goes on and measures what
 the SAs cost the responder that nobody uses: it checks every `--dpd` seconds whether each peer
 lives, and the initiators check nothing. `--profile` needs no root: where the time of the core alone
-goes.
+goes. Nor does `--hybrid`: what ML-KEM-768 behind x25519 adds to the core, and to what is on the
+wire.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
 
 from benchmarks.initiators import Terms, identity_of, path_to, policy_of, subnet_of
 from benchmarks.measure import (
@@ -73,6 +75,9 @@ def main() -> None:
     options = _parse()
     if options.profile:
         profile(options.count, shared=options.shared)
+        return
+    if options.hybrid:
+        hybrid(options.count, options.rounds)
         return
     prepare()
     facts = conditions()
@@ -129,6 +134,9 @@ def _parse() -> argparse.Namespace:
         help="how often it is checked meanwhile whether a peer lives (30)",
     )
     parser.add_argument("--profile", action="store_true", help="profile our core, in this process")
+    parser.add_argument(
+        "--hybrid", action="store_true", help="our core with ML-KEM-768 beside itself without"
+    )
     parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write JSON")
     options = parser.parse_args()
     if not 1 <= options.count <= MAX_COUNT or options.rounds < 1:
@@ -299,9 +307,36 @@ def profile(count: int, *, shared: bool) -> None:
     pstats.Stats(profiler).strip_dirs().sort_stats("cumulative").print_stats(_PROFILE_LINES)
 
 
-def _handshakes(count: int, *, shared: bool, profiler: cProfile.Profile | None) -> float:
-    """CPU seconds of the responder."""
-    terms = _terms(_two_ends(), count, shared=shared)
+CLASSICAL, HYBRID = (
+    f"aes128gcm16-prfsha256-{exchanges}" for exchanges in ("x25519", "x25519-ke1_mlkem768")
+)
+
+
+def hybrid(count: int, rounds: int) -> None:
+    """The two in turn, and the median of each."""
+    seconds: dict[str, list[float]] = {CLASSICAL: [], HYBRID: []}
+    wire: dict[str, list[int]] = {}
+    for _ in range(rounds):
+        for ike, spent in seconds.items():
+            wire[ike] = []
+            spent.append(_handshakes(count, shared=False, profiler=None, ike=ike, wire=wire[ike]))
+    for ike, spent in seconds.items():
+        milliseconds = 1000 * median(spent) / count
+        octets, datagrams = sum(wire[ike]) / count, len(wire[ike]) / count
+        print(f"{ike}: {milliseconds:.2f} ms, {octets:.0f} octets in {datagrams:.0f} datagrams")
+    print(f"ratio {median(seconds[HYBRID]) / median(seconds[CLASSICAL]):.2f}")
+
+
+def _handshakes(
+    count: int,
+    *,
+    shared: bool,
+    profiler: cProfile.Profile | None,
+    ike: str = CLASSICAL,
+    wire: list[int] | None = None,
+) -> float:
+    """CPU seconds of the responder; the sizes of UDP payloads both ways go into `wire`."""
+    terms = _terms(replace(_two_ends(), ike=ike), count, shared=shared)
     policies = [policy_of(terms, number) for number in range(count)]
     initiator = IkeEndpoint(policies, secrets.token_bytes)
     responder = IkeEndpoint([_mirrored(policy) for policy in policies], secrets.token_bytes)
@@ -321,6 +356,8 @@ def _handshakes(count: int, *, shared: bool, profiler: cProfile.Profile | None) 
             if profiler is not None:
                 profiler.disable()
             spent += time.process_time() - begun
+            if wire is not None:
+                wire += [len(datagram.data) for datagram in (*requests, *answers)]
             for answer in answers:
                 initiator.receive_datagram(answer.data, _reversed(answer.path), 0.0)
     established = sum(len(responder.ike_sas(policy.name)) for policy in policies)

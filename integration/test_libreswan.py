@@ -100,3 +100,16 @@ def test_both_ends_return_cookies_and_cut_large_messages_to_a_path_of_1280(site:
     assert "the peer is busy and asks for a cookie" in ours.log
     assert ours.status().drops["cookie-demanded"] >= 1
     assert "received anti-DDOS COOKIE response" in theirs.log
+
+
+def test_libreswan_passes_over_key_exchanges_that_it_does_not_know(site: Site) -> None:
+    """In both roles: the default offers ML-KEM first, and a classical IKE SA comes of it."""
+    classical = "aes256gcm16-prfsha384-x25519"
+    tunnel = site.network.tunnel(ike=classical)
+    theirs = site.libreswan(site.network.sun, tunnel.mirrored())
+    pair = Pair(site, site.xfrmpy(site.network.moon, tunnel, ike="modern"), theirs)
+    for role in Role:
+        pair.connect(role)
+        assert pair.ours.tunnel().suite == classical
+        site.assert_protected(count=1)
+        pair.disconnect(role)

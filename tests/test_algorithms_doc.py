@@ -28,6 +28,11 @@ What a profile offers by itself is marked with its name. Weak ones need `profile
 This page is made from the code; a test compares the two.
 """
 
+FURTHER = """\
+Up to seven key exchanges may follow the first one (RFC 9370), each in an exchange of its own:
+`ke1_mlkem768` to `ke7_mlkem768`, and so with every name of the table; `ke1_none` beside one makes
+it optional. No method is used twice. ML-KEM resists quantum computers as far as anybody knows."""
+
 
 def page() -> str:
     offered = {name: _offered(name) for name in PROFILES}
@@ -54,6 +59,7 @@ def page() -> str:
         "| name | offered by |",
         "|---|---|",
         *(f"| `{g.name}` | {_profiles(g.name, offered)} |" for g in GROUPS),
+        f"\n{FURTHER}",
         "",
     ]
     return "\n".join(parts)
@@ -74,7 +80,7 @@ def _offered(profile: str) -> set[str]:
 def _names(profile: str) -> Iterator[str]:
     for proposals in (ike_proposals, esp_proposals, ah_proposals):
         for proposal in proposals(profile):
-            yield from map(str, proposal.transforms)
+            yield from (str(t).partition("_")[2] or str(t) for t in proposal.transforms)
 
 
 def _profiles(name: str, offered: dict[str, set[str]]) -> str:

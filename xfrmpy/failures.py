@@ -343,6 +343,18 @@ CATALOGUE: dict[str, FailureKind] = {
             "`esp: {proposals: null-sha256, profile: compat}` authenticates as much, and passes",
         ),
     ),
+    "XF2031": FailureKind(
+        title="no post-quantum key exchange in common",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "our policy says `post_quantum: require`, or names post-quantum proposals only",
+            "the peer knows no ML-KEM, or no IKE_INTERMEDIATE (RFC 9242, RFC 9370)",
+        ),
+        fixes=(
+            "offer x25519 with ML-KEM-768 at the other end",
+            "`post_quantum: prefer` accepts a peer without it",
+        ),
+    ),
     "XF3001": FailureKind(
         title="this host cannot move the packets as the policy asks",
         exit_code=ExitCode.HOST_CANNOT,

@@ -11,6 +11,7 @@ from xfrmpy.crypto import modp
 from xfrmpy.crypto.key_exchange import (
     InvalidPublicValue,
     KeyExchange,
+    answer_key_exchange,
     resume_key_exchange,
     start_key_exchange,
 )
@@ -22,9 +23,13 @@ M = KeyExchangeMethod
 GROUPS = {group.name: group for group in algorithms.GROUPS}
 ECP = [M.ECP_256, M.ECP_384, M.ECP_521]
 MODP = [M.MODP_2048, M.MODP_3072, M.MODP_4096]
+ML_KEM = [M.ML_KEM_768, M.ML_KEM_1024]
+
+ML_KEM_RECORDS, ML_KEM_STEP = 1000, 10
 
 every_group = pytest.mark.parametrize("group", algorithms.GROUPS, ids=lambda group: group.name)
 every_ecp = pytest.mark.parametrize("method", ECP, ids=lambda method: method.name)
+every_ml_kem = pytest.mark.parametrize("method", ML_KEM, ids=lambda method: method.name)
 every_modp = pytest.mark.parametrize("method", MODP, ids=lambda method: method.name)
 
 
@@ -156,13 +161,25 @@ def test_modp_values_keep_their_leading_zeros(method: KeyExchangeMethod) -> None
 @every_group
 def test_two_ends_come_to_one_secret(group: algorithms.KeyExchangeGroup) -> None:
     ours = start_key_exchange(group.id, _counting)
-    theirs = start_key_exchange(group.id, lambda size: bytes(reversed(range(size))))
+    theirs = answer_key_exchange(
+        group.id, ours.public_value, lambda size: bytes(reversed(range(size)))
+    )
     assert ours.public_value != theirs.public_value
-    assert len(ours.public_value) == group.public_value
+    assert len(ours.public_value) == group.size(of_answer=False) == group.public_value
+    assert len(theirs.public_value) == group.size(of_answer=True)
     secret = ours.shared_secret(theirs.public_value)
-    assert secret == theirs.shared_secret(ours.public_value)
-    assert len(secret) == group.public_value // (2 if group.id in ECP else 1)
+    assert secret == theirs.shared_secret()
+    width = group.public_value // (2 if group.id in ECP else 1)
+    assert len(secret) == (32 if group.id in ML_KEM else width)
     assert ours.method is group.id
+
+
+@every_group
+def test_nobody_answers_a_value_of_another_size(group: algorithms.KeyExchangeGroup) -> None:
+    good = start_key_exchange(group.id, _counting).public_value
+    for wrong in (b"", good[:-1], good + b"\0"):
+        with pytest.raises(InvalidPublicValue):
+            answer_key_exchange(group.id, wrong, _counting).shared_secret()
 
 
 @every_group
@@ -170,7 +187,7 @@ def test_the_private_value_comes_from_the_random_octets_alone(
     group: algorithms.KeyExchangeGroup,
 ) -> None:
     def changed(size: int) -> bytes:
-        return _counting(size)[:-1] + b"\x40"
+        return b"\x40" + _counting(size)[1:]
 
     first, again, other = (
         start_key_exchange(group.id, source).public_value
@@ -182,7 +199,9 @@ def test_the_private_value_comes_from_the_random_octets_alone(
 @every_group
 def test_an_exchange_goes_on_from_its_seed(group: algorithms.KeyExchangeGroup) -> None:
     ours = start_key_exchange(group.id, _counting)
-    theirs = start_key_exchange(group.id, lambda size: b"\x55" * size).public_value
+    theirs = answer_key_exchange(
+        group.id, ours.public_value, lambda size: b"\x55" * size
+    ).public_value
     again = resume_key_exchange(group.id, ours.seed)
     assert (again.method, again.public_value) == (ours.method, ours.public_value)
     assert again.shared_secret(theirs) == ours.shared_secret(theirs)
@@ -197,14 +216,16 @@ def test_the_most_improbable_random_octets_still_make_a_key(
     group: algorithms.KeyExchangeGroup, octet: bytes
 ) -> None:
     ours = start_key_exchange(group.id, lambda size: octet * size)
-    theirs = start_key_exchange(group.id, _counting)
-    assert ours.shared_secret(theirs.public_value) == theirs.shared_secret(ours.public_value)
+    theirs = answer_key_exchange(group.id, ours.public_value, _counting)
+    assert ours.shared_secret(theirs.public_value) == theirs.shared_secret()
 
 
 @every_group
 def test_public_values_of_another_size_are_refused(group: algorithms.KeyExchangeGroup) -> None:
     exchange = start_key_exchange(group.id, _counting)
-    good = start_key_exchange(group.id, lambda size: b"\x55" * size).public_value
+    good = answer_key_exchange(
+        group.id, exchange.public_value, lambda size: b"\x55" * size
+    ).public_value
     for wrong in (b"", good[:-1], good[1:], good + b"\0", b"\0" + good, good * 2):
         _refused(exchange, wrong)
     assert exchange.shared_secret(good)
@@ -271,9 +292,49 @@ def test_x25519_takes_values_that_are_not_canonical_and_masks_the_high_bit() -> 
         assert exchange.shared_secret(u.to_bytes(32, "little")) == secret
 
 
+@every_ml_kem
+def test_ml_kem_agrees_with_the_published_answers(method: KeyExchangeMethod) -> None:
+    name = f"asymmetric/MLKEM/kat_{method.name.replace('ML_KEM', 'MLKEM')}.rsp"
+    with cryptography_vectors.open_vector_file(name, "r") as file:
+        parts = re.split(r"^count = ", file.read(), flags=re.MULTILINE)[1:]
+    assert len(parts) == ML_KEM_RECORDS
+    for part in parts[::ML_KEM_STEP]:
+        record = dict(re.findall(r"^(\w+) = (\w+)$", part, flags=re.MULTILINE))
+        seed = bytes.fromhex(record["d"] + record["z"])
+        exchange = start_key_exchange(method, lambda _, seed=seed: seed)  # type: ignore[misc]
+        assert exchange.public_value.hex() == record["pk"].lower()
+        for ciphertext, secret in (("ct", "ss"), ("ct_n", "ss_n")):
+            found = exchange.shared_secret(bytes.fromhex(record[ciphertext]))
+            assert found.hex() == record[secret].lower()
+
+
+@every_ml_kem
+def test_an_encapsulation_key_that_is_not_reduced_is_refused(method: KeyExchangeMethod) -> None:
+    """The modulus check of FIPS 203 section 7.2: the first coefficient is 3329, then 4095."""
+    good = start_key_exchange(method, _counting).public_value
+    for coefficient in (3329, 4095):
+        low, high = coefficient & 0xFF, coefficient >> 8
+        bad = bytes([low, good[1] & 0xF0 | high]) + good[2:]
+        with pytest.raises(InvalidPublicValue):
+            answer_key_exchange(method, bad, _counting)
+    answer_key_exchange(method, bytes([0, good[1] & 0xF0 | 0xD]) + good[2:], _counting)  # 3328
+
+
+@every_ml_kem
+def test_a_ciphertext_for_another_key_gives_another_secret(method: KeyExchangeMethod) -> None:
+    """Implicit rejection (FIPS 203 section 6.3): no error tells what is wrong."""
+    ours = start_key_exchange(method, _counting)
+    answer = answer_key_exchange(method, ours.public_value, _counting)
+    bad = bytes([answer.public_value[0] ^ 1]) + answer.public_value[1:]
+    assert ours.shared_secret(bad) != answer.shared_secret()
+    assert ours.shared_secret(bad) == ours.shared_secret(bad)
+
+
 def test_only_methods_of_the_table_are_started() -> None:
     listed = {group.id for group in algorithms.GROUPS}
     for number in range(0x10000):
         if number not in listed:
             with pytest.raises(KeyError):
                 start_key_exchange(KeyExchangeMethod(number), _counting)
+            with pytest.raises(KeyError):
+                answer_key_exchange(KeyExchangeMethod(number), b"", _counting)

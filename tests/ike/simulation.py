@@ -44,6 +44,7 @@ from xfrmpy.ipsec.addresses import IKE_PORT, Path, SocketAddress
 from xfrmpy.ipsec.sad import Direction, UdpEncapsulation
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy.model import ChildPolicy, Encapsulation, SharedKey, TunnelPolicy
+from xfrmpy.registry import ExchangeType
 
 COMMANDS = (
     *("up", "up", "up", "up", "both", "down", "restart", "rebind"),
@@ -130,12 +131,18 @@ class Simulation:
 
     def _policy(self) -> TunnelPolicy:
         groups = self.chance.choice(("x25519", "ecp256-x25519"))
+        hybrid = random.Random(f"{self.seed}/hybrid")
+        further = hybrid.choice(("", "", "-ke1_mlkem768", "-ke1_mlkem768-ke3_ecp384"))
         policy = tunnel_policy(
             self.chance.choice(("10.1.0.0/16", "10.1.0.0/24 2001:db8:1::/48")),
             self.chance.choice(("10.2.0.0/16", "10.2.0.0/24[tcp/443] 2001:db8:2::/48")),
-            ike=f"aes128gcm16-prfsha256-{groups} aes256-sha256-x25519",
+            ike=f"aes128gcm16-prfsha256-{groups}{further} aes256-sha256-x25519",
             esp=self.chance.choice(
-                ("aes128gcm16", "aes256-sha256-noesn", "aes128gcm16-ecp256-x25519")
+                (
+                    "aes128gcm16",
+                    "aes256-sha256-noesn",
+                    f"aes128gcm16-ecp256-x25519{further and hybrid.choice((further, ''))}",
+                )
             ),
         )
         (child,) = policy.children
@@ -381,13 +388,17 @@ class Simulation:
     # Invariants.
 
     def _check_nonce(self, output: SendDatagram) -> None:
-        """No two messages are sealed with one key and one nonce."""
+        """No two messages are sealed with one key and one nonce.
+
+        Each IKE_INTERMEDIATE has keys of its own, and the same SPIs as all others.
+        """
         if output.data == KEEPALIVE:
             return
         data = output.data[4:] if output.path.natt else output.data
         if data[16] in (46, 53):
             start = 32 if data[16] == 46 else 36
-            nonce = data[:16] + bytes([data[19] & 8]) + data[start : start + 8]
+            keys = data[20:24] if data[18] == ExchangeType.IKE_INTERMEDIATE else bytes(4)
+            nonce = data[:16] + keys + bytes([data[19] & 8]) + data[start : start + 8]
             assert self.sealed.setdefault(nonce, data) == data, "a nonce was used twice"
 
     def _check_additions(self, host: Host, outputs: list[Any]) -> None:

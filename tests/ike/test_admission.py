@@ -181,7 +181,7 @@ def test_before_a_cookie_comes_back_there_is_no_state_and_no_key_exchange(
 ) -> None:
     guarded.initiate()
     (request,) = guarded.moon.take_outputs()
-    monkeypatch.setattr(init_module, "start_key_exchange", None)
+    monkeypatch.setattr(init_module, "answer_ke", None)
     path = replace(request.path, local=request.path.remote, remote=request.path.local)
     guarded.sun.endpoint.receive_datagram(request.data, path, 0.0)
     guarded.sun.take_outputs()

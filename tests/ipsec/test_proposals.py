@@ -144,7 +144,9 @@ def choices(proposal: Proposal) -> list[Proposal]:
         (Transform(type=ENCR, id=7), "ENCR:7"),
         (Transform(type=ENCR, id=12, key_bits=512), "ENCR:12_512"),
         (Transform(type=ENCR, id=20, key_bits=256, unknown_attributes=(18,)), "ENCR:20_256?"),
-        (Transform(type=TransformType.ADDKE1, id=36), "ADDKE1:36"),
+        (Transform(type=TransformType.ADDKE1, id=36), "ke1_mlkem768"),
+        (Transform(type=TransformType.ADDKE7, id=0), "ke7_none"),
+        (Transform(type=TransformType.ADDKE2, id=35), "ADDKE2:35"),
         (Transform(type=TransformType(200), id=7), "UNKNOWN_200:7"),
     ],
 )
@@ -184,6 +186,65 @@ def test_our_first_proposal_that_meets_an_offer_is_chosen(
     else:
         assert answer is not None
         assert (answer.number, str(answer), answer.spi) == (*chosen, bytes([chosen[0]] * 4))
+
+
+@pytest.mark.parametrize(
+    ("offered", "ours", "chosen"),
+    [
+        ("x25519-ke1_mlkem768", "x25519-ke1_mlkem768", "x25519-ke1_mlkem768"),
+        ("x25519-ke1_mlkem768", "x25519", None),
+        ("x25519", "x25519-ke1_mlkem768", None),
+        ("x25519", "x25519-ke1_mlkem768-ke1_none", "x25519"),
+        ("x25519-ke1_mlkem768-ke1_none", "x25519", "x25519-ke1_none"),
+        ("x25519-ke1_none-ke1_mlkem768", "x25519-ke1_mlkem768", "x25519-ke1_mlkem768"),
+        # "the same key exchange method" is not used twice, whoever prefers it.
+        ("x25519-ecp256-ke1_x25519", "x25519-ecp256-ke1_x25519", "ecp256-ke1_x25519"),
+        (
+            "x25519-ke1_mlkem768-ke1_mlkem1024-ke2_mlkem768",
+            "x25519-ke1_mlkem768-ke1_mlkem1024-ke2_mlkem768",
+            "x25519-ke1_mlkem1024-ke2_mlkem768",
+        ),
+        ("x25519-ke7_mlkem768", "x25519-ke1_mlkem768", None),
+    ],
+)
+def test_further_key_exchanges_are_chosen(offered: str, ours: str, chosen: str | None) -> None:
+    offer, mine, wanted = (
+        None if text is None else parse_proposal(f"aes128gcm16-prfsha256-{text}", IKE)
+        for text in (offered, ours, chosen)
+    )
+    assert offer is not None
+    assert mine is not None
+    assert choose_proposal([offer], [mine]) == wanted
+    assert wanted is None or answers(wanted, [offer])
+
+
+def test_an_answer_with_one_method_twice_is_none() -> None:
+    offer = parse_proposal("aes128gcm16-prfsha256-x25519-ecp256-ke1_x25519", IKE)
+    kept = tuple(t for t in offer.transforms if str(t) != "ecp256")
+    assert not answers(replace(offer, transforms=kept), [offer])
+
+
+@pytest.mark.parametrize(
+    ("text", "protocol", "why"),
+    [
+        ("aes128gcm16-prfsha256-x25519-ke1_x25519", IKE, "cannot be used twice"),
+        ("aes128gcm16-ke1_mlkem768", ProtocolId.ESP, "there is no first key exchange"),
+        ("aes128gcm16-prfsha256-x25519-ke8_mlkem768", IKE, "unknown algorithm"),
+        ("aes128gcm16-prfsha256-x25519-ke1_mlkem512", IKE, "unknown algorithm"),
+    ],
+)
+def test_further_key_exchanges_that_make_no_sense_are_refused(
+    text: str, protocol: ProtocolId, why: str
+) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse_proposal(text, protocol)
+
+
+def test_a_method_that_fails_here_is_left_out_wherever_it_stands() -> None:
+    hybrid = parse_proposal("aes128gcm16-prfsha256-x25519-ke1_mlkem768-ke1_mlkem1024", IKE)
+    left = without_algorithms(hybrid, frozenset({"mlkem768"}))
+    assert str(left) == "aes128gcm16-prfsha256-x25519-ke1_mlkem1024"
+    assert without_algorithms(hybrid, frozenset({"mlkem768", "mlkem1024"})) is None
 
 
 GCM = esp("aes256gcm16")

@@ -495,3 +495,45 @@ def test_a_thousand_tunnels_load_in_the_order_of_their_names(load: Load) -> None
     assert loaded.errors == ()
     assert [t.name for t in loaded.tunnels] == [f"t{n:03}" for n in range(1000)]
     assert len({t.children[0].reqid for t in loaded.tunnels}) == 1000
+
+
+@pytest.mark.parametrize(
+    ("ike", "is_hybrid"),
+    [
+        ("{}", [True, False, False]),
+        ("{post_quantum: prefer}", [True, False, False]),
+        ("{post_quantum: require}", [True]),
+        ("{post_quantum: off}", [False, False]),
+        ("{post_quantum: require, proposals: aes256gcm16-prfsha384-mlkem768}", [True]),
+        (
+            (
+                "{post_quantum: require, proposals: "
+                "[aes256gcm16-prfsha384-x25519-ke1_mlkem768-ke1_none, "
+                "aes256gcm16-prfsha384-x25519-ke1_ecp256-ke2_mlkem1024]}"
+            ),
+            [True],
+        ),
+    ],
+)
+def test_post_quantum_key_exchange_is_preferred_required_or_off(
+    load: Load, ike: str, is_hybrid: list[bool]
+) -> None:
+    tunnel = only(load(**{"t.yaml": f"peer: vpn.example.org\n{GOOD}ike: {ike}\n"}))
+    assert [p.is_post_quantum for p in tunnel.proposals] == is_hybrid
+    assert [p.number for p in tunnel.proposals] == list(range(1, len(is_hybrid) + 1))
+
+
+@pytest.mark.parametrize(
+    "ike",
+    [
+        "{post_quantum: require, profile: compat}",
+        "{post_quantum: require, proposals: aes256gcm16-prfsha384-x25519}",
+        "{post_quantum: require, proposals: aes256gcm16-prfsha384-x25519-ke1_mlkem768-ke1_none}",
+        "{post_quantum: off, proposals: aes256gcm16-prfsha384-x25519-ke1_mlkem768}",
+    ],
+)
+def test_post_quantum_that_leaves_no_proposal_is_an_error(load: Load, ike: str) -> None:
+    loaded = load(**{"t.yaml": f"peer: vpn.example.org\n{GOOD}ike: {ike}\n"})
+    (error,) = loaded.errors
+    assert error.code == "XF1004"
+    assert "no proposal is left" in str(error)

@@ -26,14 +26,17 @@ def shared_key_auth(
     peer_nonce: bytes,
     sk_p: bytes,
     identity: bytes,
+    int_auth: bytes = b"",
 ) -> bytes:
     """The AUTH data with which one end proves that it knows `shared_key`: `prf_row.key` octets.
 
     All is seen from the end that proves itself: `message` is its own IKE_SA_INIT message from the
     IKE header on (not the non-ESP marker), `peer_nonce` the nonce data of the other end, `sk_p` its
     SK_pi or SK_pr, `identity` the body of its ID payload, behind the generic payload header.
+    `int_auth` is what stands for the IKE_INTERMEDIATE exchanges, if there were any (RFC 9242
+    section 3.3.2).
     """
-    signed = message + peer_nonce + prf(prf_row, sk_p, identity)
+    signed = message + peer_nonce + prf(prf_row, sk_p, identity) + int_auth
     return prf(prf_row, prf(prf_row, shared_key, _KEY_PAD), signed)
 
 

@@ -1,16 +1,19 @@
 """Key exchange: our public value, and the shared secret of it and the peer's.
 
-Read RFC 7296 sections 2.12 and 3.4, RFC 6989 (checks of the peer's public value), RFC 5903 (ECP)
-and RFC 8031 (x25519); MODP stands in `modp.py`. The private value comes from the caller's `random`
-and from nowhere else, so that a run can be replayed, and an exchange can go on after a restart.
+Read RFC 7296 sections 2.12 and 3.4, RFC 6989 (checks of the peer's public value), RFC 5903 (ECP),
+RFC 8031 (x25519) and FIPS 203 (ML-KEM); MODP stands in `modp.py`. The private value comes from the
+caller's `random` and from nowhere else, so that a run can be replayed, and an exchange can go on
+after a restart. The one exception is what a responder encapsulates with ML-KEM: the library takes
+the randomness of that from the operating system. It need not be kept, for the answer is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, mlkem
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -25,7 +28,7 @@ class InvalidPublicValue(Exception):
 
 
 class KeyExchange(Protocol):
-    """One end of one key exchange: used for one exchange, then forgotten (RFC 7296 2.12)."""
+    """The end that begins a key exchange: used for one exchange, then forgotten (RFC 7296 2.12)."""
 
     method: KeyExchangeMethod
     public_value: bytes
@@ -34,7 +37,22 @@ class KeyExchange(Protocol):
     """What the private value follows from, as secret as that: see `resume_key_exchange`."""
 
     def shared_secret(self, peer_public_value: bytes) -> bytes:
-        """g^ir at its fixed width. Raises `InvalidPublicValue`."""
+        """g^ir at its fixed width, or what the peer has encapsulated for us.
+
+        Raises `InvalidPublicValue`.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The end that answers: the key exchange data of its KE payload, and how the secret is found.
+
+    `shared_secret` raises `InvalidPublicValue`. With Diffie-Hellman it costs as much as the answer,
+    so it can be put off until the peer is worth it.
+    """
+
+    public_value: bytes
+    shared_secret: Callable[[], bytes] = field(repr=False)
 
 
 def start_key_exchange(method: KeyExchangeMethod, random: Random) -> KeyExchange:
@@ -44,6 +62,20 @@ def start_key_exchange(method: KeyExchangeMethod, random: Random) -> KeyExchange
     the table of algorithms.
     """
     return _STARTERS[algorithms.group(method).id](method, random)
+
+
+def answer_key_exchange(
+    method: KeyExchangeMethod, peer_public_value: bytes, random: Random
+) -> Answer:
+    """Answer the one who has started. Raises `InvalidPublicValue`, or `KeyError` as above."""
+    if method in _KEMS:
+        check_size(method, peer_public_value)
+        return _encapsulate(_KEMS[method], peer_public_value)
+    exchange = start_key_exchange(method, random)
+    return Answer(
+        public_value=exchange.public_value,
+        shared_secret=lambda: exchange.shared_secret(peer_public_value),
+    )
 
 
 def resume_key_exchange(method: KeyExchangeMethod, seed: bytes) -> KeyExchange:
@@ -57,9 +89,9 @@ def resume_key_exchange(method: KeyExchangeMethod, seed: bytes) -> KeyExchange:
     return start_key_exchange(method, once)
 
 
-def check_size(method: KeyExchangeMethod, public_value: bytes) -> None:
+def check_size(method: KeyExchangeMethod, public_value: bytes, *, of_answer: bool = False) -> None:
     """Raises `InvalidPublicValue` unless the value has the method's size (RFC 7296 3.4)."""
-    size = algorithms.group(method).public_value
+    size = algorithms.group(method).size(of_answer=of_answer)
     if len(public_value) != size:
         raise InvalidPublicValue(f"{len(public_value)} octets in place of {size}")
 
@@ -107,6 +139,35 @@ class _Ecp:
         return self._private.exchange(ec.ECDH(), peer)
 
 
+class _MlKem:
+    """ML-KEM: the initiator's public value is an encapsulation key, the answer a ciphertext.
+
+    The types of FIPS 203 section 7.3 are the sizes. A ciphertext that was not made for our key
+    gives another secret and no error (implicit rejection), so AUTH fails.
+    """
+
+    def __init__(self, method: KeyExchangeMethod, random: Random) -> None:
+        self.method = method
+        self.seed = random(_ML_KEM_SEED)
+        private, _ = _KEMS[method]
+        self._private = private.from_seed_bytes(self.seed)
+        self.public_value = self._private.public_key().public_bytes_raw()
+
+    def shared_secret(self, peer_public_value: bytes) -> bytes:
+        check_size(self.method, peer_public_value, of_answer=True)
+        return self._private.decapsulate(peer_public_value)
+
+
+def _encapsulate(kem: _Kem, encapsulation_key: bytes) -> Answer:
+    _, public = kem
+    try:
+        # The library makes the modulus check of FIPS 203 section 7.2.
+        secret, ciphertext = public.from_public_bytes(encapsulation_key).encapsulate()
+    except ValueError:
+        raise InvalidPublicValue("no encapsulation key of ML-KEM") from None
+    return Answer(public_value=ciphertext, shared_secret=lambda: secret)
+
+
 def _start_modp(method: KeyExchangeMethod, random: Random) -> KeyExchange:
     # Late, because the library means to drop finite-field Diffie-Hellman: when it has, the self
     # test finds the MODP groups failed and the other methods go on.
@@ -121,6 +182,18 @@ _CURVES: dict[KeyExchangeMethod, ec.EllipticCurve] = {
     KeyExchangeMethod.ECP_521: ec.SECP521R1(),
 }
 
+_Kem: TypeAlias = tuple[
+    type[mlkem.MLKEM768PrivateKey | mlkem.MLKEM1024PrivateKey],
+    type[mlkem.MLKEM768PublicKey | mlkem.MLKEM1024PublicKey],
+]
+
+_KEMS: dict[KeyExchangeMethod, _Kem] = {
+    KeyExchangeMethod.ML_KEM_768: (mlkem.MLKEM768PrivateKey, mlkem.MLKEM768PublicKey),
+    KeyExchangeMethod.ML_KEM_1024: (mlkem.MLKEM1024PrivateKey, mlkem.MLKEM1024PublicKey),
+}
+_ML_KEM_SEED = 64
+"""Octets of d and z (FIPS 203 section 7.1)."""
+
 _STARTERS: dict[KeyExchangeMethod, Callable[[KeyExchangeMethod, Random], KeyExchange]] = {
     KeyExchangeMethod.CURVE25519: _X25519,
     KeyExchangeMethod.ECP_256: _Ecp,
@@ -129,4 +202,6 @@ _STARTERS: dict[KeyExchangeMethod, Callable[[KeyExchangeMethod, Random], KeyExch
     KeyExchangeMethod.MODP_2048: _start_modp,
     KeyExchangeMethod.MODP_3072: _start_modp,
     KeyExchangeMethod.MODP_4096: _start_modp,
+    KeyExchangeMethod.ML_KEM_768: _MlKem,
+    KeyExchangeMethod.ML_KEM_1024: _MlKem,
 }

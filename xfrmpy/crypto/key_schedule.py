@@ -1,7 +1,8 @@
 """The IKEv2 key schedule: which keys follow from a shared secret, and in which order.
 
 Read RFC 7296 sections 2.14 (IKE SA), 2.17 (Child SA) and 2.18 (rekeyed IKE SA), and RFC 5282
-section 7.1: an AEAD cipher's key carries its salt at the end, and it has no integrity key.
+section 7.1: an AEAD cipher's key carries its salt at the end, and it has no integrity key. How
+further key exchanges come in: RFC 9370 sections 2.2.2 and 2.2.4.
 """
 
 from __future__ import annotations
@@ -69,13 +70,35 @@ def derive_rekeyed_ike_keys(
     nonce_r: bytes,
     spi_i: bytes,
     spi_r: bytes,
+    further_secrets: bytes = b"",
 ) -> IkeKeys:
     """The keys of an IKE SA made by CREATE_CHILD_SA; the SPIs are the new ones.
 
     SKEYSEED comes from the old SA's PRF, all else from the new one's (RFC 7296 section 2.18).
+    `further_secrets` are those of IKE_FOLLOWUP_KE exchanges, one behind the other (RFC 9370 section
+    2.2.4).
     """
     nonces = nonce_i + nonce_r
-    skeyseed = prf(old_prf, old_sk_d, shared_secret + nonces)
+    skeyseed = prf(old_prf, old_sk_d, shared_secret + nonces + further_secrets)
+    return _expand_ike_keys(suite, skeyseed, nonces + spi_i + spi_r)
+
+
+def derive_further_ike_keys(
+    suite: IkeSuite,
+    *,
+    old_sk_d: bytes,
+    shared_secret: bytes,
+    nonce_i: bytes,
+    nonce_r: bytes,
+    spi_i: bytes,
+    spi_r: bytes,
+) -> IkeKeys:
+    """The keys of the same IKE SA after a further key exchange in IKE_INTERMEDIATE.
+
+    Nonces and SPIs are those of IKE_SA_INIT, SK_d that of the keys so far (RFC 9370 section 2.2.2).
+    """
+    nonces = nonce_i + nonce_r
+    skeyseed = prf(suite.prf, old_sk_d, shared_secret + nonces)
     return _expand_ike_keys(suite, skeyseed, nonces + spi_i + spi_r)
 
 
@@ -105,15 +128,17 @@ def derive_child_keys(
     nonce_i: bytes,
     nonce_r: bytes,
     shared_secret: bytes = b"",
+    further_secrets: bytes = b"",
 ) -> ChildKeys:
     """The keys of a Child SA (RFC 7296 section 2.17).
 
     The PRF and SK_d are the IKE SA's; `shared_secret` is that of a key exchange in the same
-    CREATE_CHILD_SA, if there was one. AH has integrity keys only.
+    CREATE_CHILD_SA, if there was one, `further_secrets` are those of the IKE_FOLLOWUP_KE exchanges
+    behind it (RFC 9370 section 2.2.4). AH has integrity keys only.
     """
     encryption = suite.keymat
     integrity = _integrity_key_size(suite.integrity)
-    seed = shared_secret + nonce_i + nonce_r
+    seed = shared_secret + nonce_i + nonce_r + further_secrets
     keys = _expand(prf_row, sk_d, seed, (encryption, integrity, encryption, integrity))
     return ChildKeys(
         encryption_i=next(keys),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from xfrmpy.crypto.cipher import IntegrityFailed, packet_cipher
-from xfrmpy.crypto.key_exchange import start_key_exchange
+from xfrmpy.crypto.key_exchange import answer_key_exchange, start_key_exchange
 from xfrmpy.crypto.mac import keyed_mac
 from xfrmpy.crypto.prf import prf_plus
 from xfrmpy.ipsec import algorithms
@@ -78,9 +78,17 @@ def _run_integrity(integrity: algorithms.Integrity) -> bytes:
 
 
 def _run_key_exchange(group: algorithms.KeyExchangeGroup) -> bytes:
-    """Our public value, and the secret shared with a peer who happens to send the same one."""
+    """Our public value, and the secret shared with a peer who happens to send the same one.
+
+    To ML-KEM that one, cut or filled to size, is a ciphertext for somebody else.
+    """
     exchange = start_key_exchange(group.id, _octets)
-    return exchange.public_value + exchange.shared_secret(exchange.public_value)
+    answer = answer_key_exchange(group.id, exchange.public_value, _octets)
+    if exchange.shared_secret(answer.public_value) != answer.shared_secret():
+        raise ValueError("two ends come to two secrets")
+    theirs = exchange.public_value.ljust(group.size(of_answer=True), b"\0")
+    secret = exchange.shared_secret(theirs[: group.size(of_answer=True)])
+    return exchange.public_value + secret
 
 
 def _octets(size: int) -> bytes:
@@ -149,4 +157,6 @@ KNOWN_ANSWERS = {
     "modp2048": "3facc1659c04fdf5",
     "modp3072": "725d4aab276a0735",
     "modp4096": "af9ec6725caee373",
+    "mlkem768": "7a9a887ec65a8a29",
+    "mlkem1024": "1207248a3c573bba",
 }

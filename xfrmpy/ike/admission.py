@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv6Address
 
+from xfrmpy.ike.agreement import has_further_key_exchanges
 from xfrmpy.ike.budget import Budget
 from xfrmpy.ike.cookies import INFO_SIZE, SECRET_SECONDS, Caller, CookieJar
 from xfrmpy.ike.errors import Drop, DropReason
@@ -84,12 +85,17 @@ WORK: dict[KeyExchangeMethod, float] = {
     KeyExchangeMethod.MODP_2048: 1.5,
     KeyExchangeMethod.MODP_3072: 3.5,
     KeyExchangeMethod.MODP_4096: 6.0,
+    KeyExchangeMethod.ML_KEM_768: 0.2,
+    KeyExchangeMethod.ML_KEM_1024: 0.2,
 }
 """Milliseconds to answer one request, measured on a server of 2023. Only their proportions and
 their order of magnitude matter."""
 
 LEAST_WORK = 0.1
 """Milliseconds to refuse a request: it offers nothing that we know."""
+
+FURTHER_WORK = 0.3
+"""Milliseconds more where key exchanges may follow (RFC 9370): one of ML-KEM, with its messages."""
 
 RESUMPTION_WORK = 0.3
 """Milliseconds to open a ticket and to derive keys from it."""
@@ -161,6 +167,7 @@ class Request:
         resumes = message.exchange is ExchangeType.IKE_SESSION_RESUME
         if resumes:
             presented_ticket(payloads)
+        offered = () if resumes else only(payloads, SaPayload).proposals
         nonce = only(payloads, NoncePayload)
         cookies = notifications(payloads, NotifyType.COOKIE)
         remote = path.remote.address
@@ -170,8 +177,8 @@ class Request:
             caller=Caller(address=remote, spi_i=message.spi_i, nonce_i=nonce.data),
             cookie=cookies[0].data if cookies else None,
             solution=optional(payloads, PuzzleSolutionPayload),
-            prfs=() if resumes else _prfs(only(payloads, SaPayload).proposals),
-            work=RESUMPTION_WORK if resumes else _work(only(payloads, KePayload)),
+            prfs=_prfs(offered),
+            work=RESUMPTION_WORK if resumes else _work(only(payloads, KePayload), offered),
             resumes=resumes,
         )
 
@@ -414,8 +421,9 @@ def _room_between(start: int, count: int, end: int) -> float:
     return (end - count) / (end - start + 1) if count < end else 0.0
 
 
-def _work(ke: KePayload) -> float:
-    return WORK.get(ke.method, LEAST_WORK)
+def _work(ke: KePayload, offered: tuple[Proposal, ...]) -> float:
+    further = FURTHER_WORK if has_further_key_exchanges(offered) else 0.0
+    return WORK.get(ke.method, LEAST_WORK) + further
 
 
 def _prfs(proposals: tuple[Proposal, ...]) -> tuple[PseudorandomFunction, ...]:

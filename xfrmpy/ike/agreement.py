@@ -6,12 +6,24 @@ peer has guessed a method with its KE payload, and is told to begin again if tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
-from xfrmpy.crypto.key_exchange import InvalidPublicValue, KeyExchange
+from xfrmpy.crypto.key_exchange import (
+    InvalidPublicValue,
+    KeyExchange,
+    Random,
+    answer_key_exchange,
+)
+from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
-from xfrmpy.ipsec.proposals import Proposal, choose_proposal
+from xfrmpy.ipsec.proposals import (
+    FURTHER_KEY_EXCHANGES,
+    Proposal,
+    Transform,
+    choose_proposal,
+    methods_of,
+)
 from xfrmpy.registry import KeyExchangeMethod, NotifyType, TransformType
 from xfrmpy.wire.payloads import KePayload, NotifyPayload
 
@@ -73,14 +85,85 @@ def agreed_secret(key_exchange: KeyExchange, ke: KePayload) -> bytes:
         raise PeerMisbehaved(str(error)) from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnsweredKe:
+    """Our answer to a KE payload. `secret` raises `PeerMisbehaved` for a bad public value."""
+
+    payload: KePayload
+    secret: Callable[[], bytes] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """What a CREATE_CHILD_SA has agreed on, and the secrets of its key exchanges so far, in order.
+
+    There are more to come as long as there is a `next_method` (RFC 9370 section 2.2.4).
+    """
+
+    chosen: Proposal
+    nonces: Nonces
+    secrets: tuple[bytes, ...] = field(default=(), repr=False)
+
+    @property
+    def next_method(self) -> KeyExchangeMethod | None:
+        return next(iter(methods_of(self.chosen)[len(self.secrets) :]), None)
+
+    @property
+    def shared_secret(self) -> bytes:
+        """SK(0) of RFC 9370; empty without a key exchange."""
+        return b"".join(self.secrets[:1])
+
+    @property
+    def further_secrets(self) -> bytes:
+        """SK(1) | ... | SK(n)."""
+        return b"".join(self.secrets[1:])
+
+    def with_secret(self, secret: bytes) -> Agreement:
+        return replace(self, secrets=(*self.secrets, secret))
+
+
+def answer_ke(method: KeyExchangeMethod, ke: KePayload, random: Random) -> AnsweredKe:
+    """Answer a key exchange. Raises `PeerMisbehaved` for another method or a bad public value."""
+    if ke.method != method:
+        raise PeerMisbehaved("the key exchange is not of the method chosen")
+    try:
+        answer = answer_key_exchange(method, ke.data, random)
+    except InvalidPublicValue as error:
+        raise PeerMisbehaved(str(error)) from error
+
+    def secret() -> bytes:
+        try:
+            return answer.shared_secret()
+        except InvalidPublicValue as error:
+            raise PeerMisbehaved(str(error)) from error
+
+    return AnsweredKe(payload=KePayload(method=method, data=answer.public_value), secret=secret)
+
+
+def has_further_key_exchanges(proposals: Iterable[Proposal]) -> bool:
+    """Whether one of them asks for more key exchanges than one (RFC 9370)."""
+    return any(p.of_type(kind) for p in proposals for kind in FURTHER_KEY_EXCHANGES)
+
+
+def without_further(proposals: Iterable[Proposal]) -> tuple[Proposal, ...]:
+    """What is left of them for a peer that can do no further key exchange."""
+    return tuple(
+        _kept(proposals, lambda t: t.type not in FURTHER_KEY_EXCHANGES or t.id == _NO_METHOD)
+    )
+
+
+_NO_METHOD = KeyExchangeMethod.NONE
+
+
 def _limited(proposals: Iterable[Proposal], method: KeyExchangeMethod | None) -> Iterator[Proposal]:
     """The proposals that go with one method, and nothing of them that goes with another."""
+    return _kept(proposals, lambda t: t.type != TransformType.KE or t.id in (method, _NO_METHOD))
+
+
+def _kept(proposals: Iterable[Proposal], keeps: Callable[[Transform], bool]) -> Iterator[Proposal]:
+    """The proposals with some transforms only, where there are any of each type."""
     for proposal in proposals:
-        kept = tuple(
-            t
-            for t in proposal.transforms
-            if t.type != TransformType.KE or t.id in (method, KeyExchangeMethod.NONE)
-        )
+        kept = tuple(t for t in proposal.transforms if keeps(t))
         if kept == proposal.transforms:
             yield proposal
         elif {t.type for t in kept} == {t.type for t in proposal.transforms}:

@@ -20,7 +20,7 @@ from xfrmpy.ike.child_sa import ChildSa, proposals_of_first_child
 from xfrmpy.ike.childless import begins_childless, child_offer
 from xfrmpy.ike.create_child_sa import give_up_child
 from xfrmpy.ike.demand import take_first_child
-from xfrmpy.ike.errors import AuthenticationFailed, PeerIncompatible
+from xfrmpy.ike.errors import AuthenticationFailed, PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import first_error, only, optional
 from xfrmpy.ike.extensions import offer_in_auth, take_notifications
@@ -40,9 +40,9 @@ from xfrmpy.ike.resumption import settle_resumption, tunnel_of_resumed
 from xfrmpy.ike.synchronization import SYNC_SUPPORTED, supports_sync
 from xfrmpy.ike.window_size import WINDOW_SIZE
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.ipsec.proposals import Proposal, child_suite, choose_proposal
+from xfrmpy.ipsec.proposals import KEY_EXCHANGES, Proposal, child_suite, choose_proposal
 from xfrmpy.policy.model import TunnelPolicy
-from xfrmpy.registry import AuthenticationMethod, ExchangeType, NotifyType, TransformType
+from xfrmpy.registry import AuthenticationMethod, ExchangeType, NotifyType
 from xfrmpy.wire.payloads import (
     AuthPayload,
     IdiPayload,
@@ -178,6 +178,8 @@ class IkeAuth:
 
 def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> None:
     """The responder's side: authenticate, then the first Child SA, then answer."""
+    if sa.transcript.pending:
+        raise PeerMisbehaved("IKE_AUTH before the key exchanges that were agreed on")
     try:
         tunnel, idr = _authenticate_initiator(sa, payloads, now)
     except AuthenticationFailed as failed:
@@ -269,7 +271,7 @@ def _abilities(sa: IkeSa) -> tuple[NotifyPayload, ...]:
 
 def _without_key_exchange(offer: SaPayload) -> tuple[Proposal, ...]:
     """Some peers offer in IKE_AUTH what they will want later; there is no KE payload for it."""
-    return tuple(p.without(TransformType.KE) for p in offer.proposals)
+    return tuple(p.without(*KEY_EXCHANGES) for p in offer.proposals)
 
 
 def _authenticate_initiator(
@@ -382,6 +384,7 @@ def _auth_octets(
         peer_nonce=peer_nonce,
         sk_p=sk_p,
         identity=octets,
+        int_auth=sa.transcript.octets,
     )
 
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from xfrmpy.wire.message import Message
 
 
+_FIRST_WITH_KEYS = (ExchangeType.IKE_AUTH, ExchangeType.IKE_INTERMEDIATE)
+"""RFC 8019 knows of IKE_AUTH alone; no message before it can be opened without the keys, either."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthPuzzle:
     """What an IKE SA without keys waits for; `agree` computes them."""
@@ -45,7 +49,7 @@ def take_solution(sa: IkeSa, message: Message, now: float) -> None:
     waiting = sa.auth_puzzle
     if waiting is None:
         return
-    if message.is_response or message.exchange is not ExchangeType.IKE_AUTH:
+    if message.is_response or message.exchange not in _FIRST_WITH_KEYS:
         raise Drop(DropReason.WRONG_STATE)
     solutions = [p for p in message.payloads if isinstance(p, PuzzleSolutionPayload)]
     is_one = len(solutions) == 1 and message.sealed is not None

@@ -21,7 +21,7 @@ from xfrmpy.ike.outputs import (
     RequestRetransmitted,
     SendDatagram,
 )
-from xfrmpy.ike.protection import Inner, Protection
+from xfrmpy.ike.protection import Inner, Protection, unsealed
 from xfrmpy.ike.synchronization import SYNC_MESSAGE_ID, MessageIdSync
 from xfrmpy.ike.timers import earliest
 from xfrmpy.ike.window import Outstanding, Sent, Window
@@ -29,7 +29,7 @@ from xfrmpy.ipsec.addresses import Path
 from xfrmpy.ipsec.proposals import IkeSuite
 from xfrmpy.policy.model import Retransmission
 from xfrmpy.registry import ExchangeType
-from xfrmpy.wire.message import Message, encode_message
+from xfrmpy.wire.message import Message, encode_message, unfragmented_prefix
 from xfrmpy.wire.payloads import EncryptedFragmentPayload, OpenPayload
 
 NON_ESP_MARKER = bytes(4)
@@ -66,7 +66,8 @@ class Channel:
     """See the module. `spis` are ours and theirs; `tunnel` names the channel in what it reports.
 
     Both ends have agreed on `fragments` (RFC 7383 section 2.3) and that the peer, which may be a
-    cluster, `may_sync` Message IDs (RFC 6311 section 5).
+    cluster, `may_sync` Message IDs (RFC 6311 section 5). `intermediate_request` and
+    `intermediate_response` are those of the newest IKE_INTERMEDIATE, as AUTH covers them.
     """
 
     def __init__(
@@ -85,11 +86,15 @@ class Channel:
         self.tunnel = ""
         self.init_request = b""
         self.init_response = b""
+        self.intermediate_request = b""
+        self.intermediate_response = b""
         self.fragments = False
         self.may_sync = False
         self._core = core
         self._question: Question | None = None
         self._protection: Protection | None = None
+        self._replaced: tuple[int, Protection] | None = None
+        self._prefix = b""
         self._reassembler = Reassembler(core.fragments)
         self._size_step = 0
         self._is_closed = False
@@ -114,6 +119,24 @@ class Channel:
             suite, keys, is_initiator=self.is_initiator, random=self._core.random
         )
 
+    def protect_anew(self, suite: IkeSuite, keys: IkeKeys, *, behind: int) -> None:
+        """The same with other keys, but for what belongs to the IKE_INTERMEDIATE `behind` which
+        they are: it may be repeated (RFC 9370 section 2.2.2)."""
+        assert self._protection is not None
+        self._replaced = (behind, self._protection)
+        self.protect(suite, keys)
+
+    def forget_replaced_keys(self) -> None:
+        """No IKE_INTERMEDIATE is repeated any more."""
+        self._replaced = None
+
+    def _protection_of(self, message: Message) -> Protection:
+        assert self._protection is not None
+        if self._replaced is not None and message.exchange is ExchangeType.IKE_INTERMEDIATE:
+            behind, replaced = self._replaced
+            return replaced if message.message_id <= behind else self._protection
+        return self._protection
+
     @property
     def sealed(self) -> int:
         """How many IVs have been used: see `Protection`."""
@@ -134,10 +157,27 @@ class Channel:
 
     def open(self, message: Message, data: bytes) -> Inner:
         """The inside of a received message. Raises `Drop` if it is not authentic."""
-        assert self._protection is not None
-        if isinstance(message.sealed, EncryptedFragmentPayload) and not self.fragments:
+        fragment = message.sealed if isinstance(message.sealed, EncryptedFragmentPayload) else None
+        if fragment is not None and not self.fragments:
             raise Drop(DropReason.FRAGMENTS_NOT_AGREED)
-        return self._protection.open(message, data)
+        inner = self._protection_of(message).open(message, data)
+        is_intermediate = message.exchange is ExchangeType.IKE_INTERMEDIATE
+        if is_intermediate and (fragment is None or fragment.number == 1):
+            self._prefix = data[: message.sealed_at]
+        return inner
+
+    def note_intermediate(self, whole: Whole) -> None:
+        """Keep a message of IKE_INTERMEDIATE that has come, for AUTH."""
+        if whole.message.exchange is not ExchangeType.IKE_INTERMEDIATE:
+            return
+        prefix = unfragmented_prefix(whole.message, self._prefix, len(whole.octets))
+        self._keep_intermediate(whole.message, prefix + whole.octets)
+
+    def _keep_intermediate(self, message: Message, octets: bytes) -> None:
+        if message.is_response:
+            self.intermediate_response = octets
+        else:
+            self.intermediate_request = octets
 
     def collect(
         self, message: Message, inner: Inner, size: int, path: Path, now: float
@@ -283,14 +323,17 @@ class Channel:
     def _seal(self, message: Message, limit: int) -> Sent:
         """What is never cut into smaller parts is not kept beside its octets."""
         sent = Sent(message=message, datagrams=self._datagrams(message, limit))
+        if message.exchange is ExchangeType.IKE_INTERMEDIATE:
+            payloads = cast("tuple[OpenPayload, ...]", message.payloads)
+            self._keep_intermediate(message, unsealed(message, payloads))
         if message.payloads and not self.may_shrink(sent):
             sent.message = replace(message, payloads=())
         return sent
 
     def _datagrams(self, message: Message, limit: int) -> tuple[bytes, ...]:
-        protection = self._protection
-        if protection is None:
+        if self._protection is None:
             return (encode_message(message),)
+        protection = self._protection_of(message)
         self._core.counted.add(self.our_spi)
         payloads = cast("tuple[OpenPayload, ...]", message.payloads)
         whole = protection.seal(message, payloads)

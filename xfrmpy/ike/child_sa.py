@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TypeAlias, TypedDict
 
 from xfrmpy.crypto.key_schedule import ChildKeys
-from xfrmpy.ike.agreement import choose_for_method, method_of
+from xfrmpy.ike.agreement import choose_for_method
 from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.compression import compression_payloads, cpi_of
 from xfrmpy.ike.core import FIRST_CHILD_SPI, Core
@@ -29,13 +29,12 @@ from xfrmpy.ike.outputs import (
 )
 from xfrmpy.ike.states import CHILD_SA_TRANSITIONS, ChildSaState, IllegalTransition
 from xfrmpy.ipsec.addresses import IpAddress, Path, SocketAddress
-from xfrmpy.ipsec.algorithms import group
-from xfrmpy.ipsec.proposals import Proposal, answers, child_suite
+from xfrmpy.ipsec.proposals import KEY_EXCHANGES, Proposal, answers, child_suite
 from xfrmpy.ipsec.sad import Direction, InnerEnds, Mode, SadEntry, SaId, UdpEncapsulation
 from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
 from xfrmpy.ipsec.spd import SpdEntry, Template, protect_entries
 from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
-from xfrmpy.registry import KeyExchangeMethod, NotifyType, ProtocolId, TransformType
+from xfrmpy.registry import KeyExchangeMethod, NotifyType, ProtocolId
 from xfrmpy.wire.payloads import OpenPayload, SaPayload, TsiPayload, TsrPayload
 
 SPI_SIZE = 4
@@ -327,10 +326,11 @@ class ChildSa:
 
     @property
     def suite(self) -> str:
-        """The algorithms, with the method of the key exchange that it had for itself."""
+        """The algorithms, with the key exchanges that it had for itself."""
         assert self.proposal is not None
-        method = method_of(self.proposal)
-        return str(self.entries[0].suite) + (f"-{group(method).name}" if method else "")
+        exchanges = (t for t in self.proposal.transforms if t.type in KEY_EXCHANGES)
+        named = (str(t) for t in exchanges if t.id != KeyExchangeMethod.NONE)
+        return "-".join((str(self.entries[0].suite), *named))
 
     def handle_usage(self, direction: Direction, seconds_idle: float, now: float) -> None:
         """The last packet of one direction was so long ago."""
@@ -612,7 +612,7 @@ def _moved(entry: SadEntry, path: Path) -> SadEntry:
 
 def proposals_of_first_child(policy: ChildPolicy) -> tuple[Proposal, ...]:
     """Our proposals for IKE_AUTH, where the IKE SA's key exchange serves (RFC 7296 section 1.2)."""
-    return tuple(dict.fromkeys(p.without(TransformType.KE) for p in policy.proposals))
+    return tuple(dict.fromkeys(p.without(*KEY_EXCHANGES) for p in policy.proposals))
 
 
 def _is_affordable(local: tuple[TrafficSelector, ...], remote: tuple[TrafficSelector, ...]) -> bool:

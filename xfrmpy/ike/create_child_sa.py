@@ -13,7 +13,10 @@ from xfrmpy.crypto.key_exchange import KeyExchange, start_key_exchange
 from xfrmpy.crypto.key_schedule import derive_child_keys
 from xfrmpy.failures import Failure
 from xfrmpy.ike.agreement import (
+    Agreement,
+    AnsweredKe,
     agreed_secret,
+    answer_ke,
     demanded_method,
     ke_payload,
     key_exchange_methods,
@@ -23,6 +26,13 @@ from xfrmpy.ike.child_sa import SPI_SIZE, ChildSa, Scope, scope_of
 from xfrmpy.ike.collisions import objection_to_child_rekey, objection_to_new_child, survives
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import first_error, notifications, only, optional
+from xfrmpy.ike.followup import (
+    give_up_rivals,
+    go_on,
+    is_followed_up,
+    leave_unfinished,
+    prevails,
+)
 from xfrmpy.ike.modes import (
     check_mode_answered,
     check_mode_asked,
@@ -98,9 +108,14 @@ class CreateChildSa:
             packet=packet,
         )
         self._key_exchange = self._start_key_exchange(policy)
+        self.agreement: Agreement | None = None
         sa.children.append(self._child)
         if replaces is not None:
             replaces.move_to(ChildSaState.REKEYING)
+
+    @property
+    def subject(self) -> ChildSa | None:
+        return self._replaces
 
     def request(self) -> tuple[OpenPayload, ...]:
         sa, *selectors = self._child.offer()
@@ -114,7 +129,7 @@ class CreateChildSa:
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
         error = first_error(payloads)
         if error is not None:
-            self._refused(error, now)
+            self.refused(error, now)
             return
         child = self._child
         traffic = traffic_of(payloads, ends_of(self._sa), is_initiator=True)
@@ -130,8 +145,27 @@ class CreateChildSa:
             return
         nonce_r = only(payloads, NoncePayload).data
         child.nonces = (self._nonce, nonce_r)
-        shared_secret = self._shared_secret(payloads)
-        _install(self._sa, child, shared_secret, is_initiator=True, sends=not self._is_redundant())
+        assert child.proposal is not None
+        self.agreement = Agreement(
+            chosen=child.proposal, nonces=child.nonces, secrets=self._secrets(payloads)
+        )
+        is_finished = self.agreement.next_method is None
+        has_heir = self._replaces is not None and self._replaces.heir is not None
+        if is_finished or (not has_heir and prevails(self._sa, self)):
+            give_up_rivals(self._sa, self._replaces)
+            go_on(self._sa, self, payloads, now)
+        else:
+            give_up_child(self._sa, child)
+            self._stay_with_old(now)
+
+    def finish(self, _payloads: tuple[OpenPayload, ...], now: float) -> None:
+        child = self._child
+        if child.is_gone:
+            self._gone_before(now)
+            return
+        assert self.agreement is not None
+        sends = not self._is_redundant()
+        _install(self._sa, child, self.agreement, is_initiator=True, sends=sends)
         self._sa.core.defer(self._sa, self._finish, now)
 
     def _start_key_exchange(self, policy: ChildPolicy) -> KeyExchange | None:
@@ -144,14 +178,14 @@ class CreateChildSa:
         method = self._demanded or (ikes if ikes in methods else methods[0])
         return start_key_exchange(method, self._sa.core.random)
 
-    def _shared_secret(self, payloads: tuple[OpenPayload, ...]) -> bytes:
+    def _secrets(self, payloads: tuple[OpenPayload, ...]) -> tuple[bytes, ...]:
         assert self._child.proposal is not None
         method = method_of(self._child.proposal)
         if method is None:
-            return b""
+            return ()
         if self._key_exchange is None or method != self._key_exchange.method:
             raise PeerMisbehaved("the key exchange is not of the method chosen")
-        return agreed_secret(self._key_exchange, only(payloads, KePayload))
+        return (agreed_secret(self._key_exchange, only(payloads, KePayload)),)
 
     def _is_redundant(self) -> bool:
         """Whether what the peer has made meanwhile in the same place stays instead of ours."""
@@ -214,7 +248,7 @@ class CreateChildSa:
             self._stay_with_old(now)
         end_if_childless(self._sa, now)
 
-    def _refused(self, error: NotifyPayload, now: float) -> None:
+    def refused(self, error: NotifyPayload, now: float) -> None:
         if error.type == NotifyType.INVALID_SYNTAX:
             self._sa.close(failure_of(error), now)  # Section 2.21.3: it is gone at both ends.
             return
@@ -227,7 +261,7 @@ class CreateChildSa:
             return  # Section 2.8.1: "it can ignore the error message".
         if error.type == NotifyType.INVALID_KE_PAYLOAD and self._repeat(error, now):
             return
-        if error.type == NotifyType.TEMPORARY_FAILURE:
+        if error.type in (NotifyType.TEMPORARY_FAILURE, NotifyType.STATE_NOT_FOUND):
             if old is None:
                 self._sa.create_at = retry_at(self._sa, now)
             put_off(self._sa, now)
@@ -356,6 +390,8 @@ def _objection(sa: IkeSa, old: ChildSa | None, *, is_rekey: bool) -> NotifyType 
         if old is None and any(c.state is ChildSaState.CREATING for c in sa.children):
             # The answer that would tell us of it may be late.
             return NotifyType.TEMPORARY_FAILURE
+        if old is not None and is_followed_up(sa, old):
+            return NotifyType.TEMPORARY_FAILURE  # Ours goes on, or the peer gives it up.
         state = None if old is None else old.state
         return objection_to_child_rekey(state, ike_sa_is_rekeying=sa.is_rekeying)
     if len(sa.children) >= MAX_CHILDREN:
@@ -376,26 +412,42 @@ def _create(sa: IkeSa, payloads: tuple[OpenPayload, ...], old: ChildSa | None, n
         check_mode_asked(policy, traffic)
         check_passage_asked(policy, sa.nat)
         child.choose(offered, traffic, None if ke is None else ke.method)
-        key_exchange, shared_secret = _agree(sa, child, ke)
+        answered = _agree(sa, child, ke)
+        secrets = () if answered is None else (answered.secret(),)
     except (PeerIncompatible, PeerMisbehaved):
         give_up_child(sa, child)
         raise
     child.nonces = (nonce_i, sa.core.random(NONCE_SIZE))
-    _install(sa, child, shared_secret, is_initiator=False, sends=old is None)
-    sa.core.defer(sa, lambda moment: _finish_answer(sa, child, key_exchange, moment), now)
+    assert child.proposal is not None
+    agreement = Agreement(chosen=child.proposal, nonces=child.nonces, secrets=secrets)
+    chosen, *selectors = child.answer()
+    ours = () if answered is None else (answered.payload,)
+    answer = (chosen, NoncePayload(data=child.nonces[1]), *ours, *selectors)
+    give_up_rivals(sa, old)
+    if agreement.next_method is None:
+        conclude_child(sa, child, agreement, now, *answer)
+    else:
+        sa.respond((*answer, leave_unfinished(sa, agreement, now, child=child)))
 
 
-def _agree(sa: IkeSa, child: ChildSa, ke: KePayload | None) -> tuple[KeyExchange | None, bytes]:
+def conclude_child(
+    sa: IkeSa, child: ChildSa, agreement: Agreement, now: float, *answer: OpenPayload
+) -> None:
+    """The responder's side, when every key exchange is done."""
+    _install(sa, child, agreement, is_initiator=False, sends=child.replaces is None)
+    sa.core.defer(sa, lambda moment: _finish_answer(sa, child, answer, moment), now)
+
+
+def _agree(sa: IkeSa, child: ChildSa, ke: KePayload | None) -> AnsweredKe | None:
     assert child.proposal is not None
     method = method_of(child.proposal)
     if method is None:
-        return None, b""
+        return None
     assert ke is not None
-    key_exchange = start_key_exchange(method, sa.core.random)
-    return key_exchange, agreed_secret(key_exchange, ke)
+    return answer_ke(method, ke, sa.core.random)
 
 
-def _finish_answer(sa: IkeSa, child: ChildSa, key_exchange: KeyExchange | None, now: float) -> None:
+def _finish_answer(sa: IkeSa, child: ChildSa, answer: tuple[OpenPayload, ...], now: float) -> None:
     """The datapath has done its part, or refused."""
     if child.failure:
         failure = Failure(code="XF3002", summary=child.failure)
@@ -403,9 +455,7 @@ def _finish_answer(sa: IkeSa, child: ChildSa, key_exchange: KeyExchange | None, 
         sa.respond((NotifyPayload(type=NotifyType.TEMPORARY_FAILURE),))
         sa.core.emit(RequestRefused(tunnel=sa.tunnel_name, path=sa.path, failure=failure))
         return
-    chosen, *selectors = child.answer()
-    ke = () if key_exchange is None else (ke_payload(key_exchange),)
-    sa.respond((chosen, NoncePayload(data=child.nonces[1]), *ke, *selectors))
+    sa.respond(answer)
     child.established(now)
     old = child.replaces
     if old is not None:
@@ -459,19 +509,20 @@ def _are_twins(one: ChildSa, other: ChildSa) -> bool:
 
 
 def _install(
-    sa: IkeSa, child: ChildSa, shared_secret: bytes, *, is_initiator: bool, sends: bool
+    sa: IkeSa, child: ChildSa, agreement: Agreement, *, is_initiator: bool, sends: bool
 ) -> None:
     assert sa.keys is not None
     assert sa.suite is not None
     assert child.proposal is not None
-    nonce_i, nonce_r = child.nonces
+    nonce_i, nonce_r = agreement.nonces
     keys = derive_child_keys(
         sa.suite.prf,
         sa.keys.sk_d,
         child_suite(child.proposal),
         nonce_i=nonce_i,
         nonce_r=nonce_r,
-        shared_secret=shared_secret,
+        shared_secret=agreement.shared_secret,
+        further_secrets=agreement.further_secrets,
     )
     child.install(
         keys, sa.path, is_initiator=is_initiator, encapsulated=sa.nat.encapsulated, sends=sends

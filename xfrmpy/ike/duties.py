@@ -17,6 +17,7 @@ from xfrmpy.ike.collisions import UNSETTLED
 from xfrmpy.ike.create_child_sa import CreateChildSa
 from xfrmpy.ike.demand import carries
 from xfrmpy.ike.first_contact import end_doubted
+from xfrmpy.ike.followup import expire_unfinished
 from xfrmpy.ike.informational import DeleteChildSas
 from xfrmpy.ike.keepalive import check_keepalive, keepalive_at
 from xfrmpy.ike.lifetimes import RECREATE_SECONDS
@@ -59,6 +60,7 @@ def _duties(sa: IkeSa) -> list[Duty]:
             _add_of_child(sa, child, found)
     elif sa.state is IkeSaState.REKEYED and sa.wait_until is not None:
         found.append((sa.wait_until, partial(leave, sa), False))
+    found += [(u.until, partial(expire_unfinished, sa, u), False) for u in sa.unfinished]
     for until, child in sa.retired:
         found.append((until, partial(_bury, sa, until, child), False))
     return found

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from xfrmpy.crypto.key_schedule import IkeKeys, derive_ike_keys, derive_rekeyed_ike_keys
 from xfrmpy.failures import Failure
+from xfrmpy.ike.agreement import Agreement
 from xfrmpy.ike.auth_puzzle import AuthPuzzle
 from xfrmpy.ike.channel import Channel
 from xfrmpy.ike.child_sa import ChildSa, Scope
@@ -26,6 +27,7 @@ from xfrmpy.ike.duties import next_duty
 from xfrmpy.ike.exchange import (
     Exchange,
 )
+from xfrmpy.ike.followup import Unfinished
 from xfrmpy.ike.informational import Farewell, LivenessCheck
 from xfrmpy.ike.lifetimes import replacement_seconds
 from xfrmpy.ike.nat import NatSituation
@@ -41,11 +43,12 @@ from xfrmpy.ike.resumption import HeldTicket, Resumed
 from xfrmpy.ike.states import IKE_SA_TRANSITIONS, IkeSaState, IllegalTransition
 from xfrmpy.ike.succession import report_unreplaced
 from xfrmpy.ike.timers import earliest
+from xfrmpy.ike.transcript import NOTHING_BETWEEN, Transcript
 from xfrmpy.ike.uniqueness import expect_one
 from xfrmpy.ike.window import OUR_WINDOW_SIZE, Outstanding, PeerSilent
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite
+from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite, methods_of
 from xfrmpy.policy.model import Retransmission, TunnelPolicy
 from xfrmpy.wire.payloads import OpenPayload
 
@@ -94,7 +97,8 @@ class IkeSa:
     of it. `authenticated_as` is its number among
     all whose peer was authenticated, `begun_after` the last one's when it began. `doubted_until`
     is when it ends, if the peer does not show before that it has it. With an `auth_puzzle` there
-    are no keys before its solution.
+    are no keys before its solution. `transcript` is what stands between IKE_SA_INIT and
+    IKE_AUTH. What the peer has begun in it and not finished is `unfinished`.
     """
 
     __slots__ = (
@@ -105,7 +109,8 @@ class IkeSa:
         *("local_id", "nat", "nonces", "on_silence", "peer_follows", "peer_takes_childless"),
         *("postponed", "proposal", "proved", "reauth_at", "redirected_from", "refused_scopes"),
         *("rekey_at", "remote_id", "replaces", "resumed", "retired", "seen_idle_at", "sent_at"),
-        *("state", "suite", "their_tokens", "ticket", "ticket_at", "tunnel", "up_since"),
+        *("state", "suite", "their_tokens", "ticket", "ticket_at", "transcript", "tunnel"),
+        *("unfinished", "up_since"),
         *("wait_until", "_expires_at", "_must_reauth_by", "_refusal", "_step", "_step_at"),
         *("_suspect_again_at", "_was_established"),
     )
@@ -135,26 +140,27 @@ class IkeSa:
         self.remote_id: Identity | None = None
         self.local_id: Identity | None = None
         self.nonces: Nonces = (b"", b"")
+        self.transcript = NOTHING_BETWEEN
         self.children: list[ChildSa] = []
         self.their_tokens: TheirTokens | None = None
         self.ticket: HeldTicket | None = None
         self.resumed: Resumed | None = None
         self.auth_puzzle: AuthPuzzle | None = None
         self.redirected_from: IpAddress | None = None
-        self.peer_follows = self.peer_takes_childless = self.asks_pairs = False
+        self.peer_follows = self.peer_takes_childless = self.asks_pairs = self.is_rekeying = False
         self.on_silence: Callable[[float], None] | None = None
         self.childless_until: float | None = None
         self.ticket_at: float | None = None
         self.retired: list[tuple[float, ChildSa]] = []
         self.replaces: IkeSa | None = None
         self.heir: IkeSa | None = None
+        self.unfinished: list[Unfinished] = []
         self.demand = Demand()
         self.refused_scopes = _NO_SCOPES
         self.postponed: tuple[str, ...] = ()
-        self.is_rekeying = self.is_asking_usage = self.is_asking_sent = False
         self.begun_after = self.authenticated_as = core.authentications
-        self.established_at = self.up_since = 0.0
-        self.heard_at = self.seen_idle_at = self.sent_at = 0.0
+        self.established_at = self.up_since = self.heard_at = 0.0
+        self.seen_idle_at = self.sent_at = self._suspect_again_at = 0.0
         self.rekey_at: float | None = None
         self.reauth_at: float | None = None
         self.wait_until: float | None = None
@@ -163,10 +169,11 @@ class IkeSa:
         self.create_at: float | None = None
         self.busy_since: float | None = None
         self._must_reauth_by: float | None = None
-        self._suspect_again_at = 0.0
         self._expires_at: float | None = None
         self._refusal: Failure | None = None
-        self._was_established = self.is_reported = False
+        self.is_asking_usage = self.is_asking_sent = self._was_established = self.is_reported = (
+            False
+        )
         self._step: Callable[[float], bool] | None = None
         self._step_at: float | None = None
         if tunnel is not None:
@@ -196,6 +203,8 @@ class IkeSa:
     def can_ask(self) -> bool:
         """Whether a request could leave at once; nothing goes beside a rekeying of the IKE SA."""
         window = self.channel.window
+        if self.unfinished and any(u.child is None for u in self.unfinished):
+            return False
         return window.is_idle or (window.has_room and not self.is_rekeying)
 
     def start(self, exchange: Exchange, now: float) -> None:
@@ -241,6 +250,7 @@ class IkeSa:
             spi_r=self.channel.spi_r,
         )
         self.use_keys(proposal, keys, nonces)
+        self.transcript = Transcript(pending=methods_of(proposal)[1:])
 
     def use_keys(self, proposal: Proposal, keys: IkeKeys, nonces: Nonces) -> None:
         """Messages are protected from now on."""
@@ -320,6 +330,8 @@ class IkeSa:
         self.channel.window.schedule = tunnel.retransmission
         self.channel.window.widen_ours(OUR_WINDOW_SIZE)
         self.channel.init_request = self.channel.init_response = b""
+        self.channel.forget_replaced_keys()
+        self.transcript = NOTHING_BETWEEN
         self._begin_life(now)
         if tunnel.reauth_seconds is not None:
             self.limit_authentication(tunnel.reauth_seconds, now)
@@ -372,9 +384,7 @@ class IkeSa:
 
     def successor(
         self,
-        proposal: Proposal,
-        shared_secret: bytes,
-        nonces: Nonces,
+        agreement: Agreement,
         *,
         spis: tuple[bytes, bytes],
         is_initiator: bool,
@@ -394,16 +404,18 @@ class IkeSa:
             tunnel=self.tunnel,
             spis=spis,
         )
-        new.proposal, new.nonces, new.suite = proposal, nonces, ike_suite(proposal)
+        new.proposal, new.nonces = agreement.chosen, agreement.nonces
+        new.suite = ike_suite(new.proposal)
         new.keys = derive_rekeyed_ike_keys(
             new.suite,
             old_prf=self.suite.prf,
             old_sk_d=self.keys.sk_d,
-            shared_secret=shared_secret,
-            nonce_i=nonces[0],
-            nonce_r=nonces[1],
+            shared_secret=agreement.shared_secret,
+            nonce_i=new.nonces[0],
+            nonce_r=new.nonces[1],
             spi_i=new.channel.spi_i,
             spi_r=new.channel.spi_r,
+            further_secrets=agreement.further_secrets,
         )
         new.channel.protect(new.suite, new.keys)
         new.state = IkeSaState.ESTABLISHED
@@ -448,6 +460,7 @@ class IkeSa:
     def bid_farewell(self, now: float, *payloads: OpenPayload) -> None:
         """The last request: a Delete, or `payloads` in place of it."""
         self.move_to(IkeSaState.DELETING)
+        self.unfinished.clear()
         self.channel.window.waiting.clear()
         self.channel.window.hurry(FAREWELL_TRIES)
         self.start(Farewell(self, payloads), now)
@@ -478,6 +491,7 @@ class IkeSa:
         if self.state is IkeSaState.DELETING:
             failure = None  # It has its reason already; how the peer took it is no other.
         self._close_children()
+        self.unfinished.clear()
         self.channel.close()
         self.move_to(IkeSaState.DELETED)
         self._expires_at = now + LINGER_SECONDS

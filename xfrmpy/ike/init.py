@@ -15,12 +15,14 @@ from xfrmpy.crypto.key_exchange import KeyExchange, start_key_exchange
 from xfrmpy.failures import Failure
 from xfrmpy.ike.agreement import (
     agreed_secret,
+    answer_ke,
     choose_for_method,
     demanded_method,
+    has_further_key_exchanges,
     ke_payload,
     key_exchange_methods,
+    without_further,
 )
-from xfrmpy.ike.auth import IkeAuth
 from xfrmpy.ike.auth_puzzle import AuthPuzzle, puzzle_text
 from xfrmpy.ike.candidates import Candidates, wants_beet
 from xfrmpy.ike.childless import childless_supported
@@ -29,6 +31,7 @@ from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import check_critical, first_error, notifications, only, payloads_in_clear
 from xfrmpy.ike.ike_sa import IkeSa
+from xfrmpy.ike.intermediate import INTERMEDIATE_SUPPORTED, next_exchange, supports_intermediate
 from xfrmpy.ike.modes import STRONGSWAN, check_nat
 from xfrmpy.ike.nat import detect_nat, detection_payloads, natt_path
 from xfrmpy.ike.nonces import NONCE_SIZE
@@ -116,6 +119,8 @@ class IkeSaInit:
             ke_payload(self._key_exchange),
             NoncePayload(data=self._nonce),
         ]
+        if has_further_key_exchanges(self._offered):
+            payloads.append(INTERMEDIATE_SUPPORTED)
         payloads += self._detection
         payloads += announce_support(self._tunnel, self._redirected_from)
         if wants_beet(self._tunnel):
@@ -222,6 +227,8 @@ class IkeSaInit:
             raise PeerMisbehaved("the peer chose an IKE proposal that we did not offer")
         suite = ike_suite(proposals[0])
         ke = only(payloads, KePayload)
+        if suite.further and not supports_intermediate(payloads):
+            raise PeerMisbehaved("the peer chose key exchanges that it has no exchange for")
         if not ke.method == suite.group.id == self._key_exchange.method:
             raise PeerMisbehaved("the key exchange is not of the method chosen")
         if not any(sa.channel.their_spi):
@@ -246,7 +253,7 @@ class IkeSaInit:
         if puzzles:
             self._solve_for_auth(puzzles[0], puzzle_text(nonce, sa.channel.spi_r), now)
         else:
-            sa.start(IkeAuth(sa, self._tunnel), now)
+            sa.start(next_exchange(sa, self._tunnel), now)
 
     def _solve_for_auth(self, puzzle: Puzzle, text: bytes, now: float) -> None:
         """RFC 8019 section 7.2.2: who supports puzzles "MUST solve the puzzle"."""
@@ -260,7 +267,7 @@ class IkeSaInit:
             assert self._solver is not None
             self._give_up(self._solver.puzzle, now)
         else:
-            self._sa.start(IkeAuth(self._sa, self._tunnel, solution), now)
+            self._sa.start(next_exchange(self._sa, self._tunnel, solution), now)
 
     def _give_up(self, puzzle: Puzzle, now: float) -> None:
         summary = f"the peer asks for a puzzle that we do not solve: {puzzle}"
@@ -268,6 +275,9 @@ class IkeSaInit:
 
     def _refusal(self, error: NotifyPayload) -> Failure:
         evidence = (("we offered", listed(self._offered)), ("they answered", error.type.name))
+        if error.type == NotifyType.NO_PROPOSAL_CHOSEN and are_post_quantum(self._offered):
+            summary = "the peer accepts none of our IKE proposals, all of them post-quantum"
+            return Failure(code="XF2031", summary=summary, evidence=evidence)
         if error.type == NotifyType.NO_PROPOSAL_CHOSEN:
             summary = "the peer accepts none of our IKE proposals, or knows no tunnel to us"
             return Failure(code="XF2002", summary=summary, evidence=evidence)
@@ -292,10 +302,11 @@ def answer_ike_sa_init(
     nonce_i = only(payloads, NoncePayload).data
     candidates = _candidates_for(core, path)
     check_redirect_in_init(candidates, payloads, nonce_i, path)
-    chosen = _choose(offered, candidates.proposals, ke)
+    acceptable = offered if supports_intermediate(payloads) else without_further(offered)
+    chosen = _choose(offered, acceptable, candidates.proposals, ke)
     suite = ike_suite(chosen)
-    key_exchange = start_key_exchange(suite.group.id, core.random)
-    shared_secret = agreed_secret(key_exchange, ke) if puzzle is None else b""
+    answered = answer_ke(suite.group.id, ke, core.random)
+    shared_secret = answered.secret() if puzzle is None else b""
     nonce_r = core.random(NONCE_SIZE)
     forced = candidates.forces_encapsulation
     sa = IkeSa(core, path=path, is_initiator=False, schedule=Retransmission())
@@ -309,8 +320,9 @@ def answer_ike_sa_init(
     sa.channel.respond(
         (
             SaPayload(proposals=(chosen,)),
-            ke_payload(key_exchange),
+            answered.payload,
             NoncePayload(data=nonce_r),
+            *([INTERMEDIATE_SUPPORTED] if suite.further else []),
             childless_supported(),
             *([STRONGSWAN] if candidates.has_beet else []),
             *detection_payloads(
@@ -329,11 +341,16 @@ def answer_ike_sa_init(
             AuthPuzzle(
                 puzzle=puzzle,
                 text=puzzle_text(nonce_r, sa.channel.spi_r),
-                agree=lambda: sa.agree_keys(chosen, agreed_secret(key_exchange, ke), nonces),
+                agree=lambda: sa.agree_keys(chosen, answered.secret(), nonces),
             )
         )
     sa.found_nat(nat)
     return sa
+
+
+def are_post_quantum(proposals: tuple[Proposal, ...]) -> bool:
+    """Whether there is none with classical key exchanges alone."""
+    return all(proposal.is_post_quantum for proposal in proposals)
 
 
 def can_fragment(payloads: tuple[OpenPayload, ...]) -> bool:
@@ -359,13 +376,21 @@ def _candidates_for(core: Core, path: Path) -> Candidates:
     return candidates
 
 
-def _choose(offered: tuple[Proposal, ...], ours: tuple[Proposal, ...], ke: KePayload) -> Proposal:
+def _choose(
+    offered: tuple[Proposal, ...],
+    acceptable: tuple[Proposal, ...],
+    ours: tuple[Proposal, ...],
+    ke: KePayload,
+) -> Proposal:
     """Our first choice, or our first with the method that spares us a repetition."""
-    chosen = choose_for_method(offered, ours, ke.method)
+    chosen = choose_for_method(acceptable, ours, ke.method)
     if chosen is None:
+        is_lacking = are_post_quantum(ours) and not any(p.is_post_quantum for p in acceptable)
         raise PeerIncompatible.of(
-            "XF2002",
-            "no IKE proposal of the peer is one of ours",
+            "XF2031" if is_lacking else "XF2002",
+            "the peer offers no post-quantum key exchange, and we accept nothing else"
+            if is_lacking
+            else "no IKE proposal of the peer is one of ours",
             NotifyType.NO_PROPOSAL_CHOSEN,
             evidence=(("we accept", listed(ours)), ("they offered", listed(offered))),
         )

@@ -6,14 +6,14 @@ Read RFC 7296 section 3.14, RFC 5282 and RFC 7383 section 2.5 first.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict
 
 from xfrmpy.crypto.cipher import IntegrityFailed, PacketCipher, packet_cipher
 from xfrmpy.crypto.key_schedule import IkeKeys
 from xfrmpy.ike.errors import Drop, DropReason
 from xfrmpy.ike.fragments import split
 from xfrmpy.ipsec.proposals import IkeSuite
-from xfrmpy.registry import PayloadType
+from xfrmpy.registry import ExchangeType, PayloadType
 from xfrmpy.wire.message import (
     FRAGMENT_PREFIX_SIZE,
     Message,
@@ -24,6 +24,15 @@ from xfrmpy.wire.payloads import OpenPayload, PuzzleSolutionPayload
 
 Inner: TypeAlias = tuple[PayloadType, bytes]
 """The type of the first inner payload, and the octets of all."""
+
+
+class _Head(TypedDict):
+    spi_i: bytes
+    spi_r: bytes
+    exchange: ExchangeType
+    is_response: bool
+    is_initiator: bool
+    message_id: int
 
 
 class Protection:
@@ -102,12 +111,7 @@ class Protection:
         padding = self._padding(len(plaintext))
         plaintext += bytes(padding) + bytes([padding])
         prefix = encrypted_prefix(
-            spi_i=message.spi_i,
-            spi_r=message.spi_r,
-            exchange=message.exchange,
-            is_response=message.is_response,
-            is_initiator=message.is_initiator,
-            message_id=message.message_id,
+            **_head(message),
             first_inner=first,
             sealed_size=cipher.iv_size + len(plaintext) + cipher.icv_size,
             fragment=fragment,
@@ -137,6 +141,31 @@ class Protection:
             return self._random(cipher.iv)
         self.sealed += 1
         return self.sealed.to_bytes(cipher.iv, "big")
+
+
+def unsealed(message: Message, payloads: tuple[OpenPayload, ...]) -> bytes:
+    """What AUTH covers of a message of ours in IKE_INTERMEDIATE (RFC 9242 section 3.3.2).
+
+    That is the message in one piece as it is before encryption: no IV, no padding, no ICV, and
+    lengths that do not count them.
+    """
+    outer, inner = _apart(payloads)
+    first, octets = encode_payloads(inner)
+    return (
+        encrypted_prefix(**_head(message), first_inner=first, sealed_size=len(octets), outer=outer)
+        + octets
+    )
+
+
+def _head(message: Message) -> _Head:
+    return {
+        "spi_i": message.spi_i,
+        "spi_r": message.spi_r,
+        "exchange": message.exchange,
+        "is_response": message.is_response,
+        "is_initiator": message.is_initiator,
+        "message_id": message.message_id,
+    }
 
 
 def _apart(

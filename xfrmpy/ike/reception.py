@@ -58,6 +58,7 @@ def receive(sa: IkeSa, message: Message, data: bytes, path: Path, now: float) ->
         return
     if whole is None:
         return
+    sa.channel.note_intermediate(whole)
     if message.is_response:
         _receive_response(sa, whole, path, now)
     else:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from xfrmpy.crypto.key_exchange import start_key_exchange
 from xfrmpy.ike.agreement import (
+    Agreement,
     agreed_secret,
+    answer_ke,
     choose_for_method,
     demanded_method,
     ke_payload,
@@ -19,12 +21,20 @@ from xfrmpy.ike.agreement import (
     method_of,
 )
 from xfrmpy.ike.announcement import Announcement
-from xfrmpy.ike.collisions import Nonces, objection_to_ike_rekey, survives
+from xfrmpy.ike.collisions import objection_to_ike_rekey, survives
 from xfrmpy.ike.core import IKE_SPI_SIZE
 from xfrmpy.ike.crash import offer_token
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import first_error, only
 from xfrmpy.ike.extensions import take_notifications
+from xfrmpy.ike.followup import (
+    Unfinished,
+    give_up_rivals,
+    go_on,
+    is_followed_up,
+    leave_unfinished,
+    prevails,
+)
 from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import RequestRefused, SaNotCreated
 from xfrmpy.ike.refusals import failure_of, rekey_failure_of
@@ -67,7 +77,12 @@ class RekeyIkeSa:
         self._key_exchange = start_key_exchange(
             method or (old if old in methods else methods[0]), sa.core.random
         )
+        self.agreement: Agreement | None = None
         sa.is_rekeying = True
+
+    @property
+    def subject(self) -> IkeSa:
+        return self._sa
 
     def request(self) -> tuple[OpenPayload, ...]:
         return (
@@ -77,10 +92,9 @@ class RekeyIkeSa:
         )
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
-        self._sa.is_rekeying = False
         error = first_error(payloads)
         if error is not None:
-            self._refused(error, now)
+            self.refused(error, now)
             return
         proposals = only(payloads, SaPayload).proposals
         if len(proposals) != 1 or not answers(proposals[0], self._offered):
@@ -88,17 +102,41 @@ class RekeyIkeSa:
         chosen = proposals[0]
         if method_of(chosen) != self._key_exchange.method:
             raise PeerMisbehaved("the key exchange is not of the method chosen")
-        shared_secret = agreed_secret(self._key_exchange, only(payloads, KePayload))
+        _checked_spi(chosen)
+        self.agreement = Agreement(
+            chosen=chosen,
+            nonces=(self._nonce, only(payloads, NoncePayload).data),
+            secrets=(agreed_secret(self._key_exchange, only(payloads, KePayload)),),
+        )
+        is_finished = self.agreement.next_method is None
+        if is_finished or (living_heir(self._sa) is None and prevails(self._sa, self)):
+            give_up_rivals(self._sa, self._sa)
+            go_on(self._sa, self, payloads, now)
+        else:
+            self._yield(now)
+
+    def finish(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
+        assert self.agreement is not None
+        self._sa.is_rekeying = False
         new = self._sa.successor(
-            chosen,
-            shared_secret,
-            (self._nonce, only(payloads, NoncePayload).data),
-            spis=(self._spi, _checked_spi(chosen)),
+            self.agreement,
+            spis=(self._spi, _checked_spi(self.agreement.chosen)),
             is_initiator=True,
             now=now,
         )
         take_notifications(new, payloads, now)
         self._settle(new, now)
+
+    def _yield(self, now: float) -> None:
+        """What the peer has begun at the same time stays, finished or not."""
+        old = self._sa
+        old.is_rekeying = False
+        heir = living_heir(old)
+        if heir is None:
+            old.rekey_at = retry_at(old, now)
+        else:
+            inherit(heir, old)
+            wait_for_deletion(old, now)
 
     def _settle(self, new: IkeSa, now: float) -> None:
         """Who inherits: ours, or what the peer has made meanwhile (section 2.8.2)."""
@@ -115,8 +153,9 @@ class RekeyIkeSa:
             leave(new, now)
             wait_for_deletion(old, now)
 
-    def _refused(self, error: NotifyPayload, now: float) -> None:
+    def refused(self, error: NotifyPayload, now: float) -> None:
         old = self._sa
+        old.is_rekeying = False
         heir = living_heir(old)
         if heir is not None:
             inherit(heir, old)
@@ -125,7 +164,7 @@ class RekeyIkeSa:
             old.close(failure_of(error), now)  # Section 2.21.3: it is gone at both ends.
         elif error.type == NotifyType.INVALID_KE_PAYLOAD and self._may_repeat(error):
             old.start(RekeyIkeSa(old, demanded_method(error)), now)
-        elif error.type == NotifyType.TEMPORARY_FAILURE:
+        elif error.type in (NotifyType.TEMPORARY_FAILURE, NotifyType.STATE_NOT_FOUND):
             old.rekey_at = retry_at(old, now)
             put_off(old, now)
         else:
@@ -154,17 +193,29 @@ def answer_ike_rekey(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -
         if sa.state is IkeSaState.ESTABLISHED
         else NotifyType.TEMPORARY_FAILURE
     )
+    if objection is None and is_followed_up(sa, sa):
+        objection = NotifyType.TEMPORARY_FAILURE  # Ours goes on, or the peer gives it up.
     if objection is not None:
         sa.respond((NotifyPayload(type=objection),))
         return
     try:
-        new = _answer(sa, payloads, now)
+        _answer(sa, payloads, now)
     except PeerIncompatible as incompatible:
         sa.respond((incompatible.notify,))
         sa.core.emit(
             RequestRefused(tunnel=sa.tunnel_name, path=sa.path, failure=incompatible.failure)
         )
-        return
+
+
+def conclude_ike_rekey(sa: IkeSa, done: Unfinished, now: float, *answer: OpenPayload) -> None:
+    """The responder's side, when every key exchange is done."""
+    new = sa.successor(
+        done.agreement,
+        spis=(done.our_spi, done.agreement.chosen.spi),
+        is_initiator=False,
+        now=now,
+    )
+    sa.respond((*answer, *offer_token(new)))
     if sa.is_rekeying:
         sa.heir = new
     else:
@@ -172,31 +223,26 @@ def answer_ike_rekey(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -
         wait_for_deletion(sa, now)
 
 
-def _answer(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> IkeSa:
+def _answer(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> None:
     ke = only(payloads, KePayload)
     nonce_i = only(payloads, NoncePayload).data
     chosen = _choose(sa, only(payloads, SaPayload).proposals, ke)
-    key_exchange = start_key_exchange(ke.method, sa.core.random)
-    shared_secret = agreed_secret(key_exchange, ke)
-    nonces: Nonces = (nonce_i, sa.core.random(NONCE_SIZE))
+    answered = answer_ke(ke.method, ke, sa.core.random)
+    nonce_r = sa.core.random(NONCE_SIZE)
+    agreement = Agreement(chosen=chosen, nonces=(nonce_i, nonce_r), secrets=(answered.secret(),))
     our_spi = sa.core.new_ike_spi()
-    new = sa.successor(
-        chosen,
-        shared_secret,
-        nonces,
-        spis=(our_spi, _checked_spi(chosen)),
-        is_initiator=False,
-        now=now,
+    _checked_spi(chosen)
+    answer = (
+        SaPayload(proposals=(replace(chosen, spi=our_spi),)),
+        NoncePayload(data=nonce_r),
+        answered.payload,
     )
-    sa.respond(
-        (
-            SaPayload(proposals=(replace(chosen, spi=our_spi),)),
-            NoncePayload(data=nonces[1]),
-            ke_payload(key_exchange),
-            *offer_token(new),
-        )
-    )
-    return new
+    give_up_rivals(sa, sa)
+    if agreement.next_method is None:
+        done = Unfinished(link=b"", agreement=agreement, until=now, our_spi=our_spi)
+        conclude_ike_rekey(sa, done, now, *answer)
+    else:
+        sa.respond((*answer, leave_unfinished(sa, agreement, now, our_spi=our_spi)))
 
 
 def _choose(sa: IkeSa, offered: tuple[Proposal, ...], ke: KePayload) -> Proposal:

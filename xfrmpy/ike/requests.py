@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xfrmpy.ike.auth import answer_ike_auth
-from xfrmpy.ike.create_child_sa import answer_create_child_sa
+from xfrmpy.ike.create_child_sa import answer_create_child_sa, conclude_child
 from xfrmpy.ike.exchange import only
+from xfrmpy.ike.followup import answer_followup_ke
 from xfrmpy.ike.informational import answer_informational
-from xfrmpy.ike.rekey_ike_sa import answer_ike_rekey
+from xfrmpy.ike.intermediate import answer_ike_intermediate
+from xfrmpy.ike.rekey_ike_sa import answer_ike_rekey, conclude_ike_rekey
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.registry import ExchangeType, ProtocolId
 from xfrmpy.wire.payloads import OpenPayload, SaPayload
@@ -40,11 +42,26 @@ def _answer_create_child_sa(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: f
         answer_create_child_sa(sa, payloads, now)
 
 
+def _answer_followup_ke(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> None:
+    finished = answer_followup_ke(sa, payloads, now)
+    if finished is None:
+        return
+    done, answer = finished
+    if done.child is None:
+        conclude_ike_rekey(sa, done, now, answer)
+    else:
+        conclude_child(sa, done.child, done.agreement, now, answer)
+
+
 _AUTHENTICATING = frozenset({IkeSaState.AUTHENTICATING})
 _LIVING = frozenset({IkeSaState.ESTABLISHED, IkeSaState.REKEYED, IkeSaState.DELETING})
 
 REQUESTS: dict[ExchangeType, RequestRow] = {
+    ExchangeType.IKE_INTERMEDIATE: RequestRow(
+        states=_AUTHENTICATING, handler=answer_ike_intermediate
+    ),
     ExchangeType.IKE_AUTH: RequestRow(states=_AUTHENTICATING, handler=answer_ike_auth),
     ExchangeType.CREATE_CHILD_SA: RequestRow(states=_LIVING, handler=_answer_create_child_sa),
+    ExchangeType.IKE_FOLLOWUP_KE: RequestRow(states=_LIVING, handler=_answer_followup_ke),
     ExchangeType.INFORMATIONAL: RequestRow(states=_LIVING, handler=answer_informational),
 }

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, cast
 
 from xfrmpy.crypto.key_exchange import KeyExchange, resume_key_exchange
 from xfrmpy.crypto.key_schedule import IkeKeys
+from xfrmpy.ike.agreement import Agreement
 from xfrmpy.ike.announcement import Announcement
 from xfrmpy.ike.auth import IkeAuth
 from xfrmpy.ike.channel import Channel
@@ -28,13 +29,16 @@ from xfrmpy.ike.create_child_sa import CreateChildSa
 from xfrmpy.ike.demand import Demand
 from xfrmpy.ike.exchange import Exchange
 from xfrmpy.ike.first_contact import ProofOfLife
+from xfrmpy.ike.followup import FollowupKe, Unfinished
 from xfrmpy.ike.ike_sa import IkeSa
 from xfrmpy.ike.informational import DeleteChildSas, Farewell, LivenessCheck
+from xfrmpy.ike.intermediate import IkeIntermediate
 from xfrmpy.ike.modes import policy_between
 from xfrmpy.ike.nat import NatSituation, is_open
 from xfrmpy.ike.rekey_ike_sa import RekeyIkeSa
 from xfrmpy.ike.resumption import HeldTicket, Resumed, TicketRequest
 from xfrmpy.ike.states import ChildSaState, IkeSaState
+from xfrmpy.ike.transcript import Transcript
 from xfrmpy.ike.window import Outstanding, Sent, Window
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
@@ -48,7 +52,7 @@ from xfrmpy.wire.cursor import Cursor, Malformed
 from xfrmpy.wire.message import Message, decode_payloads_untrusted, encode_payloads
 from xfrmpy.wire.payloads import IdiPayload, OpenPayload, SaPayload
 
-FORMAT = 4
+FORMAT = 5
 """Of both records. Another table is another format."""
 
 KNOWN_PROPOSALS = 64
@@ -536,6 +540,49 @@ def _read_resumed(plain: Any, reader: Reader) -> Resumed:
     return Resumed(tunnel=reader.sa.tunnel, local=local, remote=remote)
 
 
+def _write_agreement(agreement: Agreement, _writer: Writer) -> Plain:
+    secrets = [secret.hex() for secret in agreement.secrets]
+    return [write_proposals((agreement.chosen,)), to_plain(agreement.nonces), secrets]
+
+
+def _read_agreement(plain: Any, _reader: Reader) -> Agreement:
+    chosen, nonces, secrets = plain
+    return Agreement(
+        chosen=read_proposals(chosen)[0],
+        nonces=from_plain(cast("type[Nonces]", Nonces), nonces),
+        secrets=from_plain(tuple[bytes, ...], secrets),
+    )
+
+
+_AGREEMENT = _optional(Codec(_write_agreement, _read_agreement))
+
+
+def _write_unfinished(unfinished: list[Unfinished], writer: Writer) -> Plain:
+    return [
+        [
+            u.link.hex(),
+            _write_agreement(u.agreement, writer),
+            u.until,
+            None if u.child is None else writer.reference(u.child),
+            u.our_spi.hex(),
+        ]
+        for u in unfinished
+    ]
+
+
+def _read_unfinished(plain: Any, reader: Reader) -> list[Unfinished]:
+    return [
+        Unfinished(
+            link=from_plain(bytes, link),
+            agreement=_read_agreement(agreement, reader),
+            until=from_plain(float, until),
+            child=None if child is None else reader.reference(child),
+            our_spi=from_plain(bytes, our_spi),
+        )
+        for link, agreement, until, child, our_spi in _items(plain)
+    ]
+
+
 # Messages and exchanges.
 
 
@@ -646,6 +693,7 @@ IKE_SA: Table = {
     "remote_id": _value(Identity | None),
     "local_id": _value(Identity | None),
     "nonces": _value(Nonces),
+    "transcript": _value(Transcript),
     "their_tokens": _optional(
         Codec(
             lambda theirs, _: to_plain(theirs.tokens),
@@ -660,6 +708,7 @@ IKE_SA: Table = {
     "ticket_at": _MOMENT,
     "replaces": _IKE_SA_REFERENCE,
     "heir": _IKE_SA_REFERENCE,
+    "unfinished": Codec(_write_unfinished, _read_unfinished, is_late=True),
     "demand": Codec(_write_demand, _read_demand, is_late=True),
     "refused_scopes": _collection(frozenset, Scope),
     "postponed": _value(tuple[str, ...]),
@@ -687,6 +736,7 @@ IKE_SA: Table = {
 CHANNEL: Table = {
     "init_request": _OCTETS,
     "init_response": _OCTETS,
+    "intermediate_request": _OCTETS,
     "fragments": _FLAG,
     "may_sync": _FLAG,
     "sealed": _NUMBER,
@@ -762,6 +812,11 @@ EXCHANGES: dict[str, ExchangeRow] = {
         {"_solution": _PAYLOADS, "_identity": _IDENTITY_PAYLOAD, "_child": _optional(_CHILD)},
         of_sa=("_sa", "_tunnel"),
     ),
+    "ike-intermediate": ExchangeRow(
+        IkeIntermediate,
+        {"_solution": _PAYLOADS, "_key_exchange": _KEY_EXCHANGE},
+        of_sa=("_sa", "_tunnel"),
+    ),
     "create-child-sa": ExchangeRow(
         CreateChildSa,
         {
@@ -772,6 +827,7 @@ EXCHANGES: dict[str, ExchangeRow] = {
             "_packet": _value(Scope | None),
             "_child": _CHILD,
             "_key_exchange": _KEY_EXCHANGE,
+            "agreement": _AGREEMENT,
         },
     ),
     "rekey-ike-sa": ExchangeRow(
@@ -781,6 +837,19 @@ EXCHANGES: dict[str, ExchangeRow] = {
             "_spi": _OCTETS,
             "_nonce": _OCTETS,
             "_offered": _PROPOSALS,
+            "_key_exchange": _KEY_EXCHANGE,
+            "agreement": _AGREEMENT,
+        },
+    ),
+    "followup-ke": ExchangeRow(
+        FollowupKe,
+        {
+            "_link": _OCTETS,
+            "begun": Codec(
+                _write_exchange,
+                _read_exchange,
+                is_late=True,
+            ),
             "_key_exchange": _KEY_EXCHANGE,
         },
     ),
@@ -816,6 +885,8 @@ LEFT_OUT: dict[type[Any], frozenset[str]] = {
         {
             *("path", "is_initiator", "our_spi", "their_spi", "window", "tunnel", "_core"),
             *("_question", "_protection"),
+            # Of a moment within one step, or of a responder that does not know its peer yet.
+            *("intermediate_response", "_prefix", "_replaced"),
             # The peer sends again what we have of it in part.
             "_reassembler",
         }

@@ -5,7 +5,7 @@ Sizes are in octets unless a name says bits. Sources: RFC 4106 and 5282 (AES-GCM
 (AES-CCM), RFC 4543 (AES-GMAC), RFC 7634 (ChaCha20-Poly1305), RFC 8750 (implicit IV), RFC 3602
 (AES-CBC), RFC 3686 and 5930 (AES-CTR), RFC 5529 (Camellia), RFC 2451 (3DES), RFC 2410 (NULL), RFC
 4868 (HMAC-SHA2), RFC 2404 (HMAC-SHA1), RFC 3566 and 4434 (AES-XCBC), RFC 4494 and 4615 (AES-CMAC),
-RFC 7296 section 3.3.2. Names are those of strongSwan where it has the algorithm.
+RFC 7296 section 3.3.2, FIPS 203 (ML-KEM). Names are those of strongSwan where it has the algorithm.
 """
 
 from __future__ import annotations
@@ -103,11 +103,25 @@ class Prf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyExchangeGroup:
-    """A key exchange method and the size of its public value in octets."""
+    """A key exchange method, and the octets of the initiator's public value.
+
+    `answer` are those of the responder's where they are others: a key encapsulation mechanism is
+    answered with a ciphertext.
+    """
 
     id: KeyExchangeMethod
     name: str
     public_value: int
+    answer: int = 0
+
+    def size(self, *, of_answer: bool) -> int:
+        """Octets in the KE payload of one end."""
+        return self.answer if of_answer and self.answer else self.public_value
+
+    @property
+    def is_post_quantum(self) -> bool:
+        """Whether a quantum computer is not known to break it."""
+        return self.answer > 0
 
 
 _SHORT_ICV = "its ICV of 8 octets is guessed in 2^64 packets (RFC 8221 has it for IoT only)"
@@ -341,17 +355,26 @@ PRFS: tuple[Prf, ...] = (
     ),
 )
 
-GROUPS: tuple[KeyExchangeGroup, ...] = tuple(
-    KeyExchangeGroup(id=kind, name=name, public_value=size)
-    for kind, name, size in (
-        (KeyExchangeMethod.CURVE25519, "x25519", 32),
-        (KeyExchangeMethod.ECP_256, "ecp256", 64),
-        (KeyExchangeMethod.ECP_384, "ecp384", 96),
-        (KeyExchangeMethod.ECP_521, "ecp521", 132),
-        (KeyExchangeMethod.MODP_2048, "modp2048", 256),
-        (KeyExchangeMethod.MODP_3072, "modp3072", 384),
-        (KeyExchangeMethod.MODP_4096, "modp4096", 512),
-    )
+GROUPS: tuple[KeyExchangeGroup, ...] = (
+    *(
+        KeyExchangeGroup(id=kind, name=name, public_value=size)
+        for kind, name, size in (
+            (KeyExchangeMethod.CURVE25519, "x25519", 32),
+            (KeyExchangeMethod.ECP_256, "ecp256", 64),
+            (KeyExchangeMethod.ECP_384, "ecp384", 96),
+            (KeyExchangeMethod.ECP_521, "ecp521", 132),
+            (KeyExchangeMethod.MODP_2048, "modp2048", 256),
+            (KeyExchangeMethod.MODP_3072, "modp3072", 384),
+            (KeyExchangeMethod.MODP_4096, "modp4096", 512),
+        )
+    ),
+    *(
+        KeyExchangeGroup(id=kind, name=name, public_value=key, answer=ciphertext)
+        for kind, name, key, ciphertext in (
+            (KeyExchangeMethod.ML_KEM_768, "mlkem768", 1184, 1088),
+            (KeyExchangeMethod.ML_KEM_1024, "mlkem1024", 1568, 1568),
+        )
+    ),
 )
 
 SEQUENCE_NUMBERS = {ExtendedSequenceNumbers.ESN: "esn", ExtendedSequenceNumbers.NO_ESN: "noesn"}

@@ -6,7 +6,7 @@ choosing is an intersection. Sets of algorithms come from here; `algorithms.py` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, TypeAlias
@@ -24,6 +24,13 @@ from xfrmpy.registry import (
 
 MAX_SUITES = 64
 """Of each protocol that are kept, so that thousands of SAs share the few that are in use."""
+
+FURTHER_KEY_EXCHANGES = tuple(kind for kind in TransformType if kind.name.startswith("ADDKE"))
+"""The seven types of transform that RFC 9370 adds, in the order of their exchanges."""
+
+KEY_EXCHANGES = (TransformType.KE, *FURTHER_KEY_EXCHANGES)
+
+_POST_QUANTUM = frozenset(group.id for group in algorithms.GROUPS if group.is_post_quantum)
 
 MAX_CHOICES = 64
 """Offers beside policies whose outcome is kept: most peers offer the same, each several times."""
@@ -59,10 +66,23 @@ class Proposal:
     def of_type(self, kind: TransformType) -> tuple[Transform, ...]:
         return tuple([t for t in self.transforms if t.type == kind])
 
-    def without(self, kind: TransformType) -> Proposal:
-        """The same proposal lacking every transform of one type."""
-        left = tuple([t for t in self.transforms if t.type != kind])
+    def without(self, *kinds: TransformType) -> Proposal:
+        """The same proposal lacking every transform of some types."""
+        left = tuple([t for t in self.transforms if t.type not in kinds])
         return self if left == self.transforms else replace(self, transforms=left)
+
+    @property
+    def is_post_quantum(self) -> bool:
+        """Whether any choice from it has a key exchange that resists quantum computers."""
+        return any(
+            found and all(t.id in _POST_QUANTUM for t in found)
+            for found in map(self.of_type, KEY_EXCHANGES)
+        )
+
+    @property
+    def offers_post_quantum(self) -> bool:
+        """Whether some choice from it has one."""
+        return any(t.type in KEY_EXCHANGES and t.id in _POST_QUANTUM for t in self.transforms)
 
     def __str__(self) -> str:
         return "-".join(str(t) for t in self.transforms)
@@ -70,12 +90,16 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IkeSuite:
-    """The algorithms of one IKE SA; `integrity` is None for an AEAD cipher."""
+    """The algorithms of one IKE SA; `integrity` is None for an AEAD cipher.
+
+    `further` are the key exchanges behind the one of `group`, by their type (RFC 9370).
+    """
 
     cipher: algorithms.Cipher
     integrity: algorithms.Integrity | None
     prf: algorithms.Prf
     group: algorithms.KeyExchangeGroup
+    further: tuple[tuple[TransformType, algorithms.KeyExchangeGroup], ...] = ()
 
     @property
     def icv(self) -> int:
@@ -84,7 +108,8 @@ class IkeSuite:
 
     def __str__(self) -> str:
         parts = (self.cipher, self.integrity, self.prf, self.group)
-        return "-".join(part.name for part in parts if part is not None)
+        further = (further_name(kind, group) for kind, group in self.further)
+        return "-".join((*(part.name for part in parts if part is not None), *further))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +169,9 @@ def choose_proposal(offered: Iterable[Proposal], ours: Iterable[Proposal]) -> Pr
 
     The answer has the number and the SPI of the offer and one transform of each type, in the order
     of our preference (RFC 7296 section 2.7). A type that we do not use is answered with NONE where
-    the offer has that, else the offer is passed over, as is one with a type unknown to us.
+    the offer has that, else the offer is passed over, as is one with a type unknown to us. A
+    further key exchange that is optional to us, having NONE, may be lacking in the offer; no method
+    is chosen twice (RFC 9370 section 2.2.1).
     """
     offered = tuple(offered)
     for mine in ours:
@@ -164,12 +191,30 @@ def answers(chosen: Proposal, ours: Iterable[Proposal]) -> bool:
     for mine in ours:
         if mine.number == chosen.number and mine.protocol == chosen.protocol:
             kinds = [t.type for t in chosen.transforms]
+            optional = {t.type for t in mine.transforms if t == _NONE.get(t.type)}
+            wanted = {t.type for t in mine.transforms}
             return (
                 len(set(kinds)) == len(kinds)
                 and set(chosen.transforms) <= set(mine.transforms)
-                and set(kinds) == {t.type for t in mine.transforms}
+                and wanted - optional <= set(kinds) <= wanted
+                and _are_distinct(methods_of(chosen))
             )
     return False
+
+
+def methods_of(chosen: Proposal) -> tuple[KeyExchangeMethod, ...]:
+    """The key exchanges of a chosen proposal in their order, but for NONE (RFC 9370 2.2.1)."""
+    in_order = sorted(chosen.transforms, key=lambda t: t.type)
+    return tuple(
+        KeyExchangeMethod(t.id)
+        for t in in_order
+        if t.type in KEY_EXCHANGES and t.id != KeyExchangeMethod.NONE
+    )
+
+
+def further_name(kind: TransformType, group: algorithms.KeyExchangeGroup) -> str:
+    """How a further key exchange is written, e.g. `ke1_mlkem768`."""
+    return f"ke{FURTHER_KEY_EXCHANGES.index(kind) + 1}_{group.name}"
 
 
 def ike_suite(chosen: Proposal) -> IkeSuite:
@@ -211,13 +256,14 @@ def supported_part(proposal: Proposal, suites: frozenset[str], *, esn: bool) -> 
     if not best or not numbers:
         return None
     wide_enough = [cipher for cipher, found in partners.items() if found >= best]
-    kept = {*wide_enough, *best, *numbers, *proposal.of_type(TransformType.KE)}
+    exchanges = (t for t in proposal.transforms if t.type in KEY_EXCHANGES)
+    kept = {*wide_enough, *best, *numbers, *exchanges}
     return replace(proposal, transforms=tuple(t for t in proposal.transforms if t in kept))
 
 
 def without_algorithms(proposal: Proposal, names: frozenset[str]) -> Proposal | None:
     """The proposal lacking the named algorithms; None if a type of transform is then empty."""
-    kept = tuple(t for t in proposal.transforms if str(t) not in names)
+    kept = tuple(t for t in proposal.transforms if _algorithm_name(t) not in names)
     if {t.type for t in kept} != {t.type for t in proposal.transforms}:
         return None
     return replace(proposal, transforms=kept)
@@ -229,7 +275,8 @@ def parse_proposal(text: str, protocol: ProtocolId) -> Proposal:
 
     Every combination of the named algorithms is meant. For IKE, `sha256` beside a cipher that is
     not AEAD also names the PRF unless one is named; for ESP and AH, ESN is meant unless `noesn` is
-    named. Raises `ValueError` with a sentence for the operator.
+    named. `ke1_mlkem768` to `ke7_...` are key exchanges behind the first (RFC 9370), `ke1_none`
+    makes one optional. Raises `ValueError` with a sentence for the operator.
     """
     transforms: list[Transform] = []
     for word in text.strip().lower().split("-"):
@@ -239,6 +286,7 @@ def parse_proposal(text: str, protocol: ProtocolId) -> Proposal:
             raise ValueError(f"{word!r} is named twice")
         transforms.append(TRANSFORMS_BY_NAME[word])
     proposal = Proposal(protocol=protocol, transforms=tuple(transforms))
+    _check_key_exchanges(proposal)
     proposal = _COMPLETIONS[protocol](proposal)
     order = [TransformType.ENCR, TransformType.PRF, TransformType.INTEG, *TransformType]
     return replace(
@@ -254,17 +302,51 @@ def _common_transforms(
     kinds = {t.type for t in offered}
     optional = {t.type for t in offered if t.id == 0 and t == _NONE.get(t.type)}
     wanted = {t.type for t in ours}
-    if kinds - optional - wanted or wanted - kinds:
+    dispensable = {t.type for t in ours if t.type in FURTHER_KEY_EXCHANGES and t.id == 0}
+    if kinds - optional - wanted or wanted - dispensable - kinds:
         return None
-    chosen: list[Transform] = []
-    for kind in dict.fromkeys(t.type for t in ours):
-        match = next((t for t in ours if t.type == kind and t in offered), None)
-        if match is None:
-            return None
-        chosen.append(match)
+    common = [
+        tuple(t for t in ours if t.type == kind and t in offered)
+        for kind in dict.fromkeys(t.type for t in ours)
+        if kind in kinds
+    ]
+    if not all(common):
+        return None
+    exchanges = [found for found in common if found[0].type in KEY_EXCHANGES]
+    methods = _distinct_methods(exchanges, frozenset())
+    if methods is None:
+        return None
+    best = {found[0].type: found[0] for found in common} | {t.type: t for t in methods}
+    chosen = tuple(best.values())
     # Section 2.7: "exactly one transform of each type included in the proposal".
-    chosen += [_NONE[kind] for kind in sorted(optional - wanted)]
-    return tuple(chosen)
+    chosen += tuple(_NONE[kind] for kind in sorted(optional - wanted))
+    return chosen if _has_key_exchanges_in_order(chosen) else None
+
+
+def _distinct_methods(
+    exchanges: Sequence[tuple[Transform, ...]], used: frozenset[int]
+) -> tuple[Transform, ...] | None:
+    """The best method of each key exchange, but none twice; the first ones have precedence."""
+    if not exchanges:
+        return ()
+    for transform in exchanges[0]:
+        if transform.id in used:
+            continue
+        taken = used | {transform.id} - {KeyExchangeMethod.NONE}
+        rest = _distinct_methods(exchanges[1:], taken)
+        if rest is not None:
+            return (transform, *rest)
+    return None
+
+
+def _has_key_exchanges_in_order(chosen: Iterable[Transform]) -> bool:
+    """There is no further key exchange without a first one (RFC 9370 section 2.2.4)."""
+    methods = {t.type for t in chosen if t.type in KEY_EXCHANGES and t.id != KeyExchangeMethod.NONE}
+    return not methods or TransformType.KE in methods
+
+
+def _are_distinct(methods: tuple[KeyExchangeMethod, ...]) -> bool:
+    return len(set(methods)) == len(methods)
 
 
 @lru_cache(maxsize=MAX_SUITES)
@@ -277,6 +359,11 @@ def _ike_suite(transforms: tuple[Transform, ...]) -> IkeSuite:
         integrity=_integrity_beside(cipher, transforms),
         prf=algorithms.prf(PseudorandomFunction(_single(transforms, TransformType.PRF).id)),
         group=algorithms.group(KeyExchangeMethod(_single(transforms, TransformType.KE).id)),
+        further=tuple(
+            (t.type, algorithms.group(KeyExchangeMethod(t.id)))
+            for t in sorted(transforms, key=lambda t: t.type)
+            if t.type in FURTHER_KEY_EXCHANGES and t.id != KeyExchangeMethod.NONE
+        ),
     )
 
 
@@ -367,6 +454,14 @@ def _complete_ah(proposal: Proposal) -> Proposal:
     return _with_numbers(proposal)
 
 
+def _check_key_exchanges(proposal: Proposal) -> None:
+    exchanges = [found for found in map(proposal.of_type, KEY_EXCHANGES) if found]
+    if exchanges and not proposal.of_type(TransformType.KE):
+        raise ValueError(f"{exchanges[0][0]}: there is no first key exchange, e.g. x25519")
+    if _distinct_methods(exchanges, frozenset()) is None:
+        raise ValueError(f"{exchanges[-1][0]}: a method cannot be used twice")
+
+
 _COMPLETIONS: dict[ProtocolId, Callable[[Proposal], Proposal]] = {
     ProtocolId.IKE: _complete_ike,
     ProtocolId.AH: _complete_ah,
@@ -409,6 +504,13 @@ def _transform_name(transform: Transform) -> str:
     return f"{transform.type.name}:{number}{bits}{odd}"
 
 
+def _algorithm_name(transform: Transform) -> str:
+    """The name in the table, whichever of the key exchanges a method is for."""
+    if transform.type in FURTHER_KEY_EXCHANGES:
+        return str(replace(transform, type=TransformType.KE))
+    return str(transform)
+
+
 def _transforms_by_name() -> dict[str, Transform]:
     named: dict[str, Transform] = {}
     for cipher in algorithms.CIPHERS:
@@ -420,6 +522,11 @@ def _transforms_by_name() -> dict[str, Transform]:
         named[integrity.name] = Transform(type=TransformType.INTEG, id=integrity.id)
     for group in algorithms.GROUPS:
         named[group.name] = Transform(type=TransformType.KE, id=group.id)
+    for kind in FURTHER_KEY_EXCHANGES:
+        for group in algorithms.GROUPS:
+            named[further_name(kind, group)] = Transform(type=kind, id=group.id)
+        none = f"ke{FURTHER_KEY_EXCHANGES.index(kind) + 1}_none"
+        named[none] = Transform(type=kind, id=KeyExchangeMethod.NONE)
     for number, name in algorithms.SEQUENCE_NUMBERS.items():
         named[name] = Transform(type=TransformType.ESN, id=number)
     return named
@@ -441,7 +548,7 @@ _PRF_OF_INTEGRITY = {
 _NONE = {
     kind: Transform(type=kind, id=0)
     for kind in TransformType
-    if kind in (TransformType.INTEG, TransformType.KE) or kind.name.startswith("ADDKE")
+    if kind is TransformType.INTEG or kind in KEY_EXCHANGES
 }
 """By type, where 0 is NONE in its registry (RFC 7296 section 3.3.2, RFC 9370 section 2.2.2)."""
 _TYPE_NAMES = {TransformType.PRF: "PRF", TransformType.KE: "key exchange method"}

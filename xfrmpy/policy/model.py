@@ -69,6 +69,18 @@ class Uniqueness(StrEnum):
     REPLACE = "replace"
 
 
+class PostQuantum(StrEnum):
+    """Whether IKE SAs have a key exchange that resists quantum computers (ML-KEM, RFC 9370).
+
+    PREFER: where the proposals have one and the peer takes it. REQUIRE: what has none is neither
+    offered nor accepted. OFF: what has one is not.
+    """
+
+    PREFER = "prefer"
+    REQUIRE = "require"
+    OFF = "off"
+
+
 class OnDown(StrEnum):
     """What becomes of a tunnel's traffic that no SA carries: it goes in clear, or not at all."""
 

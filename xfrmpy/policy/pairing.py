@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.ipsec.proposals import Proposal, choose_proposal
+from xfrmpy.ipsec.proposals import KEY_EXCHANGES, Proposal, choose_proposal
 from xfrmpy.ipsec.sad import Mode
 from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
 from xfrmpy.policy.model import ChildPolicy, StartMode, TunnelPolicy
-from xfrmpy.registry import TransformType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +267,7 @@ def _mirror(ours: ChildPolicy, theirs: ChildPolicy) -> bool:
 
 def _without_key_exchange(child: ChildPolicy) -> tuple[Proposal, ...]:
     """What counts in IKE_AUTH, where the IKE SA's key exchange serves (RFC 7296 section 1.2)."""
-    return tuple(proposal.without(TransformType.KE) for proposal in child.proposals)
+    return tuple(proposal.without(*KEY_EXCHANGES) for proposal in child.proposals)
 
 
 def _traffic(local: Iterable[TrafficSelector], remote: Iterable[TrafficSelector]) -> str:

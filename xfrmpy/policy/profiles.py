@@ -24,6 +24,7 @@ class Profile:
 DEFAULT_PROFILE = "modern"
 
 _GROUPS = "x25519-ecp384-ecp256-modp3072-modp4096"
+_ML_KEM = "ke1_mlkem768-ke1_mlkem1024"
 _ALL_GROUPS = f"{_GROUPS}-ecp521-modp2048"
 
 
@@ -35,6 +36,7 @@ def _with_and_without_groups(groups: str, *proposals: str) -> tuple[str, ...]:
 PROFILES = {
     "modern": Profile(
         ike=(
+            f"aes256gcm16-aes128gcm16-chacha20poly1305-prfsha384-prfsha256-{_GROUPS}-{_ML_KEM}",
             f"aes256gcm16-aes128gcm16-chacha20poly1305-prfsha384-prfsha256-{_GROUPS}",
             f"aes256-aes128-sha384-sha256-{_GROUPS}",
         ),
@@ -58,9 +60,11 @@ PROFILES = {
         ah=_with_and_without_groups(_ALL_GROUPS, "sha256-sha384-sha512-esn-noesn"),
     ),
 }
-"""`modern` has nothing that RFC 8247 and RFC 8221 do not recommend; `compat` adds what older peers
-speak and what is not broken: groups down to 2048 bits, AES-192, every HMAC-SHA2. What is weak
-neither offers by itself: `compat` allows it where `proposals` name it."""
+"""`modern` has nothing that RFC 8247 and RFC 8221 do not recommend, and IKE SAs with ML-KEM behind
+a classical key exchange first (RFC 9370): Child SAs take their keys from these. A peer that knows
+nothing of it takes one of the others. `compat` has none of it, and adds what older peers speak and
+what is not broken: groups down to 2048 bits, AES-192, every HMAC-SHA2. What is weak neither offers
+by itself: `compat` allows it where `proposals` name it."""
 
 WEAK_PROFILE = "compat"
 

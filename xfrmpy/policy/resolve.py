@@ -28,6 +28,7 @@ from xfrmpy.policy.model import (
     DatapathChoice,
     Encapsulation,
     OnDown,
+    PostQuantum,
     Retransmission,
     SharedKey,
     StartMode,
@@ -240,7 +241,27 @@ def _address(peer: str) -> IpAddress | None:
 def _ike_proposals(ike: IkeSettings, place: Place) -> tuple[Proposal, ...]:
     profile = ike.profile or DEFAULT_PROFILE
     _check_algorithms(ike, "ike", profile, place)
-    return _numbered(ike.proposals or ike_proposals(profile))
+    proposals = _wanted(ike.post_quantum, ike.proposals or ike_proposals(profile))
+    if not proposals:
+        message = f"'post_quantum' cannot be {ike.post_quantum}: no proposal is left"
+        hint = "write a proposal such as aes256gcm16-prfsha384-x25519"
+        if ike.post_quantum is PostQuantum.REQUIRE:
+            hint += "-ke1_mlkem768"
+        place.error("XF1004", ("ike", "post_quantum"), message, hint)
+    return _numbered(proposals)
+
+
+def _wanted(
+    post_quantum: PostQuantum | None, proposals: Iterable[Proposal]
+) -> tuple[Proposal, ...]:
+    """Those that may be offered and accepted."""
+    match post_quantum:
+        case PostQuantum.REQUIRE:
+            return tuple(p for p in proposals if p.is_post_quantum)
+        case PostQuantum.OFF:
+            return tuple(p for p in proposals if not p.offers_post_quantum)
+        case PostQuantum.PREFER | None:
+            return tuple(proposals)
 
 
 def _packet_proposals(tunnel: Tunnel, place: Place) -> tuple[Proposal, ...]:

@@ -39,7 +39,14 @@ from xfrmpy.ipsec.spd import MAX_PRIORITY
 from xfrmpy.policy import values
 from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import MAX_FINDINGS, Findings, shown
-from xfrmpy.policy.model import DatapathChoice, Encapsulation, OnDown, StartMode, Uniqueness
+from xfrmpy.policy.model import (
+    DatapathChoice,
+    Encapsulation,
+    OnDown,
+    PostQuantum,
+    StartMode,
+    Uniqueness,
+)
 from xfrmpy.policy.profiles import PROFILES
 from xfrmpy.registry import ProtocolId
 
@@ -145,7 +152,12 @@ class IkeSettings(Keys):
     proposals: IkeProposals | None = _key(
         "Algorithms in place of the profile's: one proposal, or a list with the best first. Weak "
         "ones need `profile: compat` beside them.",
-        "aes256gcm16-prfsha384-x25519",
+        "aes256gcm16-prfsha384-x25519-ke1_mlkem768",
+    )
+    post_quantum: Annotated[PostQuantum, _choice(PostQuantum)] | None = _key(
+        "`require`: only with ML-KEM, never with a classical key exchange alone; `off`: never with "
+        "it. Default: `prefer`, which takes what comes first in `proposals` and suits the peer.",
+        "require",
     )
     lifetime: Lifetime | None = _key(
         "How long an IKE SA may live; it is rekeyed ahead, or `off`. Default: 4h.", "8h"

@@ -19,6 +19,7 @@ from xfrmpy.wire.payloads import (
     DECODERS,
     FRAGMENT_HEADER,
     SEALED_DECODERS,
+    EncryptedFragmentPayload,
     OpenPayload,
     Payload,
     SealedPayload,
@@ -37,6 +38,7 @@ MAX_CLEAR_SIZE = 8192
 _GENERIC_HEADER = Struct(">BBH")  # next payload, critical bit, length
 ENCRYPTED_PREFIX_SIZE = HEADER_SIZE + _GENERIC_HEADER.size
 FRAGMENT_PREFIX_SIZE = ENCRYPTED_PREFIX_SIZE + FRAGMENT_HEADER.size
+_NEXT_PAYLOAD_AT, _LENGTH_AT = 16, 24  # in the IKE header
 _CRITICAL = 0x80
 _PAYLOAD_TYPES = Members(PayloadType)
 
@@ -153,6 +155,26 @@ def encrypted_prefix(
     generic = pack(_GENERIC_HEADER, first_inner, 0, _GENERIC_HEADER.size + sealed_size)
     numbers = pack(FRAGMENT_HEADER, *fragment) if fragment else b""
     return header.encode() + chain + generic + numbers
+
+
+def unfragmented_prefix(message: Message, prefix: bytes, inner_size: int) -> bytes:
+    """What `prefix`, the octets before the sealed ones, is to AUTH (RFC 9242 section 3.3.2).
+
+    `message` came whole or is the first of its fragments. An SKF payload counts as the SK payload
+    of the whole message, and both lengths do not count IV, padding, Pad Length and ICV: they are as
+    if `inner_size` octets, those of the inner payloads, stood there in clear.
+    """
+    octets = bytearray(prefix)
+    if isinstance(message.sealed, EncryptedFragmentPayload):
+        del octets[-FRAGMENT_HEADER.size :]
+        named_at, start = _NEXT_PAYLOAD_AT, HEADER_SIZE
+        while start < len(octets) - _GENERIC_HEADER.size:
+            named_at = start
+            start += _GENERIC_HEADER.unpack_from(octets, start)[2]
+        octets[named_at] = PayloadType.SK
+    octets[-2:] = (_GENERIC_HEADER.size + inner_size).to_bytes(2, "big")
+    octets[_LENGTH_AT:HEADER_SIZE] = (len(octets) + inner_size).to_bytes(4, "big")
+    return bytes(octets)
 
 
 def decode_payloads_untrusted(first: PayloadType, data: bytes) -> tuple[OpenPayload, ...]:
