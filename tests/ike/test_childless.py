@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from xfrmpy.ike.agreement import Agreement
 from xfrmpy.ike.childless import CHILDLESS_SECONDS
 from xfrmpy.ike.errors import DropReason
 from xfrmpy.ike.outputs import ChildSaEstablished, RequestRefused, TunnelClosed
@@ -144,9 +145,8 @@ def test_an_ike_sa_whose_first_child_sa_we_refused_waits_as_long_for_another(
 
 def test_an_ike_sa_without_a_child_sa_wins_no_time_by_a_rekeying(childless: Any) -> None:
     sun = childless.sun.ike_sa
-    new = sun.successor(
-        sun.proposal, bytes(32), sun.nonces, spis=(b"s" * 8, b"m" * 8), is_initiator=True, now=9.0
-    )
+    agreement = Agreement(chosen=sun.proposal, nonces=sun.nonces, secrets=(bytes(32),))
+    new = sun.successor(agreement, spis=(b"s" * 8, b"m" * 8), is_initiator=True, now=9.0)
     assert new.childless_until == sun.childless_until == CHILDLESS_SECONDS
 
 

@@ -307,6 +307,24 @@ def test_what_is_half_done_is_kept_as_the_same_octets(
     _at_rest(pair)
 
 
+def test_what_is_to_be_rekeyed_waits_for_the_ike_sa_that_the_peer_is_making(
+    up: Any, hold: Any
+) -> None:
+    link = hold(up)
+    link.is_held = lambda header, sender: sender == "moon" and header.exchange is X.IKE_FOLLOWUP_KE
+    _begin(up, "moon", "ike")
+    up.deliver()
+    up.sent.clear()
+    _begin(up, "sun", "child")
+    up.deliver()
+    assert _exchanges(up, "sun") == []
+    assert len(up.sun.ike_sa.children) == 1
+    link.release()
+    up.run(5)
+    assert _rekeyed(up.sun, "child") == _rekeyed(up.moon, "child") == 1
+    _at_rest(up)
+
+
 def test_the_tunnel_can_be_ended_while_the_peer_is_at_it(up: Any, hold: Any) -> None:
     """Not that anything waits for what the peer may never do."""
     link = hold(up)

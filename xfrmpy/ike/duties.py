@@ -47,7 +47,7 @@ def next_duty(sa: IkeSa) -> Duty | None:
     It is asked for several times with every message: so all that there is stands in one list.
     """
     found = _duties(sa)
-    if not (sa.channel.window.is_idle or sa.can_ask):
+    if found and not sa.can_ask:
         found = [duty for duty in found if not duty[2]]
     return min(found, key=itemgetter(0), default=None)
 

@@ -10,6 +10,7 @@ from ansible.errors import AnsibleFilterError
 
 GROUPS = "x25519-ecp384-ecp256-modp3072-modp4096"
 ALL_GROUPS = f"{GROUPS}-ecp521-modp2048"
+# The profiles, but for ML-KEM, which strongSwan has from version 6 on and libreswan has not.
 IKE = {
     "modern": (
         f"aes256gcm16-aes128gcm16-chacha20poly1305-prfsha384-prfsha256-{GROUPS}",
