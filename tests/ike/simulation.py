@@ -304,7 +304,7 @@ class Simulation:
         self.parted.update({host.name: until for host in silent})
 
     def _restart(self, host: Host) -> None:
-        peers = host.endpoint._core.tunnels["tunnel-a"].peer_addresses
+        peers = host.endpoint._core.tunnels["tunnel-a"].peer_addresses or ()
         host.endpoint = IkeEndpoint(
             [host.policy],
             seeded_random(f"{self.seed}/{host.name}/{self.now}"),
@@ -324,7 +324,7 @@ class Simulation:
         host.dies_after = self.kills.randrange(self.kills.choice((10, 60))) if is_doomed else None
 
     def _revive(self, host: Host) -> None:
-        peers = host.endpoint._core.tunnels["tunnel-a"].peer_addresses
+        peers = host.endpoint._core.tunnels["tunnel-a"].peer_addresses or ()
         self._doom(host)
         restored = host.take_over()
         host.endpoint.set_peer_addresses("tunnel-a", peers)

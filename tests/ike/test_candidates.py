@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,7 +50,7 @@ def _may_mean(tunnel: Tunnel, path: Path) -> bool:
     policy = tunnel.policy
     if policy.local_address not in (None, path.local.address):
         return False
-    return not policy.peers or path.remote.address in tunnel.peer_addresses
+    return not policy.peers or path.remote.address in (tunnel.peer_addresses or ())
 
 
 @given(
@@ -74,6 +75,20 @@ def test_the_index_finds_what_a_search_finds(
     assert candidates.fragmentation == any(policy.fragmentation for policy in found)
 
 
+@pytest.mark.parametrize(
+    ("peers", "addresses"),
+    [
+        ((), ()),
+        (("192.0.2.7", "2001:db8::7"), (ip_address("192.0.2.7"), ip_address("2001:db8::7"))),
+        (("192.0.2.7", "vpn.example"), None),
+    ],
+)
+def test_an_address_need_not_be_looked_up(
+    peers: tuple[str, ...], addresses: tuple[IpAddress, ...] | None
+) -> None:
+    assert Tunnel.of(replace(POLICY, peers=peers)).peer_addresses == addresses
+
+
 def test_a_caller_at_a_new_address_of_the_peer_is_known_at_once(
     make_policy: Callable[..., TunnelPolicy],
 ) -> None:
@@ -81,9 +96,10 @@ def test_a_caller_at_a_new_address_of_the_peer_is_known_at_once(
     endpoint = IkeEndpoint([policy], bytes)
     core = endpoint._core
     for address in THERE:
-        assert not core.candidates_for(_path(HERE[0], address))
+        assert not core.tunnel_index.candidates(_path(HERE[0], address))
         endpoint.set_peer_addresses(policy.name, (address,))
-        assert list(core.candidates_for(_path(HERE[0], address)).policies) == [policy]
+        assert list(core.tunnel_index.candidates(_path(HERE[0], address)).policies) == [policy]
+        assert core.tunnel_index.is_complete
     endpoint.replace_tunnel(replace(policy, peers=()))
-    (listening,) = core.candidates_for(_path(HERE[0], THERE[0])).policies
+    (listening,) = core.tunnel_index.candidates(_path(HERE[0], THERE[0])).policies
     assert listening.peers == ()

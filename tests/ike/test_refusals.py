@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from xfrmpy.failures import Failure
+from xfrmpy.ike.errors import DropReason
 from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
@@ -215,6 +216,21 @@ def test_a_stranger_is_refused_as_if_no_proposal_fitted(
     pair.up()
     assert "192.0.2.1" in dict(_refused(pair.sun).evidence)["they came from"]
     assert pair.sun.ike_sas == []
+
+
+def test_a_caller_waits_until_the_names_of_the_peers_are_looked_up(
+    make_pair: MakePair, make_policy: MakePolicy, make_mirror: Callable[..., Any]
+) -> None:
+    """As at the start of a daemon: many an initiator that is refused does not ask again."""
+    pair = make_pair(make_policy(), make_mirror(make_policy()))
+    tunnel = pair.sun.endpoint._core.tunnels["tunnel-a"]
+    known, tunnel.peer_addresses = tunnel.peer_addresses, None
+    pair.sun.endpoint._core.tunnels_changed()
+    pair.up()
+    assert pair.sun.drops == [DropReason.PEERS_UNKNOWN]
+    pair.sun.endpoint.set_peer_addresses("tunnel-a", known)
+    pair.run(5)
+    pair.assert_up()
 
 
 def test_no_common_esp_proposal_leaves_both_ends_without_a_child(

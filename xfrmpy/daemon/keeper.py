@@ -180,7 +180,12 @@ class Keeper:
 
     async def _look_up(self, tunnel: Tunnel) -> tuple[IpAddress, ...]:
         """Every address of the peer, in order. Raises `OperatorError`."""
-        before, addresses = tunnel.addresses, await resolve_peer(tunnel.policy)
+        before = tunnel.addresses
+        try:
+            addresses = await resolve_peer(tunnel.policy)
+        except OperatorError:
+            self._engine.set_peer_addresses(tunnel.policy.name, before)
+            raise
         self._engine.set_peer_addresses(tunnel.policy.name, addresses)
         tunnel.addresses = addresses
         if before and set(addresses) != set(before):

@@ -295,7 +295,7 @@ def _authenticate_initiator(
 def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> TunnelPolicy:
     if sa.resumed is not None:
         return tunnel_of_resumed(sa.resumed, initiator, wanted)
-    candidates = sa.core.candidates_for(sa.path)
+    candidates = sa.core.tunnel_index.candidates(sa.path)
     for tunnel in candidates.of_peer(initiator):
         if wanted is not None and wanted != _our_identity(sa, tunnel):
             continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
@@ -19,10 +20,22 @@ from xfrmpy.policy.model import TunnelPolicy
 
 @dataclass(slots=True, kw_only=True)
 class Tunnel:
-    """A policy with the addresses that its peer has now; none if it accepts any address."""
+    """A policy with the addresses that its peer has now; none if it accepts any address.
+
+    They are None as long as the peer's names have not been looked up.
+    """
 
     policy: TunnelPolicy
-    peer_addresses: tuple[IpAddress, ...] = ()
+    peer_addresses: tuple[IpAddress, ...] | None = None
+
+    @classmethod
+    def of(cls, policy: TunnelPolicy) -> Tunnel:
+        """A tunnel at its beginning: an address stands for itself."""
+        try:
+            addresses = tuple(ip_address(peer) for peer in policy.peers)
+        except ValueError:
+            return cls(policy=policy)
+        return cls(policy=policy, peer_addresses=addresses)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,16 +99,22 @@ class Candidates:
 
 
 class TunnelIndex:
-    """The tunnels as they are at the moment; made anew when one changes."""
+    """The tunnels as they are at the moment; made anew when one changes.
+
+    `is_complete` says whether the addresses of all peers are known, as far as they can be.
+    """
 
     def __init__(self, tunnels: Iterable[Tunnel]) -> None:
         self._by_address: dict[IpAddress, list[TunnelPolicy]] = {}
         self._listening: list[TunnelPolicy] = []
         self._groups: dict[tuple[IpAddress, IpAddress | None], _Group] = {}
+        self.is_complete = True
         for tunnel in tunnels:
             if not tunnel.policy.peers:
                 self._listening.append(tunnel.policy)
-            for address in tunnel.peer_addresses if tunnel.policy.peers else ():
+            elif tunnel.peer_addresses is None:
+                self.is_complete = False
+            for address in (tunnel.policy.peers and tunnel.peer_addresses) or ():
                 self._by_address.setdefault(address, []).append(tunnel.policy)
 
     def candidates(self, path: Path) -> Candidates:

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from xfrmpy.ike.candidates import Candidates, Tunnel, TunnelIndex
+from xfrmpy.ike.candidates import Tunnel, TunnelIndex
 from xfrmpy.ike.compression import cpi_of
 from xfrmpy.ike.fragments import FragmentStore
 from xfrmpy.ike.outputs import AddPolicy, AddSa, AskUsage, Output, RemoveSa
@@ -151,11 +151,12 @@ class Core:
         self._queue = kept
         return withdrawn
 
-    def candidates_for(self, path: Path) -> Candidates:
-        """The tunnels on which a peer may begin on this path."""
+    @property
+    def tunnel_index(self) -> TunnelIndex:
+        """The tunnels by the addresses of their peers."""
         if self._index is None:
             self._index = TunnelIndex(self.tunnels.values())
-        return self._index.candidates(path)
+        return self._index
 
     def tunnels_changed(self) -> None:
         """Whoever changes `tunnels` or one of them says so."""

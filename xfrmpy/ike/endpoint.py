@@ -113,7 +113,7 @@ class IkeEndpoint:
         if qcd_secret:
             self._core.crash_tokens = TokenMaker(qcd_secret)
         self._core.reauthenticate = self._reauthenticate
-        self._core.tunnels = {t.name: Tunnel(policy=t) for t in tunnels}
+        self._core.tunnels = {t.name: Tunnel.of(t) for t in tunnels}
         self._admission = Admission(limits or AdmissionLimits(), random)
         self._notices = Notices(random)
         self._sequence = OutputSequence(self._core, keeps=keeps)
@@ -311,8 +311,8 @@ class IkeEndpoint:
         self._core.tunnels_changed()
 
     def add_tunnel(self, policy: TunnelPolicy) -> None:
-        """One more; its peer's addresses are to follow."""
-        self._core.tunnels[policy.name] = Tunnel(policy=policy)
+        """One more; the addresses of a peer that has a name are to follow."""
+        self._core.tunnels[policy.name] = Tunnel.of(policy)
         self._core.tunnels_changed()
 
     def remove_tunnel(self, tunnel: str, now: float) -> None:

@@ -32,7 +32,7 @@ class DropReason(StrEnum):
     FRAGMENT_REPEATED = "fragment-repeated"
     FRAGMENT_OUTDATED = "fragment-outdated"
     SYNC_REPLAYED = "sync-replayed"
-    NO_TUNNEL_FOR_ADDRESS = "no-tunnel-for-address"
+    PEERS_UNKNOWN = "peers-unknown"
     COOKIE_DEMANDED = "cookie-demanded"
     PUZZLE_DEMANDED = "puzzle-demanded"
     PUZZLE_UNSOLVED = "puzzle-unsolved"

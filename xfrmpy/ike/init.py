@@ -27,7 +27,7 @@ from xfrmpy.ike.auth_puzzle import AuthPuzzle, puzzle_text
 from xfrmpy.ike.candidates import Candidates, wants_beet
 from xfrmpy.ike.childless import childless_supported
 from xfrmpy.ike.core import Core
-from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
+from xfrmpy.ike.errors import Drop, DropReason, PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import check_critical, first_error, notifications, only, payloads_in_clear
 from xfrmpy.ike.ike_sa import IkeSa
@@ -359,7 +359,10 @@ def can_fragment(payloads: tuple[OpenPayload, ...]) -> bool:
 
 
 def _candidates_for(core: Core, path: Path) -> Candidates:
-    candidates = core.candidates_for(path)
+    candidates = core.tunnel_index.candidates(path)
+    if not candidates and not core.tunnel_index.is_complete:
+        # It may be a peer whose name is being looked up, and will ask again; refused, it gives up.
+        raise Drop(DropReason.PEERS_UNKNOWN)
     if not candidates:
         raise PeerIncompatible.of(
             "XF2009",

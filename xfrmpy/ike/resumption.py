@@ -202,7 +202,7 @@ def _allows(tunnel: TunnelPolicy, local: Identity, remote: Identity, proposal: P
 
 def tunnel_of_ticket(core: Core, state: TicketState, path: Path) -> TunnelPolicy:
     """The tunnel of ours that a ticket brings back. Raises `TicketRefused`."""
-    tunnel = core.candidates_for(path).named(state.tunnel)
+    tunnel = core.tunnel_index.candidates(path).named(state.tunnel)
     if tunnel is not None:
         binding = bind_to_key(tunnel.shared_key.octets, state.sk_d)
         is_bound = hmac.compare_digest(state.binding, binding)
