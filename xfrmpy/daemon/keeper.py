@@ -171,6 +171,8 @@ class Keeper:
 
     async def resolve(self, tunnel: Tunnel) -> None:
         """Look up the names of its peer, and go over to where that is, if it is elsewhere."""
+        if not tunnel.policy.peers:
+            return
         try:
             addresses = await self._look_up(tunnel)
         except OperatorError as error:
@@ -182,12 +184,12 @@ class Keeper:
         """Every address of the peer, in order. Raises `OperatorError`."""
         before = tunnel.addresses
         try:
-            addresses = await resolve_peer(tunnel.policy)
-        except OperatorError:
-            self._engine.set_peer_addresses(tunnel.policy.name, before)
-            raise
-        self._engine.set_peer_addresses(tunnel.policy.name, addresses)
-        tunnel.addresses = addresses
+            tunnel.addresses = addresses = await resolve_peer(tunnel.policy)
+        finally:
+            # Also where there is none: who calls waits for the first answer. And it may have been
+            # removed meanwhile.
+            if self._tunnels.get(tunnel.policy.name) is tunnel:
+                self._engine.set_peer_addresses(tunnel.policy.name, tunnel.addresses)
         if before and set(addresses) != set(before):
             tunnel.left_addresses = (tunnel.left_addresses | {*before}) - {*addresses}
             self._hear(addresses_changed(tunnel.policy.name, before, addresses))
@@ -202,7 +204,7 @@ class Keeper:
 
     def doubt(self, tunnel: Tunnel) -> None:
         """Perhaps the peer is not reached where it was."""
-        if tunnel.policy.peers and tunnel.placement.failure is None:
+        if tunnel.placement.failure is None:
             self.spawn(self.resolve(tunnel))
 
     def _leave_dead_path(self, tunnel: Tunnel, addresses: tuple[IpAddress, ...]) -> None:
