@@ -355,6 +355,15 @@ CATALOGUE: dict[str, FailureKind] = {
             "`post_quantum: prefer` accepts a peer without it",
         ),
     ),
+    "XF2032": FailureKind(
+        title="the peer wants more Child SAs of one traffic than our policy has",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "the peer has more workers, or CPUs, than our `per_resource` allows",
+            "`per_resource` is off here and was on when the IKE SA was made",
+        ),
+        fixes=("`per_resource: auto`, or a greater number; what is there goes on without",),
+    ),
     "XF3001": FailureKind(
         title="this host cannot move the packets as the policy asks",
         exit_code=ExitCode.HOST_CANNOT,

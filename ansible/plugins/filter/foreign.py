@@ -37,6 +37,7 @@ OURS_ALONE = {
     *("start", "datapath", "dpd", "nat_keepalive", "retransmission", "on_down", "priority"),
     *("mark", "mark_out", "mark_in", "mark_set", "fragmentation", "unique", "lifetime"),
     *("inactivity", "crash_detection", "resumption", "childless", "redirect", "local_address"),
+    "per_resource",
 }
 """Keys of which the other end need not know."""
 
