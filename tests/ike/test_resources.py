@@ -19,7 +19,7 @@ from xfrmpy.ike.outputs import (
 )
 from xfrmpy.ike.resources import PATIENCE_SECONDS
 from xfrmpy.ike.states import ChildSaState
-from xfrmpy.ipsec.sad import MAX_RESOURCES, Direction, lane_of
+from xfrmpy.ipsec.sad import MAX_RESOURCES, Direction, Usage, lane_of
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy.model import DatapathChoice, StartMode
 from xfrmpy.registry import ExchangeType, NotifyType
@@ -62,6 +62,10 @@ def _reconfigure(pair: Any, host: Any, per_resource: int) -> None:
 def _workers(host: Any) -> list[int | None]:
     """Of each Child SA that sends."""
     return sorted(c.entries[0].resource for v in host.views for c in v.children)
+
+
+def _spis(host: Any) -> set[int]:
+    return {c.entries[0].spi for v in host.views for c in v.children}
 
 
 def _created(sealing: Any) -> int:
@@ -231,6 +235,24 @@ def test_a_killed_daemon_goes_on_where_it_was(meet: Any) -> None:
             pair.run(120)
         assert _workers(pair.moon) == _workers(pair.sun) == [0, 1, 2], outputs
         pair.assert_mirrored()
+
+
+@pytest.mark.parametrize("is_used", [True, False])
+def test_all_are_used_if_one_is(meet: Any, is_used: bool) -> None:
+    pair = meet((3, 3))
+    for host in (pair.moon, pair.sun):
+        host.policy = _with(host.policy, inactivity_seconds=60.0)
+        host.start()
+    pair.up()
+    before = _spis(pair.moon)
+    for host in (pair.moon, pair.sun) if is_used else ():
+        chosen = next(e.id for e in host.datapath.dump().sad if e.resource == 2)
+        host.datapath.used[chosen] = Usage(octets=1, packets=1, seconds_idle=1.0)
+    pair.run(200)
+    if is_used:
+        assert _spis(pair.moon) == before
+    else:
+        pair.assert_down()
 
 
 def test_switched_on_what_is_up_gets_more(meet: Any) -> None:
