@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import runpy
 from collections.abc import Iterator
 from itertools import permutations
 from typing import Any
@@ -16,6 +15,7 @@ from integration.lab.gateway import XFRMPY
 from integration.lab.process import eventually
 from integration.lab.site import Site
 from integration.lab.systemd import PYTHON, Machine
+from tests.test_ansible_filters import load_foreign
 
 pytestmark = pytest.mark.native
 """Ansible is the same wherever the packets go, and starts hundreds of processes."""
@@ -317,8 +317,7 @@ def test_strongswan_loads_what_is_rendered_for_it_and_agrees(site: Site) -> None
         site.network.moon, tunnel, ike=None, esp={"proposals": ["aes256gcm16-noesn"]}
     )
     policy = yaml.safe_load((ours.policies / "net0.yaml").read_text())
-    filters = runpy.run_path(str(COLLECTION / "plugins/filter/foreign.py"))
-    end = filters["swanctl_conf"](policy, "site0", tunnel.ours.public, tunnel.psk)
+    end = load_foreign()["swanctl_conf"](policy, "site0", tunnel.ours.public, tunnel.psk)
     theirs = site.strongswan(site.network.sun, configuration=end)
     site.connect(ours, theirs)
     site.assert_protected()

@@ -73,6 +73,7 @@ class LibreswanPeer:
 
     `auto` is "add", or "start" for one that initiates by itself; `connection` are further lines of
     each connection ("dpddelay=1"), and `marks` the marks of their policies ("0x10/0xf0"), if any.
+    `configuration` are ipsec.conf and ipsec.secrets in the place of what is made of the tunnels.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class LibreswanPeer:
         auto: str = "add",
         connection: Sequence[str] = (),
         marks: Sequence[str] = (),
+        configuration: tuple[str, str] | None = None,
     ) -> None:
         self._directory = directory
         directory.mkdir()
@@ -92,8 +94,9 @@ class LibreswanPeer:
             for number, (tunnel, mark) in enumerate(zip_longest(tunnels, marks))
         ]
         secrets = [f'@{t.ours.id} @{t.theirs.id} : PSK "{t.psk}"\n' for t in tunnels]
-        (directory / "ipsec.conf").write_text("".join(connections))
-        (directory / "ipsec.secrets").write_text("".join(secrets))
+        texts = configuration or ("".join(connections), "".join(secrets))
+        for name, text in zip(("ipsec.conf", "ipsec.secrets"), texts, strict=True):
+            (directory / name).write_text(text)
         self._script("start", "--netns", host.namespace, str(directory))
 
     def initiate(self, number: int = 0) -> None:
