@@ -175,8 +175,14 @@ CATALOGUE: dict[str, FailureKind] = {
     "XF1042": FailureKind(
         title="the other end of a tunnel cannot be written",
         exit_code=_POLICY,
-        causes=("the other daemon has nothing that stands for a key of the policy",),
-        fixes=("write it by hand: docs/README.md has a page for each peer",),
+        causes=(
+            "the policy leaves out what the other end must know",
+            "the other daemon has nothing that stands for a key of the policy",
+        ),
+        fixes=(
+            "give what the message names, such as `--address`",
+            "write it by hand: docs/README.md has a page for each peer",
+        ),
     ),
     "XF1043": FailureKind(
         title="a file is there already",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,71 @@ def test_conns_that_differ_in_their_traffic_are_children_of_one_tunnel() -> None
     }
     assert imported.secrets == {"base": b"a key"}
     assert [note.setting for note in imported.notes] == ["conn voice"]
+
+
+def test_what_passes_in_clear_or_not_at_all_is_a_shunt() -> None:
+    lines = "local_ts = 10.1.0.0/16\nremote_ts = 10.1.7.0/24"
+    text = f"connections {{ a {{ children {{ printers {{\nmode = pass\n{lines}\n}} }} }} }}"
+    imported = of_swanctl(text)
+    assert (imported.tunnels, imported.notes) == ({}, ())
+    assert imported.shunts == {
+        "printers": {"action": "bypass", "local": "10.1.0.0/16", "remote": "10.1.7.0/24"}
+    }
+    conn = "conn mail\n  left=%any\n  right=%any\n  type=drop\n  rightsubnet=0.0.0.0/0\n"
+    imported = of_ipsec(conn + "  rightprotoport=tcp/25\n")
+    assert imported.shunts == {"mail": {"action": "drop", "remote": "0.0.0.0/0[tcp/25]"}}
+
+
+def test_subnets_are_a_child_for_each_pair_and_protocols_stand_behind_addresses() -> None:
+    text = IPSEC.replace("rightsubnet=10.2.0.0/16", "rightsubnets={10.2.0.0/16 10.4.0.0/16}")
+    children = of_ipsec(text).tunnels["base"]["children"]
+    assert children["base-1x2"] == {"local": "10.1.0.0/16", "remote": "10.4.0.0/16"}
+    assert len(children) == 4
+    text = "conn a\n  left=192.0.2.1\n  right=192.0.2.2\n  authby=psk\n  type=transport\n"
+    plain = of_ipsec(text).tunnels["a"]
+    assert plain["mode"] == "transport"
+    assert not {"local", "remote"} & plain.keys()
+    tunnel = of_ipsec(text + "  leftprotoport=17/1701\n  rightprotoport=udp/%any\n").tunnels["a"]
+    assert (tunnel["local"], tunnel["remote"]) == (
+        "192.0.2.1/32[udp/1701]",
+        "192.0.2.2/32[udp]",
+    )
+
+
+def test_a_dynamic_end_is_its_address_and_left_out_if_nobody_knows_it() -> None:
+    text = SWANCTL.replace("local_ts = 10.1.0.0/16, fd00:1::/64", "local_ts = dynamic")
+    assert of_swanctl(text).tunnels["office"]["local"] == "192.0.2.1"
+    imported = of_swanctl(text.replace("local_addrs = 192.0.2.1", ""))
+    assert imported.tunnels == {}
+    assert ["child lan is left out" in n.reason or n.setting for n in imported.notes] == [
+        True,
+        "connection office",
+    ]
+
+
+def test_children_share_what_is_a_tunnels_here_and_what_differs_is_told() -> None:
+    more = """voice {
+        local_ts = 10.3.0.0/16
+        remote_ts = 10.4.0.0/16
+        esp_proposals = aes256gcm16
+        start_action = start
+        life_time = 1h
+    }
+    lan {"""
+    imported = of_swanctl(SWANCTL.replace("lan {", more))
+    tunnel = imported.tunnels["office"]
+    assert [*tunnel["children"]] == ["voice", "lan"]
+    assert tunnel["children"]["voice"]["lifetime"] == "1h"
+    assert tunnel["esp"] == ["aes256gcm16-noesn", "aes128gcm16-x25519-noesn", "aes128-sha256-noesn"]
+    assert tunnel["start"] == "auto"
+    assert [(n.setting, "one `start`" in n.reason) for n in imported.notes] == [("child lan", True)]
+
+
+def test_a_secret_that_stands_where_it_should_not_is_not_shown() -> None:
+    imported = of_swanctl(SWANCTL.replace("version = 2", "version = 2\nsecret = hush"))
+    assert [note.setting for note in imported.notes] == ["secret"]
+    imported = of_ipsec(IPSEC.replace("    auto=start", "    auto=start\n    leftpsk=hush"))
+    assert "hush" not in repr(imported.notes)
 
 
 def test_right_is_ours_if_we_say_so() -> None:
@@ -364,17 +430,17 @@ def policies(draw: st.DrawFn, *, for_libreswan: bool) -> dict[str, Any]:
 @settings(max_examples=40)
 @given(policies(for_libreswan=False))
 def test_the_other_end_for_strongswan_is_a_pair_and_back_again_is_ours(
-    tmp_path_factory: pytest.TempPathFactory, policy: dict[str, Any]
+    policy: dict[str, Any],
 ) -> None:
-    _there_and_back(tmp_path_factory, policy, _by_swanctl)
+    _there_and_back(policy, _by_swanctl)
 
 
 @settings(max_examples=40)
 @given(policies(for_libreswan=True))
 def test_the_other_end_for_libreswan_is_a_pair_and_back_again_is_ours(
-    tmp_path_factory: pytest.TempPathFactory, policy: dict[str, Any]
+    policy: dict[str, Any],
 ) -> None:
-    _there_and_back(tmp_path_factory, policy, _by_ipsec)
+    _there_and_back(policy, _by_ipsec)
 
 
 def _by_swanctl(tunnel: TunnelPolicy) -> Imported:
@@ -389,15 +455,15 @@ def _by_ipsec(tunnel: TunnelPolicy) -> Imported:
     )
 
 
-def _there_and_back(place: pytest.TempPathFactory, policy: dict[str, Any], other: Any) -> None:
-    ours = _loaded(place, {"tunnels": {"one": policy}}, {"one": b"sixteen octets, and more"})
+def _there_and_back(policy: dict[str, Any], other: Any) -> None:
+    ours = _loaded({"tunnels": {"one": policy}}, {"one": b"sixteen octets, and more"})
     there = other(ours)
-    theirs = _loaded(place, yaml.safe_load(there.policy_text()), there.secrets)
+    theirs = _loaded(yaml.safe_load(there.policy_text()), there.secrets)
     (pairing,) = pair_policies([ours], [theirs])
     assert pairing.works, pairing.disagreements
     assert {d.message for d in pairing.disagreements} <= {"neither end begins by itself"}
     back = other(theirs)
-    again = _loaded(place, yaml.safe_load(back.policy_text()), back.secrets)
+    again = _loaded(yaml.safe_load(back.policy_text()), back.secrets)
     assert [*_essence(again)] == [*_essence(ours)]
 
 
@@ -409,14 +475,15 @@ def _essence(tunnel: TunnelPolicy) -> Iterator[object]:
         yield child.mode, child.local, child.remote
 
 
-def _loaded(place: pytest.TempPathFactory, policy: Any, secrets: dict[str, bytes]) -> TunnelPolicy:
-    directory: Path = place.mktemp("policy")
-    (directory / "secrets").mkdir()
-    for name, octets in secrets.items():
-        (directory / "secrets" / name).touch(0o600)
-        (directory / "secrets" / name).write_bytes(octets)
-    overlay = Overlay(files={"p.yaml": yaml.safe_dump(policy).encode()})
-    loaded = load_policy([directory / "conf.d"], overlay)
+def _loaded(policy: Any, secrets: dict[str, bytes]) -> TunnelPolicy:
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "secrets").mkdir()
+        for name, octets in secrets.items():
+            file = Path(directory, "secrets", name)
+            file.touch(0o600)
+            file.write_bytes(octets)
+        overlay = Overlay(files={"p.yaml": yaml.safe_dump(policy).encode()})
+        loaded = load_policy([Path(directory, "conf.d")], overlay)
     assert loaded.errors == ()
     (tunnel,) = loaded.tunnels
     return tunnel
@@ -434,9 +501,7 @@ def _loaded(place: pytest.TempPathFactory, policy: Any, secrets: dict[str, bytes
         ({"id": "a'b"}, "has characters"),
     ],
 )
-def test_what_libreswan_cannot_be_told_is_an_error(
-    tmp_path_factory: pytest.TempPathFactory, change: dict[str, Any], words: str
-) -> None:
+def test_what_libreswan_cannot_be_told_is_an_error(change: dict[str, Any], words: str) -> None:
     policy = {
         "peer": "192.0.2.2",
         "local_address": "192.0.2.1",
@@ -446,20 +511,18 @@ def test_what_libreswan_cannot_be_told_is_an_error(
         **change,
     }
     policy = {key: value for key, value in policy.items() if value is not None}
-    ours = _loaded(tmp_path_factory, {"tunnels": {"one": policy}}, {"one": b"k" * 32})
+    ours = _loaded({"tunnels": {"one": policy}}, {"one": b"k" * 32})
     with pytest.raises(Unrenderable, match=words):
         rendering.ipsec_conf(other_end(ours))
 
 
-def test_ml_kem_stays_at_home_where_there_is_something_else(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+def test_ml_kem_stays_at_home_where_there_is_something_else() -> None:
     policy = {
         "peer": "192.0.2.2",
         "local_address": "192.0.2.1",
         "psk": "secret:one",
         "mode": "transport",
     }
-    ours = _loaded(tmp_path_factory, {"tunnels": {"one": policy}}, {"one": b"k" * 32})
+    ours = _loaded({"tunnels": {"one": policy}}, {"one": b"k" * 32})
     assert any(p.is_post_quantum for p in ours.proposals)
     assert "mlkem" not in rendering.swanctl_conf(other_end(ours))

@@ -142,7 +142,7 @@ def _read(name: str) -> Text:
     except UnicodeDecodeError as error:
         raise OperatorError("XF1040", f"{name} is not UTF-8") from error
     except OSError as error:
-        raise OperatorError("XF1040", f"{name}: {error.strerror}") from error
+        raise OperatorError("XF1012", f"{name}: {error.strerror}") from error
 
 
 def _include(pattern: str, within: str) -> Iterator[Text]:

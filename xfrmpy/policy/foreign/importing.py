@@ -81,7 +81,7 @@ class Draft:
         """Put what has a rule with `convert` in its place, and tell of what is lost."""
         for key, setting in section.settings.items():
             rule = rules.get(key)
-            shown = f"{key} = {setting.value}"
+            shown = key if _SECRET.search(key) else f"{key} = {setting.value}"
             if rule is None:
                 self.note(setting.place, shown, "xfrmpy's importer does not know it")
             elif setting.value.lower() in ("", *rule.harmless):
@@ -146,6 +146,10 @@ class Draft:
         return Imported(
             tunnels=self.tunnels, shunts=self.shunts, secrets=self.secrets, notes=tuple(self.notes)
         )
+
+
+_SECRET = re.compile("secret|psk|passw|pin|key")
+"""In the name of a setting that stands where it should not: its value is not shown."""
 
 
 def put(into: dict[str, Any], path: str, value: object) -> None:

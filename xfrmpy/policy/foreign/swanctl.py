@@ -217,7 +217,10 @@ class _Connection:
             return
         ours, theirs = self._ends()
         self._connection(ours, theirs)
-        self._children(children)
+        if not self._children(children):
+            reason = "left out: it has no child that could be carried over"
+            self._draft.note(self._section.place, self._what, reason)
+            return
         addresses = [
             [x for x in (self._tunnel.get(key[0]), *_addresses(self._section, key[1])) if x]
             for key in (("id", "local_addrs"), ("peer_id", "remote_addrs"))
@@ -310,7 +313,8 @@ class _Connection:
     def _span(self, key: str) -> int | None:
         return _span(self._draft, self._section, key)
 
-    def _children(self, children: dict[str, Section]) -> None:
+    def _children(self, children: dict[str, Section]) -> bool:
+        """Whether there are any that can be."""
         made: dict[str, dict[str, Any]] = {}
         shared: dict[str, Any] = {}
         for name, section in children.items():
@@ -332,8 +336,7 @@ class _Connection:
                 if not shared[key]:
                     del shared[key]
         self._tunnel.update(shared)
-        if not children:
-            self._draft.note(self._section.place, self._what, "has no children")
+        return bool(made)
 
     def _child_name(self, name: str, section: Section) -> str:
         return Draft().free_name(section.place, name, name)
