@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -308,6 +309,17 @@ def test_what_is_not_confirmed_is_taken_back_and_what_is_stays(pair: Fleet) -> N
     assert b"9s" in moon.files()["conf.d/net.yaml"]
     assert moon.module("apply", files={"net": POLICY})["changed"]
     assert moon.files() == before
+
+
+def test_the_play_of_the_page_renders_the_other_end_without_xfrmpy(tmp_path: Path) -> None:
+    """By Ansible itself, which finds what the filters import in the collection alone."""
+    (play,) = re.findall(r"```yaml\n(- name: What strongSwan.*?)```", PAGE, re.DOTALL)
+    end = tmp_path / "office.conf"
+    host = {"ansible_connection": "local", "office_key": "a key"}
+    text = play.replace("dest: office.conf", f"dest: {end}")
+    good(Controller(tmp_path).play(text.replace("hosts: moon", "hosts: gateways"), {"moon": host}))
+    assert "remote_addrs = 198.51.100.1\n" in end.read_text()
+    assert f"secret = 0x{b'a key'.hex()}\n" in end.read_text()
 
 
 def test_strongswan_loads_what_is_rendered_for_it_and_agrees(site: Site) -> None:
