@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.policy.test_foreign import IPSEC, SWANCTL
 from xfrmpy.cli.main import run
 
+Golden = Callable[[str, str], None]
 Captured = pytest.CaptureFixture[str]
 
 
@@ -59,6 +61,22 @@ def test_the_secrets_beside_an_ipsec_conf_are_found_and_included_files_too(
     assert (document["kind"], document["secrets"]) == ("Import", ["base"])
     assert [*document["tunnels"]["base"]["children"]] == ["base", "voice"]
     assert document["notes"][0]["setting"] == "conn voice"
+
+
+def test_the_documents_are_as_they_were(
+    tmp_path: Path, capsys: Captured, golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("s.conf").write_text(SWANCTL.replace("version = 2", "mobike = yes"))
+    assert run(["import", "s.conf", "-o", "json"]) == 0
+    golden("import.json", capsys.readouterr().out)
+    assert run(["import", "s.conf"]) == 0
+    said = capsys.readouterr()
+    golden("import.txt", said.out + said.err)
+    assert run(["import", "s.conf", "--into", "etc"]) == 0
+    capsys.readouterr()
+    assert run(["export", "office", "etc/conf.d", "-o", "json"]) == 0
+    golden("export.json", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

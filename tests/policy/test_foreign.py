@@ -182,9 +182,20 @@ def test_subnets_are_a_child_for_each_pair_and_protocols_stand_behind_addresses(
     )
 
 
+def test_what_a_prefix_has_behind_its_length_counts_for_nothing() -> None:
+    text = SWANCTL.replace("local_ts = 10.1.0.0/16", "local_ts = 10.1.2.3/16")
+    assert of_swanctl(text).tunnels == of_swanctl(SWANCTL).tunnels
+
+
+def test_a_conn_that_nothing_was_done_with_is_told_of() -> None:
+    notes = of_ipsec(IPSEC.replace("auto=start", "auto=ignore")).notes
+    assert "auto = ignore" in [note.setting for note in notes]
+    assert "auto = ignore" not in [note.setting for note in of_ipsec(IPSEC).notes]
+
+
 def test_a_dynamic_end_is_its_address_and_left_out_if_nobody_knows_it() -> None:
     text = SWANCTL.replace("local_ts = 10.1.0.0/16, fd00:1::/64", "local_ts = dynamic")
-    assert of_swanctl(text).tunnels["office"]["local"] == "192.0.2.1"
+    assert of_swanctl(text).tunnels["office"]["local"] == "192.0.2.1/32"
     imported = of_swanctl(text.replace("local_addrs = 192.0.2.1", ""))
     assert imported.tunnels == {}
     assert ["child lan is left out" in n.reason or n.setting for n in imported.notes] == [

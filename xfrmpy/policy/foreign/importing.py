@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import yaml
 
 from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy.foreign.syntax import Section, Setting, SharedSecret
 from xfrmpy.policy.foreign.words import Untranslatable, is_weak
 from xfrmpy.policy.values import NAME
@@ -179,6 +180,17 @@ def suite_settings(proposals: list[str], others: Mapping[str, Any]) -> Any:
     if any(map(is_weak, proposals)):
         settings = {"profile": "compat", **settings}
     return settings["proposals"] if settings.keys() == {"proposals"} else settings
+
+
+def selector_text(text: str) -> str:
+    """Traffic of theirs as ours: bits of a prefix that count for nothing there are none here.
+
+    Raises `ValueError` with a sentence for the operator.
+    """
+    try:
+        return str(ip_network(text, strict=False))
+    except ValueError:
+        return str(TrafficSelector.parse(text))
 
 
 _PREFIXES = re.compile(r"(ipv4|ipv6|fqdn|dns|email|rfc822|userfqdn):", re.IGNORECASE)

@@ -11,7 +11,6 @@ from enum import StrEnum
 from functools import partial
 from typing import Any
 
-from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy.foreign.importing import (
     Draft,
     Imported,
@@ -20,6 +19,7 @@ from xfrmpy.policy.foreign.importing import (
     is_address,
     is_host,
     one_or_list,
+    selector_text,
     suite_settings,
 )
 from xfrmpy.policy.foreign.swanctl import (
@@ -268,6 +268,11 @@ class _Conn:
         start = _START.get(self._text("auto") or "ignore")
         if start is None:
             self._lost("auto", "is not known here")
+        elif self._text("auto") in ("", "ignore"):
+            setting = self.section.settings.get("auto")
+            place = setting.place if setting is not None else self.section.place
+            reason = "nothing was done with it; here it waits for `xfrmpy up`, or for the peer"
+            self._draft.note(place, "auto = ignore", reason)
         elif start and "peer" in self.tunnel:
             self.tunnel["start"] = start
         self._ike()
@@ -419,7 +424,7 @@ class _Conn:
         for text in filter(None, given):
             written = text.replace("/%any]", "]") + ("" if "[" in text else service)
             try:
-                selectors.append(str(TrafficSelector.parse(written)))
+                selectors.append(selector_text(written))
             except ValueError as error:
                 place = setting.place if setting is not None else self.section.place
                 what = f"{self._sides[end]}subnet = {text}"

@@ -17,6 +17,7 @@ from xfrmpy.policy.foreign.importing import (
     listed,
     one_or_list,
     put,
+    selector_text,
     suite_settings,
 )
 from xfrmpy.policy.foreign.syntax import Section, Setting, SharedSecret, secret_octets
@@ -405,15 +406,13 @@ class _Connection:
                     self._draft.note(place, f"{key} = dynamic", reason)
                     return None
                 given += own
-            for text in list(given):
-                try:
-                    TrafficSelector.parse(text)
-                except ValueError as error:
-                    assert setting is not None
-                    self._draft.note(
-                        setting.place, f"{key} = {text}", f"child {name} is left out: {error}"
-                    )
-                    return None
+            try:
+                given = [selector_text(text) for text in given]
+            except ValueError as error:
+                place = setting.place if setting is not None else section.place
+                what = f"{key} = {', '.join(given)}"
+                self._draft.note(place, what, f"child {name} is left out: {error}")
+                return None
             if given:
                 traffic[ours] = one_or_list(given)
         if mode == "transport" and len(traffic) == 1:
