@@ -71,6 +71,8 @@ def _rules(tables: Mapping[str, Mapping[str, Rule]]) -> Iterator[str]:
         for key, rule in rules.items():
             harmless = ", ".join(f"`{value}`" for value in rule.harmless)
             but = f"; {harmless}: nothing is lost" if harmless and rule.loss else ""
+            if rule.ours and rule.loss:
+                but = f", other than {harmless}"
             ours = rule.ours if "`" in rule.ours or " " in rule.ours else f"`{rule.ours}`"
             name = f"`{key}`" if key else "the address"
             cells = (f"{where}{name}", ours if rule.ours else "", rule.loss and rule.loss + but)

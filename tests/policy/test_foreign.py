@@ -222,6 +222,15 @@ def test_children_share_what_is_a_tunnels_here_and_what_differs_is_told() -> Non
     assert [(n.setting, "one `start`" in n.reason) for n in imported.notes] == [("child lan", True)]
 
 
+def test_no_child_is_lost_because_its_name_is_none_of_ours() -> None:
+    voice = "local_ts = 10.3.0.0/16\n remote_ts = 10.4.0.0/16\n start_action = trap\n }"
+    other = voice.replace("10.3", "10.5")
+    text = SWANCTL.replace("lan {", f"a@b {{ {voice} a-b {{ {other} lan {{")
+    imported = of_swanctl(text)
+    assert [*imported.tunnels["office"]["children"]] == ["a-b", "a-b-2", "lan"]
+    assert {"child a@b", "child a-b"} <= {note.setting for note in imported.notes}
+
+
 def test_a_secret_that_stands_where_it_should_not_is_not_shown() -> None:
     imported = of_swanctl(SWANCTL.replace("version = 2", "version = 2\nsecret = hush"))
     assert [note.setting for note in imported.notes] == ["secret"]

@@ -7,7 +7,7 @@ setting that has no rule is told of, so nothing is lost without a word.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -133,10 +133,14 @@ class Draft:
         else:
             self.secrets[given] = secret
 
-    def free_name(self, place: str, name: str, setting: str) -> str:
+    def free_name(
+        self, place: str, name: str, setting: str, taken: Collection[str] | None = None
+    ) -> str:
+        """A name as ours are, that nothing has; `taken` are those of children."""
+        taken = {*self.tunnels, *self.shunts} if taken is None else taken
         text = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("._-")[:60] or "tunnel"
         given, number = text, 2
-        while given in self.tunnels or given in self.shunts:
+        while given in taken:
             given, number = f"{text}-{number}", number + 1
         assert NAME.fullmatch(given)
         if given != name:

@@ -227,7 +227,11 @@ def _add(draft: Draft, conns: list[_Conn], secrets: Sequence[SharedSecret]) -> N
     if len(children) == 1:
         tunnel.update(children[0][1])
     else:
-        tunnel["children"] = {name.replace("/", "-"): child for name, child in children}
+        named: dict[str, Any] = {}
+        for name, child in children:
+            place = first.section.place
+            named[draft.free_name(place, name, f"conn {name}", named)] = child
+        tunnel["children"] = named
     for other in others:
         reason = f"is a child of {first.name}, with which it shares all but its traffic"
         draft.note(other.section.place, f"conn {other.name}", reason)

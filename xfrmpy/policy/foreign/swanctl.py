@@ -242,7 +242,7 @@ class _Connection:
                 return f"{side} auth = {auth or 'pubkey, by default'}: {NO_CERTIFICATES}"
         peers = _addresses(self._section, "remote_addrs")
         _, theirs = self._ends()
-        if not peers and self._identity(theirs, "remote") is None:
+        if len(peers) != 1 and self._identity(theirs, "remote") is None:
             return "without one address of the peer, an identity must say who may call"
         return ""
 
@@ -327,9 +327,11 @@ class _Connection:
         if len(made) == 1:
             self._tunnel.update(*made.values())
         elif made:
-            self._tunnel["children"] = {
-                self._child_name(name, children[name]): traffic for name, traffic in made.items()
-            }
+            named: dict[str, Any] = {}
+            for name, traffic in made.items():
+                place, what = children[name].place, f"child {name}"
+                named[self._draft.free_name(place, name, what, named)] = traffic
+            self._tunnel["children"] = named
         for key in ("esp", "ah"):
             if key in shared:
                 proposals = shared[key].pop("proposals", [])
@@ -338,9 +340,6 @@ class _Connection:
                     del shared[key]
         self._tunnel.update(shared)
         return bool(made)
-
-    def _child_name(self, name: str, section: Section) -> str:
-        return Draft().free_name(section.place, name, name)
 
     def _share(
         self, shared: dict[str, Any], common: dict[str, Any], name: str, at: Section
