@@ -61,12 +61,17 @@ LIBRESWAN = {
     **{f"aes{bits}ccm12": f"aes_ccm_b_{bits}" for bits in (128, 192, 256)},
     **{f"aes{bits}ccm16": f"aes_ccm_c_{bits}" for bits in (128, 192, 256)},
     **{f"aes{bits}ctr": f"aes_ctr{bits}" for bits in (128, 192, 256)},
+    **{f"aes{bits}gmac": f"null_auth_aes_gmac_{bits}" for bits in (128, 192, 256)},
     **{f"aes{bits}": f"aes{bits}" for bits in (128, 192, 256)},
+    "3des": "3des",
     "chacha20poly1305": "chacha20_poly1305",
+    "aesxcbc": "aes_xcbc",
+    "aescmac": "aes_cmac",
     "sha1": "sha1",
     "sha256": "sha2_256",
     "sha384": "sha2_384",
     "sha512": "sha2_512",
+    "prfaesxcbc": "aes_xcbc",
     "prfsha1": "sha1",
     "prfsha256": "sha2_256",
     "prfsha384": "sha2_384",
@@ -277,4 +282,6 @@ def _joined(words: Iterable[str], kind: str) -> str:
 
 def _kind_of(word: str) -> str:
     theirs = LIBRESWAN[word]
-    return "group" if theirs.startswith("dh") else "hash" if theirs.startswith("sha") else "cipher"
+    if theirs.startswith("dh"):
+        return "group"
+    return "hash" if theirs.startswith(("sha", "aes_xcbc", "aes_cmac")) else "cipher"
