@@ -46,7 +46,7 @@ def test_the_tutorial_is_typed_as_it_stands_there() -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=100 * PATIENCE,
+            timeout=200 * PATIENCE,
             env={**os.environ, "PATH": f"{Path(XFRMPY).parent}:{os.environ['PATH']}"},
         )
     said = done.stdout + done.stderr
