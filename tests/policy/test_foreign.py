@@ -429,6 +429,7 @@ def policies(draw: st.DrawFn, *, for_libreswan: bool) -> dict[str, Any]:
             )
         ),
     }
+    policy["esp"] = {"proposals": policy["esp"], "ipcomp": draw(st.booleans())}
     if draw(st.booleans()):
         policy["encapsulation"] = "force"
     if draw(st.booleans()):
@@ -492,7 +493,7 @@ def _essence(tunnel: TunnelPolicy) -> Iterator[object]:
     yield tunnel.shared_key.octets, tunnel.encapsulation
     yield {str(p) for p in tunnel.proposals}
     for child in tunnel.children:
-        yield child.mode, child.local, child.remote
+        yield child.mode, child.local, child.remote, child.compresses
 
 
 def _loaded(policy: Any, secrets: dict[str, bytes]) -> TunnelPolicy:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from xfrmpy.cli.check import load_checked
 from xfrmpy.cli.documents import document
@@ -23,7 +22,7 @@ from xfrmpy.cli.terminal import Painter, note, printable, say
 from xfrmpy.failures import ExitCode, Failure, OperatorError
 from xfrmpy.policy.foreign import rendering
 from xfrmpy.policy.foreign.exporting import other_end
-from xfrmpy.policy.foreign.importing import Imported, Note
+from xfrmpy.policy.foreign.importing import Imported
 from xfrmpy.policy.foreign.ipsec_conf import Dialect, import_ipsec_conf
 from xfrmpy.policy.foreign.swanctl import import_swanctl
 from xfrmpy.policy.foreign.syntax import (
@@ -210,10 +209,6 @@ def _document(imported: Imported, faults: Sequence[str]) -> str:
         tunnels=dict(imported.tunnels),
         shunts=dict(imported.shunts),
         secrets=[*imported.secrets],
-        notes=[_note_value(each) for each in imported.notes],
+        notes=[asdict(each) for each in imported.notes],
         faults=list(faults),
     )
-
-
-def _note_value(each: Note) -> dict[str, Any]:
-    return asdict(each)

@@ -38,6 +38,7 @@ def other_end(tunnel: TunnelPolicy, address: str = "") -> ForeignEnd:
         ike=tuple(map(str, _without_further(tunnel.proposals))),
         children=tuple(_child(child) for child in tunnel.children),
         has_ah=tunnel.children[0].protocol == ProtocolId.AH,
+        compresses=tunnel.children[0].compresses,
         secret=tunnel.shared_key.octets,
     )
 
@@ -56,8 +57,8 @@ def _child(child: ChildPolicy) -> ForeignChild:
 
 def _with_forward_secrecy(proposals: tuple[Proposal, ...]) -> tuple[Proposal, ...]:
     """Those with a key exchange of their own, if some have one: libreswan takes all or none."""
-    secret = tuple(p for p in proposals if p.of_type(TransformType.KE))
-    return _without_further(secret or proposals)
+    secrecy = tuple(p for p in proposals if p.of_type(TransformType.KE))
+    return _without_further(secrecy or proposals)
 
 
 def _is_everything(selectors: Iterable[TrafficSelector]) -> bool:

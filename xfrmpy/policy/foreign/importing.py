@@ -210,8 +210,7 @@ def identity_text(text: str) -> str:
         return text
     if text.startswith("@["):
         return f"keyid:{text[2:].removesuffix(']')}"
-    stripped = _PREFIXES.sub("", text, count=1)
-    stripped = stripped.removeprefix("@@") if text.startswith("@@") else stripped
+    stripped = _PREFIXES.sub("", text, count=1).removeprefix("@@")
     if text.startswith("@") and "@" in text[1:] and not text.startswith("@@"):
         raise ValueError("is a domain name with an @ in it")
     identity = Identity.parse(stripped)

@@ -45,6 +45,7 @@ class ForeignEnd:
     ike: tuple[str, ...]
     children: tuple[ForeignChild, ...]
     has_ah: bool = False
+    compresses: bool = False
     secret: bytes = field(default=b"", repr=False)
 
 
@@ -120,7 +121,7 @@ _SWANCTL_CHILD = """\
                 remote_ts = {remote}
                 {protocol}_proposals = {proposals}
                 start_action = {start}
-            }}
+{compression}            }}
 """
 _IPSEC = """\
 conn {name}
@@ -136,7 +137,7 @@ conn {name}
     esn={esn}
     encapsulation={encap}
     auto={start}
-{selectors}"""
+{compression}{selectors}"""
 
 
 def swanctl_conf(end: ForeignEnd) -> str:
@@ -151,6 +152,7 @@ def swanctl_conf(end: ForeignEnd) -> str:
             protocol="ah" if end.has_ah else "esp",
             proposals=", ".join(child.esp),
             start="start" if end.calls else "none",
+            compression="                ipcomp = yes\n" if end.compresses else "",
         )
         for child in end.children
     )
@@ -214,6 +216,7 @@ def _conn(end: ForeignEnd, child: ForeignChild, number: int) -> str:
         esn=("either" if "esn" in words else "no") if "noesn" in words else "yes",
         encap="yes" if end.in_udp else "auto",
         start="start" if end.calls else "add",
+        compression="    compress=yes\n" if end.compresses else "",
         selectors=selectors,
     )
 
