@@ -416,7 +416,7 @@ CATALOGUE: dict[str, FailureKind] = {
     "XF4001": FailureKind(
         title="the daemon is not running",
         exit_code=ExitCode.DAEMON_UNREACHABLE,
-        fixes=("`systemctl start xfrmpy`, or `xfrmpy daemon` by hand",),
+        fixes=("`systemctl start xfrmpyd`, or `xfrmpy daemon` by hand",),
     ),
     "XF4002": FailureKind(
         title="a UDP port is taken",
