@@ -189,6 +189,18 @@ def test_a_tunnel_that_goes_leaves_the_others(pair: Fleet) -> None:
     assert {t.name for t in moon.status().tunnels} == {"net"}
 
 
+def test_the_doctor_tells_of_a_problem_until_it_is_gone(pair: Fleet) -> None:
+    moon = pair.members["moon"]
+    moon.run("sysctl", "-qw", "net.ipv4.ip_forward=0")
+    found = moon.module("doctor_info")
+    (problem,) = [text for text in found["problems"] if text.startswith("forwarding: ")]
+    assert found["counts"]["problem"] == len(found["problems"])
+    assert problem.split(": ", 1)[1] in {each["summary"] for each in found["findings"]}
+    moon.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    again = moon.module("doctor_info", _ansible_check_mode=True)
+    assert (again["changed"], problem in again["problems"]) == (False, False)
+
+
 def test_units_are_installed_once(pair: Fleet) -> None:
     moon = pair.members["moon"]
     told = moon.module("units", _ansible_check_mode=True)
@@ -237,6 +249,7 @@ def test_a_secret_is_generated_once_and_shown_as_a_fingerprint(pair: Fleet) -> N
         ("tunnel", {"name": ["net"]}, "policy"),
         ("tunnel", {"name": ["gone"], "state": "up"}, "no such tunnel: gone; the policy has net"),
         ("tunnel_info", {"program": "/nowhere/xfrmpy"}, "/nowhere/xfrmpy"),
+        ("doctor_info", {"program": "/nowhere/xfrmpy"}, "/nowhere/xfrmpy"),
         ("secret", {"name": "net"}, "one of `value` and `generate` is needed"),
         ("pair_info", {"pairs": {"sun": {"ours": {}}}}, "no mapping of `ours` and `theirs`"),
         (
