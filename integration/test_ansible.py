@@ -323,6 +323,48 @@ def test_what_is_not_confirmed_is_taken_back_and_what_is_stays(pair: Fleet) -> N
     assert moon.files() == before
 
 
+REMOTE_ACCESS = """
+- hosts: moon
+  gather_facts: false
+  roles: [xfrmpy.gateway.remote_access]
+"""
+
+
+def test_clients_call_the_gateway_with_what_was_delivered_for_them() -> None:
+    with Fleet(("moon", "sun")) as fleet:
+        moon, sun = fleet.members.values()
+        clients = {"alice": {"address": "10.99.0.1"}, "bob": {"address": "10.99.0.2"}}
+        delivered = fleet.directory / "clients"
+        variables: dict[str, Any] = {
+            "remote_access_subnets": ["10.1.0.0/16"],
+            "remote_access_gateway": moon.outside,
+            "remote_access_deliver": str(delivered),
+            "remote_access_clients": clients,
+        }
+
+        def play() -> Played:
+            return good(fleet.play_text(REMOTE_ACCESS, DIFF, {"moon": variables}))
+
+        made = play()
+        key = (delivered / "alice/secrets/client-alice").read_text()
+        assert key.strip() not in made.output
+        assert changed(play()) == set()
+
+        sun.host.batch("addr add 10.99.0.1/32 dev lo")
+        policy = (delivered / "alice/conf.d/moon.yaml").read_text()
+        answer = sun.module("apply", files={"moon": policy}, secrets={"client-alice": key.strip()})
+        assert answer["changed"], answer
+        eventually("alice's tunnel to be up", lambda: "moon" in sun.spis(), seconds=60)
+        sun.run("ping", "-n", "-c", "2", "-W", "5", "-I", "10.99.0.1", moon.inside)
+
+        before = moon.spis()
+        variables["remote_access_clients"] = {"alice": clients["alice"]}
+        assert changed(play()) == {"moon"}
+        assert moon.spis() == before
+        assert [tunnel.name for tunnel in moon.status().tunnels] == ["client-alice"]
+        assert not any("bob" in path for path in moon.files())
+
+
 def test_strongswan_loads_what_is_rendered_for_it_and_agrees(site: Site) -> None:
     """The policy names no proposals: the other end has those of the profile."""
     tunnel = site.network.tunnel()
