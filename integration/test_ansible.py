@@ -99,7 +99,43 @@ def test_a_mesh_is_made_and_changed_and_only_what_differs_is_touched() -> None:
         assert "nothing was deployed: sun: " in refused.output
         assert {name: member.files() for name, member in members.items()} == files
 
+        variables["all"] = {"mesh_hosts": ["moon", "sun", "mars"], "mesh_defaults": {"dpd": "17s"}}
+        assert_goes_on_without_one_that_is_unreachable(fleet, variables)
+        assert_spokes_reach_each_other_through_the_hub(fleet, variables)
         assert_reverts_when_the_play_does_not_come_back(fleet, moon, sun)
+
+
+def assert_goes_on_without_one_that_is_unreachable(fleet: Fleet, variables: dict[str, Any]) -> None:
+    """It keeps what it has, and the others their tunnels with it."""
+    moon, sun, mars, _ = fleet.members.values()
+    files, names = mars.files(), mars.spis().keys()
+    cut = {
+        "namespace_reach": "192.0.2.99",
+        "namespace_source": mars.leader,
+        "namespace_address": mars.inside,
+    }
+    half = fleet.play_text(MESH, variables={**variables, "mars": cut})
+    assert half.count("unreachable")["mars"] == 1, half.output
+    assert not any(half.count("failed").values()), half.output
+    assert changed(half) == {"moon", "sun"}
+    assert mars.files() == files
+    assert mars.spis().keys() == names
+    assert all(mars.reaches(other) for other in (moon, sun))
+
+
+def assert_spokes_reach_each_other_through_the_hub(fleet: Fleet, variables: dict[str, Any]) -> None:
+    """Mars, which can be reached again, follows in the rest, too."""
+    moon, sun, mars, _ = fleet.members.values()
+    moon.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    hub = {**variables["all"], "mesh_topology": "hub", "mesh_hubs": ["moon"]}
+    good(fleet.play_text(MESH, variables={"all": hub}))
+    assert [sorted(member.spis()) for member in (moon, sun, mars)] == [
+        ["mesh-mars", "mesh-sun"],
+        ["mesh-moon"],
+        ["mesh-moon"],
+    ]
+    assert all(b"17s" in member.files()["conf.d/mesh.yaml"] for member in (moon, sun, mars))
+    assert all(a.reaches(b) for a, b in permutations((moon, sun, mars), 2))
 
 
 def assert_reverts_when_the_play_does_not_come_back(
