@@ -19,6 +19,8 @@ from integration.lab.network import Host
 from integration.lab.process import Background, eventually
 from integration.lab.site import Site
 
+pytestmark = pytest.mark.native
+
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 HOLD = "import socket, time; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
 HOLD += "s.bind(('0.0.0.0', 500)); print('bound', flush=True); time.sleep(600)"
@@ -66,8 +68,6 @@ def holding_port_500(host: Host, directory: Path) -> Iterator[int]:
         holder.process.wait()
 
 
-@pytest.mark.native
-@pytest.mark.vm
 def test_a_gateway_that_works_has_no_problem_and_each_that_it_gets_is_found(site: Site) -> None:
     network = site.network
     moon = network.moon
@@ -110,7 +110,6 @@ def mend(host: Host, found: Findings) -> None:
                     host.run(*command.split())
 
 
-@pytest.mark.native
 def test_a_firewall_that_lets_no_ike_in_is_seen(site: Site, tmp_path: Path) -> None:
     moon = site.network.moon
     assert verdicts(doctor(moon, tmp_path))["firewall"] == {"ok"}
@@ -122,7 +121,6 @@ def test_a_firewall_that_lets_no_ike_in_is_seen(site: Site, tmp_path: Path) -> N
     assert verdicts(doctor(moon, tmp_path))["firewall"] == {"ok"}
 
 
-@pytest.mark.native
 def test_who_holds_a_port_is_whom_the_daemon_blames(site: Site, tmp_path: Path) -> None:
     moon = site.network.moon
     with holding_port_500(moon, tmp_path) as pid:
@@ -134,7 +132,6 @@ def test_who_holds_a_port_is_whom_the_daemon_blames(site: Site, tmp_path: Path) 
     assert verdicts(doctor(moon, tmp_path))["ports"] == {"ok"}
 
 
-@pytest.mark.native
 def test_another_ipsec_daemon_is_seen_where_it_runs_and_nowhere_else(
     site: Site, tmp_path: Path
 ) -> None:
@@ -147,7 +144,6 @@ def test_another_ipsec_daemon_is_seen_where_it_runs_and_nowhere_else(
     assert verdicts(here)["other-daemons"] == {"ok"}
 
 
-@pytest.mark.native
 def test_without_root_it_says_what_it_could_not_see(site: Site, tmp_path: Path) -> None:
     """The system's own interpreter, for ours may be where nobody can go."""
     moon = site.network.moon
