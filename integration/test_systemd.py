@@ -14,68 +14,21 @@ import yaml
 from integration.lab.gateway import DATAPATH
 from integration.lab.process import PATIENCE, Background, eventually
 from integration.lab.site import Site
-from integration.lab.systemd import PROGRAM, Machine
+from integration.lab.systemd import PROGRAM, Machine, boot_files
 from xfrmpy.cli.units import install_units
 
 UNITS = ("xfrmpyd.service", "xfrmpy-block.service", "xfrmpy-tunnel@.service")
 MOST_EXPOSED = 20
 """Tenths, of systemd's own scale of 0 to 10."""
 
-NETWORK = """\
-[Unit]
-After=network-pre.target
-Before=network.target
-Wants=network.target network-pre.target
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=ip link set wan up
-ExecStart=ip route add default via 192.0.2.254
-"""
-DEPENDENT = """\
-[Unit]
-Requires=xfrmpy-tunnel@net0.service
-After=xfrmpy-tunnel@net0.service
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=ping -n -c 1 -W 5 -I {ours} {theirs}
-"""
-LAB = """\
-[Unit]
-Requires=basic.target
-After=basic.target
-Wants=xfrmpy-block.service xfrmpyd.service lab-network.service lab-dependent.service
-"""
 WATCHDOG_SECONDS = 3 * PATIENCE
 
 
 def files(site: Site) -> dict[str, str]:
-    tunnel = site.network.tunnel()
-    policy = {
-        "peer": tunnel.theirs.public,
-        "id": tunnel.ours.id,
-        "peer_id": tunnel.theirs.id,
-        "psk": "secret:net0",
-        "local": [*tunnel.ours.subnets],
-        "remote": [*tunnel.theirs.subnets],
-        "ike": {"proposals": [tunnel.ike]},
-        "esp": {"proposals": [tunnel.esp]},
-        "datapath": DATAPATH,
-        "start": "auto",
-        "on_down": "block",
-    }
-    router = site.network.alice.inside_address().rpartition(".")[0] + ".1"
-    units = "/etc/systemd/system"
+    drop_in = f"[Service]\nWatchdogSec={WATCHDOG_SECONDS}\n"
     return {
-        "/etc/xfrmpy/conf.d/net0.yaml": yaml.safe_dump(policy),
-        "/etc/xfrmpy/secrets/net0": tunnel.psk + "\n",
-        f"{units}/lab-network.service": NETWORK,
-        f"{units}/lab-dependent.service": DEPENDENT.format(
-            ours=router, theirs=site.network.bob.inside_address()
-        ),
-        f"{units}/lab.target": LAB,
-        f"{units}/xfrmpyd.service.d/lab.conf": f"[Service]\nWatchdogSec={WATCHDOG_SECONDS}\n",
+        **boot_files(site.network, DATAPATH),
+        "/etc/systemd/system/xfrmpyd.service.d/lab.conf": drop_in,
     }
 
 
@@ -120,7 +73,7 @@ def test_a_host_boots_reloads_crashes_hangs_and_stops(site: Site, tmp_path: Path
         net.moon.batch("link set wan down")
         with site.capture() as wire, Machine(net.moon, site.directory, files(site)) as machine:
             machine.await_active("xfrmpyd.service", "lab-dependent.service")
-            assert_booted_in_order(machine)
+            machine.assert_booted_in_order()
             assert_runs_as_a_user_of_its_own(machine)
             assert net.alice.ping(bob) == 0
             assert_reloads(machine)
@@ -134,21 +87,6 @@ def test_a_host_boots_reloads_crashes_hangs_and_stops(site: Site, tmp_path: Path
             net.alice.ping(bob)
         assert wire.protected
         assert wire.kinds["clear"] == 0, wire.kinds
-
-
-def assert_booted_in_order(machine: Machine) -> None:
-    def moment(unit: str, when: str) -> int:
-        return int(machine.shown(unit, f"{when}TimestampMonotonic"))
-
-    blocked = moment("xfrmpy-block.service", "ActiveEnter")
-    assert 0 < blocked <= moment("lab-network.service", "InactiveExit")
-    ready = moment("xfrmpyd.service", "ActiveEnter")
-    waited = moment("xfrmpy-tunnel@net0.service", "ActiveEnter")
-    assert ready <= waited <= moment("lab-dependent.service", "InactiveExit")
-    eventually(
-        "systemd to know how many are up",
-        lambda: machine.shown("xfrmpyd", "StatusText") == "1 of 1 tunnels up",
-    )
 
 
 def assert_runs_as_a_user_of_its_own(machine: Machine) -> None:
