@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from integration.lab.gateway import DATAPATH
-from integration.lab.process import PATIENCE, Background, eventually
+from integration.lab.process import IN_VM, PATIENCE, Background, eventually
 from integration.lab.site import Site
 from integration.lab.systemd import PROGRAM, Machine, boot_files
 from xfrmpy.cli.units import install_units
@@ -22,13 +22,14 @@ MOST_EXPOSED = 20
 """Tenths, of systemd's own scale of 0 to 10."""
 
 WATCHDOG_SECONDS = 3 * PATIENCE
+START_SECONDS = 180 * PATIENCE
 
 
 def files(site: Site) -> dict[str, str]:
-    drop_in = f"[Service]\nWatchdogSec={WATCHDOG_SECONDS}\n"
+    patience = f"WatchdogSec={WATCHDOG_SECONDS}\nTimeoutStartSec={START_SECONDS}\n"
     return {
         **boot_files(site.network, DATAPATH),
-        "/etc/systemd/system/xfrmpyd.service.d/lab.conf": drop_in,
+        "/etc/systemd/system/xfrmpyd.service.d/lab.conf": f"[Service]\n{patience}",
     }
 
 
@@ -62,7 +63,10 @@ def process_of(machine: Machine) -> int:
 
 @pytest.mark.native
 @pytest.mark.vm
-def test_a_host_boots_reloads_crashes_hangs_and_stops(site: Site, tmp_path: Path) -> None:
+def test_a_host_boots_crashes_hangs_reloads_and_stops(site: Site, tmp_path: Path) -> None:
+    """All of it natively. In the emulated machine, where a daemon starts in half a minute, what
+    the kernel has a part in: the boot, in the units' sandbox, and what a crash leaves in force.
+    """
     net = site.network
     site.xfrmpy(net.sun, net.tunnel().mirrored())
     bob = net.bob.inside_address()
@@ -72,13 +76,16 @@ def test_a_host_boots_reloads_crashes_hangs_and_stops(site: Site, tmp_path: Path
         assert wire.kinds["clear"], "the capture would not see it"
         net.moon.batch("link set wan down")
         with site.capture() as wire, Machine(net.moon, site.directory, files(site)) as machine:
-            machine.await_active("xfrmpyd.service", "lab-dependent.service")
+            machine.await_active("xfrmpyd.service", "lab-dependent.service", seconds=120)
             machine.assert_booted_in_order()
             assert_runs_as_a_user_of_its_own(machine)
             assert net.alice.ping(bob) == 0
-            assert_reloads(machine)
             with net.alice.pinging(bob, site.log) as counts:
-                assert_survives(machine)
+                assert_survives_a_kill(machine)
+                if not IN_VM:
+                    assert_survives_a_hang_and_a_restart(machine)
+                    assert_reloads(machine)
+                    assert_others_may_look_at_most(machine)
             assert counts[1] == 0
             if DATAPATH == "userspace":
                 assert_recovers_from_a_worker_that_hangs(machine)
@@ -106,6 +113,9 @@ def assert_runs_as_a_user_of_its_own(machine: Machine) -> None:
     kept = machine.must("ls", "/run/xfrmpy")
     assert "store.db" in kept
     assert "store-key" not in kept, "the kernel keeps it"
+
+
+def assert_others_may_look_at_most(machine: Machine) -> None:
     refused = machine.run("setpriv", "--reuid=nobody", "--clear-groups", PROGRAM, "status")
     assert refused.code == 77
     groups = ("--regid=nogroup", "--groups=xfrmpy")
@@ -131,18 +141,22 @@ def assert_reloads(machine: Machine) -> None:
     assert names(machine) == before
 
 
-def assert_survives(machine: Machine) -> None:
-    """A kill, a daemon that hangs, a restart: systemd starts another, which has the same SAs."""
+def assert_survives_a_kill(machine: Machine) -> None:
+    """Systemd starts another daemon, which has the same SAs."""
     before, process = names(machine), process_of(machine)
     machine.must("systemctl", "kill", "--kill-who=main", "--signal=KILL", "xfrmpyd")
-    process = await_another(machine, process)
-    assert names(machine) == before
-    machine.must("kill", "-STOP", str(process))
     await_another(machine, process)
-    assert machine.shown("xfrmpyd", "NRestarts") == "2"
+    assert machine.shown("xfrmpyd", "NRestarts") == "1"
     assert names(machine) == before
     assert machine.shown("lab-dependent", "ActiveState") == "active"
-    process = process_of(machine)
+
+
+def assert_survives_a_hang_and_a_restart(machine: Machine) -> None:
+    before, process = names(machine), process_of(machine)
+    machine.must("kill", "-STOP", str(process))
+    process = await_another(machine, process)
+    assert machine.shown("xfrmpyd", "NRestarts") == "2"
+    assert names(machine) == before
     machine.must("systemctl", "restart", "xfrmpyd")
     assert process_of(machine) != process
     assert names(machine) == before

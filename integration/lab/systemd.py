@@ -137,7 +137,7 @@ class Machine:
         self._layer = directory / "layer"
         self._root = root or Path("/")
         self._program = PROGRAM if root is None else "/usr/bin/xfrmpy"
-        self._binds = (
+        self._binds: tuple[str, ...] = (
             f"--bind-ro={sys.base_prefix}:{_PYTHON}",
             f"--bind-ro={sysconfig.get_path('purelib')}:{_PACKAGES}",
             f"--bind-ro={CHECKOUT}:{_SOURCE}",
