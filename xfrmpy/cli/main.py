@@ -287,6 +287,18 @@ app.command("import")(import_)
 app.command()(export)
 
 
+@app.command()
+def doctor(output: Format = Output.HUMAN) -> int:
+    """Examine this host and its policy, and say what is in the way of tunnels, and what to do.
+
+    Changes nothing; without root it says what it could not see. Exits with 1 if it finds a problem.
+    """
+    from xfrmpy.cli.doctor.report import examine_host
+
+    client = Client(runtime_dir(os.environ))
+    return _told(output, lambda: examine_host(client, as_json=output is Output.JSON))
+
+
 def _parse_span(text: str) -> float:
     from xfrmpy.cli.wait import parse_span
 
