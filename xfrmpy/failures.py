@@ -189,6 +189,15 @@ CATALOGUE: dict[str, FailureKind] = {
         exit_code=ExitCode.USAGE,
         fixes=("name another directory with `--into`, or remove the file",),
     ),
+    "XF1030": FailureKind(
+        title="a key cannot be used",
+        exit_code=_POLICY,
+        causes=(
+            "the file holds something else, or is encrypted with another passphrase",
+            "an RSA key of fewer than 2048 bits or with a small exponent, or another curve",
+        ),
+        fixes=("`openssl genpkey -algorithm ed25519` makes a private key",),
+    ),
     "XF2001": FailureKind(
         title="the peer does not answer",
         exit_code=ExitCode.TIMED_OUT,
@@ -393,6 +402,34 @@ CATALOGUE: dict[str, FailureKind] = {
         ),
         fixes=("`per_resource: auto`, or a greater number; what is there goes on without",),
     ),
+    "XF2040": FailureKind(
+        title="our key cannot sign in a way that the peer verifies",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "the peer does not know RFC 7427, or none of the hashes that the key goes with",
+            "an RSA key, and a peer so old that only SHA-1 is left",
+        ),
+        fixes=(
+            "give us a key of another kind: ECDSA goes with old peers, too",
+            "`ike: {profile: compat}` lets an RSA key sign with SHA-1",
+        ),
+    ),
+    "XF2041": FailureKind(
+        title="the peer did not prove that it has the key we expect of it",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "`auth.remote.key` is not the public half of the key that the peer signs with",
+            "the peer authenticates by a shared key",
+            "somebody else answers in the peer's place",
+        ),
+        fixes=("`xfrmpy key show` at the peer shows its public key: put that into our policy",),
+    ),
+    "XF2042": FailureKind(
+        title="the peer shows another public key than the one in our policy",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the peer has got a new key", "somebody else answers in the peer's place"),
+        fixes=("ask who runs the peer for its fingerprint; then put its key into our policy",),
+    ),
     "XF3001": FailureKind(
         title="this host cannot move the packets as the policy asks",
         exit_code=ExitCode.HOST_CANNOT,
@@ -543,4 +580,10 @@ CATALOGUE: dict[str, FailureKind] = {
         fixes=("run it with sudo, or name another directory",),
     ),
     "XF5001": FailureKind(title="the command was not understood", exit_code=ExitCode.USAGE),
+    "XF5002": FailureKind(
+        title="a token cannot be used",
+        exit_code=ExitCode.USAGE,
+        causes=("it was not copied as a whole", "it has served already, or is another host's"),
+        fixes=("`xfrmpy invite` makes another",),
+    ),
 }
