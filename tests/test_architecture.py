@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ipsec": {"registry"},
     "wire": {"registry", "ipsec"},
     "crypto": {"registry", "ipsec"},
-    "pki": {"registry"},
+    "pki": {"registry", "ipsec"},
     "eap": {"registry"},
     "policy": {"registry", "failures", "ipsec"},
     "ike": {
@@ -71,6 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """What each room may import of ours beside itself. Naming a room does not name those inside it."""
 
 LIBRARIES: dict[str, set[str]] = {
+    "ipsec": {"cryptography"},
     "crypto": {"cryptography"},
     "store": {"cryptography"},
     "pki": {"cryptography"},

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.distinguished_name import encode_distinguished_name, show_distinguished_name
 from xfrmpy.registry import IdType
 
 
@@ -21,13 +22,14 @@ class Identity:
         """Read an identity as operators write it.
 
         An address is an address, `user@host` an e-mail address, `keyid:TEXT` or `keyid:0xHEX` an
-        opaque key id, anything else a fully qualified domain name (a leading `@` forces that).
+        opaque key id, what has a `=` a distinguished name, anything else a fully qualified domain
+        name (a leading `@` forces that).
         Raises `ValueError` with a sentence for the operator.
         """
         if text.startswith("keyid:"):
             return cls(type=IdType.ID_KEY_ID, data=_key_id(text.removeprefix("keyid:")))
         if "=" in text:
-            raise ValueError("distinguished names need certificates, which are not supported yet")
+            return cls(type=IdType.ID_DER_ASN1_DN, data=encode_distinguished_name(text))
         try:
             return cls.of_address(ip_address(text))
         except ValueError:
@@ -56,8 +58,17 @@ class Identity:
                 return str(ip_address(self.data))
             case IdType.ID_KEY_ID:
                 return f"keyid:0x{self.data.hex()}"
+            case IdType.ID_DER_ASN1_DN:
+                return _name(self.data) or f"{self.type.name}:0x{self.data.hex()}"
             case _:
                 return f"{self.type.name}:0x{self.data.hex()}"
+
+
+def _name(octets: bytes) -> str:
+    try:
+        return show_distinguished_name(octets)
+    except ValueError:
+        return ""
 
 
 def _means(text: str, identity: Identity) -> bool:
