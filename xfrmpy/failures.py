@@ -629,5 +629,11 @@ CATALOGUE: dict[str, FailureKind] = {
         exit_code=ExitCode.FAILED,
         fixes=("run it with sudo, or name another directory",),
     ),
+    "XF4030": FailureKind(
+        title="a certificate or its key cannot be used",
+        exit_code=ExitCode.FAILED,
+        causes=("the file is missing, damaged or another one", "what the code in brackets says"),
+        fixes=("`xfrmpy cert show FILE` shows what is in it",),
+    ),
     "XF5001": FailureKind(title="the command was not understood", exit_code=ExitCode.USAGE),
 }

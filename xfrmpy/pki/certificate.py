@@ -104,6 +104,11 @@ class Certificate:
         """The serial number in hexadecimal digits, as openssl shows it."""
         return f"{self.library.serial_number:x}"
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of its octets, as openssl shows it."""
+        return hashlib.sha256(self.der).digest().hex(":").upper()
+
     @cached_property
     def public_key_info(self) -> bytes:
         """The DER of SubjectPublicKeyInfo."""
