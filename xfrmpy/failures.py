@@ -480,6 +480,15 @@ CATALOGUE: dict[str, FailureKind] = {
             "`revocation: soft` goes on without knowing",
         ),
     ),
+    "XF2117": FailureKind(
+        title="the peer sent no certificate",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "it has none, and authenticates in another way",
+            "it has none of the authorities that we ask for, or was told to send none",
+        ),
+        fixes=("have it send one always: strongSwan's `send_cert = always`",),
+    ),
     "XF3001": FailureKind(
         title="this host cannot move the packets as the policy asks",
         exit_code=ExitCode.HOST_CANNOT,

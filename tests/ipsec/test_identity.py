@@ -8,7 +8,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from xfrmpy.ipsec.distinguished_name import are_same_name
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.registry import IdType
 
@@ -87,7 +86,11 @@ ANY_IDENTITY = st.builds(
 )
 
 
+BIT_STRING_AS_CN = bytes.fromhex("300e310c300a06035504030303000000")
+
+
 @given(ANY_IDENTITY)
+@example(Identity(type=IdType.ID_DER_ASN1_DN, data=BIT_STRING_AS_CN))
 @example(Identity(type=IdType.ID_IPV4_ADDR, data=bytes(16)))
 @example(Identity(type=IdType.ID_IPV6_ADDR, data=bytes(4)))
 @example(Identity(type=IdType.ID_FQDN, data=b"\xff\x1b[2J\n"))
@@ -121,7 +124,14 @@ def test_an_unknown_type_is_shown_with_its_octets() -> None:
 
 
 def test_a_distinguished_name_is_the_same_in_ldap_s_order_and_in_any_case() -> None:
-    names = [Identity.parse(t).data for t in ("O=Ex, CN=gw", "cn=GW, o=eX", "O=Ex, CN=g  w")]
-    assert are_same_name(names[0], names[1])
-    assert not are_same_name(names[0], names[2])
-    assert not are_same_name(b"", b"")
+    texts = ("O=Ex, CN=gw", "cn=GW, o=eX", "O=Ex, CN=g  w", "O=Ex", "CN=gw, O=Ex, C=CH")
+    one, same, *others = (Identity.parse(text).comparable for text in texts)
+    assert one == same
+    assert one not in others
+
+
+@given(ANY_IDENTITY)
+@settings(deadline=None)
+def test_whatever_is_no_name_is_only_itself(identity: Identity) -> None:
+    if identity.type != IdType.ID_DER_ASN1_DN or not str(identity).count("="):
+        assert identity.comparable == identity

@@ -64,19 +64,23 @@ def decode_distinguished_name_untrusted(octets: bytes) -> Name:
 
     if len(octets) > MAX_NAME_OCTETS:
         raise ValueError(f"a name of more than {MAX_NAME_OCTETS} octets")
-    return Name.from_bytes(octets)
+    try:
+        return Name.from_bytes(octets)
+    except TypeError as error:  # of a string whose type does not go with its attribute
+        raise ValueError(str(error)) from error
 
 
-def are_same_name(one: bytes, other: bytes) -> bool:
-    """Whether they are one name, of which either may be written in LDAP's order.
+def comparable_name(octets: bytes) -> bytes:
+    """The same octets for one name, also if it is written in LDAP's order; no DER.
 
-    Octets that are no name are the same as no other.
+    Octets that are no name are their own.
     """
     try:
-        first, second = (comparable(decode_distinguished_name_untrusted(o)) for o in (one, other))
+        parts = comparable(decode_distinguished_name_untrusted(octets))
     except ValueError:
-        return False
-    return bool(first) and (first in {second, second[::-1]})
+        return octets
+    forward = [sorted(part) for part in parts]
+    return repr(min(forward, forward[::-1])).encode()
 
 
 def comparable(name: Name) -> Comparable:

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from xfrmpy.ipsec.addresses import IpAddress
-from xfrmpy.ipsec.distinguished_name import encode_distinguished_name, show_distinguished_name
+from xfrmpy.ipsec.distinguished_name import (
+    comparable_name,
+    encode_distinguished_name,
+    show_distinguished_name,
+)
 from xfrmpy.registry import IdType
 
 
@@ -44,6 +48,13 @@ class Identity:
     def of_address(cls, address: IpAddress) -> Identity:
         kind = IdType.ID_IPV4_ADDR if address.version == 4 else IdType.ID_IPV6_ADDR
         return cls(type=kind, data=address.packed)
+
+    @property
+    def comparable(self) -> Identity:
+        """Itself; of a distinguished name, what all ways of writing it have in common."""
+        if self.type != IdType.ID_DER_ASN1_DN:
+            return self
+        return Identity(type=self.type, data=comparable_name(self.data))
 
     def __str__(self) -> str:
         """As `parse` reads it where it can: no two identities look alike, whatever a peer sends."""

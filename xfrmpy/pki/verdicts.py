@@ -29,6 +29,7 @@ class Problem(StrEnum):
     WRONG_IDENTITY = "XF2114"
     REVOKED = "XF2115"
     STATUS_UNKNOWN = "XF2116"
+    MISSING = "XF2117"
 
 
 class CertificateRefused(Exception):

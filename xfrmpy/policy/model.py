@@ -97,6 +97,14 @@ class SharedKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Certificates:
+    """X.509 certificates in DER, all well-formed: ours and those above it, or authorities'."""
+
+    ders: tuple[bytes, ...] = field(repr=False)
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retransmission:
     """When an unanswered request is sent again, and when the peer is given up.
 
