@@ -28,6 +28,8 @@ from xfrmpy.policy.model import (
     DatapathChoice,
     Encapsulation,
     OnDown,
+    PrivateKey,
+    PublicKey,
     Retransmission,
     SharedKey,
     StartMode,
@@ -59,6 +61,12 @@ OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
     "local_id": (Identity.parse("moon"), Impact.REAUTH),
     "remote_id": (Identity.parse("sun"), Impact.REAUTH),
     "shared_key": (SharedKey(octets=b"another secret", origin="secrets/office"), Impact.REAUTH),
+    "local_key": (
+        PrivateKey(octets=b"a private key", public=b"its public half", origin="secrets/gw"),
+        Impact.REAUTH,
+    ),
+    "remote_key": (PublicKey(spki=b"a public key", origin="office.yaml"), Impact.REAUTH),
+    "weak_signatures": (True, Impact.REAUTH),
     "proposals": (
         (parse_proposal("aes256gcm16-prfsha384-ecp384", ProtocolId.IKE),),
         Impact.REKEY,

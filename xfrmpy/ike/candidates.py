@@ -11,11 +11,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from xfrmpy.ike.credentials import certificate_requests
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import Mode
 from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.wire.payloads import CertreqPayload
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +50,8 @@ class _Group:
     fragmentation: bool
     redirects_to: frozenset[str | None]
     has_beet: bool
+    sign: bool
+    certificate_requests: tuple[CertreqPayload, ...]
 
 
 class Candidates:
@@ -91,6 +95,16 @@ class Candidates:
     @property
     def has_beet(self) -> bool:
         return any(group.has_beet for group in self._groups)
+
+    @property
+    def sign(self) -> bool:
+        """Whether there are signatures by one of the two ends."""
+        return any(group.sign for group in self._groups)
+
+    @property
+    def certificate_requests(self) -> tuple[CertreqPayload, ...]:
+        """What the peer is asked to show, whichever it is."""
+        return tuple(dict.fromkeys(r for g in self._groups for r in g.certificate_requests))
 
     @property
     def redirects_to(self) -> frozenset[str | None]:
@@ -149,4 +163,6 @@ def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
         fragmentation=any(policy.fragmentation for policy in policies),
         redirects_to=frozenset(policy.redirect_to for policy in policies),
         has_beet=any(wants_beet(policy) for policy in policies),
+        sign=any(policy.signs for policy in policies),
+        certificate_requests=certificate_requests(policies),
     )

@@ -1,7 +1,7 @@
 """The policy that a tunnel follows, as a record: by it another process sees what has changed.
 
 A tunnel has one as long as one of its IKE SAs has one (`snapshot`), and they change together. It
-has everything but the shared key, of which it only tells whether another one is the same. A field
+has everything but our secret keys, of which it only tells whether others are the same. A field
 that was not there yet when a record was written has its default; one that is unknown makes the
 record unreadable.
 """
@@ -18,7 +18,7 @@ from xfrmpy.ike.core import Core
 from xfrmpy.ike.snapshot import read_proposals, write_proposals
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.policy.model import SharedKey, TunnelPolicy
+from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.wire.cursor import Malformed
 
 FORMAT = 1
@@ -29,16 +29,16 @@ _SALT_SIZE = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptPolicy:
-    """A policy as it was in force, with a shared key of no octets, and what tells the true one."""
+    """A policy as it was in force, its secret keys of no octets, and what tells the true ones."""
 
     policy: TunnelPolicy
     salt: bytes
     print: bytes
 
     def beside(self, present: TunnelPolicy) -> TunnelPolicy:
-        """The policy with its shared key, if that is the one that the tunnel has at present."""
-        if hmac.compare_digest(_print(present.shared_key, self.salt), self.print):
-            return replace(self.policy, shared_key=present.shared_key)
+        """The policy with its secret keys, if they are those that the tunnel has at present."""
+        if hmac.compare_digest(_print(present, self.salt), self.print):
+            return replace(self.policy, shared_key=present.shared_key, local_key=present.local_key)
         return self.policy
 
 
@@ -48,16 +48,13 @@ def is_policy(name: bytes) -> bool:
 
 
 def write_policy(policy: TunnelPolicy, salt: bytes) -> bytes:
-    key = policy.shared_key
     children = (_write(child.proposals) for child in policy.children)
     record = {
         "format": FORMAT,
-        "policy": to_plain(
-            _without_proposals(replace(policy, shared_key=replace(key, octets=b"")))
-        ),
+        "policy": to_plain(_without_proposals(_without_secrets(policy))),
         "proposals": [_write(policy.proposals), *children],
         "salt": salt.hex(),
-        "print": _print(key, salt).hex(),
+        "print": _print(policy, salt).hex(),
     }
     return json.dumps(record, separators=(",", ":")).encode()
 
@@ -92,6 +89,15 @@ def _read_policy(record: bytes) -> KeptPolicy:
     )
 
 
+def _without_secrets(policy: TunnelPolicy) -> TunnelPolicy:
+    shared, ours = policy.shared_key, policy.local_key
+    return replace(
+        policy,
+        shared_key=None if shared is None else replace(shared, octets=b""),
+        local_key=None if ours is None else replace(ours, octets=b""),
+    )
+
+
 def _without_proposals(policy: TunnelPolicy) -> TunnelPolicy:
     children = tuple(replace(child, proposals=()) for child in policy.children)
     return replace(policy, proposals=(), children=children)
@@ -110,8 +116,8 @@ def _read(plain: list[tuple[int, Plain]]) -> tuple[Proposal, ...]:
     )
 
 
-def _print(key: SharedKey, salt: bytes) -> bytes:
-    return hmac.digest(salt, key.octets, "sha256")
+def _print(policy: TunnelPolicy, salt: bytes) -> bytes:
+    return hmac.digest(salt, policy.secrets, "sha256")
 
 
 class PolicyRecords:

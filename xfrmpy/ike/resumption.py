@@ -107,7 +107,7 @@ def _held(sa: IkeSa, ticket: bytes, seconds: float, now: float) -> HeldTicket:
         remote=sa.remote_id,
         proposal=sa.proposal,
         sk_d=sa.keys.sk_d,
-        binding=bind_to_key(sa.tunnel.shared_key.octets, sa.keys.sk_d),
+        binding=bind_to_key(sa.tunnel.secrets, sa.keys.sk_d),
         renew_at=now + seconds * RENEWAL,
         expires_at=now + seconds,
     )
@@ -138,7 +138,7 @@ def _state(sa: IkeSa, now: float) -> TicketState:
         proposal=sa.proposal,
         sk_d=sa.keys.sk_d,
         spi=sa.our_spi,
-        binding=bind_to_key(sa.tunnel.shared_key.octets, sa.keys.sk_d),
+        binding=bind_to_key(sa.tunnel.secrets, sa.keys.sk_d),
         expires_at=now + TICKET_SECONDS,
     )
 
@@ -181,7 +181,7 @@ def usable_ticket(core: Core, tunnel: TunnelPolicy, now: float) -> HeldTicket | 
     held = core.tickets.get(tunnel.name)
     if held is None:
         return None
-    binding = bind_to_key(tunnel.shared_key.octets, held.sk_d)
+    binding = bind_to_key(tunnel.secrets, held.sk_d)
     is_bound = hmac.compare_digest(held.binding, binding)
     is_allowed = _allows(tunnel, held.local, held.remote, held.proposal)
     if now < held.expires_at and is_bound and is_allowed:
@@ -204,7 +204,7 @@ def tunnel_of_ticket(core: Core, state: TicketState, path: Path) -> TunnelPolicy
     """The tunnel of ours that a ticket brings back. Raises `TicketRefused`."""
     tunnel = core.tunnel_index.candidates(path).named(state.tunnel)
     if tunnel is not None:
-        binding = bind_to_key(tunnel.shared_key.octets, state.sk_d)
+        binding = bind_to_key(tunnel.secrets, state.sk_d)
         is_bound = hmac.compare_digest(state.binding, binding)
         if is_bound and _allows(tunnel, state.id_r, state.id_i, state.proposal):
             return tunnel

@@ -97,6 +97,27 @@ class SharedKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateKey:
+    """A key that signs for us: unencrypted PKCS #8 and, in `public`, SubjectPublicKeyInfo, as DER.
+
+    An RSA key signs with RSASSA-PSS, or with PKCS #1 v1.5 if it is `pkcs1`.
+    """
+
+    octets: bytes = field(repr=False)
+    public: bytes
+    origin: str
+    pkcs1: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicKey:
+    """The one key that the peer may sign with: a DER SubjectPublicKeyInfo."""
+
+    spki: bytes
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Certificates:
     """X.509 certificates in DER, all well-formed: ours and those above it, or authorities'."""
 
@@ -202,6 +223,9 @@ class TunnelPolicy:
     sends none. The IKE SA is rekeyed ahead of the end of `lifetime_seconds`, and made anew, with
     authentication, ahead of `reauth_seconds`; None is never. The initiator makes the Child SAs in
     the order of `children`.
+
+    We prove ourselves by `local_key`, the peer by `remote_key`; where there is none, by the
+    `shared_key`. With `weak_signatures` an RSA key may do so with SHA-1 where RFC 7427 is unknown.
     """
 
     name: str
@@ -211,7 +235,10 @@ class TunnelPolicy:
     local_address: IpAddress | None = None
     local_id: Identity | None = None
     remote_id: Identity | None = None
-    shared_key: SharedKey
+    shared_key: SharedKey | None = None
+    local_key: PrivateKey | None = None
+    remote_key: PublicKey | None = None
+    weak_signatures: bool = False
     proposals: tuple[Proposal, ...]
     children: tuple[ChildPolicy, ...]
     start: StartMode = StartMode.MANUAL
@@ -231,6 +258,22 @@ class TunnelPolicy:
     redirect_to: str | None = None
     on_down: OnDown = OnDown.BLOCK
     interface: TunnelInterface | None = None
+
+    @property
+    def signs(self) -> bool:
+        """Whether one of the two ends proves itself by a signature."""
+        return self.local_key is not None or self.remote_key is not None
+
+    @property
+    def secrets(self) -> bytes:
+        """All that proves an end and must be the same, for whoever wants to know if it still is."""
+        keys = (
+            self.shared_key and self.shared_key.octets,
+            self.local_key and self.local_key.octets,
+        )
+        theirs = self.remote_key and self.remote_key.spki
+        known = [key or b"" for key in (*keys, theirs)]
+        return b"".join(len(key).to_bytes(4, "big") + key for key in known)
 
     def identity_at(self, address: IpAddress) -> Identity:
         """Who we say we are when we use this address of ours."""
