@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from xfrmpy.crypto.authentication import SignaturePolicy
 from xfrmpy.failures import Failure
 from xfrmpy.ike.admission import (
     Admission,
@@ -109,9 +110,11 @@ class IkeEndpoint:
         keeps: bool = False,
         natt_port: int = IKE_NATT_PORT,
         lanes: int = 1,
+        signatures: SignaturePolicy | None = None,
         wall_clock: WallClock = stopped_clock,
     ) -> None:
         self._core = Core(random, natt_port, lanes)
+        self._core.signatures = signatures or SignaturePolicy()
         self._core.wall_clock = wall_clock
         if qcd_secret:
             self._core.crash_tokens = TokenMaker(qcd_secret)
