@@ -169,6 +169,33 @@ CATALOGUE: dict[str, FailureKind] = {
         ),
         fixes=("`openssl genpkey -algorithm ed25519` makes a private key",),
     ),
+    "XF1031": FailureKind(
+        title="a certificate cannot be used",
+        exit_code=_POLICY,
+        causes=(
+            "the file is not there, or holds something else",
+            "others may change it, who could add an authority of theirs",
+            "an authority's certificate in place of our own, or the other way round",
+        ),
+        fixes=("`xfrmpy cert show FILE` shows what is in it",),
+    ),
+    "XF1032": FailureKind(
+        title="a key is not that of the certificate",
+        exit_code=_POLICY,
+        causes=("one of the two was renewed without the other", "our own is not the first"),
+        fixes=("put both files there again, as they were issued",),
+    ),
+    "XF1033": FailureKind(
+        title="our identity is not in our certificate",
+        exit_code=_POLICY,
+        fixes=("use one of those shown as `id`, or leave `id` out", "issue another certificate"),
+    ),
+    "XF1034": FailureKind(
+        title="a certificate is not valid at the moment",
+        exit_code=_POLICY,
+        causes=("it was not renewed in time", "the clock of this host is wrong"),
+        fixes=("renew it: peers refuse it, and so do we",),
+    ),
     "XF2001": FailureKind(
         title="the peer does not answer",
         exit_code=ExitCode.TIMED_OUT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from integration.lab.network import Host
@@ -56,7 +56,8 @@ class StrongswanPeer:
 
     `connection` and `child` are further swanctl lines ("dpd_delay = 1s"), of each child if there
     are several of the latter; `settings` further settings of charon ("cookie_threshold=1");
-    `configuration` is swanctl.conf in the place of the one that the tunnels are made into.
+    `configuration` is swanctl.conf in the place of the one that the tunnels are made into, and
+    `files` what else is there, certificates and keys, by their paths in its directory.
     """
 
     def __init__(
@@ -69,9 +70,13 @@ class StrongswanPeer:
         child: str | Sequence[str] = "",
         settings: Sequence[str] = (),
         configuration: str = "",
+        files: Mapping[str, bytes] | None = None,
     ) -> None:
         self._directory = directory
         directory.mkdir()
+        for name, data in (files or {}).items():
+            (directory / name).parent.mkdir(exist_ok=True)
+            (directory / name).write_bytes(data)
         texts = [
             _configuration(
                 number, tunnel, connection, child if isinstance(child, str) else child[number]

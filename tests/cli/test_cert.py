@@ -17,6 +17,7 @@ from xfrmpy.pki.identities import check_identity
 from xfrmpy.pki.paths import validate
 from xfrmpy.pki.revocation import Strictness, check_revocation, decode_crl_untrusted
 from xfrmpy.pki.verdicts import CertificateRefused, Problem
+from xfrmpy.policy.load import load_policy
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "certificates.md"
 
@@ -41,7 +42,7 @@ def check_list(name: str) -> None:
     check_revocation(path_of(name), [crl], Strictness.STRICT, datetime.now(UTC))
 
 
-def test_the_tutorial_runs_as_it_stands() -> None:
+def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
     blocks = re.findall(r"```console\n(.*?)```", PAGE.read_text(), re.DOTALL)
     commands = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
     assert len(commands) >= 6
@@ -49,10 +50,29 @@ def test_the_tutorial_runs_as_it_stands() -> None:
         program, *arguments = shlex.split(command)
         assert program == "xfrmpy"
         assert run(arguments) == 0
+    _load_the_policy(tmp_path)
     check_list("gw1.example.net")
     with pytest.raises(CertificateRefused) as caught:
         check_list("gw2.example.net")
     assert caught.value.problem is Problem.REVOKED
+
+
+def _load_the_policy(here: Path) -> None:
+    """The page's policy finds the files that its commands have made, where it says they go."""
+    etc = here / "etc"
+    for name in ("certs", "keys", "cas", "conf.d"):
+        (etc / name).mkdir(parents=True)
+    (here / "gw1.example.net.pem").rename(etc / "certs/gw1.example.net.pem")
+    (here / "gw1.example.net.key").rename(etc / "keys/gw1.example.net.key")
+    (etc / "cas/example.pem").write_bytes((here / "ca/ca.pem").read_bytes())
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (etc / "conf.d/gw2.yaml").write_text(text)
+    loaded = load_policy([etc / "conf.d"])
+    assert loaded.errors == loaded.warnings == ()
+    (tunnel,) = loaded.tunnels
+    assert str(tunnel.local_id) == "gw1.example.net"
+    assert str(tunnel.remote_id) == "gw2.example.net"
+    (etc / "certs/gw1.example.net.pem").rename(here / "gw1.example.net.pem")
 
 
 @pytest.mark.parametrize("kind", ["p256", "p384", "ed25519", "rsa3072"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from xfrmpy.crypto.signatures import KeyRefused, SigningKey, VerifyingKey
+from xfrmpy.policy.certificates import CertificateFiles
 from xfrmpy.policy.errors import Findings, Mark
 from xfrmpy.policy.files import printable, read_regular, reason_of
 from xfrmpy.policy.model import PrivateKey, PublicKey, SharedKey
@@ -50,6 +51,10 @@ class KeyReader(Protocol):
 
     def public_key(self, value: str, mark: Mark, findings: Findings) -> PublicKey | None: ...
 
+    @property
+    def certificates(self) -> CertificateFiles | None:
+        """Where those are; None if nothing is to be read."""
+
 
 class NoKeys:
     """Reads nothing: for what does not depend on keys."""
@@ -63,12 +68,17 @@ class NoKeys:
     def public_key(self, *_: object) -> PublicKey:
         return PublicKey(spki=b"", origin="")
 
+    @property
+    def certificates(self) -> None:
+        return None
+
 
 class KeyFiles:
     """See `KeyReader`. `secrets` are the directories of `secret:NAME`, lowest first."""
 
     def __init__(self, secrets: Sequence[Path]) -> None:
         self._secrets = secrets
+        self.certificates = CertificateFiles([directory.parent for directory in secrets])
 
     def shared_key(
         self, reference: SecretReference, mark: Mark, findings: Findings
