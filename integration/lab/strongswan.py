@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from integration.lab.network import Host
 from integration.lab.process import IN_VM, LAB, run
-from integration.lab.tunnel import Tunnel
+from integration.lab.tunnel import End, Tunnel
 
 BACKEND = "kernel" if IN_VM else "libipsec"
 """ESP in user space goes inside UDP always, knows no ESN, and needs nothing from the kernel."""
@@ -23,11 +24,11 @@ connections {{
         proposals = {ike}
         {connection}
         local {{
-            auth = psk
+            {local_auth}
             id = {local_id}
         }}
         remote {{
-            auth = psk
+            {remote_auth}
             id = {remote_id}
         }}
         children {{
@@ -51,13 +52,28 @@ secrets {{
 """
 
 
+PACKAGES = (
+    "charon-systemd",
+    "strongswan-swanctl",
+    "libstrongswan-standard-plugins",
+    "libstrongswan-extra-plugins",
+    "libcharon-extra-plugins",
+)
+
+
+def strongswan_of(suite: str) -> str:
+    """Where the strongSwan of another Debian is, for `usr`; unpacked if it is not yet."""
+    return run(str(LAB / "debian-usr"), suite, *PACKAGES, seconds=600).stdout.strip()
+
+
 class StrongswanPeer:
     """A charon for tunnels as this end sees them, by their numbers.
 
     `connection` and `child` are further swanctl lines ("dpd_delay = 1s"), of each child if there
     are several of the latter; `settings` further settings of charon ("cookie_threshold=1");
     `configuration` is swanctl.conf in the place of the one that the tunnels are made into, and
-    `files` what else is there, certificates and keys, by their paths in its directory.
+    `files` what else is there, certificates and keys, by their paths in its directory; `usr` has
+    the programs of another Debian (`debian-usr`).
     """
 
     def __init__(
@@ -71,6 +87,7 @@ class StrongswanPeer:
         settings: Sequence[str] = (),
         configuration: str = "",
         files: Mapping[str, bytes] | None = None,
+        usr: str = "",
     ) -> None:
         self._directory = directory
         directory.mkdir()
@@ -84,8 +101,14 @@ class StrongswanPeer:
             for number, tunnel in enumerate(tunnels)
         ]
         (directory / "swanctl.conf").write_text(configuration or "".join(texts))
+        (directory / "private").mkdir()
+        for number, key in enumerate(tunnel.ours.key for tunnel in tunnels):
+            if key is not None:
+                shutil.copy(key.private, directory / "private" / f"{number}.pem")
         options = [word for setting in settings for word in ("--set", setting)]
-        where = ("--netns", host.namespace, "--backend", BACKEND)
+        where = ["--netns", host.namespace, "--backend", BACKEND]
+        if usr:
+            where += ["--usr", usr]
         self._script("start", *where, *options, str(directory))
 
     def initiate(self, number: int = 0) -> None:
@@ -148,4 +171,12 @@ def _configuration(number: int, tunnel: Tunnel, connection: str, child: str) -> 
         psk=tunnel.psk,
         connection=connection,
         child=child,
+        local_auth=_auth(tunnel.ours),
+        remote_auth=_auth(tunnel.theirs),
     )
+
+
+def _auth(end: End) -> str:
+    if end.key is None:
+        return "auth = psk"
+    return f"auth = pubkey\n            pubkeys = {end.key.public}"
