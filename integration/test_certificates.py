@@ -18,7 +18,7 @@ from integration.lab.gateway import XfrmpyGateway
 from integration.lab.process import eventually
 from integration.lab.site import Pair, Site
 from integration.lab.strongswan import StrongswanPeer
-from tests.pki.chains import Entity, dns
+from tests.pki.chains import Entity, dns, key
 
 pytestmark = pytest.mark.native
 
@@ -147,6 +147,27 @@ def test_what_a_peer_may_not_show_is_refused_by_us(site: Site, case: str) -> Non
     peer = strongswan(site, leaf, *above, anchor=ours.root)
     gateway = xfrmpy(site, ours.gateway(MOON), ours.issuing, anchor=CORP.root)
     assert_refused(gateway, peer, code)
+
+
+def test_a_renewed_certificate_is_taken_by_apply_and_no_tunnel_ends(site: Site) -> None:
+    """With the same key nothing happens; with another the IKE SA is made anew before it ends."""
+    peer = strongswan(site, CORP.gateway(SUN), CORP.issuing, anchor=CORP.root)
+    gateway = xfrmpy(site, CORP.gateway(MOON), CORP.issuing, anchor=CORP.root)
+    site.connect(gateway, peer)
+    before = gateway.spis()
+    renew(site, gateway, CORP.gateway(MOON))
+    assert gateway.spis() == before
+    renew(site, gateway, CORP.gateway(MOON, private_key=key("p256", 999)))
+    eventually("the IKE SA to be another", lambda: gateway.spis() != before)
+    eventually("the tunnel to be up", gateway.is_up)
+    site.assert_protected()
+
+
+def renew(site: Site, gateway: XfrmpyGateway, leaf: Entity) -> None:
+    directory = site.directory / "moon-certs"
+    write_credentials(directory, leaf, CORP.issuing, anchor=CORP.root)
+    answer = gateway.command("apply")
+    assert answer.code == 0, answer.errors
 
 
 def test_strongswan_s_refusal_of_our_certificate_is_told(site: Site) -> None:

@@ -196,6 +196,12 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("it was not renewed in time", "the clock of this host is wrong"),
         fixes=("renew it: peers refuse it, and so do we",),
     ),
+    "XF1035": FailureKind(
+        title="a certificate expires soon",
+        exit_code=_POLICY,
+        causes=("less than 14 days are left",),
+        fixes=("renew it, and `xfrmpy apply`: tunnels that are up stay up",),
+    ),
     "XF2001": FailureKind(
         title="the peer does not answer",
         exit_code=ExitCode.TIMED_OUT,

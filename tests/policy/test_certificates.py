@@ -195,6 +195,17 @@ def test_what_has_expired_is_a_warning_for_the_clock_may_be_wrong(
     assert "has expired" in warning.message
 
 
+def test_what_expires_soon_is_a_warning(load: Load, place: Path) -> None:
+    near = issued("gw.example.net", days=13)
+    put("certs/gw.pem", near)(place)
+    write_key(place / "keys/gw.key", near)
+    loaded = load(**{"a.yaml": SHORT})
+    assert [(w.code, w.line) for w in loaded.warnings] == [("XF1035", 3)]
+    certificates = only(loaded).local_certificates
+    assert certificates is not None
+    assert certificates.expires_at == near.certificate.validity.not_after.timestamp()
+
+
 @pytest.mark.parametrize(
     ("text", "code"),
     [

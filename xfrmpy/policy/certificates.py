@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from xfrmpy.ipsec.identity import Identity
@@ -18,9 +18,12 @@ from xfrmpy.pki.checks import check_key, check_leaf, check_validity
 from xfrmpy.pki.identities import check_identity, identities_of
 from xfrmpy.pki.verdicts import CertificateRefused
 from xfrmpy.policy.errors import Findings, Mark
-from xfrmpy.policy.files import printable, read_regular, reason_of
+from xfrmpy.policy.files import daemon_user, printable, read_regular, reason_of
 from xfrmpy.policy.model import Certificates, PrivateKey
 from xfrmpy.registry import IdType
+
+SOON = timedelta(days=14)
+"""Ours: time enough to have another issued, even by somebody else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +80,7 @@ class CertificateFiles:
         name = printable(path)
         try:
             data, status = read_regular(path, MAX_BUNDLE_OCTETS)
-            if status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid()):
+            if status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid(), daemon_user()):
                 raise ValueError("it can be changed by others")
             return load_bundle(data), name
         except (OSError, ValueError) as error:
@@ -133,11 +136,21 @@ def _is_fit(
 
 def _given(found: tuple[tuple[Certificate, ...], str], where: Where) -> Certificates:
     certificates, name = found
+    now = datetime.now(UTC)
     for certificate in certificates:
+        end = certificate.validity.not_after
         try:
-            check_validity(certificate, datetime.now(UTC))
+            check_validity(certificate, now)
         except CertificateRefused as refused:
             moments = dict(refused.evidence)
             message = f"{refused.summary}: {moments['valid from']} to {moments['valid to']}, {name}"
             where.findings.warn("XF1034", where.mark, message)
-    return Certificates(ders=tuple(c.der for c in certificates), origin=name)
+        else:
+            if end - now < SOON:
+                message = f"{certificate} expires on {end:%Y-%m-%d %H:%M} UTC, {name}"
+                where.findings.warn("XF1035", where.mark, message)
+    return Certificates(
+        ders=tuple(c.der for c in certificates),
+        origin=name,
+        expires_at=min(c.validity.not_after for c in certificates).timestamp(),
+    )

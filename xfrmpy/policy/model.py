@@ -126,10 +126,14 @@ class PublicKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificates:
-    """X.509 certificates in DER, all well-formed: ours and those above it, or authorities'."""
+    """X.509 certificates in DER, all well-formed: ours and those above it, or authorities'.
+
+    `expires_at` is the Unix time at which the first of them ends.
+    """
 
     ders: tuple[bytes, ...] = field(repr=False)
     origin: str
+    expires_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
