@@ -118,7 +118,7 @@ def test_the_key_of_the_host_is_made_once_and_nobody_else_reads_it(tmp_path: Pat
     made = host_key(tmp_path / "secrets")
     path = tmp_path / "secrets" / HOST_KEY
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o711
     assert host_key(tmp_path / "secrets") == made
     assert host_key(tmp_path / "others") != made
     assert made.fingerprint.startswith("SHA256:")

@@ -24,7 +24,9 @@ from xfrmpy.policy.model import RsaSignature
 Load = Callable[..., LoadedPolicy]
 Lines = Callable[[LoadedPolicy], list[str]]
 
-PUBLIC = base64.b64encode(key_pair(KeyKind.ED25519, "peer").public.spki).decode()
+PUBLIC = "MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="
+"""RFC 8032 section 7.1, TEST 1; a new one each time would give the cases other names."""
+
 OURS = key_pair(KeyKind.ED25519)
 
 

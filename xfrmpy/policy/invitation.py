@@ -54,7 +54,7 @@ class Reply:
 
 def identity_of(spki: bytes) -> str:
     """A name that no other host has, as the policy writes it."""
-    return f"keyid:{hashlib.sha256(spki).hexdigest()[:32]}"
+    return f"keyid:0x{hashlib.sha256(spki).hexdigest()[:32]}"
 
 
 def write_invitation(invitation: Invitation) -> str:

@@ -235,11 +235,10 @@ def host_key(secrets: Path) -> HostKey:
         return _shown(SigningKey.of_file(data))
     except FileNotFoundError:
         pass
-    key = SigningKey.generate()
-    secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key, owner = SigningKey.generate(), daemon_user()
+    secrets.mkdir(mode=0o711, parents=True, exist_ok=True)  # The daemon's user finds it there.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
-        owner = daemon_user()
         if owner is not None and os.geteuid() == 0:
             os.fchown(descriptor, owner, -1)
         file.write(key.pem())
