@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from tests.ike.conftest import mirrored, tunnel_policy
 from tests.policy.conftest import STRONG
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.pki.certificate import load_bundle
 from xfrmpy.pki.issuing import Authority, Issued, KeyType, make_authority, pem_of
 from xfrmpy.policy.load import LoadedPolicy
-from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.policy.model import Certificates, PrivateKey, TunnelPolicy
+from xfrmpy.policy.pairing import Disagreement, pair_policies
 
 NOW = datetime.now(UTC)
 SHORT = """
@@ -230,3 +233,56 @@ def test_a_bundle_with_intermediates_is_taken_whole(load: Load, place: Path) -> 
     assert tunnel.local_certificates is not None
     assert len(tunnel.local_certificates.ders) == 2
     assert load_bundle((place / "certs/gw.pem").read_bytes())[1] == CORP.certificate
+
+
+def both_ends(ours: Authority, trusted: Authority) -> tuple[TunnelPolicy, TunnelPolicy]:
+    """Policies of which both show a certificate of `ours`, and the second trusts `trusted`."""
+
+    def given(*certificates: Issued | Authority) -> Certificates:
+        ders = tuple(each.certificate.der for each in certificates)
+        return Certificates(ders=ders, origin="test")
+
+    one, other = issued("moon", authority=ours), issued("sun", authority=ours)
+    keys = [
+        PrivateKey(octets=b"", public=each.certificate.public_key_info, origin="test")
+        for each in (one, other)
+    ]
+    moon = replace(
+        tunnel_policy(),
+        shared_key=None,
+        local_key=keys[0],
+        local_certificates=given(one),
+        remote_authorities=given(ours),
+    )
+    sun = replace(
+        mirrored(moon),
+        local_key=keys[1],
+        local_certificates=given(other),
+        remote_authorities=given(trusted),
+    )
+    return moon, sun
+
+
+def disagreements(moon: TunnelPolicy, sun: TunnelPolicy) -> tuple[Disagreement, ...]:
+    """Those that keep the tunnel down."""
+    (pairing,) = pair_policies([moon], [sun])
+    return tuple(found for found in pairing.disagreements if found.code)
+
+
+def test_two_ends_agree_if_each_trusts_the_other_s_authority() -> None:
+    moon, sun = both_ends(CORP, CORP)
+    assert disagreements(moon, sun) == ()
+
+
+def test_two_ends_of_which_one_trusts_another_authority_disagree_with_its_code() -> None:
+    moon, sun = both_ends(CORP, an_authority("Else"))
+    (found,) = disagreements(moon, sun)
+    assert found.code == "XF2103"
+    assert found.message.startswith("our certificate is not accepted: no trusted authority")
+
+
+def test_a_certificate_and_a_shared_key_are_no_match() -> None:
+    moon, _ = both_ends(CORP, CORP)
+    found = disagreements(moon, mirrored(tunnel_policy()))
+    assert {each.code for each in found} == {"XF2005"}
+    assert len(found) == 2

@@ -13,9 +13,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.pki.certificate import MAX_BUNDLE_OCTETS, Certificate, load_bundle
+from xfrmpy.pki.certificate import (
+    MAX_BUNDLE_OCTETS,
+    Certificate,
+    decode_certificate_untrusted,
+    load_bundle,
+)
 from xfrmpy.pki.checks import check_key, check_leaf, check_validity
 from xfrmpy.pki.identities import check_identity, identities_of
+from xfrmpy.pki.paths import validate
 from xfrmpy.pki.verdicts import CertificateRefused
 from xfrmpy.policy.errors import Findings, Mark
 from xfrmpy.policy.files import daemon_user, printable, read_regular, reason_of
@@ -106,7 +112,7 @@ def identity_in(
 
     Without a word in the policy it is the first alternative name, or the whole subject.
     """
-    (leaf, *_) = load_bundle(b"".join(certificates.ders))
+    leaf = _parsed(certificates)[0]
     known = identities_of(leaf)
     if wanted is None:
         return known[0] if known else None
@@ -120,6 +126,25 @@ def identity_in(
     if wanted.type == IdType.ID_DER_ASN1_DN:
         return Identity(type=wanted.type, data=leaf.subject)
     return wanted
+
+
+def refusal_of(shown: Certificates, trusted: Certificates) -> CertificateRefused | None:
+    """Why the authorities of one end do not vouch for what the other shows, if they do not.
+
+    As of the first moment at which all of them are valid: what ends is told where it is read.
+    """
+    leaf, *above = _parsed(shown)
+    anchors = _parsed(trusted)
+    now = max(c.validity.not_before for c in (leaf, *above, *anchors))
+    try:
+        validate(leaf, intermediates=above, anchors=anchors, now=now)
+    except CertificateRefused as refused:
+        return refused
+    return None
+
+
+def _parsed(certificates: Certificates) -> tuple[Certificate, ...]:
+    return tuple(map(decode_certificate_untrusted, certificates.ders))
 
 
 def _is_fit(
