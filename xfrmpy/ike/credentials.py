@@ -37,7 +37,7 @@ MAX_HASHES = 16
 """Of a peer's list. IANA knows 7."""
 
 RAW_KEY_REQUEST = CertreqPayload(encoding=CertificateEncoding.RAW_PUBLIC_KEY, data=b"")
-"""RFC 7670 section 3: "the Certification Authority field MUST be empty"."""
+"""RFC 7670 section 3; a raw key has no authority that could be named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

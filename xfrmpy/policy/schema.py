@@ -446,7 +446,8 @@ class Tunnel(Keys):
         "Pre-shared key by reference: `secret:NAME` or `file:/PATH`.", "secret:office"
     )
     auth: Authentication | None = _key(
-        "`psk`, `id` and `peer_id` in one map; give it or them.", {"psk": "secret:office"}
+        "Who proves what, and how: in place of `psk`, `id` and `peer_id`.",
+        {"psk": "secret:office"},
     )
     local: Selectors | None = _key(
         "Traffic of our side: prefixes or ranges, with `[PROTOCOL/PORT]` behind if wanted.",
