@@ -12,6 +12,7 @@ from integration.lab.authority import (
     expired,
     key_pem,
     pem,
+    revocations,
     write_credentials,
 )
 from integration.lab.gateway import XfrmpyGateway
@@ -147,6 +148,17 @@ def test_what_a_peer_may_not_show_is_refused_by_us(site: Site, case: str) -> Non
     peer = strongswan(site, leaf, *above, anchor=ours.root)
     gateway = xfrmpy(site, ours.gateway(MOON), ours.issuing, anchor=CORP.root)
     assert_refused(gateway, peer, code)
+
+
+def test_what_its_authority_has_revoked_is_refused_by_us(site: Site) -> None:
+    leaf = CORP.gateway(SUN)
+    peer = strongswan(site, leaf, CORP.issuing, anchor=CORP.root)
+    gateway = xfrmpy(site, CORP.gateway(MOON), CORP.issuing, anchor=CORP.root)
+    site.connect(gateway, peer)
+    gateway.terminate()
+    (site.directory / "moon-certs/cas/corp.crl").write_bytes(revocations(CORP.issuing, leaf))
+    assert gateway.command("apply").code == 0
+    assert_refused(gateway, peer, "XF2115")
 
 
 def test_a_renewed_certificate_is_taken_by_apply_and_no_tunnel_ends(site: Site) -> None:

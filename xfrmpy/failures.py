@@ -202,6 +202,12 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("less than 14 days are left",),
         fixes=("renew it, and `xfrmpy apply`: tunnels that are up stay up",),
     ),
+    "XF1036": FailureKind(
+        title="a list of revoked certificates is too old",
+        exit_code=_POLICY,
+        causes=("its authority has not renewed it, or the new one was not put here",),
+        fixes=("`xfrmpy cert revoke` renews it; then `xfrmpy apply`",),
+    ),
     "XF2001": FailureKind(
         title="the peer does not answer",
         exit_code=ExitCode.TIMED_OUT,
@@ -547,7 +553,7 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("the list of revoked certificates is missing, old, or another authority's",),
         fixes=(
             "renew the list: `xfrmpy cert revoke` and `crl` make it",
-            "`revocation: soft` goes on without knowing",
+            "put the list beside the authority, and `xfrmpy apply`",
         ),
     ),
     "XF2117": FailureKind(

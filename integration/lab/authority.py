@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509 import DNSName, GeneralName, IPAddress, RFC822Name
 
 from tests.pki.chains import Entity, authority, issue, key
+from xfrmpy.pki.issuing import Authority
 
 DAY = timedelta(days=1)
 
@@ -69,6 +70,13 @@ def write_credentials(directory: Path, leaf: Entity, *above: Entity, anchor: Ent
     key_file = directory / "keys/gw.key"
     key_file.touch(0o600)
     key_file.write_bytes(key_pem(leaf))
+
+
+def revocations(issuer: Entity, *revoked: Entity) -> bytes:
+    """What an authority has taken back, in PEM."""
+    authority = Authority(certificate=issuer.certificate, key=issuer.key)
+    serials = [entity.library.serial_number for entity in revoked]
+    return authority.revoke(serials, None, now=datetime.now(UTC), days=3)
 
 
 def _today() -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tests.ike.conftest import Pair, mirrored, tunnel_policy
 from tests.ike.test_signatures import failure_at
 from tests.keypairs import private_key
 from tests.pki.chains import DAY, NOW, Entity, authority, dns, issue, key
+from tests.pki.test_revocation import crl
 from xfrmpy.crypto.signatures import KeyKind
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.policy.model import Certificates, PrivateKey, TunnelPolicy
@@ -140,6 +141,28 @@ def test_a_certificate_that_proves_nothing_is_refused_with_its_reason(case: str,
     failure = failure_at(pair, end)
     assert failure.code == code
     assert ("our authorities from", "test") in failure.evidence
+
+
+@pytest.mark.parametrize("end", ["moon", "sun"])
+@pytest.mark.parametrize("revoked", [True, False])
+def test_a_certificate_on_its_authority_s_list_is_refused(end: str, revoked: bool) -> None:
+    shown = leaf()
+    other = issue("other", issuer=ISSUING)
+    listed = crl(ISSUING, [shown if revoked else other])
+    trusted = replace(bundle(ROOT), crl=listed.library.public_bytes(Encoding.DER))
+    moon = certified(tunnel_policy(), gateway("moon"), ISSUING)
+    sun = certified(mirrored(moon), gateway("sun"), ISSUING)
+    if end == "sun":
+        moon, sun = certified(moon, shown, ISSUING), replace(sun, remote_authorities=trusted)
+    else:
+        moon, sun = replace(moon, remote_authorities=trusted), certified(sun, shown, ISSUING)
+    pair = Pair(moon, sun)
+    pair.up()
+    if not revoked:
+        pair.assert_up()
+        return
+    pair.assert_down()
+    assert failure_at(pair, end).code == "XF2115"
 
 
 @pytest.mark.parametrize("end", ["moon", "sun"])

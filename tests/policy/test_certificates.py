@@ -198,6 +198,26 @@ def test_what_has_expired_is_a_warning_for_the_clock_may_be_wrong(
     assert "has expired" in warning.message
 
 
+def test_the_list_beside_the_authorities_is_read(load: Load, place: Path) -> None:
+    crl = CORP.revoke([7], None, now=NOW, days=3)
+    (place / "cas/corp.crl").write_bytes(crl)
+    loaded = load(**{"a.yaml": SHORT})
+    authorities = only(loaded).remote_authorities
+    assert authorities is not None
+    assert (authorities.crl, loaded.warnings) == (crl, ())
+
+
+@pytest.mark.parametrize("days", [-3, None])
+def test_a_list_that_is_old_or_none_is_told(load: Load, place: Path, days: int | None) -> None:
+    past = NOW - timedelta(days=5)
+    crl = b"none" if days is None else CORP.revoke([7], None, now=past, days=2)
+    (place / "cas/corp.crl").write_bytes(crl)
+    loaded = load(**{"a.yaml": SHORT})
+    found = loaded.errors if days is None else loaded.warnings
+    code = "XF1031" if days is None else "XF1036"
+    assert [(each.code, each.line) for each in found] == [(code, 4)]
+
+
 def test_what_expires_soon_is_a_warning(load: Load, place: Path) -> None:
     near = issued("gw.example.net", days=13)
     put("certs/gw.pem", near)(place)

@@ -17,6 +17,12 @@ from xfrmpy.ipsec.identity import Identity
 from xfrmpy.pki.certificate import Certificate, decode_certificate_untrusted
 from xfrmpy.pki.identities import check_identity
 from xfrmpy.pki.paths import validate
+from xfrmpy.pki.revocation import (
+    RevocationList,
+    Strictness,
+    check_revocation,
+    decode_crl_untrusted,
+)
 from xfrmpy.pki.verdicts import CertificateRefused, Problem
 from xfrmpy.policy.model import Certificates
 from xfrmpy.registry import CertificateEncoding
@@ -91,8 +97,15 @@ def _certified_key(
     path = validate(
         leaf, intermediates=(*theirs, *known), anchors=_parsed(authorities.ders), now=now
     )
+    check_revocation(path, _lists(authorities.crl), Strictness.SOFT, now)
     check_identity(path[0], identity)
     return path[0].public_key_info
+
+
+@lru_cache(maxsize=64)
+def _lists(crl: bytes) -> tuple[RevocationList, ...]:
+    """That of our authorities, which policy has parsed before."""
+    return (decode_crl_untrusted(crl),) if crl else ()
 
 
 @lru_cache(maxsize=256)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from xfrmpy.pki.certificate import (
 from xfrmpy.pki.checks import check_key, check_leaf, check_validity
 from xfrmpy.pki.identities import check_identity, identities_of
 from xfrmpy.pki.paths import validate
+from xfrmpy.pki.revocation import MAX_CRL_OCTETS, decode_crl_untrusted
 from xfrmpy.pki.verdicts import CertificateRefused
 from xfrmpy.policy.errors import Findings, Mark
 from xfrmpy.policy.files import daemon_user, printable, read_regular, reason_of
@@ -73,7 +74,28 @@ class CertificateFiles:
                 message = f"{certificate}, in {name}, is not an authority"
                 where.findings.error("XF1031", where.mark, message)
                 return None
-        return _given(found, where)
+        crl = self._list_beside(self._path("cas", reference, ".pem"), where)
+        return None if crl is None else replace(_given(found, where), crl=crl)
+
+    def _list_beside(self, authorities: Path, where: Where) -> bytes | None:
+        """The list of what they have revoked, which is called as they are; empty without one."""
+        path = authorities.with_suffix(".crl")
+        name = printable(path)
+        if not os.path.lexists(path):
+            return b""
+        try:
+            data, _ = read_regular(path, MAX_CRL_OCTETS)
+            end = decode_crl_untrusted(data).end
+        except (OSError, ValueError) as error:
+            where.findings.error("XF1031", where.mark, f"{name}: {reason_of(error)}")
+            return None
+        except CertificateRefused as refused:
+            where.findings.error("XF1031", where.mark, f"{name}: {refused.summary}")
+            return None
+        if end is None or end < datetime.now(UTC):
+            message = f"the list {name} is too old to tell who is revoked"
+            where.findings.warn("XF1036", where.mark, message)
+        return data
 
     def key_path(self, reference: str) -> str:
         """Where the key of a certificate is, unless the policy says otherwise."""

@@ -233,7 +233,7 @@ def _certificates(certificates: Certificates | None) -> str:
     """Where they are from, and what tells them from others of that place."""
     if certificates is None:
         return "none"
-    digest = sha256(b"".join(certificates.ders)).hexdigest()
+    digest = sha256(b"".join((*certificates.ders, certificates.crl))).hexdigest()
     return f"{certificates.origin} ({digest[:16]})"
 
 

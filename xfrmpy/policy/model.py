@@ -128,12 +128,14 @@ class PublicKey:
 class Certificates:
     """X.509 certificates in DER, all well-formed: ours and those above it, or authorities'.
 
-    `expires_at` is the Unix time at which the first of them ends.
+    `expires_at` is the Unix time at which the first of them ends; `crl` the list in DER or PEM of
+    what the authorities have revoked, empty if there is none.
     """
 
     ders: tuple[bytes, ...] = field(repr=False)
     origin: str
     expires_at: float = 0.0
+    crl: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,7 +294,8 @@ class TunnelPolicy:
             self.local_key and self.local_key.octets,
         )
         theirs = self.remote_key and self.remote_key.spki
-        authorities = self.remote_authorities.ders if self.remote_authorities else ()
+        trusted = self.remote_authorities
+        authorities = (*trusted.ders, trusted.crl) if trusted else ()
         known = [key or b"" for key in (*keys, theirs, *authorities)]
         return b"".join(len(key).to_bytes(4, "big") + key for key in known)
 
