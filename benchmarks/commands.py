@@ -84,6 +84,7 @@ class Answers:
             tally=Tally(),
             missed=0,
             drops={},
+            expiries={},
         )
         yield MetricsReply(text=render(measured))
 

@@ -198,6 +198,45 @@ CATALOGUE: dict[str, FailureKind] = {
         ),
         fixes=("`openssl genpkey -algorithm ed25519` makes a private key",),
     ),
+    "XF1031": FailureKind(
+        title="a certificate cannot be used",
+        exit_code=_POLICY,
+        causes=(
+            "the file is not there, or holds something else",
+            "others may change it, who could add an authority of theirs",
+            "an authority's certificate in place of our own, or the other way round",
+        ),
+        fixes=("`xfrmpy cert show FILE` shows what is in it",),
+    ),
+    "XF1032": FailureKind(
+        title="a key is not that of the certificate",
+        exit_code=_POLICY,
+        causes=("one of the two was renewed without the other", "our own is not the first"),
+        fixes=("put both files there again, as they were issued",),
+    ),
+    "XF1033": FailureKind(
+        title="our identity is not in our certificate",
+        exit_code=_POLICY,
+        fixes=("use one of those shown as `id`, or leave `id` out", "issue another certificate"),
+    ),
+    "XF1034": FailureKind(
+        title="a certificate is not valid at the moment",
+        exit_code=_POLICY,
+        causes=("it was not renewed in time", "the clock of this host is wrong"),
+        fixes=("renew it: peers refuse it, and so do we",),
+    ),
+    "XF1035": FailureKind(
+        title="a certificate expires soon",
+        exit_code=_POLICY,
+        causes=("less than 14 days are left",),
+        fixes=("renew it, and `xfrmpy apply`: tunnels that are up stay up",),
+    ),
+    "XF1036": FailureKind(
+        title="a list of revoked certificates is too old",
+        exit_code=_POLICY,
+        causes=("its authority has not renewed it, or the new one was not put here",),
+        fixes=("`xfrmpy cert revoke` renews it; then `xfrmpy apply`",),
+    ),
     "XF2001": FailureKind(
         title="the peer does not answer",
         exit_code=ExitCode.TIMED_OUT,
@@ -430,6 +469,140 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("the peer has got a new key", "somebody else answers in the peer's place"),
         fixes=("ask who runs the peer for its fingerprint; then put its key into our policy",),
     ),
+    "XF2101": FailureKind(
+        title="a certificate is malformed",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("it is of another version, damaged, or made by a defective program",),
+        fixes=("`xfrmpy cert show FILE` reads it; have its authority issue another",),
+    ),
+    "XF2102": FailureKind(
+        title="too many or too large certificates",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "somebody tries how much we bear",
+            "a peer that sends its whole store",
+        ),
+        fixes=("have the peer send its certificate and the intermediates only",),
+    ),
+    "XF2103": FailureKind(
+        title="no trusted authority has issued the certificate",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "`ca` names another authority",
+            "the peer does not send an intermediate certificate, and we do not have it",
+        ),
+        fixes=(
+            "put the certificate shown as missing into `ca`, if it is to be trusted",
+            "put the intermediates into the peer's certificate file, behind its own",
+        ),
+    ),
+    "XF2104": FailureKind(
+        title="the signature on a certificate is wrong",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "an authority was made anew under its old name",
+            "a forged certificate",
+        ),
+        fixes=("compare the fingerprints of both ends' authority: `xfrmpy cert show FILE`",),
+    ),
+    "XF2105": FailureKind(
+        title="a certificate is not valid yet",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the clock of this host or of the issuing one is wrong",),
+        fixes=("compare the clock shown: `timedatectl`",),
+    ),
+    "XF2106": FailureKind(
+        title="a certificate has expired",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "it was not renewed in time",
+            "the clock of this host is wrong",
+        ),
+        fixes=("renew the certificate shown at the end that it belongs to",),
+    ),
+    "XF2107": FailureKind(
+        title="a certificate was issued by what is no authority",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "a peer's certificate signed another one",
+            "an intermediate without CA in its basic constraints, or without keyCertSign",
+        ),
+        fixes=("have it issued by an authority",),
+    ),
+    "XF2108": FailureKind(
+        title="a path of certificates is too long",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("an authority that may have none, or fewer, below it",),
+        fixes=("have the certificate issued by an authority further up",),
+    ),
+    "XF2109": FailureKind(
+        title="an authority may not certify a name",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the name constraints of the authority shown",),
+        fixes=("use a name that it may certify, or another authority",),
+    ),
+    "XF2110": FailureKind(
+        title="an unknown critical extension in a certificate",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("an authority that restricts certificate policies, which we do not process",),
+        fixes=("have it issued without the extension shown, or with it not critical",),
+    ),
+    "XF2111": FailureKind(
+        title="an authority's certificate in a peer's place",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "the file has the certificates in the wrong order: the peer's own comes first",
+            "a certificate made with CA in its basic constraints",
+        ),
+        fixes=("issue one for the peer: `xfrmpy cert issue`",),
+    ),
+    "XF2112": FailureKind(
+        title="a certificate is meant for something else",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "a key usage without digitalSignature",
+            "an extended key usage that names neither ipsecIKE nor any (RFC 4945 section 5.1.3.12)",
+        ),
+        fixes=(
+            "issue one with the extended key usage ipsecIKE (1.3.6.1.5.5.7.3.17), or with none",
+        ),
+    ),
+    "XF2113": FailureKind(
+        title="a certificate is too weak",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("an RSA key below 2048 bits, another curve, SHA-1 or MD5",),
+        fixes=("renew it with ECDSA P-256, Ed25519 or RSA of 2048 bits and more",),
+    ),
+    "XF2114": FailureKind(
+        title="a certificate is not that of the identity",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the identity is not among the subject alternative names, nor the whole subject",),
+        fixes=("claim one of the identities shown, or issue a certificate that has it",),
+    ),
+    "XF2115": FailureKind(
+        title="a certificate is revoked",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("its authority took it back, for the reason shown",),
+        fixes=("have another one issued",),
+    ),
+    "XF2116": FailureKind(
+        title="it is not known whether a certificate is revoked",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the list of revoked certificates is missing, old, or another authority's",),
+        fixes=(
+            "renew the list: `xfrmpy cert revoke` and `crl` make it",
+            "put the list beside the authority, and `xfrmpy apply`",
+        ),
+    ),
+    "XF2117": FailureKind(
+        title="the peer sent no certificate",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "it has none, and authenticates in another way",
+            "it has none of the authorities that we ask for, or was told to send none",
+        ),
+        fixes=("have it send one always: strongSwan's `send_cert = always`",),
+    ),
     "XF3001": FailureKind(
         title="this host cannot move the packets as the policy asks",
         exit_code=ExitCode.HOST_CANNOT,
@@ -578,6 +751,12 @@ CATALOGUE: dict[str, FailureKind] = {
         title="a file cannot be written",
         exit_code=ExitCode.FAILED,
         fixes=("run it with sudo, or name another directory",),
+    ),
+    "XF4030": FailureKind(
+        title="a certificate or its key cannot be used",
+        exit_code=ExitCode.FAILED,
+        causes=("the file is missing, damaged or another one", "what the code in brackets says"),
+        fixes=("`xfrmpy cert show FILE` shows what is in it",),
     ),
     "XF5001": FailureKind(title="the command was not understood", exit_code=ExitCode.USAGE),
     "XF5002": FailureKind(

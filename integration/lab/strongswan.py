@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from integration.lab.network import Host
@@ -71,8 +71,9 @@ class StrongswanPeer:
 
     `connection` and `child` are further swanctl lines ("dpd_delay = 1s"), of each child if there
     are several of the latter; `settings` further settings of charon ("cookie_threshold=1");
-    `configuration` is swanctl.conf in the place of the one that the tunnels are made into; `usr`
-    has the programs of another Debian (`debian-usr`).
+    `configuration` is swanctl.conf in the place of the one that the tunnels are made into, and
+    `files` what else is there, certificates and keys, by their paths in its directory; `usr` has
+    the programs of another Debian (`debian-usr`).
     """
 
     def __init__(
@@ -85,10 +86,14 @@ class StrongswanPeer:
         child: str | Sequence[str] = "",
         settings: Sequence[str] = (),
         configuration: str = "",
+        files: Mapping[str, bytes] | None = None,
         usr: str = "",
     ) -> None:
         self._directory = directory
         directory.mkdir()
+        for name, data in (files or {}).items():
+            (directory / name).parent.mkdir(exist_ok=True)
+            (directory / name).write_bytes(data)
         texts = [
             _configuration(
                 number, tunnel, connection, child if isinstance(child, str) else child[number]

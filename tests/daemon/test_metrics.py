@@ -50,6 +50,7 @@ def measured() -> Measured:
         tally=tally,
         missed=7,
         drops={"malformed": 4, "esp-replayed": 0},
+        expiries={("office", "ours"): 1790000000.0, ("office", "authorities"): 1990000000.0},
     )
 
 
@@ -105,6 +106,9 @@ def test_values_are_those_that_were_measured() -> None:
     assert value("xfrmpy_events_missed_total") == 7
     assert value("xfrmpy_build_info", version="0.1.0") == 1
     assert value("xfrmpy_start_time_seconds") == 1764090000.25
+    name = "xfrmpy_certificate_expiry_time_seconds"
+    assert value(name, tunnel="office", whose="ours") == 1790000000
+    assert value(name, tunnel="office", whose="authorities") == 1990000000
 
 
 def test_a_large_counter_is_told_to_the_last_octet() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.fuzz.certificates import decode_pki, pki_seeds
 from tests.fuzz.decoders import decode_control, decode_policy, decode_wire
 from tests.fuzz.endpoint import play
 from tests.fuzz.findings import limited_cpu
@@ -46,6 +47,7 @@ TARGETS: dict[str, Target] = {
         Target(name="wire", run=decode_wire, seeds=decoder_seeds, max_size=2048),
         Target(name="endpoint", run=play, seeds=endpoint_seeds, max_size=4096, is_script=True),
         Target(name="policy", run=decode_policy, seeds=policy_seeds, max_size=1024),
+        Target(name="pki", run=decode_pki, seeds=pki_seeds, max_size=4096),
         Target(name="control", run=decode_control, seeds=control_seeds, max_size=2048),
     )
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import TypeVar, cast
 
@@ -143,6 +144,7 @@ class Host:
     keeps: bool = False
     natt_port: int = IKE_NATT_PORT
     lanes: int = 1
+    today: datetime = datetime(2026, 6, 1, 12, tzinfo=UTC)
     kept: dict[bytes, bytes] = field(default_factory=dict)
     dies_after: int | None = None
     lives_again: bool = False
@@ -166,6 +168,7 @@ class Host:
             keeps=self.keeps,
             natt_port=self.natt_port,
             lanes=self.lanes,
+            wall_clock=lambda: self.today,
         )
         peers = tuple(ip_address(peer) for peer in self.policy.peers)
         self.endpoint.set_peer_addresses("tunnel-a", peers)

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.registry import IdType
 
+EXAMPLE = bytes.fromhex("301a310b3009060355040a0c024578310b300906035504030c026777")
+MAILBOX = bytes.fromhex("30143112301006092a864886f70d0109011603614062")
+
 
 @pytest.mark.parametrize(
     ("text", "kind", "data"),
@@ -25,6 +28,9 @@ from xfrmpy.registry import IdType
         ("keyid:branch 7", IdType.ID_KEY_ID, b"branch 7"),
         ("keyid:0x00ff", IdType.ID_KEY_ID, b"\x00\xff"),
         ("keyid:a=b", IdType.ID_KEY_ID, b"a=b"),
+        ("O=Ex, CN=gw", IdType.ID_DER_ASN1_DN, EXAMPLE),
+        (" O = Ex,CN=gw ", IdType.ID_DER_ASN1_DN, EXAMPLE),
+        ("emailAddress=a@b", IdType.ID_DER_ASN1_DN, MAILBOX),
     ],
 )
 def test_an_identity_is_read(text: str, kind: IdType, data: bytes) -> None:
@@ -39,7 +45,10 @@ def test_an_identity_is_read(text: str, kind: IdType, data: bytes) -> None:
         ("two words", "'two words' is neither"),
         ("gw\n", "is neither"),
         ("m\u00fcnchen.example", "is neither"),
-        ("CN=gw, O=Example", "distinguished names need certificates"),
+        ("O=Example, CN", "'O=Example, CN' is not a distinguished name as in `C=CH, O=Exa"),
+        ("O=Example, colour=red", "is not a distinguished name"),
+        ("=", "is not a distinguished name"),
+        ("CN=a\nb", "is not a distinguished name"),
         ("keyid:", "an empty key id"),
         ("keyid:0x", "an empty key id"),
         ("keyid:0x123", "'0x123' is not an even number of hexadecimal digits"),
@@ -77,7 +86,11 @@ ANY_IDENTITY = st.builds(
 )
 
 
+BIT_STRING_AS_CN = bytes.fromhex("300e310c300a06035504030303000000")
+
+
 @given(ANY_IDENTITY)
+@example(Identity(type=IdType.ID_DER_ASN1_DN, data=BIT_STRING_AS_CN))
 @example(Identity(type=IdType.ID_IPV4_ADDR, data=bytes(16)))
 @example(Identity(type=IdType.ID_IPV6_ADDR, data=bytes(4)))
 @example(Identity(type=IdType.ID_FQDN, data=b"\xff\x1b[2J\n"))
@@ -106,4 +119,19 @@ def test_no_peer_can_look_like_what_the_operator_wrote(identity: Identity) -> No
 
 def test_an_unknown_type_is_shown_with_its_octets() -> None:
     assert str(Identity(type=IdType(77), data=b"\x01")) == "UNKNOWN_77:0x01"
+    assert str(Identity(type=IdType.ID_DER_ASN1_DN, data=EXAMPLE)) == "O=Ex, CN=gw"
     assert str(Identity(type=IdType.ID_DER_ASN1_DN, data=b"\x30\x00")) == "ID_DER_ASN1_DN:0x3000"
+
+
+def test_a_distinguished_name_is_the_same_in_ldap_s_order_and_in_any_case() -> None:
+    texts = ("O=Ex, CN=gw", "cn=GW, o=eX", "O=Ex, CN=g  w", "O=Ex", "CN=gw, O=Ex, C=CH")
+    one, same, *others = (Identity.parse(text).comparable for text in texts)
+    assert one == same
+    assert one not in others
+
+
+@given(ANY_IDENTITY)
+@settings(deadline=None)
+def test_whatever_is_no_name_is_only_itself(identity: Identity) -> None:
+    if identity.type != IdType.ID_DER_ASN1_DN or not str(identity).count("="):
+        assert identity.comparable == identity

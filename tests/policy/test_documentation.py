@@ -132,12 +132,7 @@ def test_what_is_planned_is_refused_as_not_supported_and_as_nothing_else(
     loaded = load(**{"d.yaml": DESIGN})
     assert {error.code for error in loaded.errors} == {"XF1011"}
     assert [line.removeprefix("d.yaml:").replace(" XF1011:", "") for line in lines(loaded)] == [
-        "16:5: 'cert' is not supported yet",
-        "17:5: 'ca' is not supported yet",
         "19:5: 'traffic' is not supported yet",
-        "22:20: 'cert' is not supported yet",
-        "22:41: 'ca' is not supported yet",
-        "22:60: 'id' cannot be a distinguished name yet",
         "23:20: 'profile' cannot be cnsa yet",
     ]
 

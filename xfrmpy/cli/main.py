@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 
 from xfrmpy import __version__
+from xfrmpy.cli.cert import cert
 from xfrmpy.cli.failure import tell_failure
 from xfrmpy.cli.foreign_commands import export, import_
 from xfrmpy.cli.options import (
@@ -212,6 +213,7 @@ def metrics(output: Format = Output.HUMAN) -> int:
 
 show = typer.Typer(no_args_is_help=True, help="Show what is in force on this host.")
 app.add_typer(show, name="show")
+app.add_typer(cert, name="cert")
 
 
 @show.command("kernel")

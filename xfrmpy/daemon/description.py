@@ -22,7 +22,8 @@ def policy_status(policy: TunnelPolicy) -> PolicyStatus:
 
 def _origins(policy: TunnelPolicy) -> str:
     """Where the keys are from by which the two ends prove themselves."""
-    ours, theirs = policy.local_key or policy.shared_key, policy.remote_key or policy.shared_key
+    ours = policy.local_key or policy.shared_key
+    theirs = policy.remote_key or policy.remote_authorities or policy.shared_key
     return ", ".join(dict.fromkeys(key.origin for key in (ours, theirs) if key is not None))
 
 

@@ -55,6 +55,15 @@ class Measurement:
                 tally=self._news.tally,
                 missed=self._news.history.missed,
                 drops=self._drops(),
+                expiries={
+                    (tunnel.policy.name, whose): certificates.expires_at
+                    for tunnel in tunnels
+                    for whose, certificates in (
+                        ("ours", tunnel.policy.local_certificates),
+                        ("authorities", tunnel.policy.remote_authorities),
+                    )
+                    if certificates is not None
+                },
             )
         )
 

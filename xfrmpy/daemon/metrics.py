@@ -34,6 +34,11 @@ FAMILIES: dict[str, Family] = {
         ("xfrmpy_tunnel_established_seconds", "gauge", "For how long it is up; 0 if it is not."),
         ("xfrmpy_tunnel_datapath", "gauge", "Which datapath carries a tunnel; always 1."),
         ("xfrmpy_tunnel_failure", "gauge", "Why a tunnel that is down failed last; always 1."),
+        (
+            "xfrmpy_certificate_expiry_time_seconds",
+            "gauge",
+            "When the first certificate ends, of `ours` or of the `authorities`, in Unix time.",
+        ),
         ("xfrmpy_ike_sas", "gauge", "IKE SAs of a tunnel, those that are beginning included."),
         ("xfrmpy_child_up", "gauge", "Whether a Child SA of the policy is in force."),
         ("xfrmpy_child_received_bytes_total", "counter", "Octets of inner packets received."),
@@ -56,7 +61,8 @@ FAMILIES: dict[str, Family] = {
 class Measured:
     """Everything that is measured, at one moment.
 
-    `children` are those of the policies, `up` those of them that have a Child SA in force.
+    `children` are those of the policies, `up` those of them that have a Child SA in force;
+    `expiries` are by tunnel, and whose certificates they are of.
     """
 
     version: str
@@ -69,6 +75,7 @@ class Measured:
     tally: Tally
     missed: int
     drops: Mapping[str, int]
+    expiries: Mapping[tuple[str, str], float]
 
 
 def render(measured: Measured) -> str:
@@ -99,6 +106,8 @@ def _samples(measured: Measured) -> Iterator[tuple[str, dict[str, str], float]]:
         yield "xfrmpy_failures_total", {"tunnel": name, "code": code}, count
     for (name, event), count in measured.tally.events.items():
         yield "xfrmpy_events_total", {"tunnel": name, "event": event}, count
+    for (name, whose), moment in measured.expiries.items():
+        yield "xfrmpy_certificate_expiry_time_seconds", {"tunnel": name, "whose": whose}, moment
     yield "xfrmpy_events_missed_total", {}, measured.missed
     for reason, count in measured.drops.items():
         yield "xfrmpy_drops_total", {"reason": reason}, count

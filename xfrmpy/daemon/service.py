@@ -16,6 +16,7 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator, Collection, Mapping
+from datetime import UTC, datetime
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -175,6 +176,7 @@ class Service:
             natt_port=self._natt_port,
             lanes=self._workers,
             signatures=_usable_signatures(),
+            wall_clock=lambda: datetime.now(UTC),
         )
         restored = take_over(
             endpoint, records, self._datapaths, self._shunts.places, self._loop.time()

@@ -302,7 +302,8 @@ def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> Tunne
         return tunnel_of_resumed(sa.resumed, initiator, wanted)
     candidates = sa.core.tunnel_index.candidates(sa.path)
     for tunnel in candidates.of_peer(initiator):
-        if wanted is not None and wanted != _our_identity(sa, tunnel):
+        ours = _our_identity(sa, tunnel)
+        if wanted is not None and wanted.comparable != ours.comparable:
             continue
         if _accepts_suite(sa, tunnel):
             return tunnel
@@ -326,7 +327,7 @@ def _accepts_suite(sa: IkeSa, tunnel: TunnelPolicy) -> bool:
 
 
 def _check_identity(tunnel: TunnelPolicy, identity: Identity) -> None:
-    if identity != tunnel.remote_id:
+    if tunnel.remote_id is None or identity.comparable != tunnel.remote_id.comparable:
         raise AuthenticationFailed(
             Failure(
                 code="XF2007",

@@ -74,7 +74,7 @@ class Candidates:
 
     def of_peer(self, identity: Identity) -> tuple[TunnelPolicy, ...]:
         """Those whose peer must have this identity."""
-        found = (group.by_identity.get(identity, ()) for group in self._groups)
+        found = (group.by_identity.get(identity.comparable, ()) for group in self._groups)
         return tuple(policy for policies in found for policy in policies)
 
     @property
@@ -153,7 +153,7 @@ def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
     policies = tuple(policies)
     by_identity: dict[Identity | None, list[TunnelPolicy]] = {}
     for policy in policies:
-        by_identity.setdefault(policy.remote_id, []).append(policy)
+        by_identity.setdefault(policy.remote_id and policy.remote_id.comparable, []).append(policy)
     return _Group(
         policies=policies,
         proposals=tuple(dict.fromkeys(p for policy in policies for p in policy.proposals)),

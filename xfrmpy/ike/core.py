@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from xfrmpy.crypto.authentication import SignaturePolicy
 from xfrmpy.ike.candidates import Tunnel, TunnelIndex
+from xfrmpy.ike.certificates import WallClock, stopped_clock
 from xfrmpy.ike.compression import cpi_of
 from xfrmpy.ike.fragments import FragmentStore
 from xfrmpy.ike.outputs import AddPolicy, AddSa, AskUsage, Output, RemoveSa
@@ -56,7 +57,7 @@ class Core:
     that wait for an IKE SA to be begun, by tunnel and child. The endpoint
     sets `reauthenticate`: it begins an IKE SA that is to take the place of another. `lanes` is how
     many workers the userspace datapath has, over which Child SAs are spread by their SPIs.
-    `signatures` are those that work on this host.
+    `signatures` are those that work on this host; the `wall_clock` dates certificates.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Core:
         self.fragments = FragmentStore()
         self.ticket_keys = TicketKeys(random)
         self.signatures = SignaturePolicy()
+        self.wall_clock: WallClock = stopped_clock
         self.tickets: dict[str, HeldTicket] = {}
         self.redirects: dict[str, deque[float]] = {}
         self.reauthenticate: Callable[[IkeSa, float], None]

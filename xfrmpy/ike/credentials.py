@@ -20,6 +20,12 @@ from xfrmpy.crypto.signatures import (
     verifying_key,
 )
 from xfrmpy.failures import Failure
+from xfrmpy.ike.certificates import (
+    WallClock,
+    authorities_request,
+    certified_key,
+    sent_certificates,
+)
 from xfrmpy.ike.errors import AuthenticationFailed
 from xfrmpy.ike.exchange import notifications
 from xfrmpy.ipsec.identity import Identity
@@ -69,28 +75,44 @@ class Credential:
 
 
 def our_credential(tunnel: TunnelPolicy, requests: Iterable[CertreqPayload]) -> Credential | None:
-    """Ours towards the peer of a tunnel that asked for `requests`; None is the shared key."""
+    """Ours towards the peer of a tunnel that asked for `requests`; None is the shared key.
+
+    Certificates go to a peer that asks for nothing, too, for it may want them all the same; and
+    whichever authorities it names, for we have no others to choose from.
+    """
     if tunnel.local_key is None:
         return None
     certs: tuple[CertPayload, ...] = ()
-    if RAW_KEY_REQUEST.encoding in {request.encoding for request in requests}:
+    wanted = {request.encoding for request in requests}
+    if tunnel.local_certificates is not None and wanted != {RAW_KEY_REQUEST.encoding}:
+        certs = sent_certificates(tunnel.local_certificates)
+    elif RAW_KEY_REQUEST.encoding in wanted:
         certs = (_raw_key(tunnel.local_key.public),)
     return Credential(signer=signing_key(tunnel.local_key.octets), certs=certs)
 
 
 def certificate_requests(policies: Iterable[TunnelPolicy]) -> tuple[CertreqPayload, ...]:
     """What we ask a peer to show that may be any of these tunnels'."""
-    wanted = [RAW_KEY_REQUEST for policy in policies if policy.remote_key is not None]
-    return tuple(dict.fromkeys(wanted))
+    policies = tuple(policies)
+    authorities = [p.remote_authorities for p in policies if p.remote_authorities is not None]
+    return (
+        *((authorities_request(authorities),) if authorities else ()),
+        *((RAW_KEY_REQUEST,) if any(p.remote_key is not None for p in policies) else ()),
+    )
 
 
 def acceptable_keys(
-    tunnel: TunnelPolicy, identity: Identity, certs: tuple[CertPayload, ...]
+    tunnel: TunnelPolicy, identity: Identity, certs: tuple[CertPayload, ...], clock: WallClock
 ) -> tuple[VerifyingKey, ...]:
     """The keys by which the peer may sign as `identity`: at least one. `certs` are its CERTs.
 
-    Raises `AuthenticationFailed` if it shows another key than policy has, or there is none.
+    Raises `AuthenticationFailed` if it shows another key than policy has, or no certificate that
+    our authorities vouch for at the moment.
     """
+    if tunnel.remote_authorities is not None:
+        ours = tunnel.local_certificates
+        spki = certified_key(identity, certs, tunnel.remote_authorities, ours, clock())
+        return (verifying_key(spki),)
     assert tunnel.remote_key is not None
     expected = tunnel.remote_key
     shown = [c.data for c in certs if c.encoding == CertificateEncoding.RAW_PUBLIC_KEY]

@@ -27,6 +27,7 @@ from xfrmpy.ike.admission import (
     request_digest,
 )
 from xfrmpy.ike.candidates import Tunnel
+from xfrmpy.ike.certificates import WallClock, stopped_clock
 from xfrmpy.ike.channel import NON_ESP_MARKER, with_marker
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.comparison import compare, find_lost, find_moved, is_recovering
@@ -110,9 +111,11 @@ class IkeEndpoint:
         natt_port: int = IKE_NATT_PORT,
         lanes: int = 1,
         signatures: SignaturePolicy | None = None,
+        wall_clock: WallClock = stopped_clock,
     ) -> None:
         self._core = Core(random, natt_port, lanes)
         self._core.signatures = signatures or SignaturePolicy()
+        self._core.wall_clock = wall_clock
         if qcd_secret:
             self._core.crash_tokens = TokenMaker(qcd_secret)
         self._core.reauthenticate = self._reauthenticate

@@ -90,7 +90,7 @@ def verify_proof(
     """Raises `AuthenticationFailed` unless the peer has proved to be `identity`."""
     auth = only(payloads, AuthPayload)
     octets = _octets(sa, identity, of_initiator=not sa.is_initiator)
-    if sa.resumed is None and tunnel.remote_key is not None:
+    if sa.resumed is None and tunnel.peer_signs:
         _verify_signature(sa, tunnel, identity, payloads, octets)
         return
     if auth.method != AuthenticationMethod.SHARED_KEY:
@@ -113,7 +113,7 @@ def _verify_signature(
 ) -> None:
     auth = only(payloads, AuthPayload)
     certs = tuple(p for p in payloads if isinstance(p, CertPayload))
-    keys = acceptable_keys(tunnel, identity.identity, certs)
+    keys = acceptable_keys(tunnel, identity.identity, certs, sa.core.wall_clock)
     wanted = ("we expect", listed(f"{key.kind} {fingerprint(key.spki)}" for key in keys))
     if auth.method == AuthenticationMethod.SHARED_KEY:
         summary = "the peer authenticates by a shared key, our policy wants a signature"

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.distinguished_name import (
+    comparable_name,
+    encode_distinguished_name,
+    show_distinguished_name,
+)
 from xfrmpy.registry import IdType
 
 
@@ -21,13 +26,14 @@ class Identity:
         """Read an identity as operators write it.
 
         An address is an address, `user@host` an e-mail address, `keyid:TEXT` or `keyid:0xHEX` an
-        opaque key id, anything else a fully qualified domain name (a leading `@` forces that).
+        opaque key id, what has a `=` a distinguished name, anything else a fully qualified domain
+        name (a leading `@` forces that).
         Raises `ValueError` with a sentence for the operator.
         """
         if text.startswith("keyid:"):
             return cls(type=IdType.ID_KEY_ID, data=_key_id(text.removeprefix("keyid:")))
         if "=" in text:
-            raise ValueError("distinguished names need certificates, which are not supported yet")
+            return cls(type=IdType.ID_DER_ASN1_DN, data=encode_distinguished_name(text))
         try:
             return cls.of_address(ip_address(text))
         except ValueError:
@@ -43,6 +49,13 @@ class Identity:
         kind = IdType.ID_IPV4_ADDR if address.version == 4 else IdType.ID_IPV6_ADDR
         return cls(type=kind, data=address.packed)
 
+    @property
+    def comparable(self) -> Identity:
+        """Itself; of a distinguished name, what all ways of writing it have in common."""
+        if self.type != IdType.ID_DER_ASN1_DN:
+            return self
+        return Identity(type=self.type, data=comparable_name(self.data))
+
     def __str__(self) -> str:
         """As `parse` reads it where it can: no two identities look alike, whatever a peer sends."""
         match self.type:
@@ -56,8 +69,17 @@ class Identity:
                 return str(ip_address(self.data))
             case IdType.ID_KEY_ID:
                 return f"keyid:0x{self.data.hex()}"
+            case IdType.ID_DER_ASN1_DN:
+                return _name(self.data) or f"{self.type.name}:0x{self.data.hex()}"
             case _:
                 return f"{self.type.name}:0x{self.data.hex()}"
+
+
+def _name(octets: bytes) -> str:
+    try:
+        return show_distinguished_name(octets)
+    except ValueError:
+        return ""
 
 
 def _means(text: str, identity: Identity) -> bool:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
+from hashlib import sha256
 from typing import Any
 
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.sad import MAX_RESOURCES, OUR_REQIDS
 from xfrmpy.policy.model import (
+    Certificates,
     ChildPolicy,
     PrivateKey,
     PublicKey,
@@ -227,6 +229,14 @@ def _origin(key: SharedKey | PrivateKey | PublicKey | None) -> str:
     return "none" if key is None else key.origin
 
 
+def _certificates(certificates: Certificates | None) -> str:
+    """Where they are from, and what tells them from others of that place."""
+    if certificates is None:
+        return "none"
+    digest = sha256(b"".join((*certificates.ders, certificates.crl))).hexdigest()
+    return f"{certificates.origin} ({digest[:16]})"
+
+
 def _weak_or_not(value: bool) -> str:
     return f"signatures with SHA-1 {_onoff(value)}"
 
@@ -254,6 +264,8 @@ _OF_TUNNEL: dict[str, _Key] = {
     "remote_id": _Key("peer_id", Impact.REAUTH, _or_none),
     "shared_key": _Key("psk", Impact.REAUTH, _origin),
     "local_key": _Key("auth.local.key", Impact.REAUTH, _origin),
+    "local_certificates": _Key("auth.local.cert", Impact.HOT, _certificates),
+    "remote_authorities": _Key("auth.remote.ca", Impact.REAUTH, _certificates),
     "remote_key": _Key("auth.remote.key", Impact.REAUTH, _origin),
     "weak_signatures": _Key("ike.profile", Impact.REAUTH, _weak_or_not),
     "proposals": _Key("ike.proposals", Impact.REKEY, _listed),

@@ -9,25 +9,21 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-import pwd
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from xfrmpy.crypto.signatures import KeyRefused, SigningKey, VerifyingKey
+from xfrmpy.policy.certificates import CertificateFiles
 from xfrmpy.policy.errors import Findings, Mark
-from xfrmpy.policy.files import printable, read_regular, reason_of
+from xfrmpy.policy.files import DAEMON_USER, daemon_user, printable, read_regular, reason_of
 from xfrmpy.policy.model import PrivateKey, PublicKey, SharedKey
 from xfrmpy.policy.values import SecretReference
 
 MAX_SECRET = 4096
 MAX_KEY_FILE = 16384
 """Octets. An RSA key of 8192 bits takes 6,400 as PEM."""
-
-DAEMON_USER = "xfrmpy"
-"""Who runs the daemon where it has a user of its own; secrets may be his. Not his group's, whose
-members may only look at tunnels."""
 
 WEAK_SECRET = 16
 """Octets. RFC 7296 section 2.15 asks for as much unpredictability as the strongest key negotiated;
@@ -51,6 +47,10 @@ class KeyReader(Protocol):
 
     def public_key(self, value: str, mark: Mark, findings: Findings) -> PublicKey | None: ...
 
+    @property
+    def certificates(self) -> CertificateFiles | None:
+        """Where those are; None if nothing is to be read."""
+
 
 class NoKeys:
     """Reads nothing: for what does not depend on keys."""
@@ -64,12 +64,17 @@ class NoKeys:
     def public_key(self, *_: object) -> PublicKey:
         return PublicKey(spki=b"", origin="")
 
+    @property
+    def certificates(self) -> None:
+        return None
+
 
 class KeyFiles:
     """See `KeyReader`. `secrets` are the directories of `secret:NAME`, lowest first."""
 
     def __init__(self, secrets: Sequence[Path]) -> None:
         self._secrets = secrets
+        self.certificates = CertificateFiles([directory.parent for directory in secrets])
 
     def shared_key(
         self, reference: SecretReference, mark: Mark, findings: Findings
@@ -142,12 +147,12 @@ class KeyFiles:
             octets = data if is_key else _parse_secret(data)
         except (OSError, ValueError) as error:
             message = f"the secret {name} cannot be read: {reason_of(error)}"
-            is_his = isinstance(error, PermissionError) and os.geteuid() == _daemon_user()
+            is_his = isinstance(error, PermissionError) and os.geteuid() == daemon_user()
             findings.error("XF1008", mark, message, f"chown {DAEMON_USER} {name}" if is_his else "")
             return None
-        if status.st_uid not in (0, os.geteuid(), _daemon_user()):
+        if status.st_uid not in (0, os.geteuid(), daemon_user()):
             message = f"the secret {name} belongs to another user (uid {status.st_uid})"
-            owner = "root" if _daemon_user() is None else DAEMON_USER
+            owner = "root" if daemon_user() is None else DAEMON_USER
             findings.error("XF1009", mark, message, f"chown {owner} {name}")
             return None
         if status.st_mode & 0o077:
@@ -164,16 +169,9 @@ _SHOW = "`xfrmpy key show` at the peer shows its key"
 def _read_public(path: Path) -> bytes:
     """Everybody may read it, but who may write it says whom we trust. Raises `ValueError`."""
     data, status = read_regular(path, MAX_KEY_FILE)
-    if status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid(), _daemon_user()):
+    if status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid(), daemon_user()):
         raise ValueError(f"{printable(path)} can be changed by others")
     return data
-
-
-def _daemon_user() -> int | None:
-    try:
-        return pwd.getpwnam(DAEMON_USER).pw_uid
-    except KeyError:
-        return None
 
 
 def _secret_path(secrets: Sequence[Path], reference: SecretReference) -> Path | None:
@@ -237,7 +235,7 @@ def host_key(secrets: Path) -> HostKey:
         return _shown(SigningKey.of_file(data))
     except FileNotFoundError:
         pass
-    key, owner = SigningKey.generate(), _daemon_user()
+    key, owner = SigningKey.generate(), daemon_user()
     secrets.mkdir(mode=0o711, parents=True, exist_ok=True)  # The daemon's user finds it there.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:

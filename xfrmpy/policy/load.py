@@ -387,8 +387,9 @@ _ALTERNATIVES = (
     ({"local", "remote"}, {"children"}),
     ({"ah"}, {"esp"}),
     ({"esp"}, {"ah"}),
-    ({"auth"}, {"psk", "id", "peer_id"}),
-    ({"psk", "id", "peer_id"}, {"auth"}),
+    ({"auth"}, {"psk", "id", "peer_id", "cert", "ca"}),
+    ({"psk", "id", "peer_id", "cert", "ca"}, {"auth"}),
+    ({"psk"}, {"cert", "ca"}),
 )
 """A tunnel that gives one of the first does without the defaults for the second."""
 

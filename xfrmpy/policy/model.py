@@ -125,6 +125,20 @@ class PublicKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Certificates:
+    """X.509 certificates in DER, all well-formed: ours and those above it, or authorities'.
+
+    `expires_at` is the Unix time at which the first of them ends; `crl` the list in DER or PEM of
+    what the authorities have revoked, empty if there is none.
+    """
+
+    ders: tuple[bytes, ...] = field(repr=False)
+    origin: str
+    expires_at: float = 0.0
+    crl: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retransmission:
     """When an unanswered request is sent again, and when the peer is given up.
 
@@ -225,8 +239,10 @@ class TunnelPolicy:
     authentication, ahead of `reauth_seconds`; None is never. The initiator makes the Child SAs in
     the order of `children`.
 
-    We prove ourselves by `local_key`, the peer by `remote_key`; where there is none, by the
-    `shared_key`. With `weak_signatures` an RSA key may do so with SHA-1 where RFC 7427 is unknown.
+    We prove ourselves by `local_key`, and show `local_certificates` (our own, which is of that key,
+    comes first); the peer by `remote_key`, or by a certificate that `remote_authorities` vouch for;
+    where there is none of these, by the `shared_key`. With `weak_signatures` an RSA key may do so
+    with SHA-1 where RFC 7427 is unknown.
     """
 
     name: str
@@ -238,7 +254,9 @@ class TunnelPolicy:
     remote_id: Identity | None = None
     shared_key: SharedKey | None = None
     local_key: PrivateKey | None = None
+    local_certificates: Certificates | None = None
     remote_key: PublicKey | None = None
+    remote_authorities: Certificates | None = None
     weak_signatures: bool = False
     proposals: tuple[Proposal, ...]
     children: tuple[ChildPolicy, ...]
@@ -263,7 +281,12 @@ class TunnelPolicy:
     @property
     def signs(self) -> bool:
         """Whether one of the two ends proves itself by a signature."""
-        return self.local_key is not None or self.remote_key is not None
+        return self.local_key is not None or self.peer_signs
+
+    @property
+    def peer_signs(self) -> bool:
+        """Whether the peer must; the shared key proves nothing of it then."""
+        return self.remote_key is not None or self.remote_authorities is not None
 
     @property
     def secrets(self) -> bytes:
@@ -273,7 +296,9 @@ class TunnelPolicy:
             self.local_key and self.local_key.octets,
         )
         theirs = self.remote_key and self.remote_key.spki
-        known = [key or b"" for key in (*keys, theirs)]
+        trusted = self.remote_authorities
+        authorities = (*trusted.ders, trusted.crl) if trusted else ()
+        known = [key or b"" for key in (*keys, theirs, *authorities)]
         return b"".join(len(key).to_bytes(4, "big") + key for key in known)
 
     def identity_at(self, address: IpAddress) -> Identity:

@@ -15,7 +15,15 @@ from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import KEY_EXCHANGES, Proposal, choose_proposal
 from xfrmpy.ipsec.sad import Mode
 from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
-from xfrmpy.policy.model import ChildPolicy, PrivateKey, PublicKey, StartMode, TunnelPolicy
+from xfrmpy.policy.certificates import refusal_of
+from xfrmpy.policy.model import (
+    Certificates,
+    ChildPolicy,
+    PrivateKey,
+    PublicKey,
+    StartMode,
+    TunnelPolicy,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +141,7 @@ def _address(peer: str) -> str | None:
 
 def _of_proof(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]:
     told, expected = _says(ours, theirs), theirs.remote_id
-    if told is not None and expected is not None and told != expected:
+    if told is not None and expected is not None and told.comparable != expected.comparable:
         yield Disagreement(
             code="XF2005",
             message="we are not who they expect",
@@ -141,7 +149,7 @@ def _of_proof(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement
             theirs=f"peer_id {expected}",
         )
     told, expected = _says(theirs, ours), ours.remote_id
-    if told is not None and expected is not None and told != expected:
+    if told is not None and expected is not None and told.comparable != expected.comparable:
         yield Disagreement(
             code="XF2005",
             message="they are not who we expect",
@@ -156,12 +164,18 @@ def _of_keys(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]
     told: list[Disagreement] = []
     for prover, verifier in ((ours, theirs), (theirs, ours)):
         is_ours = prover is ours
-        proves, expects = prover.local_key, verifier.remote_key
+        if prover.local_certificates and verifier.remote_authorities:
+            told += _of_certificates(
+                prover.local_certificates, verifier.remote_authorities, is_ours=is_ours
+            )
+            continue
+        proves = prover.local_key
+        expects = verifier.remote_key or verifier.remote_authorities
         shown = (_proof(proves, prover), _proof(expects, verifier))
         if (proves is None) != (expects is None):
             message = f"{'we prove' if is_ours else 'they prove'} by one method, and another counts"
         elif proves is not None and expects is not None:
-            if proves.public == expects.spki:
+            if isinstance(expects, PublicKey) and proves.public == expects.spki:
                 continue
             message = f"{'our' if is_ours else 'their'} key is not the one that is expected"
         elif not hmac.compare_digest(_secret(prover), _secret(verifier)):
@@ -174,7 +188,23 @@ def _of_keys(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]
     yield from dict.fromkeys(told)
 
 
-def _proof(key: PrivateKey | PublicKey | None, tunnel: TunnelPolicy) -> str:
+def _of_certificates(
+    shown: Certificates, trusted: Certificates, *, is_ours: bool
+) -> Iterator[Disagreement]:
+    """Whether the authorities that one end trusts vouch for what the other one shows."""
+    refused = refusal_of(shown, trusted)
+    if refused is not None:
+        whose = "our" if is_ours else "their"
+        here, there = (shown, trusted) if is_ours else (trusted, shown)
+        yield Disagreement(
+            code=refused.problem.value,
+            message=f"{whose} certificate is not accepted: {refused.summary}",
+            ours=here.origin,
+            theirs=there.origin,
+        )
+
+
+def _proof(key: PrivateKey | PublicKey | Certificates | None, tunnel: TunnelPolicy) -> str:
     if key is not None:
         return f"key {key.origin}"
     return "no psk" if tunnel.shared_key is None else tunnel.shared_key.origin

@@ -20,6 +20,7 @@ from xfrmpy.ipsec.marks import are_apart
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector, meet
+from xfrmpy.policy.certificates import Where, identity_in
 from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import Findings, Mark
 from xfrmpy.policy.interfaces import block_obstacle, resolve_interface
@@ -52,6 +53,7 @@ from xfrmpy.policy.schema import (
     TheirAuthentication,
     Tunnel,
 )
+from xfrmpy.policy.values import SecretReference
 from xfrmpy.registry import EncryptionAlgorithm, TransformType
 
 MAX_TUNNELS = len(OUR_REQIDS) // 2
@@ -84,6 +86,9 @@ class Place:
     def has(self, key: str) -> bool:
         return self._find((key,)) is not self.node
 
+    def where(self, path: Keypath) -> Where:
+        return Where(mark=self.mark(path), findings=self.findings)
+
     def mark(self, path: Keypath) -> Mark:
         return self._find(path).mark
 
@@ -113,6 +118,9 @@ def resolve_tunnel(
     _check_beet(tunnel, place)
     keys = _keys(tunnel, place, reader)
     local_id, remote_id = _identities(tunnel, place)
+    if (certificates := keys["local_certificates"]) is not None:
+        path = ("id",) if tunnel.auth is None else ("auth", "local", "id")
+        local_id = identity_in(certificates, local_id, place.where(path))
     proposals = _ike_proposals(tunnel.ike or IkeSettings(), place)
     interface = resolve_interface(name, tunnel, place, numbers.if_id)
     if_id = 0 if interface is None else interface.if_id
@@ -206,28 +214,63 @@ def _check_beet(tunnel: Tunnel, place: Place) -> None:
 def _keys(tunnel: Tunnel, place: Place, reader: KeyReader) -> dict[str, Any]:
     """By what each end proves itself."""
     path: Keypath = ("psk",)
-    psk, ours, theirs = tunnel.psk, OurAuthentication(), TheirAuthentication()
+    psk = tunnel.psk
+    ours = OurAuthentication.model_construct(cert=tunnel.cert)
+    theirs = TheirAuthentication.model_construct(ca=tunnel.ca)
     if tunnel.auth is not None:
-        _check_alone("auth", ("psk", "id", "peer_id"), tunnel, place)
+        _check_alone("auth", ("psk", "id", "peer_id", "cert", "ca"), tunnel, place)
         path, psk = ("auth", "psk"), tunnel.auth.psk
-        ours, theirs = tunnel.auth.local or ours, tunnel.auth.remote or theirs
+        ours = tunnel.auth.local or OurAuthentication()
+        theirs = tunnel.auth.remote or TheirAuthentication()
     _check_keys(ours, theirs, psk is not None, path, place)
     is_weak = tunnel.ike is not None and tunnel.ike.profile == WEAK_PROFILE
     return {
         "shared_key": psk and reader.shared_key(psk, place.mark(path), place.findings),
-        "local_key": _private_key(ours, place, reader),
+        **_certified(ours, theirs, place, reader),
         "remote_key": theirs.key
         and reader.public_key(theirs.key, place.mark(("auth", "remote", "key")), place.findings),
         "weak_signatures": is_weak,
     }
 
 
+def _certified(
+    ours: OurAuthentication, theirs: TheirAuthentication, place: Place, reader: KeyReader
+) -> dict[str, Any]:
+    """Our key with our certificates, and whom we trust to certify the peer."""
+    files = reader.certificates
+    key = _private_key(ours, place, reader)
+    certs = authorities = None
+    if files is not None and ours.cert is not None:
+        path = ("cert",) if place.has("cert") else ("auth", "local", "cert")
+        certs = files.ours(ours.cert, key, place.where(path))
+    if files is not None and theirs.ca is not None:
+        path = ("ca",) if place.has("ca") else ("auth", "remote", "ca")
+        authorities = files.authorities(theirs.ca, place.where(path))
+    return {"local_key": key, "local_certificates": certs, "remote_authorities": authorities}
+
+
 def _private_key(ours: OurAuthentication, place: Place, reader: KeyReader) -> PrivateKey | None:
-    if ours.key is None:
+    """Of a certificate, the one beside it unless the policy names another."""
+    path: Keypath = ("auth", "local", "key")
+    reference, files = ours.key, reader.certificates
+    if reference is None and ours.cert is not None and files is not None:
+        path = ("cert",) if place.has("cert") else ("auth", "local", "cert")
+        if ours.cert.startswith("file:"):
+            message = f"the key of '{ours.cert}' is not named"
+            place.error("XF1005", path, message, "auth: {local: {cert: ..., key: file:/PATH}}")
+            return None
+        reference = SecretReference("file", files.key_path(ours.cert))
+    if reference is None:
         return None
-    mark = place.mark(("auth", "local", "key"))
-    key = reader.private_key(ours.key, ours.passphrase, mark, place.findings)
+    mark = place.mark(path)
+    key = reader.private_key(reference, ours.passphrase, mark, place.findings)
     return None if key is None else replace(key, rsa=ours.rsa or RsaSignature.PSS)
+
+
+_MISSING = {
+    "local": "add auth.local.key, or auth.psk, or auth.local.cert",
+    "remote": "add auth.remote.key, or auth.psk, or auth.remote.ca",
+}
 
 
 def _check_keys(
@@ -238,19 +281,23 @@ def _check_keys(
     place: Place,
 ) -> None:
     """Each end has one way to prove itself, and nothing is there in vain."""
-    with_key = [end for end, key in (("local", ours.key), ("remote", theirs.key)) if key]
+    ends = (("local", ours.key or ours.cert), ("remote", theirs.key or theirs.ca))
+    with_key = [end for end, key in ends if key]
+    if theirs.key is not None and theirs.ca is not None:
+        message = "'ca' and 'key' exclude each other: the peer has one way to prove itself"
+        place.error("XF1004", ("auth", "remote", "ca"), message, "keep one", at_key=True)
     if has_psk and len(with_key) == 2:
-        message = "'psk' proves nothing, for both ends have a 'key'"
+        message = "'psk' proves nothing, for both ends have another way"
         place.error("XF1004", path, message, "leave it out", at_key=True)
     if not has_psk and len(with_key) < 2:
         message, hint = "'psk' is missing", "psk: secret:NAME"
         if with_key:
             other = "remote" if with_key == ["local"] else "local"
-            message += f": of the two ends '{with_key[0]}' alone has a 'key'"
-            hint = f"add auth.{other}.key, or auth.psk"
+            message += f": of the two ends '{with_key[0]}' alone has a 'key' or certificate"
+            hint = _MISSING[other]
         place.error("XF1005", path, message, hint, at_key=True)
     for name in ("passphrase", "rsa"):
-        if ours.key is None and getattr(ours, name) is not None:
+        if not (ours.key or ours.cert) and getattr(ours, name) is not None:
             message = f"'{name}' has no meaning without a 'key'"
             place.error("XF1004", ("auth", "local", name), message, at_key=True)
 

@@ -86,6 +86,7 @@ Address = Annotated[IpAddress, PlainValidator(values.parse_address), _Text]
 Device = Annotated[str, PlainValidator(values.parse_device_name), _Text]
 Switch = Annotated[bool, PlainValidator(values.parse_yes_no), _YesNo]
 Secret = Annotated[values.SecretReference, PlainValidator(values.parse_secret_reference), _Text]
+CertificateName = Annotated[str, PlainValidator(values.parse_certificate_reference), _Text]
 PublicKeyText = Annotated[str, PlainValidator(values.parse_public_key), _Text]
 Lifetime = Annotated[float, PlainValidator(values.parse_lifetime), _Time]
 SomeMark = Annotated[
@@ -281,7 +282,7 @@ class OurAuthentication(Keys):
         "How an RSA key signs: `pss`, or `pkcs1` for peers that know nothing else. Default: `pss`.",
         "pkcs1",
     )
-    cert: NotYet = None
+    cert: CertificateName | None = _key("The same as `cert` of the tunnel.", "gw1")
 
 
 class TheirAuthentication(Keys):
@@ -293,7 +294,7 @@ class TheirAuthentication(Keys):
         "shows it, or `file:/PATH` of one in PEM.",
         "MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=",
     )
-    ca: NotYet = None
+    ca: CertificateName | None = _key("The same as `ca` of the tunnel.", "corp-root")
     cert: NotYet = None
 
 
@@ -646,8 +647,18 @@ class Tunnel(Keys):
         "else made, of the same `if_id`, is used and left.",
         "169.254.10.1/30",
     )
-    cert: NotYet = None
-    ca: NotYet = None
+    cert: CertificateName | None = _key(
+        "The certificate by which we prove who we are, in place of `psk`: NAME is "
+        "`/etc/xfrmpy/certs/NAME.pem`, our own first and then the intermediate ones, with the key "
+        "`/etc/xfrmpy/keys/NAME.key` (or `auth: {local: {key: ...}}`); or `file:/PATH`. Without "
+        "`id` we are who it says first.",
+        "gw1",
+    )
+    ca: CertificateName | None = _key(
+        "The authorities of which one must have issued the peer's certificate, in place of `psk`, "
+        "and no others: NAME is `/etc/xfrmpy/cas/NAME.pem`; or `file:/PATH`.",
+        "corp-root",
+    )
     traffic: NotYet = None
 
 

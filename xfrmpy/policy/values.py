@@ -270,14 +270,12 @@ def parse_identity(value: object) -> Identity:
     text = parse_text(value)
     if text.startswith("%") or "*" in text:
         refuse("XF1004", f"must be one identity: {shown(text)} could be anybody's")
-    if "=" in text and not text.startswith("keyid:"):
-        refuse("XF1011", "cannot be a distinguished name yet")
     try:
         identity = Identity.parse(text)
     except ValueError:
         identity = None
     if identity is None or not identity.data:
-        forms = "an address, a domain name, user@host, keyid:TEXT or keyid:0xHEX"
+        forms = "an address, a domain name, user@host, keyid:TEXT, keyid:0xHEX or O=Name, CN=Name"
         refuse("XF1004", f"must be {forms}, not {shown(text)}")
     return identity
 
@@ -351,6 +349,14 @@ def parse_public_key(value: object) -> str:
 
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}", re.ASCII)
+
+
+def parse_certificate_reference(value: object) -> str:
+    """A name, of a file in the directory for its kind, or `file:/PATH`."""
+    text = parse_text(value)
+    if not text.startswith("file:/") and not NAME.fullmatch(text):
+        refuse("XF1004", "must be the name of a certificate, or file:/PATH of a file of them")
+    return text
 
 
 def refuse_not_yet(_value: object) -> NoReturn:

@@ -1,0 +1,290 @@
+"""IKE_AUTH by certificates: chains in both roles, and every way in which one is not believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+
+from tests.ike.conftest import Pair, mirrored, tunnel_policy
+from tests.ike.test_signatures import failure_at
+from tests.keypairs import private_key
+from tests.pki.chains import DAY, NOW, Entity, authority, dns, issue, key
+from tests.pki.test_revocation import crl
+from xfrmpy.crypto.signatures import KeyKind
+from xfrmpy.ipsec.identity import Identity
+from xfrmpy.policy.model import Certificates, PrivateKey, TunnelPolicy
+from xfrmpy.registry import CertificateEncoding
+from xfrmpy.wire.payloads import CertPayload, CertreqPayload
+
+ROOT = authority("root")
+ISSUING = authority("issuing", issuer=ROOT)
+STRANGER = authority("stranger")
+KINDS = ("rsa", "p256", "p384", "p521", "ed25519", "ed448")
+
+
+@cache
+def gateway(name: str, kind: str = "p256", issuer: Entity = ISSUING) -> Entity:
+    return issue(name, issuer=issuer, private_key=key(kind, ord(name[0])), names=[dns(name)])
+
+
+def certified(policy: TunnelPolicy, leaf: Entity, *above: Entity, **changes: Any) -> TunnelPolicy:
+    """A policy whose end shows the leaf and what is above it, and trusts the root."""
+    pkcs8 = leaf.key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    ours = {
+        "shared_key": None,
+        "local_key": PrivateKey(
+            octets=pkcs8, public=leaf.certificate.public_key_info, origin="test"
+        ),
+        "local_certificates": bundle(leaf, *above),
+        "remote_authorities": bundle(ROOT),
+    }
+    return replace(policy, **{**ours, **changes})
+
+
+def bundle(*entities: Entity) -> Certificates:
+    return Certificates(ders=tuple(e.certificate.der for e in entities), origin="test")
+
+
+def by_certificates(kind: str = "p256", **changes: Any) -> Pair:
+    """Moon and sun; `changes` are moon's."""
+    moon = certified(tunnel_policy(), gateway("moon", kind), ISSUING, **changes)
+    return Pair(moon, certified(mirrored(moon), gateway("sun", kind), ISSUING))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_ends_prove_themselves_by_chains_with_an_intermediate(kind: str) -> None:
+    pair = by_certificates(kind)
+    pair.up()
+    pair.assert_up()
+
+
+def test_one_end_may_have_a_certificate_and_the_other_a_shared_key() -> None:
+    plain = tunnel_policy()
+    moon = certified(plain, gateway("moon"), ISSUING, remote_authorities=None)
+    moon = replace(moon, shared_key=plain.shared_key)
+    sun = replace(mirrored(plain), remote_authorities=bundle(ROOT))
+    pair = Pair(moon, sun)
+    pair.up()
+    pair.assert_up()
+
+
+def test_our_own_intermediates_complete_the_peer_s_path() -> None:
+    moon = certified(tunnel_policy(), gateway("moon"), ISSUING)
+    pair = Pair(moon, certified(mirrored(moon), gateway("sun")))
+    pair.up()
+    pair.assert_up()
+
+
+def test_an_intermediate_may_be_the_authority_that_is_pinned() -> None:
+    pair = by_certificates(remote_authorities=bundle(ISSUING))
+    pair.up()
+    pair.assert_up()
+
+
+def test_a_distinguished_name_is_an_identity_in_any_writing() -> None:
+    moon = certified(tunnel_policy(), gateway("moon"), ISSUING)
+    moon = replace(moon, local_id=Identity.parse("O=Example, CN=moon"))
+    sun = certified(mirrored(moon), gateway("sun"), ISSUING)
+    pair = Pair(moon, replace(sun, remote_id=Identity.parse("CN=MOON, O=example")))
+    pair.up()
+    pair.assert_up()
+
+
+def leaf(**wishes: Any) -> Entity:
+    """Moon's or sun's certificate, of which something is wrong."""
+    both = {"names": [dns("moon"), dns("sun")], "private_key": key("p256", 300)}
+    return issue("leaf", **{"issuer": ISSUING, **both, **wishes})
+
+
+REFUSED: dict[str, tuple[str, Callable[[], tuple[Entity, ...]]]] = {
+    "of a wrong authority": ("XF2103", lambda: (leaf(issuer=STRANGER), STRANGER)),
+    "of an impostor of the authority": ("XF2104", lambda: (leaf(issuer=authority("root")),)),
+    "self-signed": ("XF2103", lambda: (leaf(issuer=None),)),
+    "expired": ("XF2106", lambda: (leaf(end=NOW - DAY / 2), ISSUING)),
+    "not yet valid": ("XF2105", lambda: (leaf(start=NOW + DAY / 2), ISSUING)),
+    "without the identity": ("XF2114", lambda: (leaf(names=[dns("mars")]), ISSUING)),
+    "of a wildcard": ("XF2114", lambda: (leaf(names=[dns("*")]), ISSUING)),
+    "an authority's": ("XF2111", lambda: (leaf(ca=True), ISSUING)),
+    "issued by a leaf": (
+        "XF2107",
+        lambda: (leaf(issuer=gateway("moon")), gateway("moon"), ISSUING),
+    ),
+    "of too many": ("XF2102", lambda: (leaf(), *[ISSUING] * 9)),
+}
+
+
+@pytest.mark.parametrize("end", ["moon", "sun"])
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_certificate_that_proves_nothing_is_refused_with_its_reason(case: str, end: str) -> None:
+    """`end` is who refuses; the other end learns no more than that."""
+    code, make = REFUSED[case]
+    shown = make()
+    moon = certified(tunnel_policy(), gateway("moon"), ISSUING)
+    sun = certified(mirrored(moon), gateway("sun"), ISSUING)
+    if end == "sun":
+        moon = certified(moon, *shown)
+    else:
+        sun = certified(sun, *shown)
+    pair = Pair(moon, sun)
+    pair.up()
+    pair.assert_down()
+    failure = failure_at(pair, end)
+    assert failure.code == code
+    assert ("our authorities from", "test") in failure.evidence
+
+
+@pytest.mark.parametrize("end", ["moon", "sun"])
+@pytest.mark.parametrize("revoked", [True, False])
+def test_a_certificate_on_its_authority_s_list_is_refused(end: str, revoked: bool) -> None:
+    shown = leaf()
+    other = issue("other", issuer=ISSUING)
+    listed = crl(ISSUING, [shown if revoked else other])
+    trusted = replace(bundle(ROOT), crl=listed.library.public_bytes(Encoding.DER))
+    moon = certified(tunnel_policy(), gateway("moon"), ISSUING)
+    sun = certified(mirrored(moon), gateway("sun"), ISSUING)
+    if end == "sun":
+        moon, sun = certified(moon, shown, ISSUING), replace(sun, remote_authorities=trusted)
+    else:
+        moon, sun = replace(moon, remote_authorities=trusted), certified(sun, shown, ISSUING)
+    pair = Pair(moon, sun)
+    pair.up()
+    if not revoked:
+        pair.assert_up()
+        return
+    pair.assert_down()
+    assert failure_at(pair, end).code == "XF2115"
+
+
+@pytest.mark.parametrize("end", ["moon", "sun"])
+def test_a_right_signature_by_a_different_key_than_the_certificate_s_fails(end: str) -> None:
+    """CVE-2020-16088: everybody can show a certificate that was sent to him once."""
+    thief = private_key(KeyKind.ECDSA_P256, "mars")
+    moon = certified(tunnel_policy(), gateway("moon"), ISSUING)
+    sun = certified(mirrored(moon), gateway("sun"), ISSUING)
+    if end == "sun":
+        moon = replace(moon, local_key=thief)
+    else:
+        sun = replace(sun, local_key=thief)
+    pair = Pair(moon, sun)
+    pair.up()
+    pair.assert_down()
+    assert failure_at(pair, end).code == "XF2041"
+
+
+@pytest.mark.parametrize("end", ["moon", "sun"])
+def test_another_peer_s_right_certificate_is_not_this_one_s(end: str) -> None:
+    moon = certified(tunnel_policy(), gateway("moon"), ISSUING)
+    sun = certified(mirrored(moon), gateway("sun"), ISSUING)
+    if end == "sun":
+        moon = certified(moon, gateway("neighbour"), ISSUING)
+    else:
+        sun = certified(sun, gateway("neighbour"), ISSUING)
+    pair = Pair(moon, sun)
+    pair.up()
+    pair.assert_down()
+    assert failure_at(pair, end).code == "XF2114"
+
+
+@pytest.mark.parametrize("end", ["moon", "sun"])
+def test_a_shared_key_is_no_proof_where_a_certificate_is_expected(end: str) -> None:
+    plain = tunnel_policy()
+    moon, sun = plain, mirrored(plain)
+    if end == "sun":
+        sun = replace(sun, remote_authorities=bundle(ROOT))
+    else:
+        moon = replace(moon, remote_authorities=bundle(ROOT))
+    pair = Pair(moon, sun)
+    pair.up()
+    pair.assert_down()
+    assert failure_at(pair, end).code == "XF2117"
+
+
+def certs_of(payloads: Any) -> list[CertPayload]:
+    return [p for p in payloads if isinstance(p, CertPayload)]
+
+
+def test_a_peer_that_sends_no_certificate_is_told_of(sealing: Any) -> None:
+    sealing.change = lambda _, payloads: tuple(
+        p for p in payloads if not isinstance(p, CertPayload)
+    )
+    pair = by_certificates()
+    pair.up()
+    pair.assert_down()
+    assert failure_at(pair, "sun").code == "XF2117"
+
+
+@pytest.mark.parametrize("end", ["moon", "sun"])
+def test_octets_that_are_no_certificate_cost_the_peer_its_tunnel_only(
+    end: str, sealing: Any
+) -> None:
+    def spoil(message: Any, payloads: Any) -> Any:
+        if message.is_response is (end == "moon"):
+            return tuple(
+                replace(p, data=b"\x30\x82" + p.data) if isinstance(p, CertPayload) else p
+                for p in payloads
+            )
+        return payloads
+
+    sealing.change = spoil
+    pair = by_certificates()
+    pair.up()
+    pair.assert_down()
+    assert failure_at(pair, end).code == "XF2101"
+
+
+def test_what_is_sent_is_the_chain_without_its_top(sealing: Any) -> None:
+    seen: list[list[CertPayload]] = []
+
+    def look(_: Any, payloads: Any) -> Any:
+        if certs_of(payloads):
+            seen.append(certs_of(payloads))
+        return payloads
+
+    sealing.change = look
+    moon = certified(tunnel_policy(), gateway("moon"), ISSUING, ROOT)
+    pair = Pair(moon, certified(mirrored(moon), gateway("sun"), ISSUING, ROOT))
+    pair.up()
+    pair.assert_up()
+    assert len(seen) == 2
+    for certs, own in zip(seen, ("moon", "sun"), strict=True):
+        assert {c.encoding for c in certs} == {CertificateEncoding.X509_SIGNATURE}
+        expected = [gateway(own).certificate.der, ISSUING.certificate.der]
+        assert [c.data for c in certs] == expected
+
+
+def test_the_authorities_that_we_trust_are_named_to_the_peer(sealing: Any) -> None:
+    asked: list[CertreqPayload] = []
+
+    def look(_: Any, payloads: Any) -> Any:
+        asked.extend(p for p in payloads if isinstance(p, CertreqPayload))
+        return payloads
+
+    sealing.change = look
+    pair = by_certificates(remote_authorities=bundle(ROOT, STRANGER))
+    pair.up()
+    hashes = b"".join(e.certificate.key_hash for e in (ROOT, STRANGER))
+    assert asked == [CertreqPayload(encoding=CertificateEncoding.X509_SIGNATURE, data=hashes)]
+    assert len(hashes) == 40
+    assert pair.moon.ike_sa.heard.requests == (
+        CertreqPayload(encoding=CertificateEncoding.X509_SIGNATURE, data=ROOT.certificate.key_hash),
+    )
+
+
+def test_the_day_decides_and_not_the_clock_of_the_timers() -> None:
+    pair = by_certificates()
+    pair.sun.today += timedelta(days=60)
+    pair.up()
+    pair.assert_down()
+    failure = failure_at(pair, "sun")
+    assert failure.code == "XF2106"
+    assert ("our clock", "2026-07-31T12:00:00+00:00") in failure.evidence

@@ -1,0 +1,114 @@
+"""Certificates in IKE: what we send and ask for, and the key that a peer's certificate proves.
+
+Read RFC 7296 sections 3.6 and 3.7 first. Only X.509 certificates that stand in the message itself
+count: nothing is fetched because a peer says so, and lists of revocations that it sends are not
+looked at. Whether a path is valid is decided in `pki`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from functools import lru_cache
+
+from xfrmpy.failures import Failure
+from xfrmpy.ike.errors import AuthenticationFailed
+from xfrmpy.ipsec.identity import Identity
+from xfrmpy.pki.certificate import Certificate, decode_certificate_untrusted
+from xfrmpy.pki.identities import check_identity
+from xfrmpy.pki.paths import validate
+from xfrmpy.pki.revocation import (
+    RevocationList,
+    Strictness,
+    check_revocation,
+    decode_crl_untrusted,
+)
+from xfrmpy.pki.verdicts import CertificateRefused, Problem
+from xfrmpy.policy.model import Certificates
+from xfrmpy.registry import CertificateEncoding
+from xfrmpy.wire.payloads import CertPayload, CertreqPayload
+
+MAX_CERTIFICATES = 8
+"""Ours; that a peer may send. A path has no more."""
+
+WallClock = Callable[[], datetime]
+"""The time of day, with its time zone. It dates certificates, and nothing else."""
+
+
+def stopped_clock() -> datetime:
+    """Of a core that was given none: no certificate is valid yet."""
+    return datetime.min.replace(tzinfo=UTC)
+
+
+def sent_certificates(ours: Certificates) -> tuple[CertPayload, ...]:
+    """Our own first (section 3.6: "the first certificate"), then those above but the top.
+
+    The top of a hierarchy proves nothing to whoever does not have it already.
+    """
+    leaf, *above = _parsed(ours.ders)
+    sent = (leaf, *(c for c in above if not c.is_self_issued))
+    return tuple(CertPayload(encoding=CertificateEncoding.X509_SIGNATURE, data=c.der) for c in sent)
+
+
+def authorities_request(authorities: Iterable[Certificates]) -> CertreqPayload:
+    """One CERTREQ with all of them: the SHA-1 of their keys in a row (section 3.7)."""
+    certificates = (c for each in authorities for c in _parsed(each.ders))
+    hashes = dict.fromkeys(certificate.key_hash for certificate in certificates)
+    return CertreqPayload(encoding=CertificateEncoding.X509_SIGNATURE, data=b"".join(hashes))
+
+
+def certified_key(
+    identity: Identity,
+    certs: tuple[CertPayload, ...],
+    authorities: Certificates,
+    ours: Certificates | None,
+    now: datetime,
+) -> bytes:
+    """The SubjectPublicKeyInfo that the peer must sign with, as its certificate proves.
+
+    Raises `AuthenticationFailed`, with the step that failed.
+    """
+    try:
+        return _certified_key(identity, certs, authorities, ours, now)
+    except CertificateRefused as refused:
+        evidence = (
+            ("their identity", str(identity)),
+            *refused.evidence,
+            ("our authorities from", authorities.origin),
+        )
+        failure = Failure(code=refused.problem.value, summary=refused.summary, evidence=evidence)
+        raise AuthenticationFailed(failure) from refused
+
+
+def _certified_key(
+    identity: Identity,
+    certs: tuple[CertPayload, ...],
+    authorities: Certificates,
+    ours: Certificates | None,
+    now: datetime,
+) -> bytes:
+    sent = [c.data for c in certs if c.encoding == CertificateEncoding.X509_SIGNATURE]
+    if not sent:
+        raise CertificateRefused(Problem.MISSING, "the peer sends no certificate")
+    if len(sent) > MAX_CERTIFICATES:
+        raise CertificateRefused(Problem.TOO_MUCH, f"the peer sends {len(sent)} certificates")
+    leaf, *theirs = map(decode_certificate_untrusted, sent)
+    known = () if ours is None else _parsed(ours.ders)[1:]
+    path = validate(
+        leaf, intermediates=(*theirs, *known), anchors=_parsed(authorities.ders), now=now
+    )
+    check_revocation(path, _lists(authorities.crl), Strictness.SOFT, now)
+    check_identity(path[0], identity)
+    return path[0].public_key_info
+
+
+@lru_cache(maxsize=64)
+def _lists(crl: bytes) -> tuple[RevocationList, ...]:
+    """That of our authorities, which policy has parsed before."""
+    return (decode_crl_untrusted(crl),) if crl else ()
+
+
+@lru_cache(maxsize=256)
+def _parsed(ders: tuple[bytes, ...]) -> tuple[Certificate, ...]:
+    """Ours and our authorities', which policy has parsed before."""
+    return tuple(map(decode_certificate_untrusted, ders))
