@@ -244,6 +244,8 @@ def _serve_once(runtime: Path, verb: str) -> None:
                 origin="",
                 start="auto",
                 key_from="",
+                ppks=[],
+                ppk_required=False,
                 proposals=[],
                 lifetime_seconds=None,
                 reauth_seconds=None,

@@ -195,6 +195,7 @@ CATALOGUE: dict[str, FailureKind] = {
             "the shared keys differ",
             "the peer expects another identity of us than our `id`",
             "the peer calls itself otherwise than our `peer_id`",
+            "the post-quantum preshared keys (`ppk`) differ, or the peer requires another",
         ),
         fixes=("compare both ends' key and identities; the peer's log names the step",),
     ),
@@ -354,6 +355,24 @@ CATALOGUE: dict[str, FailureKind] = {
             "offer x25519 with ML-KEM-768 at the other end",
             "`post_quantum: prefer` accepts a peer without it",
         ),
+    ),
+    "XF2040": FailureKind(
+        title="no post-quantum preshared key in common",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "one end requires one (`ppk: {required: yes}`), and the other has none of that `id`",
+            "the peer knows nothing of them (RFC 8784)",
+        ),
+        fixes=(
+            "give both ends the same secret under the same `ppk: {id: ...}`",
+            "without `required: yes` a peer that has none is accepted",
+        ),
+    ),
+    "XF2041": FailureKind(
+        title="the post-quantum preshared keys differ",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the two ends have different secrets under the same `ppk: {id: ...}`",),
+        fixes=("put the same secret into both ends",),
     ),
     "XF3001": FailureKind(
         title="this host cannot move the packets as the policy asks",

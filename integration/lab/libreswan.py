@@ -73,6 +73,7 @@ class LibreswanPeer:
 
     `auto` is "add", or "start" for one that initiates by itself; `connection` are further lines of
     each connection ("dpddelay=1"), and `marks` the marks of their policies ("0x10/0xf0"), if any.
+    `secrets` are further lines of ipsec.secrets.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class LibreswanPeer:
         auto: str = "add",
         connection: Sequence[str] = (),
         marks: Sequence[str] = (),
+        secrets: Sequence[str] = (),
     ) -> None:
         self._directory = directory
         directory.mkdir()
@@ -91,9 +93,9 @@ class LibreswanPeer:
             _connection(number, tunnel, auto, connection, mark)
             for number, (tunnel, mark) in enumerate(zip_longest(tunnels, marks))
         ]
-        secrets = [f'@{t.ours.id} @{t.theirs.id} : PSK "{t.psk}"\n' for t in tunnels]
+        keys = [f'@{t.ours.id} @{t.theirs.id} : PSK "{t.psk}"\n' for t in tunnels]
         (directory / "ipsec.conf").write_text("".join(connections))
-        (directory / "ipsec.secrets").write_text("".join(secrets))
+        (directory / "ipsec.secrets").write_text("".join([*keys, *secrets]))
         self._script("start", "--netns", host.namespace, str(directory))
 
     def initiate(self, number: int = 0) -> None:

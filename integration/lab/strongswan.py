@@ -55,7 +55,8 @@ class StrongswanPeer:
     """A charon for tunnels as this end sees them, by their numbers.
 
     `connection` and `child` are further swanctl lines ("dpd_delay = 1s"), of each child if there
-    are several of the latter; `settings` further settings of charon ("cookie_threshold=1");
+    are several of the latter; `secrets` further secrets ("ppk-a { id = a ... }");
+    `settings` further settings of charon ("cookie_threshold=1");
     `configuration` is swanctl.conf in the place of the one that the tunnels are made into.
     """
 
@@ -67,6 +68,7 @@ class StrongswanPeer:
         *,
         connection: str = "",
         child: str | Sequence[str] = "",
+        secrets: str = "",
         settings: Sequence[str] = (),
         configuration: str = "",
     ) -> None:
@@ -78,6 +80,7 @@ class StrongswanPeer:
             )
             for number, tunnel in enumerate(tunnels)
         ]
+        texts.append(f"secrets {{\n{secrets}\n}}\n")
         (directory / "swanctl.conf").write_text(configuration or "".join(texts))
         options = [word for setting in settings for word in ("--set", setting)]
         where = ("--netns", host.namespace, "--backend", BACKEND)

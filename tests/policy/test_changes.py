@@ -28,6 +28,7 @@ from xfrmpy.policy.model import (
     DatapathChoice,
     Encapsulation,
     OnDown,
+    Ppk,
     Retransmission,
     SharedKey,
     StartMode,
@@ -59,6 +60,11 @@ OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
     "local_id": (Identity.parse("moon"), Impact.REAUTH),
     "remote_id": (Identity.parse("sun"), Impact.REAUTH),
     "shared_key": (SharedKey(octets=b"another secret", origin="secrets/office"), Impact.REAUTH),
+    "ppks": (
+        (Ppk(id="q", key=SharedKey(octets=b"a post-quantum key", origin="secrets/q")),),
+        Impact.REAUTH,
+    ),
+    "ppk_required": (True, Impact.REAUTH),
     "proposals": (
         (parse_proposal("aes256gcm16-prfsha384-ecp384", ProtocolId.IKE),),
         Impact.REKEY,

@@ -6,6 +6,7 @@ else, and only after the peer's AUTH has been verified.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from xfrmpy.crypto.authentication import (
@@ -14,7 +15,7 @@ from xfrmpy.crypto.authentication import (
     shared_key_auth,
     verify_auth,
 )
-from xfrmpy.crypto.key_schedule import derive_child_keys
+from xfrmpy.crypto.key_schedule import IkeKeys, derive_child_keys
 from xfrmpy.failures import Failure
 from xfrmpy.ike.child_sa import ChildSa, proposals_of_first_child
 from xfrmpy.ike.childless import begins_childless, child_offer
@@ -34,6 +35,16 @@ from xfrmpy.ike.modes import (
     traffic_of,
 )
 from xfrmpy.ike.outputs import RequestRefused
+from xfrmpy.ike.ppk import (
+    auth_without_ppk,
+    confirm_ppk,
+    evidence_of,
+    keys_with,
+    name_ppk,
+    our_ppk,
+    settle_ppk,
+    take_ppk_answer,
+)
 from xfrmpy.ike.redirect import redirect_in_auth, redirect_of_auth, refusal_to_follow
 from xfrmpy.ike.refusals import failure_of
 from xfrmpy.ike.resumption import settle_resumption, tunnel_of_resumed
@@ -88,11 +99,24 @@ class IkeAuth:
         payloads += initial_contact(self._sa, self._tunnel)
         if self._tunnel.remote_id is not None:
             payloads.append(IdrPayload(identity=self._tunnel.remote_id))
-        payloads.append(_our_auth(self._sa, self._tunnel, self._identity))
+        payloads += self._proof()
         child = () if self._child is None else self._child.offer()
         extensions = offer_in_auth(self._sa)
         abilities = (WINDOW_SIZE, SYNC_SUPPORTED)
         return (*self._solution, *payloads, *extensions, *child, *abilities)
+
+    def _proof(self) -> Iterator[OpenPayload]:
+        """AUTH, and where a post-quantum preshared key is in it, its name and what AUTH is without
+        (RFC 8784 section 3)."""
+        sa, tunnel = self._sa, self._tunnel
+        ppk = our_ppk(sa, tunnel)
+        yield _our_auth(sa, tunnel, self._identity, keys_with(sa, ppk))
+        if ppk is None:
+            return
+        yield name_ppk(ppk)
+        if not tunnel.ppk_required:
+            without = _our_auth(sa, tunnel, self._identity, keys_with(sa, None))
+            yield NotifyPayload(type=NotifyType.NO_PPK_AUTH, data=without.data)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
         error = first_error(payloads)
@@ -148,6 +172,7 @@ class IkeAuth:
 
     def _authenticate(self, payloads: tuple[OpenPayload, ...]) -> Identity:
         idr = only(payloads, IdrPayload)
+        take_ppk_answer(self._sa, self._tunnel, payloads)
         _verify(self._sa, self._tunnel, idr, only(payloads, AuthPayload))
         _check_identity(self._tunnel, idr.identity)
         return idr.identity
@@ -173,6 +198,7 @@ class IkeAuth:
             ("our identity", str(self._identity.identity)),
             ("the identity we expect", str(self._tunnel.remote_id)),
             ("our key", self._tunnel.shared_key.origin),
+            *evidence_of(self._sa, self._tunnel),
         )
 
 
@@ -187,17 +213,17 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
         sa.close(failed.failure, now)
         return
     offer = child_offer(sa, tunnel, payloads)
-    auth = _our_auth(sa, tunnel, idr)
+    proof: tuple[OpenPayload, ...] = (idr, _our_auth(sa, tunnel, idr), *confirm_ppk(sa))
     remote = only(payloads, IdiPayload).identity
     sa.authenticated(tunnel, local=idr.identity, remote=remote, now=now)
     sa.channel.may_sync = supports_sync(payloads)
     redirect = redirect_in_auth(sa, tunnel)
     if redirect is not None:
-        sa.respond((idr, auth, redirect))
+        sa.respond((*proof, redirect))
         sa.expect_child(now)
         return
     close_replaced(sa, payloads, now)
-    proof = (idr, auth, *offer_in_auth(sa), *take_notifications(sa, payloads, now))
+    proof = (*proof, *offer_in_auth(sa), *take_notifications(sa, payloads, now))
     if offer is None:
         sa.respond((*proof, *_abilities(sa)))
         sa.expect_child(now)
@@ -285,11 +311,37 @@ def _authenticate_initiator(
     if auth is None:
         summary = f"{idi.identity} wants to authenticate with EAP, which we do not do"
         raise AuthenticationFailed(Failure(code="XF2006", summary=summary))
-    _verify(sa, tunnel, idi, auth)
+    plain = keys_with(sa, None)
+    proof = settle_ppk(sa, tunnel, payloads, auth)
+    try:
+        _verify(sa, tunnel, idi, proof)
+    except AuthenticationFailed:
+        _check_ppk(sa, tunnel, idi, auth_without_ppk(payloads, auth), plain)
+        raise
     check_unique(sa, tunnel, idi.identity, payloads)
     if sa.resumed is not None:
         settle_resumption(sa, sa.resumed, now)
     return tunnel, IdrPayload(identity=_our_identity(sa, tunnel))
+
+
+def _check_ppk(
+    sa: IkeSa,
+    tunnel: TunnelPolicy,
+    idi: IdiPayload,
+    without: AuthPayload | None,
+    plain: IkeKeys,
+) -> None:
+    """Our operator is told if it is the post-quantum preshared key that differs, and that alone."""
+    if not sa.ppk_id or without is None:
+        return
+    expected = _auth_octets(sa, tunnel, idi, plain, of_initiator=True)
+    try:
+        verify_auth(expected, without.data)
+    except AuthenticationMismatch:
+        return
+    summary = "the peer knows our shared key, and not our post-quantum preshared key"
+    evidence = (("their identity", str(idi.identity)), *evidence_of(sa, tunnel))
+    raise AuthenticationFailed(Failure(code="XF2041", summary=summary, evidence=evidence))
 
 
 def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> TunnelPolicy:
@@ -335,10 +387,17 @@ def _our_identity(sa: IkeSa, tunnel: TunnelPolicy) -> Identity:
     return tunnel.identity_at(sa.path.local.address) if sa.resumed is None else sa.resumed.local
 
 
-def _our_auth(sa: IkeSa, tunnel: TunnelPolicy, identity: IdiPayload | IdrPayload) -> AuthPayload:
+def _our_auth(
+    sa: IkeSa,
+    tunnel: TunnelPolicy,
+    identity: IdiPayload | IdrPayload,
+    keys: IkeKeys | None = None,
+) -> AuthPayload:
+    """Our AUTH, by the keys of the IKE SA unless it is to be by others."""
+    keys = keys or keys_with(sa, None)
     return AuthPayload(
         method=AuthenticationMethod.SHARED_KEY,
-        data=_auth_octets(sa, tunnel, identity, of_initiator=sa.is_initiator),
+        data=_auth_octets(sa, tunnel, identity, keys, of_initiator=sa.is_initiator),
     )
 
 
@@ -347,31 +406,40 @@ def _verify(
 ) -> None:
     if auth.method != AuthenticationMethod.SHARED_KEY:
         summary = f"the peer authenticates by {auth.method.name}, our policy wants a shared key"
-        raise _not_proved(summary, tunnel, identity)
-    expected = _auth_octets(sa, tunnel, identity, of_initiator=not sa.is_initiator)
+        raise _not_proved(summary, sa, tunnel, identity)
+    keys = keys_with(sa, None)
+    expected = _auth_octets(sa, tunnel, identity, keys, of_initiator=not sa.is_initiator)
     try:
         verify_auth(expected, auth.data)
     except AuthenticationMismatch as error:
         summary = "the peer's AUTH does not match our shared key"
-        raise _not_proved(summary, tunnel, identity) from error
+        raise _not_proved(summary, sa, tunnel, identity) from error
 
 
 def _not_proved(
-    summary: str, tunnel: TunnelPolicy, identity: IdiPayload | IdrPayload
+    summary: str, sa: IkeSa, tunnel: TunnelPolicy, identity: IdiPayload | IdrPayload
 ) -> AuthenticationFailed:
-    evidence = (("their identity", str(identity.identity)), ("our key", tunnel.shared_key.origin))
+    evidence = (
+        ("their identity", str(identity.identity)),
+        ("our key", tunnel.shared_key.origin),
+        *evidence_of(sa, tunnel),
+    )
     return AuthenticationFailed(Failure(code="XF2006", summary=summary, evidence=evidence))
 
 
 def _auth_octets(
-    sa: IkeSa, tunnel: TunnelPolicy, identity: IdiPayload | IdrPayload, *, of_initiator: bool
+    sa: IkeSa,
+    tunnel: TunnelPolicy,
+    identity: IdiPayload | IdrPayload,
+    keys: IkeKeys,
+    *,
+    of_initiator: bool,
 ) -> bytes:
     """AUTH of one end: over its own first message, the other's nonce, and its identity."""
-    assert sa.keys is not None
     assert sa.suite is not None
     message = sa.channel.init_request if of_initiator else sa.channel.init_response
     peer_nonce = sa.nonces[1] if of_initiator else sa.nonces[0]
-    sk_p = sa.keys.sk_pi if of_initiator else sa.keys.sk_pr
+    sk_p = keys.sk_pi if of_initiator else keys.sk_pr
     octets = identity.encode_body()
     if sa.resumed is not None:
         return resumed_auth(

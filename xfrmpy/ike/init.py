@@ -36,6 +36,7 @@ from xfrmpy.ike.modes import STRONGSWAN, check_nat
 from xfrmpy.ike.nat import detect_nat, detection_payloads, natt_path
 from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import ExchangeRepeated
+from xfrmpy.ike.ppk import answer_ppk, offer_ppk, refusal_without_ppk, supports_ppk
 from xfrmpy.ike.puzzles import Puzzle, Solver
 from xfrmpy.ike.redirect import (
     announce_support,
@@ -121,6 +122,7 @@ class IkeSaInit:
         ]
         if has_further_key_exchanges(self._offered):
             payloads.append(INTERMEDIATE_SUPPORTED)
+        payloads += offer_ppk(self._tunnel)
         payloads += self._detection
         payloads += announce_support(self._tunnel, self._redirected_from)
         if wants_beet(self._tunnel):
@@ -233,6 +235,10 @@ class IkeSaInit:
             raise PeerMisbehaved("the key exchange is not of the method chosen")
         if not any(sa.channel.their_spi):
             raise PeerMisbehaved("the peer gave no SPI")
+        without_ppk = refusal_without_ppk(self._tunnel, payloads)
+        if without_ppk is not None:
+            sa.refused(without_ppk, now)
+            return
         nonce = only(payloads, NoncePayload).data
         puzzles = [Puzzle.of(p) for p in notifications(payloads, NotifyType.PUZZLE)]
         shared_secret = agreed_secret(self._key_exchange, ke)
@@ -244,6 +250,7 @@ class IkeSaInit:
         sa.found_nat(nat)
         supported = notifications(payloads, NotifyType.CHILDLESS_IKEV2_SUPPORTED)
         sa.peer_takes_childless = bool(supported)
+        sa.uses_ppk = bool(self._tunnel.ppks) and supports_ppk(payloads)
         impassable = check_nat(self._tunnel, nat)
         if impassable is not None:
             sa.close(impassable, now)
@@ -304,6 +311,7 @@ def answer_ike_sa_init(
     check_redirect_in_init(candidates, payloads, nonce_i, path)
     acceptable = offered if supports_intermediate(payloads) else without_further(offered)
     chosen = _choose(offered, acceptable, candidates.proposals, ke)
+    ppk = answer_ppk(candidates, payloads, path)
     suite = ike_suite(chosen)
     answered = answer_ke(suite.group.id, ke, core.random)
     shared_secret = answered.secret() if puzzle is None else b""
@@ -312,6 +320,7 @@ def answer_ike_sa_init(
     sa = IkeSa(core, path=path, is_initiator=False, schedule=Retransmission())
     sa.channel.their_spi = message.spi_i
     sa.peer_follows = follows_redirects(payloads)
+    sa.uses_ppk = bool(ppk)
     sa.redirected_from = redirected_from(payloads)
     nat = detect_nat(payloads, message.spi_i, bytes(8), path, forced=forced)
     sa.channel.begin_answer(message, path)
@@ -324,6 +333,7 @@ def answer_ike_sa_init(
             NoncePayload(data=nonce_r),
             *([INTERMEDIATE_SUPPORTED] if suite.further else []),
             childless_supported(),
+            *ppk,
             *([STRONGSWAN] if candidates.has_beet else []),
             *detection_payloads(
                 sa.channel.spi_i, sa.channel.spi_r, path, force=forced, random=core.random

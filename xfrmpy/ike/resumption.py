@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from xfrmpy.failures import Failure
 from xfrmpy.ike.errors import AuthenticationFailed, PeerMisbehaved
 from xfrmpy.ike.exchange import notifications
-from xfrmpy.ike.tickets import TICKET_SECONDS, TicketRefused, TicketState, bind_to_key
+from xfrmpy.ike.tickets import TICKET_SECONDS, TicketRefused, TicketState, bind_to_keys
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal, choose_proposal
 from xfrmpy.policy.model import TunnelPolicy
@@ -53,6 +53,7 @@ class HeldTicket:
     remote: Identity
     proposal: Proposal
     sk_d: bytes = field(repr=False)
+    ppk_id: str = ""
     binding: bytes = field(repr=False)
     renew_at: float
     expires_at: float
@@ -107,7 +108,8 @@ def _held(sa: IkeSa, ticket: bytes, seconds: float, now: float) -> HeldTicket:
         remote=sa.remote_id,
         proposal=sa.proposal,
         sk_d=sa.keys.sk_d,
-        binding=bind_to_key(sa.tunnel.shared_key.octets, sa.keys.sk_d),
+        ppk_id=sa.ppk_id,
+        binding=_bind(sa.tunnel, sa.keys.sk_d),
         renew_at=now + seconds * RENEWAL,
         expires_at=now + seconds,
     )
@@ -138,7 +140,8 @@ def _state(sa: IkeSa, now: float) -> TicketState:
         proposal=sa.proposal,
         sk_d=sa.keys.sk_d,
         spi=sa.our_spi,
-        binding=bind_to_key(sa.tunnel.shared_key.octets, sa.keys.sk_d),
+        ppk_id=sa.ppk_id,
+        binding=_bind(sa.tunnel, sa.keys.sk_d),
         expires_at=now + TICKET_SECONDS,
     )
 
@@ -181,19 +184,26 @@ def usable_ticket(core: Core, tunnel: TunnelPolicy, now: float) -> HeldTicket | 
     held = core.tickets.get(tunnel.name)
     if held is None:
         return None
-    binding = bind_to_key(tunnel.shared_key.octets, held.sk_d)
+    binding = _bind(tunnel, held.sk_d)
     is_bound = hmac.compare_digest(held.binding, binding)
-    is_allowed = _allows(tunnel, held.local, held.remote, held.proposal)
+    is_allowed = _allows(tunnel, held.local, held.remote, held.proposal, held.ppk_id)
     if now < held.expires_at and is_bound and is_allowed:
         return held
     del core.tickets[tunnel.name]
     return None
 
 
-def _allows(tunnel: TunnelPolicy, local: Identity, remote: Identity, proposal: Proposal) -> bool:
+def _bind(tunnel: TunnelPolicy, sk_d: bytes) -> bytes:
+    return bind_to_keys([tunnel.shared_key.octets, *(p.key.octets for p in tunnel.ppks)], sk_d)
+
+
+def _allows(
+    tunnel: TunnelPolicy, local: Identity, remote: Identity, proposal: Proposal, ppk_id: str
+) -> bool:
     """Whether a tunnel's policy would make the same IKE SA again."""
     return (
         tunnel.resumption
+        and bool(ppk_id or not tunnel.ppk_required)
         and tunnel.remote_id == remote
         and tunnel.local_id in (None, local)
         and choose_proposal((proposal,), tunnel.proposals) is not None
@@ -204,9 +214,10 @@ def tunnel_of_ticket(core: Core, state: TicketState, path: Path) -> TunnelPolicy
     """The tunnel of ours that a ticket brings back. Raises `TicketRefused`."""
     tunnel = core.tunnel_index.candidates(path).named(state.tunnel)
     if tunnel is not None:
-        binding = bind_to_key(tunnel.shared_key.octets, state.sk_d)
+        binding = _bind(tunnel, state.sk_d)
         is_bound = hmac.compare_digest(state.binding, binding)
-        if is_bound and _allows(tunnel, state.id_r, state.id_i, state.proposal):
+        ends = state.id_r, state.id_i
+        if is_bound and _allows(tunnel, *ends, state.proposal, state.ppk_id):
             return tunnel
     raise TicketRefused("our policy has changed since, or is for another address")
 

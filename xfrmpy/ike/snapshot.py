@@ -52,7 +52,7 @@ from xfrmpy.wire.cursor import Cursor, Malformed
 from xfrmpy.wire.message import Message, decode_payloads_untrusted, encode_payloads
 from xfrmpy.wire.payloads import IdiPayload, OpenPayload, SaPayload
 
-FORMAT = 5
+FORMAT = 6
 """Of both records. Another table is another format."""
 
 KNOWN_PROPOSALS = 64
@@ -704,6 +704,8 @@ IKE_SA: Table = {
     "resumed": _optional(Codec(_write_resumed, _read_resumed, is_late=True)),
     "peer_follows": _FLAG,
     "peer_takes_childless": _FLAG,
+    "uses_ppk": _FLAG,
+    "ppk_id": _bare(str),
     "childless_until": _MOMENT,
     "ticket_at": _MOMENT,
     "replaces": _IKE_SA_REFERENCE,

@@ -9,7 +9,7 @@ the file is there, and the full exchange that follows a refused ticket costs one
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from struct import Struct
 
@@ -30,7 +30,7 @@ KEY_SECONDS = 24 * 3600.0
 TICKETS_OF_KEY = 1 << 16
 """How many tickets a key seals at most; those used are remembered with it."""
 
-FORMAT = 1
+FORMAT = 2
 """The version of the sealed layout."""
 
 _CIPHER = next(c for c in CIPHERS if c.id is EncryptionAlgorithm.AES_GCM_16 and c.key_bits == 256)
@@ -48,7 +48,7 @@ class TicketState:
     """What is needed to resume an IKE SA: all that section 5 takes "from the ticket".
 
     `spi` is ours of the old IKE SA. `binding` ties the ticket to the shared key that proved the
-    peer: see `bind_to_key`.
+    peer, and to the post-quantum ones, of which `ppk_id` is in the keys: see `bind_to_keys`.
     """
 
     tunnel: str
@@ -56,6 +56,7 @@ class TicketState:
     id_r: Identity
     proposal: Proposal
     sk_d: bytes = field(repr=False)
+    ppk_id: str = ""
     spi: bytes
     binding: bytes = field(repr=False)
     expires_at: float
@@ -132,10 +133,13 @@ class _Key:
         return self._cipher.open(head[-8:], sealed, head)
 
 
-def bind_to_key(shared_key: bytes, sk_d: bytes) -> bytes:
-    """Ties an IKE SA to the shared key by which its peer was known: with another key in the policy,
-    the ticket is void (section 6.2, "credentials ... are invalidated")."""
-    return hmac.digest(shared_key, b"ticket" + sk_d, "sha256")
+def bind_to_keys(keys: Iterable[bytes], sk_d: bytes) -> bytes:
+    """Ties an IKE SA to the secrets by which its peer was known: with others in the policy, the
+    ticket is void (section 6.2, "credentials ... are invalidated")."""
+    binding = b"ticket" + sk_d
+    for key in keys:
+        binding = hmac.digest(key, binding, "sha256")
+    return binding
 
 
 def _encode(state: TicketState) -> bytes:
@@ -145,6 +149,7 @@ def _encode(state: TicketState) -> bytes:
         IdrPayload(identity=state.id_r).encode_body(),
         SaPayload(proposals=(state.proposal,)).encode_body(),
         state.sk_d,
+        state.ppk_id.encode(),
     )
     fixed = _FIXED.pack(state.expires_at, state.spi, state.binding)
     return fixed + b"".join(_SIZE.pack(len(part)) + part for part in parts)
@@ -154,7 +159,8 @@ def _decode(octets: bytes) -> TicketState:
     """What we sealed ourselves, so it is well formed."""
     cursor = Cursor(octets, "ticket")
     expires_at, spi, binding = cursor.unpack(_FIXED)
-    tunnel, id_i, id_r, proposals, sk_d = (cursor.take(*cursor.unpack(_SIZE)) for _ in range(5))
+    parts = (cursor.take(*cursor.unpack(_SIZE)) for _ in range(6))
+    tunnel, id_i, id_r, proposals, sk_d, ppk_id = parts
     (proposal,) = SaPayload.decode_body_untrusted(Cursor(proposals, "ticket")).proposals
     return TicketState(
         tunnel=tunnel.decode(),
@@ -162,6 +168,7 @@ def _decode(octets: bytes) -> TicketState:
         id_r=IdrPayload.decode_body_untrusted(Cursor(id_r, "ticket")).identity,
         proposal=proposal,
         sk_d=sk_d,
+        ppk_id=ppk_id.decode(),
         spi=spi,
         binding=binding,
         expires_at=expires_at,

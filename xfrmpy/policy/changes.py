@@ -205,6 +205,14 @@ def _listed(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
 
 
+def _listed_or_none(values: Iterable[object]) -> str:
+    return _listed(values) or "none"
+
+
+def _yes_or_no(value: bool) -> str:
+    return "yes" if value else "no"
+
+
 def _or_off(value: object) -> str:
     return "off" if value is None or value == 0 else f"{value:g} s"
 
@@ -235,6 +243,8 @@ _OF_TUNNEL: dict[str, _Key] = {
     "local_id": _Key("id", Impact.REAUTH, _or_none),
     "remote_id": _Key("peer_id", Impact.REAUTH, _or_none),
     "shared_key": _Key("psk", Impact.REAUTH, lambda key: key.origin),
+    "ppks": _Key("ppk", Impact.REAUTH, _listed_or_none),
+    "ppk_required": _Key("ppk.required", Impact.REAUTH, _yes_or_no),
     "proposals": _Key("ike.proposals", Impact.REKEY, _listed),
     "start": _Key("start", Impact.HOT),
     "datapath": _Key("datapath", Impact.REPLACE),

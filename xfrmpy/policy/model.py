@@ -97,6 +97,22 @@ class SharedKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ppk:
+    """A post-quantum preshared key (RFC 8784), and the name by which both ends know it."""
+
+    id: str
+    key: SharedKey
+
+    @property
+    def id_octets(self) -> bytes:
+        """As the wire has it: text, or what `0x` is before in hex."""
+        return bytes.fromhex(self.id[2:]) if self.id.startswith("0x") else self.id.encode()
+
+    def __str__(self) -> str:
+        return f"{self.id} ({self.key.origin})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retransmission:
     """When an unanswered request is sent again, and when the peer is given up.
 
@@ -193,7 +209,7 @@ class TunnelPolicy:
     we happen to use. `origin` is `file:line`. `dpd_seconds` 0 asks never, `nat_keepalive_seconds` 0
     sends none. The IKE SA is rekeyed ahead of the end of `lifetime_seconds`, and made anew, with
     authentication, ahead of `reauth_seconds`; None is never. The initiator makes the Child SAs in
-    the order of `children`.
+    the order of `children`. The first of `ppks` is the one that we name; a caller may name any.
     """
 
     name: str
@@ -204,6 +220,8 @@ class TunnelPolicy:
     local_id: Identity | None = None
     remote_id: Identity | None = None
     shared_key: SharedKey
+    ppks: tuple[Ppk, ...] = ()
+    ppk_required: bool = False
     proposals: tuple[Proposal, ...]
     children: tuple[ChildPolicy, ...]
     start: StartMode = StartMode.MANUAL

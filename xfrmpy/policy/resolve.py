@@ -29,6 +29,7 @@ from xfrmpy.policy.model import (
     Encapsulation,
     OnDown,
     PostQuantum,
+    Ppk,
     Retransmission,
     SharedKey,
     StartMode,
@@ -48,6 +49,9 @@ from xfrmpy.registry import EncryptionAlgorithm, TransformType
 MAX_TUNNELS = len(OUR_REQIDS) // 2
 """Half of the reqids, so that a free one is found in two steps on average. Of Child SAs, too."""
 
+
+WEAK_PPK = 32
+"""Octets. RFC 8784 section 6 asks for 256 bits, of which a quantum computer leaves 128."""
 
 Keypath = tuple[str | int, ...]
 
@@ -107,6 +111,7 @@ def resolve_tunnel(
     _check_peer(tunnel, place)
     _check_beet(tunnel, place)
     shared_key = _shared_key(tunnel, place, read_key)
+    ppks = _ppks(tunnel, place, read_key)
     local_id, remote_id = _identities(tunnel, place)
     proposals = _ike_proposals(tunnel.ike or IkeSettings(), place)
     interface = resolve_interface(name, tunnel, place, numbers.if_id)
@@ -123,6 +128,8 @@ def resolve_tunnel(
         local_id=local_id,
         remote_id=remote_id,
         shared_key=shared_key,
+        ppks=ppks,
+        ppk_required=any(ppk.required for ppk in tunnel.ppk or ()),
         proposals=proposals,
         children=children,
         interface=interface,
@@ -209,6 +216,35 @@ def _shared_key(tunnel: Tunnel, place: Place, read_key: ReadKey) -> SharedKey | 
         place.error("XF1005", path, message, "psk: secret:NAME", at_key=True)
         return None
     return read_key(reference, place.mark(path), place.findings)
+
+
+def _ppks(tunnel: Tunnel, place: Place, read_key: ReadKey) -> tuple[Ppk, ...]:
+    """The post-quantum preshared keys that can be read, each under a name of its own."""
+    found: dict[bytes, Ppk] = {}
+    for number, written in enumerate(tunnel.ppk or ()):
+        path: Keypath = ("ppk", number)
+        if written.secret is None:
+            message = "'secret' of 'ppk' is missing"
+            place.error("XF1005", path, message, "ppk: {secret: secret:NAME}", at_key=True)
+            continue
+        name = written.id or (written.secret.name if written.secret.scheme != "file" else "")
+        if not name:
+            message = "'id' of 'ppk' is missing: the name by which the peer knows the key"
+            place.error("XF1005", path, message, "ppk: {secret: file:/PATH, id: NAME}")
+            continue
+        key = read_key(written.secret, place.mark((*path, "secret")), place.findings)
+        if key is None:
+            continue
+        if len(key.octets) < WEAK_PPK:
+            message = (
+                f"the post-quantum preshared key {key.origin} has fewer than {WEAK_PPK} octets"
+            )
+            place.warn("XF1015", path, message)
+        ppk = Ppk(id=name, key=key)
+        if ppk.id_octets in found:
+            place.error("XF1004", path, f"'id' of 'ppk': '{name}' is there twice")
+        found[ppk.id_octets] = ppk
+    return tuple(found.values())
 
 
 def _identities(tunnel: Tunnel, place: Place) -> tuple[Identity | None, Identity | None]:

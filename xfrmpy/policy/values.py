@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import string
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from ipaddress import ip_address, ip_interface, ip_network
@@ -330,6 +331,32 @@ def parse_secret_reference(value: object) -> SecretReference:
         case _:
             hint = "put it into a file and write secret:NAME or file:/PATH"
             refuse("XF1010", "must not hold the secret itself", hint)
+
+
+MAX_PPK_ID = 128
+"""Octets of the name of a post-quantum preshared key."""
+
+
+def parse_ppk_id(value: object) -> str:
+    text = parse_text(value, limit=2 * MAX_PPK_ID + 2)
+    if text.startswith("0x"):
+        digits = text[2:]
+        if not digits or len(digits) % 2 or not set(digits) <= set(string.hexdigits):
+            refuse("XF1004", "must have pairs of hex digits behind 0x")
+        return text.lower()
+    if not text.isprintable() or len(text.encode()) > MAX_PPK_ID:
+        refuse("XF1004", f"must be printable text of at most {MAX_PPK_ID} octets")
+    return text
+
+
+def as_ppk_list(value: object) -> object:
+    """One post-quantum preshared key is a list of one."""
+    return as_list(value) if isinstance(value, list) else [value]
+
+
+def as_ppk_settings(value: object) -> object:
+    """The short form: where the secret is."""
+    return value if isinstance(value, dict) else {"secret": value}
 
 
 def refuse_not_yet(_value: object) -> NoReturn:
