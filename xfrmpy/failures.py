@@ -356,7 +356,7 @@ CATALOGUE: dict[str, FailureKind] = {
             "`post_quantum: prefer` accepts a peer without it",
         ),
     ),
-    "XF2040": FailureKind(
+    "XF2033": FailureKind(
         title="no post-quantum preshared key in common",
         exit_code=ExitCode.PEER_REFUSED,
         causes=(
@@ -368,11 +368,39 @@ CATALOGUE: dict[str, FailureKind] = {
             "without `required: yes` a peer that has none is accepted",
         ),
     ),
-    "XF2041": FailureKind(
+    "XF2034": FailureKind(
         title="the post-quantum preshared keys differ",
         exit_code=ExitCode.PEER_REFUSED,
         causes=("the two ends have different secrets under the same `ppk: {id: ...}`",),
         fixes=("put the same secret into both ends",),
+    ),
+    "XF2040": FailureKind(
+        title="our key cannot sign in a way that the peer verifies",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "the peer does not know RFC 7427, or none of the hashes that the key goes with",
+            "an RSA key, and a peer so old that only SHA-1 is left",
+        ),
+        fixes=(
+            "give us a key of another kind: ECDSA goes with old peers, too",
+            "`ike: {profile: compat}` lets an RSA key sign with SHA-1",
+        ),
+    ),
+    "XF2041": FailureKind(
+        title="the peer did not prove that it has the key we expect of it",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "`auth.remote.key` is not the public half of the key that the peer signs with",
+            "the peer authenticates by a shared key",
+            "somebody else answers in the peer's place",
+        ),
+        fixes=("`xfrmpy key show` at the peer shows its public key: put that into our policy",),
+    ),
+    "XF2042": FailureKind(
+        title="the peer shows another public key than the one in our policy",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the peer has got a new key", "somebody else answers in the peer's place"),
+        fixes=("ask who runs the peer for its fingerprint; then put its key into our policy",),
     ),
     "XF3001": FailureKind(
         title="this host cannot move the packets as the policy asks",

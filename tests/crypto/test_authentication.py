@@ -10,6 +10,7 @@ from xfrmpy.crypto.authentication import (
     AuthenticationMismatch,
     resumed_auth,
     shared_key_auth,
+    signed_octets,
     verify_auth,
 )
 from xfrmpy.ipsec import algorithms
@@ -25,14 +26,14 @@ def test_the_auth_data_is_what_strongswan_sent_at_both_ends(
     for case in vectors("strongswan-exchanges")["cases"]:
         suite = ike_suite(parse_proposal(case["ike"], ProtocolId.IKE))
         for end, other in (("i", "r"), ("r", "i")):
-            auth = shared_key_auth(
+            octets = signed_octets(
                 suite.prf,
-                case["shared_key"].encode(),
                 message=bytes.fromhex(case[f"ike_sa_init_{end}"]),
                 peer_nonce=bytes.fromhex(case[f"nonce_{other}"]),
                 sk_p=bytes.fromhex(case["keys"][f"sk_p{end}"]),
                 identity=bytes.fromhex(case[f"identity_{end}"]),
             )
+            auth = shared_key_auth(suite.prf, case["shared_key"].encode(), octets)
             assert auth.hex() == case[f"auth_{end}"]
             verify_auth(auth, bytes.fromhex(case[f"auth_{end}"]))
 
@@ -52,14 +53,14 @@ def test_the_auth_data_depends_on_every_ingredient(changed: str) -> None:
 
 
 def _auth(ingredients: dict[str, bytes]) -> bytes:
-    return shared_key_auth(
+    octets = signed_octets(
         PRF,
-        ingredients["shared_key"],
         message=ingredients["message"],
         peer_nonce=ingredients["peer_nonce"],
         sk_p=ingredients["sk_p"],
         identity=ingredients["identity"],
     )
+    return shared_key_auth(PRF, ingredients["shared_key"], octets)
 
 
 def test_auth_data_that_differs_anywhere_is_a_mismatch() -> None:
@@ -78,6 +79,7 @@ def test_auth_data_that_differs_anywhere_is_a_mismatch() -> None:
 def test_the_auth_data_of_a_resumed_session_is_proved_by_sk_p_alone() -> None:
     """RFC 5723 section 4.3.3, by the standard library; nobody has published a case."""
     row = next(row for row in algorithms.PRFS if row.mac == "sha256")
-    auth = resumed_auth(row, message=b"m", peer_nonce=b"n", sk_p=b"p", identity=b"id")
+    octets = signed_octets(row, message=b"m", peer_nonce=b"n", sk_p=b"p", identity=b"id")
+    auth = resumed_auth(row, b"p", octets)
     signed = b"m" + b"n" + hmac.digest(b"p", b"id", "sha256")
     assert auth == hmac.digest(b"p", signed, "sha256")

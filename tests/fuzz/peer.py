@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from tests.fuzz.script import split_chain
 from tests.ike.conftest import seeded_random
-from xfrmpy.crypto.authentication import shared_key_auth
+from xfrmpy.crypto.authentication import shared_key_auth, signed_octets
 from xfrmpy.crypto.cipher import IntegrityFailed, PacketCipher, packet_cipher
 from xfrmpy.crypto.key_exchange import InvalidPublicValue, KeyExchange, start_key_exchange
 from xfrmpy.crypto.key_schedule import IkeKeys, derive_ike_keys, derive_rekeyed_ike_keys
@@ -227,14 +227,14 @@ class Peer:
             return OUR_AUTH
         ours = PayloadType.IDI if sa.is_initiator else PayloadType.IDR
         identities = [p.body for p in split_chain(first, octets) if p.type == ours]
-        return shared_key_auth(
+        signed = signed_octets(
             sa.suite.prf,
-            self._key,
             message=self._our_init,
             peer_nonce=self._their_nonce,
             sk_p=sa.keys.sk_pi if sa.is_initiator else sa.keys.sk_pr,
             identity=identities[0] if identities else b"",
         )
+        return shared_key_auth(sa.suite.prf, self._key, signed)
 
     # What it hears.
 

@@ -12,10 +12,11 @@ from typing import Any, cast
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from xfrmpy.crypto.authentication import shared_key_auth
+from xfrmpy.crypto.authentication import signed_octets
 from xfrmpy.crypto.key_schedule import IkeKeys
 from xfrmpy.ike import auth as auth_module
 from xfrmpy.ike import intermediate as intermediate_module
+from xfrmpy.ike import proof as proof_module
 from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.errors import DropReason
 from xfrmpy.ike.exchange import Exchange
@@ -150,14 +151,14 @@ def test_keys_and_int_auth_are_those_of_the_rfcs(
         mix_in(sa, shared_secret)
         steps.append((sa, before, shared_secret, cast("IkeKeys", sa.keys)))
 
-    real = shared_key_auth
+    real = signed_octets
 
     def spy_auth(*args: Any, int_auth: bytes, **kwargs: Any) -> bytes:
         signed.append(int_auth)
         return real(*args, int_auth=int_auth, **kwargs)
 
     monkeypatch.setattr(intermediate_module, "mix_in", spy)
-    monkeypatch.setattr(auth_module, "shared_key_auth", spy_auth)
+    monkeypatch.setattr(proof_module, "signed_octets", spy_auth)
     pair = make_pair(make_policy(ike=THREE))
     pair.up()
     pair.assert_up()

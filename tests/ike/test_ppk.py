@@ -154,7 +154,7 @@ def test_an_initiator_that_requires_one_does_not_go_on_with_a_responder_without(
     pair.up()
     assert not any(m.exchange is ExchangeType.IKE_AUTH for m in _messages(pair))
     pair.run(REFUSAL_SECONDS + 1)
-    assert refusal(pair.moon, TunnelClosed).code == "XF2040"
+    assert refusal(pair.moon, TunnelClosed).code == "XF2033"
     assert "office (o.ppk)" in str(refusal(pair.moon, TunnelClosed).evidence)
 
 
@@ -195,7 +195,7 @@ def test_a_downgrade_by_somebody_on_the_way_is_noticed(ends: Any) -> None:
 def test_a_responder_that_requires_one_refuses_who_has_none_at_once(ends: Any) -> None:
     pair = ends((), (OFFICE,), required="sun")
     pair.up()
-    assert refusal(pair.sun).code == "XF2040"
+    assert refusal(pair.sun).code == "XF2033"
     assert pair.sun.ike_sas == []
 
 
@@ -204,7 +204,7 @@ def test_a_responder_that_requires_one_refuses_a_name_that_it_does_not_have(
 ) -> None:
     pair = ends((BRANCH,), (OFFICE,), required="sun")
     pair.up()
-    assert refusal(pair.sun).code == "XF2040"
+    assert refusal(pair.sun).code == "XF2033"
     assert "0x0200ff" in refusal(pair.sun).summary
     answer = sealing.sent[-1][1]
     assert answer == (NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED),)
@@ -216,7 +216,7 @@ def test_a_responder_that_requires_one_refuses_a_name_that_it_does_not_have(
 def test_who_requires_one_is_refused_by_a_responder_that_has_another(ends: Any) -> None:
     pair = ends((OFFICE,), (BRANCH,), required="moon")
     pair.up()
-    assert refusal(pair.sun).code == "XF2040"
+    assert refusal(pair.sun).code == "XF2033"
     assert "'office'" in refusal(pair.sun).summary
 
 
@@ -226,7 +226,7 @@ def test_another_key_under_the_same_name_is_no_way_in_and_our_operator_is_told(e
     pair.up()
     assert not pair.sun.ike_sas or pair.sun.ike_sas[0].state is IkeSaState.DELETED
     failure = refusal(pair.sun)
-    assert failure.code == "XF2041"
+    assert failure.code == "XF2034"
     assert ("our PPK", "office (o.ppk)") in failure.evidence
     assert refusal(pair.moon, TunnelClosed).code == "XF2005"
 
@@ -274,7 +274,7 @@ def test_a_name_of_any_octets_is_one_that_we_do_not_have(
     sealing.change = other
     pair.up()
     failure = refusal(pair.sun)
-    assert failure.code == "XF2040"
+    assert failure.code == "XF2033"
     assert failure.summary.isprintable()
     assert len(failure.summary) < 300
 

@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 
 from xfrmpy.policy.load import LoadedPolicy, load_policy
+from xfrmpy.policy.model import SharedKey, TunnelPolicy
 
 STRONG = "0123456789abcdef0123456789abcdef\n"
+
+
+def key_of(tunnel: TunnelPolicy) -> SharedKey:
+    """The shared key of a tunnel that has one."""
+    assert tunnel.shared_key is not None
+    return tunnel.shared_key
 
 
 @pytest.fixture

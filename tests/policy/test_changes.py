@@ -29,6 +29,8 @@ from xfrmpy.policy.model import (
     Encapsulation,
     OnDown,
     Ppk,
+    PrivateKey,
+    PublicKey,
     Retransmission,
     SharedKey,
     StartMode,
@@ -65,6 +67,12 @@ OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
         Impact.REAUTH,
     ),
     "ppk_required": (True, Impact.REAUTH),
+    "local_key": (
+        PrivateKey(octets=b"a private key", public=b"its public half", origin="secrets/gw"),
+        Impact.REAUTH,
+    ),
+    "remote_key": (PublicKey(spki=b"a public key", origin="office.yaml"), Impact.REAUTH),
+    "weak_signatures": (True, Impact.REAUTH),
     "proposals": (
         (parse_proposal("aes256gcm16-prfsha384-ecp384", ProtocolId.IKE),),
         Impact.REKEY,

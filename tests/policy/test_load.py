@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.policy.conftest import key_of
 from xfrmpy.failures import CATALOGUE
 from xfrmpy.policy import load
 from xfrmpy.policy.load import (
@@ -81,9 +82,9 @@ def test_an_empty_file_or_a_link_to_the_null_device_takes_a_tunnel_away(
 
 def test_the_secret_of_the_highest_layer_that_has_it_counts(layers: tuple[Path, ...]) -> None:
     (layers[0] / "a.yaml").write_text(tunnel())
-    assert load_policy(layers).tunnels[0].shared_key.octets == b"the key of the layer run"
+    assert key_of(load_policy(layers).tunnels[0]).octets == b"the key of the layer run"
     (layers[2].parent / "secrets" / "key").unlink()
-    assert load_policy(layers).tunnels[0].shared_key.octets == b"the key of the layer etc"
+    assert key_of(load_policy(layers).tunnels[0]).octets == b"the key of the layer etc"
 
 
 def test_only_visible_yaml_files_are_read_and_yml_is_warned_of(layers: tuple[Path, ...]) -> None:
@@ -236,7 +237,7 @@ KEY = bytes(range(32))
 def test_a_secret_is_read_as_it_is_meant(load: Load, content: bytes, octets: bytes) -> None:
     loaded = load(**{"a.yaml": tunnel(), "../secrets/key": content})
     assert loaded.errors == loaded.warnings == ()
-    assert loaded.tunnels[0].shared_key.octets == octets
+    assert key_of(loaded.tunnels[0]).octets == octets
 
 
 @pytest.mark.parametrize(
@@ -316,7 +317,7 @@ def test_a_secret_by_its_path_is_read(layers: tuple[Path, ...]) -> None:
     (layers[2] / "a.yaml").write_text(tunnel(psk=f"file:{path}"))
     loaded = load_policy(layers)
     assert loaded.errors == ()
-    assert loaded.tunnels[0].shared_key.origin == str(path)
+    assert key_of(loaded.tunnels[0]).origin == str(path)
 
 
 UNPRIVILEGED = """

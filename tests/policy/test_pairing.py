@@ -153,10 +153,10 @@ ONE, TWO = Ppk(id="one", key=KEY), Ppk(id="two", key=KEY)
         ((ONE, TWO), (TWO, ONE), True, []),
         ((ONE,), (), False, [""]),
         ((), (ONE,), False, [""]),
-        ((ONE,), (), True, ["XF2040"]),
-        ((ONE,), (TWO,), True, ["XF2040"]),
-        ((ONE, TWO), (TWO,), True, ["XF2040"]),
-        ((ONE,), (replace(ONE, key=FALSE),), False, ["XF2041"]),
+        ((ONE,), (), True, ["XF2033"]),
+        ((ONE,), (TWO,), True, ["XF2033"]),
+        ((ONE, TWO), (TWO,), True, ["XF2033"]),
+        ((ONE,), (replace(ONE, key=FALSE),), False, ["XF2034"]),
     ],
 )
 def test_who_names_a_post_quantum_key_finds_it_at_the_other_end(

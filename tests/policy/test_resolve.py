@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.policy.conftest import key_of
 from xfrmpy.ipsec.algorithms import WEAKNESSES
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import (
@@ -84,7 +85,7 @@ def test_five_keys_are_enough(load: Load) -> None:
         retransmission=Retransmission(),
     )
     assert tunnel.origin.endswith("/office.yaml:1")
-    assert tunnel.shared_key.octets == b"0123456789abcdef0123456789abcdef"
+    assert key_of(tunnel).octets == b"0123456789abcdef0123456789abcdef"
 
 
 def test_every_key_reaches_the_policy(load: Load) -> None:

@@ -11,7 +11,7 @@ def policy_status(policy: TunnelPolicy) -> PolicyStatus:
     return PolicyStatus(
         origin=policy.origin,
         start=policy.start.value,
-        key_from=policy.shared_key.origin,
+        key_from=_origins(policy),
         ppks=[str(ppk) for ppk in policy.ppks],
         ppk_required=policy.ppk_required,
         proposals=[str(proposal) for proposal in policy.proposals],
@@ -20,6 +20,12 @@ def policy_status(policy: TunnelPolicy) -> PolicyStatus:
         dpd_seconds=policy.dpd_seconds,
         children=[_child_policy_status(child) for child in policy.children],
     )
+
+
+def _origins(policy: TunnelPolicy) -> str:
+    """Where the keys are from by which the two ends prove themselves."""
+    ours, theirs = policy.local_key or policy.shared_key, policy.remote_key or policy.shared_key
+    return ", ".join(dict.fromkeys(key.origin for key in (ours, theirs) if key is not None))
 
 
 def _child_policy_status(child: ChildPolicy) -> ChildPolicyStatus:

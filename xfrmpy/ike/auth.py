@@ -1,4 +1,4 @@
-"""IKE_AUTH with a shared key, in both roles, and the first Child SA in it.
+"""IKE_AUTH in both roles, and the first Child SA in it.
 
 Read RFC 7296 sections 1.2, 2.15, 2.16 and 2.21.2 first. An IKE SA is established here and nowhere
 else, and only after the peer's AUTH has been verified.
@@ -6,20 +6,15 @@ else, and only after the peer's AUTH has been verified.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from xfrmpy.crypto.authentication import (
-    AuthenticationMismatch,
-    resumed_auth,
-    shared_key_auth,
-    verify_auth,
-)
-from xfrmpy.crypto.key_schedule import IkeKeys, derive_child_keys
+from xfrmpy.crypto.key_schedule import derive_child_keys
 from xfrmpy.failures import Failure
 from xfrmpy.ike.child_sa import ChildSa, proposals_of_first_child
 from xfrmpy.ike.childless import begins_childless, child_offer
 from xfrmpy.ike.create_child_sa import give_up_child
+from xfrmpy.ike.credentials import certificate_requests
 from xfrmpy.ike.demand import take_first_child
 from xfrmpy.ike.errors import AuthenticationFailed, PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.evidence import listed
@@ -36,7 +31,6 @@ from xfrmpy.ike.modes import (
 )
 from xfrmpy.ike.outputs import RequestRefused
 from xfrmpy.ike.ppk import (
-    auth_without_ppk,
     confirm_ppk,
     evidence_of,
     keys_with,
@@ -44,7 +38,9 @@ from xfrmpy.ike.ppk import (
     our_ppk,
     settle_ppk,
     take_ppk_answer,
+    without_ppk,
 )
+from xfrmpy.ike.proof import key_origin, our_proof, verify_proof
 from xfrmpy.ike.redirect import redirect_in_auth, redirect_of_auth, refusal_to_follow
 from xfrmpy.ike.refusals import failure_of
 from xfrmpy.ike.resumption import settle_resumption, tunnel_of_resumed
@@ -53,9 +49,10 @@ from xfrmpy.ike.window_size import WINDOW_SIZE
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import KEY_EXCHANGES, Proposal, child_suite, choose_proposal
 from xfrmpy.policy.model import TunnelPolicy
-from xfrmpy.registry import AuthenticationMethod, ExchangeType, NotifyType
+from xfrmpy.registry import ExchangeType, NotifyType
 from xfrmpy.wire.payloads import (
     AuthPayload,
+    CertreqPayload,
     IdiPayload,
     IdrPayload,
     NotifyPayload,
@@ -95,28 +92,25 @@ class IkeAuth:
             sa.children.append(self._child)
 
     def request(self) -> tuple[OpenPayload, ...]:
-        payloads: list[OpenPayload] = [self._identity]
-        payloads += initial_contact(self._sa, self._tunnel)
-        if self._tunnel.remote_id is not None:
-            payloads.append(IdrPayload(identity=self._tunnel.remote_id))
-        payloads += self._proof()
+        sa, tunnel = self._sa, self._tunnel
+        requests, ppk = sa.heard.requests, our_ppk(sa, tunnel)
+        keys = keys_with(sa, ppk)
+        certs, auth = our_proof(sa, tunnel, self._identity, requests, keys)
+        payloads: list[OpenPayload] = [self._identity, *certs]
+        payloads += initial_contact(sa, tunnel)
+        payloads += certificate_requests((tunnel,)) if sa.resumed is None else ()
+        if tunnel.remote_id is not None:
+            payloads.append(IdrPayload(identity=tunnel.remote_id))
+        payloads.append(auth)
+        if ppk is not None:
+            payloads.append(name_ppk(ppk))
+        if ppk is not None and not tunnel.ppk_required:
+            _, without = our_proof(sa, tunnel, self._identity, requests)
+            payloads.append(NotifyPayload(type=NotifyType.NO_PPK_AUTH, data=without.data))
         child = () if self._child is None else self._child.offer()
         extensions = offer_in_auth(self._sa)
         abilities = (WINDOW_SIZE, SYNC_SUPPORTED)
         return (*self._solution, *payloads, *extensions, *child, *abilities)
-
-    def _proof(self) -> Iterator[OpenPayload]:
-        """AUTH, and where a post-quantum preshared key is in it, its name and what AUTH is without
-        (RFC 8784 section 3)."""
-        sa, tunnel = self._sa, self._tunnel
-        ppk = our_ppk(sa, tunnel)
-        yield _our_auth(sa, tunnel, self._identity, keys_with(sa, ppk))
-        if ppk is None:
-            return
-        yield name_ppk(ppk)
-        if not tunnel.ppk_required:
-            without = _our_auth(sa, tunnel, self._identity, keys_with(sa, None))
-            yield NotifyPayload(type=NotifyType.NO_PPK_AUTH, data=without.data)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
         error = first_error(payloads)
@@ -173,7 +167,10 @@ class IkeAuth:
     def _authenticate(self, payloads: tuple[OpenPayload, ...]) -> Identity:
         idr = only(payloads, IdrPayload)
         take_ppk_answer(self._sa, self._tunnel, payloads)
-        _verify(self._sa, self._tunnel, idr, only(payloads, AuthPayload))
+        try:
+            verify_proof(self._sa, self._tunnel, idr, payloads)
+        except AuthenticationFailed as failed:
+            raise _with_ppk(failed, self._sa, self._tunnel) from failed
         _check_identity(self._tunnel, idr.identity)
         return idr.identity
 
@@ -197,7 +194,7 @@ class IkeAuth:
         return (
             ("our identity", str(self._identity.identity)),
             ("the identity we expect", str(self._tunnel.remote_id)),
-            ("our key", self._tunnel.shared_key.origin),
+            ("our key", key_origin(self._tunnel)),
             *evidence_of(self._sa, self._tunnel),
         )
 
@@ -207,23 +204,22 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
     if sa.transcript.pending:
         raise PeerMisbehaved("IKE_AUTH before the key exchanges that were agreed on")
     try:
-        tunnel, idr = _authenticate_initiator(sa, payloads, now)
+        tunnel, idr, ours = _authenticate_initiator(sa, payloads, now)
     except AuthenticationFailed as failed:
         sa.respond((NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED),))
         sa.close(failed.failure, now)
         return
     offer = child_offer(sa, tunnel, payloads)
-    proof: tuple[OpenPayload, ...] = (idr, _our_auth(sa, tunnel, idr), *confirm_ppk(sa))
     remote = only(payloads, IdiPayload).identity
     sa.authenticated(tunnel, local=idr.identity, remote=remote, now=now)
     sa.channel.may_sync = supports_sync(payloads)
     redirect = redirect_in_auth(sa, tunnel)
     if redirect is not None:
-        sa.respond((*proof, redirect))
+        sa.respond((idr, *ours, redirect))
         sa.expect_child(now)
         return
     close_replaced(sa, payloads, now)
-    proof = (*proof, *offer_in_auth(sa), *take_notifications(sa, payloads, now))
+    proof = (idr, *ours, *offer_in_auth(sa), *take_notifications(sa, payloads, now))
     if offer is None:
         sa.respond((*proof, *_abilities(sa)))
         sa.expect_child(now)
@@ -302,8 +298,8 @@ def _without_key_exchange(offer: SaPayload) -> tuple[Proposal, ...]:
 
 def _authenticate_initiator(
     sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float
-) -> tuple[TunnelPolicy, IdrPayload]:
-    """Find the tunnel by the identities, and verify that the peer has its key."""
+) -> tuple[TunnelPolicy, IdrPayload, tuple[OpenPayload, ...]]:
+    """Find the tunnel by the identities, verify that the peer has its key, and prove ours."""
     idi = only(payloads, IdiPayload)
     wanted = optional(payloads, IdrPayload)
     auth = optional(payloads, AuthPayload)
@@ -311,37 +307,43 @@ def _authenticate_initiator(
     if auth is None:
         summary = f"{idi.identity} wants to authenticate with EAP, which we do not do"
         raise AuthenticationFailed(Failure(code="XF2006", summary=summary))
-    plain = keys_with(sa, None)
-    proof = settle_ppk(sa, tunnel, payloads, auth)
-    try:
-        _verify(sa, tunnel, idi, proof)
-    except AuthenticationFailed:
-        _check_ppk(sa, tunnel, idi, auth_without_ppk(payloads, auth), plain)
-        raise
+    _verify_initiator(sa, tunnel, idi, payloads)
     check_unique(sa, tunnel, idi.identity, payloads)
+    idr = IdrPayload(identity=_our_identity(sa, tunnel))
+    requests = tuple(p for p in payloads if isinstance(p, CertreqPayload))
+    certs, ours = our_proof(sa, tunnel, idr, requests)
     if sa.resumed is not None:
         settle_resumption(sa, sa.resumed, now)
-    return tunnel, IdrPayload(identity=_our_identity(sa, tunnel))
+    return tunnel, idr, (*certs, ours, *confirm_ppk(sa))
 
 
-def _check_ppk(
-    sa: IkeSa,
-    tunnel: TunnelPolicy,
-    idi: IdiPayload,
-    without: AuthPayload | None,
-    plain: IkeKeys,
+def _verify_initiator(
+    sa: IkeSa, tunnel: TunnelPolicy, idi: IdiPayload, payloads: tuple[OpenPayload, ...]
 ) -> None:
     """Our operator is told if it is the post-quantum preshared key that differs, and that alone."""
-    if not sa.ppk_id or without is None:
-        return
-    expected = _auth_octets(sa, tunnel, idi, plain, of_initiator=True)
+    plain, without = sa.keys, without_ppk(payloads)
+    proof = settle_ppk(sa, tunnel, payloads)
     try:
-        verify_auth(expected, without.data)
-    except AuthenticationMismatch:
-        return
-    summary = "the peer knows our shared key, and not our post-quantum preshared key"
-    evidence = (("their identity", str(idi.identity)), *evidence_of(sa, tunnel))
-    raise AuthenticationFailed(Failure(code="XF2041", summary=summary, evidence=evidence))
+        verify_proof(sa, tunnel, idi, proof)
+    except AuthenticationFailed as failed:
+        if not sa.ppk_id or without is None:
+            raise _with_ppk(failed, sa, tunnel) from failed
+        try:
+            verify_proof(sa, tunnel, idi, without, plain)
+        except AuthenticationFailed:
+            raise _with_ppk(failed, sa, tunnel) from failed
+        summary = "the peer proves who it is, but not that it has our post-quantum preshared key"
+        evidence = (("their identity", str(idi.identity)), *evidence_of(sa, tunnel))
+        failure = Failure(code="XF2034", summary=summary, evidence=evidence)
+        raise AuthenticationFailed(failure) from failed
+
+
+def _with_ppk(
+    failed: AuthenticationFailed, sa: IkeSa, tunnel: TunnelPolicy
+) -> AuthenticationFailed:
+    """The failure, and which post-quantum preshared key was in it."""
+    evidence = (*failed.failure.evidence, *evidence_of(sa, tunnel))
+    return AuthenticationFailed(replace(failed.failure, evidence=evidence))
 
 
 def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> TunnelPolicy:
@@ -385,75 +387,6 @@ def _check_identity(tunnel: TunnelPolicy, identity: Identity) -> None:
 
 def _our_identity(sa: IkeSa, tunnel: TunnelPolicy) -> Identity:
     return tunnel.identity_at(sa.path.local.address) if sa.resumed is None else sa.resumed.local
-
-
-def _our_auth(
-    sa: IkeSa,
-    tunnel: TunnelPolicy,
-    identity: IdiPayload | IdrPayload,
-    keys: IkeKeys | None = None,
-) -> AuthPayload:
-    """Our AUTH, by the keys of the IKE SA unless it is to be by others."""
-    keys = keys or keys_with(sa, None)
-    return AuthPayload(
-        method=AuthenticationMethod.SHARED_KEY,
-        data=_auth_octets(sa, tunnel, identity, keys, of_initiator=sa.is_initiator),
-    )
-
-
-def _verify(
-    sa: IkeSa, tunnel: TunnelPolicy, identity: IdiPayload | IdrPayload, auth: AuthPayload
-) -> None:
-    if auth.method != AuthenticationMethod.SHARED_KEY:
-        summary = f"the peer authenticates by {auth.method.name}, our policy wants a shared key"
-        raise _not_proved(summary, sa, tunnel, identity)
-    keys = keys_with(sa, None)
-    expected = _auth_octets(sa, tunnel, identity, keys, of_initiator=not sa.is_initiator)
-    try:
-        verify_auth(expected, auth.data)
-    except AuthenticationMismatch as error:
-        summary = "the peer's AUTH does not match our shared key"
-        raise _not_proved(summary, sa, tunnel, identity) from error
-
-
-def _not_proved(
-    summary: str, sa: IkeSa, tunnel: TunnelPolicy, identity: IdiPayload | IdrPayload
-) -> AuthenticationFailed:
-    evidence = (
-        ("their identity", str(identity.identity)),
-        ("our key", tunnel.shared_key.origin),
-        *evidence_of(sa, tunnel),
-    )
-    return AuthenticationFailed(Failure(code="XF2006", summary=summary, evidence=evidence))
-
-
-def _auth_octets(
-    sa: IkeSa,
-    tunnel: TunnelPolicy,
-    identity: IdiPayload | IdrPayload,
-    keys: IkeKeys,
-    *,
-    of_initiator: bool,
-) -> bytes:
-    """AUTH of one end: over its own first message, the other's nonce, and its identity."""
-    assert sa.suite is not None
-    message = sa.channel.init_request if of_initiator else sa.channel.init_response
-    peer_nonce = sa.nonces[1] if of_initiator else sa.nonces[0]
-    sk_p = keys.sk_pi if of_initiator else keys.sk_pr
-    octets = identity.encode_body()
-    if sa.resumed is not None:
-        return resumed_auth(
-            sa.suite.prf, message=message, peer_nonce=peer_nonce, sk_p=sk_p, identity=octets
-        )
-    return shared_key_auth(
-        sa.suite.prf,
-        tunnel.shared_key.octets,
-        message=message,
-        peer_nonce=peer_nonce,
-        sk_p=sk_p,
-        identity=octets,
-        int_auth=sa.transcript.octets,
-    )
 
 
 def _refused_by_datapath(child: ChildSa) -> Failure:

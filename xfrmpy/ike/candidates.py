@@ -11,11 +11,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from xfrmpy.ike.credentials import certificate_requests
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import Mode
 from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.wire.payloads import CertreqPayload
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,6 +52,8 @@ class _Group:
     has_beet: bool
     has_ppk: bool
     requires_ppk: bool
+    sign: bool
+    certificate_requests: tuple[CertreqPayload, ...]
 
 
 class Candidates:
@@ -102,6 +106,16 @@ class Candidates:
     def requires_ppk(self) -> bool:
         """Whether none of them does without."""
         return all(group.requires_ppk for group in self._groups)
+
+    @property
+    def sign(self) -> bool:
+        """Whether there are signatures by one of the two ends."""
+        return any(group.sign for group in self._groups)
+
+    @property
+    def certificate_requests(self) -> tuple[CertreqPayload, ...]:
+        """What the peer is asked to show, whichever it is."""
+        return tuple(dict.fromkeys(r for g in self._groups for r in g.certificate_requests))
 
     @property
     def redirects_to(self) -> frozenset[str | None]:
@@ -162,4 +176,6 @@ def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
         has_beet=any(wants_beet(policy) for policy in policies),
         has_ppk=any(policy.ppks for policy in policies),
         requires_ppk=all(policy.ppk_required for policy in policies),
+        sign=any(policy.signs for policy in policies),
+        certificate_requests=certificate_requests(policies),
     )

@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from xfrmpy.crypto.authentication import SignaturePolicy
 from xfrmpy.ike.candidates import Tunnel, TunnelIndex
 from xfrmpy.ike.compression import cpi_of
 from xfrmpy.ike.fragments import FragmentStore
@@ -55,6 +56,7 @@ class Core:
     that wait for an IKE SA to be begun, by tunnel and child. The endpoint
     sets `reauthenticate`: it begins an IKE SA that is to take the place of another. `lanes` is how
     many workers the userspace datapath has, over which Child SAs are spread by their SPIs.
+    `signatures` are those that work on this host.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Core:
         self.crash_tokens: TokenMaker | None = None
         self.fragments = FragmentStore()
         self.ticket_keys = TicketKeys(random)
+        self.signatures = SignaturePolicy()
         self.tickets: dict[str, HeldTicket] = {}
         self.redirects: dict[str, deque[float]] = {}
         self.reauthenticate: Callable[[IkeSa, float], None]

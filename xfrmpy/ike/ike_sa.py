@@ -22,6 +22,7 @@ from xfrmpy.ike.childless import CHILDLESS_SECONDS
 from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.crash import TheirTokens
+from xfrmpy.ike.credentials import NOTHING_HEARD
 from xfrmpy.ike.demand import Demand
 from xfrmpy.ike.duties import next_duty
 from xfrmpy.ike.exchange import (
@@ -98,15 +99,24 @@ class IkeSa:
     all whose peer was authenticated, `begun_after` the last one's when it began. `doubted_until`
     is when it ends, if the peer does not show before that it has it. With an `auth_puzzle` there
     are no keys before its solution. `transcript` is what stands between IKE_SA_INIT and
-    IKE_AUTH. What the peer has begun in it and not finished is `unfinished`. `uses_ppk` is whether
-    both ends use post-quantum preshared keys; `ppk_id` names the one in its keys.
+    IKE_AUTH, `heard` what the peer said of itself in IKE_SA_INIT. What it has begun in it and not
+    finished is `unfinished`. `uses_ppk` is whether both ends use post-quantum preshared keys;
+    `ppk_id` names the one in its keys.
     """
 
     __slots__ = (
         *("alone_at", "asks_pairs", "auth_puzzle", "authenticated_as", "begun_after"),
         *("busy_since", "channel", "childless_until", "children", "core", "create_at"),
-        *("demand", "doubted_until", "established_at", "heard_at", "heir", "is_asking_sent"),
-        *("is_asking_usage", "is_client", "is_initiator", "is_rekeying", "is_reported", "keys"),
+        *("demand", "doubted_until", "established_at", "heard", "heard_at", "heir"),
+        *(
+            "is_asking_sent",
+            "is_asking_usage",
+            "is_client",
+            "is_initiator",
+            "is_rekeying",
+            "is_reported",
+            "keys",
+        ),
         *("local_id", "nat", "nonces", "on_silence", "peer_follows", "peer_takes_childless"),
         *("postponed", "proposal", "proved", "reauth_at", "redirected_from", "refused_scopes"),
         *("rekey_at", "remote_id", "replaces", "resumed", "retired", "seen_idle_at", "sent_at"),
@@ -141,7 +151,7 @@ class IkeSa:
         self.remote_id: Identity | None = None
         self.local_id: Identity | None = None
         self.nonces: Nonces = (b"", b"")
-        self.transcript = NOTHING_BETWEEN
+        self.transcript, self.heard = NOTHING_BETWEEN, NOTHING_HEARD
         self.children: list[ChildSa] = []
         self.their_tokens: TheirTokens | None = None
         self.ticket: HeldTicket | None = None

@@ -27,6 +27,7 @@ from xfrmpy.ike.auth_puzzle import AuthPuzzle, puzzle_text
 from xfrmpy.ike.candidates import Candidates, wants_beet
 from xfrmpy.ike.childless import childless_supported
 from xfrmpy.ike.core import Core
+from xfrmpy.ike.credentials import Heard, hash_list
 from xfrmpy.ike.errors import Drop, DropReason, PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import check_critical, first_error, notifications, only, payloads_in_clear
@@ -37,6 +38,7 @@ from xfrmpy.ike.nat import detect_nat, detection_payloads, natt_path
 from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import ExchangeRepeated
 from xfrmpy.ike.ppk import answer_ppk, offer_ppk, refusal_without_ppk, supports_ppk
+from xfrmpy.ike.proof import check_signing
 from xfrmpy.ike.puzzles import Puzzle, Solver
 from xfrmpy.ike.redirect import (
     announce_support,
@@ -123,6 +125,8 @@ class IkeSaInit:
         if has_further_key_exchanges(self._offered):
             payloads.append(INTERMEDIATE_SUPPORTED)
         payloads += offer_ppk(self._tunnel)
+        if self._tunnel.signs:
+            payloads.append(hash_list(self._sa.core.signatures))
         payloads += self._detection
         payloads += announce_support(self._tunnel, self._redirected_from)
         if wants_beet(self._tunnel):
@@ -248,12 +252,13 @@ class IkeSaInit:
         sa.channel.fragments = self._tunnel.fragmentation and can_fragment(payloads)
         sa.agree_keys(proposals[0], shared_secret, (self._nonce, nonce))
         sa.found_nat(nat)
+        sa.heard = Heard.of(payloads)
         supported = notifications(payloads, NotifyType.CHILDLESS_IKEV2_SUPPORTED)
         sa.peer_takes_childless = bool(supported)
         sa.uses_ppk = bool(self._tunnel.ppks) and supports_ppk(payloads)
-        impassable = check_nat(self._tunnel, nat)
-        if impassable is not None:
-            sa.close(impassable, now)
+        obstacle = check_nat(self._tunnel, nat) or check_signing(sa, self._tunnel)
+        if obstacle is not None:
+            sa.close(obstacle, now)
             return
         if nat.encapsulated:
             sa.channel.path = natt_path(sa.path, sa.core.natt_port)
@@ -322,6 +327,7 @@ def answer_ike_sa_init(
     sa.peer_follows = follows_redirects(payloads)
     sa.uses_ppk = bool(ppk)
     sa.redirected_from = redirected_from(payloads)
+    sa.heard = Heard.of(payloads)
     nat = detect_nat(payloads, message.spi_i, bytes(8), path, forced=forced)
     sa.channel.begin_answer(message, path)
     sa.channel.init_request = data
@@ -331,7 +337,9 @@ def answer_ike_sa_init(
             SaPayload(proposals=(chosen,)),
             answered.payload,
             NoncePayload(data=nonce_r),
+            *candidates.certificate_requests,
             *([INTERMEDIATE_SUPPORTED] if suite.further else []),
+            *([hash_list(core.signatures)] if sa.heard.hashes and candidates.sign else []),
             childless_supported(),
             *ppk,
             *([STRONGSWAN] if candidates.has_beet else []),

@@ -1,7 +1,7 @@
 """The policy that a tunnel follows, as a record: by it another process sees what has changed.
 
 A tunnel has one as long as one of its IKE SAs has one (`snapshot`), and they change together. It
-has everything but the secrets, of which it only tells whether others are the same. A field
+has everything but our secret keys, of which it only tells whether others are the same. A field
 that was not there yet when a record was written has its default; one that is unknown makes the
 record unreadable.
 """
@@ -18,7 +18,7 @@ from xfrmpy.ike.core import Core
 from xfrmpy.ike.snapshot import read_proposals, write_proposals
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.policy.model import Ppk, SharedKey, TunnelPolicy
+from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.wire.cursor import Malformed
 
 FORMAT = 1
@@ -29,21 +29,22 @@ _SALT_SIZE = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptPolicy:
-    """A policy as it was in force, with secrets of no octets, and what tells the true ones."""
+    """A policy as it was in force, its secret keys of no octets, and what tells the true ones."""
 
     policy: TunnelPolicy
     salt: bytes
     print: bytes
-    ppk_print: bytes
 
     def beside(self, present: TunnelPolicy) -> TunnelPolicy:
-        """The policy with its secrets, as far as they are those that the tunnel has at present."""
-        policy = self.policy
-        if hmac.compare_digest(_print(present.shared_key, self.salt), self.print):
-            policy = replace(policy, shared_key=present.shared_key)
-        if hmac.compare_digest(_print_ppks(present.ppks, self.salt), self.ppk_print):
-            policy = replace(policy, ppks=present.ppks)
-        return policy
+        """The policy with its secret keys, if they are those that the tunnel has at present."""
+        if hmac.compare_digest(_print(present, self.salt), self.print):
+            return replace(
+                self.policy,
+                shared_key=present.shared_key,
+                local_key=present.local_key,
+                ppks=present.ppks,
+            )
+        return self.policy
 
 
 def is_policy(name: bytes) -> bool:
@@ -52,20 +53,13 @@ def is_policy(name: bytes) -> bool:
 
 
 def write_policy(policy: TunnelPolicy, salt: bytes) -> bytes:
-    key = policy.shared_key
     children = (_write(child.proposals) for child in policy.children)
-    bare = replace(
-        _without_proposals(policy),
-        shared_key=_without_octets(key),
-        ppks=tuple(replace(ppk, key=_without_octets(ppk.key)) for ppk in policy.ppks),
-    )
     record = {
         "format": FORMAT,
-        "policy": to_plain(bare),
+        "policy": to_plain(_without_proposals(_without_secrets(policy))),
         "proposals": [_write(policy.proposals), *children],
         "salt": salt.hex(),
-        "print": _print(key, salt).hex(),
-        "ppk_print": _print_ppks(policy.ppks, salt).hex(),
+        "print": _print(policy, salt).hex(),
     }
     return json.dumps(record, separators=(",", ":")).encode()
 
@@ -97,7 +91,16 @@ def _read_policy(record: bytes) -> KeptPolicy:
         policy=replace(bare, proposals=of_tunnel, children=children),
         salt=from_plain(bytes, plain["salt"]),
         print=from_plain(bytes, plain["print"]),
-        ppk_print=from_plain(bytes, plain.get("ppk_print", "")),
+    )
+
+
+def _without_secrets(policy: TunnelPolicy) -> TunnelPolicy:
+    shared, ours = policy.shared_key, policy.local_key
+    return replace(
+        policy,
+        shared_key=None if shared is None else replace(shared, octets=b""),
+        local_key=None if ours is None else replace(ours, octets=b""),
+        ppks=tuple(replace(ppk, key=replace(ppk.key, octets=b"")) for ppk in policy.ppks),
     )
 
 
@@ -119,17 +122,8 @@ def _read(plain: list[tuple[int, Plain]]) -> tuple[Proposal, ...]:
     )
 
 
-def _without_octets(key: SharedKey) -> SharedKey:
-    return replace(key, octets=b"")
-
-
-def _print(key: SharedKey, salt: bytes) -> bytes:
-    return hmac.digest(salt, key.octets, "sha256")
-
-
-def _print_ppks(ppks: tuple[Ppk, ...], salt: bytes) -> bytes:
-    prints = b"".join(_print(ppk.key, salt + ppk.id.encode()) for ppk in ppks)
-    return hmac.digest(salt, prints, "sha256")
+def _print(policy: TunnelPolicy, salt: bytes) -> bytes:
+    return hmac.digest(salt, policy.secrets, "sha256")
 
 
 class PolicyRecords:

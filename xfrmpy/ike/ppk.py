@@ -59,7 +59,7 @@ def answer_ppk(
         return (USE_PPK,) if candidates.has_ppk else ()
     if candidates.requires_ppk:
         summary = f"{path.remote} uses no post-quantum preshared keys, and our policy requires one"
-        raise PeerIncompatible.of("XF2040", summary, NotifyType.NO_PROPOSAL_CHOSEN)
+        raise PeerIncompatible.of("XF2033", summary, NotifyType.NO_PROPOSAL_CHOSEN)
     return ()
 
 
@@ -102,37 +102,45 @@ def take_ppk_answer(sa: IkeSa, tunnel: TunnelPolicy, payloads: tuple[OpenPayload
 
 
 def settle_ppk(
-    sa: IkeSa, tunnel: TunnelPolicy, payloads: tuple[OpenPayload, ...], auth: AuthPayload
-) -> AuthPayload:
-    """The key that the initiator named goes into the keys; gives the AUTH that they must match.
+    sa: IkeSa, tunnel: TunnelPolicy, payloads: tuple[OpenPayload, ...]
+) -> tuple[OpenPayload, ...]:
+    """The key that the initiator named goes into the keys; gives the payloads to verify by them.
 
-    Without such a key it is what NO_PPK_AUTH has, if it is there (Table 2). Raises
+    Without such a key AUTH is what NO_PPK_AUTH has, if it is there (Table 2). Raises
     `AuthenticationFailed` if our policy or the initiator does not do without.
     """
     if sa.resumed is not None:
-        return auth
+        return payloads
     named = _named_once(payloads) if sa.uses_ppk else None
     ppk = next((p for p in tunnel.ppks if named == bytes([PPK_ID_FIXED]) + p.id_octets), None)
     if ppk is not None:
         _use(sa, ppk)
-        return auth
+        return payloads
     if tunnel.ppk_required:
         said = "names none" if named is None else f"names {_shown(named)}"
         summary = f"our policy requires a post-quantum preshared key of ours, and the peer {said}"
         raise AuthenticationFailed(_required(summary, tunnel))
     if named is None:
-        return auth
-    without = auth_without_ppk(payloads, auth)
+        return payloads
+    without = without_ppk(payloads)
     if without is None:
         summary = f"we do not have {_shown(named)}, which the peer requires"
         raise AuthenticationFailed(_required(summary, tunnel))
     return without
 
 
-def auth_without_ppk(payloads: tuple[OpenPayload, ...], auth: AuthPayload) -> AuthPayload | None:
-    """What AUTH would be with no such key in the keys, if the initiator says it."""
+def without_ppk(payloads: tuple[OpenPayload, ...]) -> tuple[OpenPayload, ...] | None:
+    """An initiator's payloads as they are with no such key in the keys, if it says that.
+
+    "The authentication method used for computing the authentication data MUST be the same as the
+    method indicated in the AUTH payload" (section 3).
+    """
     found = notifications(payloads, NotifyType.NO_PPK_AUTH)
-    return replace(auth, data=found[0].data) if found else None
+    if not found:
+        return None
+    return tuple(
+        replace(p, data=found[0].data) if isinstance(p, AuthPayload) else p for p in payloads
+    )
 
 
 def confirm_ppk(sa: IkeSa) -> tuple[NotifyPayload, ...]:
@@ -173,4 +181,4 @@ def _shown(named: bytes) -> str:
 
 def _required(summary: str, tunnel: TunnelPolicy) -> Failure:
     evidence = (("our PPKs", listed(tunnel.ppks)),)
-    return Failure(code="XF2040", summary=summary, evidence=evidence)
+    return Failure(code="XF2033", summary=summary, evidence=evidence)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from xfrmpy.failures import Failure
 from xfrmpy.ike.errors import AuthenticationFailed, PeerMisbehaved
 from xfrmpy.ike.exchange import notifications
-from xfrmpy.ike.tickets import TICKET_SECONDS, TicketRefused, TicketState, bind_to_keys
+from xfrmpy.ike.tickets import TICKET_SECONDS, TicketRefused, TicketState, bind_to_key
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal, choose_proposal
 from xfrmpy.policy.model import TunnelPolicy
@@ -109,7 +109,7 @@ def _held(sa: IkeSa, ticket: bytes, seconds: float, now: float) -> HeldTicket:
         proposal=sa.proposal,
         sk_d=sa.keys.sk_d,
         ppk_id=sa.ppk_id,
-        binding=_bind(sa.tunnel, sa.keys.sk_d),
+        binding=bind_to_key(sa.tunnel.secrets, sa.keys.sk_d),
         renew_at=now + seconds * RENEWAL,
         expires_at=now + seconds,
     )
@@ -141,7 +141,7 @@ def _state(sa: IkeSa, now: float) -> TicketState:
         sk_d=sa.keys.sk_d,
         spi=sa.our_spi,
         ppk_id=sa.ppk_id,
-        binding=_bind(sa.tunnel, sa.keys.sk_d),
+        binding=bind_to_key(sa.tunnel.secrets, sa.keys.sk_d),
         expires_at=now + TICKET_SECONDS,
     )
 
@@ -184,17 +184,13 @@ def usable_ticket(core: Core, tunnel: TunnelPolicy, now: float) -> HeldTicket | 
     held = core.tickets.get(tunnel.name)
     if held is None:
         return None
-    binding = _bind(tunnel, held.sk_d)
+    binding = bind_to_key(tunnel.secrets, held.sk_d)
     is_bound = hmac.compare_digest(held.binding, binding)
     is_allowed = _allows(tunnel, held.local, held.remote, held.proposal, held.ppk_id)
     if now < held.expires_at and is_bound and is_allowed:
         return held
     del core.tickets[tunnel.name]
     return None
-
-
-def _bind(tunnel: TunnelPolicy, sk_d: bytes) -> bytes:
-    return bind_to_keys([tunnel.shared_key.octets, *(p.key.octets for p in tunnel.ppks)], sk_d)
 
 
 def _allows(
@@ -214,7 +210,7 @@ def tunnel_of_ticket(core: Core, state: TicketState, path: Path) -> TunnelPolicy
     """The tunnel of ours that a ticket brings back. Raises `TicketRefused`."""
     tunnel = core.tunnel_index.candidates(path).named(state.tunnel)
     if tunnel is not None:
-        binding = _bind(tunnel, state.sk_d)
+        binding = bind_to_key(tunnel.secrets, state.sk_d)
         is_bound = hmac.compare_digest(state.binding, binding)
         ends = state.id_r, state.id_i
         if is_bound and _allows(tunnel, *ends, state.proposal, state.ppk_id):

@@ -26,6 +26,7 @@ from xfrmpy.ike.collisions import Nonces
 from xfrmpy.ike.core import IKE_SPI_SIZE, Core
 from xfrmpy.ike.crash import TheirTokens
 from xfrmpy.ike.create_child_sa import CreateChildSa
+from xfrmpy.ike.credentials import Heard
 from xfrmpy.ike.demand import Demand
 from xfrmpy.ike.exchange import Exchange
 from xfrmpy.ike.first_contact import ProofOfLife
@@ -694,6 +695,7 @@ IKE_SA: Table = {
     "local_id": _value(Identity | None),
     "nonces": _value(Nonces),
     "transcript": _value(Transcript),
+    "heard": _value(Heard),
     "their_tokens": _optional(
         Codec(
             lambda theirs, _: to_plain(theirs.tokens),

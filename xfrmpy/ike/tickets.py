@@ -9,7 +9,7 @@ the file is there, and the full exchange that follows a refused ticket costs one
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from struct import Struct
 
@@ -48,7 +48,7 @@ class TicketState:
     """What is needed to resume an IKE SA: all that section 5 takes "from the ticket".
 
     `spi` is ours of the old IKE SA. `binding` ties the ticket to the shared key that proved the
-    peer, and to the post-quantum ones, of which `ppk_id` is in the keys: see `bind_to_keys`.
+    peer: see `bind_to_key`.
     """
 
     tunnel: str
@@ -133,13 +133,10 @@ class _Key:
         return self._cipher.open(head[-8:], sealed, head)
 
 
-def bind_to_keys(keys: Iterable[bytes], sk_d: bytes) -> bytes:
-    """Ties an IKE SA to the secrets by which its peer was known: with others in the policy, the
-    ticket is void (section 6.2, "credentials ... are invalidated")."""
-    binding = b"ticket" + sk_d
-    for key in keys:
-        binding = hmac.digest(key, binding, "sha256")
-    return binding
+def bind_to_key(shared_key: bytes, sk_d: bytes) -> bytes:
+    """Ties an IKE SA to the shared key by which its peer was known: with another key in the policy,
+    the ticket is void (section 6.2, "credentials ... are invalidated")."""
+    return hmac.digest(shared_key, b"ticket" + sk_d, "sha256")
 
 
 def _encode(state: TicketState) -> bytes:

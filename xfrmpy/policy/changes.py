@@ -14,7 +14,13 @@ from typing import Any
 
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.sad import OUR_REQIDS
-from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
+from xfrmpy.policy.model import (
+    ChildPolicy,
+    PrivateKey,
+    PublicKey,
+    SharedKey,
+    TunnelPolicy,
+)
 
 
 class Impact(IntEnum):
@@ -225,6 +231,14 @@ def _or_usual(value: object) -> str:
     return "as usual" if value is None else str(value)
 
 
+def _origin(key: SharedKey | PrivateKey | PublicKey | None) -> str:
+    return "none" if key is None else key.origin
+
+
+def _weak_or_not(value: bool) -> str:
+    return f"signatures with SHA-1 {_onoff(value)}"
+
+
 def _octets_or_off(value: int) -> str:
     return f"{value} octets" if value else "off"
 
@@ -242,9 +256,12 @@ _OF_TUNNEL: dict[str, _Key] = {
     "local_address": _Key("local_address", Impact.REPLACE, _or_none),
     "local_id": _Key("id", Impact.REAUTH, _or_none),
     "remote_id": _Key("peer_id", Impact.REAUTH, _or_none),
-    "shared_key": _Key("psk", Impact.REAUTH, lambda key: key.origin),
     "ppks": _Key("ppk", Impact.REAUTH, _listed_or_none),
     "ppk_required": _Key("ppk.required", Impact.REAUTH, _yes_or_no),
+    "shared_key": _Key("psk", Impact.REAUTH, _origin),
+    "local_key": _Key("auth.local.key", Impact.REAUTH, _origin),
+    "remote_key": _Key("auth.remote.key", Impact.REAUTH, _origin),
+    "weak_signatures": _Key("ike.profile", Impact.REAUTH, _weak_or_not),
     "proposals": _Key("ike.proposals", Impact.REKEY, _listed),
     "start": _Key("start", Impact.HOT),
     "datapath": _Key("datapath", Impact.REPLACE),

@@ -113,6 +113,27 @@ class Ppk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateKey:
+    """A key that signs for us: unencrypted PKCS #8 and, in `public`, SubjectPublicKeyInfo, as DER.
+
+    An RSA key signs with RSASSA-PSS, or with PKCS #1 v1.5 if it is `pkcs1`.
+    """
+
+    octets: bytes = field(repr=False)
+    public: bytes
+    origin: str
+    pkcs1: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicKey:
+    """The one key that the peer may sign with: a DER SubjectPublicKeyInfo."""
+
+    spki: bytes
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retransmission:
     """When an unanswered request is sent again, and when the peer is given up.
 
@@ -210,6 +231,9 @@ class TunnelPolicy:
     sends none. The IKE SA is rekeyed ahead of the end of `lifetime_seconds`, and made anew, with
     authentication, ahead of `reauth_seconds`; None is never. The initiator makes the Child SAs in
     the order of `children`. The first of `ppks` is the one that we name; a caller may name any.
+
+    We prove ourselves by `local_key`, the peer by `remote_key`; where there is none, by the
+    `shared_key`. With `weak_signatures` an RSA key may do so with SHA-1 where RFC 7427 is unknown.
     """
 
     name: str
@@ -219,9 +243,12 @@ class TunnelPolicy:
     local_address: IpAddress | None = None
     local_id: Identity | None = None
     remote_id: Identity | None = None
-    shared_key: SharedKey
+    shared_key: SharedKey | None = None
     ppks: tuple[Ppk, ...] = ()
     ppk_required: bool = False
+    local_key: PrivateKey | None = None
+    remote_key: PublicKey | None = None
+    weak_signatures: bool = False
     proposals: tuple[Proposal, ...]
     children: tuple[ChildPolicy, ...]
     start: StartMode = StartMode.MANUAL
@@ -241,6 +268,23 @@ class TunnelPolicy:
     redirect_to: str | None = None
     on_down: OnDown = OnDown.BLOCK
     interface: TunnelInterface | None = None
+
+    @property
+    def signs(self) -> bool:
+        """Whether one of the two ends proves itself by a signature."""
+        return self.local_key is not None or self.remote_key is not None
+
+    @property
+    def secrets(self) -> bytes:
+        """All that proves an end and must be the same, for whoever wants to know if it still is."""
+        keys = (
+            self.shared_key and self.shared_key.octets,
+            self.local_key and self.local_key.octets,
+        )
+        theirs = self.remote_key and self.remote_key.spki
+        ppks = [part for ppk in self.ppks for part in (ppk.id_octets, ppk.key.octets)]
+        known = [key or b"" for key in (*keys, theirs, *ppks)]
+        return b"".join(len(key).to_bytes(4, "big") + key for key in known)
 
     def identity_at(self, address: IpAddress) -> Identity:
         """Who we say we are when we use this address of ours."""

@@ -15,7 +15,7 @@ from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import KEY_EXCHANGES, Proposal, choose_proposal
 from xfrmpy.ipsec.sad import Mode
 from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
-from xfrmpy.policy.model import ChildPolicy, StartMode, TunnelPolicy
+from xfrmpy.policy.model import ChildPolicy, PrivateKey, PublicKey, StartMode, TunnelPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,13 +149,40 @@ def _of_proof(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement
             ours=f"peer_id {expected}",
             theirs=f"id {told}",
         )
-    if not hmac.compare_digest(ours.shared_key.octets, theirs.shared_key.octets):
-        yield Disagreement(
-            code="XF2005",
-            message="the shared keys are not the same",
-            ours=ours.shared_key.origin,
-            theirs=theirs.shared_key.origin,
-        )
+    yield from _of_keys(ours, theirs)
+
+
+def _of_keys(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]:
+    """Each end proves itself by what the other expects; a shared key is told of once."""
+    told: list[Disagreement] = []
+    for prover, verifier in ((ours, theirs), (theirs, ours)):
+        is_ours = prover is ours
+        proves, expects = prover.local_key, verifier.remote_key
+        shown = (_proof(proves, prover), _proof(expects, verifier))
+        if (proves is None) != (expects is None):
+            message = f"{'we prove' if is_ours else 'they prove'} by one method, and another counts"
+        elif proves is not None and expects is not None:
+            if proves.public == expects.spki:
+                continue
+            message = f"{'our' if is_ours else 'their'} key is not the one that is expected"
+        elif _secret(prover) != _secret(verifier):
+            message, shown = "the shared keys are not the same", shown if is_ours else shown[::-1]
+            is_ours = True
+        else:
+            continue
+        here, there = shown if is_ours else shown[::-1]
+        told.append(Disagreement(code="XF2005", message=message, ours=here, theirs=there))
+    yield from dict.fromkeys(told)
+
+
+def _proof(key: PrivateKey | PublicKey | None, tunnel: TunnelPolicy) -> str:
+    if key is not None:
+        return f"key {key.origin}"
+    return "no psk" if tunnel.shared_key is None else tunnel.shared_key.origin
+
+
+def _secret(tunnel: TunnelPolicy) -> bytes:
+    return b"" if tunnel.shared_key is None else tunnel.shared_key.octets
 
 
 def _of_ppk(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]:
@@ -167,13 +194,13 @@ def _of_ppk(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]:
     for a, b in shared:
         if not hmac.compare_digest(a.key.octets, b.key.octets):
             message = f"the post-quantum preshared keys '{a.id}' are not the same"
-            yield Disagreement(code="XF2041", message=message, ours=str(a), theirs=str(b))
+            yield Disagreement(code="XF2034", message=message, ours=str(a), theirs=str(b))
     named = {ppk.id_octets for _, ppk in shared}
     if all(end.ppks and end.ppks[0].id_octets in named for end in (ours, theirs)):
         return
     is_required = ours.ppk_required or theirs.ppk_required
     message = "the post-quantum preshared key that one end names is not one of the other's"
-    code = "XF2040" if is_required else ""
+    code = "XF2033" if is_required else ""
     yield Disagreement(code=code, message=message, ours=shown[0], theirs=shown[1])
 
 

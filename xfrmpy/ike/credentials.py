@@ -1,0 +1,129 @@
+"""Where keys come from: ours that signs and what goes with it, and the peer's that are acceptable.
+
+Read RFC 7296 sections 3.6 and 3.7 and RFC 7670. Whether a signature is right is decided in `proof`,
+which knows nothing of where a key is from; here nothing is signed or verified. Every further kind
+of credential (a certificate, a key in a token) is a case in these functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from xfrmpy.crypto.authentication import SignaturePolicy
+from xfrmpy.crypto.signatures import (
+    Form,
+    Signer,
+    VerifyingKey,
+    fingerprint,
+    signing_key,
+    verifying_key,
+)
+from xfrmpy.failures import Failure
+from xfrmpy.ike.errors import AuthenticationFailed
+from xfrmpy.ike.exchange import notifications
+from xfrmpy.ipsec.identity import Identity
+from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.registry import CertificateEncoding, HashAlgorithm, NotifyType
+from xfrmpy.wire.payloads import CertPayload, CertreqPayload, NotifyPayload, OpenPayload
+
+MAX_HASHES = 16
+"""Of a peer's list. IANA knows 7."""
+
+RAW_KEY_REQUEST = CertreqPayload(encoding=CertificateEncoding.RAW_PUBLIC_KEY, data=b"")
+"""RFC 7670 section 3: "the Certification Authority field MUST be empty"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """What a peer's IKE_SA_INIT said of authentication.
+
+    `hashes` are those that it verifies signatures with, none if it does not know RFC 7427;
+    `requests` are a responder's: what it wants to see of us. An initiator's come in IKE_AUTH.
+    """
+
+    hashes: tuple[int, ...] = ()
+    requests: tuple[CertreqPayload, ...] = ()
+
+    @classmethod
+    def of(cls, payloads: tuple[OpenPayload, ...]) -> Heard:
+        """Nothing of it is authentic yet; AUTH covers it."""
+        lists = notifications(payloads, NotifyType.SIGNATURE_HASH_ALGORITHMS)
+        octets = b"".join(notify.data for notify in lists)
+        pairs = [octets[at : at + 2] for at in range(0, len(octets) - 1, 2)]
+        return cls(
+            hashes=tuple(int.from_bytes(pair, "big") for pair in pairs[:MAX_HASHES]),
+            requests=tuple(p for p in payloads if isinstance(p, CertreqPayload)),
+        )
+
+
+NOTHING_HEARD = Heard()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """How we prove ourselves by a signature: what signs, and the CERT payloads to go before it."""
+
+    signer: Signer
+    certs: tuple[CertPayload, ...]
+
+
+def our_credential(tunnel: TunnelPolicy, requests: Iterable[CertreqPayload]) -> Credential | None:
+    """Ours towards the peer of a tunnel that asked for `requests`; None is the shared key."""
+    if tunnel.local_key is None:
+        return None
+    certs: tuple[CertPayload, ...] = ()
+    if RAW_KEY_REQUEST.encoding in {request.encoding for request in requests}:
+        certs = (_raw_key(tunnel.local_key.public),)
+    return Credential(signer=signing_key(tunnel.local_key.octets), certs=certs)
+
+
+def certificate_requests(policies: Iterable[TunnelPolicy]) -> tuple[CertreqPayload, ...]:
+    """What we ask a peer to show that may be any of these tunnels'."""
+    wanted = [RAW_KEY_REQUEST for policy in policies if policy.remote_key is not None]
+    return tuple(dict.fromkeys(wanted))
+
+
+def acceptable_keys(
+    tunnel: TunnelPolicy, identity: Identity, certs: tuple[CertPayload, ...]
+) -> tuple[VerifyingKey, ...]:
+    """The keys by which the peer may sign as `identity`: at least one. `certs` are its CERTs.
+
+    Raises `AuthenticationFailed` if it shows another key than policy has, or there is none.
+    """
+    assert tunnel.remote_key is not None
+    expected = tunnel.remote_key
+    shown = [c.data for c in certs if c.encoding == CertificateEncoding.RAW_PUBLIC_KEY]
+    if shown and expected.spki not in shown:
+        raise AuthenticationFailed(
+            Failure(
+                code="XF2042",
+                summary=f"{identity} shows another public key than the one in our policy",
+                evidence=(
+                    ("their key", fingerprint(shown[0])),
+                    ("we expect", fingerprint(expected.spki)),
+                    ("from", expected.origin),
+                ),
+            )
+        )
+    return (verifying_key(expected.spki),)
+
+
+def signature_policy(tunnel: TunnelPolicy, usable: SignaturePolicy) -> SignaturePolicy:
+    """How signatures are made and taken with a tunnel, of what is usable on this host."""
+    is_pkcs1 = tunnel.local_key is not None and tunnel.local_key.pkcs1
+    return SignaturePolicy(
+        schemes=usable.schemes,
+        rsa_form=Form.PKCS1 if is_pkcs1 else Form.PSS,
+        weak_rsa=tunnel.weak_signatures,
+    )
+
+
+def hash_list(usable: SignaturePolicy) -> NotifyPayload:
+    """SIGNATURE_HASH_ALGORITHMS (RFC 7427 section 4): what we verify with."""
+    data = b"".join(HashAlgorithm(h).to_bytes(2, "big") for h in usable.hashes)
+    return NotifyPayload(type=NotifyType.SIGNATURE_HASH_ALGORITHMS, data=data)
+
+
+def _raw_key(spki: bytes) -> CertPayload:
+    return CertPayload(encoding=CertificateEncoding.RAW_PUBLIC_KEY, data=spki)
