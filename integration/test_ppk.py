@@ -134,7 +134,7 @@ def test_beside_libreswan_in_either_role(site: Site) -> None:
     sun = site.libreswan(
         site.network.sun,
         tunnel.mirrored(),
-        connection=("ppk=insist", f'ppk-ids="{ID}"'),
+        connection=("ppk=insist",),
         secrets=(f'@{tunnel.theirs.id} @{tunnel.ours.id} : PPKS "{ID}" "{KEY}"\n',),
     )
     pair = Pair(site, site.xfrmpy(site.network.moon, tunnel, **ours(site, required="yes")), sun)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.keypairs import private_key, public_key
 from xfrmpy.crypto.key_schedule import IkeKeys, mix_in_ppk
+from xfrmpy.crypto.signatures import KeyKind
 from xfrmpy.failures import Failure
 from xfrmpy.ike import ppk as ppk_module
 from xfrmpy.ike.ike_sa import REFUSAL_SECONDS
@@ -425,3 +427,25 @@ def test_no_octet_of_it_is_in_a_record_of_the_policy(
 def _messages(pair: Any) -> list[Any]:
     octets = (o.data[4:] if o.path.natt else o.data for _, o in pair.sent)
     return [decode_message_untrusted(data) for data in octets]
+
+
+@pytest.mark.parametrize("kind", [KeyKind.RSA, KeyKind.ED25519])
+@pytest.mark.parametrize("sun", [(OFFICE,), (BRANCH,), (FALSE,)], ids=["same", "other", "wrong"])
+def test_signatures_are_over_keys_with_it_or_without(
+    ends: Any, kind: KeyKind, sun: tuple[Ppk, ...]
+) -> None:
+    """NO_PPK_AUTH is by the same method as AUTH (section 3), so it has no method of its own."""
+    pair = ends((OFFICE,), sun)
+    for host, other in ((pair.moon, "sun"), (pair.sun, "moon")):
+        keys = {
+            "local_key": private_key(kind, host.name),
+            "remote_key": public_key(kind, other),
+        }
+        host.policy = replace(host.policy, **keys)
+        host.start()
+    pair.up()
+    if sun == (FALSE,):
+        assert refusal(pair.sun).code == "XF2034"
+    else:
+        pair.assert_up()
+        assert pair.sun.views[0].ppk_id == ("office" if sun == (OFFICE,) else "")

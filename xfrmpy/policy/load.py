@@ -11,7 +11,6 @@ import base64
 import binascii
 import difflib
 import os
-import pwd
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.policy.blocking import block_exits, blocked_traffic
+from xfrmpy.policy.custody import DAEMON_USER, daemon_user, find_exposure
 from xfrmpy.policy.document import Node, compose_document, decode_text
 from xfrmpy.policy.errors import START, Findings, Mark, PolicyError
 from xfrmpy.policy.interfaces import report_clashes
@@ -56,10 +56,6 @@ MAX_FILE = 1 << 20
 """Octets; some 7,000 tunnels in one file."""
 
 MAX_SECRET = 4096
-DAEMON_USER = "xfrmpy"
-"""Who runs the daemon where it has a user of its own; secrets may be his. Not his group's, whose
-members may only look at tunnels."""
-
 WEAK_SECRET = 16
 """Octets. RFC 7296 section 2.15 asks for as much unpredictability as the strongest key negotiated;
 below 128 bits even a random secret has less, and can be guessed off-line by an active attacker."""
@@ -423,6 +419,11 @@ def _read_key(
 ) -> SharedKey | None:
     """Read a secret, or report why not. Nothing of its octets gets into a message."""
     path = _secret_path(secrets, reference)
+    if path is None and reference.scheme == "credential":
+        message = f"the credential '{reference.name}' is not there"
+        hint = f"LoadCredential={reference.name}:/PATH of the service, which alone can read it"
+        findings.error("XF1008", mark, message, hint)
+        return None
     if path is None:
         where = ", ".join(_printable(directory / reference.name) for directory in secrets)
         message = f"the secret '{reference.name}' is not there"
@@ -434,17 +435,12 @@ def _read_key(
         octets = _parse_secret(data)
     except (OSError, ValueError) as error:
         message = f"the secret {name} cannot be read: {_reason(error)}"
-        is_his = isinstance(error, PermissionError) and os.geteuid() == _daemon_user()
+        is_his = isinstance(error, PermissionError) and os.geteuid() == daemon_user()
         findings.error("XF1008", mark, message, f"chown {DAEMON_USER} {name}" if is_his else "")
         return None
-    if status.st_uid not in (0, os.geteuid(), _daemon_user()):
-        message = f"the secret {name} belongs to another user (uid {status.st_uid})"
-        owner = "root" if _daemon_user() is None else DAEMON_USER
-        findings.error("XF1009", mark, message, f"chown {owner} {name}")
-        return None
-    if status.st_mode & 0o077:
-        message = f"the secret {name} can be read by others (mode {status.st_mode & 0o7777:04o})"
-        findings.error("XF1009", mark, message, f"chmod 600 {name}")
+    exposure = None if reference.scheme == "credential" else find_exposure(path, status, name)
+    if exposure is not None:
+        findings.error("XF1009", mark, f"the secret {name} {exposure.problem}", exposure.hint)
         return None
     if len(octets) < WEAK_SECRET:
         message = f"the secret {name} is shorter than {WEAK_SECRET} octets"
@@ -452,17 +448,17 @@ def _read_key(
     return SharedKey(octets=octets, origin=name)
 
 
-def _daemon_user() -> int | None:
-    try:
-        return pwd.getpwnam(DAEMON_USER).pw_uid
-    except KeyError:
-        return None
-
-
 def _secret_path(secrets: Sequence[Path], reference: SecretReference) -> Path | None:
-    """The highest directory's that has it, or may have it: one that cannot be searched."""
+    """Of `secret:` the highest that has it, or may have it: a directory that cannot be searched.
+
+    systemd hands out credentials as files of a directory, whose rights are its business.
+    """
     if reference.scheme == "file":
         return Path(reference.name)
+    if reference.scheme == "credential":
+        given = os.environ.get("CREDENTIALS_DIRECTORY", "")
+        path = Path(given, reference.name)
+        return path if given and path.exists() else None
     for directory in reversed(secrets):
         path = directory / reference.name
         try:

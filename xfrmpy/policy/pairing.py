@@ -165,7 +165,7 @@ def _of_keys(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]
             if proves.public == expects.spki:
                 continue
             message = f"{'our' if is_ours else 'their'} key is not the one that is expected"
-        elif _secret(prover) != _secret(verifier):
+        elif not hmac.compare_digest(_secret(prover), _secret(verifier)):
             message, shown = "the shared keys are not the same", shown if is_ours else shown[::-1]
             is_ours = True
         else:

@@ -435,7 +435,8 @@ class Tunnel(Keys):
         "gw2.example.org",
     )
     psk: Secret | None = _key(
-        "Pre-shared key by reference: `secret:NAME` or `file:/PATH`.", "secret:office"
+        "Pre-shared key by reference: `secret:NAME`, `file:/PATH`, or systemd's `credential:NAME`.",
+        "secret:office",
     )
     ppk: (
         Annotated[

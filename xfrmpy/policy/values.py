@@ -37,7 +37,7 @@ NAME_RULE = "1 to 63 letters, digits, '.', '_' and '-', the first a letter or di
 
 
 class SecretReference(NamedTuple):
-    """`secret:NAME` or `file:/PATH`."""
+    """`secret:NAME`, `credential:NAME` or `file:/PATH`."""
 
     scheme: str
     name: str
@@ -326,8 +326,10 @@ def parse_secret_reference(value: object) -> SecretReference:
             return SecretReference(scheme, name)
         case "file":
             refuse("XF1004", "must give the whole path of the file, as in file:/PATH")
+        case "credential" if NAME.fullmatch(name):
+            return SecretReference(scheme, name)
         case "credential":
-            refuse("XF1011", "cannot be a credential of systemd yet")
+            refuse("XF1004", f"must name the credential with {NAME_RULE}")
         case _:
             hint = "put it into a file and write secret:NAME or file:/PATH"
             refuse("XF1010", "must not hold the secret itself", hint)
