@@ -160,6 +160,15 @@ CATALOGUE: dict[str, FailureKind] = {
             "`profile: compat` beside `proposals` allows it, with a warning",
         ),
     ),
+    "XF1030": FailureKind(
+        title="a key cannot be used",
+        exit_code=_POLICY,
+        causes=(
+            "the file holds something else, or is encrypted with another passphrase",
+            "an RSA key of fewer than 2048 bits or with a small exponent, or another curve",
+        ),
+        fixes=("`openssl genpkey -algorithm ed25519` makes a private key",),
+    ),
     "XF2001": FailureKind(
         title="the peer does not answer",
         exit_code=ExitCode.TIMED_OUT,

@@ -14,7 +14,7 @@ from xfrmpy.crypto.signatures import SCHEMES, KeyKind, fingerprint
 from xfrmpy.failures import Failure
 from xfrmpy.ike import credentials, proof
 from xfrmpy.ike.outputs import RequestRefused, TunnelClosed
-from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.policy.model import RsaSignature, TunnelPolicy
 from xfrmpy.registry import (
     AuthenticationMethod,
     CertificateEncoding,
@@ -81,7 +81,9 @@ def test_both_ends_prove_themselves_by_keys_of_each_kind(
 
 
 def test_an_rsa_key_signs_with_pkcs1_where_policy_says_so(auths: list[AuthPayload]) -> None:
-    pair = by_signature(KeyKind.RSA, local_key=private_key(KeyKind.RSA, "moon", pkcs1=True))
+    pair = by_signature(
+        KeyKind.RSA, local_key=private_key(KeyKind.RSA, "moon", rsa=RsaSignature.PKCS1)
+    )
     pair.up()
     pair.assert_up()
     assert bytes.fromhex("2a864886f70d01010b") in auths[0].data[:16]

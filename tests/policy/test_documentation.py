@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.keypairs import key_pair
+from xfrmpy.crypto.signatures import KeyKind
 from xfrmpy.failures import CATALOGUE
 from xfrmpy.policy.document import compose_document
 from xfrmpy.policy.errors import Findings
@@ -41,8 +43,10 @@ def test_the_examples_of_the_page_load(tmp_path: Path, name: str, text: str) -> 
     (tmp_path / "secrets").mkdir()
     text = text.replace("file:/etc/xfrmpy", f"file:{tmp_path}/secrets")
     (tmp_path / "conf.d" / name).write_text(text)
-    for secret in {*re.findall(r"secret:([\w-]+)", text), "field-unit-9.key"}:
-        (tmp_path / "secrets" / secret).write_text("x" * 32)
+    for secret in {*re.findall(r"secret:([\w.-]+)", text), "field-unit-9.key"}:
+        is_private = f"key: secret:{secret}" in text
+        octets = key_pair(KeyKind.ED25519).pkcs8() if is_private else b"x" * 32
+        (tmp_path / "secrets" / secret).write_bytes(octets)
         (tmp_path / "secrets" / secret).chmod(0o600)
     loaded = load_policy([tmp_path / "conf.d"])
     assert loaded.errors == ()

@@ -9,13 +9,28 @@ proof that the answers are right.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, partial
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from xfrmpy.crypto.cipher import IntegrityFailed, packet_cipher
 from xfrmpy.crypto.key_exchange import answer_key_exchange, start_key_exchange
 from xfrmpy.crypto.mac import keyed_mac
 from xfrmpy.crypto.prf import prf_plus
+from xfrmpy.crypto.signatures import (
+    CURVES,
+    MIN_RSA_EXPONENT,
+    SCHEMES,
+    Form,
+    KeyKind,
+    Scheme,
+    SignatureMismatch,
+    SigningKey,
+    VerifyingKey,
+)
 from xfrmpy.ipsec import algorithms
 
 
@@ -24,14 +39,25 @@ def failed_algorithms() -> dict[str, str]:
 
     Names are those of the table. Takes some 20 ms.
     """
+    return _failed(_tests(), KNOWN_ANSWERS)
+
+
+def failed_schemes() -> dict[str, str]:
+    """The signature schemes that must not be used, by their names; empty is good."""
+    return _failed(_scheme_tests(), KNOWN_SIGNATURES)
+
+
+def _failed(
+    tests: Iterable[tuple[str, Callable[[], bytes]]], answers: Mapping[str, str]
+) -> dict[str, str]:
     failed = {}
-    for name, compute in _tests():
+    for name, compute in tests:
         try:
             answer = hashlib.sha256(compute()).hexdigest()[:_ANSWER_DIGITS]
         except Exception as error:  # whatever the library raises, it failed
             failed[name] = f"{type(error).__name__}: {error}"
         else:
-            if answer != KNOWN_ANSWERS.get(name):
+            if answer != answers.get(name):
                 failed[name] = "the result differs from the known answer"
     return failed
 
@@ -89,6 +115,61 @@ def _run_key_exchange(group: algorithms.KeyExchangeGroup) -> bytes:
     theirs = exchange.public_value.ljust(group.size(of_answer=True), b"\0")
     secret = exchange.shared_secret(theirs[: group.size(of_answer=True)])
     return exchange.public_value + secret
+
+
+def _scheme_tests() -> Iterator[tuple[str, Callable[[], bytes]]]:
+    for scheme in SCHEMES:
+        yield scheme.name, partial(_run_scheme, scheme)
+
+
+def _run_scheme(scheme: Scheme) -> bytes:
+    """Signatures by keys that are no secret. RSASSA-PSS has random ones: that it comes to an end.
+
+    With every key that the scheme is of, a signature is verified, and a forged one refused.
+    """
+    answer = b""
+    for kind in sorted(scheme.kinds):
+        key = _key(kind)
+        signature = key.sign(scheme, b"octets")
+        key.public.verify(scheme, signature, b"octets")
+        try:
+            key.public.verify(scheme, signature, b"forged")
+        except SignatureMismatch:
+            answer += key.public.spki if scheme.form is Form.PSS else signature
+        else:
+            raise ValueError("a forged signature is verified")
+    return answer
+
+
+@cache
+def _key(kind: KeyKind) -> SigningKey:
+    """A key that everybody knows."""
+    match kind:
+        case KeyKind.RSA:
+            made: Any = _rsa_key()
+        case KeyKind.ED25519:
+            made = ed25519.Ed25519PrivateKey.from_private_bytes(_octets(32))
+        case KeyKind.ED448:
+            made = ed448.Ed448PrivateKey.from_private_bytes(_octets(57))
+        case _:
+            made = ec.derive_private_key(0x5846, CURVES[kind]())
+    public = made.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return SigningKey(made, VerifyingKey.of_spki(public))
+
+
+def _rsa_key() -> rsa.RSAPrivateKey:
+    """Of two primes with few digits to write."""
+    p, q = (3 << 1022) + 1037, (7 << 1021) + 309
+    d = pow(MIN_RSA_EXPONENT, -1, (p - 1) * (q - 1))
+    return rsa.RSAPrivateNumbers(
+        p=p,
+        q=q,
+        d=d,
+        dmp1=d % (p - 1),
+        dmq1=d % (q - 1),
+        iqmp=pow(q, -1, p),
+        public_numbers=rsa.RSAPublicNumbers(e=MIN_RSA_EXPONENT, n=p * q),
+    ).private_key(unsafe_skip_rsa_key_validation=True)
 
 
 def _octets(size: int) -> bytes:
@@ -159,4 +240,18 @@ KNOWN_ANSWERS = {
     "modp4096": "af9ec6725caee373",
     "mlkem768": "7a9a887ec65a8a29",
     "mlkem1024": "1207248a3c573bba",
+}
+
+KNOWN_SIGNATURES = {
+    "ed25519": "9cd0217b1e145f85",
+    "ed448": "d55ec3bac920d270",
+    "ecdsa-sha256": "b4fa1febfc34b420",
+    "ecdsa-sha384": "6fe6e19c65b7e574",
+    "ecdsa-sha512": "bd2eea13d74cf504",
+    "rsa-pss-sha256": "7d5779c8508f8ac7",
+    "rsa-pss-sha384": "7d5779c8508f8ac7",
+    "rsa-pss-sha512": "7d5779c8508f8ac7",
+    "rsa-pkcs1-sha256": "e1a009e6de595f1f",
+    "rsa-pkcs1-sha384": "8d7be08f98eb7f90",
+    "rsa-pkcs1-sha512": "506b62f68cb19617",
 }

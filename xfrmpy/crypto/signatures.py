@@ -8,7 +8,7 @@ raises; nothing gives a truth value to forget. What is signed is decided in `aut
 
 from __future__ import annotations
 
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,6 +31,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_der_private_key,
     load_der_public_key,
+    load_pem_private_key,
+    load_pem_public_key,
 )
 
 from xfrmpy.registry import HashAlgorithm
@@ -137,6 +139,20 @@ class VerifyingKey:
             raise KeyRefused("the public key is not in its usual DER encoding")
         return cls(spki, kind, bits, key)
 
+    @classmethod
+    def of_file(cls, data: bytes) -> Self:
+        """A SubjectPublicKeyInfo as people keep it: PEM, base64 or DER. Raises `KeyRefused`."""
+        try:
+            if b"-----BEGIN" in data:
+                data = load_pem_public_key(data).public_bytes(
+                    Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+                )
+            elif not data.startswith(b"\x30"):
+                data = b64decode(b"".join(data.split()), validate=True)
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise KeyRefused("this is neither PEM nor base64 of a public key") from error
+        return cls.of_spki(data)
+
     def verify(self, scheme: Scheme, signature: bytes, octets: bytes) -> None:
         """Raises `SignatureMismatch` unless `signature` is this key's over `octets`."""
         if self.kind not in scheme.kinds:
@@ -172,10 +188,23 @@ class SigningKey:
     @classmethod
     def of_pkcs8(cls, octets: bytes) -> Self:
         """An unencrypted DER PrivateKeyInfo (RFC 5958). Raises `KeyRefused`."""
+        return cls.of_file(octets)
+
+    @classmethod
+    def of_file(cls, data: bytes, passphrase: bytes | None = None) -> Self:
+        """A private key as people keep it: PEM or DER, PKCS #8 or older, perhaps encrypted.
+
+        Raises `KeyRefused`.
+        """
+        load = load_pem_private_key if b"-----BEGIN" in data else load_der_private_key
         try:
-            key = load_der_private_key(octets, password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise KeyRefused("this is no private key that can be read") from error
+            key = load(data, password=passphrase)
+        except TypeError as error:  # The library's word for a passphrase too few or too many.
+            lacks = "it is encrypted, and `passphrase` is missing"
+            raise KeyRefused(lacks if passphrase is None else "it is not encrypted") from error
+        except (ValueError, UnsupportedAlgorithm) as error:
+            wrong = "" if passphrase is None else ", or the passphrase is another"
+            raise KeyRefused(f"this is no private key that can be read{wrong}") from error
         if not isinstance(key, _Private):
             raise KeyRefused("a private key of this kind does not sign in IKEv2")
         public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -254,10 +283,10 @@ def _judge(key: object) -> tuple[KeyKind, int]:
         _judge_rsa(key)
         return KeyKind.RSA, key.key_size
     if isinstance(key, ec.EllipticCurvePublicKey):
-        kind = _CURVES.get(key.curve.name)
-        if kind is None:
-            raise KeyRefused(f"the curve {key.curve.name} is not one of {', '.join(_CURVES)}")
-        return kind, key.key_size
+        kinds = [kind for kind, curve in CURVES.items() if isinstance(key.curve, curve)]
+        if not kinds:
+            raise KeyRefused(f"the curve {key.curve.name} does not sign in IKEv2 here")
+        return kinds[0], key.key_size
     if isinstance(key, ed25519.Ed25519PublicKey):
         return KeyKind.ED25519, 256
     if isinstance(key, ed448.Ed448PublicKey):
@@ -305,17 +334,17 @@ _HASHES: dict[int, _Hash] = {
     HashAlgorithm.SHA2_384: SHA384(),
     HashAlgorithm.SHA2_512: SHA512(),
 }
-_CURVES = {
-    "secp256r1": KeyKind.ECDSA_P256,
-    "secp384r1": KeyKind.ECDSA_P384,
-    "secp521r1": KeyKind.ECDSA_P521,
+CURVES: dict[KeyKind, type[ec.EllipticCurve]] = {
+    KeyKind.ECDSA_P256: ec.SECP256R1,
+    KeyKind.ECDSA_P384: ec.SECP384R1,
+    KeyKind.ECDSA_P521: ec.SECP521R1,
 }
 _STRENGTH = {
     KeyKind.ECDSA_P384: HashAlgorithm.SHA2_384,
     KeyKind.ECDSA_P521: HashAlgorithm.SHA2_512,
 }
 _RSA = frozenset({KeyKind.RSA})
-_ECDSA = frozenset(_CURVES.values())
+_ECDSA = frozenset(CURVES)
 _SHA2 = (HashAlgorithm.SHA2_256, HashAlgorithm.SHA2_384, HashAlgorithm.SHA2_512)
 
 
@@ -415,7 +444,6 @@ def _legacy_ecdsa(kind: KeyKind, algorithm: HashAlgorithm) -> Scheme:
 
 
 LEGACY_ECDSA = {
-    kind: _legacy_ecdsa(kind, algorithm)
-    for kind, algorithm in zip(_CURVES.values(), _SHA2, strict=True)
+    kind: _legacy_ecdsa(kind, algorithm) for kind, algorithm in zip(CURVES, _SHA2, strict=True)
 }
 """Methods 9 to 11 (RFC 4754)."""

@@ -22,6 +22,9 @@ from typing import Any
 from xfrmpy import __version__
 from xfrmpy.control import protocol
 from xfrmpy.control.protocol import Progress, StatusReply, TunnelReply, TunnelStatus
+from xfrmpy.crypto.authentication import SignaturePolicy
+from xfrmpy.crypto.self_test import failed_schemes
+from xfrmpy.crypto.signatures import SCHEMES
 from xfrmpy.daemon.applying import Applier
 from xfrmpy.daemon.blocking import Blocking
 from xfrmpy.daemon.callers import Doorkeeper
@@ -171,6 +174,7 @@ class Service:
             keeps=self._store is not None,
             natt_port=self._natt_port,
             lanes=self._workers,
+            signatures=_usable_signatures(),
         )
         restored = take_over(
             endpoint, records, self._datapaths, self._shunts.places, self._loop.time()
@@ -493,3 +497,11 @@ def _require_peer(tunnel: Tunnel) -> None:
     if not tunnel.policy.peers:
         name = tunnel.policy.name
         raise OperatorError("XF1014", f"{name} names no peer: it only waits to be called")
+
+
+def _usable_signatures() -> SignaturePolicy:
+    """What signs and verifies rightly here."""
+    failed = failed_schemes()
+    if failed:
+        log.error("signatures not used, because their self-test fails: %s", ", ".join(failed))
+    return SignaturePolicy(schemes=tuple(s for s in SCHEMES if s.name not in failed))

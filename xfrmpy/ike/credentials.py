@@ -23,7 +23,7 @@ from xfrmpy.failures import Failure
 from xfrmpy.ike.errors import AuthenticationFailed
 from xfrmpy.ike.exchange import notifications
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.policy.model import RsaSignature, TunnelPolicy
 from xfrmpy.registry import CertificateEncoding, HashAlgorithm, NotifyType
 from xfrmpy.wire.payloads import CertPayload, CertreqPayload, NotifyPayload, OpenPayload
 
@@ -111,7 +111,7 @@ def acceptable_keys(
 
 def signature_policy(tunnel: TunnelPolicy, usable: SignaturePolicy) -> SignaturePolicy:
     """How signatures are made and taken with a tunnel, of what is usable on this host."""
-    is_pkcs1 = tunnel.local_key is not None and tunnel.local_key.pkcs1
+    is_pkcs1 = tunnel.local_key is not None and tunnel.local_key.rsa is RsaSignature.PKCS1
     return SignaturePolicy(
         schemes=usable.schemes,
         rsa_form=Form.PKCS1 if is_pkcs1 else Form.PSS,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from xfrmpy.crypto.authentication import SignaturePolicy
 from xfrmpy.failures import Failure
 from xfrmpy.ike.admission import (
     Admission,
@@ -108,8 +109,10 @@ class IkeEndpoint:
         keeps: bool = False,
         natt_port: int = IKE_NATT_PORT,
         lanes: int = 1,
+        signatures: SignaturePolicy | None = None,
     ) -> None:
         self._core = Core(random, natt_port, lanes)
+        self._core.signatures = signatures or SignaturePolicy()
         if qcd_secret:
             self._core.crash_tokens = TokenMaker(qcd_secret)
         self._core.reauthenticate = self._reauthenticate

@@ -1,29 +1,26 @@
-"""Policy files into `TunnelPolicy` values: which files count, how they and secrets are read.
+"""Policy files into `TunnelPolicy` values: which files count, and how they are read.
 
 Nothing that an operator can put into a directory makes this raise: every fault is a `PolicyError`
 with its place, all of them are found in one go, and a file with an error is left out as a whole
-while the others load. The only room of `policy/` that touches the file system.
+while the others load. Beside `files.py` and `keys.py` the only one here that touches files.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
 import os
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.policy.blocking import block_exits, blocked_traffic
-from xfrmpy.policy.custody import DAEMON_USER, daemon_user, find_exposure
 from xfrmpy.policy.document import Node, compose_document, decode_text
 from xfrmpy.policy.errors import START, Findings, Mark, PolicyError
+from xfrmpy.policy.files import printable, read_regular, reason_of
 from xfrmpy.policy.interfaces import report_clashes
-from xfrmpy.policy.model import OnDown, SharedKey, Shunt, TunnelPolicy
+from xfrmpy.policy.keys import KeyFiles, NoKeys
+from xfrmpy.policy.model import OnDown, Shunt, TunnelPolicy
 from xfrmpy.policy.resolve import (
     MAX_TUNNELS,
     Numbers,
@@ -36,7 +33,7 @@ from xfrmpy.policy.resolve import (
 )
 from xfrmpy.policy.schema import PolicyFile, ShuntKeys, Tunnel, validate
 from xfrmpy.policy.shunts import find_ambiguities, find_impossible, resolve_shunt
-from xfrmpy.policy.values import NAME, NAME_RULE, SecretReference
+from xfrmpy.policy.values import NAME, NAME_RULE
 
 __all__ = [
     "DEFAULT_LAYERS",
@@ -54,11 +51,6 @@ DEFAULT_LAYERS = tuple(Path(root, "xfrmpy/conf.d") for root in ("/usr/lib", "/et
 
 MAX_FILE = 1 << 20
 """Octets; some 7,000 tunnels in one file."""
-
-MAX_SECRET = 4096
-WEAK_SECRET = 16
-"""Octets. RFC 7296 section 2.15 asks for as much unpredictability as the strongest key negotiated;
-below 128 bits even a random secret has less, and can be guessed off-line by an active attacker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +156,7 @@ def _load(
     _report_duplicates(files)
     reqids = assign_reqids(_labels_within_limit(files))
     if_ids = _assign_if_ids(files)
-    read_key = partial(_read_key, secrets)
+    keys = KeyFiles(secrets)
     resolved: list[tuple[Place, TunnelPolicy]] = []
     left_out: list[TunnelPolicy | None] = []
     for written in (written for file in files for written in file.tunnels):
@@ -172,7 +164,7 @@ def _load(
             if_id=if_ids.get(written.name, 0),
             reqids={child: reqids.get(label, 0) for child, label in _labels(written).items()},
         )
-        policy = resolve_tunnel(written.name, written.tunnel, written.place, ours, read_key)
+        policy = resolve_tunnel(written.name, written.tunnel, written.place, ours, keys)
         if policy is not None:
             resolved.append((written.place, policy))
         elif on_down(written.tunnel) is OnDown.BLOCK:
@@ -198,13 +190,7 @@ def _load(
 def _without_secret(written: _Written, numbers: Numbers) -> TunnelPolicy | None:
     """What a tunnel would be if its secret could be read: its traffic is to be blocked anyway."""
     place = replace(written.place, findings=Findings(file=written.place.findings.file))
-    return resolve_tunnel(
-        written.name,
-        written.tunnel,
-        place,
-        numbers,
-        lambda _reference, _mark, _findings: SharedKey(octets=b"", origin=""),
-    )
+    return resolve_tunnel(written.name, written.tunnel, place, numbers, NoKeys())
 
 
 def _in_order(found: Iterable[PolicyError]) -> list[PolicyError]:
@@ -298,31 +284,31 @@ def _report_impossible(
 
 def _list_directory(directory: Path, faults: list[Findings]) -> list[Path]:
     """The policy files of a directory in lexical order; editors' hidden files are none."""
-    findings = Findings(file=_printable(directory))
+    findings = Findings(file=printable(directory))
     faults.append(findings)
     try:
         names = sorted(os.listdir(directory))
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        findings.error("XF1012", START, f"the directory cannot be read: {_reason(error)}")
+        findings.error("XF1012", START, f"the directory cannot be read: {reason_of(error)}")
         return []
     visible = [name for name in names if not name.startswith(".")]
     for name in visible:
         if name.endswith(".yml"):
-            shown = _printable(directory / name)
+            shown = printable(directory / name)
             findings.warn("XF1012", START, f"{shown} is not read", "rename it to end in .yaml")
     return [directory / name for name in visible if name.endswith(".yaml")]
 
 
 def _read_file(source: _Source) -> _File:
     path, data = source.path, source.data
-    findings = Findings(file=_printable(path))
+    findings = Findings(file=printable(path))
     try:
         if data is None:
-            data, _ = _read_regular(path, MAX_FILE)
+            data, _ = read_regular(path, MAX_FILE)
     except (OSError, ValueError) as error:
-        findings.error("XF1012", START, f"the file cannot be read: {_reason(error)}")
+        findings.error("XF1012", START, f"the file cannot be read: {reason_of(error)}")
         return _File(findings=findings)
     text = decode_text(data, findings)
     root = None if text is None else compose_document(text, findings)
@@ -412,114 +398,3 @@ def _with_defaults(tunnel: Tunnel, defaults: Tunnel) -> Tunnel:
     own = tunnel.model_fields_set
     replaced = set[str]().union(*(others for keys, others in _ALTERNATIVES if keys & own))
     return defaults.model_copy(update={key: getattr(tunnel, key) for key in own | replaced})
-
-
-def _read_key(
-    secrets: Sequence[Path], reference: SecretReference, mark: Mark, findings: Findings
-) -> SharedKey | None:
-    """Read a secret, or report why not. Nothing of its octets gets into a message."""
-    path = _secret_path(secrets, reference)
-    if path is None and reference.scheme == "credential":
-        message = f"the credential '{reference.name}' is not there"
-        hint = f"LoadCredential={reference.name}:/PATH of the service, which alone can read it"
-        findings.error("XF1008", mark, message, hint)
-        return None
-    if path is None:
-        where = ", ".join(_printable(directory / reference.name) for directory in secrets)
-        message = f"the secret '{reference.name}' is not there"
-        findings.error("XF1008", mark, message, f"looked for {where or 'nothing'}")
-        return None
-    name = _printable(path)
-    try:
-        data, status = _read_regular(path, MAX_SECRET)
-        octets = _parse_secret(data)
-    except (OSError, ValueError) as error:
-        message = f"the secret {name} cannot be read: {_reason(error)}"
-        is_his = isinstance(error, PermissionError) and os.geteuid() == daemon_user()
-        findings.error("XF1008", mark, message, f"chown {DAEMON_USER} {name}" if is_his else "")
-        return None
-    exposure = None if reference.scheme == "credential" else find_exposure(path, status, name)
-    if exposure is not None:
-        findings.error("XF1009", mark, f"the secret {name} {exposure.problem}", exposure.hint)
-        return None
-    if len(octets) < WEAK_SECRET:
-        message = f"the secret {name} is shorter than {WEAK_SECRET} octets"
-        findings.warn("XF1015", mark, message, "make one with `openssl rand -base64 32`")
-    return SharedKey(octets=octets, origin=name)
-
-
-def _secret_path(secrets: Sequence[Path], reference: SecretReference) -> Path | None:
-    """Of `secret:` the highest that has it, or may have it: a directory that cannot be searched.
-
-    systemd hands out credentials as files of a directory, whose rights are its business.
-    """
-    if reference.scheme == "file":
-        return Path(reference.name)
-    if reference.scheme == "credential":
-        given = os.environ.get("CREDENTIALS_DIRECTORY", "")
-        path = Path(given, reference.name)
-        return path if given and path.exists() else None
-    for directory in reversed(secrets):
-        path = directory / reference.name
-        try:
-            path.lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (OSError, ValueError):
-            pass
-        return path
-    return None
-
-
-def _parse_secret(data: bytes) -> bytes:
-    """The key that a file means: `0x` and hex, `0s` and base64, or the octets as they are.
-
-    One newline at the end is not part of it. Raises `ValueError` without the secret.
-    """
-    text = data.removesuffix(b"\r\n" if data.endswith(b"\r\n") else b"\n")
-    try:
-        match text[:2]:
-            case b"0x":
-                octets = binascii.unhexlify(text[2:])
-            case b"0s":
-                octets = base64.b64decode(text[2:], validate=True)
-            case _:
-                octets = text
-    except binascii.Error:
-        form = "hex" if text[:2] == b"0x" else "base64"
-        raise ValueError(f"it begins as {form} but goes on otherwise") from None
-    if not octets:
-        raise ValueError("it is empty")
-    return octets
-
-
-def _read_regular(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
-    """The octets of a regular file; the null device is an empty one (a way to hide a file).
-
-    Looked at before it is opened, because opening a device or a FIFO may do something.
-    Raises `OSError`, and `ValueError` for what is no file or too long.
-    """
-    status = os.stat(path)
-    if stat.S_ISCHR(status.st_mode) and status.st_rdev == os.stat(os.devnull).st_rdev:
-        return b"", status
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is not a regular file")
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    with open(os.open(path, flags), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is not a regular file")
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"it is longer than {limit} octets")
-    return data, status
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return (error.strerror or "no reason given") if isinstance(error, OSError) else str(error)
-
-
-def _printable(path: Path) -> str:
-    """A path for messages: whatever its octets are, one line of printable text."""
-    text = os.fsencode(path).decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -81,6 +81,13 @@ class PostQuantum(StrEnum):
     OFF = "off"
 
 
+class RsaSignature(StrEnum):
+    """How an RSA key of ours signs: RSASSA-PSS, or RSASSA-PKCS1-v1_5 (RFC 8017)."""
+
+    PSS = "pss"
+    PKCS1 = "pkcs1"
+
+
 class OnDown(StrEnum):
     """What becomes of a tunnel's traffic that no SA carries: it goes in clear, or not at all."""
 
@@ -116,13 +123,13 @@ class Ppk:
 class PrivateKey:
     """A key that signs for us: unencrypted PKCS #8 and, in `public`, SubjectPublicKeyInfo, as DER.
 
-    An RSA key signs with RSASSA-PSS, or with PKCS #1 v1.5 if it is `pkcs1`.
+    `rsa` is how it signs if it is an RSA key.
     """
 
     octets: bytes = field(repr=False)
     public: bytes
     origin: str
-    pkcs1: bool = False
+    rsa: RsaSignature = RsaSignature.PSS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

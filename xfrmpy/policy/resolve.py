@@ -7,7 +7,7 @@ traffic is whose. Reading RFC 7296 section 2.9 and RFC 4301 section 4.4.1 helps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from ipaddress import ip_address
@@ -23,18 +23,20 @@ from xfrmpy.ipsec.selectors import TrafficSelector, meet
 from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import Findings, Mark
 from xfrmpy.policy.interfaces import block_obstacle, resolve_interface
+from xfrmpy.policy.keys import KeyReader
 from xfrmpy.policy.model import (
     ChildPolicy,
     DatapathChoice,
     Encapsulation,
     OnDown,
     PostQuantum,
-    Ppk,
+    PrivateKey,
     Retransmission,
-    SharedKey,
+    RsaSignature,
     StartMode,
     TunnelPolicy,
 )
+from xfrmpy.policy.ppk import resolve_ppks
 from xfrmpy.policy.profiles import (
     DEFAULT_PROFILE,
     WEAK_PROFILE,
@@ -42,16 +44,20 @@ from xfrmpy.policy.profiles import (
     esp_proposals,
     ike_proposals,
 )
-from xfrmpy.policy.schema import Child, EspSettings, IkeSettings, Retransmit, Tunnel
-from xfrmpy.policy.values import SecretReference
+from xfrmpy.policy.schema import (
+    Child,
+    EspSettings,
+    IkeSettings,
+    OurAuthentication,
+    Retransmit,
+    TheirAuthentication,
+    Tunnel,
+)
 from xfrmpy.registry import EncryptionAlgorithm, TransformType
 
 MAX_TUNNELS = len(OUR_REQIDS) // 2
 """Half of the reqids, so that a free one is found in two steps on average. Of Child SAs, too."""
 
-
-WEAK_PPK = 32
-"""Octets. RFC 8784 section 6 asks for 256 bits, of which a quantum computer leaves 128."""
 
 Keypath = tuple[str | int, ...]
 
@@ -91,10 +97,6 @@ class Place:
         return self.node
 
 
-ReadKey = Callable[[SecretReference, Mark, Findings], SharedKey | None]
-"""Reads a secret; or gives None, and reports at the mark why it cannot."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
     """Those that are a tunnel's alone on this host: of its interface, and of its children."""
@@ -104,20 +106,20 @@ class Numbers:
 
 
 def resolve_tunnel(
-    name: str, tunnel: Tunnel, place: Place, numbers: Numbers, read_key: ReadKey
+    name: str, tunnel: Tunnel, place: Place, numbers: Numbers, reader: KeyReader
 ) -> TunnelPolicy | None:
     """The policy of one tunnel, its defaults filled in; or None, with an error for each reason."""
     before = len(place.findings.errors)
     _check_peer(tunnel, place)
     _check_beet(tunnel, place)
-    shared_key = _shared_key(tunnel, place, read_key)
-    ppks = _ppks(tunnel, place, read_key)
+    keys = _keys(tunnel, place, reader)
+    ppks = resolve_ppks(tunnel, place, reader)
     local_id, remote_id = _identities(tunnel, place)
     proposals = _ike_proposals(tunnel.ike or IkeSettings(), place)
     interface = resolve_interface(name, tunnel, place, numbers.if_id)
     if_id = 0 if interface is None else interface.if_id
     children = _children(name, tunnel, place, replace(numbers, if_id=if_id))
-    if len(place.findings.errors) > before or shared_key is None or not children:
+    if len(place.findings.errors) > before or not children:
         return None
     return TunnelPolicy(
         name=name,
@@ -127,12 +129,12 @@ def resolve_tunnel(
         local_address=tunnel.local_address,
         local_id=local_id,
         remote_id=remote_id,
-        shared_key=shared_key,
         ppks=ppks,
         ppk_required=any(ppk.required for ppk in tunnel.ppk or ()),
         proposals=proposals,
         children=children,
         interface=interface,
+        **keys,
         **_lifetimes(tunnel.ike or IkeSettings()),
         **_given(
             start=tunnel.start if tunnel.peer else StartMode.LISTEN,
@@ -205,46 +207,56 @@ def _check_beet(tunnel: Tunnel, place: Place) -> None:
         place.error("XF1004", ("datapath",), message, "write auto, or kernel")
 
 
-def _shared_key(tunnel: Tunnel, place: Place, read_key: ReadKey) -> SharedKey | None:
+def _keys(tunnel: Tunnel, place: Place, reader: KeyReader) -> dict[str, Any]:
+    """By what each end proves itself."""
     path: Keypath = ("psk",)
-    reference = tunnel.psk
+    psk, ours, theirs = tunnel.psk, OurAuthentication(), TheirAuthentication()
     if tunnel.auth is not None:
         _check_alone("auth", ("psk", "id", "peer_id"), tunnel, place)
-        path, reference = ("auth", "psk"), tunnel.auth.psk
-    if reference is None:
-        message = "'psk' is missing"
-        place.error("XF1005", path, message, "psk: secret:NAME", at_key=True)
+        path, psk = ("auth", "psk"), tunnel.auth.psk
+        ours, theirs = tunnel.auth.local or ours, tunnel.auth.remote or theirs
+    _check_keys(ours, theirs, psk is not None, path, place)
+    is_weak = tunnel.ike is not None and tunnel.ike.profile == WEAK_PROFILE
+    return {
+        "shared_key": psk and reader.shared_key(psk, place.mark(path), place.findings),
+        "local_key": _private_key(ours, place, reader),
+        "remote_key": theirs.key
+        and reader.public_key(theirs.key, place.mark(("auth", "remote", "key")), place.findings),
+        "weak_signatures": is_weak,
+    }
+
+
+def _private_key(ours: OurAuthentication, place: Place, reader: KeyReader) -> PrivateKey | None:
+    if ours.key is None:
         return None
-    return read_key(reference, place.mark(path), place.findings)
+    mark = place.mark(("auth", "local", "key"))
+    key = reader.private_key(ours.key, ours.passphrase, mark, place.findings)
+    return None if key is None else replace(key, rsa=ours.rsa or RsaSignature.PSS)
 
 
-def _ppks(tunnel: Tunnel, place: Place, read_key: ReadKey) -> tuple[Ppk, ...]:
-    """The post-quantum preshared keys that can be read, each under a name of its own."""
-    found: dict[bytes, Ppk] = {}
-    for number, written in enumerate(tunnel.ppk or ()):
-        path: Keypath = ("ppk", number)
-        if written.secret is None:
-            message = "'secret' of 'ppk' is missing"
-            place.error("XF1005", path, message, "ppk: {secret: secret:NAME}", at_key=True)
-            continue
-        name = written.id or (written.secret.name if written.secret.scheme != "file" else "")
-        if not name:
-            message = "'id' of 'ppk' is missing: the name by which the peer knows the key"
-            place.error("XF1005", path, message, "ppk: {secret: file:/PATH, id: NAME}")
-            continue
-        key = read_key(written.secret, place.mark((*path, "secret")), place.findings)
-        if key is None:
-            continue
-        if len(key.octets) < WEAK_PPK:
-            message = (
-                f"the post-quantum preshared key {key.origin} has fewer than {WEAK_PPK} octets"
-            )
-            place.warn("XF1015", path, message)
-        ppk = Ppk(id=name, key=key)
-        if ppk.id_octets in found:
-            place.error("XF1004", path, f"'id' of 'ppk': '{name}' is there twice")
-        found[ppk.id_octets] = ppk
-    return tuple(found.values())
+def _check_keys(
+    ours: OurAuthentication,
+    theirs: TheirAuthentication,
+    has_psk: bool,
+    path: Keypath,
+    place: Place,
+) -> None:
+    """Each end has one way to prove itself, and nothing is there in vain."""
+    with_key = [end for end, key in (("local", ours.key), ("remote", theirs.key)) if key]
+    if has_psk and len(with_key) == 2:
+        message = "'psk' proves nothing, for both ends have a 'key'"
+        place.error("XF1004", path, message, "leave it out", at_key=True)
+    if not has_psk and len(with_key) < 2:
+        message, hint = "'psk' is missing", "psk: secret:NAME"
+        if with_key:
+            other = "remote" if with_key == ["local"] else "local"
+            message += f": of the two ends '{with_key[0]}' alone has a 'key'"
+            hint = f"add auth.{other}.key, or auth.psk"
+        place.error("XF1005", path, message, hint, at_key=True)
+    for name in ("passphrase", "rsa"):
+        if ours.key is None and getattr(ours, name) is not None:
+            message = f"'{name}' has no meaning without a 'key'"
+            place.error("XF1004", ("auth", "local", name), message, at_key=True)
 
 
 def _identities(tunnel: Tunnel, place: Place) -> tuple[Identity | None, Identity | None]:

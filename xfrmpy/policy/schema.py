@@ -44,6 +44,7 @@ from xfrmpy.policy.model import (
     Encapsulation,
     OnDown,
     PostQuantum,
+    RsaSignature,
     StartMode,
     Uniqueness,
 )
@@ -85,6 +86,7 @@ Address = Annotated[IpAddress, PlainValidator(values.parse_address), _Text]
 Device = Annotated[str, PlainValidator(values.parse_device_name), _Text]
 Switch = Annotated[bool, PlainValidator(values.parse_yes_no), _YesNo]
 Secret = Annotated[values.SecretReference, PlainValidator(values.parse_secret_reference), _Text]
+PublicKeyText = Annotated[str, PlainValidator(values.parse_public_key), _Text]
 Lifetime = Annotated[float, PlainValidator(values.parse_lifetime), _Time]
 SomeMark = Annotated[
     Mark,
@@ -257,6 +259,16 @@ class OurAuthentication(Keys):
     """How we prove who we are."""
 
     id: SomeIdentity | None = _key("The same as `id` of the tunnel.", "gw1.example.net")
+    key: Secret | None = _key(
+        "The private key that we sign with, in place of `psk`: PEM or DER (PKCS #8), of RSA (2048 "
+        "bits at least), ECDSA (P-256, P-384, P-521), Ed25519 or Ed448.",
+        "secret:gw1.key",
+    )
+    passphrase: Secret | None = _key("What the key is encrypted with.", "secret:gw1.passphrase")
+    rsa: Annotated[RsaSignature, _choice(RsaSignature)] | None = _key(
+        "How an RSA key signs: `pss`, or `pkcs1` for peers that know nothing else. Default: `pss`.",
+        "pkcs1",
+    )
     cert: NotYet = None
 
 
@@ -264,14 +276,22 @@ class TheirAuthentication(Keys):
     """How the peer proves who it is."""
 
     id: SomeIdentity | None = _key("The same as `peer_id` of the tunnel.", "gw2.example.org")
+    key: PublicKeyText | None = _key(
+        "The public key that the peer signs with, in place of `psk`: base64 as `xfrmpy key show` "
+        "shows it, or `file:/PATH` of one in PEM.",
+        "MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=",
+    )
     ca: NotYet = None
     cert: NotYet = None
 
 
 class Authentication(Keys):
-    """The long form of `psk`, `id` and `peer_id`."""
+    """Who proves what, and how."""
 
-    psk: Secret | None = _key("The same as `psk` of the tunnel.", "secret:office")
+    psk: Secret | None = _key(
+        "The same as `psk` of the tunnel; of an end that has a `key` it proves nothing.",
+        "secret:office",
+    )
     local: OurAuthentication | None = _key("Our end.", {"id": "gw1.example.net"})
     remote: TheirAuthentication | None = _key("The peer's end.", {"id": "gw2.example.org"})
 

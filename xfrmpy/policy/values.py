@@ -361,6 +361,17 @@ def as_ppk_settings(value: object) -> object:
     return value if isinstance(value, dict) else {"secret": value}
 
 
+def parse_public_key(value: object) -> str:
+    """Refuses without quoting: somebody may have taken the private key."""
+    text = parse_text(value, limit=4096)
+    if not text.startswith("file:/") and not _BASE64.fullmatch(text):
+        refuse("XF1004", "must be a public key in base64, or file:/PATH of one")
+    return text
+
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}", re.ASCII)
+
+
 def refuse_not_yet(_value: object) -> NoReturn:
     refuse("XF1011", "is not supported yet", at_key=True)
 

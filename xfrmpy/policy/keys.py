@@ -1,0 +1,209 @@
+"""Secrets and keys that a policy names: where they are, who else may read them, what they hold.
+
+Read RFC 7296 section 2.15 on shared keys, RFC 5958 and RFC 7468 on the files of others. Nothing of
+a secret's octets gets into a message. Whether a key may be used is decided in `crypto.signatures`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from xfrmpy.crypto.signatures import KeyRefused, SigningKey, VerifyingKey
+from xfrmpy.policy.custody import DAEMON_USER, daemon_user, find_exposure, trusted_users
+from xfrmpy.policy.errors import Findings, Mark
+from xfrmpy.policy.files import printable, read_regular, reason_of
+from xfrmpy.policy.model import PrivateKey, PublicKey, SharedKey
+from xfrmpy.policy.values import SecretReference
+
+MAX_SECRET = 4096
+MAX_KEY_FILE = 16384
+"""Octets. An RSA key of 8192 bits takes 6,400 as PEM."""
+
+WEAK_SECRET = 16
+"""Octets. RFC 7296 section 2.15 asks for as much unpredictability as the strongest key negotiated;
+below 128 bits even a random secret has less, and can be guessed off-line by an active attacker."""
+
+
+class KeyReader(Protocol):
+    """Reads what a policy refers to; or gives None, and reports at the mark why it cannot."""
+
+    def shared_key(
+        self, reference: SecretReference, mark: Mark, findings: Findings
+    ) -> SharedKey | None: ...
+
+    def private_key(
+        self,
+        reference: SecretReference,
+        passphrase: SecretReference | None,
+        mark: Mark,
+        findings: Findings,
+    ) -> PrivateKey | None: ...
+
+    def public_key(self, value: str, mark: Mark, findings: Findings) -> PublicKey | None: ...
+
+
+class NoKeys:
+    """Reads nothing: for what does not depend on keys."""
+
+    def shared_key(self, *_: object) -> SharedKey:
+        return SharedKey(octets=b"", origin="")
+
+    def private_key(self, *_: object) -> PrivateKey:
+        return PrivateKey(octets=b"", public=b"", origin="")
+
+    def public_key(self, *_: object) -> PublicKey:
+        return PublicKey(spki=b"", origin="")
+
+
+class KeyFiles:
+    """See `KeyReader`. `secrets` are the directories of `secret:NAME`, lowest first."""
+
+    def __init__(self, secrets: Sequence[Path]) -> None:
+        self._secrets = secrets
+
+    def shared_key(
+        self, reference: SecretReference, mark: Mark, findings: Findings
+    ) -> SharedKey | None:
+        found = self._read(reference, MAX_SECRET, mark, findings)
+        if found is None:
+            return None
+        octets, name = found
+        if len(octets) < WEAK_SECRET:
+            message = f"the secret {name} is shorter than {WEAK_SECRET} octets"
+            findings.warn("XF1015", mark, message, "make one with `openssl rand -base64 32`")
+        return SharedKey(octets=octets, origin=name)
+
+    def private_key(
+        self,
+        reference: SecretReference,
+        passphrase: SecretReference | None,
+        mark: Mark,
+        findings: Findings,
+    ) -> PrivateKey | None:
+        found = self._read(reference, MAX_KEY_FILE, mark, findings, is_key=True)
+        if found is None:
+            return None
+        octets, name = found
+        password = None
+        if passphrase is not None:
+            unlocks = self._read(passphrase, MAX_SECRET, mark, findings)
+            if unlocks is None:
+                return None
+            password = unlocks[0]
+        try:
+            key = SigningKey.of_file(octets, password)
+        except KeyRefused as error:
+            findings.error("XF1030", mark, f"the key {name} cannot be used: {error}")
+            return None
+        return PrivateKey(octets=key.pkcs8(), public=key.public.spki, origin=name)
+
+    def public_key(self, value: str, mark: Mark, findings: Findings) -> PublicKey | None:
+        """A key itself, as base64, or `file:/PATH` of one."""
+        path = Path(value.removeprefix("file:")) if value.startswith("file:") else None
+        name = f"{findings.file}:{mark.line}" if path is None else printable(path)
+        try:
+            octets = value.encode() if path is None else _read_public(path)
+            key = VerifyingKey.of_file(octets)
+        except (KeyRefused, OSError, ValueError) as error:
+            reason = reason_of(error) if isinstance(error, OSError) else str(error)
+            findings.error("XF1030", mark, f"the public key cannot be used: {reason}", _SHOW)
+            return None
+        return PublicKey(spki=key.spki, origin=name)
+
+    def _read(
+        self,
+        reference: SecretReference,
+        limit: int,
+        mark: Mark,
+        findings: Findings,
+        *,
+        is_key: bool = False,
+    ) -> tuple[bytes, str] | None:
+        """What a secret holds, and its name for messages."""
+        path = _secret_path(self._secrets, reference)
+        if path is None and reference.scheme == "credential":
+            message = f"the credential '{reference.name}' is not there"
+            hint = f"LoadCredential={reference.name}:/PATH of the service, which alone can read it"
+            findings.error("XF1008", mark, message, hint)
+            return None
+        if path is None:
+            places = [printable(directory / reference.name) for directory in self._secrets]
+            message = f"the secret '{reference.name}' is not there"
+            findings.error("XF1008", mark, message, f"looked for {', '.join(places) or 'nothing'}")
+            return None
+        name = printable(path)
+        try:
+            data, status = read_regular(path, limit)
+            octets = data if is_key else _parse_secret(data)
+        except (OSError, ValueError) as error:
+            message = f"the secret {name} cannot be read: {reason_of(error)}"
+            is_his = isinstance(error, PermissionError) and os.geteuid() == daemon_user()
+            findings.error("XF1008", mark, message, f"chown {DAEMON_USER} {name}" if is_his else "")
+            return None
+        is_given = reference.scheme == "credential"
+        exposure = None if is_given else find_exposure(path, status, name)
+        if exposure is not None:
+            findings.error("XF1009", mark, f"the secret {name} {exposure.problem}", exposure.hint)
+            return None
+        return octets, name
+
+
+_SHOW = "`xfrmpy key show` at the peer shows its key"
+
+
+def _read_public(path: Path) -> bytes:
+    """Everybody may read it, but who may write it says whom we trust. Raises `ValueError`."""
+    data, status = read_regular(path, MAX_KEY_FILE)
+    if status.st_mode & 0o022 or status.st_uid not in trusted_users():
+        raise ValueError(f"{printable(path)} can be changed by others")
+    return data
+
+
+def _secret_path(secrets: Sequence[Path], reference: SecretReference) -> Path | None:
+    """Of `secret:` the highest that has it, or may have it: a directory that cannot be searched.
+
+    systemd hands out credentials as files of a directory, whose rights are its business.
+    """
+    if reference.scheme == "file":
+        return Path(reference.name)
+    if reference.scheme == "credential":
+        given = os.environ.get("CREDENTIALS_DIRECTORY", "")
+        path = Path(given, reference.name)
+        return path if given and path.exists() else None
+    for directory in reversed(secrets):
+        path = directory / reference.name
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError):
+            pass
+        return path
+    return None
+
+
+def _parse_secret(data: bytes) -> bytes:
+    """The key that a file means: `0x` and hex, `0s` and base64, or the octets as they are.
+
+    One newline at the end is not part of it. Raises `ValueError` without the secret.
+    """
+    text = data.removesuffix(b"\r\n" if data.endswith(b"\r\n") else b"\n")
+    try:
+        match text[:2]:
+            case b"0x":
+                octets = binascii.unhexlify(text[2:])
+            case b"0s":
+                octets = base64.b64decode(text[2:], validate=True)
+            case _:
+                octets = text
+    except binascii.Error:
+        form = "hex" if text[:2] == b"0x" else "base64"
+        raise ValueError(f"it begins as {form} but goes on otherwise") from None
+    if not octets:
+        raise ValueError("it is empty")
+    return octets
