@@ -9,7 +9,7 @@ import pytest
 from integration.lab.marks import BOTH_ROLES
 from integration.lab.process import eventually
 from integration.lab.site import Pair, Role, Site
-from integration.lab.strongswan import StrongswanPeer
+from integration.lab.strongswan import StrongswanPeer, strongswan_of
 
 ID = "office-2026"
 KEY = "a preshared key that no quantum computer guesses"
@@ -126,6 +126,23 @@ def test_another_key_under_the_same_name_is_told_and_is_no_way_in(site: Site) ->
         assert ID in said
         assert OTHER not in said
         assert not pair.ours.is_up()
+
+
+@pytest.mark.native
+def test_it_goes_into_keys_that_have_ml_kem_already(site: Site) -> None:
+    """Debian 14's strongSwan has both: AUTH covers the exchange between, by keys without it."""
+    tunnel = site.network.tunnel(ike="aes256gcm16-prfsha384-x25519-ke1_mlkem768")
+    sun = site.strongswan(
+        site.network.sun,
+        tunnel.mirrored(),
+        usr=strongswan_of("forky"),
+        **theirs(required="yes"),
+    )
+    moon = site.xfrmpy(site.network.moon, tunnel, **ours(site, required="yes"))
+    pair = Pair(site, moon, sun)
+    for _ in pair.each_role():
+        assert (pair.ours.tunnel().ppk, pair.ours.tunnel().suite) == (ID, tunnel.ike)
+        site.assert_protected()
 
 
 @pytest.mark.vm
