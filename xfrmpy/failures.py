@@ -561,4 +561,10 @@ CATALOGUE: dict[str, FailureKind] = {
         fixes=("run it with sudo, or name another directory",),
     ),
     "XF5001": FailureKind(title="the command was not understood", exit_code=ExitCode.USAGE),
+    "XF5002": FailureKind(
+        title="a token cannot be used",
+        exit_code=ExitCode.USAGE,
+        causes=("it was not copied as a whole", "it has served already, or is another host's"),
+        fixes=("`xfrmpy invite` makes another",),
+    ),
 }

@@ -89,6 +89,7 @@ class XfrmpyGateway:
         self._before = _kernel_objects(host)
         # It reads all policies first, a millisecond or two each on an idle machine.
         self._start_seconds = 20 * PATIENCE + len(tunnels) / 50
+        (directory / "conf.d").mkdir(parents=True)
         for number, tunnel in enumerate(tunnels):
             _write_policy(directory, f"net{number}", tunnel, keys)
         self.environment = {
@@ -253,12 +254,11 @@ class XfrmpyGateway:
 
 def _write_policy(directory: Path, name: str, tunnel: Tunnel, keys: Mapping[str, Any]) -> None:
     policies, secrets = directory / "conf.d", directory / "secrets"
-    policies.mkdir(parents=True, exist_ok=True)
     secrets.mkdir(mode=0o700, exist_ok=True)
     secret = secrets / name
     secret.touch(SECRET_MODE)
     secret.write_text(tunnel.psk + "\n")
-    given = {**_policy(tunnel), "psk": f"secret:{name}", **keys}
+    given = {**_policy(tunnel), **_proof(tunnel, name), **keys}
     policy = {key: value for key, value in given.items() if value is not None}
     (policies / f"{name}.yaml").write_text(yaml.safe_dump(policy, sort_keys=False))
 
@@ -267,14 +267,23 @@ def _policy(tunnel: Tunnel) -> dict[str, Any]:
     subnets = {"local": list(tunnel.ours.subnets), "remote": list(tunnel.theirs.subnets)}
     return {
         "peer": tunnel.theirs.public,
-        "id": tunnel.ours.id,
-        "peer_id": tunnel.theirs.id,
         **({"mode": "transport"} if tunnel.is_transport else subnets),
         "local_address": tunnel.ours.address,
         "ike": _settings(tunnel.ike),
         "ah" if tunnel.ah else "esp": _settings(tunnel.ah or tunnel.esp),
         "datapath": DATAPATH,
     }
+
+
+def _proof(tunnel: Tunnel, secret: str) -> dict[str, Any]:
+    """Who the ends are, and by what each proves it."""
+    ours, theirs = tunnel.ours.key, tunnel.theirs.key
+    psk = {"psk": f"secret:{secret}"}
+    if ours is None and theirs is None:
+        return {"id": tunnel.ours.id, "peer_id": tunnel.theirs.id, **psk}
+    local = {"id": tunnel.ours.id, **({"key": f"file:{ours.private}"} if ours else {})}
+    remote = {"id": tunnel.theirs.id, **({"key": f"file:{theirs.public}"} if theirs else {})}
+    return {"auth": {"local": local, "remote": remote, **({} if ours and theirs else psk)}}
 
 
 def _settings(proposals: str) -> dict[str, Any]:

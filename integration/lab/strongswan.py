@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 from integration.lab.network import Host
 from integration.lab.process import IN_VM, LAB, run
-from integration.lab.tunnel import Tunnel
+from integration.lab.tunnel import End, Tunnel
 
 BACKEND = "kernel" if IN_VM else "libipsec"
 """ESP in user space goes inside UDP always, knows no ESN, and needs nothing from the kernel."""
@@ -23,11 +24,11 @@ connections {{
         proposals = {ike}
         {connection}
         local {{
-            auth = psk
+            {local_auth}
             id = {local_id}
         }}
         remote {{
-            auth = psk
+            {remote_auth}
             id = {remote_id}
         }}
         children {{
@@ -98,6 +99,10 @@ class StrongswanPeer:
         ]
         texts.append(f"secrets {{\n{secrets}\n}}\n")
         (directory / "swanctl.conf").write_text(configuration or "".join(texts))
+        (directory / "private").mkdir()
+        for number, key in enumerate(tunnel.ours.key for tunnel in tunnels):
+            if key is not None:
+                shutil.copy(key.private, directory / "private" / f"{number}.pem")
         options = [word for setting in settings for word in ("--set", setting)]
         where = ["--netns", host.namespace, "--backend", BACKEND]
         if usr:
@@ -164,4 +169,12 @@ def _configuration(number: int, tunnel: Tunnel, connection: str, child: str) -> 
         psk=tunnel.psk,
         connection=connection,
         child=child,
+        local_auth=_auth(tunnel.ours),
+        remote_auth=_auth(tunnel.theirs),
     )
+
+
+def _auth(end: End) -> str:
+    if end.key is None:
+        return "auth = psk"
+    return f"auth = pubkey\n            pubkeys = {end.key.public}"

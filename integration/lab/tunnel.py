@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyFiles:
+    """A private key and its public half, in PEM."""
+
+    private: Path
+    public: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """One gateway. `public` is where the other one reaches `address`: not the same behind a NAT."""
+    """One gateway. `public` is where the other one reaches `address`: not the same behind a NAT.
+
+    With a `key` it proves itself by that, and by the shared key of the tunnel otherwise.
+    """
 
     address: str
     public: str
     id: str
     subnets: tuple[str, ...]
+    key: KeyFiles | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,4 +54,10 @@ class Tunnel:
             self,
             ours=replace(self.ours, subnets=ours),
             theirs=replace(self.theirs, subnets=theirs),
+        )
+
+    def signed(self, ours: KeyFiles | None, theirs: KeyFiles | None) -> Tunnel:
+        """The same, with keys in place of the shared one."""
+        return replace(
+            self, ours=replace(self.ours, key=ours), theirs=replace(self.theirs, key=theirs)
         )

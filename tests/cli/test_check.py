@@ -112,6 +112,9 @@ def test_a_file_that_is_not_there_is_an_error(conf: Path, capsys: Captured) -> N
         "psk: hunter2 # a comment\n",
         "psk:\n  hunter2\n",
         "auth: {psk: hunter2}\n",
+        "auth: {local: {key: hunter2}}\n",
+        "auth: {local: {key: secret:gw, passphrase: hunter2}}\n",
+        "auth: {remote: {key: hunter2}}\n",
     ],
 )
 def test_a_secret_in_a_policy_is_never_shown(text: str, conf: Path, capsys: Captured) -> None:

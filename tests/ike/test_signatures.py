@@ -13,7 +13,9 @@ from xfrmpy.crypto.authentication import SignaturePolicy, verify_signed_auth
 from xfrmpy.crypto.signatures import SCHEMES, KeyKind, fingerprint
 from xfrmpy.failures import Failure
 from xfrmpy.ike import credentials, proof
+from xfrmpy.ike.kept_policy import read_policies, write_policy
 from xfrmpy.ike.outputs import RequestRefused, TunnelClosed
+from xfrmpy.ipsec.plain import from_plain, to_plain
 from xfrmpy.policy.model import RsaSignature, TunnelPolicy
 from xfrmpy.registry import (
     AuthenticationMethod,
@@ -304,3 +306,41 @@ def test_a_list_of_hashes_that_is_too_long_or_odd_harms_nobody() -> None:
         type=NotifyType.SIGNATURE_HASH_ALGORITHMS, data=bytes(range(256)) * 2 + b"\2"
     )
     assert len(credentials.Heard.of((notify, notify)).hashes) == credentials.MAX_HASHES
+
+
+def test_another_daemon_finds_the_policy_without_its_private_key() -> None:
+    moon, _ = signing()
+    assert moon.local_key is not None
+    record = write_policy(moon, b"salt")
+    for secret in (moon.local_key.octets, moon.local_key.octets[-32:]):
+        assert secret.hex() not in record.decode()
+    (kept,) = read_policies({b"policy of " + moon.name.encode(): record}).values()
+    assert kept.policy != moon
+    assert kept.beside(moon) == moon
+    mars = replace(moon, local_key=private_key(KeyKind.ED25519, "mars"))
+    assert kept.beside(mars) == kept.policy
+
+
+def test_what_was_heard_before_ike_auth_is_kept() -> None:
+    """A daemon killed during IKE_INTERMEDIATE knows how to sign."""
+    heard = credentials.Heard(hashes=(2, 5), requests=(credentials.RAW_KEY_REQUEST,))
+    assert from_plain(credentials.Heard, to_plain(heard)) == heard
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not KeyKind.RSA])
+def test_a_run_with_signatures_can_be_played_again(kind: KeyKind) -> None:
+    def run() -> list[Any]:
+        pair = by_signature(kind)
+        pair.up()
+        return pair.sent
+
+    assert run() == run()
+
+
+@pytest.mark.parametrize("which", ["local_key", "remote_key"])
+def test_a_ticket_is_void_with_another_key(which: str) -> None:
+    """RFC 5723 section 6.2."""
+    moon, _ = signing()
+    make = private_key if which == "local_key" else public_key
+    other: dict[str, Any] = {which: make(KeyKind.ED25519, "mars")}
+    assert replace(moon, **other).secrets != moon.secrets

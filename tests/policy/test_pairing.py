@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.keypairs import private_key, public_key
+from xfrmpy.crypto.signatures import KeyKind
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import parse_proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS, Mode
@@ -104,6 +106,42 @@ def test_what_would_fail_has_the_code_that_it_would_have(
     assert [d.code for d in found.disagreements] == codes
     assert found.works == (not any(codes))
     assert all(d.ours != d.theirs for d in found.disagreements)
+
+
+def by_keys(here: str = "moon", there: str = "sun") -> tuple[TunnelPolicy, TunnelPolicy]:
+    """Both ends by keys; `here` and `there` are whose the other end expects."""
+    kind = KeyKind.ED25519
+    ours = replace(
+        OURS,
+        shared_key=None,
+        local_key=private_key(kind, "moon"),
+        remote_key=public_key(kind, there),
+    )
+    other = theirs(
+        shared_key=None, local_key=private_key(kind, "sun"), remote_key=public_key(kind, here)
+    )
+    return ours, other
+
+
+def test_keys_that_belong_together_work() -> None:
+    ours, other = by_keys()
+    assert pairing(other, ours=ours).disagreements == ()
+
+
+@pytest.mark.parametrize("whose", ["here", "there"])
+def test_a_key_that_is_not_the_expected_one_is_told(whose: str) -> None:
+    ours, other = by_keys(**{whose: "mars"})
+    (told,) = pairing(other, ours=ours).disagreements
+    assert told.code == "XF2005"
+    assert "mars (public)" in (told.theirs if whose == "here" else told.ours)
+
+
+def test_ends_that_expect_another_method_are_told() -> None:
+    ours, other = by_keys()
+    both = replace(other, local_key=None, shared_key=OURS.shared_key)
+    (told,) = pairing(both, ours=ours).disagreements
+    assert told.code == "XF2005"
+    assert told.message == "they prove by one method, and another counts"
 
 
 def test_no_secret_is_in_what_is_told() -> None:

@@ -1,8 +1,8 @@
 """`xfrmpy check`: what is wrong with policy files, each finding at its place in the source.
 
 The one command that shows a policy's text, so the one that must not show a secret that somebody
-wrote into it: what follows a `psk` is masked unless it is a reference, and so is what follows a
-key that is unknown, which may be a misspelt `psk`.
+wrote into it: what follows a `psk`, `key` or `passphrase` is masked unless it is a reference, and
+so is what follows a key that is unknown, which may be a misspelt `psk`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from xfrmpy.policy.load import (
 )
 
 _INLINE_SECRET = re.compile(
-    r"""(\bpsk["']?\s*:\s*)"""  # the key; below, what is not just a reference
+    r"""(\b(?:psk|key|passphrase)["']?\s*:\s*)"""  # the key; below, what is not just a reference
     r"""(?!["']?(?:secret|file|credential):[^\s"',}\]]*["']?\s*(?:[,}\]\#]|$))[^\s\#].*""",
     re.IGNORECASE,
 )

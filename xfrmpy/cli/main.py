@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from copy import copy
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
@@ -445,6 +446,76 @@ def rollback(timeout: Timeout = 60.0, output: Format = Output.HUMAN) -> int:
     client = Client(runtime_dir(os.environ))
     as_json = output is Output.JSON
     return _told(output, lambda: roll_back(client, timeout, as_json=as_json))
+
+
+key = typer.Typer(no_args_is_help=True, help="The key by which this host proves who it is.")
+app.add_typer(key, name="key")
+
+
+@key.command("show")
+def show_key(output: Format = Output.HUMAN) -> int:
+    """Show the public key of this host; it is made at its first use."""
+    from xfrmpy.cli.join import show_key
+
+    as_json = output is Output.JSON
+    return _told(output, lambda: show_key(as_json=as_json))
+
+
+OurId = Annotated[
+    str | None,
+    typer.Option("--id", metavar="IDENTITY", help="Who we are.", show_default="made of the key"),
+]
+OurAddress = Annotated[
+    str,
+    typer.Option(
+        "--address", metavar="HOST", help="Where the other end reaches us.", show_default="nowhere"
+    ),
+]
+OurTraffic = Annotated[
+    list[str] | None,
+    typer.Option("--local", metavar="PREFIX", help="What is on this side.", show_default=False),
+]
+
+
+@app.command()
+def invite(
+    tunnel: Annotated[str, typer.Argument(metavar="TUNNEL", help="What it is to be called.")],
+    local: OurTraffic = None,
+    address: OurAddress = "",
+    id_: OurId = None,
+) -> int:
+    """Print a token with which another host can be the other end of a new tunnel, once."""
+    from xfrmpy.cli.join import Ours, invite
+
+    ours = Ours(id=id_, address=address, local=tuple(local or ()))
+    return _told(Output.HUMAN, lambda: invite(tunnel, ours))
+
+
+@app.command()
+def join(
+    token: Annotated[str, typer.Argument(metavar="TOKEN", help="What `invite` or `join` said.")],
+    local: OurTraffic = None,
+    address: OurAddress = "",
+    id_: OurId = None,
+    timeout: Timeout = 60.0,
+) -> int:
+    """Put a tunnel in force with the host whose token this is, and reply to an invitation."""
+    from xfrmpy.cli.apply import apply_policy
+    from xfrmpy.cli.join import Ours, join
+
+    client = Client(runtime_dir(os.environ))
+    put_in_force = partial(
+        apply_policy,
+        client,
+        prune=False,
+        confirm_seconds=0.0,
+        accept_cut=False,
+        allow_pending=False,
+        timeout_seconds=timeout,
+        as_json=False,
+    )
+    ours = Ours(id=id_, address=address, local=tuple(local or ()))
+    return _told(Output.HUMAN, lambda: join(token, ours, put_in_force))
 
 
 @app.command()

@@ -139,6 +139,11 @@ class VerifyingKey:
             raise KeyRefused("the public key is not in its usual DER encoding")
         return cls(spki, kind, bits, key)
 
+    @property
+    def fingerprint(self) -> str:
+        """See `fingerprint`."""
+        return fingerprint(self.spki)
+
     @classmethod
     def of_file(cls, data: bytes) -> Self:
         """A SubjectPublicKeyInfo as people keep it: PEM, base64 or DER. Raises `KeyRefused`."""
@@ -222,6 +227,10 @@ class SigningKey:
     def pkcs8(self) -> bytes:
         """Its unencrypted DER PrivateKeyInfo, to be kept where nobody else can read."""
         return _pkcs8(self._key)
+
+    def pem(self) -> bytes:
+        """The same, as files have it."""
+        return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     def sign(self, scheme: Scheme, octets: bytes) -> bytes:
         """See `Signer`. All but RSASSA-PSS is a function of key and octets (RFC 6979, 8032)."""

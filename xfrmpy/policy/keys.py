@@ -10,6 +10,7 @@ import base64
 import binascii
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -207,3 +208,41 @@ def _parse_secret(data: bytes) -> bytes:
     if not octets:
         raise ValueError("it is empty")
     return octets
+
+
+HOST_KEY = "host.key"
+"""The secret that the key of this host is in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostKey:
+    """The public half of the key of this host, and how people compare it."""
+
+    spki: bytes
+    fingerprint: str
+
+
+def host_key(secrets: Path) -> HostKey:
+    """The key of this host, made at its first use: Ed25519, which only the daemon's user reads.
+
+    Raises `OSError`, and `KeyRefused` if what is there is no key.
+    """
+    path = secrets / HOST_KEY
+    try:
+        data, _ = read_regular(path, MAX_KEY_FILE)
+        return _shown(SigningKey.of_file(data))
+    except FileNotFoundError:
+        pass
+    key = SigningKey.generate()
+    secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        owner = daemon_user()
+        if owner is not None and os.geteuid() == 0:
+            os.fchown(descriptor, owner, -1)
+        file.write(key.pem())
+    return _shown(key)
+
+
+def _shown(key: SigningKey) -> HostKey:
+    return HostKey(spki=key.public.spki, fingerprint=key.public.fingerprint)
