@@ -108,8 +108,6 @@ def test_who_does_not_is_refused_and_told_nothing_else(
     kind: EapType, user: bytes, password: str
 ) -> None:
     """An unknown user is refused like a wrong password, and an empty one is none."""
-    if kind != T.GTC and user == b"carol":
-        pytest.skip("an empty password is the operator's, if he means it")
     ours, theirs = peer(kind, user=user, password=password), server(kind)
     said: list[bytes] = []
     with pytest.raises(EapFailed):
@@ -125,8 +123,7 @@ def test_success_at_any_step_but_the_last_fails(kind: EapType) -> None:
     """CVE-2015-8023, CVE-2021-45079: nobody gets in, and no server is believed, by a word."""
     steps = len(list(run(peer(kind), server(kind)))) // 2
     for step in range(steps):
-        ours, said = peer(kind), run(peer(kind), server(kind))
-        theirs = server(kind)
+        ours, theirs = peer(kind), server(kind)
         request = theirs.begin()
         for _ in range(step):
             response = ours.handle(request)
@@ -138,7 +135,6 @@ def test_success_at_any_step_but_the_last_fails(kind: EapType) -> None:
         assert ours.outcome is None
         with pytest.raises(EapFailed):
             ours.handle(request)
-        said.close()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("kind", METHODS)

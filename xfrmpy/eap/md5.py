@@ -46,9 +46,9 @@ class Md5Server:
         return _with_size(self._challenge)
 
     def judge(self, identifier: int, data: bytes) -> None:
-        """An unknown user is one with a password that nobody has."""
+        """A user who is unknown, or has an empty password, has one that nobody knows."""
         value, _name = _take_value(data)
-        password = self._nobodys if self._password is None else self._password
+        password = self._password or self._nobodys
         if not hmac.compare_digest(value, _digest(identifier, password, self._challenge)):
             raise EapFailed("the MD5 response is not that of the user's password")
 

@@ -142,8 +142,8 @@ class Mschapv2Server:
         peer, theirs = value[:CHALLENGE_SIZE], value[CHALLENGE_SIZE + 8 : -1]
         challenges = Challenges(authenticator=self._challenge, peer=peer, user=user)
         password = self._users(user)
-        secret = Secret.of_password(self._nobodys if password is None else password)
-        if not hmac.compare_digest(theirs, secret.response(challenges)) or password is None:
+        secret = Secret.of_password(password or self._nobodys)
+        if not hmac.compare_digest(theirs, secret.response(challenges)) or not password:
             self._step = _Step.FAILED
             text = f"E={_REFUSED} R=0 C={self._challenge.hex().upper()} V=3 M=Authentication failed"
             return _packet(OpCode.FAILURE, self._number, text.encode())
