@@ -15,6 +15,7 @@ OFFICE = TunnelStatus(
     remote_id="vpn.example.org",
     role="initiator",
     suite="aes256gcm16-prfsha384-x25519",
+    ppk="office-2026",
     nat="local, forced",
     datapath="userspace",
     datapath_reason="the kernel has no ESP",

@@ -82,7 +82,9 @@ LIBRARIES: dict[str, set[str]] = {
 """What each room may import of others; a room that is not named here has the standard library."""
 
 PURE = ("registry", "failures", "ipsec", "wire", "crypto", "pki", "eap", "policy", "ike", "esp")
-IMPURE_FILES = {"policy/load.py", "policy/certificates.py", "policy/files.py", "policy/keys.py"}
+IMPURE_FILES = {
+    f"policy/{name}.py" for name in ("certificates", "custody", "files", "keys", "load")
+}
 IMPURE_MODULES = {"socket", "asyncio", "threading", "time", "os", "random", "secrets", "logging"}
 
 HEAVY = ("pydantic", "pyroute2", "cryptography", "asyncio")
@@ -245,6 +247,8 @@ def _serve_once(runtime: Path, verb: str) -> None:
                 origin="",
                 start="auto",
                 key_from="",
+                ppks=[],
+                ppk_required=False,
                 proposals=[],
                 lifetime_seconds=None,
                 reauth_seconds=None,

@@ -272,6 +272,7 @@ CATALOGUE: dict[str, FailureKind] = {
             "the shared keys differ",
             "the peer expects another identity of us than our `id`",
             "the peer calls itself otherwise than our `peer_id`",
+            "the post-quantum preshared keys (`ppk`) differ, or the peer requires another",
         ),
         fixes=("compare both ends' key and identities; the peer's log names the step",),
     ),
@@ -440,6 +441,24 @@ CATALOGUE: dict[str, FailureKind] = {
             "`per_resource` is off here and was on when the IKE SA was made",
         ),
         fixes=("`per_resource: auto`, or a greater number; what is there goes on without",),
+    ),
+    "XF2033": FailureKind(
+        title="no post-quantum preshared key in common",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "one end requires one (`ppk: {required: yes}`), and the other has none of that `id`",
+            "the peer knows nothing of them (RFC 8784)",
+        ),
+        fixes=(
+            "give both ends the same secret under the same `ppk: {id: ...}`",
+            "without `required: yes` a peer that has none is accepted",
+        ),
+    ),
+    "XF2034": FailureKind(
+        title="the post-quantum preshared keys differ",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the two ends have different secrets under the same `ppk: {id: ...}`",),
+        fixes=("put the same secret into both ends",),
     ),
     "XF2040": FailureKind(
         title="our key cannot sign in a way that the peer verifies",

@@ -42,6 +42,7 @@ class LibreswanPeer:
 
     `auto` is "add", or "start" for one that initiates by itself; `connection` are further lines of
     each connection ("dpddelay=1"), and `marks` the marks of their policies ("0x10/0xf0"), if any.
+    `secrets` are further lines of ipsec.secrets.
     `configuration` are ipsec.conf and ipsec.secrets in the place of what is made of the tunnels.
     """
 
@@ -54,6 +55,7 @@ class LibreswanPeer:
         auto: str = "add",
         connection: Sequence[str] = (),
         marks: Sequence[str] = (),
+        secrets: Sequence[str] = (),
         configuration: tuple[str, str] | None = None,
     ) -> None:
         self._directory = directory
@@ -62,8 +64,8 @@ class LibreswanPeer:
             _connection(number, tunnel, auto, connection, mark)
             for number, (tunnel, mark) in enumerate(zip_longest(tunnels, marks))
         ]
-        secrets = [f'@{t.ours.id} @{t.theirs.id} : PSK "{t.psk}"\n' for t in tunnels]
-        texts = configuration or ("".join(connections), "".join(secrets))
+        keys = [f'@{t.ours.id} @{t.theirs.id} : PSK "{t.psk}"\n' for t in tunnels]
+        texts = configuration or ("".join(connections), "".join([*keys, *secrets]))
         for name, text in zip(("ipsec.conf", "ipsec.secrets"), texts, strict=True):
             (directory / name).write_text(text)
         self._script("start", "--netns", host.namespace, str(directory))

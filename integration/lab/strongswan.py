@@ -70,7 +70,8 @@ class StrongswanPeer:
     """A charon for tunnels as this end sees them, by their numbers.
 
     `connection` and `child` are further swanctl lines ("dpd_delay = 1s"), of each child if there
-    are several of the latter; `settings` further settings of charon ("cookie_threshold=1");
+    are several of the latter; `secrets` further secrets ("ppk-a { id = a ... }");
+    `settings` further settings of charon ("cookie_threshold=1");
     `configuration` is swanctl.conf in the place of the one that the tunnels are made into, and
     `files` what else is there, certificates and keys, by their paths in its directory; `usr` has
     the programs of another Debian (`debian-usr`).
@@ -84,6 +85,7 @@ class StrongswanPeer:
         *,
         connection: str = "",
         child: str | Sequence[str] = "",
+        secrets: str = "",
         settings: Sequence[str] = (),
         configuration: str = "",
         files: Mapping[str, bytes] | None = None,
@@ -100,6 +102,7 @@ class StrongswanPeer:
             )
             for number, tunnel in enumerate(tunnels)
         ]
+        texts.append(f"secrets {{\n{secrets}\n}}\n")
         (directory / "swanctl.conf").write_text(configuration or "".join(texts))
         (directory / "private").mkdir()
         for number, key in enumerate(tunnel.ours.key for tunnel in tunnels):

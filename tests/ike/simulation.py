@@ -49,6 +49,7 @@ from xfrmpy.policy.model import (
     ChildPolicy,
     DatapathChoice,
     Encapsulation,
+    Ppk,
     SharedKey,
     TunnelPolicy,
 )
@@ -165,6 +166,7 @@ class Simulation:
             policy = replace(policy, children=(replace(child, lifetime_seconds=seconds),))
         if self.extras.random() < 0.3:
             policy = replace(policy, children=(*policy.children, _another(policy.children[0])))
+        policy = replace(policy, **self._post_quantum_keys())
         if self.chance.random() < 0.2:
             policy = replace(policy, encapsulation=Encapsulation.FORCE)
         if self.extras.random() < 0.5:
@@ -176,6 +178,13 @@ class Simulation:
                 reauth_seconds=self.chance.choice((None, None, 150.0)),
             )
         return policy
+
+    def _post_quantum_keys(self) -> dict[str, Any]:
+        """In some runs the ends have post-quantum preshared keys, and in some of these must."""
+        chance = random.Random(f"{self.seed}/ppk")
+        names = chance.choice(((), (), ("one",), ("one", "other")))
+        ppks = tuple(Ppk(id=n, key=SharedKey(octets=n.encode() * 16, origin=n)) for n in names)
+        return {"ppks": ppks, "ppk_required": bool(ppks) and chance.random() < 0.5}
 
     def _with_workers(self, policy: TunnelPolicy) -> TunnelPolicy:
         """In every fourth run the first child is to have several Child SAs (RFC 9611)."""

@@ -30,6 +30,7 @@ def state(**changes: Any) -> TicketState:
         id_r=Identity.parse("192.0.2.2"),
         proposal=parse_proposal("aes128gcm16-prfsha256-x25519", ProtocolId.IKE),
         sk_d=SK_D,
+        ppk_id="office",
         spi=b"our spi!",
         binding=bind_to_key(b"key", SK_D),
         expires_at=float(TICKET_SECONDS),

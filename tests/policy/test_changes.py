@@ -29,6 +29,7 @@ from xfrmpy.policy.model import (
     DatapathChoice,
     Encapsulation,
     OnDown,
+    Ppk,
     PrivateKey,
     PublicKey,
     Retransmission,
@@ -62,6 +63,11 @@ OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
     "local_id": (Identity.parse("moon"), Impact.REAUTH),
     "remote_id": (Identity.parse("sun"), Impact.REAUTH),
     "shared_key": (SharedKey(octets=b"another secret", origin="secrets/office"), Impact.REAUTH),
+    "ppks": (
+        (Ppk(id="q", key=SharedKey(octets=b"a post-quantum key", origin="secrets/q")),),
+        Impact.REAUTH,
+    ),
+    "ppk_required": (True, Impact.REAUTH),
     "local_key": (
         PrivateKey(octets=b"a private key", public=b"its public half", origin="secrets/gw"),
         Impact.REAUTH,

@@ -43,7 +43,7 @@ def test_the_examples_of_the_page_load(tmp_path: Path, name: str, text: str) -> 
     (tmp_path / "secrets").mkdir()
     text = text.replace("file:/etc/xfrmpy", f"file:{tmp_path}/secrets")
     (tmp_path / "conf.d" / name).write_text(text)
-    for secret in {*re.findall(r"secret:([\w.]+)", text), "field-unit-9.key"}:
+    for secret in {*re.findall(r"secret:([\w.-]+)", text), "field-unit-9.key"}:
         is_private = f"key: secret:{secret}" in text
         octets = key_pair(KeyKind.ED25519).pkcs8() if is_private else b"x" * 32
         (tmp_path / "secrets" / secret).write_bytes(octets)

@@ -293,7 +293,9 @@ WHOLE: dict[str | bytes, tuple[str, ...]] = {
     "psk: file:hunter2\n": (
         "1:6: XF1004: 'psk' must give the whole path of the file, as in file:/PATH",
     ),
-    "psk: credential:x\n": ("1:6: XF1011: 'psk' cannot be a credential of systemd yet",),
+    "psk: credential:../x\n": (
+        "1:6: XF1004: 'psk' must name the credential with 1 to 63 letters, digits, '.', '_' and '-', the first a letter or digit",
+    ),
     "psk: secret\n": (
         "1:6: XF1010: 'psk' must not hold the secret itself (put it into a file and write secret:NAME or file:/PATH)",
     ),

@@ -15,7 +15,7 @@ import pytest
 
 from tests.policy.conftest import key_of
 from xfrmpy.failures import CATALOGUE
-from xfrmpy.policy import files, keys
+from xfrmpy.policy import custody
 from xfrmpy.policy.load import (
     DEFAULT_LAYERS,
     MAX_FILE,
@@ -291,8 +291,7 @@ def test_a_secret_may_belong_to_the_daemons_own_user(
 ) -> None:
     """He is found by his name; others read his files no more than root's."""
     nobody = pwd.getpwnam("nobody")
-    for module in (files, keys):
-        monkeypatch.setattr(module, "DAEMON_USER", nobody.pw_name)
+    monkeypatch.setattr(custody, "DAEMON_USER", nobody.pw_name)
     (layers[2] / "a.yaml").write_text(tunnel())
     path = secret(layers[2], "key", "x" * 32)
     os.chown(path, nobody.pw_uid, nobody.pw_gid)

@@ -14,7 +14,7 @@ from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import parse_proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector
-from xfrmpy.policy.model import ChildPolicy, SharedKey, StartMode, TunnelPolicy
+from xfrmpy.policy.model import ChildPolicy, Ppk, SharedKey, StartMode, TunnelPolicy
 from xfrmpy.policy.pairing import Pairing, pair_policies
 from xfrmpy.registry import ProtocolId
 
@@ -176,6 +176,35 @@ def test_each_tunnel_meets_the_one_that_is_meant_for_it_and_strangers_meet_nobod
     far = replace(stranger, local_id=SUN)
     assert pairing(far, ours=alone).theirs is None
     assert not pairing(ours=alone).works
+
+
+KEY = SharedKey(octets=b"a post-quantum key of both ends.", origin="secrets/ppk")
+FALSE = SharedKey(octets=b"a post-quantum key of one of us.", origin="secrets/false")
+ONE, TWO = Ppk(id="one", key=KEY), Ppk(id="two", key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "required", "codes"),
+    [
+        ((), (), False, []),
+        ((ONE,), (ONE,), True, []),
+        ((ONE, TWO), (TWO, ONE), True, []),
+        ((ONE,), (), False, [""]),
+        ((), (ONE,), False, [""]),
+        ((ONE,), (), True, ["XF2033"]),
+        ((ONE,), (TWO,), True, ["XF2033"]),
+        ((ONE, TWO), (TWO,), True, ["XF2033"]),
+        ((ONE,), (replace(ONE, key=FALSE),), False, ["XF2034"]),
+    ],
+)
+def test_who_names_a_post_quantum_key_finds_it_at_the_other_end(
+    here: tuple[Ppk, ...], there: tuple[Ppk, ...], required: bool, codes: list[str]
+) -> None:
+    found = pairing(theirs(ppks=there), ours=replace(OURS, ppks=here, ppk_required=required))
+    assert [d.code for d in found.disagreements] == codes
+    shown = repr(found.disagreements)
+    assert KEY.octets.decode() not in shown
+    assert FALSE.octets.decode() not in shown
 
 
 def test_a_second_tunnel_that_would_take_us_is_told() -> None:

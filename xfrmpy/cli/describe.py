@@ -74,6 +74,7 @@ def _policy_lines(reply: DescribeReply, paint: Painter) -> list[str]:
         ("from", (policy.origin,)),
         ("start", (policy.start, "wanted: it comes back by itself" if reply.wanted else "")),
         ("key from", (policy.key_from,)),
+        ("PPK", (", ".join(policy.ppks), "required" if policy.ppk_required else "")),
         ("IKE", (", ".join(policy.proposals),)),
         ("lifetime", (_span(policy.lifetime_seconds),)),
         ("reauth", (_span(policy.reauth_seconds),)),

@@ -116,7 +116,7 @@ def tunnel_lines(tunnel: TunnelStatus, paint: Painter) -> Iterator[str]:
     for label, parts in (
         ("peer", (tunnel.remote_address or tunnel.peer or "any", tunnel.remote_id)),
         ("us", (tunnel.local_address, tunnel.local_id)),
-        ("IKE SA", (tunnel.suite,)),
+        ("IKE SA", (tunnel.suite, f"PPK {tunnel.ppk}" if tunnel.ppk else "")),
         ("SPIs", (ike_spis,)),
         ("NAT", (_nat(tunnel),)),
         ("datapath", (tunnel.datapath, tunnel.datapath_reason)),

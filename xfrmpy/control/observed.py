@@ -61,6 +61,8 @@ class PolicyStatus:
     origin: str
     start: str
     key_from: str
+    ppks: list[str]
+    ppk_required: bool
     proposals: list[str]
     lifetime_seconds: float | None
     reauth_seconds: float | None

@@ -128,7 +128,8 @@ class TunnelStatus:
     """`state` is `down`, `waiting` (for traffic, which would bring it up), `connecting`, `up` or
     `disconnecting`; `failure` is the last one if down or waiting.
 
-    `datapath_reason` says why the datapath was chosen, empty where it goes without saying.
+    `datapath_reason` says why the datapath was chosen, empty where it goes without saying. `ppk`
+    names the post-quantum preshared key in the keys of the IKE SA, and is empty without one.
     """
 
     name: str
@@ -140,6 +141,7 @@ class TunnelStatus:
     remote_id: str
     role: str
     suite: str
+    ppk: str
     nat: str
     datapath: str
     datapath_reason: str

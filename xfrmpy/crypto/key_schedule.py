@@ -2,13 +2,14 @@
 
 Read RFC 7296 sections 2.14 (IKE SA), 2.17 (Child SA) and 2.18 (rekeyed IKE SA), and RFC 5282
 section 7.1: an AEAD cipher's key carries its salt at the end, and it has no integrity key. How
-further key exchanges come in: RFC 9370 sections 2.2.2 and 2.2.4.
+further key exchanges come in: RFC 9370 sections 2.2.2 and 2.2.4; and a post-quantum preshared key:
+RFC 8784 section 3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xfrmpy.crypto.prf import prf, prf_plus
 from xfrmpy.ipsec import algorithms
@@ -100,6 +101,20 @@ def derive_further_ike_keys(
     nonces = nonce_i + nonce_r
     skeyseed = prf(suite.prf, old_sk_d, shared_secret + nonces)
     return _expand_ike_keys(suite, skeyseed, nonces + spi_i + spi_r)
+
+
+def mix_in_ppk(suite: IkeSuite, keys: IkeKeys, ppk: bytes) -> IkeKeys:
+    """The keys of the same IKE SA with a post-quantum preshared key in SK_d, SK_pi and SK_pr.
+
+    Those that protect its messages stay as they are (RFC 8784 section 3).
+    """
+    size = suite.prf.key
+    return replace(
+        keys,
+        sk_d=prf_plus(suite.prf, ppk, keys.sk_d, size),
+        sk_pi=prf_plus(suite.prf, ppk, keys.sk_pi, size),
+        sk_pr=prf_plus(suite.prf, ppk, keys.sk_pr, size),
+    )
 
 
 def derive_resumed_ike_keys(

@@ -22,6 +22,7 @@ from pathlib import Path
 from xfrmpy.control.client import runtime_dir
 from xfrmpy.daemon.journal import log_handler, spare_origins
 from xfrmpy.daemon.options import add_natt_port, add_workers
+from xfrmpy.datapath.dumps import forbid_dumps
 from xfrmpy.failures import ExitCode, Failure, OperatorError
 from xfrmpy.policy.load import config_path, load_policy
 
@@ -31,6 +32,7 @@ LOCK_NAME = "daemon.lock"
 def main(arguments: list[str]) -> int:
     """The exit code, after whatever the daemon had to say on standard error."""
     options = option_parser().parse_args(arguments)
+    forbid_dumps()
     logging.basicConfig(handlers=[log_handler(os.environ)])
     spare_origins()
     logging.getLogger("xfrmpy").setLevel(logging.DEBUG if options.verbose else logging.INFO)

@@ -12,6 +12,8 @@ def policy_status(policy: TunnelPolicy) -> PolicyStatus:
         origin=policy.origin,
         start=policy.start.value,
         key_from=_origins(policy),
+        ppks=[str(ppk) for ppk in policy.ppks],
+        ppk_required=policy.ppk_required,
         proposals=[str(proposal) for proposal in policy.proposals],
         lifetime_seconds=policy.lifetime_seconds,
         reauth_seconds=policy.reauth_seconds,

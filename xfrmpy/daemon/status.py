@@ -41,6 +41,7 @@ def tunnel_status(
         remote_id=_first(None if sa is None else sa.remote_id, policy.remote_id),
         role="" if sa is None else ("initiator" if sa.is_initiator else "responder"),
         suite="" if sa is None else sa.suite,
+        ppk="" if sa is None else sa.ppk_id,
         nat="" if sa is None else _nat(sa.nat),
         datapath="" if tunnel.placement.failure else policy.datapath.value,
         datapath_reason=tunnel.placement.reason,

@@ -6,6 +6,7 @@ else, and only after the peer's AUTH has been verified.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from xfrmpy.crypto.key_schedule import derive_child_keys
@@ -29,6 +30,16 @@ from xfrmpy.ike.modes import (
     traffic_of,
 )
 from xfrmpy.ike.outputs import RequestRefused
+from xfrmpy.ike.ppk import (
+    confirm_ppk,
+    evidence_of,
+    keys_with,
+    name_ppk,
+    our_ppk,
+    settle_ppk,
+    take_ppk_answer,
+    without_ppk,
+)
 from xfrmpy.ike.proof import key_origin, our_proof, verify_proof
 from xfrmpy.ike.redirect import redirect_in_auth, redirect_of_auth, refusal_to_follow
 from xfrmpy.ike.refusals import failure_of
@@ -83,13 +94,20 @@ class IkeAuth:
 
     def request(self) -> tuple[OpenPayload, ...]:
         sa, tunnel = self._sa, self._tunnel
-        certs, auth = our_proof(sa, tunnel, self._identity, sa.heard.requests)
+        requests, ppk = sa.heard.requests, our_ppk(sa, tunnel)
+        keys = keys_with(sa, ppk)
+        certs, auth = our_proof(sa, tunnel, self._identity, requests, keys)
         payloads: list[OpenPayload] = [self._identity, *certs]
         payloads += initial_contact(sa, tunnel)
         payloads += certificate_requests((tunnel,)) if sa.resumed is None else ()
         if tunnel.remote_id is not None:
             payloads.append(IdrPayload(identity=tunnel.remote_id))
         payloads.append(auth)
+        if ppk is not None:
+            payloads.append(name_ppk(ppk))
+        if ppk is not None and not tunnel.ppk_required:
+            _, without = our_proof(sa, tunnel, self._identity, requests)
+            payloads.append(NotifyPayload(type=NotifyType.NO_PPK_AUTH, data=without.data))
         child = () if self._child is None else self._child.offer()
         extensions = offer_in_auth(self._sa)
         abilities = (WINDOW_SIZE, SYNC_SUPPORTED)
@@ -149,7 +167,11 @@ class IkeAuth:
 
     def _authenticate(self, payloads: tuple[OpenPayload, ...]) -> Identity:
         idr = only(payloads, IdrPayload)
-        verify_proof(self._sa, self._tunnel, idr, payloads)
+        take_ppk_answer(self._sa, self._tunnel, payloads)
+        try:
+            verify_proof(self._sa, self._tunnel, idr, payloads)
+        except AuthenticationFailed as failed:
+            raise _with_ppk(failed, self._sa, self._tunnel) from failed
         _check_identity(self._tunnel, idr.identity)
         return idr.identity
 
@@ -175,6 +197,7 @@ class IkeAuth:
             ("our identity", str(self._identity.identity)),
             ("the identity we expect", str(self._tunnel.remote_id)),
             ("our key", key_origin(self._tunnel)),
+            *evidence_of(self._sa, self._tunnel),
         )
 
 
@@ -287,14 +310,43 @@ def _authenticate_initiator(
     if auth is None:
         summary = f"{idi.identity} wants to authenticate with EAP, which we do not do"
         raise AuthenticationFailed(Failure(code="XF2006", summary=summary))
-    verify_proof(sa, tunnel, idi, payloads)
+    _verify_initiator(sa, tunnel, idi, payloads)
     check_unique(sa, tunnel, idi.identity, payloads)
     idr = IdrPayload(identity=_our_identity(sa, tunnel))
     requests = tuple(p for p in payloads if isinstance(p, CertreqPayload))
     certs, ours = our_proof(sa, tunnel, idr, requests)
     if sa.resumed is not None:
         settle_resumption(sa, sa.resumed, now)
-    return tunnel, idr, (*certs, ours)
+    return tunnel, idr, (*certs, ours, *confirm_ppk(sa))
+
+
+def _verify_initiator(
+    sa: IkeSa, tunnel: TunnelPolicy, idi: IdiPayload, payloads: tuple[OpenPayload, ...]
+) -> None:
+    """Our operator is told if it is the post-quantum preshared key that differs, and that alone."""
+    plain, without = sa.keys, without_ppk(payloads)
+    proof = settle_ppk(sa, tunnel, payloads)
+    try:
+        verify_proof(sa, tunnel, idi, proof)
+    except AuthenticationFailed as failed:
+        if not sa.ppk_id or without is None:
+            raise _with_ppk(failed, sa, tunnel) from failed
+        try:
+            verify_proof(sa, tunnel, idi, without, plain)
+        except AuthenticationFailed:
+            raise _with_ppk(failed, sa, tunnel) from failed
+        summary = "the peer proves who it is, but not that it has our post-quantum preshared key"
+        evidence = (("their identity", str(idi.identity)), *evidence_of(sa, tunnel))
+        failure = Failure(code="XF2034", summary=summary, evidence=evidence)
+        raise AuthenticationFailed(failure) from failed
+
+
+def _with_ppk(
+    failed: AuthenticationFailed, sa: IkeSa, tunnel: TunnelPolicy
+) -> AuthenticationFailed:
+    """The failure, and which post-quantum preshared key was in it."""
+    evidence = (*failed.failure.evidence, *evidence_of(sa, tunnel))
+    return AuthenticationFailed(replace(failed.failure, evidence=evidence))
 
 
 def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> TunnelPolicy:

@@ -50,6 +50,8 @@ class _Group:
     fragmentation: bool
     redirects_to: frozenset[str | None]
     has_beet: bool
+    has_ppk: bool
+    requires_ppk: bool
     sign: bool
     certificate_requests: tuple[CertreqPayload, ...]
 
@@ -95,6 +97,15 @@ class Candidates:
     @property
     def has_beet(self) -> bool:
         return any(group.has_beet for group in self._groups)
+
+    @property
+    def has_ppk(self) -> bool:
+        return any(group.has_ppk for group in self._groups)
+
+    @property
+    def requires_ppk(self) -> bool:
+        """Whether none of them does without."""
+        return all(group.requires_ppk for group in self._groups)
 
     @property
     def sign(self) -> bool:
@@ -163,6 +174,8 @@ def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
         fragmentation=any(policy.fragmentation for policy in policies),
         redirects_to=frozenset(policy.redirect_to for policy in policies),
         has_beet=any(wants_beet(policy) for policy in policies),
+        has_ppk=any(policy.ppks for policy in policies),
+        requires_ppk=all(policy.ppk_required for policy in policies),
         sign=any(policy.signs for policy in policies),
         certificate_requests=certificate_requests(policies),
     )

@@ -103,7 +103,8 @@ class IkeSa:
     is when it ends, if the peer does not show before that it has it. With an `auth_puzzle` there
     are no keys before its solution. `transcript` is what stands between IKE_SA_INIT and
     IKE_AUTH, `heard` what the peer said of itself in IKE_SA_INIT. What it has begun in it and not
-    finished is `unfinished`.
+    finished is `unfinished`. `uses_ppk` is whether both ends use post-quantum preshared keys;
+    `ppk_id` names the one in its keys.
     """
 
     __slots__ = (
@@ -116,16 +117,8 @@ class IkeSa:
         *("postponed", "proposal", "proved", "reauth_at", "redirected_from", "refused_scopes"),
         *("rekey_at", "remote_id", "replaces", "resumed", "retired", "seen_idle_at", "sent_at"),
         *("state", "suite", "their_tokens", "ticket", "ticket_at", "transcript", "tunnel"),
-        *("unfinished", "up_since"),
-        *(
-            "wait_until",
-            "widen_at",
-            "_expires_at",
-            "_must_reauth_by",
-            "_refusal",
-            "_step",
-            "_step_at",
-        ),
+        *("ppk_id", "unfinished", "up_since", "uses_ppk", "wait_until", "widen_at"),
+        *("_expires_at", "_must_reauth_by", "_refusal", "_step", "_step_at"),
         *("_suspect_again_at", "_was_established"),
     )
 
@@ -169,7 +162,7 @@ class IkeSa:
         self.replaces: IkeSa | None = None
         self.heir: IkeSa | None = None
         self.unfinished: list[Unfinished] = []
-        self.demand = Demand()
+        self.demand, self.uses_ppk, self.ppk_id = Demand(), False, ""
         self.refused_scopes = _NO_SCOPES
         self.postponed = self.filled = _NO_NAMES
         self.begun_after = self.authenticated_as = core.authentications
@@ -439,6 +432,7 @@ class IkeSa:
         new.authenticated_as, new.proved = self.authenticated_as, self.proved
         new.alone_at, new.childless_until = self.alone_at, self.childless_until
         new.is_client, new.peer_follows = self.is_client, self.peer_follows
+        new.ppk_id = self.ppk_id
         # Section 6.2 of RFC 5723: "When the IKE SA is rekeyed, the ticket is invalidated".
         new.ticket_at = None if self.ticket is None else now
         new.reauth_at, new._must_reauth_by = self.reauth_at, self._must_reauth_by

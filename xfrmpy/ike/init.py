@@ -37,6 +37,7 @@ from xfrmpy.ike.modes import STRONGSWAN, check_nat
 from xfrmpy.ike.nat import detect_nat, detection_payloads, natt_path
 from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import ExchangeRepeated
+from xfrmpy.ike.ppk import answer_ppk, offer_ppk, refusal_without_ppk, supports_ppk
 from xfrmpy.ike.proof import check_signing
 from xfrmpy.ike.puzzles import Puzzle, Solver
 from xfrmpy.ike.redirect import (
@@ -123,6 +124,7 @@ class IkeSaInit:
         ]
         if has_further_key_exchanges(self._offered):
             payloads.append(INTERMEDIATE_SUPPORTED)
+        payloads += offer_ppk(self._tunnel)
         if self._tunnel.signs:
             payloads.append(hash_list(self._sa.core.signatures))
         payloads += self._detection
@@ -237,6 +239,10 @@ class IkeSaInit:
             raise PeerMisbehaved("the key exchange is not of the method chosen")
         if not any(sa.channel.their_spi):
             raise PeerMisbehaved("the peer gave no SPI")
+        without_ppk = refusal_without_ppk(self._tunnel, payloads)
+        if without_ppk is not None:
+            sa.refused(without_ppk, now)
+            return
         nonce = only(payloads, NoncePayload).data
         puzzles = [Puzzle.of(p) for p in notifications(payloads, NotifyType.PUZZLE)]
         shared_secret = agreed_secret(self._key_exchange, ke)
@@ -249,6 +255,7 @@ class IkeSaInit:
         sa.heard = Heard.of(payloads)
         supported = notifications(payloads, NotifyType.CHILDLESS_IKEV2_SUPPORTED)
         sa.peer_takes_childless = bool(supported)
+        sa.uses_ppk = bool(self._tunnel.ppks) and supports_ppk(payloads)
         obstacle = check_nat(self._tunnel, nat) or check_signing(sa, self._tunnel)
         if obstacle is not None:
             sa.close(obstacle, now)
@@ -309,6 +316,7 @@ def answer_ike_sa_init(
     check_redirect_in_init(candidates, payloads, nonce_i, path)
     acceptable = offered if supports_intermediate(payloads) else without_further(offered)
     chosen = _choose(offered, acceptable, candidates.proposals, ke)
+    ppk = answer_ppk(candidates, payloads, path)
     suite = ike_suite(chosen)
     answered = answer_ke(suite.group.id, ke, core.random)
     shared_secret = answered.secret() if puzzle is None else b""
@@ -317,6 +325,7 @@ def answer_ike_sa_init(
     sa = IkeSa(core, path=path, is_initiator=False, schedule=Retransmission())
     sa.channel.their_spi = message.spi_i
     sa.peer_follows = follows_redirects(payloads)
+    sa.uses_ppk = bool(ppk)
     sa.redirected_from = redirected_from(payloads)
     sa.heard = Heard.of(payloads)
     nat = detect_nat(payloads, message.spi_i, bytes(8), path, forced=forced)
@@ -332,6 +341,7 @@ def answer_ike_sa_init(
             *([INTERMEDIATE_SUPPORTED] if suite.further else []),
             *([hash_list(core.signatures)] if sa.heard.hashes and candidates.sign else []),
             childless_supported(),
+            *ppk,
             *([STRONGSWAN] if candidates.has_beet else []),
             *detection_payloads(
                 sa.channel.spi_i, sa.channel.spi_r, path, force=forced, random=core.random

@@ -38,7 +38,12 @@ class KeptPolicy:
     def beside(self, present: TunnelPolicy) -> TunnelPolicy:
         """The policy with its secret keys, if they are those that the tunnel has at present."""
         if hmac.compare_digest(_print(present, self.salt), self.print):
-            return replace(self.policy, shared_key=present.shared_key, local_key=present.local_key)
+            return replace(
+                self.policy,
+                shared_key=present.shared_key,
+                local_key=present.local_key,
+                ppks=present.ppks,
+            )
         return self.policy
 
 
@@ -95,6 +100,7 @@ def _without_secrets(policy: TunnelPolicy) -> TunnelPolicy:
         policy,
         shared_key=None if shared is None else replace(shared, octets=b""),
         local_key=None if ours is None else replace(ours, octets=b""),
+        ppks=tuple(replace(ppk, key=replace(ppk.key, octets=b"")) for ppk in policy.ppks),
     )
 
 

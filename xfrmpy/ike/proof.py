@@ -20,6 +20,7 @@ from xfrmpy.crypto.authentication import (
     verify_auth,
     verify_signed_auth,
 )
+from xfrmpy.crypto.key_schedule import IkeKeys
 from xfrmpy.crypto.signatures import fingerprint
 from xfrmpy.failures import Failure
 from xfrmpy.ike.credentials import acceptable_keys, our_credential, signature_policy
@@ -44,10 +45,17 @@ _IdPayload: TypeAlias = IdiPayload | IdrPayload
 
 
 def our_proof(
-    sa: IkeSa, tunnel: TunnelPolicy, identity: _IdPayload, requests: tuple[CertreqPayload, ...]
+    sa: IkeSa,
+    tunnel: TunnelPolicy,
+    identity: _IdPayload,
+    requests: tuple[CertreqPayload, ...],
+    keys: IkeKeys | None = None,
 ) -> tuple[tuple[CertPayload, ...], AuthPayload]:
-    """Our CERT payloads and AUTH. Raises `AuthenticationFailed` if our key cannot sign for them."""
-    octets = _octets(sa, identity, of_initiator=sa.is_initiator)
+    """Our CERT payloads and AUTH. Raises `AuthenticationFailed` if our key cannot sign for them.
+
+    With `keys` AUTH is made by them in the place of those of the IKE SA.
+    """
+    octets = _octets(sa, identity, keys, of_initiator=sa.is_initiator)
     credential = None if sa.resumed is not None else our_credential(tunnel, requests)
     if credential is None:
         data = _expected_auth(sa, tunnel, octets, of_initiator=sa.is_initiator)
@@ -85,11 +93,18 @@ def _cannot_sign(sa: IkeSa, tunnel: TunnelPolicy, error: NoSchemeInCommon) -> Fa
 
 
 def verify_proof(
-    sa: IkeSa, tunnel: TunnelPolicy, identity: _IdPayload, payloads: tuple[OpenPayload, ...]
+    sa: IkeSa,
+    tunnel: TunnelPolicy,
+    identity: _IdPayload,
+    payloads: tuple[OpenPayload, ...],
+    keys: IkeKeys | None = None,
 ) -> None:
-    """Raises `AuthenticationFailed` unless the peer has proved to be `identity`."""
+    """Raises `AuthenticationFailed` unless the peer has proved to be `identity`.
+
+    With `keys` AUTH must be made by them in the place of those of the IKE SA.
+    """
     auth = only(payloads, AuthPayload)
-    octets = _octets(sa, identity, of_initiator=not sa.is_initiator)
+    octets = _octets(sa, identity, keys, of_initiator=not sa.is_initiator)
     if sa.resumed is None and tunnel.peer_signs:
         _verify_signature(sa, tunnel, identity, payloads, octets)
         return
@@ -147,15 +162,16 @@ def _shared_key(tunnel: TunnelPolicy) -> str:
     return "none" if tunnel.shared_key is None else tunnel.shared_key.origin
 
 
-def _octets(sa: IkeSa, identity: _IdPayload, *, of_initiator: bool) -> bytes:
+def _octets(sa: IkeSa, identity: _IdPayload, keys: IkeKeys | None, *, of_initiator: bool) -> bytes:
     """What one end signs: its own first message, the other's nonce, and its identity."""
-    assert sa.keys is not None
+    keys = keys or sa.keys
+    assert keys is not None
     assert sa.suite is not None
     return signed_octets(
         sa.suite.prf,
         message=sa.channel.init_request if of_initiator else sa.channel.init_response,
         peer_nonce=sa.nonces[1] if of_initiator else sa.nonces[0],
-        sk_p=sa.keys.sk_pi if of_initiator else sa.keys.sk_pr,
+        sk_p=keys.sk_pi if of_initiator else keys.sk_pr,
         identity=identity.encode_body(),
         int_auth=b"" if sa.resumed is not None else sa.transcript.octets,
     )

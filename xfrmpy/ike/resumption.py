@@ -53,6 +53,7 @@ class HeldTicket:
     remote: Identity
     proposal: Proposal
     sk_d: bytes = field(repr=False)
+    ppk_id: str = ""
     binding: bytes = field(repr=False)
     renew_at: float
     expires_at: float
@@ -107,6 +108,7 @@ def _held(sa: IkeSa, ticket: bytes, seconds: float, now: float) -> HeldTicket:
         remote=sa.remote_id,
         proposal=sa.proposal,
         sk_d=sa.keys.sk_d,
+        ppk_id=sa.ppk_id,
         binding=bind_to_key(sa.tunnel.secrets, sa.keys.sk_d),
         renew_at=now + seconds * RENEWAL,
         expires_at=now + seconds,
@@ -138,6 +140,7 @@ def _state(sa: IkeSa, now: float) -> TicketState:
         proposal=sa.proposal,
         sk_d=sa.keys.sk_d,
         spi=sa.our_spi,
+        ppk_id=sa.ppk_id,
         binding=bind_to_key(sa.tunnel.secrets, sa.keys.sk_d),
         expires_at=now + TICKET_SECONDS,
     )
@@ -183,17 +186,20 @@ def usable_ticket(core: Core, tunnel: TunnelPolicy, now: float) -> HeldTicket | 
         return None
     binding = bind_to_key(tunnel.secrets, held.sk_d)
     is_bound = hmac.compare_digest(held.binding, binding)
-    is_allowed = _allows(tunnel, held.local, held.remote, held.proposal)
+    is_allowed = _allows(tunnel, held.local, held.remote, held.proposal, held.ppk_id)
     if now < held.expires_at and is_bound and is_allowed:
         return held
     del core.tickets[tunnel.name]
     return None
 
 
-def _allows(tunnel: TunnelPolicy, local: Identity, remote: Identity, proposal: Proposal) -> bool:
+def _allows(
+    tunnel: TunnelPolicy, local: Identity, remote: Identity, proposal: Proposal, ppk_id: str
+) -> bool:
     """Whether a tunnel's policy would make the same IKE SA again."""
     return (
         tunnel.resumption
+        and bool(ppk_id or not tunnel.ppk_required)
         and tunnel.remote_id == remote
         and tunnel.local_id in (None, local)
         and choose_proposal((proposal,), tunnel.proposals) is not None
@@ -206,7 +212,8 @@ def tunnel_of_ticket(core: Core, state: TicketState, path: Path) -> TunnelPolicy
     if tunnel is not None:
         binding = bind_to_key(tunnel.secrets, state.sk_d)
         is_bound = hmac.compare_digest(state.binding, binding)
-        if is_bound and _allows(tunnel, state.id_r, state.id_i, state.proposal):
+        ends = state.id_r, state.id_i
+        if is_bound and _allows(tunnel, *ends, state.proposal, state.ppk_id):
             return tunnel
     raise TicketRefused("our policy has changed since, or is for another address")
 

@@ -108,6 +108,7 @@ class SessionResume:
         sa.channel.window.schedule = self._tunnel.retransmission
         sa.channel.fragments = self._tunnel.fragmentation and can_fragment(payloads)
         sa.resumed = Resumed(tunnel=self._tunnel, local=held.local, remote=held.remote)
+        sa.ppk_id = held.ppk_id
         use_resumed_keys(sa, held.proposal, held.sk_d, self._nonce, nonce)
         sa.found_nat(nat)
         impassable = check_nat(self._tunnel, nat)
@@ -171,6 +172,7 @@ def answer_session_resume(
     sa.resumed = Resumed(
         tunnel=tunnel, local=state.id_r, remote=state.id_i, ticket=ticket, old_spi=state.spi
     )
+    sa.ppk_id = state.ppk_id
     proposal = replace(state.proposal, number=1)
     use_resumed_keys(sa, proposal, state.sk_d, nonce_i, nonce_r)
     sa.found_nat(nat)

@@ -706,6 +706,8 @@ IKE_SA: Table = {
     "resumed": _optional(Codec(_write_resumed, _read_resumed, is_late=True)),
     "peer_follows": _FLAG,
     "peer_takes_childless": _FLAG,
+    "uses_ppk": _FLAG,
+    "ppk_id": _bare(str),
     "childless_until": _MOMENT,
     "ticket_at": _MOMENT,
     "replaces": _IKE_SA_REFERENCE,

@@ -30,7 +30,7 @@ KEY_SECONDS = 24 * 3600.0
 TICKETS_OF_KEY = 1 << 16
 """How many tickets a key seals at most; those used are remembered with it."""
 
-FORMAT = 1
+FORMAT = 2
 """The version of the sealed layout."""
 
 _CIPHER = next(c for c in CIPHERS if c.id is EncryptionAlgorithm.AES_GCM_16 and c.key_bits == 256)
@@ -56,6 +56,7 @@ class TicketState:
     id_r: Identity
     proposal: Proposal
     sk_d: bytes = field(repr=False)
+    ppk_id: str = ""
     spi: bytes
     binding: bytes = field(repr=False)
     expires_at: float
@@ -145,6 +146,7 @@ def _encode(state: TicketState) -> bytes:
         IdrPayload(identity=state.id_r).encode_body(),
         SaPayload(proposals=(state.proposal,)).encode_body(),
         state.sk_d,
+        state.ppk_id.encode(),
     )
     fixed = _FIXED.pack(state.expires_at, state.spi, state.binding)
     return fixed + b"".join(_SIZE.pack(len(part)) + part for part in parts)
@@ -154,7 +156,8 @@ def _decode(octets: bytes) -> TicketState:
     """What we sealed ourselves, so it is well formed."""
     cursor = Cursor(octets, "ticket")
     expires_at, spi, binding = cursor.unpack(_FIXED)
-    tunnel, id_i, id_r, proposals, sk_d = (cursor.take(*cursor.unpack(_SIZE)) for _ in range(5))
+    parts = (cursor.take(*cursor.unpack(_SIZE)) for _ in range(6))
+    tunnel, id_i, id_r, proposals, sk_d, ppk_id = parts
     (proposal,) = SaPayload.decode_body_untrusted(Cursor(proposals, "ticket")).proposals
     return TicketState(
         tunnel=tunnel.decode(),
@@ -162,6 +165,7 @@ def _decode(octets: bytes) -> TicketState:
         id_r=IdrPayload.decode_body_untrusted(Cursor(id_r, "ticket")).identity,
         proposal=proposal,
         sk_d=sk_d,
+        ppk_id=ppk_id.decode(),
         spi=spi,
         binding=binding,
         expires_at=expires_at,

@@ -30,7 +30,8 @@ class ChildSaView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IkeSaView:
-    """An IKE SA, for who asks. Suite and identities are empty before they are known.
+    """An IKE SA, for who asks. Suite and identities are empty before they are known. `ppk_id` names
+    the post-quantum preshared key in its keys, if there is one.
 
     `up_since` is when the first of those that it has replaced was established.
     """
@@ -41,6 +42,7 @@ class IkeSaView:
     spi_i: bytes
     spi_r: bytes
     suite: str
+    ppk_id: str
     local_id: Identity | None
     remote_id: Identity | None
     nat: NatSituation
@@ -59,6 +61,7 @@ def view(sa: IkeSa) -> IkeSaView:
         spi_i=sa.channel.spi_i,
         spi_r=sa.channel.spi_r,
         suite="" if sa.suite is None else str(sa.suite),
+        ppk_id=sa.ppk_id,
         local_id=sa.local_id,
         remote_id=sa.remote_id,
         nat=sa.nat,

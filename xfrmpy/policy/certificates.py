@@ -24,8 +24,9 @@ from xfrmpy.pki.identities import check_identity, identities_of
 from xfrmpy.pki.paths import validate
 from xfrmpy.pki.revocation import MAX_CRL_OCTETS, decode_crl_untrusted
 from xfrmpy.pki.verdicts import CertificateRefused
+from xfrmpy.policy.custody import trusted_users
 from xfrmpy.policy.errors import Findings, Mark
-from xfrmpy.policy.files import daemon_user, printable, read_regular, reason_of
+from xfrmpy.policy.files import printable, read_regular, reason_of
 from xfrmpy.policy.model import Certificates, PrivateKey
 from xfrmpy.registry import IdType
 
@@ -108,7 +109,7 @@ class CertificateFiles:
         name = printable(path)
         try:
             data, status = read_regular(path, MAX_BUNDLE_OCTETS)
-            if status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid(), daemon_user()):
+            if status.st_mode & 0o022 or status.st_uid not in trusted_users():
                 raise ValueError("it can be changed by others")
             return load_bundle(data), name
         except (OSError, ValueError) as error:

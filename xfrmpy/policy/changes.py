@@ -213,6 +213,14 @@ def _listed(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
 
 
+def _listed_or_none(values: Iterable[object]) -> str:
+    return _listed(values) or "none"
+
+
+def _yes_or_no(value: bool) -> str:
+    return "yes" if value else "no"
+
+
 def _or_off(value: object) -> str:
     return "off" if value is None or value == 0 else f"{value:g} s"
 
@@ -262,6 +270,8 @@ _OF_TUNNEL: dict[str, _Key] = {
     "local_address": _Key("local_address", Impact.REPLACE, _or_none),
     "local_id": _Key("id", Impact.REAUTH, _or_none),
     "remote_id": _Key("peer_id", Impact.REAUTH, _or_none),
+    "ppks": _Key("ppk", Impact.REAUTH, _listed_or_none),
+    "ppk_required": _Key("ppk.required", Impact.REAUTH, _yes_or_no),
     "shared_key": _Key("psk", Impact.REAUTH, _origin),
     "local_key": _Key("auth.local.key", Impact.REAUTH, _origin),
     "local_certificates": _Key("auth.local.cert", Impact.HOT, _certificates),

@@ -43,7 +43,10 @@ class Node:
                 return self.value
 
     def find(self, path: tuple[str | int, ...]) -> tuple[Node, int]:
-        """The deepest node that there is along `path`, and how many parts of it led there."""
+        """The deepest node that there is along `path`, and how many parts of it led there.
+
+        What stands alone in the place of a list is its first item.
+        """
         node: Node = self
         for depth, part in enumerate(path):
             match node.value, part:
@@ -51,6 +54,8 @@ class Node:
                     node = items[part]
                 case tuple() as values, int() if part < len(values):
                     node = values[part]
+                case dict() | str(), 0:
+                    pass
                 case _:
                     return node, depth
         return node, len(path)

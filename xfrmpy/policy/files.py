@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import os
-import pwd
 import stat
 from pathlib import Path
-
-DAEMON_USER = "xfrmpy"
-"""Who runs the daemon where it has a user of its own; secrets may be his. Not his group's, whose
-members may only look at tunnels."""
 
 
 def read_regular(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
@@ -42,10 +37,3 @@ def printable(path: Path) -> str:
     """A path for messages: whatever its octets are, one line of printable text."""
     text = os.fsencode(path).decode(errors="backslashreplace")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def daemon_user() -> int | None:
-    try:
-        return pwd.getpwnam(DAEMON_USER).pw_uid
-    except KeyError:
-        return None

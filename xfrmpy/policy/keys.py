@@ -16,8 +16,9 @@ from typing import Protocol
 
 from xfrmpy.crypto.signatures import KeyRefused, SigningKey, VerifyingKey
 from xfrmpy.policy.certificates import CertificateFiles
+from xfrmpy.policy.custody import DAEMON_USER, daemon_user, find_exposure, trusted_users
 from xfrmpy.policy.errors import Findings, Mark
-from xfrmpy.policy.files import DAEMON_USER, daemon_user, printable, read_regular, reason_of
+from xfrmpy.policy.files import printable, read_regular, reason_of
 from xfrmpy.policy.model import PrivateKey, PublicKey, SharedKey
 from xfrmpy.policy.values import SecretReference
 
@@ -136,6 +137,11 @@ class KeyFiles:
     ) -> tuple[bytes, str] | None:
         """What a secret holds, and its name for messages."""
         path = _secret_path(self._secrets, reference)
+        if path is None and reference.scheme == "credential":
+            message = f"the credential '{reference.name}' is not there"
+            hint = f"LoadCredential={reference.name}:/PATH of the service, which alone can read it"
+            findings.error("XF1008", mark, message, hint)
+            return None
         if path is None:
             places = [printable(directory / reference.name) for directory in self._secrets]
             message = f"the secret '{reference.name}' is not there"
@@ -150,15 +156,10 @@ class KeyFiles:
             is_his = isinstance(error, PermissionError) and os.geteuid() == daemon_user()
             findings.error("XF1008", mark, message, f"chown {DAEMON_USER} {name}" if is_his else "")
             return None
-        if status.st_uid not in (0, os.geteuid(), daemon_user()):
-            message = f"the secret {name} belongs to another user (uid {status.st_uid})"
-            owner = "root" if daemon_user() is None else DAEMON_USER
-            findings.error("XF1009", mark, message, f"chown {owner} {name}")
-            return None
-        if status.st_mode & 0o077:
-            mode = f"mode {status.st_mode & 0o7777:04o}"
-            message = f"the secret {name} can be read by others ({mode})"
-            findings.error("XF1009", mark, message, f"chmod 600 {name}")
+        is_given = reference.scheme == "credential"
+        exposure = None if is_given else find_exposure(path, status, name)
+        if exposure is not None:
+            findings.error("XF1009", mark, f"the secret {name} {exposure.problem}", exposure.hint)
             return None
         return octets, name
 
@@ -169,15 +170,22 @@ _SHOW = "`xfrmpy key show` at the peer shows its key"
 def _read_public(path: Path) -> bytes:
     """Everybody may read it, but who may write it says whom we trust. Raises `ValueError`."""
     data, status = read_regular(path, MAX_KEY_FILE)
-    if status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid(), daemon_user()):
+    if status.st_mode & 0o022 or status.st_uid not in trusted_users():
         raise ValueError(f"{printable(path)} can be changed by others")
     return data
 
 
 def _secret_path(secrets: Sequence[Path], reference: SecretReference) -> Path | None:
-    """The highest directory's that has it, or may have it: one that cannot be searched."""
+    """Of `secret:` the highest that has it, or may have it: a directory that cannot be searched.
+
+    systemd hands out credentials as files of a directory, whose rights are its business.
+    """
     if reference.scheme == "file":
         return Path(reference.name)
+    if reference.scheme == "credential":
+        given = os.environ.get("CREDENTIALS_DIRECTORY", "")
+        path = Path(given, reference.name)
+        return path if given and path.exists() else None
     for directory in reversed(secrets):
         path = directory / reference.name
         try:

@@ -104,6 +104,22 @@ class SharedKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ppk:
+    """A post-quantum preshared key (RFC 8784), and the name by which both ends know it."""
+
+    id: str
+    key: SharedKey
+
+    @property
+    def id_octets(self) -> bytes:
+        """As the wire has it: text, or what `0x` is before in hex."""
+        return bytes.fromhex(self.id[2:]) if self.id.startswith("0x") else self.id.encode()
+
+    def __str__(self) -> str:
+        return f"{self.id} ({self.key.origin})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PrivateKey:
     """A key that signs for us: unencrypted PKCS #8 and, in `public`, SubjectPublicKeyInfo, as DER.
 
@@ -237,7 +253,7 @@ class TunnelPolicy:
     we happen to use. `origin` is `file:line`. `dpd_seconds` 0 asks never, `nat_keepalive_seconds` 0
     sends none. The IKE SA is rekeyed ahead of the end of `lifetime_seconds`, and made anew, with
     authentication, ahead of `reauth_seconds`; None is never. The initiator makes the Child SAs in
-    the order of `children`.
+    the order of `children`. The first of `ppks` is the one that we name; a caller may name any.
 
     We prove ourselves by `local_key`, and show `local_certificates` (our own, which is of that key,
     comes first); the peer by `remote_key`, or by a certificate that `remote_authorities` vouch for;
@@ -253,6 +269,8 @@ class TunnelPolicy:
     local_id: Identity | None = None
     remote_id: Identity | None = None
     shared_key: SharedKey | None = None
+    ppks: tuple[Ppk, ...] = ()
+    ppk_required: bool = False
     local_key: PrivateKey | None = None
     local_certificates: Certificates | None = None
     remote_key: PublicKey | None = None
@@ -298,7 +316,8 @@ class TunnelPolicy:
         theirs = self.remote_key and self.remote_key.spki
         trusted = self.remote_authorities
         authorities = (*trusted.ders, trusted.crl) if trusted else ()
-        known = [key or b"" for key in (*keys, theirs, *authorities)]
+        ppks = [part for ppk in self.ppks for part in (ppk.id_octets, ppk.key.octets)]
+        known = [key or b"" for key in (*keys, theirs, *authorities, *ppks)]
         return b"".join(len(key).to_bytes(4, "big") + key for key in known)
 
     def identity_at(self, address: IpAddress) -> Identity:

@@ -70,6 +70,7 @@ def _pair(ours: TunnelPolicy, theirs: Sequence[TunnelPolicy]) -> Pairing:
     disagreements = [
         *_of_beginning(ours, chosen),
         *_of_proof(ours, chosen),
+        *_of_ppk(ours, chosen),
         *_of_ike(ours, chosen),
         *_of_children(ours, chosen),
         *_of_rivals(ours, chosen, rivals),
@@ -212,6 +213,25 @@ def _proof(key: PrivateKey | PublicKey | Certificates | None, tunnel: TunnelPoli
 
 def _secret(tunnel: TunnelPolicy) -> bytes:
     return b"" if tunnel.shared_key is None else tunnel.shared_key.octets
+
+
+def _of_ppk(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]:
+    """Who begins names its first one, and the other end must have it."""
+    if not ours.ppks and not theirs.ppks:
+        return
+    shown = _listed(ours.ppks) or "none", _listed(theirs.ppks) or "none"
+    shared = [(a, b) for a in ours.ppks for b in theirs.ppks if a.id_octets == b.id_octets]
+    for a, b in shared:
+        if not hmac.compare_digest(a.key.octets, b.key.octets):
+            message = f"the post-quantum preshared keys '{a.id}' are not the same"
+            yield Disagreement(code="XF2034", message=message, ours=str(a), theirs=str(b))
+    named = {ppk.id_octets for _, ppk in shared}
+    if all(end.ppks and end.ppks[0].id_octets in named for end in (ours, theirs)):
+        return
+    is_required = ours.ppk_required or theirs.ppk_required
+    message = "the post-quantum preshared key that one end names is not one of the other's"
+    code = "XF2033" if is_required else ""
+    yield Disagreement(code=code, message=message, ours=shown[0], theirs=shown[1])
 
 
 def _of_ike(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]:

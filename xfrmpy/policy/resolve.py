@@ -37,6 +37,7 @@ from xfrmpy.policy.model import (
     StartMode,
     TunnelPolicy,
 )
+from xfrmpy.policy.ppk import resolve_ppks
 from xfrmpy.policy.profiles import (
     DEFAULT_PROFILE,
     WEAK_PROFILE,
@@ -117,6 +118,7 @@ def resolve_tunnel(
     _check_peer(tunnel, place)
     _check_beet(tunnel, place)
     keys = _keys(tunnel, place, reader)
+    ppks = resolve_ppks(tunnel, place, reader)
     local_id, remote_id = _identities(tunnel, place)
     if (certificates := keys["local_certificates"]) is not None:
         path = ("id",) if tunnel.auth is None else ("auth", "local", "id")
@@ -135,6 +137,8 @@ def resolve_tunnel(
         local_address=tunnel.local_address,
         local_id=local_id,
         remote_id=remote_id,
+        ppks=ppks,
+        ppk_required=any(ppk.required for ppk in tunnel.ppk or ()),
         proposals=proposals,
         children=children,
         interface=interface,

@@ -407,6 +407,19 @@ class InterfaceSettings(Keys):
     )
 
 
+class PpkSettings(Keys):
+    """A post-quantum preshared key."""
+
+    secret: Secret | None = _key("The key by reference, as `psk`.", "secret:office-ppk")
+    id: Annotated[str, PlainValidator(values.parse_ppk_id), _Text] | None = _key(
+        "The name by which both ends know it, or `0x` and hex. Default: what `secret:` names.",
+        "office-2026",
+    )
+    required: Switch | None = _key(
+        "Whether a peer without it is refused. Default: no: the tunnel comes up without.", "yes"
+    )
+
+
 class Retransmit(Keys):
     """When an unanswered request is sent again."""
 
@@ -456,7 +469,22 @@ class Tunnel(Keys):
         "gw2.example.org",
     )
     psk: Secret | None = _key(
-        "Pre-shared key by reference: `secret:NAME` or `file:/PATH`.", "secret:office"
+        "Pre-shared key by reference: `secret:NAME`, `file:/PATH`, or systemd's `credential:NAME`.",
+        "secret:office",
+    )
+    ppk: (
+        Annotated[
+            list[Annotated[PpkSettings, BeforeValidator(values.as_ppk_settings)]],
+            BeforeValidator(
+                values.as_ppk_list,
+                json_schema_input_type=str | PpkSettings | list[str | PpkSettings],
+            ),
+        ]
+        | None
+    ) = _key(
+        "Post-quantum preshared key beside `psk` (RFC 8784): a reference, a map, or a list of "
+        "which the first is the one that we name, and the peer may name any.",
+        "secret:office-ppk",
     )
     auth: Authentication | None = _key(
         "Who proves what, and how: in place of `psk`, `id` and `peer_id`.",
@@ -750,9 +778,9 @@ def _known_keys(model: type[Keys], key: str) -> str:
 
 
 def _model_at(model: type[Keys], path: tuple[str | int, ...]) -> type[Keys]:
-    parts = iter(path)
+    parts = iter(part for part in path if isinstance(part, str))
     for part in parts:
-        inner, named = nested(model.model_fields[str(part)])
+        inner, named = nested(model.model_fields[part])
         if named:
             next(parts)
         model = inner or model

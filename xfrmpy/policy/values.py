@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import string
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from ipaddress import ip_address, ip_interface, ip_network
@@ -36,7 +37,7 @@ NAME_RULE = "1 to 63 letters, digits, '.', '_' and '-', the first a letter or di
 
 
 class SecretReference(NamedTuple):
-    """`secret:NAME` or `file:/PATH`."""
+    """`secret:NAME`, `credential:NAME` or `file:/PATH`."""
 
     scheme: str
     name: str
@@ -333,11 +334,39 @@ def parse_secret_reference(value: object) -> SecretReference:
             return SecretReference(scheme, name)
         case "file":
             refuse("XF1004", "must give the whole path of the file, as in file:/PATH")
+        case "credential" if NAME.fullmatch(name):
+            return SecretReference(scheme, name)
         case "credential":
-            refuse("XF1011", "cannot be a credential of systemd yet")
+            refuse("XF1004", f"must name the credential with {NAME_RULE}")
         case _:
             hint = "put it into a file and write secret:NAME or file:/PATH"
             refuse("XF1010", "must not hold the secret itself", hint)
+
+
+MAX_PPK_ID = 128
+"""Octets of the name of a post-quantum preshared key."""
+
+
+def parse_ppk_id(value: object) -> str:
+    text = parse_text(value, limit=2 * MAX_PPK_ID + 2)
+    if text.startswith("0x"):
+        digits = text[2:]
+        if not digits or len(digits) % 2 or not set(digits) <= set(string.hexdigits):
+            refuse("XF1004", "must have pairs of hex digits behind 0x")
+        return text.lower()
+    if not text.isprintable() or len(text.encode()) > MAX_PPK_ID:
+        refuse("XF1004", f"must be printable text of at most {MAX_PPK_ID} octets")
+    return text
+
+
+def as_ppk_list(value: object) -> object:
+    """One post-quantum preshared key is a list of one."""
+    return as_list(value) if isinstance(value, list) else [value]
+
+
+def as_ppk_settings(value: object) -> object:
+    """The short form: where the secret is."""
+    return value if isinstance(value, dict) else {"secret": value}
 
 
 def parse_public_key(value: object) -> str:

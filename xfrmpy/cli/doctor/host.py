@@ -30,7 +30,8 @@ from xfrmpy.control.client import Client, read_reply
 from xfrmpy.control.protocol import StatusReply
 from xfrmpy.control.trial import TrialReply
 from xfrmpy.failures import Failure, OperatorError
-from xfrmpy.policy.load import DAEMON_USER, LoadedPolicy, config_path
+from xfrmpy.policy.custody import DAEMON_USER
+from xfrmpy.policy.load import LoadedPolicy, config_path
 
 PORTS = (500, 4500)
 UNITS = ("xfrmpyd.service", "xfrmpy-block.service")

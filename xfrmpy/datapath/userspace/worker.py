@@ -10,7 +10,6 @@ packet is decided in `forwarding`.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import secrets
@@ -25,6 +24,7 @@ from stat import S_ISSOCK
 from typing import Any
 
 from xfrmpy import __version__
+from xfrmpy.datapath.dumps import forbid_dumps
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.datapath.userspace import outbound, receiving, requests
@@ -70,7 +70,6 @@ RETRY_SECONDS = 0.05
 
 _SO_RCVBUFFORCE = 33
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
-_PR_SET_DUMPABLE = 4
 
 
 class Worker:
@@ -551,7 +550,7 @@ def _complain(words: str) -> None:
 def main(arguments: list[str]) -> int:
     control_path, ready = Path(arguments[0]), int(arguments[1])
     share = Share(int(arguments[2]), int(arguments[3]))
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0)  # No core dump, no ptrace: keys are here.
+    forbid_dumps()
     ask_for_short_slices()
     # An exception, for without one a wait for packets goes on after a signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
