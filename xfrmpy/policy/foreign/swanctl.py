@@ -160,7 +160,7 @@ CHILD = {
     "sha256_96": Rule(loss="xfrmpy has the truncation of RFC 4868 alone", harmless=("no",)),
     "label": Rule(loss="xfrmpy has no security labels"),
     "label_mode": Rule(loss="xfrmpy has no security labels"),
-    "per_cpu_sas": Rule(loss="a Child SA is one SA for each direction", harmless=("no",)),
+    "per_cpu_sas": Rule(loss="see `per_resource`", harmless=("no",)),
 }
 _START = {"none": "", "": "", "start": "auto", "trap": "on-demand", "route": "on-demand"}
 
