@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from tests.cli.conftest import STATUS_REPLY
 from tests.statuses import OFFICE
 from xfrmpy.cli.doctor.checks import CHECKS, diagnose
 from xfrmpy.cli.doctor.findings import Finding, Verdict
-from xfrmpy.cli.doctor.host import Clock, Host, Place, Process, UdpSocket, Unseen
+from xfrmpy.cli.doctor.host import Clock, Host, Place, Process, UdpSocket, Unseen, read_processes
 from xfrmpy.cli.doctor.report import tell_findings
 from xfrmpy.control.protocol import StatusReply
 from xfrmpy.control.trial import TrialReply
@@ -378,6 +379,16 @@ def test_a_host_without_problems_ends_with_zero(host: Host, capsys: Captured) ->
     assert tell_findings(diagnose(host), as_json=True) == 0
     counts = json.loads(capsys.readouterr().out)["counts"]
     assert counts == {"ok": len(diagnose(host)), "note": 0, "problem": 0, "unseen": 0}
+
+
+def test_a_daemon_that_has_ended_does_not_run() -> None:
+    """Its parent has not asked for its end yet, so that /proc still has it, by its name."""
+    script = "import os; open('/proc/self/comm', 'w').write('charon')"
+    with subprocess.Popen([sys.executable, "-c", script]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        assert Path(f"/proc/{ended.pid}/comm").read_text() == "charon\n"
+        assert not [process for process in read_processes() if process.pid == ended.pid]
+    assert [process for process in read_processes() if process.pid == os.getpid()]
 
 
 def test_this_machine_is_examined_whoever_runs_the_tests(runtime_dir: Path) -> None:

@@ -125,7 +125,7 @@ class Host:
 
 def read_host(client: Client) -> Host:
     """The one that this process runs on."""
-    processes = tuple(_processes())
+    processes = tuple(read_processes())
     places, unread = _places()
     return Host(
         user=os.geteuid(),
@@ -206,7 +206,8 @@ def _stat(path: Path, unread: list[str], *, is_secret: bool = False) -> Iterator
     )
 
 
-def _processes() -> Iterator[Process]:
+def read_processes() -> Iterator[Process]:
+    """Those that run: one that has ended, and waits for its parent, has no arguments any more."""
     ours = os.readlink("/proc/self/ns/net")
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -214,9 +215,11 @@ def _processes() -> Iterator[Process]:
         with suppress(OSError):
             name = (entry / "comm").read_text().rstrip("\n")
             arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if arguments == [""]:
+                continue
             try:
                 elsewhere: bool | None = os.readlink(entry / "ns/net") != ours
-            except OSError:
+            except PermissionError:
                 elsewhere = None
             yield Process(
                 pid=int(entry.name), name=name, arguments=tuple(arguments), elsewhere=elsewhere
