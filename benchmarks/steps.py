@@ -18,6 +18,7 @@ from xfrmpy.crypto.cipher import InPlace
 from xfrmpy.datapath.userspace.arrivals import Arrivals
 from xfrmpy.datapath.userspace.bursts import Layouts, shape_of
 from xfrmpy.datapath.userspace.forwarding import Forwarder
+from xfrmpy.datapath.userspace.pieces import Piece, Stretch, open_piece
 from xfrmpy.esp.checksum import ones_complement_sum
 from xfrmpy.esp.packet import IPV4_IN_ESP, InboundSa, OutboundSa
 from xfrmpy.esp.transport import Fields
@@ -117,15 +118,15 @@ def _receiving(entry: SadEntry) -> Steps:
     bursts = _bursts(sender)
     forwarder = _receiver(replace(entry, direction=Direction.IN))
     source, fields = SocketAddress(_ENDS[0], 4500), Fields()
-    datagrams: list[memoryview] = []
+    piece = next(bursts)
 
     def come() -> None:
-        nonlocal datagrams
-        datagrams = next(bursts)
+        nonlocal piece
+        piece = next(bursts)
 
     def take() -> None:
         arrivals = Arrivals(forwarder)
-        arrivals.add(datagrams, source, fields, 1.0)
+        arrivals.add_piece(piece, source, fields, 1.0)
         for _, joined in arrivals.take():
             assert joined.offload.segment_size == STREAM.mss, "all are one super-packet"
             assert len(joined.pieces) > COUNT
@@ -133,7 +134,7 @@ def _receiving(entry: SadEntry) -> Steps:
     segment = memoryview(STREAM.packets()[0])[12:]
     whole = _least(take, come)
     opening = InboundSa(replace(entry, direction=Direction.IN))
-    opened = _least(lambda: _open(opening, datagrams), come)
+    opened = _least(lambda: _open(opening, piece), come)
     run = sender.take_run(1, 1)
     assert run is not None
     return _told(
@@ -143,17 +144,22 @@ def _receiving(entry: SadEntry) -> Steps:
     ) | {"of it opening, crypto included": opened}
 
 
-def _open(sa: InboundSa, datagrams: list[memoryview]) -> None:
-    run = sa.open_run(datagrams)
-    assert run is not None
-    assert len(run.payloads) == COUNT
+def _open(sa: InboundSa, piece: Piece) -> None:
+    opened = open_piece(sa, piece)
+    assert isinstance(opened, Stretch)
+    assert opened.streaks == [(0, COUNT)]
 
 
-def _bursts(sender: OutboundSa) -> Iterator[list[memoryview]]:
-    packets = STREAM.packets()
+def _bursts(sender: OutboundSa) -> Iterator[Piece]:
+    """Always in the same place, as with little to do."""
+    packets, size = STREAM.packets(), 0
     while True:
-        sealed = [sender.seal(each, IPV4_IN_ESP) for each in packets]
-        yield [memoryview(bytearray(each)) for each in sealed]
+        sealed = b"".join(sender.seal(each, IPV4_IN_ESP) for each in packets)
+        if not size:
+            size = len(sealed) // COUNT
+            piece = Piece(memoryview(bytearray(sealed)), size)
+        piece.octets[:] = sealed
+        yield piece
 
 
 def _receiver(entry: SadEntry) -> Forwarder:
