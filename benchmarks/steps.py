@@ -19,7 +19,7 @@ from xfrmpy.datapath.userspace.arrivals import Arrivals
 from xfrmpy.datapath.userspace.bursts import Layouts, shape_of
 from xfrmpy.datapath.userspace.forwarding import Forwarder
 from xfrmpy.datapath.userspace.pieces import Piece, Stretch, open_piece
-from xfrmpy.esp.checksum import ones_complement_sum
+from xfrmpy.datapath.userspace.vectors import sums_of, table
 from xfrmpy.esp.packet import IPV4_IN_ESP, InboundSa, OutboundSa
 from xfrmpy.esp.transport import Fields
 from xfrmpy.ipsec.addresses import SocketAddress
@@ -66,7 +66,7 @@ def _entry(cipher: str) -> SadEntry:
     )
 
 
-def _least(measured: Callable[[], None], before: Callable[[], None] = lambda: None) -> float:
+def _least(measured: Callable[[], object], before: Callable[[], None] = lambda: None) -> float:
     """Of the rounds, in microseconds for a segment."""
     least = float("inf")
     for _ in range(ROUNDS):
@@ -90,13 +90,12 @@ def _sending(entry: SadEntry) -> Steps:
         assert run is not None, "no limit is near"
         layout.seal(len(STREAM.payload), run)
 
-    payload = memoryview(STREAM.payload)[: STREAM.mss]
     run = sa.take_run(1, 1)
     assert run is not None
     return _told(
         all=_least(seal),
         crypto=_crypto(run.in_place, shape.headers + shape.segment),
-        checksum=_least(lambda: _repeat(lambda: ones_complement_sum(payload))),
+        checksum=_checksums(shape.headers + shape.segment),
     )
 
 
@@ -106,6 +105,13 @@ def _crypto(in_place: InPlace, size: int) -> float:
     nonce, associated = in_place.salt + bytes(8), bytes(8)
     plaintext = buffer[:size]
     return _least(lambda: _repeat(lambda: in_place.seal_into(nonce, plaintext, associated, buffer)))
+
+
+def _checksums(size: int) -> float:
+    """The sums of a burst, taken in one pass."""
+    size += -size % 4
+    words = table(memoryview(bytearray(COUNT * size)), COUNT, size, 0, size, "=u4")
+    return _least(lambda: sums_of(words))
 
 
 def _repeat(once: Callable[[], object]) -> None:
@@ -131,7 +137,6 @@ def _receiving(entry: SadEntry) -> Steps:
             assert joined.offload.segment_size == STREAM.mss, "all are one super-packet"
             assert len(joined.pieces) > COUNT
 
-    segment = memoryview(STREAM.packets()[0])[12:]
     whole = _least(take, come)
     opening = InboundSa(replace(entry, direction=Direction.IN))
     opened = _least(lambda: _open(opening, piece), come)
@@ -140,7 +145,7 @@ def _receiving(entry: SadEntry) -> Steps:
     return _told(
         all=whole,
         crypto=_crypto(run.in_place, len(STREAM.packets()[0])),
-        checksum=_least(lambda: _repeat(lambda: ones_complement_sum(segment))),
+        checksum=_checksums(len(STREAM.packets()[0])),
     ) | {"of it opening, crypto included": opened}
 
 

