@@ -61,7 +61,7 @@ HARMS = (
 
 def of_two_flows() -> st.SearchStrategy[list[tuple[int, int, str]]]:
     """Runs of segments: of which flow, how many, and what is strange."""
-    run = st.tuples(st.sampled_from([0, 0, 0, 1]), st.integers(1, 6), st.sampled_from(("", *HARMS)))
+    run = st.tuples(st.sampled_from([0, 0, 0, 1]), st.integers(2, 8), st.sampled_from(("", *HARMS)))
     return st.lists(run, min_size=1, max_size=6)
 
 

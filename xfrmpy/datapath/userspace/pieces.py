@@ -27,8 +27,8 @@ from xfrmpy.datapath.userspace.vectors import (
 from xfrmpy.esp.packet import RUN_ICV, RUN_IV, InboundSa, OpenedRun, trailer_in
 from xfrmpy.ipsec.overhead import ALIGNMENT
 
-MIN_ROWS = 4
-"""Packets. Fewer take longer in this way."""
+MIN_ROWS = 8
+"""Packets. Fewer take longer in this way: four of TCP 93 us in the place of 75 (load 20)."""
 
 _ESP = 8 + RUN_IV
 _IPV4_SIZE = 20
