@@ -57,7 +57,9 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.applying", description=__doc__)
-    parser.add_argument("--tunnels", type=int, default=1000, choices=range(1, MAX_TUNNELS))
+    parser.add_argument(
+        "--tunnels", type=int, default=1000, choices=range(1, MAX_TUNNELS), metavar="N"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path)
     return parser.parse_args()

@@ -76,7 +76,9 @@ def _parse() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--tunnels", type=int, default=10_000, choices=range(1, MAX_TUNNELS))
+    parser.add_argument(
+        "--tunnels", type=int, default=10_000, choices=range(1, MAX_TUNNELS), metavar="N"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path)
     return parser.parse_args()

@@ -43,8 +43,16 @@ def pytest_sessionstart() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if not {"native", "vm"} & {mark.name for mark in item.iter_markers()}:
+        places = [
+            mark.name
+            for node in item.listchain()
+            for mark in node.own_markers
+            if mark.name in {"native", "vm"}
+        ]
+        if not places:
             raise pytest.UsageError(f"{item.nodeid} bears neither mark: native, vm")
+        if len(places) != len({*places}):
+            raise pytest.UsageError(f"{item.nodeid} is marked as its module is, without effect")
     elsewhere = [item for item in items if item.get_closest_marker(HERE) is None]
     if elsewhere:
         config.hook.pytest_deselected(items=elsewhere)

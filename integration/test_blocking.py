@@ -22,8 +22,6 @@ from integration.lab.process import Background, eventually
 from integration.lab.site import Site
 from integration.userspace.place import end_workers
 
-pytestmark = [pytest.mark.native, pytest.mark.vm]
-
 
 def gateways(site: Site, on_down: str = "block") -> tuple[XfrmpyGateway, XfrmpyGateway]:
     tunnel = site.network.tunnel()
@@ -70,6 +68,8 @@ def run_for_a_second(host: Host) -> None:
     host.run("ping", "-n", "-c", "10", "-i", "0.1", "-W", "1", host.inside_address())
 
 
+@pytest.mark.native
+@pytest.mark.vm
 def test_nothing_goes_in_clear_from_boot_to_the_end(site: Site, tmp_path: Path) -> None:
     ours, _ = gateways(site)
     lose_everything(ours)
@@ -95,6 +95,8 @@ def test_nothing_goes_in_clear_from_boot_to_the_end(site: Site, tmp_path: Path) 
         assert not leaves(wire), wire.kinds
 
 
+@pytest.mark.native
+@pytest.mark.vm
 def test_nothing_comes_in_in_clear(site: Site) -> None:
     """From the internet, with the address of somebody whom the tunnel should protect."""
     internet, alice = site.network.internet, site.network.alice
@@ -185,6 +187,7 @@ def blocked(gateway: XfrmpyGateway) -> set[str]:
 
 
 @pytest.mark.native
+@pytest.mark.vm
 def test_ike_and_esp_pass_where_the_gateways_themselves_are_blocked(site: Site) -> None:
     """Tunnel mode between the gateways' own addresses, and what else they say is not in clear."""
     net = site.network

@@ -17,7 +17,7 @@ import pytest
 
 from integration.contract.entries import OUTER, REQID, sad_entry, spd_entry
 from integration.contract.sites import run
-from xfrmpy.datapath.kernel import entries, structs
+from xfrmpy.datapath.kernel import sad, spd, structs, values
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, MessageType
 from xfrmpy.datapath.netlink.messages import Message, Values
@@ -39,7 +39,7 @@ def requests(gateway: str) -> Iterator[NetlinkSocket]:
 
 def _migrate(new_destination: IpAddress) -> Message:
     """Of the OUT policy and its SAs, from where they are."""
-    policy = structs.USERPOLICY_INFO.unpack(XFRM.encode(entries.encode_policy(spd_entry())))
+    policy = structs.USERPOLICY_INFO.unpack(XFRM.encode(spd.encode_policy(spd_entry())))
     selector = {name: value for name, value in policy.items() if name.startswith("sel_")}
     change: Values = {
         "old_daddr": THERE.packed,
@@ -47,7 +47,7 @@ def _migrate(new_destination: IpAddress) -> Message:
         "new_daddr": new_destination.packed,
         "new_saddr": HERE.packed,
         "proto": IPPROTO_ESP,
-        "mode": entries.MODES[Mode.TUNNEL],
+        "mode": values.MODES[Mode.TUNNEL],
         "reqid": REQID,
         "old_family": AF_INET,
         "new_family": AF_INET,
@@ -91,7 +91,7 @@ def test_the_state_of_an_sa_can_be_set_and_read(
 ) -> None:
     entry = _outbound(1)
     datapath.add([entry])
-    name = entries.encode_sa_id(entry.id, MessageType.GETSA).body
+    name = sad.encode_sa_id(entry.id, MessageType.GETSA).body
     body = {f"sa_{key}": value for key, value in name.items()}
     state = {"bmp_len": 8, "replay_window": 256, "oseq": 5000, "oseq_hi": 3, "bmp": bytes(32)}
     carried = {"bytes": 70_000, "packets": 700, "add_time": 1, "use_time": 1}

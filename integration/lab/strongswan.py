@@ -51,12 +51,27 @@ secrets {{
 """
 
 
+PACKAGES = (
+    "charon-systemd",
+    "strongswan-swanctl",
+    "libstrongswan-standard-plugins",
+    "libstrongswan-extra-plugins",
+    "libcharon-extra-plugins",
+)
+
+
+def strongswan_of(suite: str) -> str:
+    """Where the strongSwan of another Debian is, for `usr`; unpacked if it is not yet."""
+    return run(str(LAB / "debian-usr"), suite, *PACKAGES, seconds=600).stdout.strip()
+
+
 class StrongswanPeer:
     """A charon for tunnels as this end sees them, by their numbers.
 
     `connection` and `child` are further swanctl lines ("dpd_delay = 1s"), of each child if there
     are several of the latter; `settings` further settings of charon ("cookie_threshold=1");
-    `configuration` is swanctl.conf in the place of the one that the tunnels are made into.
+    `configuration` is swanctl.conf in the place of the one that the tunnels are made into; `usr`
+    has the programs of another Debian (`debian-usr`).
     """
 
     def __init__(
@@ -69,6 +84,7 @@ class StrongswanPeer:
         child: str | Sequence[str] = "",
         settings: Sequence[str] = (),
         configuration: str = "",
+        usr: str = "",
     ) -> None:
         self._directory = directory
         directory.mkdir()
@@ -80,7 +96,9 @@ class StrongswanPeer:
         ]
         (directory / "swanctl.conf").write_text(configuration or "".join(texts))
         options = [word for setting in settings for word in ("--set", setting)]
-        where = ("--netns", host.namespace, "--backend", BACKEND)
+        where = ["--netns", host.namespace, "--backend", BACKEND]
+        if usr:
+            where += ["--usr", usr]
         self._script("start", *where, *options, str(directory))
 
     def initiate(self, number: int = 0) -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.datapath.kernel.test_entries import SA, sad_entries
+from tests.datapath.kernel.test_sad_and_spd import SA, sad_entries
 from xfrmpy.datapath.interface import DatapathError
-from xfrmpy.datapath.kernel import entries
+from xfrmpy.datapath.kernel import events, sad, spd, values
 from xfrmpy.datapath.kernel.compression import decode_states, encode_states
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, MessageType
 from xfrmpy.datapath.netlink.messages import Message
@@ -34,15 +34,15 @@ def test_an_sa_comes_back_from_its_states(entry: SadEntry, cpi: int | None) -> N
     *beside, protecting = map(as_dumped, encode_states(entry))
     assert decode_states(protecting, *beside) == entry
     assert len(beside) == (entry.cpi is not None)
-    assert all(map(entries.is_our_sa, (*beside, protecting)))
-    assert [entries.is_compression(state) for state in beside] == [True] * len(beside)
-    assert not entries.is_compression(protecting)
+    assert all(map(sad.is_our_sa, (*beside, protecting)))
+    assert [sad.is_compression(state) for state in beside] == [True] * len(beside)
+    assert not sad.is_compression(protecting)
 
 
 @pytest.mark.parametrize("mode", [Mode.TUNNEL, Mode.TRANSPORT])
 def test_the_mode_is_that_of_what_compresses(mode: Mode) -> None:
     beside, protecting = encode_states(replace(COMPRESSING, mode=mode))
-    assert (beside.body["mode"], protecting.body["mode"]) == (entries.MODES[mode], 0)
+    assert (beside.body["mode"], protecting.body["mode"]) == (values.MODES[mode], 0)
     either_family = 32 if mode is Mode.TUNNEL else 0
     assert beside.body["flags"] & 32 == protecting.body["flags"] & 32 == either_family
 
@@ -50,15 +50,15 @@ def test_the_mode_is_that_of_what_compresses(mode: Mode) -> None:
 def test_what_compresses_ends_with_the_sa_and_not_by_itself() -> None:
     lifetime = Lifetime(soft_seconds=1, hard_seconds=2, hard_bytes=3)
     beside, protecting = encode_states(replace(COMPRESSING, lifetime=lifetime))
-    assert entries.decode_lifetime(beside.body) == Lifetime()
-    assert entries.decode_lifetime(protecting.body) == lifetime
+    assert sad.decode_lifetime(beside.body) == Lifetime()
+    assert sad.decode_lifetime(protecting.body) == lifetime
 
 
 def test_both_states_tell_what_finds_an_sa() -> None:
     """The interface, and that its packets keep off our own routes."""
     for state in encode_states(replace(COMPRESSING, direction=Direction.OUT, if_id=9)):
         assert state.attributes[Attribute.IF_ID] == {"value": 9}
-        assert entries.is_outbound(state)
+        assert sad.is_outbound(state)
         assert state.body["reqid"] == SA.reqid
 
 
@@ -83,8 +83,8 @@ def test_an_acquire_of_compression_is_given_an_index() -> None:
     """An SPI would be too large: the kernel has 16 bits for it."""
     larval = Message(type=MessageType.NEWSA, body={"id_proto": 108, "reqid": SA.reqid})
     asked = [
-        entries.encode_larval_spi(larval, SA.spi),
-        entries.encode_acquired_spi(_entry(PolicyDirection.OUT), SA.spi),
+        events.encode_larval_spi(larval, SA.spi),
+        events.encode_acquired_spi(_entry(PolicyDirection.OUT), SA.spi),
     ]
     for message in asked:
         assert message.body["info_id_proto"] == 108
@@ -92,7 +92,7 @@ def test_an_acquire_of_compression_is_given_an_index() -> None:
 
 
 def _policy(direction: PolicyDirection) -> Message:
-    return as_dumped(entries.encode_policy(_entry(direction)))
+    return as_dumped(spd.encode_policy(_entry(direction)))
 
 
 def _entry(direction: PolicyDirection) -> SpdEntry:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from xfrmpy.datapath.kernel import entries, inventory
+from xfrmpy.datapath.kernel import inventory, sad
 from xfrmpy.datapath.kernel.compression import encode_states
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, MessageType
 from xfrmpy.datapath.netlink.messages import Message
@@ -56,7 +56,7 @@ def foreign(attributes: dict[int, Any], **body: Any) -> Message:
 
 
 def test_an_sa_of_ours_is_told_in_our_words_and_without_its_key() -> None:
-    held = inventory.held_sa(as_dumped(entries.encode_sa(ours())), NOW)
+    held = inventory.held_sa(as_dumped(sad.encode_sa(ours())), NOW)
     assert held.is_ours
     assert (held.protocol, held.mode, held.suite) == ("esp", "tunnel", "aes256gcm16-esn")
     assert held.direction is Direction.OUT

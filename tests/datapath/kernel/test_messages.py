@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xfrmpy.datapath.kernel import entries, structs
+from xfrmpy.datapath.kernel import events, sad, spd, structs
 from xfrmpy.datapath.kernel.messages import (
     ATTRIBUTES,
     BODIES,
@@ -119,20 +119,20 @@ def test_a_lying_length_of_an_attribute_is_unreadable(length: int) -> None:
 
 
 DECODERS = (
-    entries.decode_sa,
-    entries.decode_policy,
-    entries.decode_acquire,
-    entries.decode_expire,
-    entries.decode_mapping,
-    entries.decode_larval,
+    sad.decode_sa,
+    spd.decode_policy,
+    events.decode_acquire,
+    events.decode_expire,
+    events.decode_mapping,
+    events.decode_larval,
 )
 BODY_OF = {
-    entries.decode_sa: MessageType.NEWSA,
-    entries.decode_larval: MessageType.NEWSA,
-    entries.decode_policy: MessageType.NEWPOLICY,
-    entries.decode_acquire: MessageType.ACQUIRE,
-    entries.decode_expire: MessageType.EXPIRE,
-    entries.decode_mapping: MessageType.MAPPING,
+    sad.decode_sa: MessageType.NEWSA,
+    events.decode_larval: MessageType.NEWSA,
+    spd.decode_policy: MessageType.NEWPOLICY,
+    events.decode_acquire: MessageType.ACQUIRE,
+    events.decode_expire: MessageType.EXPIRE,
+    events.decode_mapping: MessageType.MAPPING,
 }
 
 

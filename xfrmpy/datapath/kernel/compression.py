@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from xfrmpy.datapath.interface import DatapathError
-from xfrmpy.datapath.kernel import entries
+from xfrmpy.datapath.kernel import sad, values
 from xfrmpy.datapath.kernel.messages import Attribute, MessageType
 from xfrmpy.datapath.netlink.messages import Message
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request, Words
@@ -26,7 +26,7 @@ _DEFLATE = {"alg_name": b"deflate", "alg_key_len": 0, "alg_key": b""}
 
 def encode_states(entry: SadEntry) -> tuple[Message, ...]:
     """The message for each state of an SA."""
-    protecting = entries.encode_sa(entry)
+    protecting = sad.encode_sa(entry)
     return (protecting,) if entry.cpi is None else (encode_compression(entry), protecting)
 
 
@@ -35,25 +35,25 @@ def encode_compression(entry: SadEntry) -> Message:
     body = {
         "id_daddr": entry.destination.packed,
         "id_spi": entry.cpi,
-        "id_proto": entries.IPPROTO_COMP,
+        "id_proto": values.IPPROTO_COMP,
         "saddr": entry.source.packed,
         "seq": entry.spi,
         "reqid": entry.reqid,
-        "family": entries.family_of(entry.destination),
-        "mode": entries.MODES[entry.mode],
-        "flags": entries.shared_flags(entry),
-        **entries.encode_lifetime(Lifetime()),
+        "family": values.family_of(entry.destination),
+        "mode": values.MODES[entry.mode],
+        "flags": sad.shared_flags(entry),
+        **sad.encode_lifetime(Lifetime()),
     }
-    attributes = {Attribute.ALG_COMP: _DEFLATE, **entries.encode_bearing(entry)}
+    attributes = {Attribute.ALG_COMP: _DEFLATE, **sad.encode_bearing(entry)}
     return Message(type=MessageType.NEWSA, body=body, attributes=attributes)
 
 
 def decode_states(protecting: Message, compressing: Message | None = None) -> SadEntry:
     """The inverse of `encode_states`. Raises `UnreadableMessage`."""
-    entry = entries.decode_sa(protecting)
+    entry = sad.decode_sa(protecting)
     if compressing is None:
         return entry
-    mode = entries.decoded(entries.MODES, compressing.body["mode"])
+    mode = values.decoded(values.MODES, compressing.body["mode"])
     return replace(entry, mode=mode, cpi=compressing.body["id_spi"])
 
 
@@ -113,28 +113,28 @@ class Compressions:
         found: dict[tuple[object, ...], Message] = {}
         protecting, left_over = [], []
         for state in states:
-            if not entries.is_compression(state):
+            if not sad.is_compression(state):
                 protecting.append(state)
             elif found.setdefault(_pairing(state, "seq"), state) is not state:
                 left_over.append(state)
         pairs = [(state, found.pop(_pairing(state, "id_spi"), None)) for state in protecting]
         self._delete([*left_over, *found.values()], "remove a compression whose SA is gone")
         self._beside = {
-            entries.decode_sa_id(state.body): compressing
+            sad.decode_sa_id(state.body): compressing
             for state, compressing in pairs
             if compressing is not None
         }
         return pairs
 
     def _is_there(self, message: Message) -> bool:
-        get = Request(entries.encode_state_id(message, MessageType.GETSA), "find a compression")
+        get = Request(sad.encode_state_id(message, MessageType.GETSA), "find a compression")
         (reply,) = self._requests.exchange([get])
         reply.unless(errno.ENOENT, errno.ESRCH)
         wanted = _pairing(message, "seq")
         return any(_pairing(found, "seq") == wanted for found in reply.messages)
 
     def _delete(self, states: Sequence[Message], what: str | Words) -> None:
-        deletions = (entries.encode_state_id(state, MessageType.DELSA) for state in states)
+        deletions = (sad.encode_state_id(state, MessageType.DELSA) for state in states)
         for reply in self._requests.exchange([Request(deletion, what) for deletion in deletions]):
             reply.unless(errno.ENOENT, errno.ESRCH)
 

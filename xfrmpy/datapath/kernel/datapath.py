@@ -24,7 +24,7 @@ from xfrmpy.datapath.interface import (
     OffloadRefused,
     Realm,
 )
-from xfrmpy.datapath.kernel import entries
+from xfrmpy.datapath.kernel import events, sad, spd
 from xfrmpy.datapath.kernel.compression import Compressions, decode_states
 from xfrmpy.datapath.kernel.features import probe_features
 from xfrmpy.datapath.kernel.interfaces import XfrmMaker
@@ -174,11 +174,11 @@ class KernelDatapath:
         if isinstance(entry, SadEntry):
             return Request(self._asking(entry), Words("add", entry.id), create=True)
         what = Words("add the", entry.direction, "policy", entry.selector)
-        return Request(entries.encode_policy(entry, index), what, create=True)
+        return Request(spd.encode_policy(entry, index), what, create=True)
 
     def _asking(self, entry: SadEntry) -> Message:
         """The message for an SA; with the device to do its work, if that is asked for."""
-        message = entries.encode_sa(entry)
+        message = sad.encode_sa(entry)
         if entry.offload is not None:
             ours, theirs = (
                 (entry.source, entry.destination)
@@ -187,7 +187,7 @@ class KernelDatapath:
             )
             with suppress(DatapathError):  # Without a way there is no device.
                 device = self._routes.device_towards(ours, theirs)
-                message.attributes[Attribute.OFFLOAD_DEV] = entries.offload_by(entry, device)
+                message.attributes[Attribute.OFFLOAD_DEV] = sad.offload_by(entry, device)
         return message
 
     def _conclude_sa(self, entry: SadEntry, reply: Reply) -> None:
@@ -195,11 +195,11 @@ class KernelDatapath:
         wanted = entry.offload is not None
         if wanted and reply.error is not None and reply.error.errno != errno.EEXIST:
             what = reply.request.what
-            self._requests.ask(Request(entries.encode_sa(entry), what, create=True))
+            self._requests.ask(Request(sad.encode_sa(entry), what, create=True))
             self._tell_refusal(entry, str(reply.error))
         else:
             reply.unless()
-            if wanted and not entries.is_offloaded(self._our_sa(entry.id, "read it back")):
+            if wanted and not sad.is_offloaded(self._our_sa(entry.id, "read it back")):
                 self._tell_refusal(entry, "no device on the way to the peer does it")
         self._sas[entry.id] = entry.reqid
 
@@ -228,7 +228,7 @@ class KernelDatapath:
         self._compressions.remove(sa)
         with _gone_is_fine():
             self._our_sa(sa, what)
-            self._requests.ask(Request(entries.encode_sa_id(sa, MessageType.DELSA), what))
+            self._requests.ask(Request(sad.encode_sa_id(sa, MessageType.DELSA), what))
 
     def add_policy(self, entry: SpdEntry) -> None:
         self.add([entry])
@@ -240,7 +240,7 @@ class KernelDatapath:
         what = f"remove the {entry.direction} policy {entry.selector}"
         with _gone_is_fine():
             found = self._our_policy(entry, what)
-            self._requests.ask(Request(entries.encode_policy_index(found), what))
+            self._requests.ask(Request(spd.encode_policy_index(found), what))
             self._taken.discard(found.body["index"])
 
     def usage(self, sa: SaId) -> Usage:
@@ -250,12 +250,10 @@ class KernelDatapath:
 
     def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
         what = "read the usage of SAs"
-        gets = [Request(entries.encode_sa_id(sa, MessageType.GETSA), what) for sa in sas]
+        gets = [Request(sad.encode_sa_id(sa, MessageType.GETSA), what) for sa in sas]
         replies = [reply.unless(*GONE).messages for reply in self._requests.exchange(gets)]
         return tuple(
-            self._usage_of(sa, found[0]).seconds_idle
-            if found and entries.is_our_sa(found[0])
-            else None
+            self._usage_of(sa, found[0]).seconds_idle if found and sad.is_our_sa(found[0]) else None
             for sa, found in zip(sas, replies, strict=True)
         )
 
@@ -274,13 +272,13 @@ class KernelDatapath:
     def dump(self) -> Dump:
         sad, strange = _sorted_sas(self._compressions.pair(self._dump_sas()))
         policies = self._dump_all_policies()
-        ours = [policy for policy in policies if entries.is_our_policy(policy)]
-        others = [policy for policy in policies if not entries.is_our_policy(policy)]
+        ours = [policy for policy in policies if spd.is_our_policy(policy)]
+        others = [policy for policy in policies if not spd.is_our_policy(policy)]
         return Dump(
             sad=sad,
-            spd=tuple(_readable(entries.decode_policy, ours)),
+            spd=tuple(_readable(spd.decode_policy, ours)),
             strange=strange,
-            others=tuple(_readable(entries.decode_policy, others)),
+            others=tuple(_readable(spd.decode_policy, others)),
         )
 
     def ask_again(self, entry: SpdEntry) -> None:
@@ -289,9 +287,9 @@ class KernelDatapath:
         For half a minute the kernel takes one that it was told of for the answer to every packet.
         """
         what = f"forget that {entry.selector} has asked for an SA"
-        claim = Request(entries.encode_acquired_spi(entry, entries.LARVAL_SPI), what)
+        claim = Request(events.encode_acquired_spi(entry, events.LARVAL_SPI), what)
         for larval in self._requests.ask(claim):
-            delete = entries.encode_state_id(larval, MessageType.DELSA)
+            delete = sad.encode_state_id(larval, MessageType.DELSA)
             self._requests.ask(Request(delete, what))
 
     def find_amiss(self) -> tuple[Difference, ...]:
@@ -369,12 +367,12 @@ class KernelDatapath:
         """Know what is in force since before this process, and mend its routes."""
         pairs = self._compressions.pair(self._dump_sas())
         for sa, _ in pairs:
-            self._sas[entries.decode_sa_id(sa.body)] = sa.body["reqid"]
+            self._sas[sad.decode_sa_id(sa.body)] = sa.body["reqid"]
         for known in _sorted_sas(pairs)[0]:
             self._interfaces.note(known)
         policies = self._dump_policies()
         self._taken.update(policy.body["index"] for policy in policies)
-        adopted = [*_readable(entries.decode_policy, policies)]
+        adopted = [*_readable(spd.decode_policy, policies)]
         for entry in adopted:
             self._adopt_route(entry)
         self._shunts.claim(adopted)
@@ -394,7 +392,7 @@ class KernelDatapath:
         self._interfaces.forget(sa)
 
     def _usage_of(self, sa: SaId, message: Message) -> Usage:
-        usage = entries.decode_usage(message, time.time())
+        usage = sad.decode_usage(message, time.time())
         if usage.seconds_idle is not None or not usage.packets:
             return usage
         now = time.monotonic()
@@ -403,16 +401,16 @@ class KernelDatapath:
         return replace(usage, seconds_idle=now - self._seen[sa][1])
 
     def _our_sa(self, sa: SaId, what: str) -> Message:
-        found = self._requests.ask(Request(entries.encode_sa_id(sa, MessageType.GETSA), what))
-        if not found or not entries.is_our_sa(found[0]):
+        found = self._requests.ask(Request(sad.encode_sa_id(sa, MessageType.GETSA), what))
+        if not found or not sad.is_our_sa(found[0]):
             raise DatapathError(f"cannot {what}: it is another program's", errno.ESRCH)
         return found[0]
 
     def _change(self, sa: SaId, entry: SadEntry, what: str) -> None:
-        old = entries.decode_sa(self._our_sa(sa, what))
+        old = sad.decode_sa(self._our_sa(sa, what))
         same_shape = (old.encapsulation is None) == (entry.encapsulation is None)
         if sa == entry.id and old.source == entry.source and same_shape:
-            self._requests.ask(Request(entries.encode_sa(entry, MessageType.UPDSA), what))
+            self._requests.ask(Request(sad.encode_sa(entry, MessageType.UPDSA), what))
         else:
             self._compressions.remove(sa)
             self._make_again(sa, entry, what)
@@ -424,11 +422,11 @@ class KernelDatapath:
         The state is the one that the deletion reports, not one read before it: packets in between
         would make the new SA use their sequence numbers again, which no AEAD cipher survives.
         """
-        delete = Request(entries.encode_sa_id(sa, MessageType.DELSA), what)
+        delete = Request(sad.encode_sa_id(sa, MessageType.DELSA), what)
         with self._deletions.joined(Group.SA):
             self._requests.ask(delete)
             gone = _deletion_of(sa, self._deletions.notifications())
-        fresh = entries.encode_sa(entry)
+        fresh = sad.encode_sa(entry)
         if gone is None:
             raise DatapathError(f"cannot {what}: the kernel did not tell its last state")
         fresh.attributes[Attribute.REPLAY_ESN_VAL] = gone.attributes[Attribute.REPLAY_ESN_VAL]
@@ -436,9 +434,9 @@ class KernelDatapath:
         self._requests.ask(Request(fresh, what, create=True))
 
     def _our_policy(self, entry: SpdEntry, what: str | Words) -> Message:
-        get = entries.encode_policy_id(entry, MessageType.GETPOLICY)
+        get = spd.encode_policy_id(entry, MessageType.GETPOLICY)
         found = self._requests.ask(Request(get, what))
-        if not found or not entries.is_our_policy(found[0]):
+        if not found or not spd.is_our_policy(found[0]):
             raise DatapathError(
                 f"cannot {what}: another program has a policy of this direction and selector",
                 errno.ENOENT,
@@ -447,13 +445,13 @@ class KernelDatapath:
 
     def _replace_policy(self, entry: SpdEntry, index: int, new: Request) -> None:
         found = self._our_policy(entry, new.what)
-        if entry.template is None and found.body["index"] not in entries.OUR_INDICES:
+        if entry.template is None and found.body["index"] not in spd.OUR_INDICES:
             # A replaced policy keeps its index, and by this one it would not be ours.
-            delete = Request(entries.encode_policy_index(found), new.what)
+            delete = Request(spd.encode_policy_index(found), new.what)
             requests = [delete, new]
         else:
             self._taken.discard(index)
-            requests = [Request(entries.encode_policy(entry, replace=True), new.what)]
+            requests = [Request(spd.encode_policy(entry, replace=True), new.what)]
         for reply in self._requests.exchange(requests):
             reply.unless()
 
@@ -461,7 +459,7 @@ class KernelDatapath:
         """An index that marks a policy without a template as ours; 0 for what has a reqid."""
         if isinstance(entry, SadEntry) or entry.template is not None:
             return 0
-        candidates = (entries.policy_index(n, entry.direction) for n in itertools.count())
+        candidates = (spd.policy_index(n, entry.direction) for n in itertools.count())
         index = next(index for index in candidates if index not in self._taken)
         self._taken.add(index)
         return index
@@ -523,15 +521,15 @@ class KernelDatapath:
             del self._routed[entry.place]
 
     def _dump_sas(self) -> list[Message]:
-        return [sa for sa in self._dump_states() if not entries.is_larval(sa)]
+        return [sa for sa in self._dump_states() if not events.is_larval(sa)]
 
     def _dump_states(self) -> list[Message]:
         """Our SAs, and the larval ones that stand for an acquire of ours."""
         request = Request(Message(type=MessageType.GETSA), "list the SAs", dump=True)
-        return [sa for sa in self._requests.ask(request) if entries.is_our_sa(sa)]
+        return [sa for sa in self._requests.ask(request) if sad.is_our_sa(sa)]
 
     def _dump_policies(self) -> list[Message]:
-        return [p for p in self._dump_all_policies() if entries.is_our_policy(p)]
+        return [p for p in self._dump_all_policies() if spd.is_our_policy(p)]
 
     def _dump_all_policies(self) -> list[Message]:
         message = Message(type=MessageType.GETPOLICY)
@@ -556,12 +554,12 @@ class KernelDatapath:
 
         A change of mapping is told again by the kernel with the next packet.
         """
-        states = [state for state in self._dump_states() if not entries.is_compression(state)]
-        missed: list[Event] = [entries.decode_larval(s) for s in states if entries.is_larval(s)]
-        alive = {entries.decode_sa_id(s.body): s for s in states if not entries.is_larval(s)}
+        states = [state for state in self._dump_states() if not sad.is_compression(state)]
+        missed: list[Event] = [events.decode_larval(s) for s in states if events.is_larval(s)]
+        alive = {sad.decode_sa_id(s.body): s for s in states if not events.is_larval(s)}
         now = time.time()
         for sa, reqid in self._sas.items():
-            if sa not in alive or entries.is_past_soft_limit(alive[sa], now):
+            if sa not in alive or sad.is_past_soft_limit(alive[sa], now):
                 missed.append(Expired(sa=sa, reqid=reqid, hard=sa not in alive))
         return missed
 
@@ -569,7 +567,7 @@ class KernelDatapath:
 def _may_be_ours(message: Message | None) -> Realm:
     """Whether what is told of may be an SA of ours, or a policy, or one that overrules ours."""
     if message is not None and message.type in (MessageType.NEWSA, MessageType.UPDSA):
-        return Realm.ENTRIES if entries.is_our_sa(message) else Realm.NOTHING
+        return Realm.ENTRIES if sad.is_our_sa(message) else Realm.NOTHING
     if message is not None and message.type == MessageType.DELSA:
         gone = message.attributes.get(Attribute.SA, {})
         return Realm.ENTRIES if gone.get("reqid") in OUR_REQIDS else Realm.NOTHING
@@ -585,9 +583,9 @@ _PIECE = 100
 need at a time gets so old that the collector goes through all that there is, again and again."""
 
 _EVENTS: dict[int, Callable[[Message], Event | None]] = {
-    MessageType.ACQUIRE: entries.decode_acquire,
-    MessageType.EXPIRE: entries.decode_expire,
-    MessageType.MAPPING: entries.decode_mapping,
+    MessageType.ACQUIRE: events.decode_acquire,
+    MessageType.EXPIRE: events.decode_expire,
+    MessageType.MAPPING: events.decode_mapping,
 }
 
 _T = TypeVar("_T")
@@ -630,7 +628,7 @@ def _sorted_sas(
             ours.append(decode_states(message, compressing))
         except UnreadableMessage:
             with suppress(UnreadableMessage):
-                strange.append(entries.decode_sa_id(message.body))
+                strange.append(sad.decode_sa_id(message.body))
     return tuple(ours), tuple(strange)
 
 
@@ -638,7 +636,7 @@ def _deletion_of(sa: SaId, news: Iterable[Message]) -> Message | None:
     """The notification that an SA is gone, with its last state; None if it is not there."""
     for message in news:
         is_deletion = message.type == MessageType.DELSA and Attribute.SA in message.attributes
-        if is_deletion and entries.decode_sa_id(message.attributes[Attribute.SA]) == sa:
+        if is_deletion and sad.decode_sa_id(message.attributes[Attribute.SA]) == sa:
             return message
     return None
 

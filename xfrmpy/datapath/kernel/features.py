@@ -16,7 +16,7 @@ from socket import AF_INET
 from typing import Any
 
 from xfrmpy.datapath.interface import DatapathError
-from xfrmpy.datapath.kernel import entries
+from xfrmpy.datapath.kernel import sad
 from xfrmpy.datapath.kernel.messages import Attribute, MessageType
 from xfrmpy.datapath.netlink.messages import Message, Values
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
@@ -145,7 +145,7 @@ def _try(requests: NetlinkSocket, name: str, feature: Feature) -> str:
 
 def sample(feature: Feature, attributes: Mapping[int, Any] | None = None) -> Message:
     """A throw-away SA with a feature."""
-    message = entries.encode_sa(_entry(feature.direction))
+    message = sad.encode_sa(_entry(feature.direction))
     more = {**feature.needs, **feature.attributes, **(attributes or {})}
     return Message(
         type=message.type,
@@ -157,11 +157,11 @@ def sample(feature: Feature, attributes: Mapping[int, Any] | None = None) -> Mes
 def _put_and_read(requests: NetlinkSocket, message: Message, name: str) -> Message:
     what = f"use {name}"
     sa = _entry(Direction.OUT).id
-    delete = Request(entries.encode_sa_id(sa, MessageType.DELSA), what)
+    delete = Request(sad.encode_sa_id(sa, MessageType.DELSA), what)
     requests.exchange([delete])  # if a probe was killed
     requests.ask(Request(message, what, create=True))
     try:
-        get = Request(entries.encode_sa_id(sa, MessageType.GETSA), what)
+        get = Request(sad.encode_sa_id(sa, MessageType.GETSA), what)
         get.message.attributes.update(_looked_up_by(message))
         (taken,) = requests.ask(get)
     finally:
@@ -193,10 +193,10 @@ def _entry(direction: Direction) -> SadEntry:
 def _try_newae(requests: NetlinkSocket) -> str:
     """Whether an SA tells its replay state and lifetime (GETAE)."""
     what = "read the replay state of an SA"
-    message = entries.encode_sa(_entry(Direction.OUT))
+    message = sad.encode_sa(_entry(Direction.OUT))
     sa = _entry(Direction.OUT).id
-    delete = Request(entries.encode_sa_id(sa, MessageType.DELSA), what)
-    body = entries.encode_sa_id(sa, MessageType.GETSA).body
+    delete = Request(sad.encode_sa_id(sa, MessageType.DELSA), what)
+    body = sad.encode_sa_id(sa, MessageType.GETSA).body
     get = Message(type=MessageType.GETAE, body={f"sa_{name}": v for name, v in body.items()})
     try:
         requests.ask(Request(message, what, create=True))

@@ -21,7 +21,7 @@ from xfrmpy.datapath.inventory import (
     Inventory,
     selector_words,
 )
-from xfrmpy.datapath.kernel import entries
+from xfrmpy.datapath.kernel import events, sad, spd, values
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, MessageType
 from xfrmpy.datapath.kernel.statistics import read_statistics
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
@@ -34,7 +34,7 @@ from xfrmpy.ipsec.selectors import MaskedPort
 _PROTOCOLS = {
     IPPROTO_ESP: "esp",
     IPPROTO_AH: "ah",
-    entries.IPPROTO_COMP: "ipcomp",
+    values.IPPROTO_COMP: "ipcomp",
     IPPROTO_IPIP: "ipip",
     IPPROTO_IPV6: "ipv6",
 }
@@ -57,7 +57,7 @@ def read_inventory() -> Inventory:
         policies = requests.ask(_dump(MessageType.GETPOLICY, "list the policies"))
     now = time.time()
     return Inventory(
-        sas=tuple(held_sa(sa, now) for sa in states if not entries.is_larval(sa)),
+        sas=tuple(held_sa(sa, now) for sa in states if not events.is_larval(sa)),
         policies=tuple(map(held_policy, policies)),
         interfaces=read_interfaces(),
         errors=read_statistics(),
@@ -71,7 +71,7 @@ def _dump(kind: MessageType, what: str) -> Request:
 def held_sa(message: Message, now: float) -> HeldSa:
     body = message.body
     family = body["family"]
-    is_ours = entries.is_our_sa(message)
+    is_ours = sad.is_our_sa(message)
     return HeldSa(
         spi=body["id_spi"],
         protocol=_protocol(body["id_proto"]),
@@ -81,8 +81,8 @@ def held_sa(message: Message, now: float) -> HeldSa:
         destination=_address(family, body["id_daddr"]),
         reqid=body["reqid"],
         suite=_suite(message),
-        usage=entries.decode_usage(message, now),
-        lifetime=entries.decode_lifetime(body),
+        usage=sad.decode_usage(message, now),
+        lifetime=sad.decode_lifetime(body),
         seconds_old=max(0.0, now - body["curlft_add_time"]),
         is_ours=is_ours,
         options=dict(_sa_options(message)),
@@ -94,14 +94,14 @@ def _direction(message: Message, *, is_ours: bool) -> Direction | None:
     if told is not None:
         return _SA_DIRECTIONS.get(told["value"])
     if is_ours:
-        return Direction.OUT if entries.is_outbound(message) else Direction.IN
+        return Direction.OUT if sad.is_outbound(message) else Direction.IN
     return None
 
 
 def _suite(message: Message) -> str:
     """In our words where we have them, else in the kernel's."""
     try:
-        return str(entries.decode_sa(message).suite)
+        return str(sad.decode_sa(message).suite)
     except UnreadableMessage:
         return " ".join(_algorithms(message)) or "none"
 
@@ -112,7 +112,7 @@ def _algorithms(message: Message) -> Iterator[str]:
         found = message.attributes.get(number)
         if found is not None:
             size = f" {found['alg_key_len']}" if number != Attribute.ALG_COMP else ""
-            yield entries.algorithm_name(found) + size + (f"/{found[icv]}" if icv else "")
+            yield sad.algorithm_name(found) + size + (f"/{found[icv]}" if icv else "")
 
 
 _MADE_BY_THE_KERNEL = (IPPROTO_IPIP, IPPROTO_IPV6)
@@ -128,7 +128,7 @@ _ALGORITHMS = {
 
 
 def _sa_options(message: Message) -> Iterator[tuple[str, str]]:
-    if entries.is_compression(message) and entries.is_our_sa(message):
+    if sad.is_compression(message) and sad.is_our_sa(message):
         yield "beside", f"0x{message.body['seq']:08x}"
     if message.body["id_proto"] in _MADE_BY_THE_KERNEL and not message.body["reqid"]:
         yield "made_by", "the kernel, for packets that ipcomp has left as they are"
@@ -187,7 +187,7 @@ def held_policy(message: Message) -> HeldPolicy:
         action=action,
         priority=body["priority"],
         index=body["index"],
-        is_ours=entries.is_our_policy(message),
+        is_ours=spd.is_our_policy(message),
         templates=tuple(map(_template, templates)),
         options=dict(_policy_options(message)),
     )

@@ -11,7 +11,7 @@ from errno import EPERM, EPROTONOSUPPORT
 from ipaddress import ip_address
 
 from xfrmpy.datapath.interface import Capabilities, DatapathError
-from xfrmpy.datapath.kernel import entries
+from xfrmpy.datapath.kernel import sad
 from xfrmpy.datapath.kernel.compression import decode_states, encode_states
 from xfrmpy.datapath.kernel.features import pads
 from xfrmpy.datapath.kernel.messages import MessageType
@@ -59,7 +59,7 @@ class _Trial:
     def _try(self, what: str, entry: SadEntry) -> None:
         states = encode_states(entry)
         get, delete = (
-            [Request(entries.encode_state_id(state, kind), what) for state in states]
+            [Request(sad.encode_state_id(state, kind), what) for state in states]
             for kind in (MessageType.GETSA, MessageType.DELSA)
         )
         self._requests.exchange(delete)  # if a probe was killed
@@ -100,6 +100,7 @@ def probe(requests: NetlinkSocket) -> Capabilities:
             trial.works("compression", replace(one, cpi=_CPI)) for one in (sample, ipv6)
         ),
         pads_compressed=False,
+        resources=False,
         missing=trial.missing | _no_ah(working) | _NO_IMPLICIT_IV,
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Mapping, Sequence
 
-from xfrmpy.datapath.kernel import entries, structs
+from xfrmpy.datapath.kernel import events, sad, spd, structs, values
 from xfrmpy.datapath.kernel.messages import XFRM, XFRM_UNREAD, Attribute, MessageType
 from xfrmpy.datapath.netlink.messages import Message, encode_attributes, split_attributes
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
@@ -57,7 +57,7 @@ def _deletions_of_states(requests: NetlinkSocket) -> Iterator[bytes]:
         elif _is_our_larval(octets):
             larval.append(XFRM.decode(MessageType.NEWSA, octets))
     for state in _claim(requests, larval):
-        yield XFRM.encode(entries.encode_state_id(state, MessageType.DELSA))
+        yield XFRM.encode(sad.encode_state_id(state, MessageType.DELSA))
 
 
 def deletion_of_state(octets: bytes) -> bytes | None:
@@ -66,7 +66,7 @@ def deletion_of_state(octets: bytes) -> bytes | None:
     if reqid not in OUR_REQIDS or not spi:
         return None
     naming = _naming(split_attributes(octets, structs.USERSA_INFO.size))
-    return entries.pack_sa_id(address, spi, family, protocol) + naming
+    return sad.pack_sa_id(address, spi, family, protocol) + naming
 
 
 def deletion_of_policy(octets: bytes) -> bytes | None:
@@ -75,13 +75,13 @@ def deletion_of_policy(octets: bytes) -> bytes | None:
     attributes = split_attributes(octets, structs.USERPOLICY_INFO.size)
     if not _is_ours(index, attributes.get(Attribute.TMPL, b"")):
         return None
-    return entries.pack_policy_index(index, direction) + _naming(attributes)
+    return spd.pack_policy_index(index, direction) + _naming(attributes)
 
 
 def _claim(requests: NetlinkSocket, larval: Sequence[Message]) -> Iterator[Message]:
     """Larval SAs get SPIs, so that they can be removed; else they last 30 s."""
     claims = [
-        Request(entries.encode_larval_spi(state, entries.LARVAL_SPI + n), _WHAT)
+        Request(events.encode_larval_spi(state, events.LARVAL_SPI + n), _WHAT)
         for n, state in enumerate(larval)
     ]
     for reply in requests.exchange(claims):
@@ -91,7 +91,7 @@ def _claim(requests: NetlinkSocket, larval: Sequence[Message]) -> Iterator[Messa
 def _is_beside(deletion: bytes) -> bool:
     """Whether it deletes what is no SA but compresses beside one."""
     (protocol,) = _read_protocol(deletion, 0)
-    return bool(protocol == entries.IPPROTO_COMP)
+    return bool(protocol == values.IPPROTO_COMP)
 
 
 def _is_our_larval(octets: bytes) -> bool:
@@ -100,15 +100,15 @@ def _is_our_larval(octets: bytes) -> bool:
 
 
 def _is_ours(index: int, templates: bytes) -> bool:
-    """See `entries.is_our_policy`."""
+    """See `spd.is_our_policy`."""
     if not templates:
-        return index in entries.OUR_INDICES
+        return index in spd.OUR_INDICES
     places = range(0, len(templates), structs.USER_TMPL.size)
     return any(_read_template(templates, place)[0] in OUR_REQIDS for place in places)
 
 
 def _naming(attributes: Mapping[int, bytes]) -> bytes:
-    naming: dict[int, bytes] = {k: attributes[k] for k in entries.NAMING if k in attributes}
+    naming: dict[int, bytes] = {k: attributes[k] for k in values.NAMING if k in attributes}
     return encode_attributes(naming) if naming else b""
 
 

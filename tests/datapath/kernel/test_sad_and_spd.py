@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.suites import AH_SUITES, ESP_SUITES
 from xfrmpy.datapath.interface import Acquire, Expired, MappingChanged
-from xfrmpy.datapath.kernel import entries
+from xfrmpy.datapath.kernel import events, sad, spd
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, MessageType
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
 from xfrmpy.datapath.netlink.messages import Message
@@ -134,18 +134,18 @@ def _through_octets(message: Message) -> Message:
 
 @given(entry=sad_entries())
 def test_an_sa_comes_back(entry: SadEntry) -> None:
-    message = _through_octets(entries.encode_sa(entry))
-    assert entries.decode_sa(message) == entry
-    assert entries.is_our_sa(message)
-    assert entries.decode_sa_id(message.body) == entry.id
+    message = _through_octets(sad.encode_sa(entry))
+    assert sad.decode_sa(message) == entry
+    assert sad.is_our_sa(message)
+    assert sad.decode_sa_id(message.body) == entry.id
 
 
 @given(entry=spd_entries())
 def test_a_policy_comes_back(entry: SpdEntry) -> None:
-    index = 0 if entry.template else entries.policy_index(3, entry.direction)
-    message = _through_octets(entries.encode_policy(entry, index))
-    assert entries.decode_policy(message) == entry
-    assert entries.is_our_policy(message)
+    index = 0 if entry.template else spd.policy_index(3, entry.direction)
+    message = _through_octets(spd.encode_policy(entry, index))
+    assert spd.decode_policy(message) == entry
+    assert spd.is_our_policy(message)
 
 
 PLAIN = (Mode.TUNNEL, Mode.TRANSPORT)
@@ -163,25 +163,25 @@ SA = SadEntry(
 
 
 def test_only_an_outbound_sa_marks_its_packets() -> None:
-    inbound = entries.encode_sa(SA)
-    outbound = entries.encode_sa(replace(SA, direction=Direction.OUT))
+    inbound = sad.encode_sa(SA)
+    outbound = sad.encode_sa(replace(SA, direction=Direction.OUT))
     assert Attribute.SET_MARK not in inbound.attributes
     assert outbound.attributes[Attribute.SET_MARK] == {"value": 0x5846}
     led = replace(SA, direction=Direction.OUT, set_mark=Mark.parse_outer("0x20000/0xf0000"))
-    attributes = entries.encode_sa(led).attributes
+    attributes = sad.encode_sa(led).attributes
     assert attributes[Attribute.SET_MARK] == {"value": 0x25846}
     assert attributes[Attribute.SET_MARK_MASK] == {"value": 0xFFFFF}
 
 
 def test_only_a_tunnel_is_open_for_both_families() -> None:
     """The kernel takes what it is not told of an SA of transport mode from its outer family."""
-    flags = [entries.encode_sa(replace(SA, mode=mode)).body["flags"] & 32 for mode in PLAIN]
+    flags = [sad.encode_sa(replace(SA, mode=mode)).body["flags"] & 32 for mode in PLAIN]
     assert flags == [32 if mode is Mode.TUNNEL else 0 for mode in PLAIN]
 
 
 def test_beet_mode_has_its_inner_headers_of_whichever_family_in_the_selector() -> None:
     ends = InnerEnds(source=ip_address("2001:db8::2"), destination=ip_address("2001:db8::1"))
-    body = entries.encode_sa(replace(SA, mode=Mode.BEET, inner=ends)).body
+    body = sad.encode_sa(replace(SA, mode=Mode.BEET, inner=ends)).body
     assert (body["mode"], body["flags"] & 32, body["family"]) == (4, 0, AF_INET)
     assert (body["sel_family"], body["sel_prefixlen_s"]) == (AF_INET6, 128)
     assert body["sel_daddr"] == ends.destination.packed
@@ -189,7 +189,7 @@ def test_beet_mode_has_its_inner_headers_of_whichever_family_in_the_selector() -
 
 def test_a_window_of_32_packets_is_one_word() -> None:
     for window, words in ((0, 0), (1, 1), (32, 1), (33, 2), (256, 8)):
-        message = _through_octets(entries.encode_sa(replace(SA, replay_window=window)))
+        message = _through_octets(sad.encode_sa(replace(SA, replay_window=window)))
         assert message.attributes[Attribute.REPLAY_ESN_VAL]["bmp_len"] == words
         assert message.body["replay_window"] == 0
 
@@ -205,38 +205,38 @@ def test_a_window_of_32_packets_is_one_word() -> None:
     ids=str,
 )
 def test_an_sa_unlike_ours_is_unreadable(spoil: dict[str, int]) -> None:
-    message = _through_octets(entries.encode_sa(SA))
+    message = _through_octets(sad.encode_sa(SA))
     with pytest.raises(UnreadableMessage):
-        entries.decode_sa(replace(message, body={**message.body, **spoil}))
+        sad.decode_sa(replace(message, body={**message.body, **spoil}))
 
 
 @pytest.mark.parametrize("lost", [Attribute.ALG_AEAD, Attribute.REPLAY_ESN_VAL])
 def test_an_sa_without_an_attribute_is_unreadable(lost: Attribute) -> None:
-    message = _through_octets(entries.encode_sa(SA))
+    message = _through_octets(sad.encode_sa(SA))
     rest = {n: v for n, v in message.attributes.items() if n != lost}
     with pytest.raises(UnreadableMessage):
-        entries.decode_sa(replace(message, attributes=rest))
+        sad.decode_sa(replace(message, attributes=rest))
 
 
 def test_tcp_encapsulation_is_unreadable() -> None:
-    message = _through_octets(entries.encode_sa(SA))
+    message = _through_octets(sad.encode_sa(SA))
     message.attributes[Attribute.ENCAP]["encap_type"] = 7
     with pytest.raises(UnreadableMessage, match="encapsulation 7"):
-        entries.decode_sa(message)
+        sad.decode_sa(message)
 
 
 def test_a_foreign_reqid_and_index_are_not_ours() -> None:
-    assert not entries.is_our_sa(entries.encode_sa(replace(SA, reqid=1)))
+    assert not sad.is_our_sa(sad.encode_sa(replace(SA, reqid=1)))
     bypass = Message(type=MessageType.NEWPOLICY, body={"index": 8})
-    assert not entries.is_our_policy(bypass)
+    assert not spd.is_our_policy(bypass)
     foreign: Attributes = {Attribute.TMPL: ({"reqid": OUR_REQIDS.stop},)}
     marked = Message(type=MessageType.NEWPOLICY, body={"index": OUR_REQIDS[0]}, attributes=foreign)
-    assert not entries.is_our_policy(marked)
+    assert not spd.is_our_policy(marked)
 
 
 def test_policy_indices_carry_the_direction_and_do_not_meet() -> None:
     made = {
-        entries.policy_index(number, direction): direction
+        spd.policy_index(number, direction): direction
         for number in range(1000)
         for direction in PolicyDirection
     }
@@ -259,7 +259,7 @@ def _acquire(reqid: int, protocol: int) -> Message:
 
 
 def test_an_acquire_names_the_packet() -> None:
-    assert entries.decode_acquire(_acquire(OUR_REQIDS[5], 17)) == Acquire(
+    assert events.decode_acquire(_acquire(OUR_REQIDS[5], 17)) == Acquire(
         reqid=OUR_REQIDS[5],
         source=TrafficSelector.parse("10.1.0.1/32[udp/1000]"),
         destination=TrafficSelector.parse("10.2.0.9/32[udp/77]"),
@@ -267,13 +267,13 @@ def test_an_acquire_names_the_packet() -> None:
 
 
 def test_a_protocol_without_ports_has_all_of_them() -> None:
-    acquire = entries.decode_acquire(_acquire(OUR_REQIDS[5], 1))
+    acquire = events.decode_acquire(_acquire(OUR_REQIDS[5], 1))
     assert acquire is not None
     assert acquire.destination == TrafficSelector.parse("10.2.0.9/32[icmp]")
 
 
 def _expire(reqid: int, spi: int, hard: int) -> Message:
-    sa = entries.encode_sa(replace(SA, reqid=reqid))
+    sa = sad.encode_sa(replace(SA, reqid=reqid))
     body = {f"state_{name}": value for name, value in sa.body.items()}
     message = Message(type=MessageType.EXPIRE, body={**body, "state_id_spi": spi, "hard": hard})
     return _through_octets(message)
@@ -281,7 +281,7 @@ def _expire(reqid: int, spi: int, hard: int) -> Message:
 
 @pytest.mark.parametrize("hard", [0, 1])
 def test_an_expiry_names_the_sa(hard: int) -> None:
-    event = entries.decode_expire(_expire(SA.reqid, SA.spi, hard))
+    event = events.decode_expire(_expire(SA.reqid, SA.spi, hard))
     assert event == Expired(sa=SA.id, reqid=SA.reqid, hard=bool(hard))
 
 
@@ -301,7 +301,7 @@ def _mapping(reqid: int) -> Message:
 
 
 def test_a_mapping_names_both_addresses() -> None:
-    assert entries.decode_mapping(_mapping(SA.reqid)) == MappingChanged(
+    assert events.decode_mapping(_mapping(SA.reqid)) == MappingChanged(
         sa=replace(SA.id, destination=ip_address("2001:db8::1")),
         reqid=SA.reqid,
         old=SocketAddress(ip_address("2001:db8::2"), 4500),
@@ -310,17 +310,17 @@ def test_a_mapping_names_both_addresses() -> None:
 
 
 def test_other_programs_events_and_larval_sas_are_passed_over() -> None:
-    assert entries.decode_acquire(_acquire(7, 17)) is None
-    assert entries.decode_expire(_expire(7, SA.spi, 1)) is None
-    assert entries.decode_expire(_expire(SA.reqid, 0, 1)) is None
-    assert entries.decode_mapping(_mapping(7)) is None
+    assert events.decode_acquire(_acquire(7, 17)) is None
+    assert events.decode_expire(_expire(7, SA.spi, 1)) is None
+    assert events.decode_expire(_expire(SA.reqid, 0, 1)) is None
+    assert events.decode_mapping(_mapping(7)) is None
     of_compression = _expire(SA.reqid, 0x1234, 1)
     of_compression.body["state_id_proto"] = 108
-    assert entries.decode_expire(of_compression) is None
+    assert events.decode_expire(of_compression) is None
 
 
 def _used(**changes: int) -> Message:
-    message = _through_octets(entries.encode_sa(SA))
+    message = _through_octets(sad.encode_sa(SA))
     return replace(message, body={**message.body, **changes})
 
 
@@ -333,14 +333,14 @@ def test_usage_counts_both_kinds_of_replay() -> None:
         stats_integrity_failed=4,
     )
     message.attributes[Attribute.LASTUSED] = {"value": 5000}
-    usage = entries.decode_usage(message, now=5007.5)
+    usage = sad.decode_usage(message, now=5007.5)
     assert (usage.octets, usage.packets, usage.replayed) == (1000, 10, 5)
     assert (usage.integrity_failed, usage.seconds_idle) == (4, 7.5)
-    assert entries.decode_usage(message, now=1.0).seconds_idle == 0.0
+    assert sad.decode_usage(message, now=1.0).seconds_idle == 0.0
 
 
 def test_an_unused_sa_is_not_idle_since_ever() -> None:
-    assert entries.decode_usage(_used(), now=5000.0).seconds_idle is None
+    assert sad.decode_usage(_used(), now=5000.0).seconds_idle is None
 
 
 @pytest.mark.parametrize(
@@ -356,15 +356,15 @@ def test_an_unused_sa_is_not_idle_since_ever() -> None:
     ids=str,
 )
 def test_a_soft_limit_is_met_at_its_number(changes: dict[str, int], past: bool) -> None:
-    assert entries.is_past_soft_limit(_used(**changes), 1000.0) is past
+    assert sad.is_past_soft_limit(_used(**changes), 1000.0) is past
 
 
 def test_offload_is_asked_of_a_device_and_told_by_it() -> None:
-    asked = entries.offload_by(replace(SA, direction=Direction.IN), 3)
+    asked = sad.offload_by(replace(SA, direction=Direction.IN), 3)
     assert asked == {"ifindex": 3, "flags": 2}
-    assert entries.offload_by(replace(SA, direction=Direction.OUT), 3)["flags"] == 0
-    message = entries.encode_sa(SA)
+    assert sad.offload_by(replace(SA, direction=Direction.OUT), 3)["flags"] == 0
+    message = sad.encode_sa(SA)
     message.attributes[Attribute.OFFLOAD_DEV] = asked
-    told = entries.decode_sa(XFRM.decode(message.type, XFRM.encode(message)))
+    told = sad.decode_sa(XFRM.decode(message.type, XFRM.encode(message)))
     assert told.offload is Offload.CRYPTO
     assert told == SA, "to be offloaded or not makes no other SA of it"
