@@ -84,7 +84,7 @@ class OutboundAh(_Sa, Sending):
         fixed = _FIXED.pack(next_header, size // 4 - 2, 0, entry.spi, low)
         header = self._header(size + len(payload), fields, has_df=has_df)
         icv = self._icv(immutable(header), fixed, padding, payload, high)
-        self._count(len(payload))
+        self.count(len(payload))
         sealed = fixed + icv + padding + payload
         return header + sealed if version == 4 else sealed
 
@@ -129,7 +129,7 @@ class InboundAh(_Sa, Receiving):
         sequence = self._window.infer(low)
         self._verify(header, packet, size, sequence)
         is_newest = self._window.advance(sequence)
-        self._count(len(packet) - size)
+        self.count(len(packet) - size)
         return next_header, packet[size:], is_newest
 
     def _verify(self, header: bytes, packet: bytes, size: int, sequence: int) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 from xfrmpy.crypto.cipher import (
     InPlace,
     IntegrityFailed,
+    Octets,
     PacketCipher,
     packet_cipher,
 )
@@ -27,7 +28,7 @@ _HEADER = Struct(">II")  # SPI, low half of the sequence number
 _EXTENDED = Struct(">IQ")  # SPI, whole sequence number: the AAD with ESN (RFC 4106 section 5)
 _HIGH = Struct(">I")
 
-_RUNS = (8, 16)
+RUN_IV, RUN_ICV = 8, 16
 """Octets of IV in the packet, and of ICV: of the suites for which the rest is made to measure."""
 
 IPV4_IN_ESP, IPV6_IN_ESP, NO_NEXT_HEADER = 4, 41, 59
@@ -78,6 +79,14 @@ class _Sa(Sa):
         self._is_aead = suite.cipher.is_aead
 
     @property
+    def in_place(self) -> InPlace | None:
+        """What seals and opens where packets lie, of a suite whose IV and ICV have those sizes that
+        the fast way is made for."""
+        if (self._iv_size, self._suite.icv) != (RUN_IV, RUN_ICV):
+            return None
+        return (self._cipher_made or self._cipher).in_place
+
+    @property
     def _cipher(self) -> PacketCipher:
         if self._cipher_made is None:
             entry, suite = self.entry, self._suite
@@ -124,7 +133,7 @@ class OutboundSa(_Sa, Sending):
         iv = self._iv()
         associated, trailer = self._authenticated(self._sequence)
         sealed = (self._cipher_made or self._cipher).seal(iv, plaintext, associated, trailer)
-        self._count(len(payload))
+        self.count(len(payload))
         header = _HEADER.pack(self.entry.spi, self._sequence & 0xFFFFFFFF)
         return header + iv[: self._iv_size] + sealed
 
@@ -133,14 +142,14 @@ class OutboundSa(_Sa, Sending):
 
         They count as sealed. None if that would meet a limit, and for a suite without `Run`.
         """
-        in_place = self._cipher.in_place
-        if in_place is None or (self._iv_size, self._suite.icv) != _RUNS:
+        in_place = self.in_place
+        if in_place is None:
             return None
         last = self._sequence + packets
         if last >= self._last_sequence or not self.has_room(packets, octets):
             return None
         self._sequence = last
-        self._count(octets, packets)
+        self.count(octets, packets)
         return Run(self.entry.spi, last - packets + 1, self._esn, in_place)
 
     def _iv(self) -> bytes:
@@ -184,7 +193,7 @@ class InboundSa(_Sa, Receiving):
         sequence = self._window.infer(_HEADER.unpack_from(packet)[1])
         plaintext, is_newest = self._verify(packet, sequence)
         next_header, payload = _without_padding(plaintext)
-        self._count(len(payload))
+        self.count(len(payload))
         if next_header == NO_NEXT_HEADER:
             raise Dropped(EspDrop.DUMMY)
         return next_header, payload, is_newest
@@ -219,13 +228,63 @@ class InboundSa(_Sa, Receiving):
         spis, lows, ivs = zip(*map(self._unpack_header, packets), strict=True)
         if spis.count(self.entry.spi) != len(spis):
             return None
-        sequences = self._window.infer_run(lows)
-        if sequences is None or not self.has_room(len(packets), sum(map(len, packets))):
+        sequences = self.numbers_of_run(lows, sum(map(len, packets)))
+        if sequences is None:
             return None
         if self._iv_size < self._whole_iv_size:  # RFC 8750 section 4
             ivs = tuple(number.to_bytes(self._whole_iv_size, "big") for number in sequences)
-        plaintexts = self._verify_run(packets, sequences, ivs, in_place)
-        run = OpenedRun([], [EspDrop.NOT_AUTHENTIC] * (len(packets) - len(plaintexts)))
+        pack = _EXTENDED.pack if self._esn else _HEADER.pack
+        begin, end = _HEADER.size + self._iv_size, -self._icv
+        plaintexts = self.verify_run(
+            sequences,
+            [in_place.salt + iv for iv in ivs],
+            [packet[begin:] for packet in packets],
+            [pack(self.entry.spi, sequence) for sequence in sequences],
+            [packet[begin:end] for packet in packets],
+        )
+        return self.read_run(plaintexts, len(packets) - len(plaintexts))
+
+    def numbers_of_run(self, lows: Sequence[int], octets: int) -> Sequence[int] | None:
+        """The whole sequence numbers of packets that came together, by their low halves.
+
+        None if one is not newer than those before, or so many octets may reach a limit.
+        """
+        sequences = self._window.infer_run(lows)
+        if sequences is None or not self.has_room(len(lows), octets):
+            return None
+        return sequences
+
+    def verify_run(
+        self,
+        sequences: Sequence[int],
+        nonces: Sequence[Octets],
+        sealed: Sequence[memoryview],
+        associated: Sequence[Octets],
+        plaintexts: Sequence[memoryview],
+    ) -> list[memoryview]:
+        """Open packets (`InPlace`) with numbers out of `numbers_of_run`; gives the plaintexts of
+        those that are authentic. The window moves once, and for these only."""
+        in_place = (self._cipher_made or self._cipher).in_place
+        assert in_place is not None, "whoever has packets where they lie has asked"
+        open_into = in_place.open_into
+        authentic, opened = [], []
+        for sequence, nonce, octets, data, plaintext in zip(
+            sequences, nonces, sealed, associated, plaintexts, strict=True
+        ):
+            try:
+                open_into(nonce, octets, data, plaintext)
+            except IntegrityFailed:
+                self.integrity_failed += 1
+                continue
+            authentic.append(sequence)
+            opened.append(plaintext)
+        if authentic:
+            self._window.advance_run(authentic)
+        return opened
+
+    def read_run(self, plaintexts: Sequence[memoryview], forged: int) -> OpenedRun:
+        """What is in authentic packets, which count from now on; so many others were forged."""
+        run = OpenedRun([], [EspDrop.NOT_AUTHENTIC] * forged)
         octets = 0
         for plaintext in plaintexts:
             try:
@@ -238,33 +297,8 @@ class InboundSa(_Sa, Receiving):
                 run.drops.append(EspDrop.DUMMY)
             else:
                 run.payloads.append((next_header, payload))
-        self._count(octets, len(plaintexts) - run.drops.count(EspDrop.BAD_PADDING))
+        self.count(octets, len(plaintexts) - run.drops.count(EspDrop.BAD_PADDING))
         return run
-
-    def _verify_run(
-        self,
-        packets: Sequence[memoryview],
-        sequences: Sequence[int],
-        ivs: Sequence[bytes],
-        in_place: InPlace,
-    ) -> list[memoryview]:
-        """The plaintexts of what is authentic. The window moves once, and for that only."""
-        open_into, salt, spi = in_place.open_into, in_place.salt, self.entry.spi
-        associated = _EXTENDED.pack if self._esn else _HEADER.pack
-        begin, end = _HEADER.size + self._iv_size, -self._icv
-        authentic, plaintexts = [], []
-        for packet, sequence, iv in zip(packets, sequences, ivs, strict=True):
-            plaintext = packet[begin:end]
-            try:
-                open_into(salt + iv, packet[begin:], associated(spi, sequence), plaintext)
-            except IntegrityFailed:
-                self.integrity_failed += 1
-                continue
-            authentic.append(sequence)
-            plaintexts.append(plaintext)
-        if authentic:
-            self._window.advance_run(authentic)
-        return plaintexts
 
 
 def _without_padding(plaintext: _Plaintext) -> tuple[int, _Plaintext]:
@@ -274,3 +308,12 @@ def _without_padding(plaintext: _Plaintext) -> tuple[int, _Plaintext]:
     if end < 0 or plaintext[end:-ESP_TRAILER] != _PADDING[:padding]:
         raise Dropped(EspDrop.BAD_PADDING)
     return next_header, plaintext[:end]
+
+
+def trailer_in(plaintext: memoryview) -> bytes | None:
+    """What is behind the payload; None if it is not as it should be, or there is no payload."""
+    try:
+        next_header, payload = _without_padding(plaintext)
+    except Dropped:
+        return None
+    return None if next_header == NO_NEXT_HEADER else bytes(plaintext[len(payload) :])

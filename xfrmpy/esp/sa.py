@@ -130,7 +130,7 @@ class Sa(ABC):
             seconds_idle=seconds_idle,
         )
 
-    def _count(self, octets: int, packets: int = 1) -> None:
+    def count(self, octets: int, packets: int = 1) -> None:
         self.octets += octets
         self.packets += packets
         self.leeway -= packets

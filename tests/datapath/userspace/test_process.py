@@ -124,8 +124,8 @@ def test_descriptors_beside_nonsense_are_closed(worker: WorkerProcess, tmp_path:
     ("where", "name", "value", "words"),
     [
         (requests, "FORMAT", "of another day", "another format"),
-        (process, "REQUESTS", frozenset({"foretell"}), "fewer requests"),
-        (process, "network_namespace", lambda: 1, "another network namespace"),
+        (requests, "REQUESTS", frozenset({"foretell"}), "fewer requests"),
+        (requests, "network_namespace", lambda: 1, "another network namespace"),
     ],
     ids=["format", "requests", "network"],
 )

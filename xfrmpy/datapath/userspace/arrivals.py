@@ -15,10 +15,12 @@ from xfrmpy.datapath.userspace.coalescing import Coalescer, Joined
 from xfrmpy.datapath.userspace.forwarding import (
     NEXT_HEADER,
     Forwarder,
+    Held,
     Refused,
     check_version,
     with_outer,
 )
+from xfrmpy.datapath.userspace.pieces import MIN_ROWS, Piece, Stretch, open_piece
 from xfrmpy.datapath.userspace.shares import ALL, Share
 from xfrmpy.esp.packet import InboundSa, OpenedRun
 from xfrmpy.esp.sa import EspDrop
@@ -42,6 +44,14 @@ class Arrivals:
         for if_id, coalescer in coalescers.items():
             for joined in coalescer.joined:
                 yield if_id, joined
+
+    def add_piece(
+        self, piece: Piece, source: SocketAddress, fields: Fields, now: float
+    ) -> list[memoryview]:
+        """As `add`."""
+        if not self._open_piece(piece, source, fields, now):
+            return self.add(piece.datagrams, source, fields, now)
+        return self.add([piece.rest], source, fields, now) if piece.rest else []
 
     def add(
         self, datagrams: list[memoryview], source: SocketAddress, fields: Fields, now: float
@@ -67,38 +77,89 @@ class Arrivals:
         self, packets: list[memoryview], source: SocketAddress, fields: Fields, now: float
     ) -> bool:
         """Open packets together, if that goes, as it does if they are of one SA."""
-        found = self._forwarder.inbound_sa(_first_word(packets[0]), ProtocolId.ESP)
-        if found is None or found[0].entry.mode is Mode.TRANSPORT or found[0].entry.cpi is not None:
+        found = self._fast_sa(packets[0])
+        run = None if found is None else found[0].open_run(packets)
+        if found is None or run is None:
             return False
+        self._take_run(run, found[1], source, fields, now)
+        return True
+
+    def _open_piece(self, piece: Piece, source: SocketAddress, fields: Fields, now: float) -> bool:
+        """The same of those of one size."""
+        if piece.count < MIN_ROWS:
+            return False
+        found = self._fast_sa(piece.octets)
+        opened = None if found is None else open_piece(found[0], piece)
+        if found is None or opened is None:
+            return False
+        if isinstance(opened, Stretch):
+            self._take_stretch(opened, found[1], source, fields, now)
+        else:
+            self._take_run(opened, found[1], source, fields, now)
+        return True
+
+    def _fast_sa(self, packet: memoryview) -> tuple[InboundSa, Held] | None:
+        """That of the packet, if it opens packets that lie together."""
+        found = self._forwarder.inbound_sa(_first_word(packet), ProtocolId.ESP)
+        if found is None:
+            return None
         sa, held = found
-        run = sa.open_run(packets) if isinstance(sa, InboundSa) else None
-        if run is None:
-            return False
+        if sa.entry.mode is Mode.TRANSPORT or sa.entry.cpi is not None:
+            return None
+        return (sa, held) if isinstance(sa, InboundSa) else None
+
+    def _take_run(
+        self, run: OpenedRun, held: Held, source: SocketAddress, fields: Fields, now: float
+    ) -> None:
+        """What was opened of an SA's packets."""
         if run.drops:
             self._forwarder.refused.update(run.drops)
         if run.payloads or EspDrop.DUMMY in run.drops:
             self._forwarder.note_use(held, now)
-        if self._accept(run, sa.entry, fields):
-            self._forwarder.note_source(held, source, now)
-        return True
-
-    def _accept(self, run: OpenedRun, entry: SadEntry, fields: Fields) -> int:
-        """How many of the packets in a run the policies let pass."""
-        coalescer, accepted = self._coalescer_of(entry), 0
+        entry, accepted = held.sa.entry, 0
         for next_header, packet in run.payloads:
-            tag = entry, fields.traffic_class, next_header
-            if coalescer.extend(packet, tag):
-                accepted += 1
-                continue
-            try:
-                inner = bytes(packet)
-                check_version(inner, next_header)
-                inner = self._forwarder.let_in(inner, entry)
-                accepted += 1
-                coalescer.start(memoryview(with_outer(inner, entry, fields)), tag)
-            except Refused as refused:
-                self._forwarder.refused[refused.reason] += 1
-        return accepted
+            accepted += self._accept(packet, next_header, entry, fields)[0]
+        if accepted:
+            self._forwarder.note_source(held, source, now)
+
+    def _take_stretch(
+        self, stretch: Stretch, held: Held, source: SocketAddress, fields: Fields, now: float
+    ) -> None:
+        """The same of packets of which it is known which follow which."""
+        self._forwarder.note_use(held, now)
+        entry, packets, accepted = held.sa.entry, stretch.packets, 0
+        for begin, end in stretch.streaks:
+            at = begin
+            while at < end:
+                is_accepted, joined = self._accept(packets[at], stretch.next_header, entry, fields)
+                accepted += is_accepted
+                at += 1
+                if joined is not None and at < end:
+                    at += joined.append_streak(packets[at:end])
+        if accepted:
+            self._forwarder.note_source(held, source, now)
+
+    def _accept(
+        self, packet: memoryview, next_header: int, entry: SadEntry, fields: Fields
+    ) -> tuple[bool, Joined | None]:
+        """Whether the policies let a packet pass, and what those that follow it may join."""
+        coalescer = self._coalescer_of(entry)
+        tag = entry, fields.traffic_class, next_header
+        joined = coalescer.extend(packet, tag)
+        if joined is not None:
+            return True, joined
+        is_accepted = False
+        try:
+            inner = bytes(packet)
+            check_version(inner, next_header)
+            inner = self._forwarder.let_in(inner, entry)
+            is_accepted = True
+            written = with_outer(inner, entry, fields)
+        except Refused as refused:
+            self._forwarder.refused[refused.reason] += 1
+            return is_accepted, None
+        joined = coalescer.start(memoryview(written), tag)
+        return True, joined if written is inner else None
 
     def _add_one(self, packet: bytes, source: SocketAddress, fields: Fields, now: float) -> None:
         try:
@@ -108,7 +169,7 @@ class Arrivals:
             return
         coalescer, inner = self._coalescer_of(entry), memoryview(opened)
         tag = entry, fields.traffic_class, NEXT_HEADER[opened[0] >> 4]
-        if not coalescer.extend(inner, tag):
+        if coalescer.extend(inner, tag) is None:
             coalescer.start(inner, tag)
 
     def _coalescer_of(self, entry: SadEntry) -> Coalescer:

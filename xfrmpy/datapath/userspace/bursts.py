@@ -7,20 +7,28 @@ A layout, which is all the views that this takes, is made once for each shape of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from struct import Struct
-from typing import NamedTuple
+
+import numpy as np
 
 from xfrmpy.datapath.userspace import virtio
-from xfrmpy.datapath.userspace.segments import TCP, ip_header_of
+from xfrmpy.datapath.userspace.segments import TCP, for_length, ip_header_of, tcp_header_of
+from xfrmpy.datapath.userspace.vectors import (
+    MAX_ROWS,
+    NUMBERS,
+    Numbers,
+    column,
+    nonces_with,
+    sums_of,
+    table,
+)
 from xfrmpy.datapath.userspace.virtio import Offload, Segments
-from xfrmpy.esp.checksum import ones_complement_sum, quarters_of
 from xfrmpy.esp.ip import begins_at
 from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, Run, trailer_of
 
 MAX_SUPER_PACKET = 65535
-MIN_SEGMENT, MAX_SEGMENT = 512, MAX_SUPER_PACKET // 2
+MIN_SEGMENT, MAX_SEGMENT = MAX_SUPER_PACKET // MAX_ROWS + 1, MAX_SUPER_PACKET // 2
 """Payloads. Many small segments are rare: they would take hundreds of views."""
 
 MAX_HEADERS = 256
@@ -37,9 +45,9 @@ _ICV = 16
 _TCP_SIZE = 20
 _DF = 0x40
 _FIN, _PSH, _CWR = 0x01, 0x08, 0x80
+_ZERO = 0xFFFF
 _SEQUENCE = Struct(">I")
-_COUNTER = Struct(">Q")
-_EXTENDED = Struct(">IQ")  # SPI, whole sequence number (RFC 4106 section 5)
+_SPI = Struct(">I12x")  # with room for sequence number and IV
 _VERSIONS: dict[int, int] = {Segments.TCP_IPV4: 4, Segments.TCP_IPV6: 6}
 _IP_SIZE = {4: 20, 6: 40}
 _CHECKSUM = 16
@@ -82,31 +90,6 @@ def shape_of(head: bytes | memoryview, offload: Offload) -> Shape | None:
     return Shape(version=version, ip=ip, headers=headers, segment=offload.segment_size)
 
 
-class _Place(NamedTuple):
-    """Of one segment: where it begins in the buffer, and its parts there."""
-
-    begin: int
-    payload: memoryview
-    trailer: memoryview
-    associated: memoryview
-    plaintext: memoryview
-    sealed: memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class _Header:
-    """Of a run of segments of one size, but for their sequence numbers.
-
-    `total` is the ones' complement sum of what TCP's checksum covers in it.
-    """
-
-    before: bytes
-    between: bytes
-    after: bytes
-    sequence: int
-    total: int
-
-
 class Layout:
     """Where the segments of super-packets of one shape lie. All layouts may share one buffer.
 
@@ -115,28 +98,35 @@ class Layout:
 
     def __init__(self, shape: Shape, buffer: memoryview) -> None:
         self.shape = shape
-        self._trailer = trailer_of(shape.headers + shape.segment, _NEXT_HEADER[shape.version])
-        self.stride = _ESP + shape.headers + shape.segment + len(self._trailer) + _ICV
+        whole = shape.headers + shape.segment
+        self._trailer = trailer_of(whole, _NEXT_HEADER[shape.version])
+        plaintext = whole + len(self._trailer)
+        self.stride = _ESP + plaintext + _ICV
         self._buffer = buffer
         self._before = memoryview(bytearray(virtio.SIZE + shape.headers))
-        count = -(-(MAX_SUPER_PACKET - shape.headers) // shape.segment)
-        self._places = [self._place(number, shape.segment) for number in range(count)]
-        self.parts = [self._before, *(place.payload for place in self._places)]
-        self._pack = Struct(f">IIQ{shape.ip + 4}sI8sH{shape.headers - shape.ip - 18}s").pack_into
+        self._count = -(-(MAX_SUPER_PACKET - shape.headers) // shape.segment)
+        self.parts = [self._before, *self._views(_ESP + shape.headers, shape.segment)]
+        self._associated = self._views(0, 8)
+        self._plaintexts = self._views(_ESP, plaintext)
+        self._sealed = self._views(_ESP, plaintext + _ICV)
+        tcp = _ESP + shape.ip
+        self._headers = self._table(0, _ESP + shape.headers)
+        self._lows = self._column(4, ">u4")
+        self._ivs = self._column(8, ">u8")
+        self._sequences = self._column(tcp + 4, ">u4")
+        self._checksums = self._column(tcp + _CHECKSUM, "=u2")
+        self._words = self._table(tcp, plaintext - shape.ip, "=u4")
+        self._trailers = self._table(_ESP + whole, len(self._trailer))
 
-    def _place(self, number: int, size: int) -> _Place:
-        begin = number * self.stride
-        payload = begin + _ESP + self.shape.headers
-        trailer = payload + size
-        end = trailer + len(trailer_of(self.shape.headers + size, 0))
-        return _Place(
-            begin=begin,
-            payload=self._buffer[payload:trailer],
-            trailer=self._buffer[trailer:end],
-            associated=self._buffer[begin : begin + 8],
-            plaintext=self._buffer[begin + _ESP : end],
-            sealed=self._buffer[begin + _ESP : end + _ICV],
-        )
+    def _views(self, offset: int, size: int) -> list[memoryview]:
+        begins = range(offset, offset + self._count * self.stride, self.stride)
+        return [self._buffer[begin : begin + size] for begin in begins]
+
+    def _table(self, offset: int, size: int, kind: str = "u1") -> Numbers:
+        return table(self._buffer, self._count, self.stride, offset, size, kind)
+
+    def _column(self, offset: int, kind: str) -> Numbers:
+        return column(self._buffer, self._count, self.stride, offset, kind)
 
     @property
     def offload(self) -> Offload:
@@ -157,9 +147,9 @@ class Layout:
         """Put a super-packet there that was read otherwise."""
         at, size = self.shape.headers, self.shape.segment
         self._before[virtio.SIZE :] = packet[:at]
-        for place in self._places[: -(-(len(packet) - at) // size)]:
+        for part in self.parts[1 : 1 - (at - len(packet)) // size]:
             piece = packet[at : at + size]
-            place.payload[: len(piece)] = piece
+            part[: len(piece)] = piece
             at += size
 
     def seal(self, payload: int, run: Run) -> memoryview:
@@ -167,89 +157,58 @@ class Layout:
 
         Each is `stride` long but the last, which may be shorter. `run` has as many numbers.
         """
-        size = self.shape.segment
-        count = -(-payload // size)
+        count = -(-payload // self.shape.segment)
+        rest = payload - (count - 1) * self.shape.segment
+        numbers = NUMBERS[:count] + run.first
+        self._write_headers(payload, count, run.spi, numbers)
+        self._write_checksums(count, rest)
+        last = self._write_trailers(count, rest)
+        nonces, salt = nonces_with(len(run.in_place.salt)), run.in_place.salt
+        associated = nonces.extended(run.spi, numbers) if run.is_extended else self._associated
+        plaintexts, sealed = self._plaintexts[:count], self._sealed[:count]
+        plaintexts[-1], sealed[-1] = plaintexts[-1][:last], sealed[-1][: last + _ICV]
+        seal_into, views = run.in_place.seal_into, nonces.of(salt, numbers)
+        for nonce, plaintext, data, into in zip(
+            views, plaintexts, associated, sealed, strict=False
+        ):
+            seal_into(nonce, plaintext, data, into)
+        return self._buffer[: (count - 1) * self.stride + _ESP + last + _ICV]
+
+    def _write_headers(self, payload: int, count: int, spi: int, numbers: Numbers) -> None:
+        """With the sum of the pseudo-header in the checksum's place."""
+        head, size = self.headers, self.shape.segment
+        ip, tcp, flags = head[: self.shape.ip], head[self.shape.ip :], head[self.shape.ip + 13]
         rest = payload - (count - 1) * size
-        first, middle, last = _headers(self.headers, self.shape, payload, rest)
-        self._seal(self._places[:1], run.first, run, first, self._trailer)
-        self._seal(self._places[1 : count - 1], run.first + 1, run, middle, self._trailer)
-        final, trailer = self._places[count - 1], self._trailer
-        if rest < size:
-            final = self._place(count - 1, rest)
-            trailer = trailer_of(self.shape.headers + rest, _NEXT_HEADER[self.shape.version])
-        self._seal([final], run.first + count - 1, run, last, trailer)
-        return self._buffer[: final.begin + _ESP + len(final.sealed)]
 
-    def _seal(
-        self, places: Sequence[_Place], number: int, run: Run, header: _Header, trailer: bytes
-    ) -> None:
-        """The loop that all is for. docs/userspace-datapath.md has what each step takes."""
-        if not places:
-            return
-        size = len(places[0].payload)
-        in_quarters, at = quarters_of(size).unpack_from, _ESP + self.shape.headers
-        odd = size % 2 * 8
-        total, sequence = header.total, header.sequence
-        before, between, after = header.before, header.between, header.after
-        buffer, spi, is_extended = self._buffer, run.spi, run.is_extended
-        nonce, salt = bytearray(run.in_place.salt + bytes(_COUNTER.size)), len(run.in_place.salt)
-        extended = bytearray(_EXTENDED.size)
-        pack, pack_counter, seal_into = self._pack, _COUNTER.pack_into, run.in_place.seal_into
-        number_of = int.from_bytes
-        for begin, _, trailing, associated, plaintext, sealed in places:
-            one, two, three, four = in_quarters(buffer, begin + at)
-            words = number_of(one, "big") + number_of(two, "big")
-            words += number_of(three, "big") + (number_of(four, "big") << odd)
-            checksum = 0xFFFF - (words + total + sequence) % 0xFFFF
-            pack(
-                *(buffer, begin, spi, number & 0xFFFFFFFF, number),
-                *(before, sequence, between, checksum, after),
-            )
-            trailing[:] = trailer
-            pack_counter(nonce, salt, number)
-            if is_extended:
-                _EXTENDED.pack_into(extended, 0, spi, number)
-                seal_into(nonce, plaintext, extended, sealed)
-            else:
-                seal_into(nonce, plaintext, associated, sealed)
-            sequence = (sequence + size) & 0xFFFFFFFF
-            number += 1
+        def headers(own: int, *, is_first: bool = False, is_last: bool = False) -> Numbers:
+            cut = tcp_header_of(tcp, 0, is_first=is_first, is_last=is_last)
+            cut = for_length(cut, _CHECKSUM, own - payload)
+            octets = _SPI.pack(spi) + ip_header_of(ip, len(tcp) + own) + cut
+            return np.frombuffer(octets, np.uint8)
 
+        self._headers[:count] = headers(size)
+        if flags & _CWR:
+            self._headers[0] = headers(size, is_first=True)
+        if flags & (_FIN | _PSH) or rest < size:
+            self._headers[count - 1] = headers(rest, is_last=True)
+        self._lows[:count] = self._ivs[:count] = numbers
+        first = _SEQUENCE.unpack_from(tcp, 4)[0]
+        self._sequences[:count] = NUMBERS[:count] * size + first
 
-def _headers(
-    head: bytes, shape: Shape, payload: int, rest: int
-) -> tuple[_Header, _Header, _Header]:
-    """Of the first segment, of those behind it, and of the last, whose payload is `rest`."""
-    ip, tcp, size = head[: shape.ip], head[shape.ip :], shape.segment
-    flags = tcp[13]
-    between = tcp[8:13] + bytes((flags & ~(_CWR | _FIN | _PSH),)) + tcp[14:16]
-    middle = _Header(
-        before=ip_header_of(ip, len(tcp) + size) + tcp[:4],
-        between=between,
-        after=tcp[18:],
-        sequence=(_SEQUENCE.unpack_from(tcp, 4)[0] + size) & 0xFFFFFFFF,
-        # The sum of the pseudo-header is where the checksum will be, for the whole length.
-        total=ones_complement_sum(tcp[:4] + between + tcp[16:]) + size - payload,
-    )
-    first = replace(
-        middle,
-        between=_with_flags(between, flags & _CWR),
-        sequence=_SEQUENCE.unpack_from(tcp, 4)[0],
-        total=middle.total + (flags & _CWR),
-    )
-    ends = flags & (_FIN | _PSH)
-    last = replace(
-        middle,
-        before=ip_header_of(ip, len(tcp) + rest) + tcp[:4],
-        between=_with_flags(between, ends),
-        sequence=(first.sequence + payload - rest) & 0xFFFFFFFF,
-        total=middle.total + ends + rest - size,
-    )
-    return first, middle, last
+    def _write_checksums(self, count: int, rest: int) -> None:
+        """Of headers and payloads, while there is nothing behind them."""
+        self._trailers[:count] = 0
+        end = self.shape.headers + rest
+        self._plaintexts[count - 1][end:] = bytes(len(self._plaintexts[0]) - end)
+        self._checksums[:count] = _ZERO - sums_of(self._words[:count])
 
-
-def _with_flags(between: bytes, more: int) -> bytes:
-    return between[:5] + bytes((between[5] | more,)) + between[6:]
+    def _write_trailers(self, count: int, rest: int) -> int:
+        """Returns how long the plaintext of the last segment is with its own."""
+        self._trailers[:count] = np.frombuffer(self._trailer, np.uint8)
+        end = self.shape.headers + rest
+        trailer = trailer_of(end, _NEXT_HEADER[self.shape.version])
+        self._plaintexts[count - 1][end : end + len(trailer)] = trailer
+        return end + len(trailer)
 
 
 class Layouts:

@@ -8,11 +8,12 @@ given up: a wrong one would come out right. Read RFC 9293 section 3.1 first. No 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from struct import Struct
 from struct import error as StructError  # noqa: N812 (a class with a function's name)
 from typing import TypeAlias
 
+from xfrmpy.datapath.userspace.vectors import sum_of
 from xfrmpy.datapath.userspace.virtio import COMPLETE, Offload, Segments
 from xfrmpy.esp.checksum import checksum_of, ones_complement_sum, pseudo_header
 
@@ -22,16 +23,17 @@ MAX_SIZE = 65535
 MAX_PIECES = 512
 """Segments of a super-packet. The kernel takes 1024 pieces of a packet at once (IOV_MAX)."""
 
-_IPV4, _IPV6, _TCP = 4, 6, 6
+TCP = 6
+_IPV4, _IPV6 = 4, 6
 _IPV4_SIZE, _IPV6_SIZE = 20, 40
-_ADDRESSES_AT = {_IPV4_SIZE: 12, _IPV6_SIZE: 8}
+ADDRESSES_AT = {_IPV4_SIZE: 12, _IPV6_SIZE: 8}
 _IPV4_WITHOUT_OPTIONS = 0x45
-_FRAGMENT, _DF = 0x3F, 0x40  # of the octet with the flags
+_FRAGMENT, DF = 0x3F, 0x40  # of the octet with the flags
 _OTHER_THAN_TCP = frozenset({17, 58})
 """IPv6's next headers behind which there is certainly no TCP: UDP and ICMPv6."""
 
 _OFFSET_AT, _FLAGS_AT, _CHECKSUM_AT = 12, 13, 16
-_PSH = 0x08
+PSH = 0x08
 _ORDINARY = frozenset({0x10, 0x50})
 """Flags of segments in the midst of a stream, PSH apart: ACK, and ECE, which is in all of them for
 a while. CWR is in one segment only (RFC 3168 section 6.1.2)."""
@@ -60,31 +62,36 @@ class Coalescer:
         self.joined: list[Joined] = []
         self._streams: dict[bytes, Joined] = {}
 
-    def extend(self, packet: memoryview, tag: Hashable) -> bool:
+    def extend(self, packet: memoryview, tag: Hashable) -> Joined | None:
         """Join a packet to what came before of its stream under the same tag, if that is possible.
 
         Then all that a policy looks at is the same, and so is the traffic class. Octets behind the
-        packet's end are left away.
+        packet's end are left away. Returns what it is a part of.
         """
         segment = _read(packet) if self._streams else None
         if segment is None:
-            return False
+            return None
         joined = self._streams.get(segment[0])
-        return joined is not None and joined.tag == tag and joined.append(packet, segment)
+        if joined is None or joined.tag != tag or not joined.append(packet, segment):
+            return None
+        return joined
 
-    def start(self, packet: memoryview, tag: Hashable) -> None:
-        """Take a packet that has joined nothing, without octets behind its end. Others may join."""
+    def start(self, packet: memoryview, tag: Hashable) -> Joined | None:
+        """Take a packet that has joined nothing, without octets behind its end. Returns it if
+        others may join."""
         joined = Joined(packet, tag)
         self.joined.append(joined)
         if not _may_be_of_a_stream(packet):
-            return
+            return None
         segment = _read(packet)
         if segment is None or not _is_plain(packet):
             self._streams.clear()  # Of which, who can tell?
         elif joined.open(segment):
             self._streams[segment[0]] = joined
+            return joined
         else:
             self._streams.pop(segment[0], None)
+        return None
 
 
 class Joined:
@@ -119,7 +126,7 @@ class Joined:
         self._next_sequence = (sequence + self._segment_size) & 0xFFFFFFFF
         self._next_number = (number + 1) & 0xFFFF
         # RFC 6864 section 4.1: with DF, and in one piece, it means nothing.
-        self._has_numbers = _ip_size(self._first) == _IPV4_SIZE and not self._first[6] & _DF
+        self._has_numbers = _ip_size(self._first) == _IPV4_SIZE and not self._first[6] & DF
         self._is_full = self._is_pushed = False
         return self._segment_size > 0 and flags in _ORDINARY
 
@@ -151,10 +158,30 @@ class Joined:
         self._size += payload_size
         self._next_sequence = (sequence + payload_size) & 0xFFFFFFFF
         self._next_number = (number + 1) & 0xFFFF
-        self._is_pushed = bool(flags & _PSH)
+        self._is_pushed = bool(flags & PSH)
         is_short = payload_size < self._segment_size
         self._is_full = is_short or self._is_pushed or len(self._payloads) == MAX_PIECES
         return True
+
+    def append_streak(self, packets: Sequence[memoryview]) -> int:
+        """Take segments that follow the one taken last, and are as long as that, intact as that,
+        and like it but for PSH on the last; returns how many there was room for."""
+        payload_size = len(packets[0]) - self._header_size
+        if self._is_full or payload_size != self._segment_size:
+            return 0
+        if not self._payloads:
+            self._payloads.append(self._first[self._header_size :])
+        room = min((MAX_SIZE - self._size) // payload_size, MAX_PIECES - len(self._payloads))
+        taken = packets[:room]
+        if not taken:
+            return 0
+        self._payloads += [packet[self._header_size :] for packet in taken]
+        self._size += len(taken) * payload_size
+        self._next_sequence = (self._next_sequence + len(taken) * payload_size) & 0xFFFFFFFF
+        self._next_number = (self._next_number + len(taken)) & 0xFFFF
+        self._is_pushed = bool(taken[-1][_ip_size(self._first) + _FLAGS_AT] & PSH)
+        self._is_full = self._is_pushed or len(self._payloads) == MAX_PIECES
+        return len(taken)
 
     def _begin(self) -> bool:
         """A packet that stays alone needs not be intact."""
@@ -196,10 +223,10 @@ class Joined:
         else:
             _WORD.pack_into(header, 4, self._size - _IPV6_SIZE)
         if self._is_pushed:
-            header[ip_size + _FLAGS_AT] |= _PSH
-        ends = bytes(header[_ADDRESSES_AT[ip_size] : ip_size])
+            header[ip_size + _FLAGS_AT] |= PSH
+        ends = bytes(header[ADDRESSES_AT[ip_size] : ip_size])
         half = len(ends) // 2
-        pseudo = pseudo_header(ends[:half], ends[half:], _TCP, self._size - ip_size)
+        pseudo = pseudo_header(ends[:half], ends[half:], TCP, self._size - ip_size)
         _WORD.pack_into(header, ip_size + _CHECKSUM_AT, ones_complement_sum(pseudo))
         return bytes(header)
 
@@ -221,7 +248,7 @@ def _read_ipv4(packet: memoryview) -> _Segment | None:
     first, size, number, kind, checksum, ends, sequence, ack, flags, window, rest = (
         layout.unpack_from(packet)
     )
-    alike = first, kind, ack, flags & ~_PSH, window, rest
+    alike = first, kind, ack, flags & ~PSH, window, rest
     return ends, alike, layout.size, size, sequence, flags, number, size + number + checksum
 
 
@@ -230,16 +257,28 @@ def _read_ipv6(packet: memoryview) -> _Segment | None:
     if layout is None:
         return None
     first, payload, kind, ends, sequence, ack, flags, window, rest = layout.unpack_from(packet)
-    alike = first, kind, ack, flags & ~_PSH, window, rest
+    alike = first, kind, ack, flags & ~PSH, window, rest
     return ends, alike, layout.size, _IPV6_SIZE + payload, sequence, flags, 0, 0
+
+
+def headers_of(packet: memoryview) -> tuple[int, int] | None:
+    """The sizes of the IP header and of all headers, if it is such a segment of TCP that others may
+    join, and nothing else behind it."""
+    segment = _read(packet)
+    if segment is None or not _is_plain(packet):
+        return None
+    _, _, header_size, size, _, flags, _, _ = segment
+    if size != len(packet) or header_size >= size or flags & ~PSH not in _ORDINARY:
+        return None
+    return _ip_size(packet), header_size
 
 
 def _is_plain(packet: memoryview) -> bool:
     """Whether a packet that could be read is a segment of TCP: without IP options or extension
     headers, and in one piece."""
     if packet[0] == _IPV4_WITHOUT_OPTIONS:
-        return packet[9] == _TCP and not (packet[6] & _FRAGMENT or packet[7])
-    return packet[0] >> 4 == _IPV6 and packet[6] == _TCP
+        return packet[9] == TCP and not (packet[6] & _FRAGMENT or packet[7])
+    return packet[0] >> 4 == _IPV6 and packet[6] == TCP
 
 
 def _ip_size(packet: memoryview) -> int:
@@ -249,12 +288,12 @@ def _ip_size(packet: memoryview) -> int:
 def _is_intact(packet: memoryview) -> bool:
     """Whether the checksum of a TCP segment is right. Addresses and segment are one stretch."""
     ip_size = _ip_size(packet)
-    total = ones_complement_sum(packet[_ADDRESSES_AT[ip_size] :]) + _TCP + len(packet) - ip_size
+    total = sum_of(packet[ADDRESSES_AT[ip_size] :]) + TCP + len(packet) - ip_size
     return total % 0xFFFF == 0
 
 
 def _may_be_of_a_stream(packet: memoryview) -> bool:
     """Whether a packet that is no plain segment of TCP may be a part of one, or have one inside."""
     if packet[0] >> 4 == _IPV4:
-        return packet[9] == _TCP
+        return packet[9] == TCP
     return packet[6] not in _OTHER_THAN_TCP

@@ -69,8 +69,8 @@ class Inbound:
 
     def _unprotect(self, received: Received, now: float) -> None:
         source, fields = received.source, received.fields
-        others = self._arrivals.add(received.datagrams, source, fields, now)
-        if len(received.datagrams) == 1 and others:
+        others = self._arrivals.add_piece(received.piece, source, fields, now)
+        if len(received.piece.datagrams) == 1 and others:
             # It has been told apart, and would come again.
             raise Refused(Refusal.UNKNOWN_SPI)
         for other in others:

@@ -22,7 +22,6 @@ from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.control import UCRED, receive
 from xfrmpy.datapath.userspace.shares import ALL, Share
-from xfrmpy.datapath.userspace.worker import READY, REQUESTS, network_namespace
 from xfrmpy.ipsec.plain import Plain
 
 ANSWER_SECONDS = 5.0
@@ -31,6 +30,9 @@ stuck, and the daemon must not be."""
 
 START_SECONDS = 20.0
 """An interpreter starts in a tenth of a second, on an idle machine."""
+
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+"""numpy's algebra, of which a worker has no use, would start a thread for each core."""
 
 SOCKET_NAME, LOG_NAME = requests.socket_name(0), requests.log_name(0)
 """Of the first, which there always is."""
@@ -169,11 +171,11 @@ class WorkerProcess:
             return str(error)
         if not isinstance(told, dict) or told.get("format") != requests.FORMAT:
             return "it speaks another format"
-        if not set(told["requests"]) >= REQUESTS:
+        if not set(told["requests"]) >= requests.REQUESTS:
             return "it knows fewer requests"
         if told["share"] != [self.share.index, self.share.count]:
             return "it is one of another number of workers"
-        if told["network"] != network_namespace():
+        if told["network"] != requests.network_namespace():
             return "it is in another network namespace"
         self.version = told["version"]
         return ""
@@ -286,7 +288,7 @@ def _spawn(runtime_dir: Path, share: Share) -> int:
                 sys.executable,
                 # -P: no modules from the current directory, which may be anybody's.
                 [sys.executable, "-P", "-m", module, path, str(writing), *numbers],
-                os.environ,
+                {**os.environ, **_ONE_THREAD},
                 file_actions=_standard_streams(runtime_dir / requests.log_name(share.index)),
                 setsid=True,
             )
@@ -297,7 +299,7 @@ def _spawn(runtime_dir: Path, share: Share) -> int:
         if not select.select([ready], [], [], START_SECONDS)[0]:
             os.kill(process, signal.SIGKILL)
         words = ready.read()
-    if words == READY:
+    if words == requests.READY:
         return process
     os.waitpid(process, 0)
     reason = words.decode(errors="replace") or "it ended without a word"

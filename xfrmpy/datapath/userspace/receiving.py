@@ -1,7 +1,8 @@
 """The datagrams of the shared UDP port, as many at a time as have come (UDP_GRO of udp(7)).
 
 The kernel hands over datagrams of one sender that follow each other as one buffer, and says of what
-size each of them is; only the last may be shorter. They stay where they came until the next call.
+size each of them is; only the last may be shorter. Large ones stay where they came until the next
+call, which is in one of few places, so that what shows them there is soon made (`Piece`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 from xfrmpy.datapath.userspace.ancillary import ROOM, Ancillary, ask_for_fields, decode_fields
+from xfrmpy.datapath.userspace.pieces import Piece
 from xfrmpy.datapath.userspace.turns import Turn
 from xfrmpy.datapath.userspace.udp import ask_for_destination, decode_destination
 from xfrmpy.esp.transport import Fields
@@ -23,14 +25,20 @@ from xfrmpy.ipsec.addresses import SocketAddress
 MAX_DATAGRAM = 65535
 """Octets, of several datagrams that come as one buffer, too."""
 
-ARENA = 2 * 65536
-"""Octets: another buffer is asked for as long as the largest one fits behind those before."""
+PLACES = 2
+"""Buffers that stay where they came, before the other side gets its turn."""
+
+SMALL = 4096
+"""Octets that are moved out of the way of what comes next."""
 
 MAX_READS = 64
 """Buffers before the other side gets its turn."""
 
 MAX_KNOWN = 1024
 """What the kernel told of datagrams, and what it means."""
+
+MAX_PIECES = 64
+"""Shapes and places of what has come. Each has some 40 KiB of views."""
 
 _UDP_GRO = 104  # <linux/udp.h>
 _SO_RXQ_OVFL = 40  # <asm-generic/socket.h>
@@ -43,7 +51,7 @@ _SIZE, _LOST = (socket.SOL_UDP, _UDP_GRO), (socket.SOL_SOCKET, _SO_RXQ_OVFL)
 class Received:
     """Datagrams from one place to one place, with the same fields in the IP header."""
 
-    datagrams: list[memoryview]
+    piece: Piece
     source: SocketAddress
     fields: Fields
     told: Ancillary
@@ -78,9 +86,10 @@ class UdpReceiver:
         self._socket = opened
         self._version = version
         self._port: int = opened.getsockname()[1]
-        self._arena = memoryview(bytearray(ARENA))
+        self._places = [memoryview(bytearray(MAX_DATAGRAM)) for _ in range(PLACES)]
         self._turn = turn
         self._known: dict[tuple[Any, ...], _Told] = {}
+        self._pieces: dict[tuple[int, int, int], Piece] = {}
         ask_for_fields(opened, version)
         ask_for_destination(opened, version)
         opened.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
@@ -90,29 +99,40 @@ class UdpReceiver:
     def receive(self) -> list[Received]:
         """A turn's worth of what has come, as far as there is room; nothing if nothing has."""
         received: list[Received] = []
-        start = 0
+        place = 0
         for _ in range(self._turn.begin()):
-            if start + MAX_DATAGRAM > ARENA:
-                break
             try:
-                size, told, _, address = self._socket.recvmsg_into([self._arena[start:]], ROOM)
+                size, told, _, address = self._socket.recvmsg_into([self._places[place]], ROOM)
             except BlockingIOError:
                 break
             except OSError:
                 continue  # An ICMP error for something sent earlier.
-            received.append(self._received(self._arena[start : start + size], told, address))
-            start += size
+            received.append(self._received(place, size, told, address))
+            place += size > SMALL
+            if place == PLACES:
+                break
         self._turn.end(len(received))
         return received
 
-    def _received(self, buffer: memoryview, told: Ancillary, address: tuple[Any, ...]) -> Received:
+    def _received(
+        self, place: int, size: int, told: Ancillary, address: tuple[Any, ...]
+    ) -> Received:
         known = self._known.get((address, *told)) or self._learn(told, address)
         if known.lost is not None:
             self._note_lost(known.lost)
-        datagrams, size = [buffer], known.size
-        if size:
-            datagrams = [buffer[at : at + size] for at in range(0, len(buffer), size)]
-        return Received(datagrams, known.source, known.fields, told, self._port)
+        piece = self._piece_of(place, size, known.size)
+        return Received(piece, known.source, known.fields, told, self._port)
+
+    def _piece_of(self, place: int, size: int, each: int) -> Piece:
+        if size <= SMALL:
+            return Piece(memoryview(bytearray(self._places[place][:size])), each)
+        made = self._pieces.get((place, size, each))
+        if made is None:
+            if len(self._pieces) >= MAX_PIECES:
+                self._pieces.clear()
+            made = Piece(self._places[place][:size], each)
+            self._pieces[place, size, each] = made
+        return made
 
     def _learn(self, told: Ancillary, address: tuple[Any, ...]) -> _Told:
         """To take it apart takes 6 us, three times as long as to open a packet."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
@@ -47,6 +48,19 @@ from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, Template
 from xfrmpy.registry import ProtocolId
 
 T = TypeVar("T")
+
+READY = b"\0"
+"""What a worker says when it listens."""
+
+REQUESTS = frozenset(
+    (
+        *("add", "carry", "close_interface", "drops", "dump", "hello", "interfaces"),
+        *("join_interface", "lead", "leave_port", "move_sa", "open_interface", "raw_refusal"),
+        *("remove_all", "remove_policy", "remove_sa", "resumable", "seconds_idle", "set_room"),
+        *("shut", "stop", "survey", "update_sa", "usage"),
+    )
+)
+"""What a worker of this version answers, each a method of `Worker`."""
 
 MAX_PACKET = 64 * 1024
 """Octets; well below what a local socket buffers by default."""
@@ -159,3 +173,8 @@ def named(name: object) -> SaId:
 def _packed_address(octets: str) -> IpAddress:
     packed = bytes.fromhex(octets)
     return IPv4Address(packed) if len(packed) == IPV4_OCTETS else IPv6Address(packed)
+
+
+def network_namespace() -> int:
+    """Which one this thread is in: a worker of another is of no use."""
+    return os.stat("/proc/thread-self/ns/net").st_ino

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
 
+from xfrmpy.datapath.userspace.vectors import sum_of
 from xfrmpy.datapath.userspace.virtio import Offload, Segments
 from xfrmpy.esp.checksum import checksum_of
 from xfrmpy.esp.ip import begins_at
@@ -54,7 +55,7 @@ def _with_checksum(packet: bytes, start: int, offset: int) -> bytes:
         raise BadOffload
     # RFC 768: "If the computed checksum is zero, it is transmitted as all ones", which is as good
     # a zero for the other protocols.
-    checksum = checksum_of(packet[start:]) or 0xFFFF
+    checksum = 0xFFFF - sum_of(packet[start:]) or 0xFFFF
     return packet[:at] + _WORD.pack(checksum) + packet[at + 2 :]
 
 
@@ -96,17 +97,17 @@ def _segments(packet: bytes, layout: _Layout, size: int) -> Iterator[bytes]:
         piece = packet[at : at + size]
         length = len(header) + len(piece)
         if layout.is_tcp:
-            own = _tcp_header(header, number * size, is_first=not number, is_last=number == last)
+            own = tcp_header_of(header, number * size, is_first=not number, is_last=number == last)
             place = _TCP_CHECKSUM
         else:
             own = header[:4] + _WORD.pack(length) + header[6:]
             place = _UDP_CHECKSUM
-        own = _for_length(own, place, length - whole)
+        own = for_length(own, place, length - whole)
         ended = ip_header_of(ip, length, number)
         yield _with_checksum(ended + own + piece, len(ended), place)
 
 
-def _tcp_header(header: bytes, offset: int, *, is_first: bool, is_last: bool) -> bytes:
+def tcp_header_of(header: bytes, offset: int, *, is_first: bool, is_last: bool) -> bytes:
     """RFC 3168 section 6.1.2: CWR is in the first new packet after the window was reduced. FIN and
     PSH are about the end of the data."""
     sequence = (_SEQUENCE.unpack_from(header, 4)[0] + offset) & 0xFFFFFFFF
@@ -118,7 +119,7 @@ def _tcp_header(header: bytes, offset: int, *, is_first: bool, is_last: bool) ->
     return header[:4] + _SEQUENCE.pack(sequence) + header[8:13] + bytes((flags,)) + header[14:]
 
 
-def _for_length(header: bytes, place: int, more: int) -> bytes:
+def for_length(header: bytes, place: int, more: int) -> bytes:
     """With the sum of a pseudo-header whose length is by `more` another one."""
     partial = (_WORD.unpack_from(header, place)[0] + more) % 0xFFFF
     return header[:place] + _WORD.pack(partial) + header[place + 2 :]

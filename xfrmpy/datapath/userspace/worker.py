@@ -288,7 +288,7 @@ class Worker:
             "version": __version__,
             "format": requests.FORMAT,
             "requests": [*_HANDLERS],
-            "network": network_namespace(),
+            "network": requests.network_namespace(),
             "is_open": self._tun is not None,
             "share": [self._share.index, self._share.count],
         }
@@ -479,39 +479,9 @@ def _single(method: Callable[[Worker, Plain], Plain | None]) -> _Handler:
 
 
 _HANDLERS: dict[str, _Handler] = {
-    "hello": _single(Worker.hello),
-    "raw_refusal": _single(Worker.raw_refusal),
-    "carry": _single(Worker.carry),
-    "shut": _single(Worker.shut),
-    "leave_port": _single(Worker.leave_port),
-    "lead": _single(Worker.lead),
-    "add": _single(Worker.add),
-    "update_sa": _single(Worker.update_sa),
-    "move_sa": _single(Worker.move_sa),
-    "set_room": _single(Worker.set_room),
-    "remove_sa": _single(Worker.remove_sa),
-    "remove_policy": _single(Worker.remove_policy),
-    "open_interface": _single(Worker.open_interface),
-    "join_interface": _single(Worker.join_interface),
-    "close_interface": _single(Worker.close_interface),
-    "interfaces": _single(Worker.interfaces),
-    "usage": _single(Worker.usage),
-    "seconds_idle": _single(Worker.seconds_idle),
-    "resumable": _single(Worker.resumable),
-    "survey": _single(Worker.survey),
-    "drops": _single(Worker.drops),
-    "remove_all": _single(Worker.remove_all),
-    "stop": _single(Worker.stop),
-    "dump": lambda worker, _plain: worker.dump(),
+    name: _single(getattr(Worker, name)) for name in requests.REQUESTS - {"dump"}
 }
-
-
-REQUESTS = frozenset(_HANDLERS)
-
-
-def network_namespace() -> int:
-    """Which one this thread is in: a worker of another is of no use."""
-    return os.stat("/proc/thread-self/ns/net").st_ino
+_HANDLERS["dump"] = lambda worker, _plain: worker.dump()
 
 
 def _open_udp(family: socket.AddressFamily, port: int, workers: int) -> socket.socket:
@@ -559,7 +529,7 @@ def main(arguments: list[str]) -> int:
     except (DatapathError, OSError) as error:
         os.write(ready, str(error).encode())
         return 1
-    os.write(ready, READY)
+    os.write(ready, requests.READY)
     os.close(ready)
     try:
         worker.run()
@@ -567,8 +537,6 @@ def main(arguments: list[str]) -> int:
         worker.close()
     return 0
 
-
-READY = b"\0"
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
