@@ -61,7 +61,7 @@ def holding_port_500(host: Host, directory: Path) -> Iterator[int]:
     """The process of somebody who does."""
     holder = Background(host.command(sys.executable, "-c", HOLD), directory / "holder.log")
     try:
-        eventually("the port to be held", lambda: "bound" in holder.output)
+        eventually("the port to be held", lambda: "bound" in holder.output, seconds=60)
         yield holder.process.pid
     finally:
         holder.process.kill()
