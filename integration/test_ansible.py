@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import runpy
 from collections.abc import Iterator
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from integration.lab.gateway import XFRMPY
 from integration.lab.process import eventually
 from integration.lab.site import Site
 from integration.lab.systemd import PYTHON, Machine
+from tests.test_ansible_filters import load_foreign
 
 pytestmark = pytest.mark.native
 """Ansible is the same wherever the packets go, and starts hundreds of processes."""
@@ -99,7 +100,43 @@ def test_a_mesh_is_made_and_changed_and_only_what_differs_is_touched() -> None:
         assert "nothing was deployed: sun: " in refused.output
         assert {name: member.files() for name, member in members.items()} == files
 
+        variables["all"] = {"mesh_hosts": ["moon", "sun", "mars"], "mesh_defaults": {"dpd": "17s"}}
+        assert_goes_on_without_one_that_is_unreachable(fleet, variables)
+        assert_spokes_reach_each_other_through_the_hub(fleet, variables)
         assert_reverts_when_the_play_does_not_come_back(fleet, moon, sun)
+
+
+def assert_goes_on_without_one_that_is_unreachable(fleet: Fleet, variables: dict[str, Any]) -> None:
+    """It keeps what it has, and the others their tunnels with it."""
+    moon, sun, mars, _ = fleet.members.values()
+    files, names = mars.files(), mars.spis().keys()
+    cut = {
+        "namespace_reach": "192.0.2.99",
+        "namespace_source": mars.leader,
+        "namespace_address": mars.inside,
+    }
+    half = fleet.play_text(MESH, variables={**variables, "mars": cut})
+    assert half.count("unreachable")["mars"] == 1, half.output
+    assert not any(half.count("failed").values()), half.output
+    assert changed(half) == {"moon", "sun"}
+    assert mars.files() == files
+    assert mars.spis().keys() == names
+    assert all(mars.reaches(other) for other in (moon, sun))
+
+
+def assert_spokes_reach_each_other_through_the_hub(fleet: Fleet, variables: dict[str, Any]) -> None:
+    """Mars, which can be reached again, follows in the rest, too."""
+    moon, sun, mars, _ = fleet.members.values()
+    moon.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    hub = {**variables["all"], "mesh_topology": "hub", "mesh_hubs": ["moon"]}
+    good(fleet.play_text(MESH, variables={"all": hub}))
+    assert [sorted(member.spis()) for member in (moon, sun, mars)] == [
+        ["mesh-mars", "mesh-sun"],
+        ["mesh-moon"],
+        ["mesh-moon"],
+    ]
+    assert all(b"17s" in member.files()["conf.d/mesh.yaml"] for member in (moon, sun, mars))
+    assert all(a.reaches(b) for a, b in permutations((moon, sun, mars), 2))
 
 
 def assert_reverts_when_the_play_does_not_come_back(
@@ -189,6 +226,18 @@ def test_a_tunnel_that_goes_leaves_the_others(pair: Fleet) -> None:
     assert {t.name for t in moon.status().tunnels} == {"net"}
 
 
+def test_the_doctor_tells_of_a_problem_until_it_is_gone(pair: Fleet) -> None:
+    moon = pair.members["moon"]
+    moon.run("sysctl", "-qw", "net.ipv4.ip_forward=0")
+    found = moon.module("doctor_info")
+    (problem,) = [text for text in found["problems"] if text.startswith("forwarding: ")]
+    assert found["counts"]["problem"] == len(found["problems"])
+    assert problem.split(": ", 1)[1] in {each["summary"] for each in found["findings"]}
+    moon.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    again = moon.module("doctor_info", _ansible_check_mode=True)
+    assert (again["changed"], problem in again["problems"]) == (False, False)
+
+
 def test_units_are_installed_once(pair: Fleet) -> None:
     moon = pair.members["moon"]
     told = moon.module("units", _ansible_check_mode=True)
@@ -237,6 +286,7 @@ def test_a_secret_is_generated_once_and_shown_as_a_fingerprint(pair: Fleet) -> N
         ("tunnel", {"name": ["net"]}, "policy"),
         ("tunnel", {"name": ["gone"], "state": "up"}, "no such tunnel: gone; the policy has net"),
         ("tunnel_info", {"program": "/nowhere/xfrmpy"}, "/nowhere/xfrmpy"),
+        ("doctor_info", {"program": "/nowhere/xfrmpy"}, "/nowhere/xfrmpy"),
         ("secret", {"name": "net"}, "one of `value` and `generate` is needed"),
         ("pair_info", {"pairs": {"sun": {"ours": {}}}}, "no mapping of `ours` and `theirs`"),
         (
@@ -310,6 +360,59 @@ def test_what_is_not_confirmed_is_taken_back_and_what_is_stays(pair: Fleet) -> N
     assert moon.files() == before
 
 
+def test_the_play_of_the_page_renders_the_other_end_without_xfrmpy(tmp_path: Path) -> None:
+    """By Ansible itself, which finds what the filters import in the collection alone."""
+    (play,) = re.findall(r"```yaml\n(- name: What strongSwan.*?)```", PAGE, re.DOTALL)
+    end = tmp_path / "office.conf"
+    host = {"ansible_connection": "local", "office_key": "a key"}
+    text = play.replace("dest: office.conf", f"dest: {end}")
+    good(Controller(tmp_path).play(text.replace("hosts: moon", "hosts: gateways"), {"moon": host}))
+    assert "remote_addrs = 198.51.100.1\n" in end.read_text()
+    assert f"secret = 0x{b'a key'.hex()}\n" in end.read_text()
+
+
+REMOTE_ACCESS = """
+- hosts: moon
+  gather_facts: false
+  roles: [xfrmpy.gateway.remote_access]
+"""
+
+
+def test_clients_call_the_gateway_with_what_was_delivered_for_them() -> None:
+    with Fleet(("moon", "sun")) as fleet:
+        moon, sun = fleet.members.values()
+        clients = {"alice": {"address": "10.99.0.1"}, "bob": {"address": "10.99.0.2"}}
+        delivered = fleet.directory / "clients"
+        variables: dict[str, Any] = {
+            "remote_access_subnets": ["10.1.0.0/16"],
+            "remote_access_gateway": moon.outside,
+            "remote_access_deliver": str(delivered),
+            "remote_access_clients": clients,
+        }
+
+        def play() -> Played:
+            return good(fleet.play_text(REMOTE_ACCESS, DIFF, {"moon": variables}))
+
+        made = play()
+        key = (delivered / "alice/secrets/client-alice").read_text()
+        assert key.strip() not in made.output
+        assert changed(play()) == set()
+
+        sun.host.batch("addr add 10.99.0.1/32 dev lo")
+        policy = (delivered / "alice/conf.d/moon.yaml").read_text()
+        answer = sun.module("apply", files={"moon": policy}, secrets={"client-alice": key.strip()})
+        assert answer["changed"], answer
+        eventually("alice's tunnel to be up", lambda: "moon" in sun.spis(), seconds=60)
+        sun.run("ping", "-n", "-c", "2", "-W", "5", "-I", "10.99.0.1", moon.inside)
+
+        before = moon.spis()
+        variables["remote_access_clients"] = {"alice": clients["alice"]}
+        assert changed(play()) == {"moon"}
+        assert moon.spis() == before
+        assert [tunnel.name for tunnel in moon.status().tunnels] == ["client-alice"]
+        assert not any("bob" in path for path in moon.files())
+
+
 def test_strongswan_loads_what_is_rendered_for_it_and_agrees(site: Site) -> None:
     """The policy names no proposals: the other end has those of the profile."""
     tunnel = site.network.tunnel()
@@ -317,8 +420,7 @@ def test_strongswan_loads_what_is_rendered_for_it_and_agrees(site: Site) -> None
         site.network.moon, tunnel, ike=None, esp={"proposals": ["aes256gcm16-noesn"]}
     )
     policy = yaml.safe_load((ours.policies / "net0.yaml").read_text())
-    filters = runpy.run_path(str(COLLECTION / "plugins/filter/foreign.py"))
-    end = filters["swanctl_conf"](policy, "site0", tunnel.ours.public, tunnel.psk)
+    end = load_foreign()["swanctl_conf"](policy, "site0", tunnel.ours.public, tunnel.psk)
     theirs = site.strongswan(site.network.sun, configuration=end)
     site.connect(ours, theirs)
     site.assert_protected()

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from integration.lab.gateway import DATAPATH
 from integration.lab.process import run
+from integration.lab.site import Site
+from integration.lab.systemd import Machine, boot_files
 
 BUILD = Path(__file__).parents[1] / ".ci" / "build_deb.py"
 SUITE = "bookworm"
@@ -32,6 +35,8 @@ CONTAINER = (
     "--system-call-filter=@keyring bpf",
     "--bind=/dev/net/tun",
 )
+TOOLS = ("--include=iproute2,iputils-ping",)
+"""What the laboratory's own units call."""
 SHIPPED = (
     "/usr/share/man/man1/xfrmpy.1.gz",
     "/usr/share/man/man5/xfrmpy.yaml.5.gz",
@@ -78,7 +83,7 @@ def root(tmp_path: Path) -> Iterator[Root]:
     path = tmp_path / "root"
     apt = Path("/etc/apt")
     sources = [*apt.glob("sources.list"), *apt.glob("sources.list.d/debian*.sources")]
-    make = ["mmdebstrap", "--quiet", "--mode=root", "--variant=apt"]
+    make = ["mmdebstrap", "--quiet", "--mode=root", "--variant=apt", *TOOLS]
     hooks = [f"--customize-hook=copy-in {package} /", f"--customize-hook={INSTALL}"]
     try:
         run(*make, *hooks, SUITE, str(path), *map(str, sources), seconds=900)
@@ -87,7 +92,9 @@ def root(tmp_path: Path) -> Iterator[Root]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def test_it_is_installed_shows_the_demo_and_is_removed_cleanly(root: Root) -> None:
+def test_it_is_installed_boots_shows_the_demo_and_is_removed_cleanly(
+    root: Root, site: Site
+) -> None:
     assert root.must("xfrmpy", "--version").startswith("xfrmpy ")
     for place in SHIPPED:
         assert (root.path / place[1:]).is_file(), place
@@ -95,6 +102,7 @@ def test_it_is_installed_shows_the_demo_and_is_removed_cleanly(root: Root) -> No
     assert user == "root 711\n"
     assert "xfrmpy:" in (root.path / "etc/passwd").read_text()
     assert root.must("xfrmpy", "check") == "0 tunnels in 0 files: ok\n"
+    assert_boots_with_its_tunnel(root, site)
     assert "not one packet clear" in root.must("xfrmpy", "demo", "--seconds", "1")
     policy = root.path / "etc/xfrmpy/conf.d/kept.yaml"
     policy.write_text("peer: 192.0.2.1\n")
@@ -102,3 +110,18 @@ def test_it_is_installed_shows_the_demo_and_is_removed_cleanly(root: Root) -> No
     assert root.files("etc/xfrmpy") == {"etc/xfrmpy/conf.d", "etc/xfrmpy/conf.d/kept.yaml"}
     left = root.files("usr", "run", "var/lib")
     assert [path for path in left if "xfrmpy" in path] == []
+
+
+def assert_boots_with_its_tunnel(root: Root, site: Site) -> None:
+    """The units that the package brings: the tunnel is up before the service that needs it."""
+    moon, sun = site.network.moon, site.network.sun
+    site.xfrmpy(sun, site.network.tunnel().mirrored())
+    moon.batch("link set wan down")
+    place = site.directory / "machine"
+    place.mkdir()
+    files = boot_files(site.network, DATAPATH)
+    with Machine(moon, place, files, root=root.path) as machine:
+        machine.await_active("xfrmpyd.service", "lab-dependent.service", seconds=120)
+        machine.assert_booted_in_order()
+        assert site.network.alice.ping(site.network.bob.inside_address()) == 0
+        machine.must("systemctl", "stop", "xfrmpyd")

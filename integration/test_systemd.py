@@ -12,70 +12,24 @@ import pytest
 import yaml
 
 from integration.lab.gateway import DATAPATH
-from integration.lab.process import PATIENCE, Background, eventually
+from integration.lab.process import IN_VM, PATIENCE, Background, eventually
 from integration.lab.site import Site
-from integration.lab.systemd import PROGRAM, Machine
+from integration.lab.systemd import PROGRAM, Machine, boot_files
 from xfrmpy.cli.units import install_units
 
 UNITS = ("xfrmpyd.service", "xfrmpy-block.service", "xfrmpy-tunnel@.service")
 MOST_EXPOSED = 20
 """Tenths, of systemd's own scale of 0 to 10."""
 
-NETWORK = """\
-[Unit]
-After=network-pre.target
-Before=network.target
-Wants=network.target network-pre.target
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=ip link set wan up
-ExecStart=ip route add default via 192.0.2.254
-"""
-DEPENDENT = """\
-[Unit]
-Requires=xfrmpy-tunnel@net0.service
-After=xfrmpy-tunnel@net0.service
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=ping -n -c 1 -W 5 -I {ours} {theirs}
-"""
-LAB = """\
-[Unit]
-Requires=basic.target
-After=basic.target
-Wants=xfrmpy-block.service xfrmpyd.service lab-network.service lab-dependent.service
-"""
 WATCHDOG_SECONDS = 3 * PATIENCE
+START_SECONDS = 180 * PATIENCE
 
 
 def files(site: Site) -> dict[str, str]:
-    tunnel = site.network.tunnel()
-    policy = {
-        "peer": tunnel.theirs.public,
-        "id": tunnel.ours.id,
-        "peer_id": tunnel.theirs.id,
-        "psk": "secret:net0",
-        "local": [*tunnel.ours.subnets],
-        "remote": [*tunnel.theirs.subnets],
-        "ike": {"proposals": [tunnel.ike]},
-        "esp": {"proposals": [tunnel.esp]},
-        "datapath": DATAPATH,
-        "start": "auto",
-        "on_down": "block",
-    }
-    router = site.network.alice.inside_address().rpartition(".")[0] + ".1"
-    units = "/etc/systemd/system"
+    patience = f"WatchdogSec={WATCHDOG_SECONDS}\nTimeoutStartSec={START_SECONDS}\n"
     return {
-        "/etc/xfrmpy/conf.d/net0.yaml": yaml.safe_dump(policy),
-        "/etc/xfrmpy/secrets/net0": tunnel.psk + "\n",
-        f"{units}/lab-network.service": NETWORK,
-        f"{units}/lab-dependent.service": DEPENDENT.format(
-            ours=router, theirs=site.network.bob.inside_address()
-        ),
-        f"{units}/lab.target": LAB,
-        f"{units}/xfrmpyd.service.d/lab.conf": f"[Service]\nWatchdogSec={WATCHDOG_SECONDS}\n",
+        **boot_files(site.network, DATAPATH),
+        "/etc/systemd/system/xfrmpyd.service.d/lab.conf": f"[Service]\n{patience}",
     }
 
 
@@ -109,7 +63,10 @@ def process_of(machine: Machine) -> int:
 
 @pytest.mark.native
 @pytest.mark.vm
-def test_a_host_boots_reloads_crashes_hangs_and_stops(site: Site, tmp_path: Path) -> None:
+def test_a_host_boots_crashes_hangs_reloads_and_stops(site: Site, tmp_path: Path) -> None:
+    """All of it natively. In the emulated machine, where a daemon starts in half a minute, what
+    the kernel has a part in: the boot, in the units' sandbox, and what a crash leaves in force.
+    """
     net = site.network
     site.xfrmpy(net.sun, net.tunnel().mirrored())
     bob = net.bob.inside_address()
@@ -119,13 +76,16 @@ def test_a_host_boots_reloads_crashes_hangs_and_stops(site: Site, tmp_path: Path
         assert wire.kinds["clear"], "the capture would not see it"
         net.moon.batch("link set wan down")
         with site.capture() as wire, Machine(net.moon, site.directory, files(site)) as machine:
-            machine.await_active("xfrmpyd.service", "lab-dependent.service")
-            assert_booted_in_order(machine)
+            machine.await_active("xfrmpyd.service", "lab-dependent.service", seconds=120)
+            machine.assert_booted_in_order()
             assert_runs_as_a_user_of_its_own(machine)
             assert net.alice.ping(bob) == 0
-            assert_reloads(machine)
             with net.alice.pinging(bob, site.log) as counts:
-                assert_survives(machine)
+                assert_survives_a_kill(machine)
+                if not IN_VM:
+                    assert_survives_a_hang_and_a_restart(machine)
+                    assert_reloads(machine)
+                    assert_others_may_look_at_most(machine)
             assert counts[1] == 0
             if DATAPATH == "userspace":
                 assert_recovers_from_a_worker_that_hangs(machine)
@@ -134,21 +94,6 @@ def test_a_host_boots_reloads_crashes_hangs_and_stops(site: Site, tmp_path: Path
             net.alice.ping(bob)
         assert wire.protected
         assert wire.kinds["clear"] == 0, wire.kinds
-
-
-def assert_booted_in_order(machine: Machine) -> None:
-    def moment(unit: str, when: str) -> int:
-        return int(machine.shown(unit, f"{when}TimestampMonotonic"))
-
-    blocked = moment("xfrmpy-block.service", "ActiveEnter")
-    assert 0 < blocked <= moment("lab-network.service", "InactiveExit")
-    ready = moment("xfrmpyd.service", "ActiveEnter")
-    waited = moment("xfrmpy-tunnel@net0.service", "ActiveEnter")
-    assert ready <= waited <= moment("lab-dependent.service", "InactiveExit")
-    eventually(
-        "systemd to know how many are up",
-        lambda: machine.shown("xfrmpyd", "StatusText") == "1 of 1 tunnels up",
-    )
 
 
 def assert_runs_as_a_user_of_its_own(machine: Machine) -> None:
@@ -168,6 +113,9 @@ def assert_runs_as_a_user_of_its_own(machine: Machine) -> None:
     kept = machine.must("ls", "/run/xfrmpy")
     assert "store.db" in kept
     assert "store-key" not in kept, "the kernel keeps it"
+
+
+def assert_others_may_look_at_most(machine: Machine) -> None:
     refused = machine.run("setpriv", "--reuid=nobody", "--clear-groups", PROGRAM, "status")
     assert refused.code == 77
     groups = ("--regid=nogroup", "--groups=xfrmpy")
@@ -193,18 +141,22 @@ def assert_reloads(machine: Machine) -> None:
     assert names(machine) == before
 
 
-def assert_survives(machine: Machine) -> None:
-    """A kill, a daemon that hangs, a restart: systemd starts another, which has the same SAs."""
+def assert_survives_a_kill(machine: Machine) -> None:
+    """Systemd starts another daemon, which has the same SAs."""
     before, process = names(machine), process_of(machine)
     machine.must("systemctl", "kill", "--kill-who=main", "--signal=KILL", "xfrmpyd")
-    process = await_another(machine, process)
-    assert names(machine) == before
-    machine.must("kill", "-STOP", str(process))
     await_another(machine, process)
-    assert machine.shown("xfrmpyd", "NRestarts") == "2"
+    assert machine.shown("xfrmpyd", "NRestarts") == "1"
     assert names(machine) == before
     assert machine.shown("lab-dependent", "ActiveState") == "active"
-    process = process_of(machine)
+
+
+def assert_survives_a_hang_and_a_restart(machine: Machine) -> None:
+    before, process = names(machine), process_of(machine)
+    machine.must("kill", "-STOP", str(process))
+    process = await_another(machine, process)
+    assert machine.shown("xfrmpyd", "NRestarts") == "2"
+    assert names(machine) == before
     machine.must("systemctl", "restart", "xfrmpyd")
     assert process_of(machine) != process
     assert names(machine) == before

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import runpy
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,40 @@ from xfrmpy.policy.profiles import PROFILES
 
 COLLECTION = Path(__file__).parent.parent / "ansible"
 FILTERS = COLLECTION / "plugins/filter"
+SHARED = COLLECTION / "plugins/plugin_utils/foreign_end.py"
+RENDERING = COLLECTION.parent / "xfrmpy/policy/foreign/rendering.py"
+
+
+def shared_text() -> str:
+    """What the collection has of xfrmpy, for controllers without it."""
+    head = "# Copyright The xfrmpy authors\n# Apache-2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)\n"
+    where = "# A copy of xfrmpy/policy/foreign/rendering.py; changes here are lost.\n"
+    return head + where + RENDERING.read_text()
+
+
+def load_foreign() -> dict[str, Any]:
+    """The filters of `foreign.py`, whose own collection is only known to Ansible."""
+    package = "ansible_collections.xfrmpy.gateway.plugins.plugin_utils"
+    spec = importlib.util.spec_from_file_location(f"{package}.foreign_end", SHARED)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    parents = [
+        "ansible_collections.xfrmpy.gateway.plugins.plugin_utils".rsplit(".", n)[0]
+        for n in range(5)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in parents:
+            patch.setitem(sys.modules, name, types.ModuleType(name))
+        patch.setitem(sys.modules, spec.name, module)
+        patch.setattr(sys.modules[package], "foreign_end", module, raising=False)
+        spec.loader.exec_module(module)
+        return runpy.run_path(str(FILTERS / "foreign.py"))
+
+
 MESH = runpy.run_path(str(FILTERS / "mesh.py"))
-FOREIGN = runpy.run_path(str(FILTERS / "foreign.py"))
+FOREIGN = load_foreign()
+REMOTE = runpy.run_path(str(FILTERS / "remote_access.py"))
 mesh, mesh_secrets = MESH["mesh"], MESH["mesh_secrets"]
 
 POLICY = {
@@ -182,9 +216,10 @@ def test_the_documentation_of_every_module_and_filter_is_read() -> None:
     for path in sorted(FILTERS.glob("*.yml")):
         written = yaml.safe_load(path.read_text())
         assert written["DOCUMENTATION"]["name"] == path.stem
-        assert callable(MESH.get(path.stem) or FOREIGN.get(path.stem))
-    filters = {**MESH["FilterModule"]().filters(), **FOREIGN["FilterModule"]().filters()}
-    assert {path.stem for path in FILTERS.glob("*.yml")} == {*filters}
+    filters: set[str] = set().union(
+        *(each["FilterModule"]().filters() for each in (MESH, FOREIGN, REMOTE))
+    )
+    assert {path.stem for path in FILTERS.glob("*.yml")} == filters
 
 
 def test_modules_need_only_the_standard_library_on_the_target() -> None:
@@ -223,9 +258,19 @@ def test_examples_use_options_that_there_are() -> None:
         for name, options in task.items():
             collection, _, module = name.rpartition(".")
             if collection == "xfrmpy.gateway":
-                documented = _constant(COLLECTION / f"plugins/modules/{module}.py", "DOCUMENTATION")
-                known = yaml.safe_load(documented)["options"]
-                assert {*(options or {})} <= {*known}, (place, task)
+                assert {*(options or {})} <= _documented(module), (place, task)
+
+
+def _documented(module: str) -> set[str]:
+    """The options of a module: its own, and those that it shares with others."""
+    path = COLLECTION / f"plugins/modules/{module}.py"
+    written = yaml.safe_load(_constant(path, "DOCUMENTATION"))
+    fragments = runpy.run_path(str(COLLECTION / "plugins/doc_fragments/common.py"))
+    names = {*written.get("options", {})}
+    for fragment in written["extends_documentation_fragment"]:
+        text = getattr(fragments["ModuleDocFragment"], fragment.rpartition(".")[2].upper())
+        names |= {*yaml.safe_load(text).get("options", {})}
+    return names
 
 
 def test_the_inventory_of_the_first_mesh_is_one() -> None:
@@ -245,3 +290,64 @@ def test_the_end_that_the_page_renders_is_one() -> None:
         for play in yaml.safe_load(text)
     )
     assert "203.0.113.7" in FOREIGN["swanctl_conf"](office, "office", "198.51.100.1", "a key")
+
+
+CLIENTS = {
+    "alice": {"address": "10.99.0.1"},
+    "bob": {"address": "10.99.0.2", "id": "b@example.net"},
+}
+
+
+def test_a_gateway_and_its_clients_mirror_each_other(tmp_path: Path) -> None:
+    made = REMOTE["remote_access"](CLIENTS, "192.0.2.1", ["10.1.0.0/16"], "gw", {"dpd": "9s"})
+    ends = {
+        "gateway": made["policy"],
+        **{n: {"tunnels": {n: t}} for n, t in made["clients"].items()},
+    }
+    loaded = {}
+    for end, policy in ends.items():
+        directory = tmp_path / end
+        for path, text in {
+            "conf.d/a.yaml": yaml.safe_dump(policy),
+            **{f"secrets/{secret}": "k" * 40 for secret in made["secrets"]},
+        }.items():
+            file = directory / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+            file.chmod(0o600)
+        loaded[end] = load_policy([directory / "conf.d"])
+        assert loaded[end].errors == ()
+    for ours in loaded["gateway"].tunnels:
+        (theirs,) = loaded[ours.name.removeprefix("client-")].tunnels
+        assert (ours.local_id, ours.remote_id) == (theirs.remote_id, theirs.local_id)
+        assert ours.children[0].local == theirs.children[0].remote
+        assert ours.children[0].remote == theirs.children[0].local
+        assert (ours.peers, theirs.peers) == ((), ("192.0.2.1",))
+
+
+@pytest.mark.parametrize(
+    ("clients", "subnets", "fault"),
+    [
+        (["alice"], ["10.1.0.0/16"], "a mapping, by name"),
+        ({"../alice": {"address": "10.99.0.1"}}, ["10.1.0.0/16"], "cannot be a client's name"),
+        ({"alice": None}, ["10.1.0.0/16"], "is no client"),
+        ({"alice": {"adress": "10.99.0.1"}}, ["10.1.0.0/16"], "unknown key adress"),
+        ({"alice": {}}, ["10.1.0.0/16"], "`address` is its inner address"),
+        ({"alice": {"address": "10.99.0.0/24"}}, ["10.1.0.0/16"], "10.99.0.0/24"),
+        ({"alice": {"address": "10.1.0.9"}}, ["10.1.0.0/16"], "in what it is to reach"),
+        ({**CLIENTS, "carol": {"address": "10.99.0.1"}}, ["10.1.0.0/16"], "carol and alice"),
+        (CLIENTS, "10.1.0.0/16", "is a list"),
+        (CLIENTS, ["10.1.0.0/33"], "10.1.0.0/33"),
+    ],
+)
+def test_clients_that_cannot_be_are_refused(clients: Any, subnets: Any, fault: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=re.escape(fault)):
+        REMOTE["remote_access"](clients, "192.0.2.1", subnets, "gw")
+
+
+def test_the_collection_renders_as_xfrmpy_does() -> None:
+    assert SHARED.read_text() == shared_text()
+
+
+if __name__ == "__main__":
+    SHARED.write_text(shared_text())

@@ -17,8 +17,10 @@ from io import StringIO
 from pathlib import Path
 from types import TracebackType
 
+import yaml
+
 from integration.lab.gateway import Answer, ask
-from integration.lab.network import Host
+from integration.lab.network import Host, Network
 from integration.lab.process import LOG_TAIL, PATIENCE, Background, eventually, run
 from xfrmpy.cli.units import install_units
 
@@ -28,6 +30,33 @@ PYTHON = f"/opt/python/bin/python{sys.version_info.major}.{sys.version_info.mino
 """One without what xfrmpy needs."""
 
 _UNITS = "/etc/systemd/system"
+
+_NETWORK = """\
+[Unit]
+After=network-pre.target
+Before=network.target
+Wants=network.target network-pre.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=ip link set wan up
+ExecStart=ip route add default via 192.0.2.254
+"""
+_DEPENDENT = """\
+[Unit]
+Requires=xfrmpy-tunnel@net0.service
+After=xfrmpy-tunnel@net0.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=ping -n -c 1 -W 5 -I {ours} {theirs}
+"""
+_LAB = """\
+[Unit]
+Requires=basic.target
+After=basic.target
+Wants=xfrmpy-block.service xfrmpyd.service lab-network.service lab-dependent.service
+"""
 _PYTHON, _PACKAGES, _SOURCE = "/opt/python", "/opt/packages", "/opt/checkout"
 _NAME = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -55,23 +84,68 @@ set -e
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs "$1"
 mkdir "$1/upper" "$1/work" "$1/root"
-mount -t overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" overlay "$1/root"
+mount -t overlay -o "lowerdir=$3,upperdir=$1/upper,workdir=$1/work" overlay "$1/root"
 rm -rf "$1/root/etc/systemd/system"
 cp -a "$2/." "$1/root/"
-shift 2
+shift 3
 exec "$@"
 """
 """In a mount namespace of its own, which ends with it. What is enabled on this machine is none of
 the other's business."""
 
 
-class Machine:
-    """See the module. A context; `files` are those it has beside, by their paths in it."""
+def boot_files(network: Network, datapath: str) -> dict[str, str]:
+    """Of moon: its first tunnel, `lab-network` once nothing can leave in clear, and a service of
+    `lab.target` that needs the tunnel, `lab-dependent`."""
+    tunnel = network.tunnel()
+    policy = {
+        "peer": tunnel.theirs.public,
+        "id": tunnel.ours.id,
+        "peer_id": tunnel.theirs.id,
+        "psk": "secret:net0",
+        "local": [*tunnel.ours.subnets],
+        "remote": [*tunnel.theirs.subnets],
+        "ike": {"proposals": [tunnel.ike]},
+        "esp": {"proposals": [tunnel.esp]},
+        "datapath": datapath,
+        "start": "auto",
+        "on_down": "block",
+    }
+    router = network.alice.inside_address().rpartition(".")[0] + ".1"
+    return {
+        "/etc/xfrmpy/conf.d/net0.yaml": yaml.safe_dump(policy),
+        "/etc/xfrmpy/secrets/net0": tunnel.psk + "\n",
+        f"{_UNITS}/lab-network.service": _NETWORK,
+        f"{_UNITS}/lab-dependent.service": _DEPENDENT.format(
+            ours=router, theirs=network.bob.inside_address()
+        ),
+        f"{_UNITS}/lab.target": _LAB,
+    }
 
-    def __init__(self, host: Host, directory: Path, files: Mapping[str, str]) -> None:
+
+class Machine:
+    """See the module. A context; `files` are those it has beside, by their paths in it.
+
+    With a `root` it is a copy of that Debian, in which xfrmpy is installed already.
+    """
+
+    def __init__(
+        self, host: Host, directory: Path, files: Mapping[str, str], root: Path | None = None
+    ) -> None:
         self.host = host
         self._directory = directory
         self._layer = directory / "layer"
+        self._root = root or Path("/")
+        self._program = PROGRAM if root is None else "/usr/bin/xfrmpy"
+        self._binds: tuple[str, ...] = (
+            f"--bind-ro={sys.base_prefix}:{_PYTHON}",
+            f"--bind-ro={sysconfig.get_path('purelib')}:{_PACKAGES}",
+            f"--bind-ro={CHECKOUT}:{_SOURCE}",
+        )
+        if root is None:
+            self._install()
+        else:
+            self._binds = ()
         self._prepare(files)
         self.log = directory / "machine.log"
 
@@ -87,6 +161,7 @@ class Machine:
             "bash",
             str(mount),
             str(self._layer),
+            str(self._root),
             "systemd-nspawn",
             "--quiet",
             f"--directory={mount}/root",
@@ -99,9 +174,7 @@ class Machine:
             "--system-call-filter=@keyring bpf",
             "--console=pipe",
             "--bind=/dev/net/tun",
-            f"--bind-ro={sys.base_prefix}:{_PYTHON}",
-            f"--bind-ro={sysconfig.get_path('purelib')}:{_PACKAGES}",
-            f"--bind-ro={CHECKOUT}:{_SOURCE}",
+            *self._binds,
             "--boot",
             "--",
             "--unit=lab.target",
@@ -141,7 +214,7 @@ class Machine:
         return answer.output
 
     def xfrmpy(self, *argv: str) -> Answer:
-        return self.run(PROGRAM, *argv)
+        return self.run(self._program, *argv)
 
     def shown(self, unit: str, name: str) -> str:
         """A property of a unit."""
@@ -155,6 +228,22 @@ class Machine:
 
         eventually(f"{', '.join(units)} to be active", active, seconds)
 
+    def assert_booted_in_order(self) -> None:
+        """Nothing in clear before there is a network, and a tunnel before what needs one."""
+
+        def moment(unit: str, when: str) -> int:
+            return int(self.shown(unit, f"{when}TimestampMonotonic"))
+
+        blocked = moment("xfrmpy-block.service", "ActiveEnter")
+        assert 0 < blocked <= moment("lab-network.service", "InactiveExit")
+        ready = moment("xfrmpyd.service", "ActiveEnter")
+        waited = moment("xfrmpy-tunnel@net0.service", "ActiveEnter")
+        assert ready <= waited <= moment("lab-dependent.service", "InactiveExit")
+        eventually(
+            "systemd to know how many are up",
+            lambda: self.shown("xfrmpyd", "StatusText") == "1 of 1 tunnels up",
+        )
+
     def write(self, path: str, text: str) -> None:
         run(
             "nsenter",
@@ -166,8 +255,8 @@ class Machine:
             stdin=text,
         )
 
-    def _prepare(self, files: Mapping[str, str]) -> None:
-        """The layer above this machine's root."""
+    def _install(self) -> None:
+        """This checkout and its interpreter, in the layer above this machine's root."""
         binaries = self._layer / "opt/xfrmpy/bin"
         binaries.mkdir(parents=True)
         for directory in (_PYTHON, _PACKAGES, _SOURCE):
@@ -180,14 +269,17 @@ class Machine:
         script = binaries / "xfrmpy"
         script.write_text("#!/opt/xfrmpy/bin/python -P\nfrom xfrmpy.cli.main import main\nmain()\n")
         script.chmod(0o755)
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            assert install_units(self._layer, Path(PROGRAM)) == 0
+
+    def _prepare(self, files: Mapping[str, str]) -> None:
+        """What a machine of the laboratory has above its root."""
         for path, text in {f"{_UNITS}/lab.target": _TARGET, **files}.items():
             file = self._layer / path[1:]
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
         for name in _UNWANTED:
             (self._layer / _UNITS[1:] / name).symlink_to("/dev/null")
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            assert install_units(self._layer, Path(PROGRAM)) == 0
 
     def _find_leader(self) -> int:
         for child in _children(self._machine.process.pid):

@@ -24,7 +24,7 @@ from xfrmpy.cli.terminal import (
     table,
     wrapped,
 )
-from xfrmpy.control.client import Client, read_kernel_reply
+from xfrmpy.control.client import Client, read_reply
 from xfrmpy.control.kernel import (
     ErrorCounter,
     InterfaceInForce,
@@ -64,7 +64,7 @@ def _read_without_daemon(absent: OperatorError, tunnel: str | None) -> KernelRep
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     except (OSError, subprocess.CalledProcessError) as error:
         raise _unread(absent, f"what reads the kernel does not run: {error}") from error
-    reply = read_kernel_reply(done.stdout)
+    reply = read_reply(KernelReply, done.stdout)
     if "kernel" in reply.unread:
         raise _unread(absent, reply.unread["kernel"]) from absent
     return reply

@@ -201,11 +201,9 @@ class Client:
         return connection
 
 
-def read_kernel_reply(octets: bytes) -> KernelReply:
+def read_reply(kind: type[_Reply], octets: bytes) -> _Reply:
     """One reply that a program of ours wrote, as the daemon would have. Raises XF4006."""
-    from xfrmpy.control.kernel import KernelReply
-
-    return _decode(KernelReply, _decode_message(octets.rstrip(b"\0")).get("parameters", {}))
+    return _decode(kind, _decode_message(octets.rstrip(b"\0")).get("parameters", {}))
 
 
 def _messages(connection: socket.socket, deadline_at: float, socket_path: Path) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from hashlib import sha256
 from typing import Any
 
 from xfrmpy.ipsec.addresses import IpAddress
-from xfrmpy.ipsec.sad import OUR_REQIDS
+from xfrmpy.ipsec.sad import MAX_RESOURCES, OUR_REQIDS
 from xfrmpy.policy.model import (
     Certificates,
     ChildPolicy,
@@ -245,6 +245,10 @@ def _octets_or_off(value: int) -> str:
     return f"{value} octets" if value else "off"
 
 
+def _resources(value: int) -> str:
+    return {0: "off", MAX_RESOURCES: "auto"}.get(value, str(value))
+
+
 def _onoff(value: bool) -> str:
     return "on" if value else "off"
 
@@ -308,6 +312,7 @@ _OF_CHILD: dict[str, _Key] = {
     "mark_in": _Key("mark_in", Impact.REKEY, _or_none),
     "mark_set": _Key("mark_set", Impact.REKEY, _or_none),
     "if_id": _Key("interface.if_id", Impact.REPLACE),
+    "per_resource": _Key("per_resource", Impact.REKEY, _resources),
 }
 
 _DERIVED_OF_CHILD = {

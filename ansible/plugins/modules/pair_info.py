@@ -23,19 +23,11 @@ options:
     description: Secrets that both call C(secret:NAME), by name.
     type: dict
     default: {}
-  program:
-    description: The C(xfrmpy) command, by its path, or its name if it is on the search path.
-    type: str
-    default: xfrmpy
+extends_documentation_fragment:
+  - xfrmpy.gateway.common.program
+  - xfrmpy.gateway.common.info
 author:
   - The xfrmpy authors (@xfrmpy)
-attributes:
-  check_mode:
-    support: full
-    description: Can run in check mode and tell what would be done.
-  diff_mode:
-    support: none
-    description: There is nothing to show.
 """
 
 EXAMPLES = r"""

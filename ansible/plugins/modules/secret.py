@@ -33,19 +33,11 @@ options:
     type: str
     choices: [present, absent]
     default: present
-  config_dir:
-    description: Where C(conf.d) and C(secrets) are.
-    type: path
-    default: /etc/xfrmpy
+extends_documentation_fragment:
+  - xfrmpy.gateway.common.config_dir
+  - xfrmpy.gateway.common.changes
 author:
   - The xfrmpy authors (@xfrmpy)
-attributes:
-  check_mode:
-    support: full
-    description: Can run in check mode and tell what would be done.
-  diff_mode:
-    support: full
-    description: Shows files as they are and will be, and secrets as fingerprints.
 """
 
 EXAMPLES = r"""

@@ -24,19 +24,11 @@ options:
     description: Whether to return the secrets themselves.
     type: bool
     default: false
-  config_dir:
-    description: Where C(conf.d) and C(secrets) are.
-    type: path
-    default: /etc/xfrmpy
+extends_documentation_fragment:
+  - xfrmpy.gateway.common.config_dir
+  - xfrmpy.gateway.common.info
 author:
   - The xfrmpy authors (@xfrmpy)
-attributes:
-  check_mode:
-    support: full
-    description: Can run in check mode and tell what would be done.
-  diff_mode:
-    support: none
-    description: There is nothing to show.
 """
 
 EXAMPLES = r"""

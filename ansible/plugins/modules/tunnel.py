@@ -32,18 +32,6 @@ options:
   secret:
     description: The shared key, which O(policy) calls C(secret:NAME) by the name of the tunnel.
     type: str
-  program:
-    description: The C(xfrmpy) command, by its path, or its name if it is on the search path.
-    type: str
-    default: xfrmpy
-  runtime_dir:
-    description: Where the daemon's control socket is.
-    type: path
-    default: /run/xfrmpy
-  config_dir:
-    description: Where C(conf.d) and C(secrets) are.
-    type: path
-    default: /etc/xfrmpy
   confirm:
     description:
       - Seconds after which the daemon takes the change back by itself, unless O(state=confirmed) of
@@ -63,15 +51,13 @@ options:
     description: Whether the change may cut the SSH session that it is made through.
     type: bool
     default: false
+extends_documentation_fragment:
+  - xfrmpy.gateway.common.program
+  - xfrmpy.gateway.common.runtime_dir
+  - xfrmpy.gateway.common.config_dir
+  - xfrmpy.gateway.common.changes
 author:
   - The xfrmpy authors (@xfrmpy)
-attributes:
-  check_mode:
-    support: full
-    description: Can run in check mode and tell what would be done.
-  diff_mode:
-    support: full
-    description: Shows files as they are and will be, and secrets as fingerprints.
 """
 
 EXAMPLES = r"""

@@ -15,23 +15,12 @@ options:
     type: list
     elements: str
     default: []
-  program:
-    description: The C(xfrmpy) command, by its path, or its name if it is on the search path.
-    type: str
-    default: xfrmpy
-  runtime_dir:
-    description: Where the daemon's control socket is.
-    type: path
-    default: /run/xfrmpy
+extends_documentation_fragment:
+  - xfrmpy.gateway.common.program
+  - xfrmpy.gateway.common.runtime_dir
+  - xfrmpy.gateway.common.info
 author:
   - The xfrmpy authors (@xfrmpy)
-attributes:
-  check_mode:
-    support: full
-    description: Can run in check mode and tell what would be done.
-  diff_mode:
-    support: none
-    description: There is nothing to show.
 """
 
 EXAMPLES = r"""

@@ -16,15 +16,10 @@ options:
     description: The C(xfrmpy) command that the units start.
     type: path
     default: /opt/xfrmpy/bin/xfrmpy
+extends_documentation_fragment:
+  - xfrmpy.gateway.common.changes
 author:
   - The xfrmpy authors (@xfrmpy)
-attributes:
-  check_mode:
-    support: full
-    description: Can run in check mode and tell what would be done.
-  diff_mode:
-    support: full
-    description: Shows files as they are and will be, and secrets as fingerprints.
 """
 
 EXAMPLES = r"""
