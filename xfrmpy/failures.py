@@ -160,35 +160,6 @@ CATALOGUE: dict[str, FailureKind] = {
             "`profile: compat` beside `proposals` allows it, with a warning",
         ),
     ),
-    "XF1040": FailureKind(
-        title="a configuration of another daemon cannot be read",
-        exit_code=_POLICY,
-        causes=("it is of another kind: `--from` says of which",),
-        fixes=("correct the place named, or give `--from`",),
-    ),
-    "XF1041": FailureKind(
-        title="nothing of a configuration could be carried over",
-        exit_code=_POLICY,
-        causes=("its connections need what xfrmpy has not, certificates for instance",),
-        fixes=("see the reasons above, and docs/migrating.md",),
-    ),
-    "XF1042": FailureKind(
-        title="the other end of a tunnel cannot be written",
-        exit_code=_POLICY,
-        causes=(
-            "the policy leaves out what the other end must know",
-            "the other daemon has nothing that stands for a key of the policy",
-        ),
-        fixes=(
-            "give what the message names, such as `--address`",
-            "write it by hand: docs/README.md has a page for each peer",
-        ),
-    ),
-    "XF1043": FailureKind(
-        title="a file is there already",
-        exit_code=ExitCode.USAGE,
-        fixes=("name another directory with `--into`, or remove the file",),
-    ),
     "XF1030": FailureKind(
         title="a key cannot be used",
         exit_code=_POLICY,
@@ -236,6 +207,35 @@ CATALOGUE: dict[str, FailureKind] = {
         exit_code=_POLICY,
         causes=("its authority has not renewed it, or the new one was not put here",),
         fixes=("`xfrmpy cert revoke` renews it; then `xfrmpy apply`",),
+    ),
+    "XF1040": FailureKind(
+        title="a configuration of another daemon cannot be read",
+        exit_code=_POLICY,
+        causes=("it is of another kind: `--from` says of which",),
+        fixes=("correct the place named, or give `--from`",),
+    ),
+    "XF1041": FailureKind(
+        title="nothing of a configuration could be carried over",
+        exit_code=_POLICY,
+        causes=("its connections need what xfrmpy has not, certificates for instance",),
+        fixes=("see the reasons above, and docs/migrating.md",),
+    ),
+    "XF1042": FailureKind(
+        title="the other end of a tunnel cannot be written",
+        exit_code=_POLICY,
+        causes=(
+            "the policy leaves out what the other end must know",
+            "the other daemon has nothing that stands for a key of the policy",
+        ),
+        fixes=(
+            "give what the message names, such as `--address`",
+            "write it by hand: docs/README.md has a page for each peer",
+        ),
+    ),
+    "XF1043": FailureKind(
+        title="a file is there already",
+        exit_code=ExitCode.USAGE,
+        fixes=("name another directory with `--into`, or remove the file",),
     ),
     "XF2001": FailureKind(
         title="the peer does not answer",

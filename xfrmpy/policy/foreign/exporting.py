@@ -20,8 +20,10 @@ def other_end(tunnel: TunnelPolicy, address: str = "") -> ForeignEnd:
     """
     if tunnel.interface is not None:
         raise Unrenderable("interface has nothing that stands for it there")
-    if tunnel.shared_key is None or tunnel.local_key is not None or tunnel.remote_key is not None:
-        raise Unrenderable("a key that signs is not carried over: write the other end by hand")
+    if tunnel.shared_key is None or tunnel.signs:
+        raise Unrenderable(
+            "keys and certificates are not carried over: write the other end by hand"
+        )
     if tunnel.ppk_required:
         raise Unrenderable("ppk is not carried over, and required: write the other end by hand")
     ours = address or (str(tunnel.local_address) if tunnel.local_address is not None else "")
