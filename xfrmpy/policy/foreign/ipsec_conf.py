@@ -140,7 +140,7 @@ CONN = {
     "vti-routing": Rule(loss=INTERFACES),
     "retransmit-timeout": Rule(loss="see `retransmission`"),
     "retransmit-interval": Rule(loss="see `retransmission`"),
-    "ppk": Rule(loss="xfrmpy has no post-quantum preshared keys", harmless=("no",)),
+    "ppk": Rule(loss="its secret is not read: write `ppk`", harmless=("no",)),
     "modecfgpull": Rule(loss=IKEV1),
     "xauth": Rule(loss=IKEV1),
     "decap-dscp": Rule(
