@@ -4,7 +4,8 @@
 octets between them; iperf3 and ping run on the gateways themselves, between addresses that the
 tunnel carries, so that nothing else has work to do. strongSwan's ESP is kernel-libipsec's. With its
 suite wireguard-go is measured, too. Behind that is told where the time of a packet goes (`steps`).
-With `--workers N` there are N tunnels, for one more test: a stream through each at the same time.
+With `--workers N` there are N tunnels, for one more test: a stream through each at the same time;
+and xfrmpy is measured once more with one tunnel that every worker has a part of (`per_resource`).
 """
 
 from __future__ import annotations
@@ -81,16 +82,19 @@ WORKER = "worker, us"
 """What begins the names of figures of our own: a worker's time for a packet of the `tcp` test."""
 
 
+PER_RESOURCE = "xfrmpy, per_resource"
+
+
 def main() -> None:
     options = _parse()
     prepare(*wireguard.PACKAGES)
     facts = conditions()
     rounds: dict[str, dict[str, list[Figures]]] = {
-        suite: {rival: [] for rival in _rivals(suite)} for suite in options.suites
+        suite: {rival: [] for rival in _rivals(suite, options.workers)} for suite in options.suites
     }
     for number in range(options.rounds):
         for suite in options.suites:
-            for rival in _rivals(suite):
+            for rival in rounds[suite]:
                 figures = measure(rival, suite, options.seconds, options.workers)
                 rounds[suite][rival].append(figures)
                 brief = ", ".join(f"{name} {value:.0f}" for name, value in figures.items())
@@ -137,15 +141,20 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _rivals(suite: str) -> Sequence[str]:
-    return (*RIVALS, "wireguard-go") if suite == wireguard.SUITE else RIVALS
+def _rivals(suite: str, workers: int) -> Sequence[str]:
+    found = [*RIVALS]
+    if workers > 1:
+        found.append(PER_RESOURCE)
+    if suite == wireguard.SUITE:
+        found.append("wireguard-go")
+    return found
 
 
 def measure(rival: str, suite: str, seconds: int, workers: int) -> Figures:
     """One round with one suite: fresh tunnels, every test once."""
-    count = 1 if rival == "wireguard-go" else workers
+    count = workers if rival in RIVALS else 1
     with Site() as site:
-        gateways = _tunnels(site, rival, suite, count)
+        gateways = _tunnels(site, rival, suite, count, workers)
         bench = _Bench(site, gateways, seconds)
         figures = {"ping": bench.ping()}
         for test, arguments in TESTS.items():
@@ -158,7 +167,9 @@ def measure(rival: str, suite: str, seconds: int, workers: int) -> Figures:
         return figures
 
 
-def _tunnels(site: Site, rival: str, suite: str, count: int) -> tuple[Gateway, Gateway]:
+def _tunnels(
+    site: Site, rival: str, suite: str, count: int, workers: int
+) -> tuple[Gateway, Gateway]:
     tunnels = [
         site.network.tunnel(number, ike=SUITES[suite], esp=f"{suite}-noesn")
         for number in range(count)
@@ -174,18 +185,21 @@ def _tunnels(site: Site, rival: str, suite: str, count: int) -> tuple[Gateway, G
         moon.meet(sun)
         sun.meet(moon)
         return moon, sun
-    initiator, responder = (_started(site, rival, host, ours) for host, ours in ends)
+    initiator, responder = (_started(site, rival, host, ours, workers) for host, ours in ends)
     for number in range(count):
         site.connect(initiator, responder, number)
+    if isinstance(initiator, XfrmpyGateway) and rival == PER_RESOURCE:
+        eventually("every Child SA", lambda: len(initiator.tunnel().children) == workers)
     return initiator, responder
 
 
 def _started(
-    site: Site, rival: str, host: Host, tunnels: Sequence[Tunnel]
+    site: Site, rival: str, host: Host, tunnels: Sequence[Tunnel], workers: int
 ) -> XfrmpyGateway | StrongswanPeer:
-    if rival == "xfrmpy":
-        return site.xfrmpy(host, *tunnels, options=("--workers", str(len(tunnels))))
-    return site.strongswan(host, *tunnels)
+    if rival == "strongswan":
+        return site.strongswan(host, *tunnels)
+    keys = {"per_resource": "auto"} if rival == PER_RESOURCE else {}
+    return site.xfrmpy(host, *tunnels, options=("--workers", str(workers)), **keys)
 
 
 class _Bench:

@@ -46,7 +46,10 @@ USES: dict[str, str] = {
     "mapping changes told rarely": "changes of a peer's mapping are rare, and wanted at once",
     "SAs of one direction": "an outbound SA is told by its output mark on every kernel",
     "NAT keepalives by the kernel": "the daemon sends them, on both datapaths alike",
-    "SAs of one CPU (RFC 9611)": "SA_RESOURCE_INFO is not negotiated",
+    "SAs of one CPU (RFC 9611)": (
+        "`per_resource` is for the workers of the userspace datapath; a kernel that has such SAs "
+        "needs one more, of no CPU, for packets of CPUs without one"
+    ),
     "IP-TFS (RFC 9347)": "USE_AGGFRAG is not negotiated",
     "IP-TFS, received": "USE_AGGFRAG is not negotiated",
     "events of replay and lifetime (NEWAE)": (

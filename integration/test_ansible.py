@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import runpy
 from collections.abc import Iterator
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from integration.lab.gateway import XFRMPY
 from integration.lab.process import eventually
 from integration.lab.site import Site
 from integration.lab.systemd import PYTHON, Machine
+from tests.test_ansible_filters import load_foreign
 
 pytestmark = pytest.mark.native
 """Ansible is the same wherever the packets go, and starts hundreds of processes."""
@@ -310,6 +311,17 @@ def test_what_is_not_confirmed_is_taken_back_and_what_is_stays(pair: Fleet) -> N
     assert moon.files() == before
 
 
+def test_the_play_of_the_page_renders_the_other_end_without_xfrmpy(tmp_path: Path) -> None:
+    """By Ansible itself, which finds what the filters import in the collection alone."""
+    (play,) = re.findall(r"```yaml\n(- name: What strongSwan.*?)```", PAGE, re.DOTALL)
+    end = tmp_path / "office.conf"
+    host = {"ansible_connection": "local", "office_key": "a key"}
+    text = play.replace("dest: office.conf", f"dest: {end}")
+    good(Controller(tmp_path).play(text.replace("hosts: moon", "hosts: gateways"), {"moon": host}))
+    assert "remote_addrs = 198.51.100.1\n" in end.read_text()
+    assert f"secret = 0x{b'a key'.hex()}\n" in end.read_text()
+
+
 def test_strongswan_loads_what_is_rendered_for_it_and_agrees(site: Site) -> None:
     """The policy names no proposals: the other end has those of the profile."""
     tunnel = site.network.tunnel()
@@ -317,8 +329,7 @@ def test_strongswan_loads_what_is_rendered_for_it_and_agrees(site: Site) -> None
         site.network.moon, tunnel, ike=None, esp={"proposals": ["aes256gcm16-noesn"]}
     )
     policy = yaml.safe_load((ours.policies / "net0.yaml").read_text())
-    filters = runpy.run_path(str(COLLECTION / "plugins/filter/foreign.py"))
-    end = filters["swanctl_conf"](policy, "site0", tunnel.ours.public, tunnel.psk)
+    end = load_foreign()["swanctl_conf"](policy, "site0", tunnel.ours.public, tunnel.psk)
     theirs = site.strongswan(site.network.sun, configuration=end)
     site.connect(ours, theirs)
     site.assert_protected()

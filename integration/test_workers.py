@@ -87,6 +87,22 @@ def loads(gateway: XfrmpyGateway) -> list[int]:
     return found
 
 
+def send_streams(site: Site) -> None:
+    """Of so many streams that only go one way, each queue of the device gets some; all arrive."""
+    bob = site.network.bob.inside_address()
+    command = site.network.bob.command(sys.executable, "-c", RECEIVE, bob, str(STREAMS))
+    receiver = Background(command, site.log)
+    try:
+        eventually("the receiver to listen", lambda: "listening" in receiver.output)
+        with site.capture() as wire:
+            site.network.alice.run(sys.executable, "-c", SEND, bob, str(STREAMS))
+            eventually("every datagram", lambda: "all" in receiver.output)
+    finally:
+        receiver.stop()
+        site.log.unlink()
+    assert wire.kinds["clear"] == 0
+
+
 def kill_worker(gateway: XfrmpyGateway, index: int, times: int) -> None:
     os.kill(worker_of(gateway.runtime / socket_name(index)), signal.SIGKILL)
     eventually("another worker", lambda: gateway.log.count("another goes on") == times)
@@ -114,18 +130,7 @@ def test_tunnels_are_spread_and_stay_where_they_are(
 def test_what_the_kernel_gives_the_wrong_worker_is_handed_over(
     site: Site, gateways: tuple[XfrmpyGateway, StrongswanPeer]
 ) -> None:
-    """Of so many streams that only go one way, each queue of the device gets some."""
-    bob = site.network.bob.inside_address()
-    command = site.network.bob.command(sys.executable, "-c", RECEIVE, bob, str(STREAMS))
-    receiver = Background(command, site.log)
-    try:
-        eventually("the receiver to listen", lambda: "listening" in receiver.output)
-        with site.capture() as wire:
-            site.network.alice.run(sys.executable, "-c", SEND, bob, str(STREAMS))
-            eventually("every datagram", lambda: "all" in receiver.output)
-    finally:
-        receiver.stop()
-    assert wire.kinds["clear"] == 0
+    send_streams(site)
     assert gateways[0].tunnel(0).children[0].packets_out >= STREAMS
 
 

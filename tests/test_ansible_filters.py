@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import runpy
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,39 @@ from xfrmpy.policy.profiles import PROFILES
 
 COLLECTION = Path(__file__).parent.parent / "ansible"
 FILTERS = COLLECTION / "plugins/filter"
+SHARED = COLLECTION / "plugins/plugin_utils/foreign_end.py"
+RENDERING = COLLECTION.parent / "xfrmpy/policy/foreign/rendering.py"
+
+
+def shared_text() -> str:
+    """What the collection has of xfrmpy, for controllers without it."""
+    head = "# Copyright The xfrmpy authors\n# Apache-2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)\n"
+    where = "# A copy of xfrmpy/policy/foreign/rendering.py; changes here are lost.\n"
+    return head + where + RENDERING.read_text()
+
+
+def load_foreign() -> dict[str, Any]:
+    """The filters of `foreign.py`, whose own collection is only known to Ansible."""
+    package = "ansible_collections.xfrmpy.gateway.plugins.plugin_utils"
+    spec = importlib.util.spec_from_file_location(f"{package}.foreign_end", SHARED)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    parents = [
+        "ansible_collections.xfrmpy.gateway.plugins.plugin_utils".rsplit(".", n)[0]
+        for n in range(5)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in parents:
+            patch.setitem(sys.modules, name, types.ModuleType(name))
+        patch.setitem(sys.modules, spec.name, module)
+        patch.setattr(sys.modules[package], "foreign_end", module, raising=False)
+        spec.loader.exec_module(module)
+        return runpy.run_path(str(FILTERS / "foreign.py"))
+
+
 MESH = runpy.run_path(str(FILTERS / "mesh.py"))
-FOREIGN = runpy.run_path(str(FILTERS / "foreign.py"))
+FOREIGN = load_foreign()
 mesh, mesh_secrets = MESH["mesh"], MESH["mesh_secrets"]
 
 POLICY = {
@@ -245,3 +278,11 @@ def test_the_end_that_the_page_renders_is_one() -> None:
         for play in yaml.safe_load(text)
     )
     assert "203.0.113.7" in FOREIGN["swanctl_conf"](office, "office", "198.51.100.1", "a key")
+
+
+def test_the_collection_renders_as_xfrmpy_does() -> None:
+    assert SHARED.read_text() == shared_text()
+
+
+if __name__ == "__main__":
+    SHARED.write_text(shared_text())

@@ -169,6 +169,35 @@ CATALOGUE: dict[str, FailureKind] = {
         ),
         fixes=("`openssl genpkey -algorithm ed25519` makes a private key",),
     ),
+    "XF1040": FailureKind(
+        title="a configuration of another daemon cannot be read",
+        exit_code=_POLICY,
+        causes=("it is of another kind: `--from` says of which",),
+        fixes=("correct the place named, or give `--from`",),
+    ),
+    "XF1041": FailureKind(
+        title="nothing of a configuration could be carried over",
+        exit_code=_POLICY,
+        causes=("its connections need what xfrmpy has not, certificates for instance",),
+        fixes=("see the reasons above, and docs/migrating.md",),
+    ),
+    "XF1042": FailureKind(
+        title="the other end of a tunnel cannot be written",
+        exit_code=_POLICY,
+        causes=(
+            "the policy leaves out what the other end must know",
+            "the other daemon has nothing that stands for a key of the policy",
+        ),
+        fixes=(
+            "give what the message names, such as `--address`",
+            "write it by hand: docs/README.md has a page for each peer",
+        ),
+    ),
+    "XF1043": FailureKind(
+        title="a file is there already",
+        exit_code=ExitCode.USAGE,
+        fixes=("name another directory with `--into`, or remove the file",),
+    ),
     "XF2001": FailureKind(
         title="the peer does not answer",
         exit_code=ExitCode.TIMED_OUT,
@@ -364,6 +393,15 @@ CATALOGUE: dict[str, FailureKind] = {
             "`post_quantum: prefer` accepts a peer without it",
         ),
     ),
+    "XF2032": FailureKind(
+        title="the peer wants more Child SAs of one traffic than our policy has",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "the peer has more workers, or CPUs, than our `per_resource` allows",
+            "`per_resource` is off here and was on when the IKE SA was made",
+        ),
+        fixes=("`per_resource: auto`, or a greater number; what is there goes on without",),
+    ),
     "XF2040": FailureKind(
         title="our key cannot sign in a way that the peer verifies",
         exit_code=ExitCode.PEER_REFUSED,
@@ -453,7 +491,7 @@ CATALOGUE: dict[str, FailureKind] = {
     "XF4001": FailureKind(
         title="the daemon is not running",
         exit_code=ExitCode.DAEMON_UNREACHABLE,
-        fixes=("`systemctl start xfrmpy`, or `xfrmpy daemon` by hand",),
+        fixes=("`systemctl start xfrmpyd`, or `xfrmpy daemon` by hand",),
     ),
     "XF4002": FailureKind(
         title="a UDP port is taken",

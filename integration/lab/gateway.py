@@ -89,7 +89,7 @@ class XfrmpyGateway:
         self._before = _kernel_objects(host)
         # It reads all policies first, a millisecond or two each on an idle machine.
         self._start_seconds = 20 * PATIENCE + len(tunnels) / 50
-        (directory / "conf.d").mkdir(parents=True)
+        (directory / "conf.d").mkdir(parents=True, exist_ok=True)
         for number, tunnel in enumerate(tunnels):
             _write_policy(directory, f"net{number}", tunnel, keys)
         self.environment = {

@@ -11,38 +11,7 @@ from pathlib import Path
 from integration.lab.network import Host
 from integration.lab.process import LAB, run
 from integration.lab.tunnel import Tunnel
-
-_WORDS = {
-    "aes128gcm16": "aes_gcm128",
-    "aes192gcm16": "aes_gcm192",
-    "aes256gcm16": "aes_gcm256",
-    "chacha20poly1305": "chacha20_poly1305",
-    "sha256": "sha2_256",
-    "sha384": "sha2_384",
-    "sha512": "sha2_512",
-    "prfsha256": "sha2_256",
-    "prfsha384": "sha2_384",
-    "prfsha512": "sha2_512",
-    **{f"aes{bits}gcm8": f"aes_gcm_a_{bits}" for bits in (128, 192, 256)},
-    **{f"aes{bits}gcm12": f"aes_gcm_b_{bits}" for bits in (128, 192, 256)},
-    **{f"aes{bits}ccm8": f"aes_ccm_a_{bits}" for bits in (128, 192, 256)},
-    **{f"aes{bits}ccm12": f"aes_ccm_b_{bits}" for bits in (128, 192, 256)},
-    **{f"aes{bits}ccm16": f"aes_ccm_c_{bits}" for bits in (128, 192, 256)},
-    **{f"aes{bits}ctr": f"aes_ctr{bits}" for bits in (128, 192, 256)},
-    **{f"aes{bits}gmac": f"null_auth_aes_gmac_{bits}" for bits in (128, 192, 256)},
-    "aesxcbc": "aes_xcbc",
-    "aescmac": "aes_cmac",
-    "prfsha1": "sha1",
-    "prfaesxcbc": "aes_xcbc",
-    "modp2048": "dh14",
-    "modp3072": "dh15",
-    "modp4096": "dh16",
-    "ecp256": "dh19",
-    "ecp384": "dh20",
-    "ecp521": "dh21",
-    "x25519": "dh31",
-}
-"""xfrmpy's names of algorithms in libreswan's; what is not here is called the same."""
+from xfrmpy.policy.foreign.rendering import LIBRESWAN
 
 _ESN = {"esn": "yes", "noesn": "no"}
 
@@ -73,6 +42,7 @@ class LibreswanPeer:
 
     `auto` is "add", or "start" for one that initiates by itself; `connection` are further lines of
     each connection ("dpddelay=1"), and `marks` the marks of their policies ("0x10/0xf0"), if any.
+    `configuration` are ipsec.conf and ipsec.secrets in the place of what is made of the tunnels.
     """
 
     def __init__(
@@ -84,6 +54,7 @@ class LibreswanPeer:
         auto: str = "add",
         connection: Sequence[str] = (),
         marks: Sequence[str] = (),
+        configuration: tuple[str, str] | None = None,
     ) -> None:
         self._directory = directory
         directory.mkdir()
@@ -92,8 +63,9 @@ class LibreswanPeer:
             for number, (tunnel, mark) in enumerate(zip_longest(tunnels, marks))
         ]
         secrets = [f'@{t.ours.id} @{t.theirs.id} : PSK "{t.psk}"\n' for t in tunnels]
-        (directory / "ipsec.conf").write_text("".join(connections))
-        (directory / "ipsec.secrets").write_text("".join(secrets))
+        texts = configuration or ("".join(connections), "".join(secrets))
+        for name, text in zip(("ipsec.conf", "ipsec.secrets"), texts, strict=True):
+            (directory / name).write_text(text)
         self._script("start", "--netns", host.namespace, str(directory))
 
     def initiate(self, number: int = 0) -> None:
@@ -163,5 +135,5 @@ def _connection(
 def _translated(proposal: str) -> str:
     """`aes128-sha256-prfsha256-x25519` is `aes128-sha2_256-dh31`: the PRF follows the integrity."""
     words = proposal.split("-")
-    named = dict.fromkeys(_WORDS.get(word, word) for word in words)
+    named = dict.fromkeys(LIBRESWAN.get(word, word) for word in words)
     return "-".join(named)

@@ -80,3 +80,34 @@ class TestContract(DatapathContract):
         assert {entry.spi for entry in datapath.dump().sad} == {s for each in found for s in each}
         datapath.remove_sa(outbound[0].id)
         assert sum(map(len, by_worker(directory))) == 4 * COUNT - 1
+
+    def test_each_lets_packets_leave_by_its_own_resource(
+        self, datapath: UserspaceDatapath, directory: Path
+    ) -> None:
+        """Whatever inbound SA of the reqid came last; a worker without one hands them over."""
+        plain = sad_entry(USERSPACE_SPI_BIT)
+        back = replace(
+            plain, direction=Direction.OUT, source=plain.destination, destination=plain.source
+        )
+        resources = range(COUNT - 1)
+        inbound = {
+            lane: replace(plain, direction=Direction.IN, spi=spi, resource=lane)
+            for spi in range(USERSPACE_SPI_BIT + 1000, USERSPACE_SPI_BIT + 1000 + COUNT)
+            if (lane := lane_of(spi, COUNT)) in resources
+        }
+        outbound = [replace(back, spi=5000 + lane, resource=lane) for lane in resources]
+        datapath.add([*inbound.values()])
+        datapath.add(outbound)
+        found = by_worker(directory)
+        for lane, entry in enumerate(outbound):
+            assert {entry.spi, inbound[lane].spi} <= {*found[lane]}
+        newest = resources[-1]
+        assert leads(datapath, back.reqid) == [*resources, newest]
+        datapath.remove_sa(outbound[newest].id)
+        left = newest - 1
+        assert leads(datapath, back.reqid) == [*resources[:-1], left, left]
+
+
+def leads(datapath: UserspaceDatapath, reqid: int) -> list[int]:
+    """By which worker the packets of a reqid leave, of each that may read them."""
+    return datapath._workers._leads[reqid]  # noqa: SLF001

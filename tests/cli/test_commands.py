@@ -185,7 +185,7 @@ def test_without_a_daemon_each_command_says_how_to_start_it(capsys: Captured) ->
         assert run(arguments) == 69
         told = capsys.readouterr().err
         assert told.count("XF4001") == 1
-        assert "`systemctl start xfrmpy`" in told
+        assert "`systemctl start xfrmpyd`" in told
 
 
 @pytest.mark.usefixtures("runtime_dir")

@@ -103,3 +103,20 @@ def test_what_is_compressed_and_padded_too_is_for_the_userspace_one(tmp_path: Pa
     alone = replace(policy, children=(replace(lan, compresses=True),))
     placement = placed(tmp_path, alone, kernel=kernel, userspace=EVERYTHING)
     assert placement.policy.datapath is DatapathChoice.KERNEL
+
+
+def test_child_sas_of_workers_are_for_the_userspace_datapath(tmp_path: Path) -> None:
+    (lan,) = OFFICE.children
+    policy = replace(OFFICE, children=(replace(lan, per_resource=4),))
+    kernel = replace(EVERYTHING, resources=False)
+    placement = placed(tmp_path, policy, kernel=kernel, userspace=EVERYTHING)
+    assert placement.policy.datapath is DatapathChoice.USERSPACE
+    assert placement.reason == "`per_resource`: the kernel datapath binds no SA to a CPU"
+    refused = placed(
+        tmp_path,
+        replace(policy, datapath=DatapathChoice.KERNEL),
+        kernel=kernel,
+        userspace=EVERYTHING,
+    )
+    assert refused.failure is not None
+    assert refused.failure.code == "XF3001"

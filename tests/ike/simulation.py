@@ -18,6 +18,7 @@ import random
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -32,6 +33,7 @@ from xfrmpy.ike import admission as admission_module
 from xfrmpy.ike import channel as channel_module
 from xfrmpy.ike import puzzles as puzzles_module
 from xfrmpy.ike.admission import AdmissionLimits
+from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.ike_sa import IkeSa
@@ -41,9 +43,15 @@ from xfrmpy.ike.outputs import AddSa, SendDatagram, TunnelClosed
 from xfrmpy.ike.snapshot import count_of, is_lasting, spi_of, with_count, write_ike_sa
 from xfrmpy.ike.states import ChildSaState, IkeSaState
 from xfrmpy.ipsec.addresses import IKE_PORT, Path, SocketAddress
-from xfrmpy.ipsec.sad import Direction, UdpEncapsulation
+from xfrmpy.ipsec.sad import MAX_RESOURCES, Direction, UdpEncapsulation
 from xfrmpy.ipsec.selectors import TrafficSelector
-from xfrmpy.policy.model import ChildPolicy, Encapsulation, SharedKey, TunnelPolicy
+from xfrmpy.policy.model import (
+    ChildPolicy,
+    DatapathChoice,
+    Encapsulation,
+    SharedKey,
+    TunnelPolicy,
+)
 from xfrmpy.registry import ExchangeType
 
 COMMANDS = (
@@ -81,15 +89,21 @@ class Simulation:
         self.chance = random.Random(seed)
         self.extras = random.Random(f"{seed}/extras")
         self.kills = random.Random(f"{seed}/kills")
+        self.workers = random.Random(f"{seed}/workers")
         self.is_mortal = self.kills.random() < 0.25
         self.is_audited = self.kills.random() < 0.1
-        policy = self._policy()
+        policy = self._with_workers(self._policy())
         sun = mirrored(policy)
+        if self.workers.random() < 0.3:  # Which knows nothing of it.
+            sun = replace(sun, children=tuple(replace(c, per_resource=0) for c in sun.children))
         if self.chance.random() < 0.3:
             sun = replace(sun, proposals=sun.proposals[::-1])
         secrets = self.extras.random() < 0.5
         self.pair = Pair(policy, sun, self._limits(), secrets=secrets, keeps=self.is_mortal)
         self.hosts = (self.pair.moon, self.pair.sun)
+        for host in self.hosts if policy.datapath is DatapathChoice.USERSPACE else ():
+            host.lanes = self.workers.choice((1, 2, 3, 5))
+            host.start()
         self.now = 0.0
         self.flying: list[tuple[float, int, Host, bytes, Path]] = []
         self.count = 0
@@ -162,6 +176,14 @@ class Simulation:
                 reauth_seconds=self.chance.choice((None, None, 150.0)),
             )
         return policy
+
+    def _with_workers(self, policy: TunnelPolicy) -> TunnelPolicy:
+        """In every fourth run the first child is to have several Child SAs (RFC 9611)."""
+        if self.workers.random() >= 0.25:
+            return policy
+        net, *more = policy.children
+        net = replace(net, per_resource=self.workers.choice((2, 3, MAX_RESOURCES)))
+        return replace(policy, datapath=DatapathChoice.USERSPACE, children=(net, *more))
 
     def _command(self) -> tuple[float, str, str]:
         what = self.chance.choice(COMMANDS)
@@ -293,6 +315,9 @@ class Simulation:
                 {"children": (replace(net, remote=net.remote[:1], local=net.local[:1]), *more)},
             )
         )
+        if net.per_resource and self.workers.random() < 0.5:
+            few = replace(net, per_resource=self.workers.choice((0, 2, 3, MAX_RESOURCES)))
+            terms = {"children": (few, *more)}
         moon = replace(moon, **terms)
         others = {key: getattr(mirrored(moon), key) for key in terms}
         self.policies = {"moon": moon, "sun": replace(sun, **others)}
@@ -311,6 +336,7 @@ class Simulation:
             limits=host.limits,
             qcd_secret=host.secret,
             keeps=host.keeps,
+            lanes=host.lanes,
         )
         host.endpoint.set_peer_addresses("tunnel-a", peers)
         host.datapath.remove_ours()
@@ -534,11 +560,13 @@ class Simulation:
             assert not host.endpoint._admission._answered
             for sa in living:
                 assert {c.state for c in sa.children} == {ChildSaState.INSTALLED}
-                names = [
+                names = Counter(
                     (c.policy.name, *((c.local, c.remote) if "change" in self.accidents else ()))
                     for c in sa.children
-                ]
-                assert len(names) == len(set(names)), "a child is there twice"
+                )
+                most = {c.policy.name: self._most(c) for c in sa.children}
+                surplus = {name: n for name, n in names.items() if n > most[name[0]]}
+                assert not surplus, "a child is there too often"
                 assert not sa.is_rekeying
                 assert sa.tunnel == host.policy, "an IKE SA of another policy"
                 assert not any(c.is_outdated for c in sa.children)
@@ -558,6 +586,11 @@ class Simulation:
             encapsulations = {e.encapsulation for h in (moon, sun) for e in h.datapath.dump().sad}
             assert encapsulations <= {None, UdpEncapsulation(4500, 4500)}
 
+    def _most(self, child: ChildSa) -> int:
+        """How many Child SAs of one traffic there may be: one more where both ends began one."""
+        wanted = max(host.lanes for host in self.hosts)
+        return min(child.policy.per_resource, wanted + 1) if child.is_per_resource else 1
+
 
 _LATER = TrafficSelector.parse("10.9.0.0/16")
 
@@ -575,7 +608,7 @@ def _another(child: ChildPolicy) -> ChildPolicy:
 
 UNSETTLED = {
     *("heard_at", "sent_at", "last_received_at", "last_sent_at", "last_used_at", "due_at"),
-    *("alone_at", "rekey_at", "reauth_at", "create_at"),
+    *("alone_at", "rekey_at", "reauth_at", "create_at", "widen_at"),
 }
 """Moments: what was found out since is found out again, what was due is due again."""
 

@@ -111,6 +111,7 @@ OTHER_OF_CHILD: dict[str, tuple[Any, Impact]] = {
     "mark_in": (Mark(2, 0xF), Impact.REKEY),
     "mark_set": (Mark(0x10000, 0xFFFF0000), Impact.REKEY),
     "if_id": (7, Impact.REPLACE),
+    "per_resource": (4, Impact.REKEY),
 }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from enum import StrEnum
 from functools import partial
@@ -22,6 +22,18 @@ import typer
 
 from xfrmpy import __version__
 from xfrmpy.cli.failure import tell_failure
+from xfrmpy.cli.foreign_commands import export, import_
+from xfrmpy.cli.options import (
+    Format,
+    Names,
+    One,
+    OneOfAll,
+    Output,
+    complete_tunnel,
+)
+from xfrmpy.cli.options import (
+    told as _told,
+)
 from xfrmpy.cli.terminal import note, say
 from xfrmpy.control.client import Client, runtime_dir
 from xfrmpy.failures import ExitCode, Failure, OperatorError
@@ -43,38 +55,12 @@ app = typer.Typer(
 )
 
 
-class Output(StrEnum):
-    """How a command answers."""
-
-    HUMAN = "human"
-    JSON = "json"
-
-
 class DatapathOption(StrEnum):
     """Who moves the packets."""
 
     AUTO = "auto"
     KERNEL = "kernel"
     USERSPACE = "userspace"
-
-
-def _complete_tunnel(incomplete: str) -> list[str]:
-    try:
-        tunnels = Client(runtime_dir(os.environ)).status().tunnels
-    except OperatorError:
-        return []
-    return [tunnel.name for tunnel in tunnels if tunnel.name.startswith(incomplete)]
-
-
-Names = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="TUNNEL...",
-        help="The tunnels, by their names in the policy.",
-        autocompletion=_complete_tunnel,
-        show_default=False,
-    ),
-]
 
 
 def _refuse_nan(seconds: float) -> float:
@@ -84,25 +70,6 @@ def _refuse_nan(seconds: float) -> float:
     return seconds
 
 
-OneOfAll = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[TUNNEL]",
-        help="Only this one.",
-        autocompletion=_complete_tunnel,
-        show_default=False,
-    ),
-]
-One = Annotated[
-    str,
-    typer.Argument(
-        metavar="TUNNEL",
-        help="The tunnel, by its name in the policy.",
-        autocompletion=_complete_tunnel,
-        show_default=False,
-    ),
-]
-Format = Annotated[Output, typer.Option("--output", "-o", help="How to answer.")]
 Timeout = Annotated[
     float,
     typer.Option(
@@ -176,7 +143,7 @@ def status(
         typer.Argument(
             metavar="[TUNNEL]",
             help="Show everything of this one; exit with 3 if it is not up.",
-            autocompletion=_complete_tunnel,
+            autocompletion=complete_tunnel,
             show_default=False,
         ),
     ] = None,
@@ -315,6 +282,10 @@ def check(
     if peer is not None:
         return check_pairs(paths or [], peer, as_json=as_json)
     return check_policy(paths or [], as_json=as_json)
+
+
+app.command("import")(import_)
+app.command()(export)
 
 
 def _parse_span(text: str) -> float:
@@ -591,14 +562,6 @@ def block(context: typer.Context) -> NoReturn:
     For boot, before there is a network. The daemon does it, too, and leaves it so when it ends.
     """
     os.execv(sys.executable, [sys.executable, "-P", "-m", "xfrmpy.daemon.blocking", *context.args])
-
-
-def _told(output: Output, command: Callable[[], int]) -> int:
-    """The command's exit code; its failure as a document if that is what was asked for."""
-    try:
-        return command()
-    except OperatorError as error:
-        return tell_failure(error.failure, as_json=output is Output.JSON)
 
 
 def main() -> NoReturn:

@@ -75,8 +75,9 @@ def overview_lines(status: StatusReply, paint: Painter) -> list[str]:
 def _row(tunnel: TunnelStatus) -> list[Cell]:
     style = "red" if tunnel.failure is not None else _STATE_STYLES.get(tunnel.state, "")
     is_up = tunnel.state == "up"
-    octets_in = octets(sum(child.total_octets_in for child in tunnel.children))
-    octets_out = octets(sum(child.total_octets_out for child in tunnel.children))
+    children = {child.child: child for child in tunnel.children}.values()  # Their totals are one.
+    octets_in = octets(sum(child.total_octets_in for child in children))
+    octets_out = octets(sum(child.total_octets_out for child in children))
     return [
         (printable(tunnel.name), "bold"),
         (printable(tunnel.state), style),
@@ -122,9 +123,11 @@ def tunnel_lines(tunnel: TunnelStatus, paint: Painter) -> Iterator[str]:
         ("interface", _interface(tunnel.interface)),
     ):
         yield from labelled(label, parts, paint)
-    for child in tunnel.children:
+    for first, *others in _groups(tunnel.children):
         yield ""
-        yield from _child(child, paint)
+        yield from _child(first, paint)
+        for child in (first, *others) if first.worker is not None else ():
+            yield from _of_worker(child, paint)
     if tunnel.failure is not None:
         yield ""
         yield from failure_lines(failure_of(tunnel.failure), paint, tunnel=tunnel.name)
@@ -175,17 +178,42 @@ def _child(child: ChildSaStatus, paint: Painter) -> Iterator[str]:
     name = paint(printable(child.child), "bold")
     yield f"  child {name}  {printable(child.mode)} mode, up for {duration(child.total_seconds_up)}"
     selectors = f"{', '.join(child.local)} <=> {', '.join(child.remote)}"
-    into = f"spi {child.spi_in}", _carried(child.total_octets_in, child.total_packets_in)
-    out = f"spi {child.spi_out}", _carried(child.total_octets_out, child.total_packets_out)
+    is_alone = child.worker is None
+    into = (
+        f"spi {child.spi_in}" if is_alone else "",
+        _carried(child.total_octets_in, child.total_packets_in),
+    )
+    out = (
+        f"spi {child.spi_out}" if is_alone else "",
+        _carried(child.total_octets_out, child.total_packets_out),
+    )
     for label, parts in (
         ("carries", (selectors,)),
         ("suite", (child.suite,)),
         ("in", into),
         ("out", out),
         ("refused", (_refused(child),)),
-        ("rekeyed", (_since_rekeying(child),)),
+        ("rekeyed", (_since_rekeying(child) if is_alone else "",)),
     ):
         yield from labelled(label, parts, paint, indent="    ")
+
+
+def _groups(children: list[ChildSaStatus]) -> list[list[ChildSaStatus]]:
+    """Those with the same traffic together, if each is a worker's; by worker."""
+    groups: dict[object, list[ChildSaStatus]] = {}
+    for child in children:
+        alone = child.spi_in if child.worker is None else ""
+        key = child.child, alone, *child.local, "to", *child.remote
+        groups.setdefault(key, []).append(child)
+    return [sorted(group, key=lambda child: child.worker or 0) for group in groups.values()]
+
+
+def _of_worker(child: ChildSaStatus, paint: Painter) -> list[str]:
+    parts = (
+        f"spi {child.spi_in} in, {_carried(child.octets_in, child.packets_in)}",
+        f"spi {child.spi_out} out, {_carried(child.octets_out, child.packets_out)}",
+    )
+    return labelled(f"worker {child.worker}", parts, paint, indent="    ")
 
 
 def _carried(count: int, packets: int) -> str:

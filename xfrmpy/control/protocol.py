@@ -75,6 +75,9 @@ class Progress:
 class ChildSaStatus:
     """One Child SA in force. Octets and packets are those of inner packets.
 
+    `worker` is null, or the number of the userspace worker that it is there for, beside others with
+    the same traffic (RFC 9611): then what begins with `total` is of all of these together.
+
     What begins with `total` is of all the Child SAs that it has replaced, too, as long as the
     daemon runs, and never goes back.
     """
@@ -100,6 +103,7 @@ class ChildSaStatus:
     total_replayed: int
     total_integrity_failed: int
     total_seconds_up: float
+    worker: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

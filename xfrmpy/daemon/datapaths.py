@@ -222,6 +222,8 @@ class Datapaths:
             return replace(child, proposals=())
         if child.tfc and not can.padding:
             return replace(child, proposals=())
+        if child.per_resource and not can.resources:
+            return replace(child, proposals=())
         if child.compresses and not (can.compression and _pads_too(child, can)):
             return replace(child, proposals=())
         working = _kept(without_algorithms(p, self._broken) for p in child.proposals)
@@ -282,4 +284,6 @@ def _shortcoming(
         return f"`tfc` with `ipcomp`: the {choice.value} datapath does not pad what it compresses"
     if any(child.tfc for child in policy.children) and not capabilities.padding:
         return "`tfc`: the kernel pads nothing while its module esp4_offload is loaded"
+    if any(child.per_resource for child in policy.children) and not capabilities.resources:
+        return "`per_resource`: the kernel datapath binds no SA to a CPU"
     return f"the {choice.value} datapath knows none of the algorithms that the policy names"

@@ -92,6 +92,7 @@ def _child_status(tunnel: str, child: ChildSaView, totals: Totals, now: float) -
         replayed=received.replayed,
         integrity_failed=received.integrity_failed,
         seconds_up=now - child.established_at,
+        worker=inbound.resource,
         total_octets_in=all_received.octets,
         total_octets_out=all_sent.octets,
         total_packets_in=all_received.packets,

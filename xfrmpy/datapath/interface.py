@@ -48,7 +48,8 @@ class Capabilities:
     `suites` holds the names of the ciphers that work: an AEAD cipher's own (`aes256gcm16`), others
     with their integrity (`aes256-sha256`). `missing` gives a sentence for what does not work, by
     the same names, or under `"esp"` when there is no ESP at all. `pads_compressed` is whether an SA
-    may have both `tfc` and a `cpi`.
+    may have both `tfc` and a `cpi`, `resources` whether one of several SAs of a policy may be bound
+    to a worker or CPU (RFC 9611).
     """
 
     protocols: frozenset[ProtocolId]
@@ -64,6 +65,7 @@ class Capabilities:
     interfaces: bool = False
     padding: bool = True
     pads_compressed: bool = True
+    resources: bool = True
     features: dict[str, str] = field(default_factory=dict)
 
 

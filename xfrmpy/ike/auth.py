@@ -32,6 +32,7 @@ from xfrmpy.ike.outputs import RequestRefused
 from xfrmpy.ike.proof import key_origin, our_proof, verify_proof
 from xfrmpy.ike.redirect import redirect_in_auth, redirect_of_auth, refusal_to_follow
 from xfrmpy.ike.refusals import failure_of
+from xfrmpy.ike.resources import expect_more
 from xfrmpy.ike.resumption import settle_resumption, tunnel_of_resumed
 from xfrmpy.ike.synchronization import SYNC_SUPPORTED, supports_sync
 from xfrmpy.ike.window_size import WINDOW_SIZE
@@ -158,6 +159,7 @@ class IkeAuth:
         else:
             child.established(now)
             self._sa.create_at = now
+            expect_more(self._sa, child, now)
 
     def _evidence(self, error: NotifyPayload) -> tuple[tuple[str, str], ...]:
         """What we sent of the thing that the peer did not like."""
@@ -249,6 +251,7 @@ def _finish_answer(sa: IkeSa, child: ChildSa, proof: tuple[OpenPayload, ...], no
         return
     sa.respond((*proof, *child.answer(), *_abilities(sa)))
     child.established(now)
+    expect_more(sa, child, now)
     if not child.sends:
         child.wait_until = now + REAUTH_PATIENCE_SECONDS
 

@@ -27,10 +27,11 @@ from xfrmpy.ike.outputs import (
     MoveSa,
     RemoveSa,
 )
+from xfrmpy.ike.resource_info import resource_payloads
 from xfrmpy.ike.states import CHILD_SA_TRANSITIONS, ChildSaState, IllegalTransition
 from xfrmpy.ipsec.addresses import IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.proposals import KEY_EXCHANGES, Proposal, answers, child_suite
-from xfrmpy.ipsec.sad import Direction, InnerEnds, Mode, SadEntry, SaId, UdpEncapsulation
+from xfrmpy.ipsec.sad import Direction, InnerEnds, Mode, SadEntry, SaId, UdpEncapsulation, lane_of
 from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
 from xfrmpy.ipsec.spd import SpdEntry, Template, protect_entries
 from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
@@ -63,13 +64,16 @@ class ChildSa:
     peer has deleted before we could know whether one of them is ours: a Delete may overtake the
     answer that makes the Child SA. `claimed_as` tells whose claim to its policies is older.
     `outdated_at`: when the policy of its tunnel changed, if what that means to it is still to
-    be seen. `is_lost`: SAs of it were found to be in force no more.
+    be seen. `is_lost`: SAs of it were found to be in force no more. It `is_per_resource` if it may
+    be one of several with the same traffic, each of its own `resource`; before the answer is known,
+    if that is asked for. Its lane is another than that of those `beside` it, if one is left.
     """
 
     __slots__ = (
         *("claimed_as", "entries", "established_at", "failure", "gone_spis", "heir", "ids"),
         *("in_force",),
-        *("is_asking_usage", "is_initiator", "is_lost", "is_told", "outdated_at"),
+        *("is_asking_usage", "is_initiator", "is_lost", "is_per_resource", "is_told"),
+        *("outdated_at",),
         *("last_received_at", "last_sent_at", "last_used_at", "local", "nonces", "peer_address"),
         *("peer_cpi", "peer_takes_tfc"),
         *("policy", "proposal", "rekey_at", "remote", "replaces", "reqid", "spi_in", "state"),
@@ -86,17 +90,21 @@ class ChildSa:
         replaces: ChildSa | None = None,
         scope: Scope | None = None,
         packet: Scope | None = None,
+        beside: Iterable[ChildSa] = (),
     ) -> None:
         self.policy = policy
         self.tunnel = tunnel
         self.state = ChildSaState.CREATING
-        self.spi_in = core.new_child_spi(tunnel, compresses=policy.compresses, replaces=replaces)
+        self.spi_in = core.new_child_spi(
+            tunnel, compresses=policy.compresses, replaces=replaces, beside=beside
+        )
         self.proposal: Proposal | None = None
         self.local, self.remote = scope or scope_of(policy if replaces is None else replaces)
         self.reqid: int = policy.reqid if replaces is None else replaces.reqid
         self.peer_address: IpAddress | None = None
         self.peer_cpi: int | None = None
         self.peer_takes_tfc = True
+        self.is_per_resource = policy.per_resource > 0
         self._packet = packet or ((), ())
         self.nonces: Nonces = (b"", b"")
         self.is_initiator = False
@@ -132,6 +140,7 @@ class ChildSa:
             TsrPayload(selectors=(*self._packet[1], *self.remote)),
             *mode_payloads(self.policy.mode),
             *compression_payloads(self.spi_in, wanted=self.policy.compresses),
+            *resource_payloads(self.resource),
         )
 
     def accept(self, sa: SaPayload, traffic: Traffic) -> None:
@@ -151,6 +160,7 @@ class ChildSa:
         self.peer_address = traffic.peer_address
         self.peer_cpi = traffic.peer_cpi
         self.peer_takes_tfc = traffic.peer_takes_tfc
+        self.is_per_resource = self.is_per_resource and traffic.is_per_resource
 
     def choose(
         self,
@@ -200,6 +210,7 @@ class ChildSa:
         self.peer_address = traffic.peer_address
         self.peer_cpi = traffic.peer_cpi if self.policy.compresses else None
         self.peer_takes_tfc = traffic.peer_takes_tfc
+        self.is_per_resource = self.policy.per_resource > 0 and traffic.is_per_resource
 
     def answer(self) -> tuple[OpenPayload, ...]:
         """SA, TSi and TSr of a responder that has chosen, and the mode."""
@@ -211,6 +222,7 @@ class ChildSa:
             TsrPayload(selectors=self.local),
             *mode_payloads(self.policy.mode),
             *compression_payloads(self.spi_in, wanted=self.peer_cpi is not None),
+            *resource_payloads(self.resource),
         )
 
     # In force and out of it.
@@ -423,6 +435,11 @@ class ChildSa:
         return self.policy.mode is Mode.TRANSPORT
 
     @property
+    def resource(self) -> int | None:
+        """The userspace worker for which it is there beside others (RFC 9611), if it may be."""
+        return lane_of(self.spi_in, self._core.lanes) if self.is_per_resource else None
+
+    @property
     def spi_out(self) -> int:
         assert self.proposal is not None
         return int.from_bytes(self.proposal.spi, "big")
@@ -534,6 +551,7 @@ class ChildSa:
                 lifetime=lifetime,
                 set_mark=marks[direction],
                 if_id=self.policy.if_id,
+                resource=self.resource,
                 offload=self.policy.offload,
             )
 

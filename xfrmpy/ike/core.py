@@ -243,16 +243,17 @@ class Core:
         *,
         compresses: bool = False,
         replaces: ChildSa | None = None,
+        beside: Iterable[ChildSa] = (),
     ) -> int:
         """A free SPI from the half of the numbers that belongs to the tunnel's datapath, and in
-        user space from the lane that its Child SA is to have.
+        user space from the lane that its Child SA is to have, not one of those `beside` it.
 
         Where packets may be compressed, the index that follows from it is free, too: these have but
         16 bits, and a kernel does not take one twice.
         """
         others = self.children.values() if compresses else ()
         taken = {cpi_of(child.spi_in) for child in others if child.policy.compresses}
-        lane = self._choose_lane(tunnel, replaces) if self.lanes > 1 else 0
+        lane = self._choose_lane(tunnel, replaces, beside) if self.lanes > 1 else 0
         while True:
             spi = int.from_bytes(self.random(4), "big")
             if tunnel.datapath is DatapathChoice.USERSPACE:
@@ -265,19 +266,23 @@ class Core:
             if spi >= FIRST_CHILD_SPI and is_free:
                 return spi
 
-    def _choose_lane(self, tunnel: TunnelPolicy, replaces: ChildSa | None) -> int:
+    def _choose_lane(
+        self, tunnel: TunnelPolicy, replaces: ChildSa | None, beside: Iterable[ChildSa]
+    ) -> int:
         """A rekey changes nothing, and packets of one peer may come in one piece: all of a tunnel
-        with one peer have one lane. Else it is the lane with the fewest Child SAs."""
+        with one peer have one lane, unless each lane is to have its own. Else it is the lane with
+        the fewest Child SAs."""
         of_tunnel = (
             other
             for policy in tunnel.children
             if tunnel.peers
             for other in self._of_policy.get(policy.reqid, {}).values()
         )
-        kin = replaces or next(of_tunnel, None)
+        taken = Counter(lane_of(other.spi_in, self.lanes) for other in beside)
+        kin = replaces or (None if taken else next(of_tunnel, None))
         if kin is not None:
             return lane_of(kin.spi_in, self.lanes)
-        return min(range(self.lanes), key=self._lane_load.__getitem__)
+        return min(range(self.lanes), key=lambda lane: (taken[lane], self._lane_load[lane]))
 
 
 def _take_out(index: dict[K, dict[S, V]], key: K, spi: S) -> None:

@@ -46,6 +46,12 @@ from xfrmpy.ike.modes import (
 from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import RequestRefused, SaNotCreated
 from xfrmpy.ike.refusals import failure_of, rekey_failure_of
+from xfrmpy.ike.resources import (
+    check_group_asked,
+    expect_more,
+    group_of,
+    per_resource_kin,
+)
 from xfrmpy.ike.states import ChildSaState, IkeSaState
 from xfrmpy.ike.succession import (
     cannot_rekey,
@@ -106,7 +112,9 @@ class CreateChildSa:
             replaces=replaces,
             scope=scope,
             packet=packet,
+            beside=per_resource_kin(sa, policy),
         )
+        self._is_further = replaces is None and bool(group_of(sa, self._child))
         self._key_exchange = self._start_key_exchange(policy)
         self.agreement: Agreement | None = None
         sa.children.append(self._child)
@@ -214,10 +222,18 @@ class CreateChildSa:
                 _take_place(self._sa, old, now)
             else:
                 _give_way_to_twin(self._sa, child)
-                self._sa.create_at = now
+                if not self._is_further:
+                    self._sa.create_at = now
+                elif not child.is_per_resource:
+                    self._sa.filled += (child.policy.name,)
+            expect_more(self._sa, child, now)
 
     def _postpone(self, now: float, *others: ChildPolicy) -> None:
-        """It has its turn again later; the peer is asked for the rest, but for `others`, now."""
+        """It has its turn again later; the peer is asked for the rest, but for `others`, now. One
+        more of what is there has none."""
+        if self._is_further:
+            self._sa.filled += (self._child.policy.name,)
+            return
         self._sa.postponed += tuple(policy.name for policy in (self._child.policy, *others))
         self._sa.demand.give_up(self._child.policy)
         self._sa.create_at = now
@@ -262,7 +278,9 @@ class CreateChildSa:
         if error.type == NotifyType.INVALID_KE_PAYLOAD and self._repeat(error, now):
             return
         if error.type in (NotifyType.TEMPORARY_FAILURE, NotifyType.STATE_NOT_FOUND):
-            if old is None:
+            if self._is_further:
+                self._sa.widen_at = retry_at(self._sa, now)
+            elif old is None:
                 self._sa.create_at = retry_at(self._sa, now)
             put_off(self._sa, now)
         elif error.type == NotifyType.CHILD_SA_NOT_FOUND and old is not None:
@@ -271,7 +289,9 @@ class CreateChildSa:
             self._refused_for_good(error, now)
 
     def _refused_for_good(self, error: NotifyPayload, now: float) -> None:
-        if self._replaces is None and self._scope is not None:
+        if self._is_further:
+            self._postpone(now)
+        elif self._replaces is None and self._scope is not None:
             self._sa.refused_scopes |= {self._scope}
             self._sa.create_at = now
         elif self._replaces is None and error.type == NotifyType.SINGLE_PAIR_REQUIRED:
@@ -317,6 +337,8 @@ class CreateChildSa:
         if not any(c.is_in_use and scope_of(c) == scope_of(old) for c in self._sa.children):
             again = CreateChildSa(self._sa, old.policy, scope=scope_of(old))
             self._sa.start(again, now)
+        elif old.is_per_resource:
+            self._sa.widen_at = now
 
     def _report(self, failure: Failure) -> None:
         self._sa.core.emit(
@@ -405,13 +427,16 @@ def _create(sa: IkeSa, payloads: tuple[OpenPayload, ...], old: ChildSa | None, n
     ke = optional(payloads, KePayload)
     candidates = sa.tunnel.children if old is None else (old.policy,)
     policy, traffic = choose_child(candidates, payloads, ends_of(sa))
-    child = ChildSa(sa.core, sa.tunnel, policy, policy.proposals, replaces=old)
+    beside = per_resource_kin(sa, policy)
+    child = ChildSa(sa.core, sa.tunnel, policy, policy.proposals, replaces=old, beside=beside)
     sa.children.append(child)
     try:
         offered = only(payloads, SaPayload).proposals
         check_mode_asked(policy, traffic)
         check_passage_asked(policy, sa.nat)
         child.choose(offered, traffic, None if ke is None else ke.method)
+        if old is None:
+            check_group_asked(sa, child, traffic)
         answered = _agree(sa, child, ke)
         secrets = () if answered is None else (answered.secret(),)
     except (PeerIncompatible, PeerMisbehaved):
@@ -466,6 +491,7 @@ def _finish_answer(sa: IkeSa, child: ChildSa, answer: tuple[OpenPayload, ...], n
             old.wait_until = now + 2 * DELETE_PATIENCE_SECONDS
     else:
         _give_way_to_twin(sa, child)
+    expect_more(sa, child, now)
 
 
 def _take_place(sa: IkeSa, old: ChildSa, now: float) -> None:
@@ -505,6 +531,7 @@ def _are_twins(one: ChildSa, other: ChildSa) -> bool:
         and one.policy.name == other.policy.name
         and scope_of(one) == scope_of(other)
         and not (one.is_outdated or other.is_outdated)
+        and not (one.is_per_resource and other.is_per_resource)
     )
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, TypeAlias
 
-from xfrmpy.ike.child_sa import ChildSa
+from xfrmpy.ike.child_sa import ChildSa, scope_of
 from xfrmpy.ike.childless import close_if_childless
 from xfrmpy.ike.collisions import UNSETTLED
 from xfrmpy.ike.create_child_sa import CreateChildSa
@@ -25,6 +25,7 @@ from xfrmpy.ike.liveness import check_idleness, check_liveness, idle_at, livenes
 from xfrmpy.ike.missing import next_missing
 from xfrmpy.ike.reconfigure import conform, conform_at
 from xfrmpy.ike.rekey_ike_sa import RekeyIkeSa
+from xfrmpy.ike.resources import next_to_widen
 from xfrmpy.ike.resumption import renew_ticket
 from xfrmpy.ike.states import ChildSaState, IkeSaState
 from xfrmpy.ike.succession import begin_to_send, is_awaited, leave, supersede
@@ -77,12 +78,17 @@ def _add_of_ike_sa(sa: IkeSa, found: list[Duty]) -> None:
         found.append((sa.doubted_until, partial(end_doubted, sa), False))
     if sa.demand.packets:
         found.append((AT_ONCE, partial(_create_wanted, sa), True))
-    if sa.create_at is not None:
-        found.append((sa.create_at, partial(_create_next, sa), True))
+    found += [
+        (moment, partial(step, sa), True)
+        for moment, step in (
+            (sa.create_at, _create_next),
+            (sa.widen_at, _widen),
+            (sa.ticket_at, renew_ticket),
+        )
+        if moment is not None
+    ]
     if sa.childless_until is not None:
         found.append((sa.childless_until, partial(close_if_childless, sa), False))
-    if sa.ticket_at is not None:
-        found.append((sa.ticket_at, partial(renew_ticket, sa), True))
     if sa.reauth_at is not None:
         found.append((sa.reauth_at, partial(_reauthenticate, sa), False))
     if not sa.channel.window.is_idle:
@@ -149,6 +155,14 @@ def _create_next(sa: IkeSa, now: float) -> None:
         sa.postponed, sa.create_at = (), now + RECREATE_SECONDS
     if old is not None and not waits:
         supersede(sa, old, now)
+
+
+def _widen(sa: IkeSa, now: float) -> None:
+    """Begin a Child SA beside one that is there, for another worker."""
+    sa.widen_at = None
+    child = next_to_widen(sa)
+    if child is not None:
+        sa.start(CreateChildSa(sa, child.policy, scope=scope_of(child)), now)
 
 
 def _reauthenticate(sa: IkeSa, now: float) -> None:

@@ -85,6 +85,8 @@ LINGER_SECONDS = 30.0
 Payloads: TypeAlias = tuple[OpenPayload, ...]
 
 _NO_SCOPES: frozenset[Scope] = frozenset()
+_NO_NAMES: tuple[str, ...] = ()
+_NEVER: float | None = None
 
 
 class IkeSa:
@@ -95,7 +97,8 @@ class IkeSa:
     the exchange that made it. `replaces` is the IKE SA whose place it takes once its peer is
     authenticated; `heir` is what the peer has made to take the place of this one, while we were at
     the same. `retired` Child SAs only receive, each until its moment. `demand` is what traffic asks
-    of it. `authenticated_as` is its number among
+    of it. Of the children that are `filled` the peer will have no more Child SAs with the same
+    traffic; `widen_at` is when others get more. `authenticated_as` is its number among
     all whose peer was authenticated, `begun_after` the last one's when it began. `doubted_until`
     is when it ends, if the peer does not show before that it has it. With an `auth_puzzle` there
     are no keys before its solution. `transcript` is what stands between IKE_SA_INIT and
@@ -106,22 +109,23 @@ class IkeSa:
     __slots__ = (
         *("alone_at", "asks_pairs", "auth_puzzle", "authenticated_as", "begun_after"),
         *("busy_since", "channel", "childless_until", "children", "core", "create_at"),
-        *("demand", "doubted_until", "established_at", "heard", "heard_at", "heir"),
-        *(
-            "is_asking_sent",
-            "is_asking_usage",
-            "is_client",
-            "is_initiator",
-            "is_rekeying",
-            "is_reported",
-            "keys",
-        ),
+        *("demand", "doubted_until", "established_at", "filled", "heard", "heard_at", "heir"),
+        *("is_asking_sent", "is_asking_usage", "is_client", "is_initiator", "is_rekeying"),
+        *("is_reported", "keys"),
         *("local_id", "nat", "nonces", "on_silence", "peer_follows", "peer_takes_childless"),
         *("postponed", "proposal", "proved", "reauth_at", "redirected_from", "refused_scopes"),
         *("rekey_at", "remote_id", "replaces", "resumed", "retired", "seen_idle_at", "sent_at"),
         *("state", "suite", "their_tokens", "ticket", "ticket_at", "transcript", "tunnel"),
         *("unfinished", "up_since"),
-        *("wait_until", "_expires_at", "_must_reauth_by", "_refusal", "_step", "_step_at"),
+        *(
+            "wait_until",
+            "widen_at",
+            "_expires_at",
+            "_must_reauth_by",
+            "_refusal",
+            "_step",
+            "_step_at",
+        ),
         *("_suspect_again_at", "_was_established"),
     )
 
@@ -167,7 +171,7 @@ class IkeSa:
         self.unfinished: list[Unfinished] = []
         self.demand = Demand()
         self.refused_scopes = _NO_SCOPES
-        self.postponed: tuple[str, ...] = ()
+        self.postponed = self.filled = _NO_NAMES
         self.begun_after = self.authenticated_as = core.authentications
         self.established_at = self.up_since = self.heard_at = 0.0
         self.seen_idle_at = self.sent_at = self._suspect_again_at = 0.0
@@ -176,7 +180,7 @@ class IkeSa:
         self.wait_until: float | None = None
         self.alone_at: float | None = None
         self.doubted_until: float | None = None
-        self.create_at: float | None = None
+        self.create_at = self.widen_at = _NEVER
         self.busy_since: float | None = None
         self._must_reauth_by: float | None = None
         self._expires_at: float | None = None

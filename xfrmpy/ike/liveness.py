@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from xfrmpy.failures import Failure
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.informational import LivenessCheck
+from xfrmpy.ike.resources import group_of
 from xfrmpy.ike.states import ChildSaState, IkeSaState
 
 if TYPE_CHECKING:
@@ -63,9 +64,18 @@ def idle_at(child: ChildSa) -> float | None:
 
 
 def check_idleness(sa: IkeSa, child: ChildSa, now: float) -> None:
-    """Ask the datapath about both directions, and delete the Child SA if it carried nothing."""
+    """Ask the datapath about both directions, and delete the Child SA if it carried nothing.
+
+    Of several with the same traffic, the kernel chooses which carries a packet: if one is used, all
+    are.
+    """
     child.is_asking_usage = True
-    sa.core.ask_usage(sa, child.ids, partial(_delete_if_idle, sa, child), now)
+    asked = [sa_id for each in (child, *_group_of(sa, child)) for sa_id in each.ids]
+    sa.core.ask_usage(sa, asked, partial(_delete_if_idle, sa, child), now)
+
+
+def _group_of(sa: IkeSa, child: ChildSa) -> tuple[ChildSa, ...]:
+    return group_of(sa, child) if child.is_per_resource else ()
 
 
 def _ask_peer_if_silent(sa: IkeSa, now: float) -> None:
@@ -86,6 +96,8 @@ def _ask_peer_if_silent(sa: IkeSa, now: float) -> None:
 
 def _delete_if_idle(sa: IkeSa, child: ChildSa, now: float) -> None:
     child.is_asking_usage = False
+    used = [other.last_used_at for other in _group_of(sa, child)]
+    child.last_used_at = max(child.last_used_at, *used, 0.0)
     due_at = idle_at(child)
     if child.state is not ChildSaState.INSTALLED or due_at is None or due_at > now:
         return

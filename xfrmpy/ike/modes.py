@@ -17,6 +17,7 @@ from xfrmpy.ike.compression import named_cpi
 from xfrmpy.ike.errors import PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.exchange import notifications, only
 from xfrmpy.ike.nat import NatSituation
+from xfrmpy.ike.resource_info import has_resource_info
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.sad import InnerEnds, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
@@ -50,7 +51,8 @@ class Traffic:
 
     `peer_address` is the one that the peer has itself, known in transport mode only; `peer_cpi`
     what it names for compressed packets that it receives; `peer_takes_tfc` if it has not said that
-    it will not accept padding to hide sizes (RFC 7296 section 1.3.1).
+    it will not accept padding to hide sizes (RFC 7296 section 1.3.1). It `is_per_resource` if the
+    peer would have several Child SAs for it (RFC 9611).
     """
 
     mode: Mode
@@ -59,6 +61,7 @@ class Traffic:
     peer_address: IpAddress | None = None
     peer_cpi: int | None = None
     peer_takes_tfc: bool = True
+    is_per_resource: bool = False
 
 
 def ends_of(sa: IkeSa) -> Ends:
@@ -112,6 +115,7 @@ def traffic_of(payloads: tuple[OpenPayload, ...], ends: Ends, *, is_initiator: b
     local, remote = (tsi, tsr) if is_initiator else (tsr, tsi)
     cpi = named_cpi(payloads, is_answer=is_initiator)
     takes_tfc = not notifications(payloads, NotifyType.ESP_TFC_PADDING_NOT_SUPPORTED)
+    is_per_resource = has_resource_info(payloads)
     asked = [mode for mode, words in _ASKS_FOR.items() if notifications(payloads, words)]
     if Mode.TRANSPORT not in asked:
         return Traffic(
@@ -120,6 +124,7 @@ def traffic_of(payloads: tuple[OpenPayload, ...], ends: Ends, *, is_initiator: b
             remote=remote,
             peer_cpi=cpi,
             peer_takes_tfc=takes_tfc,
+            is_per_resource=is_per_resource,
         )
     return Traffic(
         mode=Mode.TRANSPORT,
@@ -128,6 +133,7 @@ def traffic_of(payloads: tuple[OpenPayload, ...], ends: Ends, *, is_initiator: b
         peer_address=_address_of(remote),
         peer_cpi=cpi,
         peer_takes_tfc=takes_tfc,
+        is_per_resource=is_per_resource,
     )
 
 

@@ -14,6 +14,7 @@ from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.core import Core
 from xfrmpy.ike.lifetimes import replacement_seconds
 from xfrmpy.ike.modes import policy_between
+from xfrmpy.ike.resources import is_surplus
 from xfrmpy.ike.states import ChildSaState, IkeSaState
 from xfrmpy.ike.traps import follow_policy
 from xfrmpy.ipsec.selectors import covered_by
@@ -56,7 +57,13 @@ def reconfigure(core: Core, policy: TunnelPolicy, now: float) -> None:
 
 def is_unsettled(sa: IkeSa, now: float) -> bool:
     """Whether an IKE SA is on its way to what its policy says, or to its end."""
-    waits = (sa.rekey_at, sa.reauth_at, sa.create_at, *(c.rekey_at for c in sa.children))
+    waits = (
+        sa.rekey_at,
+        sa.reauth_at,
+        sa.create_at,
+        sa.widen_at,
+        *(c.rekey_at for c in sa.children),
+    )
     return (
         sa.state is not IkeSaState.ESTABLISHED
         or sa.replaces is not None
@@ -87,12 +94,14 @@ def conform(sa: IkeSa, child: ChildSa, now: float) -> None:
     policy = _present_policy(sa, child)
     goes = policy is None or is_displaced(child, policy)
     child.outdated_at = None
-    if policy is None or goes:
+    if policy is None or goes or is_surplus(sa, child, policy.per_resource):
         child.move_to(ChildSaState.DELETING)
         return
     seconds = policy.lifetime_seconds
     # What it carries is as it should be, or it would go.
     before = replace(child.policy, local=policy.local, remote=policy.remote)
+    if not sa.is_client:  # Who called rekeys for another number of them, or both would.
+        before = replace(before, per_resource=policy.per_resource)
     if child_impact(before, policy) is Impact.REKEY:
         child.rekey_at = now
     elif seconds is not None and seconds != child.policy.lifetime_seconds:
@@ -146,6 +155,7 @@ def _adopt(sa: IkeSa, before: TunnelPolicy, policy: TunnelPolicy, now: float) ->
     for child in sa.children:
         child.outdated_at = now
     sa.refused_scopes = frozenset()
+    sa.filled = ()
     sa.asks_pairs = False
     sa.demand.restrict_to(sa.children, policy)
     sa.create_at = now if sa.is_client else now + PATIENCE_SECONDS

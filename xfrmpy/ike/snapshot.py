@@ -53,7 +53,7 @@ from xfrmpy.wire.cursor import Cursor, Malformed
 from xfrmpy.wire.message import Message, decode_payloads_untrusted, encode_payloads
 from xfrmpy.wire.payloads import IdiPayload, OpenPayload, SaPayload
 
-FORMAT = 6
+FORMAT = 7
 """Of both records. Another table is another format."""
 
 KNOWN_PROPOSALS = 64
@@ -714,6 +714,7 @@ IKE_SA: Table = {
     "demand": Codec(_write_demand, _read_demand, is_late=True),
     "refused_scopes": _collection(frozenset, Scope),
     "postponed": _value(tuple[str, ...]),
+    "filled": _value(tuple[str, ...]),
     "asks_pairs": _FLAG,
     "is_rekeying": _FLAG,
     "begun_after": _NUMBER,
@@ -728,6 +729,7 @@ IKE_SA: Table = {
     "alone_at": _MOMENT,
     "doubted_until": _MOMENT,
     "create_at": _MOMENT,
+    "widen_at": _MOMENT,
     "busy_since": _MOMENT,
     "_must_reauth_by": _MOMENT,
     "_expires_at": _MOMENT,
@@ -776,6 +778,7 @@ CHILD_SA: Table = {
     "peer_address": _value(IpAddress | None),
     "peer_cpi": _bare(int | None),
     "peer_takes_tfc": _FLAG,
+    "is_per_resource": _FLAG,
     "nonces": _value(Nonces),
     "is_initiator": _FLAG,
     "replaces": _optional(_CHILD),
@@ -827,6 +830,7 @@ EXCHANGES: dict[str, ExchangeRow] = {
             "_nonce": _OCTETS,
             "_scope": _value(Scope | None),
             "_packet": _value(Scope | None),
+            "_is_further": _FLAG,
             "_child": _CHILD,
             "_key_exchange": _KEY_EXCHANGE,
             "agreement": _AGREEMENT,

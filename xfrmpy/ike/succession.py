@@ -40,6 +40,7 @@ def inherit(new: IkeSa, old: IkeSa) -> None:
     new.core.changed |= {new.our_spi, old.our_spi}
     new.up_since = old.up_since
     new.create_at, old.create_at = old.create_at, None
+    new.widen_at, old.widen_at = old.widen_at, None
     new.replaces, old.replaces = old.replaces, None
     new.children += old.children
     new.retired += old.retired
@@ -140,6 +141,8 @@ def remove_child(sa: IkeSa, child: ChildSa, now: float) -> None:
         if sa.is_initiator and child.tunnel.start is StartMode.AUTO:
             sa.create_at = now + RECREATE_SECONDS
     else:
+        if child.is_in_use and child.heir is None and child.is_per_resource and sa.is_client:
+            sa.widen_at = now + RECREATE_SECONDS
         child.retire()
         sa.retired.append((now + OVERLAP_SECONDS, child))
 

@@ -10,6 +10,9 @@ from xfrmpy.ipsec.marks import OUR_BITS, Mark
 from xfrmpy.ipsec.proposals import AhSuite, EspSuite
 from xfrmpy.registry import ProtocolId
 
+MAX_RESOURCES = 64
+"""Userspace workers, and so Child SAs of one traffic: each has its own (RFC 9611)."""
+
 DEFAULT_REPLAY_WINDOW = 256
 """Packets. RFC 4303 section 3.4.3 asks for at least 32 and suggests 64; multi-queue paths reorder
 by more, and WireGuard and strongSwan-with-ESN hold thousands. 256 costs 32 octets an SA."""
@@ -135,8 +138,9 @@ class SadEntry:
     (RFC 4303 section 2.7). With an `if_id` it carries what policies of the same one lead to it, and
     its packets come out of the interface of that number; 0 is none. `set_mark` is what an inbound
     one gives to the packets that it takes in, and an outbound one, in bits that are not
-    `OUR_BITS`, to those that it makes. `offload` is a wish: a datapath may do without, and
-    then says so, so that entries which differ in nothing else are equal.
+    `OUR_BITS`, to those that it makes. With a `resource` it is one of several of a policy (RFC
+    9611), for packets that this userspace worker reads. `offload` is a wish: a datapath may do
+    without, and then says so, so that entries which differ in nothing else are equal.
     """
 
     direction: Direction
@@ -157,6 +161,7 @@ class SadEntry:
     lifetime: Lifetime = Lifetime()
     set_mark: Mark | None = None
     if_id: int = 0
+    resource: int | None = None
     offload: Offload | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from enum import IntEnum, StrEnum
 from typing import Any
 
 from xfrmpy.ipsec.addresses import IpAddress
-from xfrmpy.ipsec.sad import OUR_REQIDS
+from xfrmpy.ipsec.sad import MAX_RESOURCES, OUR_REQIDS
 from xfrmpy.policy.model import (
     ChildPolicy,
     PrivateKey,
@@ -235,6 +235,10 @@ def _octets_or_off(value: int) -> str:
     return f"{value} octets" if value else "off"
 
 
+def _resources(value: int) -> str:
+    return {0: "off", MAX_RESOURCES: "auto"}.get(value, str(value))
+
+
 def _onoff(value: bool) -> str:
     return "on" if value else "off"
 
@@ -296,6 +300,7 @@ _OF_CHILD: dict[str, _Key] = {
     "mark_in": _Key("mark_in", Impact.REKEY, _or_none),
     "mark_set": _Key("mark_set", Impact.REKEY, _or_none),
     "if_id": _Key("interface.if_id", Impact.REPLACE),
+    "per_resource": _Key("per_resource", Impact.REKEY, _resources),
 }
 
 _DERIVED_OF_CHILD = {

@@ -154,7 +154,8 @@ class ChildPolicy:
     replaced ahead of its end. Without traffic for `inactivity_seconds` it is deleted; 0 is never.
     `priority` is that of its SPD entries; None: the more specific ones come first. Only what leaves
     with `mark_out` is its traffic, what comes in gets `mark_in`, and what carries it `mark_set`.
-    `if_id` is that of the tunnel's interface, 0 if it has none.
+    `if_id` is that of the tunnel's interface, 0 if it has none. There may be `per_resource` Child
+    SAs with the same traffic, each of a userspace worker of its own (RFC 9611); 0: but one.
     """
 
     name: str
@@ -180,6 +181,7 @@ class ChildPolicy:
     mark_in: Mark | None = None
     mark_set: Mark | None = None
     if_id: int = 0
+    per_resource: int = 0
 
     @property
     def protocol(self) -> ProtocolId:

@@ -33,7 +33,7 @@ from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.interfaces import InterfaceAddress
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.ipsec.sad import DontFragment, Mode, Offload
+from xfrmpy.ipsec.sad import MAX_RESOURCES, DontFragment, Mode, Offload
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import MAX_PRIORITY
 from xfrmpy.policy import values
@@ -102,6 +102,18 @@ Priority = Annotated[
     int,
     PlainValidator(partial(values.parse_whole_number, 1, MAX_PRIORITY)),
     WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_PRIORITY}),
+]
+Resources = Annotated[
+    int,
+    PlainValidator(values.parse_resources),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": ["auto", "off"]},
+                {"type": "integer", "minimum": 2, "maximum": MAX_RESOURCES},
+            ]
+        }
+    ),
 ]
 ProfileName = Annotated[
     str, PlainValidator(values.parse_profile), WithJsonSchema({"enum": [*PROFILES]})
@@ -305,6 +317,7 @@ class Child(Keys):
     )
     lifetime: Lifetime | None = _key("As `lifetime` of the tunnel, for this Child SA.", "30m")
     inactivity: Lifetime | None = _key("As `inactivity` of the tunnel, for this Child SA.", "10m")
+    per_resource: Resources | None = _key("As `per_resource` of the tunnel, for this Child SA.", 4)
     priority: Priority | None = _key("As `priority` of the tunnel, for this Child SA.", 500)
     mark: SomeMark | None = _key("As `mark` of the tunnel, for this Child SA.", 42)
     mark_out: SomeMark | None = _key("As `mark_out` of the tunnel, for this Child SA.", 42)
@@ -464,6 +477,12 @@ class Tunnel(Keys):
     )
     inactivity: Lifetime | None = _key(
         "After what time without traffic a Child SA is deleted, or `off`. Default: off.", "10m"
+    )
+    per_resource: Resources | None = _key(
+        "Whether each worker of the userspace datapath (`xfrmpy daemon --workers`) gets a Child SA "
+        "with the same traffic, so that one tunnel uses every core, if the peer agrees (RFC 9611): "
+        "`auto`, as many as workers at either end; a number, so many at most; `off`. Default: off.",
+        "auto",
     )
     priority: Priority | None = _key(
         "Which traffic comes first where several tunnels or shunts could have it, 1 to 1000000, "

@@ -20,7 +20,7 @@ from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.interfaces import InterfaceAddress
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import TRANSFORMS_BY_NAME, Proposal, parse_proposal
-from xfrmpy.ipsec.sad import OUR_REQIDS
+from xfrmpy.ipsec.sad import MAX_RESOURCES, OUR_REQIDS
 from xfrmpy.ipsec.selectors import MAX_PORT, TrafficSelector
 from xfrmpy.policy.errors import shown
 from xfrmpy.policy.profiles import FUTURE_PROFILES, PROFILES
@@ -112,6 +112,16 @@ def parse_number(least: float, most: float, value: object) -> float:
 def parse_whole_number(least: int, most: int, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         refuse("XF1004", f"must be a whole number from {least} to {most}, not {shown(value)}")
+    return value
+
+
+def parse_resources(value: object) -> int:
+    """Zero for `off`, the most there can be for `auto`."""
+    if value in ("auto", "off"):
+        return MAX_RESOURCES if value == "auto" else 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 2 <= value <= MAX_RESOURCES:
+        number = f"a whole number from 2 to {MAX_RESOURCES}"
+        refuse("XF1004", f"must be auto, off or {number}, not {shown(value)}")
     return value
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ipaddress
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.xfrmpy.gateway.plugins.plugin_utils import foreign_end
 
 GROUPS = "x25519-ecp384-ecp256-modp3072-modp4096"
 ALL_GROUPS = f"{GROUPS}-ecp521-modp2048"
@@ -37,6 +38,7 @@ OURS_ALONE = {
     *("start", "datapath", "dpd", "nat_keepalive", "retransmission", "on_down", "priority"),
     *("mark", "mark_out", "mark_in", "mark_set", "fragmentation", "unique", "lifetime"),
     *("inactivity", "crash_detection", "resumption", "childless", "redirect", "local_address"),
+    "per_resource",
 }
 """Keys of which the other end need not know."""
 
@@ -45,86 +47,6 @@ RENDERED = {
     "encapsulation",
 }
 INSIDE = {"profile", "proposals", "lifetime", "reauth", "replay_window", "offload"}
-MODES = ("tunnel", "transport")
-
-LIBRESWAN = {
-    "aes128gcm16": "aes_gcm128",
-    "aes192gcm16": "aes_gcm192",
-    "aes256gcm16": "aes_gcm256",
-    "chacha20poly1305": "chacha20_poly1305",
-    "sha256": "sha2_256",
-    "sha384": "sha2_384",
-    "sha512": "sha2_512",
-    "prfsha256": "sha2_256",
-    "prfsha384": "sha2_384",
-    "prfsha512": "sha2_512",
-    "aes128": "aes128",
-    "aes192": "aes192",
-    "aes256": "aes256",
-    "modp2048": "dh14",
-    "modp3072": "dh15",
-    "modp4096": "dh16",
-    "ecp256": "dh19",
-    "ecp384": "dh20",
-    "ecp521": "dh21",
-    "x25519": "dh31",
-}
-"""Our names of algorithms in libreswan's."""
-
-SWANCTL = """\
-connections {{
-    {name} {{
-        version = 2
-        local_addrs = {our_address}
-        remote_addrs = {their_address}
-        proposals = {ike}
-        encap = {encap}
-        local {{
-            auth = psk
-            id = {our_id}
-        }}
-        remote {{
-            auth = psk
-            id = {their_id}
-        }}
-        children {{
-{children}        }}
-    }}
-}}
-secrets {{
-    ike-{name} {{
-        id-1 = {our_id}
-        id-2 = {their_id}
-        secret = 0x{secret}
-    }}
-}}
-"""
-
-SWANCTL_CHILD = """\
-            {child} {{
-                mode = {mode}
-                local_ts = {local}
-                remote_ts = {remote}
-                esp_proposals = {esp}
-                start_action = {start}
-            }}
-"""
-
-IPSEC = """\
-conn {name}
-    left={our_address}
-    leftid={our_id}
-    right={their_address}
-    rightid={their_id}
-    authby=secret
-    ikev2=insist
-    type={mode}
-    ike={ike}
-    esp={esp}
-    esn={esn}
-    encapsulation={encap}
-    auto={start}
-{selectors}"""
 
 
 class FilterModule:
@@ -138,65 +60,25 @@ class FilterModule:
 
 def swanctl_conf(policy, name, address, secret):
     """strongSwan's end, with its secret; see swanctl_conf.yml."""
-    end = _mirror(policy, name, address)
-    children = "".join(
-        SWANCTL_CHILD.format(
-            child=child,
-            mode=end["mode"],
-            local=", ".join(local) or "dynamic",
-            remote=", ".join(remote) or "dynamic",
-            esp=", ".join(end["esp"]),
-            start="start" if end["calls"] else "none",
-        )
-        for child, local, remote in end["children"]
-    )
-    return SWANCTL.format(
-        name=name,
-        our_address=end["our_address"],
-        their_address=end["their_address"],
-        our_id=end["our_id"],
-        their_id=end["their_id"],
-        ike=", ".join(end["ike"]),
-        encap="yes" if end["encap"] else "no",
-        children=children,
-        secret=secret.strip().encode().hex(),
-    )
+    end = _mirror(policy, name, address, secret)
+    return _rendered(foreign_end.swanctl_conf, end) + foreign_end.swanctl_secrets(end)
 
 
 def ipsec_conf(policy, name, address):
     """libreswan's end; see ipsec_conf.yml."""
-    end = _mirror(policy, name, address)
-    words = {word for proposal in end["esp"] for word in proposal.split("-")}
-    esn = ("either" if "esn" in words else "no") if "noesn" in words else "yes"
-    conns = []
-    for number, (child, local, remote) in enumerate(end["children"]):
-        selectors = ""
-        if end["mode"] == "tunnel":
-            _require(len(local) == len(remote) == 1, name, "libreswan has one subnet at either end")
-            selectors = f"    leftsubnet={local[0]}\n    rightsubnet={remote[0]}\n"
-        conns.append(
-            IPSEC.format(
-                name=name if not number else f"{name}-{child}",
-                our_address=end["our_address"],
-                our_id=_at(end["our_id"]),
-                their_address=end["their_address"],
-                their_id=_at(end["their_id"]),
-                mode=end["mode"],
-                ike=",".join(_libreswan(each, name, "-") for each in end["ike"]),
-                esp=",".join(_libreswan(each, name, ";") for each in end["esp"]),
-                esn=esn,
-                encap="yes" if end["encap"] else "auto",
-                start="start" if end["calls"] else "add",
-                selectors=selectors,
-            )
-        )
-    return "\n".join(conns)
+    return _rendered(foreign_end.ipsec_conf, _mirror(policy, name, address))
 
 
 def ipsec_secrets(policy, name, address, secret):
     """The line of libreswan's ipsec.secrets; see ipsec_secrets.yml."""
-    end = _mirror(policy, name, address)
-    return f'{_at(end["our_id"])} {_at(end["their_id"])} : PSK "{secret.strip()}"\n'
+    return _rendered(foreign_end.ipsec_secrets, _mirror(policy, name, address, secret))
+
+
+def _rendered(render, end):
+    try:
+        return render(end)
+    except foreign_end.Unrenderable as error:
+        raise AnsibleFilterError(f"{end.name}: {error}") from error
 
 
 def _require(condition, name, fault):
@@ -204,41 +86,39 @@ def _require(condition, name, fault):
         raise AnsibleFilterError(f"{name}: {fault}")
 
 
-def _mirror(policy, name, address):
+def _mirror(policy, name, address, secret=""):
     """The tunnel as its other end sees it."""
     _require(isinstance(policy, dict), name, "the policy of a tunnel is a mapping")
     other = sorted({*policy} - RENDERED - OURS_ALONE)
     _require(not other, name, f"{', '.join(other)} has nothing that stands for it there")
     peer = _list(policy.get("peer"))[:1]
-    their_id = policy.get("id") or address
     our_id = policy.get("peer_id") or (peer and peer[0])
     _require(our_id, name, "without `peer` it needs `peer_id`")
-    mode = policy.get("mode", "tunnel")
-    _require(mode in MODES, name, f"the mode is {' or '.join(MODES)} there, and not {mode}")
-    return {
-        "our_address": peer[0] if peer else "%any",
-        "their_address": address,
-        "our_id": our_id,
-        "their_id": their_id,
-        "mode": mode,
-        "calls": policy.get("start") == "listen" or not peer,
-        "encap": policy.get("encapsulation") == "force",
-        "children": list(_children(policy, name)),
-        "ike": _proposals(policy, "ike", IKE, name),
-        "esp": _proposals(policy, "esp", ESP, name),
-    }
+    return foreign_end.ForeignEnd(
+        name=name,
+        our_address=peer[0] if peer else "%any",
+        their_address=address,
+        our_id=our_id,
+        their_id=policy.get("id") or address,
+        mode=policy.get("mode", "tunnel"),
+        calls=policy.get("start") == "listen" or not peer,
+        in_udp=policy.get("encapsulation") == "force",
+        ike=tuple(_proposals(policy, "ike", IKE, name)),
+        children=tuple(_children(policy, name)),
+        secret=secret.strip().encode(),
+    )
 
 
 def _children(policy, name):
-    """Names, what the other end calls its own, and what it calls ours."""
+    esp = tuple(_proposals(policy, "esp", ESP, name))
     for child, traffic in (policy.get("children") or {name: policy}).items():
-        ends = [_list(traffic.get(key)) for key in ("remote", "local")]
-        for selector in (*ends[0], *ends[1]):
+        local, remote = (tuple(_list(traffic.get(key))) for key in ("remote", "local"))
+        for selector in (*local, *remote):
             try:
                 ipaddress.ip_network(selector)
             except ValueError as error:
                 raise AnsibleFilterError(f"{name}: prefixes alone are rendered: {error}") from error
-        yield child, *ends
+        yield foreign_end.ForeignChild(name=child, local=local, remote=remote, esp=esp)
 
 
 def _proposals(policy, key, profiles, name):
@@ -272,26 +152,3 @@ def _list(value):
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _libreswan(proposal, name, before_groups):
-    """`aes256gcm16-prfsha256-x25519` is `aes_gcm256-sha2_256-dh31`; `+` joins alternatives."""
-    words = [word for word in proposal.split("-") if word not in ("esn", "noesn")]
-    unknown = [word for word in words if word not in LIBRESWAN]
-    _require(not unknown, name, f"libreswan's word for {', '.join(unknown)} is not known here")
-    kinds = {"cipher": {}, "hash": {}, "group": {}}
-    for word in words:
-        theirs = LIBRESWAN[word]
-        kind = "group" if theirs.startswith("dh") else "hash" if "sha2" in theirs else "cipher"
-        kinds[kind][theirs] = None
-    ciphers, hashes, groups = ("+".join(kind) for kind in kinds.values())
-    return "-".join(filter(None, (ciphers, hashes))) + (groups and before_groups + groups)
-
-
-def _at(identity):
-    """libreswan looks a name up unless it is marked as one."""
-    try:
-        ipaddress.ip_address(identity)
-    except ValueError:
-        return identity if "@" in identity or identity.startswith("%") else f"@{identity}"
-    return identity

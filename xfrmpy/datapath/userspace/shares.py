@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from struct import Struct
 
-from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, lane_of
+from xfrmpy.ipsec.sad import MAX_RESOURCES, USERSPACE_SPI_BIT, lane_of
 
-MAX_WORKERS = 64
+MAX_WORKERS = MAX_RESOURCES
 
 FIRST = 0
 """The worker that there always is."""

@@ -1,9 +1,10 @@
 """The workers of one runtime directory together, as their daemon sees them: as if they were one.
 
 An inbound SA is in the worker that its SPI names (`shares`), an outbound one where the inbound SAs
-of its reqid are; policies, and queues of every device, are in all of them. Each is told by which
-worker the packets of a reqid leave, so that it hands over what it should not have got
-(`neighbours`). If one ends, what it had is put into another process from what the others have;
+of its reqid are, or in the one that it is a `resource` of; policies, and queues of every device,
+are in all of them. Each is told by which worker the packets of a reqid leave, so that it hands over
+what it should not have got (`neighbours`); one that has an outbound SA as a resource lets them
+leave by that. If one ends, what it had is put into another process from what the others have;
 meanwhile the daemon has its sockets and its queue of the device open, too: else the kernel would
 move the last ones into their places, and packets would come to the wrong worker. With one worker
 nothing of this is needed, and nothing is done.
@@ -44,8 +45,9 @@ class Workers:
         self._natt_port = 0
         self._lanes: dict[SaId, int] = {}
         self._lane_of_reqid: dict[int, int] = {}
-        self._leads: dict[int, int] = {}
+        self._leads: dict[int, list[int]] = {}  # by reqid, of each worker
         self._outbound: dict[int, dict[SaId, int]] = {}  # by reqid, the oldest first
+        self._resources: set[SaId] = set()
         self._reqids: dict[SaId, int] = {}  # of those
         self._lent: list[list[int]] = [[] for _ in processes]
         self._events: dict[int, socket.socket] = {}
@@ -159,7 +161,7 @@ class Workers:
                 self._align(index, left[0])
             self._listen_to(index)
         if self._are_many:
-            self._tell_leads(self._leads)
+            self._tell_leads(tuple(self._leads))
 
     def give_up(self) -> None:
         """End those that are new; the others go on as before."""
@@ -284,36 +286,53 @@ class Workers:
     def _lane(self, entry: SadEntry) -> int:
         if entry.direction is Direction.IN:
             return lane_of(entry.spi, len(self._processes))
+        if entry.resource is not None:
+            return lane_of(entry.resource, len(self._processes))
         return self._lanes.get(entry.id, self._lane_of_reqid.get(entry.reqid, FIRST))
 
     def _lead(self, sas: Iterable[SadEntry]) -> None:
-        """Packets leave by the newest SA of their reqid."""
-        leads = {}
+        """Packets leave by the newest SA of their reqid, but for those that are `_resources`."""
+        reqids = []
         for sa in sas:
             if sa.direction is Direction.OUT:
-                leads[sa.reqid] = self._lanes[sa.id]
-                self._outbound.setdefault(sa.reqid, {})[sa.id] = leads[sa.reqid]
+                self._outbound.setdefault(sa.reqid, {})[sa.id] = self._lanes[sa.id]
                 self._reqids[sa.id] = sa.reqid
-        self._tell_leads({r: lane for r, lane in leads.items() if self._leads.get(r) != lane})
+                reqids.append(sa.reqid)
+                if sa.resource is not None:
+                    self._resources.add(sa.id)
+        self._learn(dict.fromkeys(reqids))
 
     def _lead_back(self, gone: SaId) -> None:
         """By an older one, if that is in another worker."""
+        self._resources.discard(gone)
         reqid = self._reqids.pop(gone, None)
         if reqid is None:
             return
-        outbound = self._outbound[reqid]
-        del outbound[gone]
-        if not outbound:
+        del self._outbound[reqid][gone]
+        if self._outbound[reqid]:
+            self._learn((reqid,))
+        else:
             del self._outbound[reqid]
-            return
-        lane = next(reversed(outbound.values()))
-        if lane != self._leads[reqid]:
-            self._tell_leads({reqid: lane})
 
-    def _tell_leads(self, leads: dict[int, int]) -> None:
+    def _learn(self, reqids: Iterable[int]) -> None:
+        """Tell by which worker their packets leave now, where that is another."""
+        leads = {reqid: self._leads_of(reqid) for reqid in reqids}
+        changed = [reqid for reqid, lanes in leads.items() if self._leads.get(reqid) != lanes]
         self._leads |= leads
-        for piece in _pieces([*leads.items()], requests.IDS_PER_PACKET):
-            self.ask_each("lead", to_plain(tuple(piece)))
+        self._tell_leads(changed)
+
+    def _leads_of(self, reqid: int) -> list[int]:
+        """The way out from each worker."""
+        outbound = self._outbound[reqid]
+        leads = [next(reversed(outbound.values()))] * len(self._processes)
+        for lane in (lane for sa, lane in outbound.items() if sa in self._resources):
+            leads[lane] = lane
+        return leads
+
+    def _tell_leads(self, reqids: Sequence[int]) -> None:
+        for piece in _pieces(reqids, requests.IDS_PER_PACKET):
+            for index, process in enumerate(self._processes):
+                process.ask("lead", [[reqid, self._leads[reqid][index]] for reqid in piece])
 
     def update_sa(self, entry: SadEntry) -> None:
         self._holder(entry.id).ask("update_sa", to_plain(entry))
@@ -322,6 +341,8 @@ class Workers:
         self._holder(sa).ask("move_sa", [to_plain(sa), to_plain(entry)])
         if sa in self._lanes:
             self._lanes[entry.id] = self._lanes.pop(sa)
+        if sa in self._resources:
+            self._resources ^= {sa, entry.id}
         if sa in self._reqids:
             self._reqids[entry.id] = reqid = self._reqids.pop(sa)
             self._outbound[reqid][entry.id] = self._outbound[reqid].pop(sa)
@@ -348,6 +369,7 @@ class Workers:
         tables = (self._lanes, self._lane_of_reqid, self._leads, self._outbound, self._reqids)
         for table in tables:
             table.clear()
+        self._resources.clear()
         return first if held is None else len(held.sad) + len(held.spd)
 
     def dump(self) -> Dump:

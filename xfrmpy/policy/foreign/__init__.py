@@ -1,0 +1,1 @@
+"""The configuration files of other makers' gateways: read into policies, and written from them."""
