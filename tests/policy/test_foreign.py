@@ -13,6 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.policy.conftest import key_of
 from xfrmpy.policy.foreign import rendering
 from xfrmpy.policy.foreign.exporting import other_end
 from xfrmpy.policy.foreign.importing import Imported
@@ -490,7 +491,7 @@ def _there_and_back(policy: dict[str, Any], other: Any) -> None:
 
 def _essence(tunnel: TunnelPolicy) -> Iterator[object]:
     yield tunnel.peers, tunnel.local_address, tunnel.local_id, tunnel.remote_id
-    yield tunnel.shared_key and tunnel.shared_key.octets, tunnel.encapsulation
+    yield key_of(tunnel).octets, tunnel.encapsulation
     yield {str(p) for p in tunnel.proposals}
     for child in tunnel.children:
         yield child.mode, child.local, child.remote, child.compresses
