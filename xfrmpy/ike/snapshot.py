@@ -53,7 +53,7 @@ from xfrmpy.wire.cursor import Cursor, Malformed
 from xfrmpy.wire.message import Message, decode_payloads_untrusted, encode_payloads
 from xfrmpy.wire.payloads import IdiPayload, OpenPayload, SaPayload
 
-FORMAT = 7
+FORMAT = 8
 """Of both records. Another table is another format."""
 
 KNOWN_PROPOSALS = 64
