@@ -35,7 +35,9 @@ from xfrmpy.registry import (
     TransformType,
 )
 
-REGISTRIES: list[type[Registry]] = Registry.__subclasses__()
+REGISTRIES: list[type[Registry]] = [
+    each for each in Registry.__subclasses__() if each.__module__ == Registry.__module__
+]
 
 
 def ranges(*parts: int | tuple[int, int]) -> set[int]:

@@ -81,7 +81,7 @@ def is_surplus(sa: IkeSa, child: ChildSa, most: int) -> bool:
     """Whether policy allows no more than `most`, without this one. Who called tidies up: what both
     ends delete at once might be all of them."""
     there = len(group_of(sa, child))
-    return sa.is_client and child.is_per_resource and there >= max(1, most)
+    return sa.is_client and there >= max(1, most)
 
 
 def _wants_more(sa: IkeSa, child: ChildSa) -> bool:
