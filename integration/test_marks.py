@@ -16,7 +16,7 @@ from integration.lab.tunnel import Tunnel
 
 pytestmark = pytest.mark.vm
 
-OCTETS = 20_000
+OCTETS = 60_000
 
 MARKS = ("0x10/0xf0", "0x20/0xf0")
 """Of the first tunnel, and of the second."""

@@ -100,8 +100,10 @@ def assert_runs_as_a_user_of_its_own(machine: Machine) -> None:
     user = machine.must("id", "-u", "xfrmpy").strip()
     assert user != "0"
     control = machine.shown("xfrmpyd", "ControlGroup")
-    processes = machine.must("ps", "-o", "uid=,args=", "-u", "xfrmpy").splitlines()
-    assert len(processes) == 2, (control, processes)
+    processes = ("ps", "-o", "uid=,args=", "-u", "xfrmpy")
+    eventually(
+        f"two processes in {control}", lambda: len(machine.must(*processes).splitlines()) == 2
+    )
     admin_raw_and_bind = 1 << 12 | 1 << 13 | 1 << 10
     status = machine.must("cat", f"/proc/{process_of(machine)}/status")
     for which in ("Prm", "Eff", "Bnd", "Amb"):

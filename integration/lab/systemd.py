@@ -181,7 +181,7 @@ class Machine:
         ]
         self._machine = Background(command, self.log)
         try:
-            self._leader = eventually("systemd to be process 1", self._find_leader, seconds=20)
+            self._leader = eventually("systemd to be process 1", self._find_leader, seconds=60)
             eventually("systemd to answer", self._answers, seconds=60)
         except BaseException:
             self._end()
