@@ -10,15 +10,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from socket import socket
 
 from xfrmpy.datapath.userspace.arrivals import Arrivals
 from xfrmpy.datapath.userspace.coalescing import Joined
 from xfrmpy.datapath.userspace.forwarding import Forwarder, Refusal, Refused, refused_by_system
 from xfrmpy.datapath.userspace.neighbours import Kind, Neighbours
 from xfrmpy.datapath.userspace.raw import Arrived, RawSocket
-from xfrmpy.datapath.userspace.receiving import Received, UdpReceiver
+from xfrmpy.datapath.userspace.receiving import MAX_READS, Received, UdpReceiver
 from xfrmpy.datapath.userspace.shares import ALL, FIRST, Share
 from xfrmpy.datapath.userspace.tun import Tun
+from xfrmpy.datapath.userspace.turns import Readable, Turn
 from xfrmpy.datapath.userspace.udp import whole_datagram
 from xfrmpy.datapath.userspace.virtio import Offload
 from xfrmpy.esp.transport import fields_of
@@ -50,7 +52,13 @@ class Inbound:
         self._send_in_clear = send_in_clear
         self._arrivals = Arrivals(forwarder, share)
 
-    def read_udp(self, receiver: UdpReceiver) -> None:
+    def listen(self, opened: socket, version: int, readable: Readable) -> None:
+        """Read a UDP socket from now on, whenever there is something. Raises `OSError`."""
+        turn = Turn(readable, MAX_READS)
+        receiver = UdpReceiver(opened, version, self._forwarder.refused, turn)
+        readable.register(opened, partial(self._read_udp, receiver))
+
+    def _read_udp(self, receiver: UdpReceiver) -> None:
         received, now = receiver.receive(), time.monotonic()
         for each in received:
             self._guarded(partial(self._unprotect, each, now))

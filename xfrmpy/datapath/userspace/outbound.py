@@ -26,7 +26,7 @@ from xfrmpy.datapath.userspace.raw import RawSockets
 from xfrmpy.datapath.userspace.segments import BadOffload, complete
 from xfrmpy.datapath.userspace.sending import UdpSender
 from xfrmpy.datapath.userspace.tun import Tun
-from xfrmpy.datapath.userspace.turns import Turn
+from xfrmpy.datapath.userspace.turns import Readable, Turn
 from xfrmpy.datapath.userspace.virtio import COMPLETE, Offload, Segments
 from xfrmpy.esp.outer import outer_header
 from xfrmpy.esp.packet import Run
@@ -50,6 +50,11 @@ class Outbound:
         self._guarded = guarded
         self._layouts = Layouts()
         self._layout: Layout | None = None
+
+    @staticmethod
+    def turn(readable: Readable) -> Turn:
+        """Of one device."""
+        return Turn(readable, TURN)
 
     def carry(self, tun: Tun, if_id: int, turn: Turn) -> None:
         """A turn's worth of what is to be read. Raises `OSError` if the device cannot be read."""

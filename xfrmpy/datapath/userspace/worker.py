@@ -18,24 +18,21 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from stat import S_ISSOCK
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xfrmpy import __version__
 from xfrmpy.datapath.dumps import forbid_dumps
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OUR_MARK
-from xfrmpy.datapath.userspace import outbound, receiving, requests
+from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.control import ControlSocket
 from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused, Waits
-from xfrmpy.datapath.userspace.inbound import Inbound
 from xfrmpy.datapath.userspace.ledger import Ledger
 from xfrmpy.datapath.userspace.neighbours import Kind, Neighbours
-from xfrmpy.datapath.userspace.outbound import Outbound
 from xfrmpy.datapath.userspace.raw import RawSockets
-from xfrmpy.datapath.userspace.receiving import UdpReceiver
 from xfrmpy.datapath.userspace.scheduling import ask_for_short_slices
 from xfrmpy.datapath.userspace.sending import UdpSender
 from xfrmpy.datapath.userspace.shares import FIRST, Share
@@ -50,6 +47,10 @@ from xfrmpy.ipsec.addresses import IKE_NATT_PORT
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.spd import SpdEntry
+
+if TYPE_CHECKING:
+    from xfrmpy.datapath.userspace.inbound import Inbound
+    from xfrmpy.datapath.userspace.outbound import Outbound
 
 RECEIVE_BUFFER = 256 * 1024
 """Octets, which the kernel doubles for what it needs itself: 2 ms at 2 Gbit/s. What waits longer is
@@ -80,10 +81,6 @@ class Worker:
         self._is_one_of_many = share.count > 1
         self._ledger = Ledger(control_path.with_suffix(LEDGER_SUFFIX))
         self._forwarder = Forwarder(secrets.token_bytes, self._ledger)
-        self._outbound = Outbound(self._forwarder, self._guarded)
-        self._inbound = Inbound(
-            self._forwarder, self._guarded, self._device_of, self._outbound.send_in_clear, share
-        )
         self._natt_port = IKE_NATT_PORT
         self._readable = Readable()
         self._udp: dict[int, socket.socket] = {}
@@ -100,10 +97,38 @@ class Worker:
             self if self._is_one_of_many else None,
         )
         self._neighbours = Neighbours(
-            share, control_path.parent, self._readable, self._take_handed, self._outbound.flush
+            share,
+            control_path.parent,
+            self._readable,
+            self._take_handed,
+            self._flush,
         )
+
+    def _flush(self) -> None:
+        self._outbound.flush()
+
+    # The two halves that carry packets. They are made, and their modules loaded, when there are
+    # some to be carried: numpy takes a tenth of a second and 15 MiB, and on most hosts a worker
+    # keeps the daemon's sockets and nothing else.
+
+    @cached_property
+    def _outbound(self) -> Outbound:
+        from xfrmpy.datapath.userspace.outbound import Outbound  # noqa: PLC0415
+
+        made = Outbound(self._forwarder, self._guarded)
         if self._is_one_of_many:
-            self._outbound.neighbours = self._inbound.neighbours = self._neighbours
+            made.neighbours = self._neighbours
+        return made
+
+    @cached_property
+    def _inbound(self) -> Inbound:
+        from xfrmpy.datapath.userspace.inbound import Inbound  # noqa: PLC0415
+
+        in_clear = self._outbound.send_in_clear
+        made = Inbound(self._forwarder, self._guarded, self._device_of, in_clear, self._share)
+        if self._is_one_of_many:
+            made.neighbours = self._neighbours
+        return made
 
     def run(self) -> None:
         """Keep and carry until told to stop."""
@@ -162,7 +187,7 @@ class Worker:
         self._listen_to(self._tun, 0)
 
     def _listen_to(self, tun: Tun, if_id: int) -> None:
-        turn = Turn(self._readable, outbound.TURN)
+        turn = self._outbound.turn(self._readable)
         self._readable.register(tun, partial(self._read_tun, tun, if_id, turn))
 
     def _close_tunnel_tun(self, if_id: int) -> None:
@@ -211,9 +236,7 @@ class Worker:
                 self._udp[version] = opened
                 sender = UdpSender(opened, version, self._forwarder.refused)
                 self._outbound.senders[version] = sender
-                turn = Turn(self._readable, receiving.MAX_READS)
-                receiver = UdpReceiver(opened, version, self._forwarder.refused, turn)
-                self._readable.register(opened, partial(self._inbound.read_udp, receiver))
+                self._inbound.listen(opened, version, self._readable)
         except OSError as error:
             self._close_udp()
             reason = f"UDP port {self._natt_port} cannot be shared: {error.strerror}"
@@ -244,8 +267,9 @@ class Worker:
         for each in self._udp.values():
             self._readable.unregister(each)
             each.close()
-        self._udp.clear()
-        self._outbound.senders.clear()
+        if self._udp:
+            self._udp.clear()
+            self._outbound.senders.clear()
 
     # What concerns the other workers.
 
@@ -352,7 +376,7 @@ class Worker:
         """What waited for an SA that is in force now."""
         for packet, if_id in self._forwarder.take_waiting(time.monotonic()):
             self._guarded(partial(self._outbound.protect, packet, if_id))
-        self._outbound.flush()
+        self._flush()
 
     def _add(self, entry: SadEntry | SpdEntry) -> None:
         if isinstance(entry, SadEntry):
