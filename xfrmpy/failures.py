@@ -217,7 +217,7 @@ CATALOGUE: dict[str, FailureKind] = {
     "XF1041": FailureKind(
         title="nothing of a configuration could be carried over",
         exit_code=_POLICY,
-        causes=("its connections need what xfrmpy has not, certificates for instance",),
+        causes=("its connections need what is not there, or not carried over: certificates",),
         fixes=("see the reasons above, and docs/migrating.md",),
     ),
     "XF1042": FailureKind(

@@ -290,7 +290,7 @@ def test_what_a_connection_loses_is_told_with_its_place(line: str, words: str) -
     ("old", "new", "words"),
     [
         ("version = 2", "version = 1", "it is IKEv1"),
-        ("auth = psk", "auth = pubkey", "by shared keys alone"),
+        ("auth = psk", "auth = pubkey", "keys and certificates are not carried over"),
         ("remote {", "remote-2 { auth = eap }\n remote {", "several rounds"),
         ("192.0.2.2, sun.example.net", "%any\n", "no"),
     ],

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from xfrmpy.cli.options import Format, One, Output, told
+from xfrmpy.cli.options import Format, One, Output, PolicyFiles, told
 
 
 class ForeignKind(StrEnum):
@@ -84,14 +84,7 @@ def import_(
 
 def export(
     tunnel: One,
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="[FILE|DIRECTORY]...",
-            help="Policy files, or directories of them.",
-            show_default="what the daemon would read",
-        ),
-    ] = None,
+    paths: PolicyFiles = None,
     kind: Annotated[
         ForeignPeer, typer.Option("--for", help="Who the other end is.")
     ] = ForeignPeer.STRONGSWAN,

@@ -30,10 +30,9 @@ from xfrmpy.cli.options import (
     One,
     OneOfAll,
     Output,
+    PolicyFiles,
     complete_tunnel,
-)
-from xfrmpy.cli.options import (
-    told as _told,
+    told,
 )
 from xfrmpy.cli.terminal import note, say
 from xfrmpy.control.client import Client, runtime_dir
@@ -161,8 +160,8 @@ def status(
     if watch:
         from xfrmpy.cli.watch import watch_status
 
-        return _told(output, lambda: watch_status(client, tunnel, as_json=as_json))
-    return _told(output, lambda: show_status(client, tunnel, as_json=as_json))
+        return told(output, lambda: watch_status(client, tunnel, as_json=as_json))
+    return told(output, lambda: show_status(client, tunnel, as_json=as_json))
 
 
 @app.command()
@@ -175,7 +174,7 @@ def describe(tunnel: One, output: Format = Output.HUMAN) -> int:
 
     client = Client(runtime_dir(os.environ))
     as_json = output is Output.JSON
-    return _told(output, lambda: describe_tunnel(client, tunnel, as_json=as_json))
+    return told(output, lambda: describe_tunnel(client, tunnel, as_json=as_json))
 
 
 @app.command()
@@ -194,7 +193,7 @@ def log(
 
     client = Client(runtime_dir(os.environ))
     as_json = output is Output.JSON
-    return _told(output, lambda: show_log(client, tunnel, lines, follow=follow, as_json=as_json))
+    return told(output, lambda: show_log(client, tunnel, lines, follow=follow, as_json=as_json))
 
 
 @app.command()
@@ -208,7 +207,7 @@ def metrics(output: Format = Output.HUMAN) -> int:
         say(document("Metrics", text=text) if as_json else text.removesuffix("\n"))
         return ExitCode.DONE
 
-    return _told(output, show)
+    return told(output, show)
 
 
 show = typer.Typer(no_args_is_help=True, help="Show what is in force on this host.")
@@ -226,7 +225,7 @@ def show_kernel(tunnel: OneOfAll = None, output: Format = Output.HUMAN) -> int:
 
     client = Client(runtime_dir(os.environ))
     as_json = output is Output.JSON
-    return _told(output, lambda: show_kernel(client, tunnel, as_json=as_json))
+    return told(output, lambda: show_kernel(client, tunnel, as_json=as_json))
 
 
 class State(StrEnum):
@@ -251,19 +250,12 @@ def wait(
 
     client = Client(runtime_dir(os.environ))
     as_json = output is Output.JSON
-    return _told(output, lambda: wait_for_tunnel(client, tunnel, state, timeout, as_json=as_json))
+    return told(output, lambda: wait_for_tunnel(client, tunnel, state, timeout, as_json=as_json))
 
 
 @app.command()
 def check(
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="[FILE|DIRECTORY]...",
-            help="Policy files, or directories of them.",
-            show_default="what the daemon would read",
-        ),
-    ] = None,
+    paths: PolicyFiles = None,
     peer: Annotated[
         Path | None,
         typer.Option(
@@ -299,7 +291,7 @@ def doctor(output: Format = Output.HUMAN) -> int:
     from xfrmpy.cli.doctor.report import examine_host
 
     client = Client(runtime_dir(os.environ))
-    return _told(output, lambda: examine_host(client, as_json=output is Output.JSON))
+    return told(output, lambda: examine_host(client, as_json=output is Output.JSON))
 
 
 def _parse_span(text: str) -> float:
@@ -346,7 +338,7 @@ def plan(
 
     as_json = output is Output.JSON
     client = Client(runtime_dir(os.environ))
-    return _told(
+    return told(
         output,
         lambda: show_plan(client, read_policy(path, name), prune, as_json, detailed=detailed),
     )
@@ -399,7 +391,7 @@ def apply(
 
     as_json = output is Output.JSON
     client = Client(runtime_dir(os.environ))
-    return _told(
+    return told(
         output,
         lambda: apply_policy(
             client,
@@ -420,7 +412,7 @@ def confirm(output: Format = Output.HUMAN) -> int:
     from xfrmpy.cli.apply import confirm_policy
 
     client = Client(runtime_dir(os.environ))
-    return _told(output, lambda: confirm_policy(client, as_json=output is Output.JSON))
+    return told(output, lambda: confirm_policy(client, as_json=output is Output.JSON))
 
 
 @app.command()
@@ -430,7 +422,7 @@ def rollback(timeout: Timeout = 60.0, output: Format = Output.HUMAN) -> int:
 
     client = Client(runtime_dir(os.environ))
     as_json = output is Output.JSON
-    return _told(output, lambda: roll_back(client, timeout, as_json=as_json))
+    return told(output, lambda: roll_back(client, timeout, as_json=as_json))
 
 
 key = typer.Typer(no_args_is_help=True, help="The key by which this host proves who it is.")
@@ -443,7 +435,7 @@ def show_key(output: Format = Output.HUMAN) -> int:
     from xfrmpy.cli.join import show_key
 
     as_json = output is Output.JSON
-    return _told(output, lambda: show_key(as_json=as_json))
+    return told(output, lambda: show_key(as_json=as_json))
 
 
 OurId = Annotated[
@@ -473,7 +465,7 @@ def invite(
     from xfrmpy.cli.join import Ours, invite
 
     ours = Ours(id=id_, address=address, local=tuple(local or ()))
-    return _told(Output.HUMAN, lambda: invite(tunnel, ours))
+    return told(Output.HUMAN, lambda: invite(tunnel, ours))
 
 
 @app.command()
@@ -500,7 +492,7 @@ def join(
         as_json=False,
     )
     ours = Ours(id=id_, address=address, local=tuple(local or ()))
-    return _told(Output.HUMAN, lambda: join(token, ours, put_in_force))
+    return told(Output.HUMAN, lambda: join(token, ours, put_in_force))
 
 
 @app.command()
@@ -544,8 +536,8 @@ def demo(
 
     as_json = output is Output.JSON
     if remove:
-        return _told(output, remove_demos)
-    return _told(
+        return told(output, remove_demos)
+    return told(
         output, lambda: run_demo(keep=keep, datapath=datapath, seconds=seconds, as_json=as_json)
     )
 

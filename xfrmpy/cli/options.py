@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -59,6 +60,14 @@ One = Annotated[
         help="The tunnel, by its name in the policy.",
         autocompletion=complete_tunnel,
         show_default=False,
+    ),
+]
+PolicyFiles = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="[FILE|DIRECTORY]...",
+        help="Policy files, or directories of them.",
+        show_default="what the daemon would read",
     ),
 ]
 Format = Annotated[Output, typer.Option("--output", "-o", help="How to answer.")]

@@ -132,8 +132,7 @@ def settle_ppk(
 def without_ppk(payloads: tuple[OpenPayload, ...]) -> tuple[OpenPayload, ...] | None:
     """An initiator's payloads as they are with no such key in the keys, if it says that.
 
-    "The authentication method used for computing the authentication data MUST be the same as the
-    method indicated in the AUTH payload" (section 3).
+    NO_PPK_AUTH is made by the method that AUTH names (section 3): it takes the place of its data.
     """
     found = notifications(payloads, NotifyType.NO_PPK_AUTH)
     if not found:

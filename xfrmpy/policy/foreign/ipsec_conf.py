@@ -25,8 +25,8 @@ from xfrmpy.policy.foreign.importing import (
 from xfrmpy.policy.foreign.swanctl import (
     IKEV1,
     INTERFACES,
-    NO_CERTIFICATES,
     NO_REMOTE_ACCESS,
+    SHARED_KEYS_ONLY,
     SOFT,
     UNKNOWN,
 )
@@ -170,7 +170,7 @@ SIDE = {
     "interface-ip": Rule(loss=INTERFACES),
     "groups": Rule(loss="xfrmpy knows no groups of peers"),
     **{
-        key: Rule(loss=NO_CERTIFICATES)
+        key: Rule(loss=SHARED_KEYS_ONLY)
         for key in ("cert", "rsasigkey", "ecdsakey", "pubkey", "sigkey", "ca", "sendcert", "ckaid")
     },
 }
@@ -196,7 +196,7 @@ def import_ipsec_conf(
     for heading, section in root.sections.items():
         kind, _, name = heading.partition(" ")
         if kind == "ca":
-            draft.note(section.place, heading, NO_CERTIFICATES)
+            draft.note(section.place, heading, SHARED_KEYS_ONLY)
         elif kind == "config":
             for key, setting in section.settings.items():
                 reason = "settings of the whole daemon are not carried over"
@@ -297,7 +297,7 @@ class _Conn:
             setting = self._side(end, "auth")
             auth = setting.value.lower() if setting is not None else both
             if auth not in ("secret", "psk"):
-                return f"authentication by {auth}: {NO_CERTIFICATES}"
+                return f"authentication by {auth}: {SHARED_KEYS_ONLY}"
         peer, identity = self._side("remote", ""), self._side("remote", "id")
         if (peer is None or not is_host(peer.value)) and self._identity("remote", identity) is None:
             return "without one address of the peer, an identity must say who may call"

@@ -35,7 +35,8 @@ from xfrmpy.policy.foreign.words import (
 )
 from xfrmpy.registry import ProtocolId
 
-NO_CERTIFICATES = "xfrmpy authenticates by shared keys alone"
+SHARED_KEYS_ONLY = "keys and certificates are not carried over: `auth`, `cert` and `ca` name them"
+NO_EAP = "xfrmpy does not speak EAP"
 NO_REMOTE_ACCESS = "xfrmpy has no virtual addresses"
 IKEV1 = "is of IKEv1 alone, which xfrmpy does not speak"
 INTERFACES = "xfrmpy makes the interface itself: see `interface` in docs/routes.md"
@@ -74,9 +75,9 @@ CONNECTION = {
     "keyingtries": Rule(loss="xfrmpy tries for ever, ever less often", harmless=("0", "%forever")),
     "aggressive": Rule(loss=IKEV1, harmless=("no",)),
     "pull": Rule(loss=IKEV1, harmless=("yes",)),
-    "send_certreq": Rule(loss=NO_CERTIFICATES, harmless=("yes", "no")),
-    "send_cert": Rule(loss=NO_CERTIFICATES),
-    "ocsp": Rule(loss=NO_CERTIFICATES),
+    "send_certreq": Rule(loss=SHARED_KEYS_ONLY, harmless=("yes", "no")),
+    "send_cert": Rule(loss=SHARED_KEYS_ONLY),
+    "ocsp": Rule(loss=SHARED_KEYS_ONLY),
     "vips": Rule(loss=NO_REMOTE_ACCESS),
     "pools": Rule(loss=NO_REMOTE_ACCESS),
     "ppk_id": Rule(loss="its secret is not read: write `ppk`"),
@@ -92,14 +93,14 @@ END = {
     "auth": Rule(ours="`psk` alone"),
     "id": Rule(ours="id, peer_id"),
     "round": Rule(loss="one authentication is done"),
-    "certs": Rule(loss=NO_CERTIFICATES),
-    "cacerts": Rule(loss=NO_CERTIFICATES),
-    "ca_id": Rule(loss=NO_CERTIFICATES),
-    "cert_policy": Rule(loss=NO_CERTIFICATES),
-    "pubkeys": Rule(loss=NO_CERTIFICATES),
-    "revocation": Rule(loss=NO_CERTIFICATES),
-    "eap_id": Rule(loss=NO_CERTIFICATES),
-    "aaa_id": Rule(loss=NO_CERTIFICATES),
+    "certs": Rule(loss=SHARED_KEYS_ONLY),
+    "cacerts": Rule(loss=SHARED_KEYS_ONLY),
+    "ca_id": Rule(loss=SHARED_KEYS_ONLY),
+    "cert_policy": Rule(loss=SHARED_KEYS_ONLY),
+    "pubkeys": Rule(loss=SHARED_KEYS_ONLY),
+    "revocation": Rule(loss=SHARED_KEYS_ONLY),
+    "eap_id": Rule(loss=NO_EAP),
+    "aaa_id": Rule(loss=NO_EAP),
     "xauth_id": Rule(loss=IKEV1),
     "groups": Rule(loss="xfrmpy knows no groups of peers"),
 }
@@ -183,7 +184,7 @@ def import_swanctl(root: Section) -> Imported:
 def _secrets(section: Section | None, draft: Draft) -> Iterator[SharedSecret]:
     for name, inner in section.sections.items() if section is not None else ():
         if not name.startswith("ike"):
-            draft.note(inner.place, name, NO_CERTIFICATES)
+            draft.note(inner.place, name, SHARED_KEYS_ONLY)
             continue
         secret = inner.settings.get("secret")
         if secret is None:
@@ -239,7 +240,8 @@ class _Connection:
                 return f"several rounds of authentication ({side}) are not supported"
             auth = _text(found[0], "auth") if found else ""
             if (auth or "pubkey") != "psk":
-                return f"{side} auth = {auth or 'pubkey, by default'}: {NO_CERTIFICATES}"
+                reason = NO_EAP if auth.startswith("eap") else SHARED_KEYS_ONLY
+                return f"{side} auth = {auth or 'pubkey, by default'}: {reason}"
         peers = _addresses(self._section, "remote_addrs")
         _, theirs = self._ends()
         if len(peers) != 1 and self._identity(theirs, "remote") is None:
