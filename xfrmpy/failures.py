@@ -235,7 +235,10 @@ CATALOGUE: dict[str, FailureKind] = {
     "XF1043": FailureKind(
         title="a file is there already",
         exit_code=ExitCode.USAGE,
-        fixes=("name another directory with `--into`, or remove the file",),
+        fixes=(
+            "`import`: name another directory with `--into`, or remove the file",
+            "`join`: have the other end invite you by another name, or remove the file",
+        ),
     ),
     "XF2001": FailureKind(
         title="the peer does not answer",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import sys
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from xfrmpy.cli.terminal import note, printable, say
 from xfrmpy.control.calls import PolicyText
 from xfrmpy.failures import ExitCode, OperatorError
 from xfrmpy.policy.invitation import (
+    MAX_TOKEN,
     SECRET_SIZE,
     Invitation,
     Offer,
@@ -89,9 +91,12 @@ def invite(tunnel: str, ours: Ours) -> int:
 
 
 def join(token: str, ours: Ours, apply: Apply) -> int:
-    """Take an invitation, and print the reply; or take the reply. Raises `OperatorError`."""
+    """Take an invitation, and print the reply; or take the reply. Raises `OperatorError`.
+
+    `-` is the next line of the standard input: what is an argument, every user of a host may read.
+    """
     try:
-        said = read_token(token)
+        said = read_token(sys.stdin.readline(MAX_TOKEN + 1).strip() if token == "-" else token)
         return _accept(said, apply) if isinstance(said, Reply) else _answer(said, ours, apply)
     except ValueError as error:
         raise OperatorError("XF5002", str(error)) from error
@@ -126,6 +131,7 @@ def _accept(reply: Reply, apply: Apply) -> int:
 
 def _put_in_force(ours: Offer, theirs: Offer, apply: Apply, *, begins: bool) -> int:
     text = policy_text(ours, theirs, key=f"secret:{HOST_KEY}", begins=begins)
+    _keep_what_is_there(ours.tunnel, text)
     note(
         printable(
             f"{ours.tunnel}: {', '.join(ours.local)} here, {', '.join(theirs.local)} there, "
@@ -133,6 +139,19 @@ def _put_in_force(ours: Offer, theirs: Offer, apply: Apply, *, begins: bool) -> 
         )
     )
     return apply([PolicyText(name=f"{ours.tunnel}.yaml", text=text)])
+
+
+def _keep_what_is_there(tunnel: str, text: str) -> None:
+    """The other end chooses the name: it must not take the place of another tunnel of ours."""
+    path = _directory() / "conf.d" / f"{tunnel}.yaml"
+    try:
+        found = path.read_text(errors="replace")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    if found != text:
+        raise OperatorError("XF1043", f"{path} has a tunnel of that name already")
 
 
 def _host_key() -> HostKey:

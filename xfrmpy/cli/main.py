@@ -470,7 +470,12 @@ def invite(
 
 @app.command()
 def join(
-    token: Annotated[str, typer.Argument(metavar="TOKEN", help="What `invite` or `join` said.")],
+    token: Annotated[
+        str,
+        typer.Argument(
+            metavar="TOKEN", help="What `invite` or `join` said; `-`: on standard input."
+        ),
+    ],
     local: OurTraffic = None,
     address: OurAddress = "",
     id_: OurId = None,
