@@ -8,8 +8,8 @@ one connection for all of them, unless `--each`: it looks through its connection
 one, and several thousand take it longer than an initiator waits. `--idle` goes on and measures what
 the SAs cost the responder that nobody uses: it checks every `--dpd` seconds whether each peer
 lives, and the initiators check nothing. `--profile` needs no root: where the time of the core alone
-goes. Nor does `--hybrid`: what ML-KEM-768 behind x25519 adds to the core, and to what is on the
-wire.
+goes. Nor does `--kinds`: what ML-KEM-768 behind x25519, and certificates in place of the shared
+key, add to the core and to what is on the wire.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from benchmarks.initiators import Terms, identity_of, path_to, policy_of, subnet_of
 from benchmarks.measure import (
@@ -40,16 +43,18 @@ from benchmarks.measure import (
     table,
     write_json,
 )
+from integration.lab.authority import Hierarchy
 from integration.lab.gateway import XfrmpyGateway
 from integration.lab.network import subnet
 from integration.lab.process import LAB
 from integration.lab.site import Site
 from integration.lab.strongswan import StrongswanPeer
 from integration.lab.tunnel import End, Tunnel
+from tests.pki.chains import Entity
 from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.outputs import SendDatagram
 from xfrmpy.ipsec.addresses import Path as IkePath
-from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.policy.model import Certificates, PrivateKey, TunnelPolicy
 
 Responder = XfrmpyGateway | StrongswanPeer
 Figures = dict[str, float]
@@ -76,8 +81,8 @@ def main() -> None:
     if options.profile:
         profile(options.count, shared=options.shared)
         return
-    if options.hybrid:
-        hybrid(options.count, options.rounds)
+    if options.kinds:
+        kinds(options.count, options.rounds)
         return
     prepare()
     facts = conditions()
@@ -135,7 +140,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--profile", action="store_true", help="profile our core, in this process")
     parser.add_argument(
-        "--hybrid", action="store_true", help="our core with ML-KEM-768 beside itself without"
+        "--kinds",
+        action="store_true",
+        help="our core with ML-KEM-768, and with certificates besides, beside itself without",
     )
     parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write JSON")
     options = parser.parse_args()
@@ -312,19 +319,40 @@ CLASSICAL, HYBRID = (
 )
 
 
-def hybrid(count: int, rounds: int) -> None:
-    """The two in turn, and the median of each."""
-    seconds: dict[str, list[float]] = {CLASSICAL: [], HYBRID: []}
+KINDS = {
+    "shared key": (CLASSICAL, False),
+    "shared key, ML-KEM-768": (HYBRID, False),
+    "ECDSA certificates": (CLASSICAL, True),
+    "ECDSA certificates, ML-KEM-768": (HYBRID, True),
+}
+"""What is proposed, and whether certificates prove both ends."""
+
+
+def kinds(count: int, rounds: int) -> None:
+    """In turn, and the median of each, beside the first."""
+    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     wire: dict[str, list[int]] = {}
     for _ in range(rounds):
-        for ike, spent in seconds.items():
-            wire[ike] = []
-            spent.append(_handshakes(count, shared=False, profiler=None, ike=ike, wire=wire[ike]))
-    for ike, spent in seconds.items():
-        milliseconds = 1000 * median(spent) / count
-        octets, datagrams = sum(wire[ike]) / count, len(wire[ike]) / count
-        print(f"{ike}: {milliseconds:.2f} ms, {octets:.0f} octets in {datagrams:.0f} datagrams")
-    print(f"ratio {median(seconds[HYBRID]) / median(seconds[CLASSICAL]):.2f}")
+        for kind, (ike, certified) in KINDS.items():
+            wire[kind] = []
+            seconds[kind].append(
+                _handshakes(
+                    count,
+                    shared=False,
+                    profiler=None,
+                    ike=ike,
+                    certified=certified,
+                    wire=wire[kind],
+                )
+            )
+    first = median(seconds[next(iter(KINDS))])
+    for kind, spent in seconds.items():
+        milliseconds, ratio = 1000 * median(spent) / count, median(spent) / first
+        octets, datagrams = sum(wire[kind]) / count, len(wire[kind]) / count
+        print(
+            f"{kind:<32} {milliseconds:5.2f} ms  {ratio:4.2f}  "
+            f"{octets:5.0f} octets in {datagrams:2.0f} datagrams"
+        )
 
 
 def _handshakes(
@@ -333,13 +361,17 @@ def _handshakes(
     shared: bool,
     profiler: cProfile.Profile | None,
     ike: str = CLASSICAL,
+    certified: bool = False,
     wire: list[int] | None = None,
 ) -> float:
     """CPU seconds of the responder; the sizes of UDP payloads both ways go into `wire`."""
     terms = _terms(replace(_two_ends(), ike=ike), count, shared=shared)
     policies = [policy_of(terms, number) for number in range(count)]
-    initiator = IkeEndpoint(policies, secrets.token_bytes)
-    responder = IkeEndpoint([_mirrored(policy) for policy in policies], secrets.token_bytes)
+    mirrored = [_mirrored(policy) for policy in policies]
+    if certified:
+        policies, mirrored = [*_certified(policies)], [*_certified(mirrored)]
+    initiator = IkeEndpoint(policies, secrets.token_bytes, wall_clock=_wall_clock)
+    responder = IkeEndpoint(mirrored, secrets.token_bytes, wall_clock=_wall_clock)
     path = path_to(terms.responder, terms.address)
     spent = 0.0
     for policy in policies:
@@ -363,6 +395,34 @@ def _handshakes(
     established = sum(len(responder.ike_sas(policy.name)) for policy in policies)
     assert established == count, f"{established} of {count} IKE SAs came up"
     return spent
+
+
+_AUTHORITIES = Hierarchy.of("p256")
+
+
+def _certified(policies: list[TunnelPolicy]) -> Iterator[TunnelPolicy]:
+    """With a certificate for each end, issued by an intermediate authority, in place of the key."""
+    trusted = Certificates(ders=(_AUTHORITIES.root.certificate.der,), origin="benchmark")
+    issued: dict[str, Entity] = {}
+    for policy in policies:
+        name = str(policy.local_id)
+        leaf = issued.get(name) or issued.setdefault(name, _AUTHORITIES.gateway(name))
+        shown = (leaf.certificate.der, _AUTHORITIES.issuing.certificate.der)
+        yield replace(
+            policy,
+            shared_key=None,
+            local_key=PrivateKey(
+                octets=leaf.key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()),
+                public=leaf.certificate.public_key_info,
+                origin="benchmark",
+            ),
+            local_certificates=Certificates(ders=shown, origin="benchmark"),
+            remote_authorities=trusted,
+        )
+
+
+def _wall_clock() -> datetime:
+    return datetime.now(UTC)
 
 
 def _two_ends() -> Tunnel:
