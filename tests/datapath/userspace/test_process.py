@@ -9,10 +9,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 
+from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.userspace import process, requests
 from xfrmpy.datapath.userspace.process import LOG_NAME, SOCKET_NAME, WorkerProcess
 from xfrmpy.datapath.userspace.udp import attach_reuseport_selector, open_shared_udp_socket
@@ -158,6 +160,18 @@ def test_a_worker_that_is_stuck_is_replaced_in_time(
     assert "timed out" in later.replaced
     assert isinstance(later.ask("hello"), dict)
     later.stop()
+
+
+def test_a_worker_that_has_to_load_what_carries_packets_is_given_time(
+    worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "ANSWER_SECONDS", 0.1)
+    os.kill(worker.process, signal.SIGSTOP)
+    wakes = Timer(1.0, os.kill, (worker.process, signal.SIGCONT))
+    wakes.start()
+    with pytest.raises(DatapathError, match="a port is a number"):
+        worker.ask("carry", "no port")
+    wakes.join()
 
 
 def test_a_socket_that_nobody_listens_at_is_no_worker(tmp_path: Path) -> None:

@@ -29,7 +29,10 @@ ANSWER_SECONDS = 5.0
 stuck, and the daemon must not be."""
 
 START_SECONDS = 20.0
-"""An interpreter starts in a tenth of a second, on an idle machine."""
+"""An interpreter starts in a tenth of a second on an idle machine, and numpy takes another."""
+
+_LOADING = frozenset({"carry", "join"})
+"""What a worker answers only when it has loaded all that carries packets."""
 
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 """numpy's algebra, of which a worker has no use, would start a thread for each core."""
@@ -109,7 +112,7 @@ class WorkerProcess:
         return plain
 
     def ask_all(self, what: str, value: Plain = None) -> list[Any]:
-        with self._connected() as connection:
+        with self._connected(what) as connection:
             return _exchange(connection, what, value)
 
     def keep(self, sockets: Iterable[socket.socket]) -> None:
@@ -130,12 +133,12 @@ class WorkerProcess:
 
     def _send(self, what: str, descriptors: Sequence[int]) -> None:
         request = requests.encode({"do": what})
-        with self._connected() as connection:
+        with self._connected(what) as connection:
             socket.send_fds(connection, [request], [*descriptors])
             _results(connection)
 
     def _receive(self, what: str) -> list[int]:
-        with self._connected() as connection:
+        with self._connected(what) as connection:
             connection.send(requests.encode({"do": what}))
             packet, descriptors = receive(connection)
             _result(packet)
@@ -217,9 +220,10 @@ class WorkerProcess:
         return bool(select.select([self.handle], [], [], seconds)[0])
 
     @contextlib.contextmanager
-    def _connected(self) -> Iterator[socket.socket]:
+    def _connected(self, what: str) -> Iterator[socket.socket]:
         if self._requests is None:
             self._requests = _connect(self._path)
+        self._requests.settimeout(START_SECONDS if what in _LOADING else ANSWER_SECONDS)
         try:
             yield self._requests
         except (OSError, ValueError) as error:
