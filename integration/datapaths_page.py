@@ -37,19 +37,16 @@ space.
 FEATURES_HEAD = """
 ## What only some kernels have
 
-Probed at each start by the same means. The last column says why xfrmpy makes no use of it, where it
-makes none.
+Probed at each start by the same means. The last column says by which key of a policy it is asked
+for, where that is not plain, or why xfrmpy makes no use of it.
 """
 
 USES: dict[str, str] = {
     "sequence numbers that wrap": "ESN is there for that (RFC 4303 section 3.3.3)",
     "mapping changes told rarely": "changes of a peer's mapping are rare, and wanted at once",
-    "SAs of one direction": "an outbound SA is told by its output mark on every kernel",
+    "SAs of one direction": "of one CPU; else an SA is told by its output mark, as on every kernel",
     "NAT keepalives by the kernel": "the daemon sends them, on both datapaths alike",
-    "SAs of one CPU (RFC 9611)": (
-        "`per_resource` is for the workers of the userspace datapath; a kernel that has such SAs "
-        "needs one more, of no CPU, for packets of CPUs without one"
-    ),
+    "SAs of one CPU (RFC 9611)": "`per_resource`",
     "IP-TFS (RFC 9347)": "USE_AGGFRAG is not negotiated",
     "IP-TFS, received": "USE_AGGFRAG is not negotiated",
     "events of replay and lifetime (NEWAE)": (

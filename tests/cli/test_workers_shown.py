@@ -31,6 +31,17 @@ def test_they_stand_together_by_worker() -> None:
     assert places == sorted(places)
 
 
+def test_those_of_cpus_stand_beside_that_of_none() -> None:
+    (child,) = OFFICE.children
+    cpus = [replace(child, cpu=cpu, spi_in=f"0x0000100{cpu or 7}") for cpu in (1, None, 0)]
+    lines = [*tunnel_lines(replace(OFFICE, children=cpus), PLAIN)]
+    assert sum("child office" in line for line in lines) == 1
+    places = ["\n".join(lines).index(words) for words in ("cpu any", "cpu 0", "cpu 1")]
+    assert places == sorted(places)
+    alone = [*tunnel_lines(replace(OFFICE, children=cpus[1:2]), PLAIN)]
+    assert not any("cpu" in line for line in alone)
+
+
 def test_what_they_carried_is_counted_once() -> None:
     def row(tunnel: TunnelStatus) -> str:
         reply = StatusReply(version="1", pid=1, seconds_up=1.0, drops={}, tunnels=[tunnel])

@@ -508,9 +508,11 @@ class Tunnel(Keys):
         "After what time without traffic a Child SA is deleted, or `off`. Default: off.", "10m"
     )
     per_resource: Resources | None = _key(
-        "Whether each worker of the userspace datapath (`xfrmpy daemon --workers`) gets a Child SA "
-        "with the same traffic, so that one tunnel uses every core, if the peer agrees (RFC 9611): "
-        "`auto`, as many as workers at either end; a number, so many at most; `off`. Default: off.",
+        "Whether each worker of the userspace datapath (`xfrmpy daemon --workers`), or each CPU of "
+        "a kernel that has SAs of one CPU (Linux 6.13), gets a Child SA with the same traffic, so "
+        "that one tunnel uses every core, if the peer agrees (RFC 9611): `auto`, as many as "
+        "workers at either end, or as CPUs and one of no CPU; a number, so many at most; `off`. "
+        "Default: off.",
         "auto",
     )
     priority: Priority | None = _key(
