@@ -47,8 +47,11 @@ USES: dict[str, str] = {
     "SAs of one direction": "of one CPU; else an SA is told by its output mark, as on every kernel",
     "NAT keepalives by the kernel": "the daemon sends them, on both datapaths alike",
     "SAs of one CPU (RFC 9611)": "`per_resource`",
-    "IP-TFS (RFC 9347)": "USE_AGGFRAG is not negotiated",
-    "IP-TFS, received": "USE_AGGFRAG is not negotiated",
+    "IP-TFS (RFC 9347)": (
+        "`mode: iptfs`, with the kernel's own settings; no kernel of Debian's is built with it, so "
+        "packets of it have not been seen"
+    ),
+    "IP-TFS, received": "`mode: iptfs`",
     "events of replay and lifetime (NEWAE)": (
         "counters are read when they are asked for, and the state of an SA that moves is what its "
         "deletion reports: events would only cost"

@@ -359,7 +359,7 @@ CATALOGUE: dict[str, FailureKind] = {
         title="the two ends want different modes",
         exit_code=ExitCode.PEER_REFUSED,
         causes=(
-            "one end has `mode: transport` or `beet`, the other a tunnel",
+            "one end has `mode: transport`, `beet` or `iptfs`, the other a tunnel",
             "the peer is another host's",
         ),
         fixes=("give both ends the same `mode`",),

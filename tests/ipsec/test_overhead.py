@@ -24,7 +24,8 @@ def on_the_wire(
     udp_header = bytes(8 if encapsulated else 0)
     # In BEET mode an inner IPv4 header is left out, and its options have a header of their own.
     spared = {Mode.TUNNEL: 0, Mode.TRANSPORT: len(ip_header), Mode.BEET: 20 - 8}
-    payload = bytes(inner - spared[mode])
+    aggfrag_header = bytes(4 if mode is Mode.IPTFS else 0)
+    payload = aggfrag_header + bytes(inner - spared.get(mode, 0))
     padding = b""
     while len(payload + padding + b"LN") % 4 or len(payload + padding + b"LN") % suite.cipher.block:
         padding += b"\1"

@@ -140,7 +140,8 @@ def traffic_selectors(draw: st.DrawFn) -> TrafficSelector:
 def sad_entries(draw: st.DrawFn) -> SadEntry:
     mode = draw(st.sampled_from(Mode))
     is_beet = mode is Mode.BEET
-    suite = draw(ESP_SUITE if is_beet else ESP_SUITE | AH_SUITE)
+    is_of_esp = is_beet or mode is Mode.IPTFS
+    suite = draw(ESP_SUITE if is_of_esp else ESP_SUITE | AH_SUITE)
     size = 0 if suite.integrity is None else suite.integrity.key
     return SadEntry(
         direction=draw(st.sampled_from(Direction)),
@@ -156,8 +157,9 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         replay_window=draw(st.integers(0, 4096)),
         encapsulation=draw(st.none() if isinstance(suite, AhSuite) else st.none() | ENCAPSULATION),
         outer=draw(OUTER_HEADER),
-        cpi=None if is_beet else draw(st.none() | st.integers(256, 61439)),
+        cpi=None if is_of_esp else draw(st.none() | st.integers(256, 61439)),
         tfc=draw(st.integers(0, 65535)),
+        takes_fragments=draw(st.booleans()),
         lifetime=draw(LIFETIME),
         if_id=draw(st.integers(0, 0xFFFFFFFF)),
     )

@@ -47,7 +47,7 @@ APPENDED: dict[str, tuple[str, ...]] = {
         "8: XF1004: 'start' must be one of auto, on-demand, listen, manual, not 'yes'",
     ),
     "mode: tunel\n": (
-        "7: XF1004: 'mode' must be one of tunnel, transport, beet, not 'tunel' (did you mean tunnel?)",
+        "7: XF1004: 'mode' must be one of tunnel, transport, beet, iptfs, not 'tunel' (did you mean tunnel?)",
     ),
     "datapath: kernal\n": (
         "11: XF1004: 'datapath' must be one of auto, kernel, userspace, not 'kernal' (did you mean kernel?)",

@@ -225,6 +225,27 @@ def test_beet_mode_goes_without_much(load: Load, more: str, message: str) -> Non
     assert [message in str(error) for error in load(**{"t.yaml": text}).errors] == [True]
 
 
+def test_ip_tfs_is_a_mode(load: Load) -> None:
+    text = BEET.replace("beet", "iptfs") + "local: 10.1.0.0/16\nremote: 10.2.0.0/16\n"
+    (child,) = only(load(**{"t.yaml": text})).children
+    assert child.mode is Mode.IPTFS
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("ah: sha256", "is of ESP (RFC 9347)"),
+        ("esp: {ipcomp: yes}", "does not compress in IP-TFS"),
+        ("esp: {tfc: 1280}", "fills its packets up by itself"),
+        ("datapath: userspace", "the userspace datapath has no IP-TFS"),
+    ],
+)
+def test_ip_tfs_goes_without_much(load: Load, more: str, message: str) -> None:
+    text = BEET.replace("beet", "iptfs") + "local: 10.1.0.0/16\nremote: 10.2.0.0/16\n"
+    errors = load(**{"t.yaml": f"{text}{more}\n"}).errors
+    assert [message in str(error) for error in errors] == [True]
+
+
 def test_defaults_give_way_to_what_a_tunnel_says_as_a_whole(load: Load) -> None:
     text = """
 defaults:

@@ -75,7 +75,7 @@ class ChildSa:
         *("is_asking_usage", "is_initiator", "is_lost", "is_per_resource", "is_told"),
         *("outdated_at",),
         *("last_received_at", "last_sent_at", "last_used_at", "local", "nonces", "peer_address"),
-        *("peer_cpi", "peer_takes_tfc"),
+        *("peer_cpi", "peer_takes_fragments", "peer_takes_tfc"),
         *("policy", "proposal", "rekey_at", "remote", "replaces", "reqid", "spi_in", "state"),
         *("tunnel", "wait_until", "_absent", "_core", "_packet", "_proposals"),
     )
@@ -101,6 +101,7 @@ class ChildSa:
         self.reqid: int = policy.reqid if replaces is None else replaces.reqid
         self.peer_address: IpAddress | None = None
         self.peer_cpi: int | None = None
+        self.peer_takes_fragments = True
         self.peer_takes_tfc = True
         self.is_per_resource = policy.per_resource > 0
         self._packet = packet or ((), ())
@@ -157,6 +158,7 @@ class ChildSa:
         self.local, self.remote = traffic.local, traffic.remote
         self.peer_address = traffic.peer_address
         self.peer_cpi = traffic.peer_cpi
+        self.peer_takes_fragments = traffic.peer_takes_fragments
         self.peer_takes_tfc = traffic.peer_takes_tfc
         self.is_per_resource = self.is_per_resource and traffic.is_per_resource
 
@@ -207,6 +209,7 @@ class ChildSa:
         self.local, self.remote = local, remote
         self.peer_address = traffic.peer_address
         self.peer_cpi = traffic.peer_cpi if self.policy.compresses else None
+        self.peer_takes_fragments = traffic.peer_takes_fragments
         self.peer_takes_tfc = traffic.peer_takes_tfc
         self.is_per_resource = self.policy.per_resource > 0 and traffic.is_per_resource
 
@@ -448,8 +451,9 @@ class ChildSa:
     def _window(self, resource: int | None, direction: Direction) -> int:
         """A kernel that knows which way an SA works takes none of an outbound one."""
         in_kernel = self.tunnel.datapath is not DatapathChoice.USERSPACE
-        is_bound = in_kernel and resource is not None and direction is Direction.OUT
-        return 0 if is_bound else self.policy.replay_window
+        is_told = resource is not None or self.policy.mode is Mode.IPTFS
+        has_none = in_kernel and is_told and direction is Direction.OUT
+        return 0 if has_none else self.policy.replay_window
 
     @property
     def spi_out(self) -> int:
@@ -565,6 +569,7 @@ class ChildSa:
                 set_mark=marks[direction],
                 if_id=self.policy.if_id,
                 resource=resource,
+                takes_fragments=direction is Direction.IN or self.peer_takes_fragments,
                 offload=self.policy.offload,
             )
 

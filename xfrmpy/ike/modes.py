@@ -1,10 +1,12 @@
-"""Tunnel, transport or BEET mode: what is asked and answered, and whose addresses selectors mean.
+"""Tunnel, transport, BEET, IP-TFS: what is asked and answered, and whose addresses selectors mean.
 
 Read RFC 7296 sections 1.3.1 and 2.23.1 first. In transport mode the traffic is that between the two
 ends of the IKE SA, so the policy limits protocols and ports, and the addresses are the path's. A
 NAT between makes each end see others than the peer has: what the peer sends is put into the
 addresses as they are seen here before it is used for anything. BEET mode is a tunnel between one
-address and another (draft-nikander-esp-beet-mode); no RFC has a word to ask for it.
+address and another (draft-nikander-esp-beet-mode); no RFC has a word to ask for it. IP-TFS is RFC
+9347, section 5: where policy says so and the peer does not, there is no Child SA, for a plain
+tunnel would show what it is to hide.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class Traffic:
 
     `peer_address` is the one that the peer has itself, known in transport mode only; `peer_cpi`
     what it names for compressed packets that it receives; `peer_takes_tfc` if it has not said that
-    it will not accept padding to hide sizes (RFC 7296 section 1.3.1). It `is_per_resource` if the
+    it will not accept padding to hide sizes (RFC 7296 section 1.3.1), `peer_takes_fragments` if not
+    that an IP-TFS packet must have whole ones (RFC 9347). It `is_per_resource` if the
     peer would have several Child SAs for it (RFC 9611).
     """
 
@@ -61,6 +64,7 @@ class Traffic:
     peer_address: IpAddress | None = None
     peer_cpi: int | None = None
     peer_takes_tfc: bool = True
+    peer_takes_fragments: bool = True
     is_per_resource: bool = False
 
 
@@ -69,12 +73,22 @@ def ends_of(sa: IkeSa) -> Ends:
 
 
 def mode_payloads(mode: Mode) -> tuple[NotifyPayload, ...]:
-    """What asks for transport mode or BEET, or agrees to it; tunnel mode needs no words."""
-    return (NotifyPayload(type=_ASKS_FOR[mode]),) if mode in _ASKS_FOR else ()
+    """What asks for another mode than a tunnel, or agrees to it; that needs no words."""
+    if mode not in _ASKS_FOR:
+        return ()
+    return (NotifyPayload(type=_ASKS_FOR[mode], data=_IPTFS_FLAGS if mode is Mode.IPTFS else b""),)
 
 
-_ASKS_FOR = {Mode.TRANSPORT: NotifyType.USE_TRANSPORT_MODE, Mode.BEET: NotifyType(40961)}
+_ASKS_FOR = {
+    Mode.TRANSPORT: NotifyType.USE_TRANSPORT_MODE,
+    Mode.BEET: NotifyType(40961),
+    Mode.IPTFS: NotifyType.USE_AGGFRAG,
+}
 """BEET by a number of private use, strongSwan's: what it means is known because policy says so."""
+
+_IPTFS_FLAGS = bytes(1)
+"""RFC 9347 section 5.1, of our own: we take fragments, and need not be told of congestion."""
+_WANTS_CONGESTION, _TAKES_NO_FRAGMENTS = 2, 1
 
 STRONGSWAN = VendorIdPayload(data=bytes.fromhex("882fe56d6fd20dbc2251613b2ebe5beb"))
 """What strongSwan must have seen in IKE_SA_INIT before it takes that number so: MD5 of its name."""
@@ -116,7 +130,7 @@ def traffic_of(payloads: tuple[OpenPayload, ...], ends: Ends, *, is_initiator: b
     cpi = named_cpi(payloads, is_answer=is_initiator)
     takes_tfc = not notifications(payloads, NotifyType.ESP_TFC_PADDING_NOT_SUPPORTED)
     is_per_resource = has_resource_info(payloads)
-    asked = [mode for mode, words in _ASKS_FOR.items() if notifications(payloads, words)]
+    asked = [mode for mode in _ASKS_FOR if _asks_for(mode, payloads)]
     if Mode.TRANSPORT not in asked:
         return Traffic(
             mode=asked[0] if asked else Mode.TUNNEL,
@@ -125,6 +139,7 @@ def traffic_of(payloads: tuple[OpenPayload, ...], ends: Ends, *, is_initiator: b
             peer_cpi=cpi,
             peer_takes_tfc=takes_tfc,
             is_per_resource=is_per_resource,
+            peer_takes_fragments=not _aggfrag_flags(payloads) & _TAKES_NO_FRAGMENTS,
         )
     return Traffic(
         mode=Mode.TRANSPORT,
@@ -135,6 +150,19 @@ def traffic_of(payloads: tuple[OpenPayload, ...], ends: Ends, *, is_initiator: b
         peer_takes_tfc=takes_tfc,
         is_per_resource=is_per_resource,
     )
+
+
+def _asks_for(mode: Mode, payloads: tuple[OpenPayload, ...]) -> bool:
+    """Of IP-TFS as far as we can agree: we tell nobody of congestion (RFC 9347 section 3)."""
+    found = notifications(payloads, _ASKS_FOR[mode])
+    if mode is not Mode.IPTFS:
+        return bool(found)
+    return bool(found and found[0].data) and not _aggfrag_flags(payloads) & _WANTS_CONGESTION
+
+
+def _aggfrag_flags(payloads: tuple[OpenPayload, ...]) -> int:
+    found = notifications(payloads, NotifyType.USE_AGGFRAG)
+    return found[0].data[0] if found and found[0].data else 0
 
 
 def choose_child(
@@ -179,8 +207,8 @@ def check_mode_answered(policy: ChildPolicy, traffic: Traffic) -> Failure | None
     """
     if policy.mode is traffic.mode:
         return None
-    if traffic.mode is Mode.TRANSPORT:
-        raise PeerMisbehaved("the peer chose transport mode, which we did not ask for")
+    if traffic.mode in (Mode.TRANSPORT, Mode.IPTFS):
+        raise PeerMisbehaved(f"the peer chose {_named(traffic.mode)}, which we did not ask for")
     if policy.mode is Mode.TUNNEL:  # To whom we did not speak of BEET means something else by it.
         return None
     summary = f"the peer makes a tunnel of what we want in {_named(policy.mode)}"
@@ -216,7 +244,7 @@ def check_passage_asked(policy: ChildPolicy, nat: NatSituation) -> None:
 
 
 def _named(mode: Mode) -> str:
-    return "BEET mode" if mode is Mode.BEET else f"{mode} mode"
+    return {Mode.BEET: "BEET mode", Mode.IPTFS: "IP-TFS mode"}.get(mode, f"{mode} mode")
 
 
 def _without_modes(payloads: tuple[OpenPayload, ...]) -> tuple[OpenPayload, ...]:

@@ -779,6 +779,7 @@ CHILD_SA: Table = {
     "reqid": _NUMBER,
     "peer_address": _value(IpAddress | None),
     "peer_cpi": _bare(int | None),
+    "peer_takes_fragments": _FLAG,
     "peer_takes_tfc": _FLAG,
     "is_per_resource": _FLAG,
     "nonces": _value(Nonces),

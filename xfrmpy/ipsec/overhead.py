@@ -12,6 +12,7 @@ ESP_HEADER = 8  # SPI and sequence number
 ESP_TRAILER = 2  # pad length and next header
 AH_HEADER = 12  # next header, length, reserved, SPI, sequence number; the ICV follows
 UDP_HEADER = 8
+AGGFRAG_HEADER = 4  # RFC 9347 section 2.2.1
 BEET_OPTIONS = 8  # the header before what an inner IPv4 header has of options
 IP_HEADER = {4: 20, 6: 40}
 IPV6_MINIMUM_MTU = 1280  # RFC 8200 section 5: where less fits, outer packets are fragmented
@@ -39,6 +40,7 @@ def inner_mtu(
             Mode.TUNNEL: 0,
             Mode.TRANSPORT: IP_HEADER[outer_version],
             Mode.BEET: IP_HEADER[4] - BEET_OPTIONS,
+            Mode.IPTFS: -AGGFRAG_HEADER,
         }[mode]
     )
 

@@ -42,12 +42,14 @@ class Direction(StrEnum):
 
 
 class Mode(StrEnum):
-    """RFC 4301 section 4.1, and the bound end-to-end tunnel of draft-nikander-esp-beet-mode: one of
-    which both ends know the two inner addresses, so that no packet needs to bear them."""
+    """RFC 4301 section 4.1, and two kinds of tunnels. BEET, bound end-to-end (draft-nikander-esp-
+    beet-mode): both ends know the two inner addresses, so that no packet needs to bear them. IPTFS
+    (RFC 9347): a packet has several inner ones, and parts of them, and is filled up."""
 
     TUNNEL = "tunnel"
     TRANSPORT = "transport"
     BEET = "beet"
+    IPTFS = "iptfs"
 
 
 class Offload(StrEnum):
@@ -135,7 +137,8 @@ class SadEntry:
     a `cpi` packets are compressed, by DEFLATE under that index (RFC 3173). BEET mode, and no other,
     has `inner` ends. In tunnel mode a packet
     of less than `tfc` octets is padded to that size, as far as the path allows, to hide its own
-    (RFC 4303 section 2.7). With an `if_id` it carries what policies of the same one lead to it, and
+    (RFC 4303 section 2.7). In IPTFS mode an outbound one cuts packets only if the receiver
+    `takes_fragments`. With an `if_id` it carries what policies of the same one lead to it, and
     its packets come out of the interface of that number; 0 is none. `set_mark` is what an inbound
     one gives to the packets that it takes in, and an outbound one, in bits that are not
     `OUR_BITS`, to those that it makes. With a `resource` it is one of several of a policy (RFC
@@ -163,6 +166,7 @@ class SadEntry:
     set_mark: Mark | None = None
     if_id: int = 0
     resource: int | None = None
+    takes_fragments: bool = True
     offload: Offload | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -177,8 +181,9 @@ class SadEntry:
             raise ValueError("AH does not go in UDP")  # RFC 3948 section 1
         if (self.inner is None) == (self.mode is Mode.BEET):
             raise ValueError("inner ends go with BEET mode, and only with it")
-        if self.mode is Mode.BEET and (self.cpi is not None or isinstance(self.suite, AhSuite)):
-            raise ValueError("BEET mode is of ESP alone")
+        is_of_esp = self.mode in (Mode.BEET, Mode.IPTFS)
+        if is_of_esp and (self.cpi is not None or isinstance(self.suite, AhSuite)):
+            raise ValueError(f"{self.mode} mode is of ESP alone")
 
         is_outbound = self.direction is Direction.OUT
         if is_outbound and self.set_mark is not None and self.set_mark.mask & OUR_BITS:

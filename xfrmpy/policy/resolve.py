@@ -116,7 +116,7 @@ def resolve_tunnel(
     """The policy of one tunnel, its defaults filled in; or None, with an error for each reason."""
     before = len(place.findings.errors)
     _check_peer(tunnel, place)
-    _check_beet(tunnel, place)
+    _check_mode(tunnel, place)
     keys = _keys(tunnel, place, reader)
     ppks = resolve_ppks(tunnel, place, reader)
     local_id, remote_id = _identities(tunnel, place)
@@ -200,19 +200,29 @@ def _check_peer(tunnel: Tunnel, place: Place) -> None:
         place.error("XF1004", ("local_address",), message)
 
 
-def _check_beet(tunnel: Tunnel, place: Place) -> None:
-    """What does not go with BEET mode."""
-    if tunnel.mode is not Mode.BEET:
+def _check_mode(tunnel: Tunnel, place: Place) -> None:
+    """What does not go with BEET mode, or with IP-TFS."""
+    if tunnel.mode not in _OF_ESP:
         return
+    name, source = _OF_ESP[tunnel.mode]
     if tunnel.ah is not None:
-        message = "'mode: beet' is of ESP (draft-nikander-esp-beet-mode), and this is AH"
+        message = f"'mode: {tunnel.mode}' is of ESP ({source}), and this is AH"
         place.error("XF1004", ("ah",), message, "write esp in its place")
     if tunnel.esp is not None and tunnel.esp.ipcomp:
-        message = "Linux does not compress in BEET mode"
+        message = f"Linux does not compress in {name}"
         place.error("XF1004", ("esp", "ipcomp"), message, "leave it out")
+    if tunnel.esp is not None and tunnel.esp.tfc and tunnel.mode is Mode.IPTFS:
+        message = "IP-TFS fills its packets up by itself"
+        place.error("XF1004", ("esp", "tfc"), message, "leave it out")
     if tunnel.datapath is DatapathChoice.USERSPACE:
-        message = "the userspace datapath has no BEET mode: 'datapath' cannot be userspace"
+        message = f"the userspace datapath has no {name}: 'datapath' cannot be userspace"
         place.error("XF1004", ("datapath",), message, "write auto, or kernel")
+
+
+_OF_ESP = {
+    Mode.BEET: ("BEET mode", "draft-nikander-esp-beet-mode"),
+    Mode.IPTFS: ("IP-TFS", "RFC 9347"),
+}
 
 
 def _keys(tunnel: Tunnel, place: Place, reader: KeyReader) -> dict[str, Any]:

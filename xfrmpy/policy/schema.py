@@ -576,7 +576,9 @@ class Tunnel(Keys):
     mode: Annotated[Mode, _choice(Mode)] | None = _key(
         "`tunnel`, or `transport`: the traffic of the two ends themselves, of which `local` and "
         "`remote` may leave out some; or `beet`: a tunnel from one address to another without "
-        "inner headers, as strongSwan has it (kernel datapath). Default: `tunnel`.",
+        "inner headers, as strongSwan has it (kernel datapath); or `iptfs`: a tunnel that hides "
+        "the sizes of packets by putting them together and apart (RFC 9347; kernels that have "
+        "it, from Linux 6.14). Default: `tunnel`.",
         "transport",
     )
     start: Annotated[StartMode, _choice(StartMode)] | None = _key(

@@ -64,7 +64,8 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
     suite = draw(st.sampled_from(SUITES))
     direction = draw(st.sampled_from(Direction))
     source, destination = draw(V4 | V6)
-    mode = draw(st.sampled_from([m for m in Mode if m is not Mode.BEET or suite in ESP]))
+    of_esp = (Mode.BEET, Mode.IPTFS)
+    mode = draw(st.sampled_from([m for m in Mode if m not in of_esp or suite in ESP]))
     octets = draw(st.binary(min_size=64, max_size=64))
     resource = draw(st.none() | st.integers(0, 62)) if direction is Direction.OUT else None
     ports = st.integers(0, 0xFFFF)
@@ -82,6 +83,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         inner=draw(INNER_ENDS) if mode is Mode.BEET else None,
         replay_window=draw(st.integers(0, 4096)) if resource is None else 0,
         resource=resource,
+        takes_fragments=direction is Direction.IN or draw(st.booleans()),
         encapsulation=draw(
             st.none()
             if isinstance(suite, AhSuite)
@@ -201,6 +203,27 @@ def test_an_sa_of_one_cpu_has_a_direction() -> None:
         assert not {33, 35} & sad.encode_sa(other).attributes.keys()
 
 
+@pytest.mark.parametrize("takes_fragments", [True, False])
+def test_an_sa_of_ip_tfs_is_mode_5_and_has_a_direction(takes_fragments: bool) -> None:
+    """XFRM_MODE_IPTFS, and XFRMA_IPTFS_DONT_FRAG, a flag without octets (linux/xfrm.h of 6.14)."""
+    for direction, number in ((Direction.IN, 1), (Direction.OUT, 2)):
+        is_whole = direction is Direction.OUT and not takes_fragments
+        entry = replace(
+            SA,
+            direction=direction,
+            mode=Mode.IPTFS,
+            takes_fragments=not is_whole,
+            replay_window=32 if direction is Direction.IN else 0,
+        )
+        octets = XFRM.encode(sad.encode_sa(entry))
+        message = _through_octets(sad.encode_sa(entry))
+        assert (message.body["mode"], message.body["flags"] & 32) == (5, 32)
+        assert message.attributes[Attribute.SA_DIR] == {"value": number}
+        flag = (4).to_bytes(2, byteorder) + (38).to_bytes(2, byteorder)
+        assert (flag in octets) == is_whole
+        assert sad.decode_sa(message) == entry
+
+
 def test_a_window_of_32_packets_is_one_word() -> None:
     for window, words in ((0, 0), (1, 1), (32, 1), (33, 2), (256, 8)):
         message = _through_octets(sad.encode_sa(replace(SA, replay_window=window)))
@@ -212,7 +235,7 @@ def test_a_window_of_32_packets_is_one_word() -> None:
     "spoil",
     [
         {"family": 9},
-        {"mode": 5},
+        {"mode": 6},
         {"id_proto": 108},
         {"id_spi": 0},
     ],

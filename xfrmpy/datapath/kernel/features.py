@@ -18,17 +18,17 @@ from typing import Any
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.kernel import sad
 from xfrmpy.datapath.kernel.messages import Attribute, MessageType
+from xfrmpy.datapath.kernel.values import MODES
 from xfrmpy.datapath.netlink.messages import Message, Values
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.ipsec.algorithms import CIPHERS
 from xfrmpy.ipsec.proposals import EspSuite
-from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, SadEntry, UdpEncapsulation
+from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Mode, SadEntry, UdpEncapsulation
 
 SPI = 0x5846FFFE
 
 PER_CPU = "SAs of one CPU (RFC 9611)"
 
-_IPTFS = 5  # XFRM_MODE_IPTFS
 _DONT_ENCAP_DSCP, _OSEQ_MAY_WRAP = 1, 2  # XFRM_SA_XFLAG_*
 
 
@@ -83,7 +83,7 @@ FEATURES: dict[str, Feature] = {
             Attribute.IPTFS_INIT_DELAY: _number(100),
             Attribute.IPTFS_DONT_FRAG: {},
         },
-        body={"mode": _IPTFS},
+        body={"mode": MODES[Mode.IPTFS]},
         needs=_OUTBOUND,
     ),
     "IP-TFS, received": Feature(
@@ -92,7 +92,7 @@ FEATURES: dict[str, Feature] = {
             Attribute.IPTFS_DROP_TIME: _number(1000),
             Attribute.IPTFS_REORDER_WINDOW: _number(3),
         },
-        body={"mode": _IPTFS},
+        body={"mode": MODES[Mode.IPTFS]},
         needs=_INBOUND,
         direction=Direction.IN,
     ),

@@ -111,7 +111,9 @@ def _no_ah(working: list[EspSuite | AhSuite]) -> dict[str, str]:
 
 def _in_mode(sample: SadEntry, mode: Mode) -> SadEntry:
     ends = InnerEnds(source=_IPV6[0], destination=_IPV6[1])
-    return replace(sample, mode=mode, inner=ends if mode is Mode.BEET else None)
+    window = 0 if mode is Mode.IPTFS else sample.replay_window
+    inner = ends if mode is Mode.BEET else None
+    return replace(sample, mode=mode, inner=inner, replay_window=window)
 
 
 _NO_IMPLICIT_IV = {

@@ -93,11 +93,21 @@ def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message
         }
     if entry.tfc and entry.mode is Mode.TUNNEL:
         attributes[Attribute.TFCPAD] = {"value": entry.tfc}
-    if entry.resource is not None and entry.direction is Direction.OUT:
-        # Of one CPU is only what has a direction, and an outbound one has no window.
-        attributes[Attribute.SA_DIR] = {"value": SA_OUT}
-        attributes[Attribute.SA_PCPU] = {"value": entry.resource}
+    attributes |= _encode_direction(entry)
     return Message(type=kind, body=body, attributes=attributes | encode_bearing(entry))
+
+
+def _encode_direction(entry: SadEntry) -> dict[int, Values]:
+    """What only an SA has that is told its direction; an outbound one then has no window."""
+    is_outbound = entry.direction is Direction.OUT
+    attributes: dict[int, Values] = {}
+    if entry.resource is not None and is_outbound:
+        attributes[Attribute.SA_PCPU] = {"value": entry.resource}
+    if not entry.takes_fragments and is_outbound:
+        attributes[Attribute.IPTFS_DONT_FRAG] = {}
+    if attributes or entry.mode is Mode.IPTFS:
+        attributes[Attribute.SA_DIR] = {"value": SA_OUT if is_outbound else SA_IN}
+    return attributes
 
 
 def encode_bearing(entry: SadEntry) -> dict[int, Values]:
@@ -135,6 +145,7 @@ def decode_sa(message: Message) -> SadEntry:
             set_mark=_decode_set_mark(message),
             if_id=decode_if_id(attributes),
             resource=attributes.get(Attribute.SA_PCPU, {}).get("value"),
+            takes_fragments=Attribute.IPTFS_DONT_FRAG not in attributes,
             offload=Offload.CRYPTO if is_offloaded(message) else None,
             **_decode_suite(message),
         )
@@ -331,7 +342,7 @@ def shared_flags(entry: SadEntry) -> int:
     outer = entry.outer
     if outer.dont_fragment is DontFragment.SET:
         raise DatapathError("the kernel cannot set DF whatever a packet says", EOPNOTSUPP)
-    flags = _AF_UNSPEC if entry.mode is Mode.TUNNEL else 0
+    flags = _AF_UNSPEC if entry.mode in (Mode.TUNNEL, Mode.IPTFS) else 0
     if not outer.copies_ecn:
         flags |= _NOECN
     if outer.restores_dscp:

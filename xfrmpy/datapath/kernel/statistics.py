@@ -120,9 +120,10 @@ COUNTERS: dict[str, Explanation] = {
     ),
     "XfrmInIptfsError": _row(
         "the contents of an IP-TFS packet make no sense",
-        "IP-TFS at the other end: xfrmpy does not negotiate it",
+        "a tunnel with `mode: iptfs`: forged or broken packets, or a defect at the other end",
     ),
     "XfrmOutNoQueueSpace": _row(
-        "the queue of an IP-TFS SA is full", "whose SA it is: xfrmpy makes none of these"
+        "the queue of an IP-TFS SA is full",
+        "more traffic for a tunnel with `mode: iptfs` than it takes",
     ),
 }

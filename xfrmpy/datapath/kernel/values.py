@@ -20,7 +20,7 @@ from xfrmpy.registry import ProtocolId
 
 # The kernel's numbers, <linux/xfrm.h>.
 PROTOCOLS = {ProtocolId.ESP: IPPROTO_ESP, ProtocolId.AH: IPPROTO_AH}
-MODES = {Mode.TRANSPORT: 0, Mode.TUNNEL: 1, Mode.BEET: 4}
+MODES = {Mode.TRANSPORT: 0, Mode.TUNNEL: 1, Mode.BEET: 4, Mode.IPTFS: 5}
 IPPROTO_COMP = 108  # which Python's socket module does not name
 
 

@@ -45,7 +45,10 @@ from xfrmpy.ipsec.selectors import Selector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
 
-_NO_BEET = {"beet mode": "the userspace datapath has no BEET mode"}
+_MISSING = {
+    "beet mode": "the userspace datapath has no BEET mode",
+    "iptfs mode": "the userspace datapath has no IP-TFS",
+}
 
 
 class UserspaceDatapath:
@@ -155,7 +158,7 @@ class UserspaceDatapath:
             dont_fragment=frozenset(DontFragment),
             interfaces=True,
             compression=True,
-            missing=_NO_BEET | ({} if has_raw else dict.fromkeys(("raw esp", "ah"), str(refusal))),
+            missing=_MISSING | ({} if has_raw else dict.fromkeys(("raw esp", "ah"), str(refusal))),
         )
 
     def add_sa(self, entry: SadEntry) -> None:

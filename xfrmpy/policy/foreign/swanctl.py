@@ -371,7 +371,7 @@ class _Connection:
         draft = self._draft
         carried: dict[str, Any] = {}
         mode = _text(section, "mode") or "tunnel"
-        if mode not in ("tunnel", "transport", "beet"):
+        if mode not in ("tunnel", "transport", "beet", "iptfs"):
             place = section.settings["mode"].place
             draft.note(place, f"mode = {mode}", f"child {name} is left out")
             return None, {}
