@@ -77,7 +77,7 @@ class Tun:
             held = _HELD.get(error.errno or 0, "")
             reason = f"the TUN device {name} cannot be made: {error.strerror}{held}"
             raise DatapathError(reason, error.errno) from error
-        self._take_over_work()
+        self.takes_datagrams = self._take_over_work()
         if not self.is_adopted:
             _limit_super_packets(name)
 
@@ -97,12 +97,14 @@ class Tun:
         name, flags = _FLAGS.unpack(answer)
         return name.rstrip(b"\0"), flags
 
-    def _take_over_work(self) -> None:
-        """Where a host does all by itself we are slower, and nothing else."""
+    def _take_over_work(self) -> bool:
+        """Where a host does all by itself we are slower, and nothing else. Returns whether it takes
+        several datagrams as one: a kernel that gives them takes them."""
         for offloads in _OFFLOADS:
             with contextlib.suppress(OSError):
                 fcntl.ioctl(self._descriptor, _TUNSETOFFLOAD, offloads)
-                return
+                return bool(offloads & _USO)
+        return False
 
     @classmethod
     def of_all_tunnels(cls, *, queues: int = OWN_QUEUES) -> Tun:
