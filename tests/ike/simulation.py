@@ -102,8 +102,9 @@ class Simulation:
         secrets = self.extras.random() < 0.5
         self.pair = Pair(policy, sun, self._limits(), secrets=secrets, keeps=self.is_mortal)
         self.hosts = (self.pair.moon, self.pair.sun)
-        for host in self.hosts if policy.datapath is DatapathChoice.USERSPACE else ():
+        for host in self.hosts if policy.children[0].per_resource else ():
             host.lanes = self.workers.choice((1, 2, 3, 5))
+            host.cpus = host.lanes - 1 or 1
             host.start()
         self.now = 0.0
         self.flying: list[tuple[float, int, Host, bytes, Path]] = []
@@ -192,7 +193,9 @@ class Simulation:
             return policy
         net, *more = policy.children
         net = replace(net, per_resource=self.workers.choice((2, 3, MAX_RESOURCES)))
-        return replace(policy, datapath=DatapathChoice.USERSPACE, children=(net, *more))
+        in_kernel = self.workers.random() < 0.3
+        datapath = DatapathChoice.KERNEL if in_kernel else DatapathChoice.USERSPACE
+        return replace(policy, datapath=datapath, children=(net, *more))
 
     def _command(self) -> tuple[float, str, str]:
         what = self.chance.choice(COMMANDS)
@@ -346,6 +349,7 @@ class Simulation:
             qcd_secret=host.secret,
             keeps=host.keeps,
             lanes=host.lanes,
+            cpus=host.cpus,
         )
         host.endpoint.set_peer_addresses("tunnel-a", peers)
         host.datapath.remove_ours()
@@ -597,7 +601,7 @@ class Simulation:
 
     def _most(self, child: ChildSa) -> int:
         """How many Child SAs of one traffic there may be: one more where both ends began one."""
-        wanted = max(host.lanes for host in self.hosts)
+        wanted = max(h.endpoint._core.lanes_of(child.tunnel, child.policy) for h in self.hosts)
         return min(child.policy.per_resource, wanted + 1) if child.is_per_resource else 1
 
 
