@@ -105,6 +105,7 @@ def test_of_the_kernel_first_comes_that_of_no_cpu(
         assert [child.lane for child in group] == [0, 1, 2, 3, 4, 0]
     heir = ChildSa(core, tunnel, policy, policy.proposals, replaces=group[3])
     assert heir.lane == 3
+    assert Core(make_random("one"), cpus=1).lanes_of(tunnel, policy) == 1
 
 
 def test_a_tunnel_keeps_its_lane_when_it_is_rekeyed_and_the_daemon_killed(

@@ -248,11 +248,13 @@ class Core:
     def lanes_of(self, tunnel: TunnelPolicy, policy: ChildPolicy) -> int:
         """Over how many lanes the Child SAs of a child are spread.
 
-        Of the kernel's the first is of no CPU, for packets of those without one (RFC 9611).
+        Of the kernel's the first is of no CPU, for packets of those without one (RFC 9611); where
+        there is but one CPU it is enough.
         """
         if tunnel.datapath is DatapathChoice.USERSPACE:
             return self.lanes
-        return min(1 + self.cpus, MAX_RESOURCES) if policy.per_resource else 1
+        is_spread = policy.per_resource and self.cpus > 1
+        return min(1 + self.cpus, MAX_RESOURCES) if is_spread else 1
 
     def new_child_spi(
         self,

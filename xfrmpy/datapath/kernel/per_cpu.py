@@ -10,9 +10,11 @@ an SA of its own, so it is of no use where a peer wants no more of them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 
 from xfrmpy.datapath.kernel import spd
 from xfrmpy.datapath.kernel.messages import Attribute, MessageType
+from xfrmpy.datapath.netlink.layout import UnreadableMessage
 from xfrmpy.datapath.netlink.messages import Message
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.ipsec.sad import Direction, SadEntry
@@ -42,8 +44,10 @@ def look_again(requests: NetlinkSocket, reqids: Collection[int]) -> None:
     if not reqids:
         return
     dump = Request(Message(type=MessageType.GETPOLICY), "list the policies", dump=True)
-    theirs = (p for p in requests.ask(dump) if _reqids(p) & set(reqids))
-    entries = [spd.decode_policy(policy) for policy in theirs]
+    entries = []
+    for policy in requests.ask(dump):
+        with suppress(UnreadableMessage):  # Somebody else's, by our reqid.
+            entries += [spd.decode_policy(policy)] if _reqids(policy) & set(reqids) else []
     renewals = [
         Request(spd.encode_policy(entry, replace=True), f"renew the policy {entry.selector}")
         for entry in entries
