@@ -19,11 +19,13 @@ from integration.contract.entries import OUTER, REQID, sad_entry, spd_entry
 from integration.contract.sites import run
 from xfrmpy.datapath.kernel import sad, spd, structs, values
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
-from xfrmpy.datapath.kernel.messages import XFRM, Attribute, MessageType
+from xfrmpy.datapath.kernel.messages import XFRM, Attribute, Group, MessageType
+from xfrmpy.datapath.kernel.per_cpu import look_again
 from xfrmpy.datapath.netlink.messages import Message, Values
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.sad import Direction, Mode, SadEntry
+from xfrmpy.ipsec.spd import PolicyDirection
 
 HERE, THERE = OUTER[4]
 ELSEWHERE = ip_address("198.51.100.77")
@@ -72,6 +74,25 @@ def test_migration_moves_a_policy(datapath: KernelDatapath, requests: NetlinkSoc
     (policy,) = datapath.dump().spd
     assert policy.template is not None
     assert (policy.template.source, policy.template.destination) == (HERE, ELSEWHERE)
+
+
+@pytest.mark.native
+@pytest.mark.vm
+def test_the_outbound_policies_of_a_reqid_are_renewed_and_no_others(
+    datapath: KernelDatapath, requests: NetlinkSocket
+) -> None:
+    """By which packets look for their SAs anew."""
+    ours, other = spd_entry(), spd_entry(version=6)
+    assert other.template is not None
+    other = replace(other, template=replace(other.template, reqid=REQID + 1))
+    datapath.add([ours, spd_entry(PolicyDirection.IN), other])
+    before = datapath.dump().spd
+    with closing(NetlinkSocket(XFRM, (Group.POLICY,))) as news:
+        look_again(requests, {REQID})
+        (told,) = news.notifications()
+    assert told.type == MessageType.UPDPOLICY
+    assert spd.decode_policy(told) == ours
+    assert set(datapath.dump().spd) == {*before}
 
 
 @pytest.mark.vm

@@ -27,7 +27,6 @@ from integration.lab.gateway import XfrmpyGateway
 from integration.lab.network import unanswered
 from integration.lab.process import eventually
 from integration.lab.site import Site as Laboratory
-from integration.lab.strongswan import strongswan_of
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.ipsec.sad import Direction, SadEntry
 
@@ -142,27 +141,6 @@ def test_a_tunnel_has_a_child_sa_for_each_cpu(site: Laboratory) -> None:
         eventually("what there was", partial(_is_complete, moon))
     assert unanswered(site.log) == []
     _assert_spread(site, moon)
-
-
-def test_strongswan_has_as_many(site: Laboratory) -> None:
-    """That of Debian 14, which binds its own, too."""
-    tunnel = site.network.tunnel()
-    ours = site.xfrmpy(site.network.moon, tunnel, datapath="kernel", per_resource="auto")
-    theirs = site.strongswan(
-        site.network.sun,
-        tunnel.mirrored(),
-        usr=strongswan_of("forky"),
-        child="per_cpu_sas = yes",
-    )
-    site.connect(ours, theirs)
-    eventually("a Child SA for each CPU", partial(_is_complete, ours))
-    site.assert_protected()
-    _assert_spread(site, ours)
-    before = ours.spis()
-    ours.rekey()
-    eventually("the rekeyed ones alone", partial(_is_complete, ours))
-    assert ours.spis() != before
-    site.assert_protected()
 
 
 def _is_complete(gateway: XfrmpyGateway) -> bool:
