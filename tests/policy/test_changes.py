@@ -75,6 +75,8 @@ OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
     "remote_key": (PublicKey(spki=b"a public key", origin="office.yaml"), Impact.REAUTH),
     "local_certificates": (Certificates(ders=(b"renewed",), origin="certs/gw"), Impact.HOT),
     "remote_authorities": (Certificates(ders=(b"another",), origin="cas/corp"), Impact.REAUTH),
+    "local_null": (True, Impact.REAUTH),
+    "remote_null": (True, Impact.REAUTH),
     "weak_signatures": (True, Impact.REAUTH),
     "proposals": (
         (parse_proposal("aes256gcm16-prfsha384-ecp384", ProtocolId.IKE),),

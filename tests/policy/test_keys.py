@@ -101,7 +101,7 @@ def test_a_public_key_that_others_may_change_is_refused(
 @pytest.mark.parametrize(
     ("auth", "code", "part"),
     [
-        (f"{{remote: {{key: {PUBLIC}}}}}", "XF1005", "'remote' alone has a 'key'"),
+        (f"{{remote: {{key: {PUBLIC}}}}}", "XF1005", "'remote' alone has another way"),
         ("{local: {key: secret:gw}}", "XF1005", "add auth.remote.key, or auth.psk"),
         (BOTH.replace("{local", "{psk: secret:key, local"), "XF1004", "proves nothing"),
         ("{psk: secret:key, local: {rsa: pss}}", "XF1004", "without a 'key'"),

@@ -47,10 +47,10 @@ from xfrmpy.ike.resources import expect_more
 from xfrmpy.ike.resumption import settle_resumption, tunnel_of_resumed
 from xfrmpy.ike.synchronization import SYNC_SUPPORTED, supports_sync
 from xfrmpy.ike.window_size import WINDOW_SIZE
-from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.identity import NOBODY, Identity
 from xfrmpy.ipsec.proposals import KEY_EXCHANGES, Proposal, child_suite, choose_proposal
 from xfrmpy.policy.model import TunnelPolicy
-from xfrmpy.registry import ExchangeType, NotifyType
+from xfrmpy.registry import AuthenticationMethod, ExchangeType, NotifyType
 from xfrmpy.wire.payloads import (
     AuthPayload,
     CertreqPayload,
@@ -100,7 +100,7 @@ class IkeAuth:
         payloads: list[OpenPayload] = [self._identity, *certs]
         payloads += initial_contact(sa, tunnel)
         payloads += certificate_requests((tunnel,)) if sa.resumed is None else ()
-        if tunnel.remote_id is not None:
+        if tunnel.remote_id is not None and not tunnel.remote_null:
             payloads.append(IdrPayload(identity=tunnel.remote_id))
         payloads.append(auth)
         if ppk is not None:
@@ -172,8 +172,7 @@ class IkeAuth:
             verify_proof(self._sa, self._tunnel, idr, payloads)
         except AuthenticationFailed as failed:
             raise _with_ppk(failed, self._sa, self._tunnel) from failed
-        _check_identity(self._tunnel, idr.identity)
-        return idr.identity
+        return _checked_identity(self._tunnel, idr.identity)
 
     def _finish(self, child: ChildSa, now: float) -> None:
         if child.failure:
@@ -212,7 +211,7 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
         sa.close(failed.failure, now)
         return
     offer = child_offer(sa, tunnel, payloads)
-    remote = only(payloads, IdiPayload).identity
+    remote = NOBODY if tunnel.remote_null else only(payloads, IdiPayload).identity
     sa.authenticated(tunnel, local=idr.identity, remote=remote, now=now)
     sa.channel.may_sync = supports_sync(payloads)
     redirect = redirect_in_auth(sa, tunnel)
@@ -306,7 +305,10 @@ def _authenticate_initiator(
     idi = only(payloads, IdiPayload)
     wanted = optional(payloads, IdrPayload)
     auth = optional(payloads, AuthPayload)
-    tunnel = _tunnel_of(sa, idi.identity, None if wanted is None else wanted.identity)
+    is_null = auth is not None and auth.method == AuthenticationMethod.NULL
+    initiator = NOBODY if is_null else idi.identity
+    asked = None if wanted is None else wanted.identity
+    tunnel = _tunnel_of(sa, initiator, asked, is_null=is_null)
     if auth is None:
         summary = f"{idi.identity} wants to authenticate with EAP, which we do not do"
         raise AuthenticationFailed(Failure(code="XF2006", summary=summary))
@@ -349,12 +351,18 @@ def _with_ppk(
     return AuthenticationFailed(replace(failed.failure, evidence=evidence))
 
 
-def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> TunnelPolicy:
+def _tunnel_of(
+    sa: IkeSa, initiator: Identity, wanted: Identity | None, *, is_null: bool
+) -> TunnelPolicy:
+    """By the identities; one that proves nothing gets a tunnel that asks for that, whoever it says
+    that it is: "MUST NOT be used for any trust and policy checking" (RFC 7619 section 2.2)."""
     if sa.resumed is not None:
         return tunnel_of_resumed(sa.resumed, initiator, wanted)
     candidates = sa.core.tunnel_index.candidates(sa.path)
     for tunnel in candidates.of_peer(initiator):
         ours = _our_identity(sa, tunnel)
+        if tunnel.remote_null != is_null:
+            continue
         if wanted is not None and wanted.comparable != ours.comparable:
             continue
         if _accepts_suite(sa, tunnel):
@@ -378,7 +386,10 @@ def _accepts_suite(sa: IkeSa, tunnel: TunnelPolicy) -> bool:
     return sa.proposal is not None and choose_proposal((sa.proposal,), tunnel.proposals) is not None
 
 
-def _check_identity(tunnel: TunnelPolicy, identity: Identity) -> None:
+def _checked_identity(tunnel: TunnelPolicy, identity: Identity) -> Identity:
+    """Who the responder is. Raises `AuthenticationFailed` if that is not whom our policy means."""
+    if tunnel.remote_null:
+        return NOBODY
     if tunnel.remote_id is None or identity.comparable != tunnel.remote_id.comparable:
         raise AuthenticationFailed(
             Failure(
@@ -387,6 +398,7 @@ def _check_identity(tunnel: TunnelPolicy, identity: Identity) -> None:
                 evidence=(("we expect", str(tunnel.remote_id)), ("they are", str(identity))),
             )
         )
+    return identity
 
 
 def _our_identity(sa: IkeSa, tunnel: TunnelPolicy) -> Identity:

@@ -277,6 +277,8 @@ _OF_TUNNEL: dict[str, _Key] = {
     "local_certificates": _Key("auth.local.cert", Impact.HOT, _certificates),
     "remote_authorities": _Key("auth.remote.ca", Impact.REAUTH, _certificates),
     "remote_key": _Key("auth.remote.key", Impact.REAUTH, _origin),
+    "local_null": _Key("auth.local.null_auth", Impact.REAUTH, _yes_or_no),
+    "remote_null": _Key("auth.remote.null_auth", Impact.REAUTH, _yes_or_no),
     "weak_signatures": _Key("ike.profile", Impact.REAUTH, _weak_or_not),
     "proposals": _Key("ike.proposals", Impact.REKEY, _listed),
     "start": _Key("start", Impact.HOT),

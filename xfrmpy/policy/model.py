@@ -257,8 +257,9 @@ class TunnelPolicy:
 
     We prove ourselves by `local_key`, and show `local_certificates` (our own, which is of that key,
     comes first); the peer by `remote_key`, or by a certificate that `remote_authorities` vouch for;
-    where there is none of these, by the `shared_key`. With `weak_signatures` an RSA key may do so
-    with SHA-1 where RFC 7427 is unknown.
+    where there is none of these, by the `shared_key`; or not at all (`local_null`, `remote_null`:
+    RFC 7619), and then the identity of that end is `NOBODY`. With `weak_signatures` an RSA key may
+    sign with SHA-1 where RFC 7427 is unknown.
     """
 
     name: str
@@ -275,6 +276,8 @@ class TunnelPolicy:
     local_certificates: Certificates | None = None
     remote_key: PublicKey | None = None
     remote_authorities: Certificates | None = None
+    local_null: bool = False
+    remote_null: bool = False
     weak_signatures: bool = False
     proposals: tuple[Proposal, ...]
     children: tuple[ChildPolicy, ...]
@@ -305,6 +308,16 @@ class TunnelPolicy:
     def peer_signs(self) -> bool:
         """Whether the peer must; the shared key proves nothing of it then."""
         return self.remote_key is not None or self.remote_authorities is not None
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether who the peer is says which IKE SAs it has.
+
+        RFC 7619 section 2.3: of an end that proves nothing, no other IKE SA may be closed because
+        it has the same identity.
+        """
+        may_be_many = self.unique is Uniqueness.NEVER
+        return not (may_be_many or self.local_null or self.remote_null)
 
     @property
     def secrets(self) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.algorithms import WEAKNESSES, cipher
-from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.identity import NOBODY, Identity
 from xfrmpy.ipsec.marks import are_apart
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode
@@ -36,6 +36,7 @@ from xfrmpy.policy.model import (
     RsaSignature,
     StartMode,
     TunnelPolicy,
+    Uniqueness,
 )
 from xfrmpy.policy.ppk import resolve_ppks
 from xfrmpy.policy.profiles import (
@@ -46,6 +47,7 @@ from xfrmpy.policy.profiles import (
     ike_proposals,
 )
 from xfrmpy.policy.schema import (
+    Authentication,
     Child,
     EspSettings,
     IkeSettings,
@@ -117,6 +119,7 @@ def resolve_tunnel(
     before = len(place.findings.errors)
     _check_peer(tunnel, place)
     _check_beet(tunnel, place)
+    _check_null(tunnel, place)
     keys = _keys(tunnel, place, reader)
     ppks = resolve_ppks(tunnel, place, reader)
     local_id, remote_id = _identities(tunnel, place)
@@ -200,6 +203,20 @@ def _check_peer(tunnel: Tunnel, place: Place) -> None:
         place.error("XF1004", ("local_address",), message)
 
 
+def _check_null(tunnel: Tunnel, place: Place) -> None:
+    """An end that proves nothing has nothing else, and cannot be told from others of its kind."""
+    auth = tunnel.auth or Authentication()
+    for end, keys in (("local", auth.local), ("remote", auth.remote)):
+        if keys is None or not keys.null_auth:
+            continue
+        for other in sorted(keys.model_fields_set - {"null_auth"}):
+            message = f"'{other}' stands beside 'null_auth', by which this end proves nothing"
+            place.error("XF1004", ("auth", end, other), message, "keep one", at_key=True)
+        if tunnel.unique not in (None, Uniqueness.NEVER):
+            message = "'unique' has no meaning where an end has 'null_auth': nobody is known"
+            place.error("XF1004", ("unique",), message, "leave it out", at_key=True)
+
+
 def _check_beet(tunnel: Tunnel, place: Place) -> None:
     """What does not go with BEET mode."""
     if tunnel.mode is not Mode.BEET:
@@ -234,6 +251,8 @@ def _keys(tunnel: Tunnel, place: Place, reader: KeyReader) -> dict[str, Any]:
         "remote_key": theirs.key
         and reader.public_key(theirs.key, place.mark(("auth", "remote", "key")), place.findings),
         "weak_signatures": is_weak,
+        "local_null": bool(ours.null_auth),
+        "remote_null": bool(theirs.null_auth),
     }
 
 
@@ -285,7 +304,10 @@ def _check_keys(
     place: Place,
 ) -> None:
     """Each end has one way to prove itself, and nothing is there in vain."""
-    ends = (("local", ours.key or ours.cert), ("remote", theirs.key or theirs.ca))
+    ends = (
+        ("local", ours.key or ours.cert or ours.null_auth),
+        ("remote", theirs.key or theirs.ca or theirs.null_auth),
+    )
     with_key = [end for end, key in ends if key]
     if theirs.key is not None and theirs.ca is not None:
         message = "'ca' and 'key' exclude each other: the peer has one way to prove itself"
@@ -297,7 +319,7 @@ def _check_keys(
         message, hint = "'psk' is missing", "psk: secret:NAME"
         if with_key:
             other = "remote" if with_key == ["local"] else "local"
-            message += f": of the two ends '{with_key[0]}' alone has a 'key' or certificate"
+            message += f": of the two ends '{with_key[0]}' alone has another way to prove itself"
             hint = _MISSING[other]
         place.error("XF1005", path, message, hint, at_key=True)
     for name in ("passphrase", "rsa"):
@@ -309,8 +331,10 @@ def _check_keys(
 def _identities(tunnel: Tunnel, place: Place) -> tuple[Identity | None, Identity | None]:
     ours, theirs = tunnel.id, tunnel.peer_id
     if tunnel.auth is not None:
-        ours = tunnel.auth.local.id if tunnel.auth.local else None
-        theirs = tunnel.auth.remote.id if tunnel.auth.remote else None
+        local = tunnel.auth.local or OurAuthentication()
+        remote = tunnel.auth.remote or TheirAuthentication()
+        ours = NOBODY if local.null_auth else local.id
+        theirs = NOBODY if remote.null_auth else remote.id
     if theirs is not None:
         return ours, theirs
     match tunnel.peer or []:

@@ -283,6 +283,9 @@ class OurAuthentication(Keys):
         "pkcs1",
     )
     cert: CertificateName | None = _key("The same as `cert` of the tunnel.", "gw1")
+    null_auth: Switch | None = _key(
+        "`yes`: we prove nothing and say no name (RFC 7619). Default: no.", "yes"
+    )
 
 
 class TheirAuthentication(Keys):
@@ -296,6 +299,11 @@ class TheirAuthentication(Keys):
     )
     ca: CertificateName | None = _key("The same as `ca` of the tunnel.", "corp-root")
     cert: NotYet = None
+    null_auth: Switch | None = _key(
+        "`yes`: whoever calls from where `peer` says is let in, and proves nothing (RFC 7619): "
+        "the packets are safe from those who only listen. Default: no.",
+        "yes",
+    )
 
 
 class Authentication(Keys):

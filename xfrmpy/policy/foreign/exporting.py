@@ -20,6 +20,8 @@ def other_end(tunnel: TunnelPolicy, address: str = "") -> ForeignEnd:
     """
     if tunnel.interface is not None:
         raise Unrenderable("interface has nothing that stands for it there")
+    if tunnel.local_null or tunnel.remote_null:
+        raise Unrenderable("null_auth is not carried over: write the other end by hand")
     if tunnel.shared_key is None or tunnel.signs:
         raise Unrenderable(
             "keys and certificates are not carried over: write the other end by hand"
