@@ -28,6 +28,7 @@ from xfrmpy.policy.model import (
     ChildPolicy,
     DatapathChoice,
     Encapsulation,
+    Experiment,
     OnDown,
     Ppk,
     PrivateKey,
@@ -78,6 +79,7 @@ OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
     "local_null": (True, Impact.REAUTH),
     "remote_null": (True, Impact.REAUTH),
     "weak_signatures": (True, Impact.REAUTH),
+    "experiment": (Experiment.ML_DSA, Impact.REAUTH),
     "proposals": (
         (parse_proposal("aes256gcm16-prfsha384-ecp384", ProtocolId.IKE),),
         Impact.REKEY,

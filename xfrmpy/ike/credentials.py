@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from xfrmpy.crypto.authentication import SignaturePolicy
 from xfrmpy.crypto.signatures import (
+    EXPERIMENTAL,
     Form,
     Signer,
     VerifyingKey,
@@ -29,7 +30,7 @@ from xfrmpy.ike.certificates import (
 from xfrmpy.ike.errors import AuthenticationFailed
 from xfrmpy.ike.exchange import notifications
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.policy.model import RsaSignature, TunnelPolicy
+from xfrmpy.policy.model import Experiment, RsaSignature, TunnelPolicy
 from xfrmpy.registry import CertificateEncoding, HashAlgorithm, NotifyType
 from xfrmpy.wire.payloads import CertPayload, CertreqPayload, NotifyPayload, OpenPayload
 
@@ -134,8 +135,9 @@ def acceptable_keys(
 def signature_policy(tunnel: TunnelPolicy, usable: SignaturePolicy) -> SignaturePolicy:
     """How signatures are made and taken with a tunnel, of what is usable on this host."""
     is_pkcs1 = tunnel.local_key is not None and tunnel.local_key.rsa is RsaSignature.PKCS1
+    takes_all = tunnel.experiment is Experiment.ML_DSA
     return SignaturePolicy(
-        schemes=usable.schemes,
+        schemes=tuple(s for s in usable.schemes if takes_all or not s.kinds & EXPERIMENTAL),
         rsa_form=Form.PKCS1 if is_pkcs1 else Form.PSS,
         weak_rsa=tunnel.weak_signatures,
     )

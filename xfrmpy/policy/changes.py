@@ -280,6 +280,7 @@ _OF_TUNNEL: dict[str, _Key] = {
     "local_null": _Key("auth.local.null_auth", Impact.REAUTH, _yes_or_no),
     "remote_null": _Key("auth.remote.null_auth", Impact.REAUTH, _yes_or_no),
     "weak_signatures": _Key("ike.profile", Impact.REAUTH, _weak_or_not),
+    "experiment": _Key("ike.experimental", Impact.REAUTH, _or_none),
     "proposals": _Key("ike.proposals", Impact.REKEY, _listed),
     "start": _Key("start", Impact.HOT),
     "datapath": _Key("datapath", Impact.REPLACE),

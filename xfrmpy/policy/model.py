@@ -88,6 +88,15 @@ class RsaSignature(StrEnum):
     PKCS1 = "pkcs1"
 
 
+class Experiment(StrEnum):
+    """What is of a draft, and may mean something else in the next version.
+
+    ML_DSA: signatures by draft-ietf-ipsecme-ikev2-pqc-auth.
+    """
+
+    ML_DSA = "ml-dsa"
+
+
 class OnDown(StrEnum):
     """What becomes of a tunnel's traffic that no SA carries: it goes in clear, or not at all."""
 
@@ -259,7 +268,7 @@ class TunnelPolicy:
     comes first); the peer by `remote_key`, or by a certificate that `remote_authorities` vouch for;
     where there is none of these, by the `shared_key`; or not at all (`local_null`, `remote_null`:
     RFC 7619), and then the identity of that end is `NOBODY`. With `weak_signatures` an RSA key may
-    sign with SHA-1 where RFC 7427 is unknown.
+    sign with SHA-1 where RFC 7427 is unknown. ML-DSA needs the `experiment`.
     """
 
     name: str
@@ -279,6 +288,7 @@ class TunnelPolicy:
     local_null: bool = False
     remote_null: bool = False
     weak_signatures: bool = False
+    experiment: Experiment | None = None
     proposals: tuple[Proposal, ...]
     children: tuple[ChildPolicy, ...]
     start: StartMode = StartMode.MANUAL

@@ -13,6 +13,7 @@ from hashlib import sha256
 from ipaddress import ip_address
 from typing import Any
 
+from xfrmpy.crypto.signatures import EXPERIMENTAL, verifying_key
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.algorithms import WEAKNESSES, cipher
 from xfrmpy.ipsec.identity import NOBODY, Identity
@@ -29,6 +30,7 @@ from xfrmpy.policy.model import (
     ChildPolicy,
     DatapathChoice,
     Encapsulation,
+    Experiment,
     OnDown,
     PostQuantum,
     PrivateKey,
@@ -244,16 +246,31 @@ def _keys(tunnel: Tunnel, place: Place, reader: KeyReader) -> dict[str, Any]:
         ours = tunnel.auth.local or OurAuthentication()
         theirs = tunnel.auth.remote or TheirAuthentication()
     _check_keys(ours, theirs, psk is not None, path, place)
-    is_weak = tunnel.ike is not None and tunnel.ike.profile == WEAK_PROFILE
+    ike = tunnel.ike or IkeSettings()
+    certified = _certified(ours, theirs, place, reader)
+    local_key, remote_key = certified["local_key"], None
+    if theirs.key is not None:
+        mark = place.mark(("auth", "remote", "key"))
+        remote_key = reader.public_key(theirs.key, mark, place.findings)
+    _check_experimental("local", b"" if local_key is None else local_key.public, ike, place)
+    _check_experimental("remote", b"" if remote_key is None else remote_key.spki, ike, place)
     return {
         "shared_key": psk and reader.shared_key(psk, place.mark(path), place.findings),
-        **_certified(ours, theirs, place, reader),
-        "remote_key": theirs.key
-        and reader.public_key(theirs.key, place.mark(("auth", "remote", "key")), place.findings),
-        "weak_signatures": is_weak,
+        **certified,
+        "remote_key": remote_key,
+        "weak_signatures": ike.profile == WEAK_PROFILE,
+        "experiment": ike.experimental,
         "local_null": bool(ours.null_auth),
         "remote_null": bool(theirs.null_auth),
     }
+
+
+def _check_experimental(end: str, spki: bytes, ike: IkeSettings, place: Place) -> None:
+    """A key that signs by a draft needs to be wanted by name."""
+    kind = verifying_key(spki).kind if spki else None
+    if kind in EXPERIMENTAL and ike.experimental is not Experiment.ML_DSA:
+        message = f"a key of {kind} signs by a draft, which may yet change"
+        place.error("XF1004", ("auth", end, "key"), message, "ike: {experimental: ml-dsa}")
 
 
 def _certified(

@@ -42,6 +42,7 @@ from xfrmpy.policy.errors import MAX_FINDINGS, Findings, shown
 from xfrmpy.policy.model import (
     DatapathChoice,
     Encapsulation,
+    Experiment,
     OnDown,
     PostQuantum,
     RsaSignature,
@@ -174,6 +175,11 @@ class IkeSettings(Keys):
         "it. Default: `prefer`, which takes what comes first in `proposals` and suits the peer.",
         "require",
     )
+    experimental: Annotated[Experiment, _choice(Experiment)] | None = _key(
+        "`ml-dsa`: keys of ML-DSA may sign, by a draft that may yet change, so both ends should be "
+        "of one version. Default: nothing of the kind.",
+        "ml-dsa",
+    )
     lifetime: Lifetime | None = _key(
         "How long an IKE SA may live; it is rekeyed ahead, or `off`. Default: 4h.", "8h"
     )
@@ -274,7 +280,8 @@ class OurAuthentication(Keys):
     id: SomeIdentity | None = _key("The same as `id` of the tunnel.", "gw1.example.net")
     key: Secret | None = _key(
         "The private key that we sign with, in place of `psk`: PEM or DER (PKCS #8), of RSA (2048 "
-        "bits at least), ECDSA (P-256, P-384, P-521), Ed25519 or Ed448.",
+        "bits at least), ECDSA (P-256, P-384, P-521), Ed25519, Ed448 or, if `ike.experimental` has "
+        "it, ML-DSA.",
         "secret:gw1.key",
     )
     passphrase: Secret | None = _key("What the key is encrypted with.", "secret:gw1.passphrase")
