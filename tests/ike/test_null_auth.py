@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 
 from tests.ike.conftest import Pair, mirrored, tunnel_policy
+from tests.ike.test_eap import policies as with_eap
 from tests.ike.test_signatures import failure_at
 from tests.keypairs import private_key, public_key
 from xfrmpy.crypto.signatures import KeyKind
 from xfrmpy.ike.kept_policy import read_policies, write_policy
-from xfrmpy.ike.outputs import RequestRefused
+from xfrmpy.ike.outputs import RequestRefused, TunnelClosed
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ipsec.identity import NOBODY, Identity
 from xfrmpy.policy.model import Ppk, SharedKey, TunnelPolicy, Uniqueness
 from xfrmpy.registry import AuthenticationMethod, NotifyType
 from xfrmpy.wire.payloads import (
     AuthPayload,
+    EapPayload,
     IdiPayload,
     IdrPayload,
     NotifyPayload,
@@ -200,6 +202,20 @@ def test_strangers_do_not_take_one_another_s_place(unique: Uniqueness, sealing: 
     assert states == [IkeSaState.ESTABLISHED] * 2
     assert first in pair.sun.ike_sas
     assert not pair.sun.reports(RequestRefused)
+
+
+def test_no_password_is_answered_to_a_gateway_that_proves_nothing(sealing: Any) -> None:
+    """RFC 7296 section 2.16; policy refuses it, and so does the core."""
+    moon, sun = with_eap()
+    moon = replace(moon, remote_key=None, remote_null=True, remote_id=NOBODY)
+    pair = Pair(moon, replace(sun, local_key=None, local_null=True, local_id=NOBODY))
+    heard = said(sealing)
+    pair.up()
+    pair.assert_down()
+    (closed,) = pair.moon.reports(TunnelClosed)
+    assert closed.failure is not None
+    assert closed.failure.code == "XF2051"
+    assert sum(isinstance(p, EapPayload) for p in heard) == 1  # The question.
 
 
 def test_a_policy_is_kept_as_it_is() -> None:

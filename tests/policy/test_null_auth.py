@@ -73,6 +73,7 @@ NOTHING = "null_auth: yes"
             "unique: keep\n",
             "5:1: XF1004: 'unique' has no",
         ),
+        (f"local: {{eap: {{identity: a}}}}, remote: {{{NOTHING}}}", "", "does not go with 'eap'"),
         ("local: {null_auth: maybe}, psk: secret:key", "", "XF1004: 'null_auth' must be yes or no"),
         ("local: {id: '%null'}, psk: secret:key", "", "could be anybody's"),
     ],

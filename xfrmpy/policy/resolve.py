@@ -23,6 +23,7 @@ from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector, meet
 from xfrmpy.policy.certificates import Where, identity_in
 from xfrmpy.policy.document import Node
+from xfrmpy.policy.eap import acceptance_of, credential_of
 from xfrmpy.policy.errors import Findings, Mark
 from xfrmpy.policy.interfaces import block_obstacle, resolve_interface
 from xfrmpy.policy.keys import KeyReader
@@ -214,6 +215,9 @@ def _check_null(tunnel: Tunnel, place: Place) -> None:
         for other in sorted(keys.model_fields_set - {"null_auth"}):
             message = f"'{other}' stands beside 'null_auth', by which this end proves nothing"
             place.error("XF1004", ("auth", end, other), message, "keep one", at_key=True)
+        if (auth.local and auth.local.eap) or (auth.remote and auth.remote.eap):
+            message = "'null_auth' does not go with 'eap': a password is for who proves who it is"
+            place.error("XF1004", ("auth", end, "null_auth"), message, "leave it out", at_key=True)
         if tunnel.unique not in (None, Uniqueness.NEVER):
             message = "'unique' has no meaning where an end has 'null_auth': nobody is known"
             place.error("XF1004", ("unique",), message, "leave it out", at_key=True)
@@ -258,6 +262,8 @@ def _keys(tunnel: Tunnel, place: Place, reader: KeyReader) -> dict[str, Any]:
         "shared_key": psk and reader.shared_key(psk, place.mark(path), place.findings),
         **certified,
         "remote_key": remote_key,
+        "local_eap": credential_of(ours, tunnel, place, reader),
+        "remote_eap": acceptance_of(theirs, tunnel, place, reader),
         "weak_signatures": ike.profile == WEAK_PROFILE,
         "experiment": ike.experimental,
         "local_null": bool(ours.null_auth),
@@ -322,13 +328,14 @@ def _check_keys(
 ) -> None:
     """Each end has one way to prove itself, and nothing is there in vain."""
     ends = (
-        ("local", ours.key or ours.cert or ours.null_auth),
-        ("remote", theirs.key or theirs.ca or theirs.null_auth),
+        ("local", ours.key or ours.cert or ours.eap or ours.null_auth),
+        ("remote", theirs.key or theirs.ca or theirs.eap or theirs.null_auth),
     )
     with_key = [end for end, key in ends if key]
     if theirs.key is not None and theirs.ca is not None:
         message = "'ca' and 'key' exclude each other: the peer has one way to prove itself"
         place.error("XF1004", ("auth", "remote", "ca"), message, "keep one", at_key=True)
+    _check_eap(ours, theirs, place)
     if has_psk and len(with_key) == 2:
         message = "'psk' proves nothing, for both ends have another way"
         place.error("XF1004", path, message, "leave it out", at_key=True)
@@ -345,6 +352,20 @@ def _check_keys(
             place.error("XF1004", ("auth", "local", name), message, at_key=True)
 
 
+def _check_eap(ours: OurAuthentication, theirs: TheirAuthentication, place: Place) -> None:
+    """One end asks and the other answers, and neither has another way besides."""
+    if ours.eap is not None and theirs.eap is not None:
+        message = "of the two ends one alone proves itself by 'eap': who asks, proves itself first"
+        place.error("XF1004", ("auth", "local", "eap"), message, at_key=True)
+    for end, eap, other in (
+        ("local", ours.eap, ours.key or ours.cert),
+        ("remote", theirs.eap, theirs.key or theirs.ca),
+    ):
+        if eap is not None and other is not None:
+            message = "'eap' and a key exclude each other: an end has one way to prove itself"
+            place.error("XF1004", ("auth", end, "eap"), message, "keep one", at_key=True)
+
+
 def _identities(tunnel: Tunnel, place: Place) -> tuple[Identity | None, Identity | None]:
     ours, theirs = tunnel.id, tunnel.peer_id
     if tunnel.auth is not None:
@@ -352,6 +373,8 @@ def _identities(tunnel: Tunnel, place: Place) -> tuple[Identity | None, Identity
         remote = tunnel.auth.remote or TheirAuthentication()
         ours = NOBODY if local.null_auth else local.id
         theirs = NOBODY if remote.null_auth else remote.id
+        if remote.eap is not None:
+            return ours, None
     if theirs is not None:
         return ours, theirs
     match tunnel.peer or []:
