@@ -52,7 +52,7 @@ def beside_libreswan(site: Site, local: dict[str, Any], right: str) -> Pair:
     tunnel = site.network.tunnel()
     conf = CONNECTION.format(ours=tunnel.ours, theirs=tunnel.theirs, right=right)
     sun = site.libreswan(site.network.sun, tunnel.mirrored(), configuration=(conf, ""))
-    auth = {"local": local, "remote": NOTHING}
+    auth = {"local": dict(local), "remote": dict(NOTHING)}  # YAML would point at one of them.
     ours = site.xfrmpy(site.network.moon, tunnel, id=None, peer_id=None, psk=None, auth=auth)
     return Pair(site, ours, sun)
 

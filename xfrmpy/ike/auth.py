@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from xfrmpy.crypto.key_schedule import derive_child_keys
 from xfrmpy.failures import Failure
+from xfrmpy.ike.auth_methods import announce, expectations, heard_methods
 from xfrmpy.ike.child_sa import ChildSa, proposals_of_first_child
 from xfrmpy.ike.childless import begins_childless, child_offer
 from xfrmpy.ike.create_child_sa import give_up_child
@@ -42,7 +43,7 @@ from xfrmpy.ike.ppk import (
     take_ppk_answer,
     without_ppk,
 )
-from xfrmpy.ike.proof import check_identity, key_origin, our_proof, verify_proof
+from xfrmpy.ike.proof import accepted_by_peer, check_identity, key_origin, our_proof, verify_proof
 from xfrmpy.ike.redirect import redirect_in_auth, redirect_of_auth, refusal_to_follow
 from xfrmpy.ike.refusals import failure_of
 from xfrmpy.ike.resources import expect_more
@@ -110,7 +111,9 @@ class IkeAuth:
         certs, auth = self._prove()
         payloads: list[OpenPayload] = [self._identity, *certs]
         payloads += initial_contact(sa, tunnel)
-        payloads += certificate_requests((tunnel,)) if sa.resumed is None else ()
+        if sa.resumed is None:
+            payloads += certificate_requests((tunnel,))
+            payloads += announce(expectations((tunnel,)), sa.core.signatures)
         if tunnel.remote_id is not None and not tunnel.remote_null:
             payloads.append(IdrPayload(identity=tunnel.remote_id))
         payloads += auth
@@ -226,6 +229,7 @@ class IkeAuth:
             ("our identity", str(self._identity.identity)),
             ("the identity we expect", str(self._tunnel.remote_id)),
             ("our key", key_origin(self._tunnel)),
+            *accepted_by_peer(self._sa),
             *evidence_of(self._sa, self._tunnel),
         )
 
@@ -347,6 +351,7 @@ def _authenticate_initiator(
     None if it is to prove itself by EAP, which has begun.
     """
     idi = only(payloads, IdiPayload)
+    sa.heard = replace(sa.heard, methods=heard_methods(payloads))
     asked, auth = optional(payloads, IdrPayload), optional(payloads, AuthPayload)
     wanted = None if asked is None else asked.identity
     if auth is None and sa.resumed is None:

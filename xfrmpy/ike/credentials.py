@@ -21,6 +21,7 @@ from xfrmpy.crypto.signatures import (
     verifying_key,
 )
 from xfrmpy.failures import Failure
+from xfrmpy.ike.auth_methods import heard_methods
 from xfrmpy.ike.certificates import (
     WallClock,
     authorities_request,
@@ -32,6 +33,7 @@ from xfrmpy.ike.exchange import notifications
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.policy.model import Experiment, RsaSignature, TunnelPolicy
 from xfrmpy.registry import CertificateEncoding, HashAlgorithm, NotifyType
+from xfrmpy.wire.auth_methods import AuthAnnouncement
 from xfrmpy.wire.payloads import CertPayload, CertreqPayload, NotifyPayload, OpenPayload
 
 MAX_HASHES = 16
@@ -47,10 +49,12 @@ class Heard:
 
     `hashes` are those that it verifies signatures with, none if it does not know RFC 7427;
     `requests` are a responder's: what it wants to see of us. An initiator's come in IKE_AUTH.
+    `methods` are the proofs that it takes, if it says so: an initiator in IKE_AUTH.
     """
 
     hashes: tuple[int, ...] = ()
     requests: tuple[CertreqPayload, ...] = ()
+    methods: tuple[AuthAnnouncement, ...] = ()
 
     @classmethod
     def of(cls, payloads: tuple[OpenPayload, ...]) -> Heard:
@@ -61,6 +65,7 @@ class Heard:
         return cls(
             hashes=tuple(int.from_bytes(pair, "big") for pair in pairs[:MAX_HASHES]),
             requests=tuple(p for p in payloads if isinstance(p, CertreqPayload)),
+            methods=heard_methods(payloads),
         )
 
 

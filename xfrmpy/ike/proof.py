@@ -23,6 +23,7 @@ from xfrmpy.crypto.authentication import (
 from xfrmpy.crypto.key_schedule import IkeKeys
 from xfrmpy.crypto.signatures import fingerprint
 from xfrmpy.failures import Failure
+from xfrmpy.ike.auth_methods import as_announced, shown_methods
 from xfrmpy.ike.credentials import acceptable_keys, our_credential, signature_policy
 from xfrmpy.ike.errors import AuthenticationFailed
 from xfrmpy.ike.evidence import listed
@@ -61,7 +62,8 @@ def our_proof(
     if credential is None:
         method, data = _by_secret(sa, tunnel, octets, keys, is_ours=True)
         return (), AuthPayload(method=method, data=data)
-    policy = signature_policy(tunnel, sa.core.signatures)
+    heard, usable = sa.heard, signature_policy(tunnel, sa.core.signatures)
+    policy = as_announced(usable, credential.signer.kind, heard.hashes, heard.methods)
     try:
         method, data = sign_auth(credential.signer, octets, sa.heard.hashes, policy)
     except NoSchemeInCommon as error:
@@ -199,6 +201,13 @@ def check_identity(tunnel: TunnelPolicy, identity: Identity) -> None:
                 evidence=(("we expect", str(tunnel.remote_id)), ("they are", str(identity))),
             )
         )
+
+
+def accepted_by_peer(sa: IkeSa) -> tuple[tuple[str, str], ...]:
+    """Evidence: the proofs that the peer takes, if it has said so."""
+    if not sa.heard.methods:
+        return ()
+    return (("they accept", listed(shown_methods(sa.heard.methods, sa.core.signatures))),)
 
 
 def key_origin(tunnel: TunnelPolicy) -> str:
