@@ -13,7 +13,7 @@ from integration.lab.marks import BOTH_ROLES
 from integration.lab.process import eventually
 from integration.lab.site import Pair, Role, Site
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.copied]
 
 COMPAT = {"ike": {"profile": "compat", "proposals": "aes128gcm16-prfsha256-x25519"}}
 
