@@ -103,8 +103,9 @@ def main(directory: Path) -> Path:
         install_completions(tree)
         describe(tree)
         directory.mkdir(parents=True, exist_ok=True)
-        command = ["dpkg-deb", "--root-owner-group", "-Zxz", "--build", str(tree), str(directory)]
-        run(*command)
+        # With xz, the default, it is smaller by a fifth, and takes twenty times as long.
+        compression = ("-Zzstd", "-z9")
+        run("dpkg-deb", "--root-owner-group", *compression, "--build", str(tree), str(directory))
     (package,) = directory.glob(f"xfrmpy_{__version__}_*.deb")
     return package
 

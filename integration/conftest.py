@@ -74,9 +74,13 @@ def pytest_runtest_makereport(
 
 @pytest.fixture
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    """Two sites; a test marked `nat` names the gateways behind NAT routers, or means moon."""
+    """Two sites; a test marked `nat` names the gateways behind NAT routers, or means moon.
+
+    Of tests marked `copied`, whose matter is the protocol, processes begin as copies natively, too.
+    """
     mark = request.node.get_closest_marker("nat")
-    with Site(nat=() if mark is None else mark.args or ("moon",)) as laboratory:
+    copied = IN_VM or request.node.get_closest_marker("copied") is not None
+    with Site(nat=() if mark is None else mark.args or ("moon",), copied=copied) as laboratory:
         yield laboratory
 
 

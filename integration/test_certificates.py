@@ -21,7 +21,7 @@ from integration.lab.site import Pair, Site
 from integration.lab.strongswan import StrongswanPeer
 from tests.pki.chains import Entity, dns, key
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.copied]
 
 MOON, SUN = "moon.example.net", "sun.example.net"
 KINDS = ("rsa", "p256", "ed25519")

@@ -22,7 +22,7 @@ from integration.lab.process import eventually
 from integration.lab.site import Pair, Role, Site
 from integration.lab.tunnel import KeyFiles
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.copied]
 
 COMPAT = {"ike": {"profile": "compat", "proposals": "aes128gcm16-prfsha256-x25519"}}
 

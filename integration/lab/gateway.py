@@ -70,7 +70,8 @@ class XfrmpyGateway:
     """A daemon for tunnels as this end sees them, by their numbers; their names are `net0` and on.
 
     `keys` are further keys of each tunnel's policy, or others for those made from the tunnel; one
-    that is None is left out. `options` are the daemon's.
+    that is None is left out. `options` are the daemon's. Where it is `copied`, its processes begin
+    as copies (`preloaded`).
     """
 
     def __init__(
@@ -80,8 +81,11 @@ class XfrmpyGateway:
         directory: Path,
         keys: Mapping[str, Any],
         options: Sequence[str] = (),
+        *,
+        copied: bool = IN_VM,
     ) -> None:
         self.host = host
+        self._copied = copied
         self._options = options
         self._directory = directory
         self._stopped = False
@@ -241,7 +245,7 @@ class XfrmpyGateway:
 
     def _xfrmpy(self, *argv: str) -> tuple[Sequence[str], Mapping[str, str], Start]:
         """`xfrmpy ARGV...` here: the command, its environment, and how it is started."""
-        if IN_VM:
+        if self._copied:
             return argv, self.environment, partial(start_copy, namespace=self.host.namespace)
         return self.host.command(XFRMPY, *argv), self.environment, popen
 

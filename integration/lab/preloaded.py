@@ -1,8 +1,10 @@
-"""xfrmpy's processes in the emulated machine: each begins as a copy of one that has all imported.
+"""xfrmpy's processes as copies of one that has all imported: all of them in the emulated machine.
 
 Importing is what a command or a daemon does for most of its first seconds there, and there are some
-thousand of them. The copies run what the real ones run, from `main` on, each with an environment,
-files, a namespace and a session of its own. On the machine itself nothing of this is used.
+thousand of them. On the machine itself it is still most of the work of a test: those marked
+`copied` have copies, too, for nothing in them depends on how a process begins. The copies run what
+the real ones run, from `main` on, each with an environment, files, a namespace and a session of its
+own.
 
 The copies are made by a process without threads, which is asked through a socket: each request
 brings standard input, output and error, a pipe that tells the copy's process id and, in the end,

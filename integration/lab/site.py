@@ -16,7 +16,7 @@ from integration.lab.cases import CASES, Case
 from integration.lab.gateway import XfrmpyGateway
 from integration.lab.libreswan import LibreswanPeer
 from integration.lab.network import Host, Network
-from integration.lab.process import LOG_TAIL, eventually
+from integration.lab.process import IN_VM, LOG_TAIL, eventually
 from integration.lab.strongswan import StrongswanPeer
 from integration.lab.transfer import transfer
 from integration.lab.tunnel import Tunnel
@@ -49,9 +49,11 @@ class Site:
     """A context. At its end, daemons are stopped in the reverse order of their start.
 
     A daemon's complaint on its way out (a leftover, a bad exit status) is the test's failure.
+    Where xfrmpy is `copied`, its processes begin as copies (`preloaded`).
     """
 
-    def __init__(self, *, nat: Collection[str] = ()) -> None:
+    def __init__(self, *, nat: Collection[str] = (), copied: bool = IN_VM) -> None:
+        self._copied = copied
         self._peers: list[Peer] = []
         with ExitStack() as stack:
             # Short, for it holds sockets; and of our own, for two runs may share a machine.
@@ -75,7 +77,8 @@ class Site:
     def xfrmpy(
         self, host: Host, *tunnels: Tunnel, options: Sequence[str] = (), **keys: Any
     ) -> XfrmpyGateway:
-        peer = XfrmpyGateway(host, tunnels, self._directory_of(host), keys, options)
+        place = self._directory_of(host)
+        peer = XfrmpyGateway(host, tunnels, place, keys, options, copied=self._copied)
         self._keep(peer)
         return peer
 
