@@ -155,6 +155,44 @@ class Certificates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RadiusServer:
+    """A server of RADIUS, and the secret that we share with it."""
+
+    address: IpAddress
+    port: int
+    accounting_port: int
+    secret: SharedKey
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{host}:{self.port} ({self.secret.origin})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RadiusGroup:
+    """Servers that know the same users, the first to be asked first.
+
+    A server is asked `tries` times, the first wait being `wait_seconds`. With `accounting` they are
+    told of each session, and every `interim_seconds` how it goes: 0 is not, if the server does not
+    ask for it. `nas_id` is what we call ourselves; empty is what we are to the user.
+    """
+
+    name: str
+    servers: tuple[RadiusServer, ...]
+    wait_seconds: float = 2.0
+    tries: int = 3
+    accounting: bool = False
+    interim_seconds: float = 0.0
+    nas_id: str = ""
+
+    def __str__(self) -> str:
+        accounting = f", accounting, interim {self.interim_seconds:g} s" if self.accounting else ""
+        waits = f"{self.tries} tries from {self.wait_seconds:g} s on"
+        as_whom = f", as {self.nas_id}" if self.nas_id else ""
+        return f"{self.name}: {', '.join(map(str, self.servers))}, {waits}{accounting}{as_whom}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retransmission:
     """When an unanswered request is sent again, and when the peer is given up.
 

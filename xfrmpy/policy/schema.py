@@ -116,6 +116,11 @@ Resources = Annotated[
         }
     ),
 ]
+UdpPort = Annotated[
+    int,
+    PlainValidator(partial(values.parse_whole_number, 1, 65535)),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 65535}),
+]
 ProfileName = Annotated[
     str, PlainValidator(values.parse_profile), WithJsonSchema({"enum": [*PROFILES]})
 ]
@@ -351,6 +356,64 @@ class ShuntKeys(Keys):
     )
 
 
+class RadiusServerKeys(Keys):
+    """A server of RADIUS."""
+
+    address: Address | None = _key("Its address.", "192.0.2.10")
+    port: UdpPort | None = _key("Where it takes Access-Requests. Default: 1812.", 1645)
+    accounting_port: UdpPort | None = _key(
+        "Where it takes Accounting-Requests. Default: 1813.", 1646
+    )
+    secret: Secret | None = _key("As `secret` of all, for this server.", "secret:radius-2")
+
+
+class RadiusKeys(Keys):
+    """Servers of RADIUS that know the same users."""
+
+    servers: (
+        Annotated[
+            list[Annotated[RadiusServerKeys, BeforeValidator(values.as_radius_server)]],
+            BeforeValidator(
+                values.as_list_of_maps,
+                json_schema_input_type=str | RadiusServerKeys | list[str | RadiusServerKeys],
+            ),
+        ]
+        | None
+    ) = _key(
+        "Their addresses, or a map for each, in the order in which they are asked.",
+        ["192.0.2.10", "192.0.2.11"],
+    )
+    secret: Secret | None = _key("What we share with them, by reference.", "secret:radius")
+    timeout: (
+        Annotated[float, PlainValidator(partial(values.parse_duration, 0.1, 60)), _Time] | None
+    ) = _key("Wait before a request is sent again; each wait doubles. Default: 2s.", "1s")
+    tries: (
+        Annotated[
+            int,
+            PlainValidator(partial(values.parse_whole_number, 1, 10)),
+            WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 10}),
+        ]
+        | None
+    ) = _key("How often a server is asked before the next one is. Default: 3.", 2)
+    accounting: Switch | None = _key(
+        "Whether they are told of each session: its begin, its end, and what it has carried. "
+        "Default: no.",
+        "yes",
+    )
+    interim: (
+        Annotated[float, PlainValidator(partial(values.parse_duration_or_off, 60, 86400)), _Time]
+        | None
+    ) = _key(
+        "How often they are told how a session goes, or `off`. Default: as they say when they let "
+        "a user in.",
+        "10m",
+    )
+    nas_id: Annotated[str, PlainValidator(values.parse_nas_id), _Text] | None = _key(
+        "What we call ourselves to them (NAS-Identifier). Default: as the user knows us.",
+        "gw1.example.net",
+    )
+
+
 class InterfaceSettings(Keys):
     """The network device of a route-based tunnel."""
 
@@ -476,7 +539,7 @@ class Tunnel(Keys):
         Annotated[
             list[Annotated[PpkSettings, BeforeValidator(values.as_ppk_settings)]],
             BeforeValidator(
-                values.as_ppk_list,
+                values.as_list_of_maps,
                 json_schema_input_type=str | PpkSettings | list[str | PpkSettings],
             ),
         ]
@@ -702,6 +765,10 @@ class PolicyFile(Keys):
     shunts: dict[Name, ShuntKeys] | None = _key(
         "Traffic that passes in clear, or not at all, by name.",
         {"printers": {"action": "bypass", "remote": "10.1.7.0/24"}},
+    )
+    radius: dict[Name, RadiusKeys] | None = _key(
+        "Servers of RADIUS that know users, by the name of their group, for tunnels of any file.",
+        {"corp": {"servers": "192.0.2.10", "secret": "secret:radius"}},
     )
     gateways: NotYet = None
 

@@ -359,14 +359,27 @@ def parse_ppk_id(value: object) -> str:
     return text
 
 
-def as_ppk_list(value: object) -> object:
-    """One post-quantum preshared key is a list of one."""
+def as_list_of_maps(value: object) -> object:
+    """One map, or its short form, is a list of one."""
     return as_list(value) if isinstance(value, list) else [value]
 
 
 def as_ppk_settings(value: object) -> object:
     """The short form: where the secret is."""
     return value if isinstance(value, dict) else {"secret": value}
+
+
+def as_radius_server(value: object) -> object:
+    """The short form: its address."""
+    return value if isinstance(value, dict) else {"address": value}
+
+
+def parse_nas_id(value: object) -> str:
+    """What RADIUS can carry in one attribute (RFC 2865 section 5.32)."""
+    text = parse_text(value, limit=253)
+    if not text.isprintable() or len(text.encode()) > 253:
+        refuse("XF1004", "must be printable text of at most 253 octets")
+    return text
 
 
 def parse_public_key(value: object) -> str:
