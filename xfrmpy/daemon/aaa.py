@@ -5,8 +5,9 @@ Its connections follow the policy: a group that is another now gets others with 
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from xfrmpy.daemon.radius import Judgement, RadiusAccounts, RadiusLogins
@@ -33,19 +34,17 @@ class Admitted:
 class Aaa:
     """See the module.
 
-    `tell` is given the verdict on what was asked; it is never called within `ask`. `admit` is told
-    of each user who has come in, under the session that was asked for.
+    `tell` is given the verdict on what was asked, after `ask` has returned. `on_admission` is told
+    of each user whom a server lets in, under the session that was asked for.
     """
 
     def __init__(
         self,
-        tunnels: Mapping[str, TunnelPolicy],
         tell: Callable[[AskAaa, Verdict], None],
-        admit: Callable[[bytes, Admitted], None],
     ) -> None:
-        self._tunnels = tunnels
+        self._loop = asyncio.get_running_loop()
         self._tell = tell
-        self._admit = admit
+        self.on_admission: Callable[[bytes, Admitted], None] = _nobody
         self._logins: dict[str, tuple[RadiusGroup, RadiusLogins]] = {}
         self._accounts: dict[str, tuple[RadiusGroup, RadiusAccounts]] = {}
 
@@ -63,9 +62,8 @@ class Aaa:
         lost = sum(accounts.lost for _, accounts in self._accounts.values())
         return counts | ({"radius-record-lost": lost} if lost else {})
 
-    def ask(self, asked: AskAaa) -> None:
-        """Have the servers decide on a packet of a peer's."""
-        policy = self._tunnels[asked.tunnel]
+    def ask(self, asked: AskAaa, policy: TunnelPolicy) -> None:
+        """Have the servers of a tunnel decide on a packet of a peer's."""
         acceptance = policy.remote_eap
         assert acceptance is not None
         assert acceptance.radius is not None
@@ -82,8 +80,8 @@ class Aaa:
             if isinstance(judgement, Grant):
                 if judgement.message:
                     log.info("%s: RADIUS says to %s: %s", asked.tunnel, user, judgement.message)
-                self._admit(asked.session, Admitted(group=group, nas=nas, grant=judgement))
-            self._tell(asked, _verdict(asked, judgement))
+                self.on_admission(asked.session, Admitted(group=group, nas=nas, grant=judgement))
+            self._loop.call_soon(self._tell, asked, _verdict(asked, judgement))
 
         user = ascii(asked.user.decode(errors="replace"))
         self._logins_of(group).ask(asked.session, nas, asked.packet, judge)
@@ -123,6 +121,10 @@ class Aaa:
             accounts = RadiusAccounts(servers, _timing(group), group.name)
             self._accounts[group.name] = (group, accounts)
         return accounts
+
+
+def _nobody(_session: bytes, _admitted: Admitted) -> None:
+    """Nobody wants to know."""
 
 
 def _timing(group: RadiusGroup) -> Timing:

@@ -21,7 +21,7 @@ from xfrmpy.policy.files import printable, read_regular, reason_of
 from xfrmpy.policy.interfaces import report_clashes
 from xfrmpy.policy.keys import KeyFiles, NoKeys
 from xfrmpy.policy.model import OnDown, Shunt, TunnelPolicy
-from xfrmpy.policy.radius import resolve_groups
+from xfrmpy.policy.radius import resolve_groups, with_servers
 from xfrmpy.policy.resolve import (
     MAX_TUNNELS,
     Numbers,
@@ -169,6 +169,7 @@ def _load(
         )
         policy = resolve_tunnel(written.name, written.tunnel, written.place, ours, keys)
         if policy is not None:
+            policy = with_servers(policy, written.place, groups)
             resolved.append((written.place, policy))
         elif on_down(written.tunnel) is OnDown.BLOCK:
             left_out.append(_without_secret(written, ours))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.policy import values
 from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import Findings
 from xfrmpy.policy.keys import KeyReader
-from xfrmpy.policy.model import RadiusGroup, RadiusServer
+from xfrmpy.policy.model import RadiusGroup, RadiusServer, TunnelPolicy
 from xfrmpy.policy.resolve import Place
 from xfrmpy.policy.schema import RadiusKeys, validate
 
@@ -38,6 +40,23 @@ def resolve_groups(
             keys = validate(RadiusKeys, each, Findings(file=findings.file))
             groups[name] = None if keys is None else _resolve(name, keys, place, reader)
     return groups
+
+
+def with_servers(
+    policy: TunnelPolicy, place: Place, groups: Mapping[str, RadiusGroup | None]
+) -> TunnelPolicy:
+    """The policy with the group that its users are left to; an error if there is none."""
+    acceptance = policy.remote_eap
+    if acceptance is None or not acceptance.server:
+        return policy
+    name = acceptance.server
+    group = groups.get(name)
+    if group is None:
+        fault = "has an error" if name in groups else "is defined nowhere"
+        hint = "" if name in groups else values.nearest(name, list(groups))
+        path = ("auth", "remote", "eap", "radius")
+        place.error("XF1004", path, f"the RADIUS group '{name}' {fault}", hint)
+    return replace(policy, remote_eap=replace(acceptance, radius=group))
 
 
 def _resolve(name: str, keys: RadiusKeys, place: Place, reader: KeyReader) -> RadiusGroup | None:
