@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
@@ -73,9 +73,14 @@ class Site:
         self._stack.close()
 
     def xfrmpy(
-        self, host: Host, *tunnels: Tunnel, options: Sequence[str] = (), **keys: Any
+        self,
+        host: Host,
+        *tunnels: Tunnel,
+        options: Sequence[str] = (),
+        files: Mapping[str, str] | None = None,
+        **keys: Any,
     ) -> XfrmpyGateway:
-        peer = XfrmpyGateway(host, tunnels, self._directory_of(host), keys, options)
+        peer = XfrmpyGateway(host, tunnels, self._directory_of(host), keys, options, files)
         self._keep(peer)
         return peer
 
