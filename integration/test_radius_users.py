@@ -44,6 +44,15 @@ class Realm:
         assert isinstance(self.pair.theirs, StrongswanPeer)
         return self.pair.theirs
 
+    def records(self, before: int, count: int) -> list[dict[str, str]]:
+        """What the server was told behind so many records, as soon as it is so much."""
+
+        def are_told() -> bool:
+            return len(self.server.records()) >= before + count
+
+        eventually(f"{count} records of sessions", are_told)
+        return self.server.records()[before:]
+
     def attempt(self, number: int = 0) -> None:
         """Have sun call, and not come in."""
         child = f"net{number}"
@@ -62,7 +71,9 @@ def realm(
     with Site() as site:
         key = make_key(site.directory, "ecdsa256", "moon")
         tunnels = [
-            site.network.tunnel(number).called_by(user, key, is_ours=False)
+            site.network.tunnel(number, acceptance={"radius": "corp", **eap}).called_by(
+                user, key, is_ours=False
+            )
             for number, user in enumerate(callers)
         ]
         secret = site.directory / "radius.secret"
@@ -75,14 +86,9 @@ def realm(
         )
         try:
             secret.write_text(tell or server.secret)
+            site.policy_files["radius.yaml"] = radius(secret, servers)
             theirs = site.strongswan(site.network.sun, *(t.mirrored() for t in tunnels))
-            local = {"id": "moon.example.net", "key": f"file:{key.private}"}
-            ours = site.xfrmpy(
-                site.network.moon,
-                *tunnels,
-                files={"radius.yaml": radius(secret, servers)},
-                auth={"local": local, "remote": {"eap": {"radius": "corp", **eap}}},
-            )
+            ours = site.xfrmpy(site.network.moon, *tunnels)
             yield Realm(Pair(site, ours, theirs), server)
         finally:
             server.stop()
@@ -112,19 +118,17 @@ def test_a_user_of_the_server_comes_in_and_is_accounted(users: Realm, method: st
     number, before = METHODS.index(method), len(users.server.records())
     users.pair.connect(Role.RESPONDER, number)
     users.pair.site.assert_protected(number)
-    assert users.moon.tunnel(number).remote_id == "eap:carol"
+    status = users.moon.tunnel(number)
+    assert status.remote_id == "eap:carol"
     users.pair.disconnect(Role.RESPONDER, number)
-    start, stop = eventually(
-        "both ends of the session to be told",
-        lambda: len(found := users.server.records()[before:]) == 2 and found,
-    )
+    start, stop = users.records(before, 2)
     assert (start["Acct-Status-Type"], stop["Acct-Status-Type"]) == ("Start", "Stop")
     for record in (start, stop):
         assert record["User-Name"] == "carol"
         assert record["Class"] == "0x" + b"staff".hex()
         assert record["NAS-Identifier"] == "gw.example.net"
         assert record["Framed-IP-Address"] == "10.9.0.7"
-        assert record["Calling-Station-Id"] == users.pair.site.network.sun.outside[4]
+        assert status.remote_address.startswith(f"{record['Calling-Station-Id']}:")
     assert start["Acct-Session-Id"] == stop["Acct-Session-Id"]
     assert int(stop["Acct-Input-Packets"]) >= 3
     assert int(stop["Acct-Output-Octets"]) > 0
@@ -139,10 +143,7 @@ def test_a_session_goes_on_through_rekeyings(users: Realm) -> None:
     eventually("both rekeyings to be done", lambda: users.moon.is_up() and users.sun.is_up())
     users.pair.site.assert_protected()
     users.pair.disconnect(Role.RESPONDER)
-    records = eventually(
-        "the end of the session to be told",
-        lambda: len(found := users.server.records()[before:]) > 1 and found,
-    )
+    records = users.records(before, 2)
     assert [record["Acct-Status-Type"] for record in records] == ["Start", "Stop"]
     assert int(records[-1]["Acct-Input-Packets"]) >= 3
 
@@ -178,11 +179,8 @@ def test_a_server_with_another_secret_lets_nobody_in() -> None:
 def test_the_end_of_the_daemon_is_the_end_of_its_sessions() -> None:
     with realm(carol("mschapv2")) as opened:
         opened.pair.connect(Role.RESPONDER)
-        eventually("the session to be told", lambda: len(opened.server.records()) == 1)
+        opened.records(0, 1)
         opened.moon.stop()
-        _, stop = eventually(
-            "its end to be told",
-            lambda: len(found := opened.server.records()) == 2 and found,
-        )
+        _, stop = opened.records(0, 2)
         assert stop["Acct-Status-Type"] == "Stop"
         assert stop["Acct-Terminate-Cause"] == "Admin-Reset"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
@@ -49,10 +49,12 @@ class Site:
     """A context. At its end, daemons are stopped in the reverse order of their start.
 
     A daemon's complaint on its way out (a leftover, a bad exit status) is the test's failure.
+    `policy_files`, by their names, are in force at each gateway of ours, beside its tunnels.
     """
 
     def __init__(self, *, nat: Collection[str] = ()) -> None:
         self._peers: list[Peer] = []
+        self.policy_files: dict[str, str] = {}
         with ExitStack() as stack:
             # Short, for it holds sockets; and of our own, for two runs may share a machine.
             temporary = tempfile.TemporaryDirectory(prefix="xl-")
@@ -73,14 +75,10 @@ class Site:
         self._stack.close()
 
     def xfrmpy(
-        self,
-        host: Host,
-        *tunnels: Tunnel,
-        options: Sequence[str] = (),
-        files: Mapping[str, str] | None = None,
-        **keys: Any,
+        self, host: Host, *tunnels: Tunnel, options: Sequence[str] = (), **keys: Any
     ) -> XfrmpyGateway:
-        peer = XfrmpyGateway(host, tunnels, self._directory_of(host), keys, options, files)
+        directory = self._directory_of(host)
+        peer = XfrmpyGateway(host, tunnels, directory, keys, options, self.policy_files)
         self._keep(peer)
         return peer
 

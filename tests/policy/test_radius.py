@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from tests.keypairs import key_pair
+from tests.policy.conftest import STRONG
+from xfrmpy.crypto.signatures import KeyKind
+from xfrmpy.policy.changes import Impact, compare_policies
 from xfrmpy.policy.load import LoadedPolicy
+from xfrmpy.policy.model import EapAcceptance
 
 Load = Callable[..., LoadedPolicy]
 Lines = Callable[[LoadedPolicy], list[str]]
@@ -120,6 +126,108 @@ def test_a_group_is_defined_once_in_all_files(load: Load, lines: Lines) -> None:
     assert lines(found) == [
         "b.yaml:2:3: XF1006: RADIUS group 'corp' is defined already at a.yaml:2:3"
     ]
+
+
+GATEWAY = """\
+auth:
+  local: {id: gw1.example.net, key: secret:gw}
+  remote: {eap: EAP}
+local: 10.1.0.0/16
+remote: 10.2.0.0/16
+"""
+GROUP = radius("servers: [192.0.2.10, '2001:db8::10']", SECRET, "accounting: yes", "tries: 2")
+
+
+def gateway(load: Load, eap: str, **files: str) -> LoadedPolicy:
+    key = key_pair(KeyKind.ED25519).pem()
+    return load(
+        **{
+            "../secrets/gw": key,
+            "radius.yaml": GROUP,
+            "home.yaml": GATEWAY.replace("EAP", eap),
+            **files,
+        }
+    )
+
+
+def accepted(found: LoadedPolicy) -> EapAcceptance:
+    assert found.errors == ()
+    (policy,) = found.tunnels
+    assert policy.remote_eap is not None
+    return policy.remote_eap
+
+
+def test_a_tunnel_has_the_servers_that_know_its_users(load: Load) -> None:
+    found = accepted(gateway(load, "{radius: corp, groups: [staff, admins], identities: '*@a'}"))
+    group = found.radius
+    assert group is not None
+    assert [str(server.address) for server in group.servers] == ["192.0.2.10", "2001:db8::10"]
+    assert {(server.port, server.accounting_port) for server in group.servers} == {(1812, 1813)}
+    assert (group.accounting, group.tries, group.wait_seconds) == (True, 2, 2.0)
+    assert found.admits(b"alice@a", ("staff",))
+    assert not found.admits(b"alice@a", ("guests",))
+    assert not found.admits(b"alice@a")
+    assert not found.admits(b"alice@b", ("staff",))
+    assert STRONG.strip() not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("eap", "error"),
+    [
+        (
+            "{radius: crop}",
+            "3:26: XF1004: the RADIUS group 'crop' is defined nowhere (did you mean corp?)",
+        ),
+        (
+            "{radius: corp, methods: md5}",
+            (
+                "3:32: XF1004: 'methods' is not ours to say: the servers of 'radius' decide "
+                "(leave it out)"
+            ),
+        ),
+        (
+            "{radius: corp, alone: yes}",
+            (
+                "3:32: XF1004: 'alone' is not ours to say: the servers of 'radius' decide "
+                "(leave it out)"
+            ),
+        ),
+        (
+            "{users: secret:users, groups: staff}",
+            (
+                "3:39: XF1004: 'groups' are those of a RADIUS server, and 'users' has none "
+                "(leave it out)"
+            ),
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_told(load: Load, lines: Lines, eap: str, error: str) -> None:
+    found = gateway(load, eap, **{"../secrets/users": "carol: horse\n"})
+    assert lines(found) == [f"home.yaml:{error}"]
+
+
+def test_a_tunnel_whose_servers_have_an_error_is_left_out(load: Load, lines: Lines) -> None:
+    broken = radius("servers: 192.0.2.10")
+    found = gateway(load, "{radius: corp}", **{"radius.yaml": broken})
+    assert found.tunnels == ()
+    assert lines(found)[0] == "home.yaml:3:26: XF1004: the RADIUS group 'corp' has an error"
+
+
+def test_other_servers_are_a_change_that_ends_nothing(load: Load) -> None:
+    found = gateway(load, "{radius: corp}")
+    (before,) = found.tunnels
+    assert before.remote_eap is not None
+    assert before.remote_eap.radius is not None
+    (server, _) = before.remote_eap.radius.servers
+    other = replace(server, secret=replace(server.secret, octets=b"another secret!!"))
+    group = replace(before.remote_eap.radius, servers=(other,))
+    after = replace(before, remote_eap=replace(before.remote_eap, radius=group))
+    (change,) = compare_policies([before], [after])
+    assert change.impact is Impact.HOT
+    shown = str(change.differences)
+    assert "192.0.2.10:1812" in shown
+    assert "another secret" not in shown
+    assert STRONG.strip() not in shown
 
 
 def test_a_short_secret_is_warned_of(load: Load) -> None:

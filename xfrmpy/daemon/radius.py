@@ -217,7 +217,7 @@ class RadiusAccounts:
     def _hear(self, output: Output) -> None:
         match output:
             case Answered():
-                self._accountant.handle_answer(output.ticket)
+                self._accountant.handle_answer(output.ticket, self._loop.time())
             case Unanswered():
                 log.warning("RADIUS accounting of %s: %s", self._name, output.reason)
                 self._accountant.handle_silence(output.ticket, self._loop.time())

@@ -359,6 +359,18 @@ def parse_ppk_id(value: object) -> str:
     return text
 
 
+MAX_SHORT_TEXT = 253
+"""Octets: the most that an attribute of RADIUS carries (RFC 2865 section 5)."""
+
+
+def parse_short_text(value: object) -> str:
+    """A name that an AAA server may have to be told."""
+    text = parse_text(value)
+    if not text.isprintable() or len(text.encode()) > MAX_SHORT_TEXT:
+        refuse("XF1004", f"must be printable text of at most {MAX_SHORT_TEXT} octets")
+    return text
+
+
 def as_list_of_maps(value: object) -> object:
     """One map, or its short form, is a list of one."""
     return as_list(value) if isinstance(value, list) else [value]
@@ -372,14 +384,6 @@ def as_ppk_settings(value: object) -> object:
 def as_radius_server(value: object) -> object:
     """The short form: its address."""
     return value if isinstance(value, dict) else {"address": value}
-
-
-def parse_nas_id(value: object) -> str:
-    """What RADIUS can carry in one attribute (RFC 2865 section 5.32)."""
-    text = parse_text(value, limit=253)
-    if not text.isprintable() or len(text.encode()) > 253:
-        refuse("XF1004", "must be printable text of at most 253 octets")
-    return text
 
 
 def parse_public_key(value: object) -> str:
