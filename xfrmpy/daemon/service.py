@@ -205,6 +205,7 @@ class Service:
             self._engine.totals,
             self._engine.decide,
         )
+        self._users.prepare(usable.values())
         return restored
 
     async def _serve(self, sockets: IkeSockets) -> None:

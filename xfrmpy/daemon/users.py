@@ -1,12 +1,12 @@
-"""Users who are known elsewhere: servers of RADIUS, from the first time that one is to be asked.
+"""Users who are known elsewhere: what speaks RADIUS, if a policy leaves users to such servers.
 
-What speaks RADIUS is imported then, and by no daemon whose policy leaves nobody to such a server.
+It is imported by no daemon whose policy does not.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from xfrmpy.daemon.events import Report
@@ -42,6 +42,12 @@ class Users:
         self._tell = tell
         self._aaa: Aaa | None = None
         self._sessions: Sessions | None = None
+
+    def prepare(self, policies: Iterable[TunnelPolicy]) -> None:
+        """Import what they take before there is traffic that would have to wait for it."""
+        accepted = (policy.remote_eap for policy in policies)
+        if any(each is not None and each.radius is not None for each in accepted):
+            self._servers()
 
     def ask(self, asked: AskAaa) -> None:
         """Have the servers of a tunnel decide on a packet of a peer's."""
