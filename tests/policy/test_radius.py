@@ -10,6 +10,7 @@ import pytest
 from tests.keypairs import key_pair
 from tests.policy.conftest import STRONG
 from xfrmpy.crypto.signatures import KeyKind
+from xfrmpy.ike.kept_policy import read_policies, write_policy
 from xfrmpy.policy.changes import Impact, compare_policies
 from xfrmpy.policy.load import LoadedPolicy
 from xfrmpy.policy.model import EapAcceptance
@@ -228,6 +229,17 @@ def test_other_servers_are_a_change_that_ends_nothing(load: Load) -> None:
     assert "192.0.2.10:1812" in shown
     assert "another secret" not in shown
     assert STRONG.strip() not in shown
+
+
+def test_what_is_kept_of_a_policy_has_no_secret_of_a_server(load: Load) -> None:
+    (policy,) = gateway(load, "{radius: corp}").tunnels
+    record = write_policy(policy, bytes(16))
+    for form in (STRONG.strip().encode(), STRONG.strip().encode().hex().encode()):
+        assert form not in record
+    (kept,) = read_policies({b"policy of home": record}).values()
+    assert kept.policy.remote_eap is not None
+    assert kept.policy.remote_eap.radius is None
+    assert kept.beside(policy) == policy
 
 
 def test_a_short_secret_is_warned_of(load: Load) -> None:
