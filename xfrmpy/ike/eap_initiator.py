@@ -7,6 +7,7 @@ says success is not the success, but AUTH by the key that both ends have got.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xfrmpy.eap.method import EapFailed
@@ -96,6 +97,9 @@ class EapDialogue:
         elif not credential.alone:
             summary = f"{idr.identity} asks for EAP and does not prove who it is"
             raise AuthenticationFailed(Failure(code="XF2051", summary=summary))
+        else:
+            fit = tuple(method for method in credential.methods if method.is_fit_alone)
+            credential = replace(credential, methods=fit)
         check_identity(tunnel, idr.identity)
         self.idr = idr
         self._peer = EapPeer(credential.identity.encode(), peer_methods(credential, random))
