@@ -326,6 +326,15 @@ def test_no_eap_answer_to_a_gateway_that_proves_another_kind_of_key(sealing: Any
     assert not answered_eap(sealing)
 
 
+def test_no_eap_answer_to_a_gateway_that_may_prove_nothing(sealing: Any) -> None:
+    """NULL authentication (RFC 7619) is AUTH, and no proof."""
+    moon, sun = policies(local_key=None, local_null=True)
+    pair = Pair(replace(moon, remote_key=None, remote_null=True), sun)
+    pair.up()
+    assert_refused(pair, "XF2051", "XF2056")
+    assert not answered_eap(sealing)
+
+
 # CVE-2015-8023, CVE-2021-45079: success before its time, steps that are left out.
 
 
