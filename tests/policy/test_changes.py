@@ -32,6 +32,7 @@ from xfrmpy.policy.model import (
     EapMethod,
     EapUsers,
     Encapsulation,
+    Experiment,
     OnDown,
     Ppk,
     PrivateKey,
@@ -79,7 +80,10 @@ OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
     "remote_key": (PublicKey(spki=b"a public key", origin="office.yaml"), Impact.REAUTH),
     "local_certificates": (Certificates(ders=(b"renewed",), origin="certs/gw"), Impact.HOT),
     "remote_authorities": (Certificates(ders=(b"another",), origin="cas/corp"), Impact.REAUTH),
+    "local_null": (True, Impact.REAUTH),
+    "remote_null": (True, Impact.REAUTH),
     "weak_signatures": (True, Impact.REAUTH),
+    "experiment": (Experiment.ML_DSA, Impact.REAUTH),
     "local_eap": (
         EapCredential(
             identity="carol",
@@ -233,3 +237,9 @@ def test_a_policy_carries_the_packets_between_addresses_of_one_child() -> None:
     assert not changes.carries(OFFICE, theirs, ours)
     assert not changes.carries(OFFICE, ours, neither)
     assert not changes.carries(OFFICE, ip_address("fd00::1"), theirs)
+
+
+def test_a_public_key_whose_line_has_moved_is_the_same() -> None:
+    here, there = (PublicKey(spki=b"a key", origin=f"office.yaml:{line}") for line in (4, 5))
+    old, new = (replace(OFFICE, shared_key=None, remote_key=key) for key in (here, there))
+    assert compare_tunnels(old, new).differences == ()

@@ -7,6 +7,7 @@ says success is not the success, but AUTH by the key that both ends have got.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xfrmpy.eap.method import EapFailed
@@ -91,11 +92,16 @@ class EapDialogue:
         """Who asks must have proved who it is: here, or by the method where that is enough."""
         idr = only(payloads, IdrPayload)
         credential, random = self._credential, sa.core.random
-        if optional(payloads, AuthPayload) is not None:
+        has_auth = optional(payloads, AuthPayload) is not None
+        if has_auth:
             verify_proof(sa, tunnel, idr, payloads)
-        elif not credential.alone:
+        is_proved = has_auth and not tunnel.remote_null
+        if not is_proved and not credential.alone:
             summary = f"{idr.identity} asks for EAP and does not prove who it is"
             raise AuthenticationFailed(Failure(code="XF2051", summary=summary))
+        if not is_proved:
+            fit = tuple(method for method in credential.methods if method.is_fit_alone)
+            credential = replace(credential, methods=fit)
         check_identity(tunnel, idr.identity)
         self.idr = idr
         self._peer = EapPeer(credential.identity.encode(), peer_methods(credential, random))
