@@ -50,11 +50,13 @@ class Site:
 
     A daemon's complaint on its way out (a leftover, a bad exit status) is the test's failure.
     Where xfrmpy is `copied`, its processes begin as copies (`preloaded`).
+    `policy_files`, by their names, are in force at each gateway of ours, beside its tunnels.
     """
 
     def __init__(self, *, nat: Collection[str] = (), copied: bool = IN_VM) -> None:
         self._copied = copied
         self._peers: list[Peer] = []
+        self.policy_files: dict[str, str] = {}
         with ExitStack() as stack:
             # Short, for it holds sockets; and of our own, for two runs may share a machine.
             temporary = tempfile.TemporaryDirectory(prefix="xl-")
@@ -77,8 +79,8 @@ class Site:
     def xfrmpy(
         self, host: Host, *tunnels: Tunnel, options: Sequence[str] = (), **keys: Any
     ) -> XfrmpyGateway:
-        place = self._directory_of(host)
-        peer = XfrmpyGateway(host, tunnels, place, keys, options, copied=self._copied)
+        place, files = self._directory_of(host), self.policy_files
+        peer = XfrmpyGateway(host, tunnels, place, keys, options, files, copied=self._copied)
         self._keep(peer)
         return peer
 

@@ -326,6 +326,15 @@ def test_no_eap_answer_to_a_gateway_that_proves_another_kind_of_key(sealing: Any
     assert not answered_eap(sealing)
 
 
+def test_no_eap_answer_to_a_gateway_that_may_prove_nothing(sealing: Any) -> None:
+    """NULL authentication (RFC 7619) is AUTH, and no proof."""
+    moon, sun = policies(local_key=None, local_null=True)
+    pair = Pair(replace(moon, remote_key=None, remote_null=True), sun)
+    pair.up()
+    assert_refused(pair, "XF2051", "XF2056")
+    assert not answered_eap(sealing)
+
+
 # CVE-2015-8023, CVE-2021-45079: success before its time, steps that are left out.
 
 
@@ -561,11 +570,24 @@ def test_a_gateway_that_proves_itself_wrongly_gets_no_eap_answer_even_then(
     assert not answered_eap(sealing)
 
 
-def test_a_method_that_makes_no_key_is_not_enough_alone() -> None:
+def test_a_method_that_makes_no_key_is_not_enough_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "_FIT_ALONE", frozenset({EapMethod.MD5}))
     pair = pair_of(EapMethod.MD5, ours={"alone": True}, theirs={"alone": True})
     pair.up()
-    pair.assert_down()
+    assert_refused(pair, "XF2050", "XF2056")
     assert "no key" in failures(pair.moon)[0].summary
+
+
+def test_a_method_that_is_not_fit_for_it_answers_nobody_alone(sealing: Any) -> None:
+    """Not a word but that we take part in none of what is asked for."""
+    pair = pair_of(ours={"alone": True}, theirs={"alone": True})
+    pair.up()
+    assert_refused(pair, "XF2050", "XF2052")
+    packets = [
+        p.data for said_ in said(sealing, is_response=False) for p in of_kind(said_, EapPayload)
+    ]
+    kinds = [decode_eap_untrusted(packet).type for packet in packets]
+    assert kinds == [EapType.IDENTITY, EapType.NAK]
 
 
 # An AAA server decides.

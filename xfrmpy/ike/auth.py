@@ -461,7 +461,7 @@ def _no_tunnel(
             evidence=(
                 ("they are", str(initiator)),
                 ("they want", "anybody" if wanted is None else str(wanted)),
-                ("we expect", listed(t.remote_id for t in candidates.policies)),
+                ("we expect", listed(t.remote_id or "users" for t in candidates.policies)),
                 ("we are", listed(_our_identity(sa, t) for t in candidates.policies)),
             ),
         )

@@ -7,6 +7,7 @@ says success is not the success, but AUTH by the key that both ends have got.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xfrmpy.eap.method import EapFailed
@@ -94,9 +95,13 @@ class EapDialogue:
         has_auth = optional(payloads, AuthPayload) is not None
         if has_auth:
             verify_proof(sa, tunnel, idr, payloads)
-        if not credential.alone and (not has_auth or tunnel.remote_null):
+        is_proved = has_auth and not tunnel.remote_null
+        if not is_proved and not credential.alone:
             summary = f"{idr.identity} asks for EAP and does not prove who it is"
             raise AuthenticationFailed(Failure(code="XF2051", summary=summary))
+        if not is_proved:
+            fit = tuple(method for method in credential.methods if method.is_fit_alone)
+            credential = replace(credential, methods=fit)
         check_identity(tunnel, idr.identity)
         self.idr = idr
         self._peer = EapPeer(credential.identity.encode(), peer_methods(credential, random))

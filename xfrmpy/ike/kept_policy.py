@@ -109,7 +109,7 @@ def _without_secrets(policy: TunnelPolicy) -> TunnelPolicy:
         shared_key=None if shared is None else replace(shared, octets=b""),
         local_key=None if ours is None else replace(ours, octets=b""),
         local_eap=eap and replace(eap, password=replace(eap.password, octets=b"")),
-        remote_eap=theirs and replace(theirs, users=users),
+        remote_eap=theirs and replace(theirs, users=users, radius=None),
         ppks=tuple(replace(ppk, key=replace(ppk.key, octets=b"")) for ppk in policy.ppks),
     )
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xfrmpy.policy.model import EapAcceptance, EapCredential, EapMethod, StartMode
-from xfrmpy.policy.values import MAX_EAP_IDENTITY
+from xfrmpy.policy.values import MAX_SHORT_TEXT
 
 if TYPE_CHECKING:
     from xfrmpy.policy.keys import KeyReader
     from xfrmpy.policy.resolve import Keypath, Place
-    from xfrmpy.policy.schema import OurAuthentication, TheirAuthentication, Tunnel
+    from xfrmpy.policy.schema import OurAuthentication, TheirAuthentication, TheirEap, Tunnel
 
 DEFAULT_METHODS = (EapMethod.MSCHAPV2,)
 """What every client has, and more than a challenge to the password."""
@@ -67,9 +67,15 @@ def acceptance_of(
         hint = "write eap: {identities: [...]} in its place"
         place.error("XF1004", ("auth", "remote", "id"), message, hint, at_key=True)
     _check_together(tunnel, place)
+    if eap.radius is not None:
+        return _left_to(eap.radius, eap, path, place)
+    if eap.groups is not None:
+        message = "'groups' are those of a RADIUS server, and 'users' has none"
+        place.error("XF1004", (*path, "groups"), message, "leave it out", at_key=True)
     if eap.users is None:
         message = "'users' of 'eap' is missing: the list of names and passwords"
-        place.error("XF1005", path, message, "eap: {users: file:/PATH}", at_key=True)
+        hint = "eap: {users: file:/PATH}, or {radius: GROUP}"
+        place.error("XF1005", path, message, hint, at_key=True)
         return None
     methods = tuple(dict.fromkeys(eap.methods or DEFAULT_METHODS))
     _check_alone(bool(eap.alone), methods, path, place)
@@ -81,6 +87,19 @@ def acceptance_of(
         users=users,
         identities=tuple(eap.identities or ()),
         alone=bool(eap.alone),
+    )
+
+
+def _left_to(group: str, eap: TheirEap, path: Keypath, place: Place) -> EapAcceptance:
+    """Users whom servers know; these choose the method, too."""
+    for key in ("users", "methods", "alone"):
+        if getattr(eap, key):
+            message = f"'{key}' is not ours to say: the servers of 'radius' decide"
+            place.error("XF1004", (*path, key), message, "leave it out", at_key=True)
+    return EapAcceptance(
+        server=group,
+        identities=tuple(eap.identities or ()),
+        groups=tuple(eap.groups or ()),
     )
 
 
@@ -134,8 +153,8 @@ def _parse_user(line: str, number: int) -> tuple[bytes, str]:
     octets, password = name.strip().encode(), password.strip()
     if not colon or not octets or not password:
         raise ValueError(f"line {number} is not NAME: PASSWORD")
-    if len(octets) > MAX_EAP_IDENTITY or not name.isprintable():
-        limit = f"text of at most {MAX_EAP_IDENTITY} octets"
+    if len(octets) > MAX_SHORT_TEXT or not name.isprintable():
+        limit = f"text of at most {MAX_SHORT_TEXT} octets"
         raise ValueError(f"the name in line {number} is not {limit}")
     if len(password) > MAX_PASSWORD or not password.isprintable():
         raise ValueError(f"the password in line {number} is not {MAX_PASSWORD} characters at most")
