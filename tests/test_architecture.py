@@ -75,7 +75,7 @@ LIBRARIES: dict[str, set[str]] = {
     "crypto": {"cryptography"},
     "store": {"cryptography"},
     "pki": {"cryptography"},
-    "eap": {"cryptography"},
+    "eap": {"cryptography", "OpenSSL"},
     "datapath.userspace": {"numpy"},
     "policy": {"yaml", "pydantic", "pydantic_core"},
     "cli": {"typer", "rich", "pyroute2"},
