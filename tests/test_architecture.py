@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "policy.changes",
     },
     "esp": {"registry", "ipsec", "crypto"},
+    "radius": {"registry", "eap"},
     "datapath": {"registry", "ipsec", "esp"},
     "datapath.kernel": {"registry", "ipsec", "esp", "datapath"},
     "datapath.userspace": {"registry", "ipsec", "esp", "datapath"},
@@ -64,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "control": {"failures"},
     "daemon": {
         *("registry", "failures", "ipsec", "wire", "crypto", "pki", "eap", "policy", "ike"),
-        *("esp", "datapath", "datapath.kernel", "datapath.userspace", "store", "control"),
+        *("esp", "radius", "datapath", "datapath.kernel", "datapath.userspace", "store", "control"),
     },
     "cli": {"failures", "policy", "control", "ipsec", "pki"},
 }
@@ -76,13 +77,26 @@ LIBRARIES: dict[str, set[str]] = {
     "store": {"cryptography"},
     "pki": {"cryptography"},
     "eap": {"cryptography", "OpenSSL"},
+    "radius": {"pyrad"},
     "datapath.userspace": {"numpy"},
     "policy": {"yaml", "pydantic", "pydantic_core"},
     "cli": {"typer", "rich", "pyroute2"},
 }
 """What each room may import of others; a room that is not named here has the standard library."""
 
-PURE = ("registry", "failures", "ipsec", "wire", "crypto", "pki", "eap", "policy", "ike", "esp")
+PURE = (
+    "registry",
+    "failures",
+    "ipsec",
+    "wire",
+    "crypto",
+    "pki",
+    "eap",
+    "policy",
+    "ike",
+    "esp",
+    "radius",
+)
 IMPURE_FILES = {
     f"policy/{name}.py" for name in ("certificates", "custody", "files", "keys", "load")
 }
