@@ -2,7 +2,8 @@
 
 The protocol is OpenSSL's, through pyOpenSSL, for the ssl module of Python 3.11 exports no keys (RFC
 5705). It is imported with the first tunnel. TLS 1.2 with ephemeral keys and AEAD, or 1.3; nothing
-is resumed, renegotiated or compressed. Randomness is OpenSSL's own, so a run does not repeat.
+is renegotiated or compressed, nor resumed: no session is kept, whatever a ticket of OpenSSL's may
+say. Randomness is OpenSSL's own, so a run does not repeat.
 """
 
 from __future__ import annotations
