@@ -26,7 +26,7 @@ _HEAD_SIZE = 4
 
 
 class Result(IntEnum):
-    """[MS-PEAP] section 2.2.8.1.2."""
+    """Of the Result TLV of [MS-PEAP]."""
 
     SUCCESS = 1
     FAILURE = 2

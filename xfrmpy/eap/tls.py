@@ -42,14 +42,14 @@ _MATERIAL_SIZE = 128
 """MSK and EMSK (RFC 5216 section 2.3)."""
 
 _LABEL = b"EXPORTER_EAP_TLS_Key_Material"
-"""For TLS 1.3, with the method's type as context (RFC 9190 section 2.3, RFC 9427 section 2.1)."""
+"""For TLS 1.3, with the method's type as context (RFC 9190 section 2.3, RFC 9427)."""
 
 _OLD_LABELS = {
     EapType.TLS: b"client EAP encryption",
     EapType.TTLS: b"ttls keying material",
     EapType.PEAP: b"client EAP encryption",
 }
-"""For TLS 1.2: RFC 5216 section 2.3, RFC 5281 section 8, [MS-PEAP] section 3.1.5.5."""
+"""For TLS 1.2: RFC 5216 section 2.3, RFC 5281 section 8, [MS-PEAP]."""
 
 _READ_SIZE = 16384
 

@@ -232,7 +232,7 @@ class TtlsServer(TunnelServer):
 
 @dataclass(frozen=True, slots=True)
 class _Challenge:
-    """RFC 5281 section 11.1, with TLS 1.3 RFC 9427 section 2.2: what nobody can choose."""
+    """RFC 5281 section 11.1, and with TLS 1.3 RFC 9427: what nobody can choose."""
 
     octets: bytes
     identifier: bytes
