@@ -491,6 +491,57 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("the peer has got a new key", "somebody else answers in the peer's place"),
         fixes=("ask who runs the peer for its fingerprint; then put its key into our policy",),
     ),
+    "XF2050": FailureKind(
+        title="EAP did not come to an end with the peer",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "the password is wrong, or the user is unknown to the peer",
+            "the peer takes part in none of our `methods`",
+        ),
+        fixes=("compare `auth: {local: {eap: ...}}` with what the peer's administrator has given",),
+    ),
+    "XF2051": FailureKind(
+        title="the peer asks who we are and does not prove who it is",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "the peer expects EAP alone (RFC 5998)",
+            "somebody answers in the peer's place to collect passwords",
+        ),
+        fixes=(
+            "have the peer prove itself by a certificate or a key, as RFC 7296 section 2.16 asks",
+            "`alone: yes` allows EAP alone, with methods that prove the peer, too",
+        ),
+    ),
+    "XF2052": FailureKind(
+        title="the peer did not prove by EAP who it is",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "the password is wrong, or the user is unknown here",
+            "the peer takes part in none of the `methods`",
+        ),
+        fixes=("compare the user shown with those of `auth: {remote: {eap: {users: ...}}}`",),
+    ),
+    "XF2053": FailureKind(
+        title="the user may not use the tunnel",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the user is none of the `identities`, or in none of the groups, of the policy",),
+        fixes=("add the user to `auth: {remote: {eap: {identities: ...}}}`, if it may",),
+    ),
+    "XF2054": FailureKind(
+        title="AUTH is not by the key that EAP has made",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "somebody stands between the peer and who knows the password",
+            "a peer that derives the key in another way",
+        ),
+        fixes=("try another of the `methods`; report it with the evidence and both versions",),
+    ),
+    "XF2055": FailureKind(
+        title="the AAA server could not be asked",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("it does not run, or does not know us", "the secret between it and us differs"),
+        fixes=("the evidence has the server; its log says whether it was asked",),
+    ),
     "XF2101": FailureKind(
         title="a certificate is malformed",
         exit_code=ExitCode.PEER_REFUSED,

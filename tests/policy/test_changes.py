@@ -27,6 +27,10 @@ from xfrmpy.policy.model import (
     Certificates,
     ChildPolicy,
     DatapathChoice,
+    EapAcceptance,
+    EapCredential,
+    EapMethod,
+    EapUsers,
     Encapsulation,
     OnDown,
     Ppk,
@@ -76,6 +80,18 @@ OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
     "local_certificates": (Certificates(ders=(b"renewed",), origin="certs/gw"), Impact.HOT),
     "remote_authorities": (Certificates(ders=(b"another",), origin="cas/corp"), Impact.REAUTH),
     "weak_signatures": (True, Impact.REAUTH),
+    "local_eap": (
+        EapCredential(
+            identity="carol",
+            methods=(EapMethod.MSCHAPV2,),
+            password=SharedKey(octets=b"a password", origin="secrets/carol"),
+        ),
+        Impact.REAUTH,
+    ),
+    "remote_eap": (
+        EapAcceptance(methods=(EapMethod.MSCHAPV2,), users=EapUsers(passwords=(), origin="users")),
+        Impact.HOT,
+    ),
     "proposals": (
         (parse_proposal("aes256gcm16-prfsha384-ecp384", ProtocolId.IKE),),
         Impact.REKEY,

@@ -46,6 +46,7 @@ class _Group:
     proposals: tuple[Proposal, ...]
     by_identity: dict[Identity | None, tuple[TunnelPolicy, ...]]
     by_name: dict[str, TunnelPolicy]
+    with_eap: tuple[TunnelPolicy, ...]
     forces_encapsulation: bool
     fragmentation: bool
     redirects_to: frozenset[str | None]
@@ -78,6 +79,11 @@ class Candidates:
         """Those whose peer must have this identity."""
         found = (group.by_identity.get(identity.comparable, ()) for group in self._groups)
         return tuple(policy for policies in found for policy in policies)
+
+    @property
+    def with_eap(self) -> tuple[TunnelPolicy, ...]:
+        """Those whose peers prove themselves by EAP."""
+        return tuple(policy for group in self._groups for policy in group.with_eap)
 
     @property
     def proposals(self) -> tuple[Proposal, ...]:
@@ -170,6 +176,7 @@ def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
         proposals=tuple(dict.fromkeys(p for policy in policies for p in policy.proposals)),
         by_identity={identity: tuple(found) for identity, found in by_identity.items()},
         by_name={policy.name: policy for policy in policies},
+        with_eap=tuple(policy for policy in policies if policy.remote_eap is not None),
         forces_encapsulation=any(policy.forces_encapsulation for policy in policies),
         fragmentation=any(policy.fragmentation for policy in policies),
         redirects_to=frozenset(policy.redirect_to for policy in policies),

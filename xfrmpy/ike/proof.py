@@ -27,6 +27,7 @@ from xfrmpy.ike.credentials import acceptable_keys, our_credential, signature_po
 from xfrmpy.ike.errors import AuthenticationFailed
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import only
+from xfrmpy.ipsec.identity import Identity
 from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.registry import AuthenticationMethod, HashAlgorithm
 from xfrmpy.wire.payloads import (
@@ -141,6 +142,40 @@ def _verify_signature(
         raise _not_proved("XF2041", summary, identity, wanted) from error
 
 
+def eap_proof(sa: IkeSa, identity: _IdPayload, msk: bytes) -> AuthPayload:
+    """Our AUTH behind EAP, by the key that EAP has made (RFC 7296 section 2.16)."""
+    data = _eap_auth(sa, identity, msk, of_initiator=sa.is_initiator)
+    return AuthPayload(method=AuthenticationMethod.SHARED_KEY, data=data)
+
+
+def verify_eap_proof(
+    sa: IkeSa, identity: _IdPayload, payloads: tuple[OpenPayload, ...], msk: bytes
+) -> None:
+    """Raises `AuthenticationFailed` unless the peer has the key that EAP has made."""
+    auth = only(payloads, AuthPayload)
+    expected = _eap_auth(sa, identity, msk, of_initiator=not sa.is_initiator)
+    kind = "the key of EAP" if msk else "the keys of the IKE SA, for EAP has made none"
+    wanted = ("AUTH must be by", kind)
+    if auth.method != AuthenticationMethod.SHARED_KEY:
+        summary = f"behind EAP the peer authenticates by {auth.method.name}"
+        raise _not_proved("XF2054", summary, identity, wanted)
+    try:
+        verify_auth(expected, auth.data)
+    except AuthenticationMismatch as error:
+        summary = "the peer's AUTH does not match what EAP has come to"
+        raise _not_proved("XF2054", summary, identity, wanted) from error
+
+
+def _eap_auth(sa: IkeSa, identity: _IdPayload, msk: bytes, *, of_initiator: bool) -> bytes:
+    """Without a key of EAP "the AUTH payloads in messages 7 and 8 MUST be generated using SK_pi and
+    SK_pr, respectively"."""
+    assert sa.keys is not None
+    assert sa.suite is not None
+    octets = _octets(sa, identity, None, of_initiator=of_initiator)
+    key = msk or (sa.keys.sk_pi if of_initiator else sa.keys.sk_pr)
+    return shared_key_auth(sa.suite.prf, key, octets)
+
+
 def _not_proved(
     code: str, summary: str, identity: _IdPayload, wanted: tuple[str, str]
 ) -> AuthenticationFailed:
@@ -148,8 +183,22 @@ def _not_proved(
     return AuthenticationFailed(Failure(code=code, summary=summary, evidence=evidence))
 
 
+def check_identity(tunnel: TunnelPolicy, identity: Identity) -> None:
+    """Raises `AuthenticationFailed` unless who a responder has proved to be is whom we expect."""
+    if tunnel.remote_id is None or identity.comparable != tunnel.remote_id.comparable:
+        raise AuthenticationFailed(
+            Failure(
+                code="XF2007",
+                summary=f"the peer proved to be {identity}",
+                evidence=(("we expect", str(tunnel.remote_id)), ("they are", str(identity))),
+            )
+        )
+
+
 def key_origin(tunnel: TunnelPolicy) -> str:
     """Where the key is from by which we prove ourselves."""
+    if tunnel.local_eap is not None:
+        return f"EAP as {tunnel.local_eap}"
     return _shared_key(tunnel) if tunnel.local_key is None else _our_key(tunnel)
 
 

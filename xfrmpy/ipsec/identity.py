@@ -13,6 +13,10 @@ from xfrmpy.ipsec.distinguished_name import (
 )
 from xfrmpy.registry import IdType
 
+EAP_IDENTITY = IdType(201)
+"""Of a user that EAP has authenticated: of the private numbers (201 to 255), and never on the wire,
+so that no user of that name is taken for the peer with such an identity."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
@@ -49,6 +53,11 @@ class Identity:
         kind = IdType.ID_IPV4_ADDR if address.version == 4 else IdType.ID_IPV6_ADDR
         return cls(type=kind, data=address.packed)
 
+    @classmethod
+    def of_eap(cls, user: bytes) -> Identity:
+        """A user as EAP knows it."""
+        return cls(type=EAP_IDENTITY, data=user)
+
     @property
     def comparable(self) -> Identity:
         """Itself; of a distinguished name, what all ways of writing it have in common."""
@@ -69,6 +78,8 @@ class Identity:
                 return str(ip_address(self.data))
             case IdType.ID_KEY_ID:
                 return f"keyid:0x{self.data.hex()}"
+            case _ if self.type == EAP_IDENTITY:
+                return f"eap:{ascii(self.data.decode('utf-8', 'backslashreplace'))[1:-1]}"
             case IdType.ID_DER_ASN1_DN:
                 return _name(self.data) or f"{self.type.name}:0x{self.data.hex()}"
             case _:
