@@ -186,7 +186,7 @@ def test_a_client_whose_certificate_is_not_right_is_refused(
 
 def test_a_key_that_is_not_of_the_certificate_is_of_no_use() -> None:
     hers, mine = key_of(leaf(CLIENT)), key_of(leaf("mallory.example.net"))
-    end = replace(client(), key=replace(hers, key=mine.key))
+    end = replace(client(), key=replace(hers, pkcs8=mine.pkcs8))
     with pytest.raises(EapFailed, match="of no use"):
         list(run(peer_of("tls", end), server_of("tls", gateway(leaf(GATEWAY), peer=CLIENT))))
 

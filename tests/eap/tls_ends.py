@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.eap.parties import USERS, numbered
@@ -17,7 +18,7 @@ from xfrmpy.eap.mschapv2 import Mschapv2Peer, Mschapv2Server
 from xfrmpy.eap.peap import PeapPeer, PeapServer
 from xfrmpy.eap.peer import EapPeer
 from xfrmpy.eap.server import EapServer
-from xfrmpy.eap.tls import PrivateKey, TlsEnd, TlsKey, TlsVersion
+from xfrmpy.eap.tls import TlsEnd, TlsKey, TlsVersion
 from xfrmpy.eap.ttls import EapInside, Mschapv2Inside, PapInside, TtlsInside, TtlsPeer, TtlsServer
 from xfrmpy.ike.tls_trust import TlsRole, trust_in
 from xfrmpy.ipsec.identity import Identity
@@ -35,8 +36,8 @@ def leaf(host: str, issuer: Entity = ISSUING, **wishes: Any) -> Entity:
 
 
 def key_of(entity: Entity, *above: Entity) -> TlsKey:
-    assert isinstance(entity.key, PrivateKey)
-    return TlsKey(certificates=tuple(e.certificate.der for e in (entity, *above)), key=entity.key)
+    pkcs8 = entity.key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    return TlsKey(certificates=tuple(e.certificate.der for e in (entity, *above)), pkcs8=pkcs8)
 
 
 def client(

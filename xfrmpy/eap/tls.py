@@ -15,11 +15,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, TypeAlias
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_private_key
 
 from xfrmpy.eap.method import EapFailed
 from xfrmpy.eap.packet import EapType
@@ -29,10 +25,6 @@ if TYPE_CHECKING:
 
 Verify: TypeAlias = Callable[[tuple[bytes, ...]], bytes]
 """Whom a peer's certificates (DER, leaf first) prove it to be. Raises `EapFailed`."""
-
-PrivateKey: TypeAlias = (
-    EllipticCurvePrivateKey | Ed25519PrivateKey | Ed448PrivateKey | RSAPrivateKey
-)
 
 CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2; those of 1.3 are all of this kind."""
@@ -63,10 +55,10 @@ class TlsVersion(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsKey:
-    """A private key and the certificates for it: DER, leaf first, without the anchor."""
+    """Certificates (DER, leaf first, without the anchor) for a private key, PKCS #8 in DER."""
 
     certificates: tuple[bytes, ...]
-    key: PrivateKey = field(repr=False)
+    pkcs8: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +209,8 @@ def _context(end: TlsEnd) -> SSL.Context:
     if end.key is not None:
         leaf, *others = map(x509.load_der_x509_certificate, end.key.certificates)
         context.use_certificate(leaf)
-        context.use_privatekey(end.key.key)
+        # Whatever is no key of a certificate is refused here.
+        context.use_privatekey(load_der_private_key(end.key.pkcs8, None))  # type: ignore[arg-type]
         for certificate in others:
             context.add_extra_chain_cert(certificate)
     if end.trust is not None:

@@ -98,7 +98,8 @@ class EapDialogue:
             raise AuthenticationFailed(Failure(code="XF2051", summary=summary))
         check_identity(tunnel, idr.identity)
         self.idr = idr
-        self._peer = EapPeer(credential.identity.encode(), peer_methods(credential, random))
+        methods = peer_methods(credential, random, sa.core.wall_clock())
+        self._peer = EapPeer(credential.identity.encode(), methods)
 
     def _answer(self, packet: bytes) -> None:
         assert self._peer is not None
