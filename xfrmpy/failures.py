@@ -208,6 +208,12 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("its authority has not renewed it, or the new one was not put here",),
         fixes=("`xfrmpy cert revoke` renews it; then `xfrmpy apply`",),
     ),
+    "XF1037": FailureKind(
+        title="a list of users cannot be used",
+        exit_code=_POLICY,
+        causes=("a line is not `NAME: PASSWORD`", "a user is there twice"),
+        fixes=("correct the line whose number is shown",),
+    ),
     "XF1040": FailureKind(
         title="a configuration of another daemon cannot be read",
         exit_code=_POLICY,
@@ -541,6 +547,15 @@ CATALOGUE: dict[str, FailureKind] = {
         exit_code=ExitCode.PEER_REFUSED,
         causes=("it does not run, or does not know us", "the secret between it and us differs"),
         fixes=("the evidence has the server; its log says whether it was asked",),
+    ),
+    "XF2056": FailureKind(
+        title="the peer has broken EAP off",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "the user's password is wrong: with some methods the peer is the first to know",
+            "the peer does not believe our proof, and trusts another authority, key or name",
+        ),
+        fixes=("the peer's log names the step; compare its password, and whom it trusts",),
     ),
     "XF2101": FailureKind(
         title="a certificate is malformed",

@@ -62,6 +62,10 @@ Verdict: TypeAlias = Challenge | Accepted | Refused
 class Authenticator(Protocol):
     """One authentication of one peer."""
 
+    @property
+    def user(self) -> bytes:
+        """Who the peer says it is; empty before it has."""
+
     def begin(self) -> bytes:
         """The first request to the peer, whole."""
 
@@ -91,6 +95,10 @@ class LocalAuthenticator:
         methods = server_methods(acceptance, random, sa.core.wall_clock())
         self._server = EapServer(methods, random(1)[0])
 
+    @property
+    def user(self) -> bytes:
+        return self._server.identity
+
     def begin(self) -> bytes:
         return self._server.begin()
 
@@ -112,7 +120,7 @@ class AaaAuthenticator:
         self._tunnel = tunnel
         self._server = server
         self._identifier = sa.core.random(1)[0]
-        self._user = b""
+        self.user = b""
         self._rounds = 0
 
     def begin(self) -> bytes:
@@ -125,7 +133,7 @@ class AaaAuthenticator:
         try:
             self._check(decode_eap_untrusted(packet))
         except (EapFailed, EapMalformed) as error:
-            return Refused(packet=failure_packet(packet), reason=str(error), user=self._user)
+            return Refused(packet=failure_packet(packet), reason=str(error), user=self.user)
         self._rounds += 1
         self._sa.core.emit(
             AskAaa(
@@ -133,7 +141,7 @@ class AaaAuthenticator:
                 server=self._server,
                 session=self._sa.our_spi,
                 round=self._rounds,
-                user=self._user,
+                user=self.user,
                 packet=packet,
                 path=self._sa.path,
             )
@@ -147,9 +155,9 @@ class AaaAuthenticator:
     def _check(self, response: EapPacket) -> None:
         if response.code is not EapCode.RESPONSE:
             raise EapFailed(f"{response.code.name} is no answer to us")
-        if self._user:
+        if self.user:
             return
         is_ours = response.identifier == self._identifier and response.type == EapType.IDENTITY
         if not is_ours or not 0 < len(response.data) <= MAX_IDENTITY:
             raise EapFailed("the peer does not say who it is")
-        self._user = response.data
+        self.user = response.data

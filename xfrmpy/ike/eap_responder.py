@@ -24,7 +24,7 @@ from xfrmpy.ike.eap_authenticator import (
 )
 from xfrmpy.ike.errors import PeerMisbehaved
 from xfrmpy.ike.evidence import listed
-from xfrmpy.ike.exchange import notifications, only, optional
+from xfrmpy.ike.exchange import first_error, notifications, only, optional
 from xfrmpy.ike.first_contact import check_unique
 from xfrmpy.ike.proof import eap_proof, our_proof, verify_eap_proof
 from xfrmpy.ike.states import IkeSaState
@@ -35,6 +35,7 @@ from xfrmpy.wire.message import encode_payloads
 from xfrmpy.wire.payloads import (
     AuthPayload,
     CertreqPayload,
+    DeletePayload,
     EapPayload,
     IdiPayload,
     IdrPayload,
@@ -161,6 +162,19 @@ def take_verdict(sa: IkeSa, round_: int, verdict: Verdict, now: float) -> None:
         return
     if sa.state is IkeSaState.AUTHENTICATING and serving.authenticator.is_awaited(round_):
         _settle(sa, serving, verdict, now)
+
+
+def answer_amid_eap(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> None:
+    """The peer has something to say before AUTH: that it does not believe us, or gives up."""
+    serving, error = sa.eap_serving, first_error(payloads)
+    assert serving is not None
+    sa.respond(())
+    if error is None and optional(payloads, DeletePayload) is None:
+        return
+    said = "deletes the IKE SA" if error is None else f"says {error.type.name}"
+    summary = f"{serving.idi.identity} {said} amid EAP"
+    evidence = (("they say they are", str(Identity.of_eap(serving.authenticator.user))),)
+    sa.close(Failure(code="XF2056", summary=summary, evidence=evidence), now)
 
 
 def _settle(sa: IkeSa, serving: EapServing, verdict: Verdict, now: float) -> None:

@@ -22,6 +22,7 @@ from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector, meet
 from xfrmpy.policy.certificates import Where, identity_in
 from xfrmpy.policy.document import Node
+from xfrmpy.policy.eap import acceptance_of, credential_of
 from xfrmpy.policy.errors import Findings, Mark
 from xfrmpy.policy.interfaces import block_obstacle, resolve_interface
 from xfrmpy.policy.keys import KeyReader
@@ -227,12 +228,16 @@ def _keys(tunnel: Tunnel, place: Place, reader: KeyReader) -> dict[str, Any]:
         ours = tunnel.auth.local or OurAuthentication()
         theirs = tunnel.auth.remote or TheirAuthentication()
     _check_keys(ours, theirs, psk is not None, path, place)
+    local_eap = credential_of(ours, tunnel, place, reader)
+    remote_eap = acceptance_of(theirs, tunnel, place, reader)
     is_weak = tunnel.ike is not None and tunnel.ike.profile == WEAK_PROFILE
     return {
         "shared_key": psk and reader.shared_key(psk, place.mark(path), place.findings),
         **_certified(ours, theirs, place, reader),
         "remote_key": theirs.key
         and reader.public_key(theirs.key, place.mark(("auth", "remote", "key")), place.findings),
+        "local_eap": local_eap,
+        "remote_eap": remote_eap,
         "weak_signatures": is_weak,
     }
 
@@ -285,11 +290,15 @@ def _check_keys(
     place: Place,
 ) -> None:
     """Each end has one way to prove itself, and nothing is there in vain."""
-    ends = (("local", ours.key or ours.cert), ("remote", theirs.key or theirs.ca))
+    ends = (
+        ("local", ours.key or ours.cert or ours.eap),
+        ("remote", theirs.key or theirs.ca or theirs.eap),
+    )
     with_key = [end for end, key in ends if key]
     if theirs.key is not None and theirs.ca is not None:
         message = "'ca' and 'key' exclude each other: the peer has one way to prove itself"
         place.error("XF1004", ("auth", "remote", "ca"), message, "keep one", at_key=True)
+    _check_eap(ours, theirs, place)
     if has_psk and len(with_key) == 2:
         message = "'psk' proves nothing, for both ends have another way"
         place.error("XF1004", path, message, "leave it out", at_key=True)
@@ -306,11 +315,27 @@ def _check_keys(
             place.error("XF1004", ("auth", "local", name), message, at_key=True)
 
 
+def _check_eap(ours: OurAuthentication, theirs: TheirAuthentication, place: Place) -> None:
+    """One end asks and the other answers, and neither has another way besides."""
+    if ours.eap is not None and theirs.eap is not None:
+        message = "of the two ends one alone proves itself by 'eap': who asks, proves itself first"
+        place.error("XF1004", ("auth", "local", "eap"), message, at_key=True)
+    for end, eap, other in (
+        ("local", ours.eap, ours.key or ours.cert),
+        ("remote", theirs.eap, theirs.key or theirs.ca),
+    ):
+        if eap is not None and other is not None:
+            message = "'eap' and a key exclude each other: an end has one way to prove itself"
+            place.error("XF1004", ("auth", end, "eap"), message, "keep one", at_key=True)
+
+
 def _identities(tunnel: Tunnel, place: Place) -> tuple[Identity | None, Identity | None]:
     ours, theirs = tunnel.id, tunnel.peer_id
     if tunnel.auth is not None:
         ours = tunnel.auth.local.id if tunnel.auth.local else None
         theirs = tunnel.auth.remote.id if tunnel.auth.remote else None
+        if tunnel.auth.remote is not None and tunnel.auth.remote.eap is not None:
+            return ours, None
     if theirs is not None:
         return ours, theirs
     match tunnel.peer or []:
