@@ -8,8 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xfrmpy.policy.model import EapAcceptance, EapCredential, EapMethod, StartMode
-from xfrmpy.policy.values import MAX_EAP_IDENTITY
+from xfrmpy.ipsec.identity import Identity
+from xfrmpy.policy.eap_tls import client_tls, server_tls
+from xfrmpy.policy.model import (
+    Certificates,
+    EapAcceptance,
+    EapCredential,
+    EapMethod,
+    PrivateKey,
+    StartMode,
+)
+from xfrmpy.policy.values import MAX_EAP_IDENTITY, SecretReference
 
 if TYPE_CHECKING:
     from xfrmpy.policy.keys import KeyReader
@@ -24,9 +33,16 @@ MAX_PASSWORD = 256
 
 
 def credential_of(
-    ours: OurAuthentication, tunnel: Tunnel, place: Place, reader: KeyReader
+    ours: OurAuthentication,
+    gateway: Identity | None,
+    tunnel: Tunnel,
+    place: Place,
+    reader: KeyReader,
 ) -> EapCredential | None:
-    """As whom we call; None if we prove ourselves otherwise, or with an error for each reason."""
+    """As whom we call; None if we prove ourselves otherwise, or with an error for each reason.
+
+    `gateway` is whom we call.
+    """
     eap, path = ours.eap, ("auth", "local", "eap")
     if eap is None:
         return None
@@ -38,24 +54,31 @@ def credential_of(
     if not identity:
         message = "'identity' of 'eap' is missing: the name of the user that we are"
         place.error("XF1005", path, message, "eap: {identity: NAME, ...}", at_key=True)
-    if eap.password is None:
-        message = "'password' of 'eap' is missing"
-        place.error("XF1005", path, message, "eap: {password: secret:NAME, ...}", at_key=True)
-        return None
     methods = tuple(dict.fromkeys(eap.method or DEFAULT_METHODS))
     _check_alone(bool(eap.alone), methods, path, place)
-    password = reader.password(eap.password, place.mark((*path, "password")), place.findings)
-    if password is None:
+    _check_needed("password", eap.password, methods, path, place)
+    tls = client_tls(eap, methods, gateway, place, reader)
+    password = eap.password and reader.password(
+        eap.password, place.mark((*path, "password")), place.findings
+    )
+    if eap.password is not None and password is None:
         return None
     return EapCredential(
-        identity=identity, methods=methods, password=password, alone=bool(eap.alone)
+        identity=identity, methods=methods, password=password, tls=tls, alone=bool(eap.alone)
     )
 
 
 def acceptance_of(
-    theirs: TheirAuthentication, tunnel: Tunnel, place: Place, reader: KeyReader
+    theirs: TheirAuthentication,
+    shown: tuple[Certificates, PrivateKey] | None,
+    tunnel: Tunnel,
+    place: Place,
+    reader: KeyReader,
 ) -> EapAcceptance | None:
-    """Who may call; None if the peer proves itself otherwise, or with an error for each reason."""
+    """Who may call; None if the peer proves itself otherwise, or with an error for each reason.
+
+    `shown` is by what we prove ourselves, if that is a certificate.
+    """
     eap, path = theirs.eap, ("auth", "remote", "eap")
     if eap is None:
         return None
@@ -67,21 +90,46 @@ def acceptance_of(
         hint = "write eap: {identities: [...]} in its place"
         place.error("XF1004", ("auth", "remote", "id"), message, hint, at_key=True)
     _check_together(tunnel, place)
-    if eap.users is None:
-        message = "'users' of 'eap' is missing: the list of names and passwords"
-        place.error("XF1005", path, message, "eap: {users: file:/PATH}", at_key=True)
-        return None
     methods = tuple(dict.fromkeys(eap.methods or DEFAULT_METHODS))
     _check_alone(bool(eap.alone), methods, path, place)
-    users = reader.users(eap.users, place.mark((*path, "users")), place.findings)
-    if users is None:
+    _check_needed("users", eap.users, methods, path, place)
+    tls = server_tls(eap, methods, shown, place, reader)
+    users = eap.users and reader.users(eap.users, place.mark((*path, "users")), place.findings)
+    if eap.users is not None and users is None:
         return None
     return EapAcceptance(
         methods=methods,
         users=users,
+        tls=tls,
         identities=tuple(eap.identities or ()),
         alone=bool(eap.alone),
     )
+
+
+_NEEDED = {
+    "password": ("'password' of 'eap' is missing", "eap: {password: secret:NAME, ...}"),
+    "users": (
+        "'users' of 'eap' is missing: the list of names and passwords",
+        "eap: {users: file:/PATH}",
+    ),
+}
+
+
+def _check_needed(
+    word: str,
+    value: SecretReference | None,
+    methods: tuple[EapMethod, ...],
+    path: Keypath,
+    place: Place,
+) -> None:
+    """Of all methods, tls alone has no passwords."""
+    has_passwords = methods != (EapMethod.TLS,)
+    message, hint = _NEEDED[word]
+    if has_passwords and value is None:
+        place.error("XF1005", path, message, hint, at_key=True)
+    if not has_passwords and value is not None:
+        message = f"'{word}' has no meaning with the method tls, which takes certificates"
+        place.error("XF1004", (*path, word), message, "leave it out", at_key=True)
 
 
 def _check_alone(alone: bool, methods: tuple[EapMethod, ...], path: Keypath, place: Place) -> None:

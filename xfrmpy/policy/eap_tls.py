@@ -5,7 +5,7 @@ What stands there in vain is an error, as everywhere: it was meant for something
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from xfrmpy.ipsec.identity import Identity
@@ -125,7 +125,7 @@ def server_tls(
 
 
 def _check_in_vain(
-    words: dict[str, object], methods: Sequence[EapMethod], path: Keypath, place: Place
+    words: Mapping[str, object], methods: Sequence[EapMethod], path: Keypath, place: Place
 ) -> None:
     if any(method.is_tunnel for method in methods):
         return

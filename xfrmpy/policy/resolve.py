@@ -228,12 +228,15 @@ def _keys(tunnel: Tunnel, place: Place, reader: KeyReader) -> dict[str, Any]:
         ours = tunnel.auth.local or OurAuthentication()
         theirs = tunnel.auth.remote or TheirAuthentication()
     _check_keys(ours, theirs, psk is not None, path, place)
-    local_eap = credential_of(ours, tunnel, place, reader)
-    remote_eap = acceptance_of(theirs, tunnel, place, reader)
+    certified = _certified(ours, theirs, place, reader)
+    gateway = theirs.id or (_identity_at(tunnel.peer[0]) if tunnel.peer else None)
+    local_eap = credential_of(ours, gateway, tunnel, place, reader)
+    shown = certified["local_certificates"], certified["local_key"]
+    remote_eap = acceptance_of(theirs, shown if all(shown) else None, tunnel, place, reader)
     is_weak = tunnel.ike is not None and tunnel.ike.profile == WEAK_PROFILE
     return {
         "shared_key": psk and reader.shared_key(psk, place.mark(path), place.findings),
-        **_certified(ours, theirs, place, reader),
+        **certified,
         "remote_key": theirs.key
         and reader.public_key(theirs.key, place.mark(("auth", "remote", "key")), place.findings),
         "local_eap": local_eap,
@@ -340,15 +343,20 @@ def _identities(tunnel: Tunnel, place: Place) -> tuple[Identity | None, Identity
         return ours, theirs
     match tunnel.peer or []:
         case [peer]:
-            address = _address(peer)
-            name = peer.removesuffix(".")
-            return ours, Identity.parse(name) if address is None else Identity.of_address(address)
+            return ours, _identity_at(peer)
         case []:
             message = "'peer_id' is missing: without a 'peer', nothing else says who may call"
         case _:
             message = "'peer_id' is missing: with several peers, it must say who they all are"
     place.error("XF1005", ("peer",), message, at_key=True)
     return ours, None
+
+
+def _identity_at(peer: str) -> Identity:
+    """Who is expected where a policy says no more than the peer's address or name."""
+    address = _address(peer)
+    name = peer.removesuffix(".")
+    return Identity.parse(name) if address is None else Identity.of_address(address)
 
 
 def _address(peer: str) -> IpAddress | None:
