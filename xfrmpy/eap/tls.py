@@ -204,6 +204,8 @@ def _context(end: TlsEnd) -> SSL.Context:
     context.set_min_proto_version(TlsVersion.TLS12)
     context.set_max_proto_version(end.newest)
     context.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION | SSL.OP_NO_TICKET)
+    # strongSwan has no RFC 5746 for TLS 1.2, but then it never renegotiates, no more than we do.
+    context.set_options(SSL.OP_LEGACY_SERVER_CONNECT)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_cipher_list(CIPHERS)
     if end.key is not None:

@@ -9,13 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.policy.eap_tls import client_tls, server_tls
+from xfrmpy.policy.eap_tls import Shown, client_tls, server_tls
 from xfrmpy.policy.model import (
-    Certificates,
     EapAcceptance,
     EapCredential,
     EapMethod,
-    PrivateKey,
     StartMode,
 )
 from xfrmpy.policy.values import MAX_EAP_IDENTITY, SecretReference
@@ -70,14 +68,14 @@ def credential_of(
 
 def acceptance_of(
     theirs: TheirAuthentication,
-    shown: tuple[Certificates, PrivateKey] | None,
+    shown: Shown | None,
     tunnel: Tunnel,
     place: Place,
     reader: KeyReader,
 ) -> EapAcceptance | None:
     """Who may call; None if the peer proves itself otherwise, or with an error for each reason.
 
-    `shown` is by what we prove ourselves, if that is a certificate.
+    `shown` is by what we prove ourselves, if that is a certificate, as far as it could be read.
     """
     eap, path = theirs.eap, ("auth", "remote", "eap")
     if eap is None:

@@ -6,7 +6,7 @@ What stands there in vain is an error, as everywhere: it was meant for something
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.pki.certificate import decode_certificate_untrusted
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from xfrmpy.policy.keys import KeyReader
     from xfrmpy.policy.resolve import Keypath, Place
     from xfrmpy.policy.schema import OurEap, TheirEap
+
+Shown: TypeAlias = tuple[Certificates | None, PrivateKey | None]
+"""A certificate and its key, as far as they could be read."""
 
 _OURS: Keypath = ("auth", "local", "eap")
 _THEIRS: Keypath = ("auth", "remote", "eap")
@@ -88,7 +91,7 @@ def client_tls(
 def server_tls(
     eap: TheirEap,
     methods: Sequence[EapMethod],
-    ours: tuple[Certificates, PrivateKey] | None,
+    ours: Shown | None,
     place: Place,
     reader: KeyReader,
 ) -> EapServerTls | None:
@@ -109,18 +112,18 @@ def server_tls(
     files = reader.certificates
     if files is None:
         return None
-    shown = ours
+    shown: Shown | None = ours
     if eap.cert is not None:
         shown = _shown(eap.cert, (*_THEIRS, "cert"), TLS_SERVER_USAGES, files, place, reader)
     elif ours is None:
         message = "'cert' of 'eap' is missing: what the gateway shows within TLS"
         place.error("XF1005", _THEIRS, message, "eap: {cert: NAME, ...}", at_key=True)
-    elif not _is_for_servers(ours[0], place):
+    elif ours[0] is not None and not _is_for_servers(ours[0], place):
         return None
     authorities = eap.ca and files.authorities(eap.ca, place.where((*_THEIRS, "ca")))
-    if shown is None or (eap.ca is not None and not authorities):
+    certificates, key = shown or (None, None)
+    if certificates is None or key is None or (eap.ca is not None and not authorities):
         return None
-    certificates, key = shown
     return EapServerTls(certificates=certificates, key=key, authorities=authorities or None)
 
 

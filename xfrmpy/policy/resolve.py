@@ -231,8 +231,8 @@ def _keys(tunnel: Tunnel, place: Place, reader: KeyReader) -> dict[str, Any]:
     certified = _certified(ours, theirs, place, reader)
     gateway = theirs.id or (_identity_at(tunnel.peer[0]) if tunnel.peer else None)
     local_eap = credential_of(ours, gateway, tunnel, place, reader)
-    shown = certified["local_certificates"], certified["local_key"]
-    remote_eap = acceptance_of(theirs, shown if all(shown) else None, tunnel, place, reader)
+    shown = (certified["local_certificates"], certified["local_key"]) if ours.cert else None
+    remote_eap = acceptance_of(theirs, shown, tunnel, place, reader)
     is_weak = tunnel.ike is not None and tunnel.ike.profile == WEAK_PROFILE
     return {
         "shared_key": psk and reader.shared_key(psk, place.mark(path), place.findings),
