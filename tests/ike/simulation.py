@@ -48,6 +48,10 @@ from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy.model import (
     ChildPolicy,
     DatapathChoice,
+    EapAcceptance,
+    EapCredential,
+    EapMethod,
+    EapUsers,
     Encapsulation,
     Ppk,
     SharedKey,
@@ -99,6 +103,9 @@ class Simulation:
             sun = replace(sun, children=tuple(replace(c, per_resource=0) for c in sun.children))
         if self.chance.random() < 0.3:
             sun = replace(sun, proposals=sun.proposals[::-1])
+        self.has_users = random.Random(f"{seed}/eap").random() < 0.1
+        if self.has_users:
+            policy, sun = _by_eap(policy, sun)
         secrets = self.extras.random() < 0.5
         self.pair = Pair(policy, sun, self._limits(), secrets=secrets, keeps=self.is_mortal)
         self.hosts = (self.pair.moon, self.pair.sun)
@@ -198,6 +205,7 @@ class Simulation:
         what = self.chance.choice(COMMANDS)
         calls = what in {"up", "both"}
         who = "moon" if self.has_nat and calls else self.chance.choice(("moon", "sun"))
+        who = "moon" if self.has_users and calls else who
         return self.chance.uniform(0, STORM_SECONDS * self.chance.random()), what, who
 
     def _plan_changes(self) -> None:
@@ -272,7 +280,7 @@ class Simulation:
     def _obey(self, what: str, who: str) -> None:
         host = self.pair.moon if who == "moon" else self.pair.sun
         other = self.pair.sun if who == "moon" else self.pair.moon
-        if what == "both" and not self.has_nat:
+        if what == "both" and not (self.has_nat or self.has_users):
             self._obey("up", other.name)
         if what in {"up", "both"}:
             ends = (SocketAddress(ip_address(h.address), IKE_PORT) for h in (host, other))
@@ -602,6 +610,24 @@ class Simulation:
 
 
 _LATER = TrafficSelector.parse("10.9.0.0/16")
+
+
+def _by_eap(moon: TunnelPolicy, sun: TunnelPolicy) -> tuple[TunnelPolicy, TunnelPolicy]:
+    """Moon is a user of sun's, which proves itself by the shared key; there are no tickets then."""
+    methods = (EapMethod.MSCHAPV2, EapMethod.MD5)
+    password = SharedKey(octets=b"correct horse", origin="test")
+    users = EapUsers(passwords=((b"carol", "correct horse"),), origin="test")
+    user = EapCredential(identity="carol", methods=methods, password=password)
+    terms: dict[str, Any] = {"ppks": (), "ppk_required": False, "resumption": False}
+    return (
+        replace(moon, local_eap=user, **terms),
+        replace(
+            sun,
+            remote_id=None,
+            remote_eap=EapAcceptance(methods=methods[::-1], users=users),
+            **terms,
+        ),
+    )
 
 
 def _another(child: ChildPolicy) -> ChildPolicy:
