@@ -20,7 +20,7 @@ from xfrmpy.cli.main import app
 from xfrmpy.daemon import __main__ as daemon
 from xfrmpy.daemon import blocking
 from xfrmpy.failures import ExitCode
-from xfrmpy.policy.reference import Key, file_keys, tunnel_keys
+from xfrmpy.policy.reference import Key, file_keys, radius_keys, tunnel_keys
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -245,6 +245,8 @@ def _xfrmpy_yaml_5() -> str:
         ".SH KEYS OF A TUNNEL",
         "NAME is yours to choose.",
         *_keys(tunnel_keys()),
+        ".SH KEYS OF A GROUP OF RADIUS SERVERS",
+        *_keys(radius_keys()),
         ".SH EXAMPLES",
         "A tunnel between two sites, in /etc/xfrmpy/conf.d/office.yaml:",
         *_example(

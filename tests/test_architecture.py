@@ -182,6 +182,17 @@ def test_only_a_worker_that_carries_packets_holds_what_they_need() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_a_daemon_without_radius_in_its_policy_does_not_import_it() -> None:
+    program = (
+        "import sys, xfrmpy.daemon.service\n"
+        "assert not [m for m in sys.modules if m.split('.')[0] in {'pyrad', 'netaddr'}]\n"
+        "import xfrmpy.daemon.aaa\n"
+        "assert 'pyrad.packet' in sys.modules\n"
+        "assert 'netaddr' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def violations(file: str, source: str) -> Iterator[str]:
     """What is wrong with a file's imports, a sentence each."""
     room = _room_of(file.removesuffix(".py").replace("/", "."))

@@ -70,7 +70,8 @@ class XfrmpyGateway:
     """A daemon for tunnels as this end sees them, by their numbers; their names are `net0` and on.
 
     `keys` are further keys of each tunnel's policy, or others for those made from the tunnel; one
-    that is None is left out. `options` are the daemon's.
+    that is None is left out. `options` are the daemon's, `files` further policy files by their
+    names.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class XfrmpyGateway:
         directory: Path,
         keys: Mapping[str, Any],
         options: Sequence[str] = (),
+        files: Mapping[str, str] | None = None,
     ) -> None:
         self.host = host
         self._options = options
@@ -92,6 +94,8 @@ class XfrmpyGateway:
         (directory / "conf.d").mkdir(parents=True, exist_ok=True)
         for number, tunnel in enumerate(tunnels):
             _write_policy(directory, f"net{number}", tunnel, keys)
+        for name, text in (files or {}).items():
+            (directory / "conf.d" / name).write_text(text)
         self.environment = {
             "XFRMPY_CONFIG_PATH": str(directory / "conf.d"),
             "XFRMPY_RUNTIME_DIR": str(self.runtime),
@@ -299,10 +303,12 @@ def _eap(tunnel: Tunnel, name: str, secrets: Path) -> dict[str, Any]:
         return {"auth": {"local": {"id": tunnel.ours.id, "eap": eap}, "remote": remote}}
     assert called is not None
     assert tunnel.ours.key is not None
-    users = _write_secret(secrets / f"{name}.users", f"{called.name}: {called.password}")
-    acceptance = {"users": users, "methods": ["mschapv2", "md5", "gtc"]}
+    acceptance = tunnel.acceptance
+    if acceptance is None:
+        users = _write_secret(secrets / f"{name}.users", f"{called.name}: {called.password}")
+        acceptance = {"users": users, "methods": ["mschapv2", "md5", "gtc"]}
     local = {"id": tunnel.ours.id, "key": f"file:{tunnel.ours.key.private}"}
-    return {"peer": None, "auth": {"local": local, "remote": {"eap": acceptance}}}
+    return {"peer": None, "auth": {"local": local, "remote": {"eap": dict(acceptance)}}}
 
 
 def _write_secret(path: Path, text: str) -> str:

@@ -49,10 +49,12 @@ class Site:
     """A context. At its end, daemons are stopped in the reverse order of their start.
 
     A daemon's complaint on its way out (a leftover, a bad exit status) is the test's failure.
+    `policy_files`, by their names, are in force at each gateway of ours, beside its tunnels.
     """
 
     def __init__(self, *, nat: Collection[str] = ()) -> None:
         self._peers: list[Peer] = []
+        self.policy_files: dict[str, str] = {}
         with ExitStack() as stack:
             # Short, for it holds sockets; and of our own, for two runs may share a machine.
             temporary = tempfile.TemporaryDirectory(prefix="xl-")
@@ -75,7 +77,8 @@ class Site:
     def xfrmpy(
         self, host: Host, *tunnels: Tunnel, options: Sequence[str] = (), **keys: Any
     ) -> XfrmpyGateway:
-        peer = XfrmpyGateway(host, tunnels, self._directory_of(host), keys, options)
+        directory = self._directory_of(host)
+        peer = XfrmpyGateway(host, tunnels, directory, keys, options, self.policy_files)
         self._keep(peer)
         return peer
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,8 @@ class Tunnel:
     """A tunnel as one of its ends sees it. Several proposals are separated by commas.
 
     One in transport mode carries what the two gateways say to each other, and has no subnets. With
-    `ah` that is what protects the packets, and `esp` counts for nothing.
+    `ah` that is what protects the packets, and `esp` counts for nothing. Who may call a gateway of
+    ours by EAP is the user of the other end, or what `acceptance` says in the words of the policy.
     """
 
     ours: End
@@ -54,6 +57,7 @@ class Tunnel:
     esp: str = "aes128gcm16-noesn"
     ah: str = ""
     is_transport: bool = False
+    acceptance: Mapping[str, Any] | None = None
 
     def mirrored(self) -> Tunnel:
         """As the other end sees it."""

@@ -11,6 +11,7 @@ from tests.fuzz.decoders import decode_control, decode_policy, decode_wire
 from tests.fuzz.eap import eap_seeds, play_eap
 from tests.fuzz.endpoint import play
 from tests.fuzz.findings import limited_cpu
+from tests.fuzz.radius import decode_radius, radius_seeds
 from tests.fuzz.seeds import control_seeds, decoder_seeds, endpoint_seeds, policy_seeds
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -50,6 +51,7 @@ TARGETS: dict[str, Target] = {
         Target(name="policy", run=decode_policy, seeds=policy_seeds, max_size=1024),
         Target(name="pki", run=decode_pki, seeds=pki_seeds, max_size=4096),
         Target(name="eap", run=play_eap, seeds=eap_seeds, max_size=1024),
+        Target(name="radius", run=decode_radius, seeds=radius_seeds, max_size=4096),
         Target(name="control", run=decode_control, seeds=control_seeds, max_size=2048),
     )
 }

@@ -25,8 +25,11 @@ def reply(code: Code, *attributes: Attribute, eap: bytes = b"") -> Reply:
 
 
 def begun() -> Login:
+    """One whose server has asked for something."""
     login = Login(NAS)
     login.request(IDENTITY)
+    login.handle(0, reply(Code.ACCESS_CHALLENGE, eap=CHALLENGE))
+    login.request(ANSWER)
     return login
 
 
@@ -53,7 +56,8 @@ def test_the_first_request_names_the_user_as_the_peer_did_and_the_gateway() -> N
 
 
 def test_state_is_echoed_to_the_server_that_gave_it_and_replaced_by_the_next() -> None:
-    login = begun()
+    login = Login(NAS)
+    login.request(IDENTITY)
     assert login.server is None
     for state in (b"one", b"two"):
         given = Attribute(type=Kind.STATE, value=state)
@@ -68,6 +72,14 @@ def test_state_is_echoed_to_the_server_that_gave_it_and_replaced_by_the_next() -
 def test_acceptance_without_an_eap_success_lets_nobody_in(eap: bytes) -> None:
     """RFC 3579 section 2.6.3; CVE-2015-8023 and CVE-2021-45079 are of this kind."""
     assert refused(reply(Code.ACCESS_ACCEPT, *KEYS, eap=eap)).startswith("the server accepts")
+
+
+def test_acceptance_of_who_has_proved_nothing_lets_nobody_in() -> None:
+    """A server may trust whom it will; our policy asks for a proof by EAP."""
+    login = Login(NAS)
+    login.request(IDENTITY)
+    with pytest.raises(LoginFailed, match="proved nothing"):
+        login.handle(0, reply(Code.ACCESS_ACCEPT, *KEYS, eap=SUCCESS))
 
 
 @pytest.mark.parametrize("eap", [b"", SUCCESS, FAILURE, ANSWER])
@@ -95,6 +107,7 @@ def test_half_of_the_keys_or_too_many_let_nobody_in(keys: tuple[Attribute, ...])
 
 def test_the_user_is_whom_the_server_names_if_it_does() -> None:
     assert granted().user == b"alice"
+    assert granted().method is EapType.MD5_CHALLENGE
     assert granted(Attribute(type=Kind.USER_NAME, value=b"alice@corp")).user == b"alice@corp"
 
 
@@ -157,7 +170,7 @@ def test_a_name_that_radius_cannot_carry_is_none(name: bytes) -> None:
 
 def test_a_login_does_not_go_on_for_ever() -> None:
     login = begun()
-    for _ in range(MAX_ROUNDS - 1):
+    for _ in range(MAX_ROUNDS - 2):
         login.request(ANSWER)
     with pytest.raises(LoginFailed, match="rounds"):
         login.request(ANSWER)

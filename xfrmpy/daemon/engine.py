@@ -35,10 +35,12 @@ from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.holding import hold_packets
 from xfrmpy.datapath.kernel.sockets import enable_udp_encapsulation, exempt_from_policies
 from xfrmpy.failures import OperatorError
+from xfrmpy.ike.eap_authenticator import Verdict
 from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
+    AskAaa,
     AskUsage,
     ChildSaEstablished,
     DatagramDropped,
@@ -68,7 +70,8 @@ class Engine:
 
     `report` is called with every output that is news about a tunnel, `lose` when a datapath has
     ended and nothing more can be done with it, `demand` when a packet for a child of a tunnel waits
-    for an IKE SA. What `shunts` have in force is not the core's.
+    for an IKE SA, `ask` when somebody else is to decide on a user, whose verdict `decide` takes.
+    What `shunts` have in force is not the core's.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Engine:
         lose: Callable[[OperatorError], None],
         store: Store | None,
         demand: Callable[[str, str, Acquire], None],
+        ask: Callable[[AskAaa], None],
         shunts: Shunts,
     ) -> None:
         self.drops: Counter[str] = Counter()
@@ -93,6 +97,7 @@ class Engine:
         self._lose = lose
         self._store = store
         self._demand = demand
+        self._ask = ask
         self._shunts = shunts
         self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
@@ -169,6 +174,10 @@ class Engine:
 
     def ike_sas(self, tunnel: str) -> tuple[IkeSaView, ...]:
         return self._endpoint.ike_sas(tunnel)
+
+    def decide(self, asked: AskAaa, verdict: Verdict) -> None:
+        self._endpoint.handle_verdict(asked, verdict, self._loop.time())
+        self._settle()
 
     # Traps.
 
@@ -312,6 +321,8 @@ class Engine:
                 self._change(output)
             case AskUsage():
                 self._tell_usage(output)
+            case AskAaa():
+                self._ask(output)
             case DatagramDropped():
                 self.drops[output.reason.value] += 1
                 log.debug("dropped from %s: %s %s", output.path, output.reason, output.detail)

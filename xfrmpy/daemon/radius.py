@@ -26,13 +26,16 @@ from xfrmpy.radius.client import (
     Timing,
     Unanswered,
 )
-from xfrmpy.radius.login import Grant, Login, LoginFailed, Nas
+from xfrmpy.radius.login import Grant, Login, LoginFailed, Nas, ServersSilent
 from xfrmpy.radius.packet import MAX_PACKET
 
 log = logging.getLogger(__name__)
 
 MAX_READ = 64
 """Datagrams that are read from a socket before anything else has its turn."""
+
+IDLE_SECONDS = 60.0
+"""After so long nobody comes back to a login; an IKE SA is half-open for no longer."""
 
 MAX_LOGINS = 10_000
 """Authentications at a time; the half-open IKE SAs that they are of have a limit far below."""
@@ -111,7 +114,7 @@ class RadiusLogins:
         self._client = RadiusClient(servers, timing, secrets.token_bytes)
         self._loop = asyncio.get_running_loop()
         self._transport = RadiusTransport(self._client, self._hear)
-        self._logins: dict[bytes, Login] = {}
+        self._logins: dict[bytes, tuple[float, Login]] = {}
         self._asked: dict[int, tuple[bytes, Callable[[Judgement], None]]] = {}
         self._last_ticket = 0
 
@@ -122,29 +125,36 @@ class RadiusLogins:
 
     def ask(self, key: bytes, nas: Nas, response: bytes, tell: Callable[[Judgement], None]) -> None:
         """What the servers say to a peer's EAP response, of which the first begins a login."""
+        now = self._loop.time()
+        self._forget_idle(now)
         try:
-            if key not in self._logins and len(self._logins) >= MAX_LOGINS:
+            _, login = self._logins.pop(key, (now, Login(nas)))
+            if len(self._logins) >= MAX_LOGINS:
                 raise LoginFailed(f"{MAX_LOGINS} others authenticate themselves already")
-            login = self._logins.setdefault(key, Login(nas))
+            self._logins[key] = (now, login)
             attributes = login.request(response)
         except LoginFailed as failed:
             self._end(key, failed, tell)
             return
         self._last_ticket += 1
         self._asked[self._last_ticket] = (key, tell)
-        now = self._loop.time()
         self._client.ask(self._last_ticket, Code.ACCESS_REQUEST, attributes, now, login.server)
         self._transport.settle()
 
-    def forget(self, key: bytes) -> None:
-        """Nobody waits for that login any more."""
-        self._logins.pop(key, None)
-        for ticket in [t for t, (asked, _) in self._asked.items() if asked == key]:
-            del self._asked[ticket]
-            self._client.forget(ticket)
-
     def close(self) -> None:
+        """Whoever still waits is told so."""
         self._transport.close()
+        asked, self._asked = self._asked, {}
+        for key, tell in asked.values():
+            self._end(key, ServersSilent("other servers are to be asked now"), tell)
+
+    def _forget_idle(self, now: float) -> None:
+        """The one asked for first, of those that there are, is the first of the table."""
+        while self._logins:
+            key, (since, _) = next(iter(self._logins.items()))
+            if now - since < IDLE_SECONDS:
+                return
+            del self._logins[key]
 
     def _hear(self, output: Output) -> None:
         match output:
@@ -152,17 +162,16 @@ class RadiusLogins:
                 self._answer(output)
             case Unanswered():
                 key, tell = self._asked.pop(output.ticket, (b"", _nobody))
-                self._end(key, LoginFailed(output.reason), tell)
+                self._end(key, ServersSilent(output.reason), tell)
             case _:
                 _log_server(self._name, self._client, output)
 
     def _answer(self, output: Answered) -> None:
         key, tell = self._asked.pop(output.ticket, (b"", _nobody))
-        login = self._logins.get(key)
-        if login is None:
+        if key not in self._logins:
             return
         try:
-            judgement = login.handle(output.server, output.reply)
+            judgement = self._logins[key][1].handle(output.server, output.reply)
         except LoginFailed as failed:
             self._end(key, failed, tell)
             return
@@ -208,7 +217,7 @@ class RadiusAccounts:
     def _hear(self, output: Output) -> None:
         match output:
             case Answered():
-                self._accountant.handle_answer(output.ticket)
+                self._accountant.handle_answer(output.ticket, self._loop.time())
             case Unanswered():
                 log.warning("RADIUS accounting of %s: %s", self._name, output.reason)
                 self._accountant.handle_silence(output.ticket, self._loop.time())

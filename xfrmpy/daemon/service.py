@@ -55,12 +55,14 @@ from xfrmpy.daemon.socket_keeper import SocketKeeper
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.daemon.status import tunnel_status
 from xfrmpy.daemon.tunnel import Tunnel
+from xfrmpy.daemon.users import Users
 from xfrmpy.datapath.interface import Acquire, Datapath
 from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.kept_policy import read_policies
 from xfrmpy.ike.outputs import (
+    AskAaa,
     ChildSaEstablished,
     Redirected,
     RequestRefused,
@@ -194,7 +196,14 @@ class Service:
             self._lose,
             self._store,
             self._demand,
+            self._ask,
             self._shunts,
+        )
+        self._users = Users(
+            lambda tunnel: self._tunnels[tunnel].policy,
+            self._engine.ike_sas,
+            self._engine.totals,
+            self._engine.decide,
         )
         return restored
 
@@ -256,6 +265,7 @@ class Service:
             self._keeper.stop()
             if not self._is_relieved:
                 await self._say_farewell()
+            await self._users.stop()
             self._kept.ignore()
             self._blocking.stop()
             self._engine.stop()
@@ -331,10 +341,14 @@ class Service:
     def _demand(self, tunnel: str, child: str, acquire: Acquire) -> None:
         self._on_demand.demand(tunnel, child, acquire)
 
+    def _ask(self, asked: AskAaa) -> None:
+        self._users.ask(asked)
+
     # News from the core.
 
     def _hear(self, report: Report) -> None:
         self._news.hear(report)
+        self._users.hear(report)
         if isinstance(report, Occurrence):
             return
         if not is_routine(report):
@@ -474,7 +488,7 @@ class Service:
         return f"{up} of {len(self._tunnels)} tunnels up"
 
     def _drops(self) -> dict[str, int]:
-        return {**self._engine.drops, **self._datapaths.drops()}
+        return {**self._engine.drops, **self._datapaths.drops(), **self._users.drops()}
 
     def _status_of(self, tunnel: Tunnel) -> TunnelStatus:
         name = tunnel.policy.name

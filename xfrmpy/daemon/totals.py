@@ -39,9 +39,11 @@ class _Open:
 
 
 class Totals:
-    """See the module. `now` is a clock that nobody sets."""
+    """See the module. `now` is a clock that nobody sets. `on_removal` is told what an SA that goes
+    has carried in all."""
 
     def __init__(self, now: Callable[[], float]) -> None:
+        self.on_removal: Callable[[SaId, Usage], None] = _nobody
         self._now = now
         self._open: dict[SaId, _Open] = {}
         self._closed: dict[Carrier, Usage] = {}
@@ -80,6 +82,12 @@ class Totals:
         """What one SA had carried when it was looked at last, by `of` or `carried`."""
         return self._open[sa].seen if sa in self._open else NOTHING
 
+    def now_of(self, sa: SaId) -> Usage:
+        """What one SA has carried."""
+        if sa in self._open:
+            self._look(sa)
+        return self.seen(sa)
+
     def seconds_carrying(self, carrier: Carrier) -> float:
         """For how long there has been an SA in force without a gap."""
         return self._now() - self._since.get(carrier, self._now())
@@ -110,6 +118,7 @@ class Totals:
         self._in_force[carrier].discard(sa)
         if not self._in_force[carrier]:
             del self._in_force[carrier], self._since[carrier]
+        self.on_removal(sa, opened.seen)
 
     def _look(self, sa: SaId) -> bool:
         opened = self._open[sa]
@@ -119,6 +128,10 @@ class Totals:
             log.debug("no counters for %s: %s", sa, error)
             return False
         return True
+
+
+def _nobody(_sa: SaId, _usage: Usage) -> None:
+    """Nobody wants to know."""
 
 
 def _sum(one: Usage, other: Usage) -> Usage:

@@ -123,7 +123,7 @@ def _without_ours(eap: EapCredential) -> EapCredential:
 def _without_theirs(eap: EapAcceptance) -> EapAcceptance:
     users = eap.users and replace(eap.users, passwords=())
     tls = eap.tls and replace(eap.tls, key=replace(eap.tls.key, octets=b""))
-    return replace(eap, users=users, tls=tls)
+    return replace(eap, users=users, tls=tls, radius=None)
 
 
 def _without_proposals(policy: TunnelPolicy) -> TunnelPolicy:

@@ -21,6 +21,7 @@ from xfrmpy.policy.model import (
     EapAcceptance,
     PrivateKey,
     PublicKey,
+    RadiusGroup,
     SharedKey,
     TunnelPolicy,
 )
@@ -251,10 +252,16 @@ def _acceptance(eap: EapAcceptance | None) -> str:
     if eap is None:
         return "none"
     known = eap.users or "users by certificate"
-    who = known if eap.server == "" else f"users of {eap.server}"
+    who = known if eap.radius is None else f"users of {_radius(eap.radius)}"
     named = _listed((*eap.identities, *(f"group {group}" for group in eap.groups)))
     limits = [named and f"only {named}", "without a certificate of ours" if eap.alone else ""]
     return "; ".join([f"{who}, by {_listed(eap.methods) or 'any'}", *filter(None, limits)])
+
+
+def _radius(group: RadiusGroup) -> str:
+    """Its servers, and what tells their secrets from others of that place."""
+    secrets = b"".join(sha256(server.secret.octets).digest() for server in group.servers)
+    return f"{group} ({sha256(secrets).hexdigest()[:16]})"
 
 
 def _weak_or_not(value: bool) -> str:

@@ -16,12 +16,12 @@ from xfrmpy.policy.model import (
     EapMethod,
     StartMode,
 )
-from xfrmpy.policy.values import MAX_EAP_IDENTITY, SecretReference
+from xfrmpy.policy.values import MAX_SHORT_TEXT, SecretReference
 
 if TYPE_CHECKING:
     from xfrmpy.policy.keys import KeyReader
     from xfrmpy.policy.resolve import Keypath, Place
-    from xfrmpy.policy.schema import OurAuthentication, TheirAuthentication, Tunnel
+    from xfrmpy.policy.schema import OurAuthentication, TheirAuthentication, TheirEap, Tunnel
 
 DEFAULT_METHODS = (EapMethod.MSCHAPV2,)
 """What every client has, and more than a challenge to the password."""
@@ -88,6 +88,11 @@ def acceptance_of(
         hint = "write eap: {identities: [...]} in its place"
         place.error("XF1004", ("auth", "remote", "id"), message, hint, at_key=True)
     _check_together(tunnel, place)
+    if eap.radius is not None:
+        return _left_to(eap.radius, eap, path, place)
+    if eap.groups is not None:
+        message = "'groups' are those of a RADIUS server, and 'users' has none"
+        place.error("XF1004", (*path, "groups"), message, "leave it out", at_key=True)
     methods = tuple(dict.fromkeys(eap.methods or DEFAULT_METHODS))
     _check_alone(bool(eap.alone), methods, path, place)
     _check_needed("users", eap.users, methods, path, place)
@@ -108,7 +113,7 @@ _NEEDED = {
     "password": ("'password' of 'eap' is missing", "eap: {password: secret:NAME, ...}"),
     "users": (
         "'users' of 'eap' is missing: the list of names and passwords",
-        "eap: {users: file:/PATH}",
+        "eap: {users: file:/PATH}, or {radius: GROUP}",
     ),
 }
 
@@ -128,6 +133,19 @@ def _check_needed(
     if not has_passwords and value is not None:
         message = f"'{word}' has no meaning with the method tls, which takes certificates"
         place.error("XF1004", (*path, word), message, "leave it out", at_key=True)
+
+
+def _left_to(group: str, eap: TheirEap, path: Keypath, place: Place) -> EapAcceptance:
+    """Users whom servers know; these choose the method, too."""
+    for key in ("users", "methods", "cert", "ca", "alone"):
+        if getattr(eap, key):
+            message = f"'{key}' is not ours to say: the servers of 'radius' decide"
+            place.error("XF1004", (*path, key), message, "leave it out", at_key=True)
+    return EapAcceptance(
+        server=group,
+        identities=tuple(eap.identities or ()),
+        groups=tuple(eap.groups or ()),
+    )
 
 
 def _check_alone(alone: bool, methods: tuple[EapMethod, ...], path: Keypath, place: Place) -> None:
@@ -180,8 +198,8 @@ def _parse_user(line: str, number: int) -> tuple[bytes, str]:
     octets, password = name.strip().encode(), password.strip()
     if not colon or not octets or not password:
         raise ValueError(f"line {number} is not NAME: PASSWORD")
-    if len(octets) > MAX_EAP_IDENTITY or not name.isprintable():
-        limit = f"text of at most {MAX_EAP_IDENTITY} octets"
+    if len(octets) > MAX_SHORT_TEXT or not name.isprintable():
+        limit = f"text of at most {MAX_SHORT_TEXT} octets"
         raise ValueError(f"the name in line {number} is not {limit}")
     if len(password) > MAX_PASSWORD or not password.isprintable():
         raise ValueError(f"the password in line {number} is not {MAX_PASSWORD} characters at most")

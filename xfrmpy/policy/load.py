@@ -21,6 +21,7 @@ from xfrmpy.policy.files import printable, read_regular, reason_of
 from xfrmpy.policy.interfaces import report_clashes
 from xfrmpy.policy.keys import KeyFiles, NoKeys
 from xfrmpy.policy.model import OnDown, Shunt, TunnelPolicy
+from xfrmpy.policy.radius import resolve_groups, with_servers
 from xfrmpy.policy.resolve import (
     MAX_TUNNELS,
     Numbers,
@@ -141,11 +142,12 @@ class _Written:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
     """`names` are those of all its tunnels, `tunnels` those that could be parsed; `shunts` are
-    there if the whole could be."""
+    there if the whole could be. `radius` is what its key of that name holds."""
 
     findings: Findings
     names: dict[str, Mark] = field(default_factory=dict)
     tunnels: tuple[_Written, ...] = ()
+    radius: Node | None = None
     shunts: tuple[tuple[Place, Shunt], ...] = ()
 
 
@@ -157,6 +159,7 @@ def _load(
     reqids = assign_reqids(_labels_within_limit(files))
     if_ids = _assign_if_ids(files)
     keys = KeyFiles(secrets)
+    groups = resolve_groups(((file.radius, file.findings) for file in files), keys)
     resolved: list[tuple[Place, TunnelPolicy]] = []
     left_out: list[TunnelPolicy | None] = []
     for written in (written for file in files for written in file.tunnels):
@@ -166,6 +169,7 @@ def _load(
         )
         policy = resolve_tunnel(written.name, written.tunnel, written.place, ours, keys)
         if policy is not None:
+            policy = with_servers(policy, written.place, groups)
             resolved.append((written.place, policy))
         elif on_down(written.tunnel) is OnDown.BLOCK:
             left_out.append(_without_secret(written, ours))
@@ -353,7 +357,13 @@ def _read_long_form(root: Node, keys: dict[str, Node], findings: Findings) -> _F
         for name, node, tunnel in _long_form_tunnels(root, nodes, defaults, findings)
     ]
     shunts = tuple(_shunts(keys.get("shunts"), findings))
-    return _File(findings=findings, names=names, tunnels=tuple(written), shunts=shunts)
+    return _File(
+        findings=findings,
+        names=names,
+        tunnels=tuple(written),
+        radius=keys.get("radius"),
+        shunts=shunts,
+    )
 
 
 def _shunts(node: Node | None, findings: Findings) -> Iterator[tuple[Place, Shunt]]:

@@ -215,6 +215,44 @@ class EapServerTls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RadiusServer:
+    """A server of RADIUS, and the secret that we share with it."""
+
+    address: IpAddress
+    port: int
+    accounting_port: int
+    secret: SharedKey
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{host}:{self.port} ({self.secret.origin})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RadiusGroup:
+    """Servers that know the same users, the first to be asked first.
+
+    A server is asked `tries` times, the first wait being `wait_seconds`. With `accounting` they are
+    told of each session, and every `interim_seconds` how it goes: 0 is not, if the server does not
+    ask for it. `nas_id` is what we call ourselves; empty is what we are to the user.
+    """
+
+    name: str
+    servers: tuple[RadiusServer, ...]
+    wait_seconds: float = 2.0
+    tries: int = 3
+    accounting: bool = False
+    interim_seconds: float = 0.0
+    nas_id: str = ""
+
+    def __str__(self) -> str:
+        accounting = f", accounting, interim {self.interim_seconds:g} s" if self.accounting else ""
+        waits = f"{self.tries} tries from {self.wait_seconds:g} s on"
+        as_whom = f", as {self.nas_id}" if self.nas_id else ""
+        return f"{self.name}: {', '.join(map(str, self.servers))}, {waits}{accounting}{as_whom}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EapCredential:
     """By what we prove who we are in EAP: as the user `identity`, by one of the methods, the best
     first. `alone` if the server need not prove who it is by anything else (RFC 5998)."""
@@ -255,16 +293,18 @@ class EapUsers:
 class EapAcceptance:
     """Who may call and prove who it is by EAP, by which methods, the best first.
 
-    `users` are those known here; without them the AAA `server` of this name decides. Of these the
-    `identities` may call, where there are any: names, or a `*` with what they end in; and who is in
-    one of the `groups`, as the AAA server has them, where there are any. `alone` if we need not
-    prove who we are by anything else to a client that asks for that (RFC 5998).
+    `users` are those known here; without them the AAA `server` of this name decides, which is the
+    group `radius`. Of these the `identities` may call, where there are any: names, or a `*` with
+    what they end in; and who is in one of the `groups`, as the AAA server has them, where there are
+    any. `alone` if we need not prove who we are by anything else to a client that asks for that
+    (RFC 5998).
     """
 
     methods: tuple[EapMethod, ...] = ()
     users: EapUsers | None = None
     tls: EapServerTls | None = None
     server: str = ""
+    radius: RadiusGroup | None = None
     identities: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     alone: bool = False

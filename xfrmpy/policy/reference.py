@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import yaml
 from pydantic.fields import FieldInfo
 
-from xfrmpy.policy.schema import Keys, PolicyFile, Tunnel, is_future, nested
+from xfrmpy.policy.schema import Keys, PolicyFile, RadiusKeys, Tunnel, is_future, nested
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +34,20 @@ def tunnel_keys() -> tuple[Key, ...]:
     return tuple(_supported(_rows(Tunnel)))
 
 
+def radius_keys() -> tuple[Key, ...]:
+    """The keys of a group of RADIUS servers."""
+    return tuple(_supported(_rows(RadiusKeys)))
+
+
 def reference_markdown() -> str:
-    """Two tables, of a file's keys and of a tunnel's, and the keys that are not supported yet."""
+    """Three tables, of a file's keys, of a tunnel's and of a group of RADIUS servers, and the keys
+    that are not supported yet."""
     rows = [*PolicyFile.model_fields.items(), *_rows(Tunnel)]
     future = ", ".join(f"`{name}`" for name, field in rows if is_future(field))
     return (
         f"Keys of a file in the long form:\n\n{_table(file_keys())}\n"
         f"Keys of a tunnel; `NAME` is yours to choose:\n\n{_table(tunnel_keys())}\n"
+        f"Keys of a group of RADIUS servers, under `radius`:\n\n{_table(radius_keys())}\n"
         f"Known, and not supported yet: {future}.\n"
     )
 

@@ -130,6 +130,11 @@ Resources = Annotated[
         }
     ),
 ]
+UdpPort = Annotated[
+    int,
+    PlainValidator(partial(values.parse_whole_number, 1, 65535)),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 65535}),
+]
 ProfileName = Annotated[
     str, PlainValidator(values.parse_profile), WithJsonSchema({"enum": [*PROFILES]})
 ]
@@ -290,7 +295,7 @@ class OurEap(Keys):
         "Default: `mschapv2`.",
         "mschapv2",
     )
-    identity: Annotated[str, PlainValidator(values.parse_eap_identity), _Text] | None = _key(
+    identity: Annotated[str, PlainValidator(values.parse_short_text), _Text] | None = _key(
         "The name of the user that we are. Default: `id`.", "carol"
     )
     password: Secret | None = _key("The password by reference, as `psk`.", "secret:carol")
@@ -342,7 +347,7 @@ class TheirEap(Keys):
     )
     identities: (
         Annotated[
-            list[Annotated[str, PlainValidator(values.parse_eap_identity)]],
+            list[Annotated[str, PlainValidator(values.parse_short_text)]],
             _OneOrMore,
             _TextOrList,
         ]
@@ -350,6 +355,22 @@ class TheirEap(Keys):
     ) = _key(
         "Which of the users may use this tunnel: names, or `*` and what they end in. Default: all.",
         ["carol", "*@example.org"],
+    )
+    radius: Name | None = _key(
+        "The group of RADIUS servers, under `radius`, that knows the users, in place of `users`.",
+        "corp",
+    )
+    groups: (
+        Annotated[
+            list[Annotated[str, PlainValidator(values.parse_short_text)]],
+            _OneOrMore,
+            _TextOrList,
+        ]
+        | None
+    ) = _key(
+        "Which users of `radius` may use this tunnel: those to whom the servers give one of these "
+        "classes. Default: all.",
+        "staff",
     )
     alone: Switch | None = _key(
         "Whether we prove ourselves by nothing but EAP to those who ask for that (RFC 5998). "
@@ -447,6 +468,64 @@ class ShuntKeys(Keys):
         "Which comes first, 1 to 1000000, the lower. Default: before every tunnel, and of shunts "
         "the more specific first (17136 to 50000; tunnels are 67136 to 100000).",
         200000,
+    )
+
+
+class RadiusServerKeys(Keys):
+    """A server of RADIUS."""
+
+    address: Address | None = _key("Its address.", "192.0.2.10")
+    port: UdpPort | None = _key("Where it takes Access-Requests. Default: 1812.", 1645)
+    accounting_port: UdpPort | None = _key(
+        "Where it takes Accounting-Requests. Default: 1813.", 1646
+    )
+    secret: Secret | None = _key("As `secret` of all, for this server.", "secret:radius-2")
+
+
+class RadiusKeys(Keys):
+    """Servers of RADIUS that know the same users."""
+
+    servers: (
+        Annotated[
+            list[Annotated[RadiusServerKeys, BeforeValidator(values.as_radius_server)]],
+            BeforeValidator(
+                values.as_list_of_maps,
+                json_schema_input_type=str | RadiusServerKeys | list[str | RadiusServerKeys],
+            ),
+        ]
+        | None
+    ) = _key(
+        "Their addresses, or a map for each, in the order in which they are asked.",
+        ["192.0.2.10", "192.0.2.11"],
+    )
+    secret: Secret | None = _key("What we share with them, by reference.", "secret:radius")
+    timeout: (
+        Annotated[float, PlainValidator(partial(values.parse_duration, 0.1, 60)), _Time] | None
+    ) = _key("Wait before a request is sent again; each wait doubles. Default: 2s.", "1s")
+    tries: (
+        Annotated[
+            int,
+            PlainValidator(partial(values.parse_whole_number, 1, 10)),
+            WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 10}),
+        ]
+        | None
+    ) = _key("How often a server is asked before the next one is. Default: 3.", 2)
+    accounting: Switch | None = _key(
+        "Whether they are told of each session: its begin, its end, and what it has carried. "
+        "Default: no.",
+        "yes",
+    )
+    interim: (
+        Annotated[float, PlainValidator(partial(values.parse_duration_or_off, 60, 86400)), _Time]
+        | None
+    ) = _key(
+        "How often they are told how a session goes, or `off`. Default: as they say when they let "
+        "a user in.",
+        "10m",
+    )
+    nas_id: Annotated[str, PlainValidator(values.parse_short_text), _Text] | None = _key(
+        "What we call ourselves to them (NAS-Identifier). Default: as the user knows us.",
+        "gw1.example.net",
     )
 
 
@@ -575,7 +654,7 @@ class Tunnel(Keys):
         Annotated[
             list[Annotated[PpkSettings, BeforeValidator(values.as_ppk_settings)]],
             BeforeValidator(
-                values.as_ppk_list,
+                values.as_list_of_maps,
                 json_schema_input_type=str | PpkSettings | list[str | PpkSettings],
             ),
         ]
@@ -801,6 +880,10 @@ class PolicyFile(Keys):
     shunts: dict[Name, ShuntKeys] | None = _key(
         "Traffic that passes in clear, or not at all, by name.",
         {"printers": {"action": "bypass", "remote": "10.1.7.0/24"}},
+    )
+    radius: dict[Name, RadiusKeys] | None = _key(
+        "Servers of RADIUS that know users, by the name of their group, for tunnels of any file.",
+        {"corp": {"servers": "192.0.2.10", "secret": "secret:radius"}},
     )
     gateways: NotYet = None
 

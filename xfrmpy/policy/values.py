@@ -359,25 +359,31 @@ def parse_ppk_id(value: object) -> str:
     return text
 
 
-MAX_EAP_IDENTITY = 253
-"""Octets: the most that RADIUS would carry (RFC 2865 section 5.1)."""
+MAX_SHORT_TEXT = 253
+"""Octets: the most that an attribute of RADIUS carries (RFC 2865 section 5)."""
 
 
-def parse_eap_identity(value: object) -> str:
+def parse_short_text(value: object) -> str:
+    """A name that an AAA server may have to be told."""
     text = parse_text(value)
-    if not text.isprintable() or len(text.encode()) > MAX_EAP_IDENTITY:
-        refuse("XF1004", f"must be printable text of at most {MAX_EAP_IDENTITY} octets")
+    if not text.isprintable() or len(text.encode()) > MAX_SHORT_TEXT:
+        refuse("XF1004", f"must be printable text of at most {MAX_SHORT_TEXT} octets")
     return text
 
 
-def as_ppk_list(value: object) -> object:
-    """One post-quantum preshared key is a list of one."""
+def as_list_of_maps(value: object) -> object:
+    """One map, or its short form, is a list of one."""
     return as_list(value) if isinstance(value, list) else [value]
 
 
 def as_ppk_settings(value: object) -> object:
     """The short form: where the secret is."""
     return value if isinstance(value, dict) else {"secret": value}
+
+
+def as_radius_server(value: object) -> object:
+    """The short form: its address."""
+    return value if isinstance(value, dict) else {"address": value}
 
 
 def parse_public_key(value: object) -> str:

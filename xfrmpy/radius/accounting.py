@@ -6,13 +6,14 @@ is too much, the interim records go first: the next one has all that they had.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from itertools import count
 
-from xfrmpy.radius.attributes import Attribute, Code, Kind
+from xfrmpy.radius.attributes import Attribute, Code, Kind, values_of
 from xfrmpy.radius.client import RadiusClient
 
 MAX_RECORDS = 10_000
@@ -132,19 +133,30 @@ def _usage(seconds: int, traffic: Traffic) -> tuple[Attribute, ...]:
 
 @dataclass(slots=True, kw_only=True)
 class _Told:
-    """A record on its way, or waiting for the next attempt."""
+    """A record on its way, or waiting: for the next attempt, or for what is before it."""
 
     attributes: tuple[Attribute, ...]
     since: float
-    is_interim: bool
     again_at: float | None = None
+
+    @property
+    def session(self) -> bytes:
+        return values_of(self.attributes, Kind.ACCT_SESSION_ID)[0]
+
+    @property
+    def is_interim(self) -> bool:
+        return _INTERIM in self.attributes
+
+
+_INTERIM = Attribute.number(Kind.ACCT_STATUS_TYPE, Status.INTERIM_UPDATE)
 
 
 class Accountant:
     """Hands records to a client until a server has taken them; `lost` counts those that none has.
 
-    Whoever drives the client hands over what it says of our tickets (`handle_answer`,
-    `handle_silence`), and calls `handle_timeout` in time.
+    Of a session one is told after the other, so that none is heard to end before it begins. Whoever
+    drives the client hands over what it says of our tickets (`handle_answer`, `handle_silence`),
+    and calls `handle_timeout` in time.
     """
 
     def __init__(self, client: RadiusClient) -> None:
@@ -152,6 +164,7 @@ class Accountant:
         self._client = client
         self._tickets = count(1)
         self._told: dict[int, _Told] = {}
+        self._behind: dict[bytes, deque[_Told]] = {}
 
     @property
     def is_idle(self) -> bool:
@@ -160,28 +173,32 @@ class Accountant:
 
     def tell(self, attributes: Sequence[Attribute], now: float) -> None:
         """Have a record told; it bears the time since `now` when it goes out later."""
-        interim = Attribute.number(Kind.ACCT_STATUS_TYPE, Status.INTERIM_UPDATE)
-        self._make_room()
-        told = _Told(attributes=tuple(attributes), since=now, is_interim=interim in attributes)
-        self._ask(told, now)
+        if len(self._told) + sum(map(len, self._behind.values())) >= MAX_RECORDS:
+            self._make_room(now)
+        told = _Told(attributes=tuple(attributes), since=now)
+        if told.session in self._behind:
+            self._behind[told.session].append(told)
+        else:
+            self._behind[told.session] = deque()
+            self._ask(told, now)
 
-    def handle_answer(self, ticket: int) -> None:
+    def handle_answer(self, ticket: int, now: float) -> None:
         """A server has taken it (RFC 2866 section 4.2)."""
-        self._told.pop(ticket, None)
+        told = self._told.pop(ticket, None)
+        if told is not None:
+            self._go_on(told.session, now)
 
     def handle_silence(self, ticket: int, now: float) -> None:
-        told = self._told.pop(ticket, None)
+        told = self._told.get(ticket)
         if told is None:
             return
         if told.is_interim or now - told.since > MAX_AGE_SECONDS:
-            self.lost += 1
-            return
-        told.again_at = now + AGAIN_SECONDS
-        self._told[ticket] = told
+            self._lose(ticket, now)
+        else:
+            told.again_at = now + AGAIN_SECONDS
 
     def handle_timeout(self, now: float) -> None:
-        due = [t for t, told in self._told.items() if _is_due(told, now)]
-        for ticket in due:
+        for ticket in [t for t, told in self._told.items() if _is_due(told, now)]:
             told = self._told.pop(ticket)
             told.again_at = None
             self._ask(told, now)
@@ -195,14 +212,23 @@ class Accountant:
         self._told[ticket] = told
         self._client.ask(ticket, Code.ACCOUNTING_REQUEST, told.attributes, now, since=told.since)
 
-    def _make_room(self) -> None:
-        if len(self._told) < MAX_RECORDS:
-            return
+    def _go_on(self, session: bytes, now: float) -> None:
+        """With the next record of a session."""
+        behind = self._behind[session]
+        if behind:
+            self._ask(behind.popleft(), now)
+        else:
+            del self._behind[session]
+
+    def _make_room(self, now: float) -> None:
         interim = (ticket for ticket, told in self._told.items() if told.is_interim)
         ticket = next(interim, None) or next(iter(self._told))
-        del self._told[ticket]
         self._client.forget(ticket)
+        self._lose(ticket, now)
+
+    def _lose(self, ticket: int, now: float) -> None:
         self.lost += 1
+        self._go_on(self._told.pop(ticket).session, now)
 
 
 def _is_due(told: _Told, now: float) -> bool:

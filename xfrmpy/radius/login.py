@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
-from xfrmpy.eap.packet import EapCode, EapMalformed, EapType, decode_eap_untrusted
+from xfrmpy.eap.packet import EapCode, EapMalformed, EapPacket, EapType, decode_eap_untrusted
 from xfrmpy.radius.attributes import (
     MAX_VALUE,
     MICROSOFT,
@@ -42,6 +42,10 @@ class LoginFailed(Exception):
     """The user does not come in; the sentence is for our operator alone."""
 
 
+class ServersSilent(LoginFailed):
+    """No server could be asked."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nas:
     """Who asks for the user, and where the user comes from (RFC 2865 section 5)."""
@@ -66,12 +70,14 @@ class Nas:
 class Grant:
     """What an Access-Accept gives to a user.
 
-    `user` is whom the server names, or else who the peer said it is: the server has proved it.
+    `user` is whom the server names, or else who the peer said it is: the server has proved it, by
+    `method`.
     `session_seconds` end the session, or with `reauthenticates` ask for another authentication.
     """
 
     user: bytes
     eap: bytes
+    method: EapType
     msk: bytes = field(default=b"", repr=False)
     classes: tuple[bytes, ...] = ()
     address: IPv4Address | None = None
@@ -94,6 +100,7 @@ class Login:
 
     `request` makes an Access-Request of each EAP response of the peer, `handle` says what the
     server's answer is: the next EAP request, or the `Grant`. Raises `LoginFailed`, for good.
+    `server` is the only one to be asked further, and `method` what it has asked for last.
     """
 
     def __init__(self, nas: Nas) -> None:
@@ -102,6 +109,7 @@ class Login:
         self._states: tuple[bytes, ...] = ()
         self._rounds = 0
         self.server: int | None = None
+        self.method: EapType | None = None
 
     @property
     def identity(self) -> bytes:
@@ -141,24 +149,27 @@ class Login:
         eap = b"".join(values_of(reply.attributes, Kind.EAP_MESSAGE))
         match reply.code:
             case Code.ACCESS_CHALLENGE:
-                _require(eap, EapCode.REQUEST, "challenges")
+                self.method = _require(eap, EapCode.REQUEST, "challenges").type
                 self.server = server  # What State means only that one knows.
                 self._states = values_of(reply.attributes, Kind.STATE)
                 return eap
             case Code.ACCESS_ACCEPT:
                 _require(eap, EapCode.SUCCESS, "accepts")
-                return _grant(self._identity, eap, reply.attributes)
+                if self.method is None:
+                    raise LoginFailed("the server accepts who has proved nothing")
+                return _grant(self._identity, eap, self.method, reply.attributes)
             case _:
                 raise LoginFailed(_refusal(reply.attributes))
 
 
-def _require(eap: bytes, code: EapCode, does: str) -> None:
+def _require(eap: bytes, code: EapCode, does: str) -> EapPacket:
     try:
-        found = decode_eap_untrusted(eap).code
+        found = decode_eap_untrusted(eap)
     except EapMalformed as error:
         raise LoginFailed(f"the server {does}, and its EAP packet is none: {error}") from error
-    if found is not code:
-        raise LoginFailed(f"the server {does}, and says {found.name}")
+    if found.code is not code:
+        raise LoginFailed(f"the server {does}, and says {found.code.name}")
+    return found
 
 
 def _refusal(attributes: Sequence[Attribute]) -> str:
@@ -172,12 +183,13 @@ def _message(attributes: Sequence[Attribute]) -> str:
     return "".join(c if c.isprintable() else " " for c in text).strip()[:MAX_VALUE]
 
 
-def _grant(identity: bytes, eap: bytes, attributes: Sequence[Attribute]) -> Grant:
+def _grant(identity: bytes, eap: bytes, method: EapType, attributes: Sequence[Attribute]) -> Grant:
     names = values_of(attributes, Kind.USER_NAME)
     seconds = _number(attributes, Kind.SESSION_TIMEOUT)
     return Grant(
         user=names[0] if names and names[0] else identity,
         eap=eap,
+        method=method,
         msk=_msk(attributes),
         classes=values_of(attributes, Kind.CLASS),
         address=_address(attributes),

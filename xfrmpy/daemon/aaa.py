@@ -1,0 +1,154 @@
+"""Who answers the core where policy leaves users to servers of RADIUS, and tells these of sessions.
+
+Its connections follow the policy: a group that is another now gets others with the next question.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from xfrmpy.daemon.radius import Judgement, RadiusAccounts, RadiusLogins
+from xfrmpy.eap.method import Outcome
+from xfrmpy.ike.eap_authenticator import Accepted, Challenge, Refused, Verdict, failure_packet
+from xfrmpy.ike.outputs import AskAaa
+from xfrmpy.policy.model import RadiusGroup, TunnelPolicy
+from xfrmpy.radius.attributes import Attribute
+from xfrmpy.radius.client import Server, Timing
+from xfrmpy.radius.login import Grant, LoginFailed, Nas, ServersSilent
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """A user whom a group of servers has let in, and by which gateway from where."""
+
+    group: RadiusGroup
+    nas: Nas
+    grant: Grant
+
+
+class Aaa:
+    """See the module.
+
+    `tell` is given the verdict on what was asked, after `ask` has returned. `on_admission` is told
+    of each user whom a server lets in, under the session that was asked for.
+    """
+
+    def __init__(
+        self,
+        tell: Callable[[AskAaa, Verdict], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._tell = tell
+        self.on_admission: Callable[[bytes, Admitted], None] = _nobody
+        self._logins: dict[str, tuple[RadiusGroup, RadiusLogins]] = {}
+        self._accounts: dict[str, tuple[RadiusGroup, RadiusAccounts]] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every record of a session is with a server, or lost."""
+        return all(accounts.is_idle for _, accounts in self._accounts.values())
+
+    def drops(self) -> dict[str, int]:
+        """Datagrams that were no replies of a server, by the reason, and records that none took."""
+        counts: dict[str, int] = {}
+        for _, logins in self._logins.values():
+            for reason, number in logins.refused.items():
+                counts[f"radius-{reason}"] = counts.get(f"radius-{reason}", 0) + number
+        lost = sum(accounts.lost for _, accounts in self._accounts.values())
+        return counts | ({"radius-record-lost": lost} if lost else {})
+
+    def ask(self, asked: AskAaa, policy: TunnelPolicy) -> None:
+        """Have the servers of a tunnel decide on a packet of a peer's."""
+        acceptance = policy.remote_eap
+        assert acceptance is not None
+        assert acceptance.radius is not None
+        group = acceptance.radius
+        address = asked.path.local.address
+        nas = Nas(
+            identifier=group.nas_id or str(policy.identity_at(address)),
+            our_address=address,
+            called=str(address),
+            calling=str(asked.path.remote.address),
+        )
+
+        def judge(judgement: Judgement) -> None:
+            if isinstance(judgement, Grant):
+                if judgement.message:
+                    log.info("%s: RADIUS says to %s: %s", asked.tunnel, user, judgement.message)
+                self.on_admission(asked.session, Admitted(group=group, nas=nas, grant=judgement))
+            self._loop.call_soon(self._tell, asked, _verdict(asked, judgement))
+
+        user = ascii(asked.user.decode(errors="replace"))
+        self._logins_of(group).ask(asked.session, nas, asked.packet, judge)
+
+    def account(self, group: RadiusGroup, record: tuple[Attribute, ...]) -> None:
+        """Tell the servers of a session."""
+        self._accounts_of(group).tell(record)
+
+    def close(self) -> None:
+        for _, logins in self._logins.values():
+            logins.close()
+        for _, accounts in self._accounts.values():
+            accounts.close()
+
+    def _logins_of(self, group: RadiusGroup) -> RadiusLogins:
+        known, logins = self._logins.get(group.name, (None, None))
+        if logins is None or known != group:
+            if logins is not None:
+                logins.close()
+            servers = [
+                Server(address=(str(s.address), s.port), secret=s.secret.octets)
+                for s in group.servers
+            ]
+            logins = RadiusLogins(servers, _timing(group), group.name)
+            self._logins[group.name] = (group, logins)
+        return logins
+
+    def _accounts_of(self, group: RadiusGroup) -> RadiusAccounts:
+        known, accounts = self._accounts.get(group.name, (None, None))
+        if accounts is None or known != group:
+            if accounts is not None:
+                accounts.close()
+            servers = [
+                Server(address=(str(s.address), s.accounting_port), secret=s.secret.octets)
+                for s in group.servers
+            ]
+            accounts = RadiusAccounts(servers, _timing(group), group.name)
+            self._accounts[group.name] = (group, accounts)
+        return accounts
+
+
+def _nobody(_session: bytes, _admitted: Admitted) -> None:
+    """Nobody wants to know."""
+
+
+def _timing(group: RadiusGroup) -> Timing:
+    return Timing(wait_seconds=group.wait_seconds, tries=group.tries)
+
+
+def _verdict(asked: AskAaa, judgement: Judgement) -> Verdict:
+    match judgement:
+        case Grant():
+            seconds = judgement.session_seconds
+            return Accepted(
+                packet=judgement.eap,
+                outcome=Outcome(
+                    identity=judgement.user, method=judgement.method, msk=judgement.msk
+                ),
+                groups=judgement.groups,
+                session_seconds=None if seconds is None else float(seconds),
+            )
+        case LoginFailed():
+            return Refused(
+                packet=failure_packet(asked.packet),
+                reason=str(judgement),
+                user=asked.user,
+                is_unreachable=isinstance(judgement, ServersSilent),
+            )
+        case _:
+            return Challenge(packet=judgement)
