@@ -32,8 +32,8 @@ def leaf(host: str, *usages: str) -> Entity:
 ENTITIES = {
     "carol": leaf(CLIENT, CLIENT_AUTH),
     "gw1": leaf(GATEWAY, SERVER_AUTH),
-    "ike": leaf(GATEWAY, IPSEC_IKE),
-    "both": leaf(GATEWAY, IPSEC_IKE, SERVER_AUTH),
+    "ike": leaf("gw1.example.net", IPSEC_IKE),
+    "both": leaf("gw1.example.net", IPSEC_IKE, SERVER_AUTH),
 }
 FILES: dict[str, str | bytes] = {
     "../cas/corp.pem": ROOT.library.public_bytes(Encoding.PEM),
