@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -195,15 +196,17 @@ def test_a_key_that_is_not_of_the_certificate_is_of_no_use() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_success_at_any_step_but_the_last_fails(kind: str, newest: TlsVersion) -> None:
     """CVE-2015-8023, CVE-2021-45079: a word outside the tunnel is believed at its end only."""
-    ours, theirs = pair(kind, newest)
-    requests = list(run(ours, theirs))[0:-1:2]
-    for step in range(len(requests)):
+    for step in count():
+        # How many there are is not the same each time: signatures of ECDSA have several lengths.
         ours, theirs = pair(kind, newest)
         request = theirs.begin()
         for _ in range(step):
             response = ours.handle(request)
             assert response is not None
             request = theirs.handle(response)
+            if ours.is_ready:
+                assert step > 3
+                return
         with pytest.raises(EapFailed, match="before anything is proved"):
             ours.handle(SUCCESS)
         assert ours.outcome is None
