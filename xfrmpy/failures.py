@@ -497,6 +497,12 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("the peer has got a new key", "somebody else answers in the peer's place"),
         fixes=("ask who runs the peer for its fingerprint; then put its key into our policy",),
     ),
+    "XF2043": FailureKind(
+        title="the peer does not authenticate by NULL, as our policy has it",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the peer has a key or a shared key, and our policy `null_auth` for it",),
+        fixes=("write in `auth.remote` how the peer proves itself, or `null_auth` at its end too",),
+    ),
     "XF2050": FailureKind(
         title="EAP did not come to an end with the peer",
         exit_code=ExitCode.PEER_REFUSED,

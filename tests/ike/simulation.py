@@ -27,6 +27,13 @@ from math import inf
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from tests.ike.conftest import Host, Pair, mirrored, seeded_random, tunnel_policy
 from xfrmpy.ike import admission as admission_module
@@ -54,6 +61,8 @@ from xfrmpy.policy.model import (
     EapUsers,
     Encapsulation,
     Ppk,
+    PrivateKey,
+    PublicKey,
     SharedKey,
     TunnelPolicy,
 )
@@ -106,6 +115,8 @@ class Simulation:
         self.has_users = random.Random(f"{seed}/eap").random() < 0.1
         if self.has_users:
             policy, sun = _by_eap(policy, sun)
+        elif random.Random(f"{seed}/signatures").random() < 0.1:
+            policy, sun = _by_signatures(policy, sun)
         secrets = self.extras.random() < 0.5
         self.pair = Pair(policy, sun, self._limits(), secrets=secrets, keeps=self.is_mortal)
         self.hosts = (self.pair.moon, self.pair.sun)
@@ -627,6 +638,25 @@ def _by_eap(moon: TunnelPolicy, sun: TunnelPolicy) -> tuple[TunnelPolicy, Tunnel
             remote_eap=EapAcceptance(methods=methods[::-1], users=users),
             **terms,
         ),
+    )
+
+
+def _by_signatures(moon: TunnelPolicy, sun: TunnelPolicy) -> tuple[TunnelPolicy, TunnelPolicy]:
+    """Both ends sign, by keys that are the same in every run."""
+    keys = [ed25519.Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2)]
+    (ours, our_public), (theirs, their_public) = map(_halves, keys)
+    return (
+        replace(moon, shared_key=None, local_key=ours, remote_key=their_public),
+        replace(sun, shared_key=None, local_key=theirs, remote_key=our_public),
+    )
+
+
+def _halves(key: ed25519.Ed25519PrivateKey) -> tuple[PrivateKey, PublicKey]:
+    octets = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return (
+        PrivateKey(octets=octets, public=spki, origin="test"),
+        PublicKey(spki=spki, origin="test"),
     )
 
 

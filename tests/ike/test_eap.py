@@ -6,11 +6,11 @@ Moon is the user, sun the gateway, which proves itself by a key.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from tests.ike.conftest import Host, Pair, mirrored, tunnel_policy
+from tests.ike.conftest import Ask, Host, Pair, mirrored, tunnel_policy
 from tests.keypairs import private_key, public_key
 from tests.pki.chains import NOW
 from xfrmpy.crypto.signatures import KeyKind
@@ -18,14 +18,19 @@ from xfrmpy.eap.packet import EapCode, EapPacket, EapType, decode_eap_untrusted
 from xfrmpy.eap.server import EapServer
 from xfrmpy.failures import Failure
 from xfrmpy.ike import eap_initiator, eap_responder
+from xfrmpy.ike.auth import IkeAuth
 from xfrmpy.ike.eap_authenticator import Accepted, Challenge, Refused
 from xfrmpy.ike.eap_methods import server_methods
 from xfrmpy.ike.errors import DropReason
+from xfrmpy.ike.exchange import Exchange
 from xfrmpy.ike.ike_sa import HALF_OPEN_SECONDS
 from xfrmpy.ike.kept_policy import read_policies, write_policy
 from xfrmpy.ike.outputs import AskAaa, IkeSaEstablished, RequestRefused, TunnelClosed
 from xfrmpy.ike.proof import eap_proof
+from xfrmpy.ike.states import IkeSaState
+from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy import model
 from xfrmpy.policy.model import (
     EapAcceptance,
@@ -47,6 +52,7 @@ from xfrmpy.wire.payloads import (
 
 USERS = EapUsers(passwords=((b"carol", "correct horse"), (b"dave@example.org", "x")), origin="test")
 METHODS = [method for method in EapMethod if not method.is_tunnel]
+SUCCESS = EapPacket(code=EapCode.SUCCESS, identifier=1).encode()
 AUTH, IDENTITY = ExchangeType.IKE_AUTH, Identity.of_eap(b"carol")
 
 
@@ -329,7 +335,7 @@ def test_success_at_each_step_is_believed_only_after_the_method(number: int, sea
     """A gateway that says success at once, after the identity, and after the challenge."""
 
     def early(payloads: tuple[OpenPayload, ...]) -> tuple[OpenPayload, ...]:
-        success = EapPayload(data=EapPacket(code=EapCode.SUCCESS, identifier=1).encode())
+        success = EapPayload(data=SUCCESS)
         return (*(p for p in payloads if not isinstance(p, EapPayload)), success)
 
     pair = pair_of()
@@ -396,6 +402,80 @@ def test_each_payload_left_out_of_each_step_ends_it_and_nothing_else(
     pair.up()
     pair.run(1.0)
     pair.assert_down()
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_answered"),
+    [
+        (ExchangeType.INFORMATIONAL, True),
+        (ExchangeType.CREATE_CHILD_SA, False),
+        (ExchangeType.IKE_FOLLOWUP_KE, False),
+    ],
+)
+def test_amid_eap_nothing_comes_but_ike_auth_and_a_word_of_farewell(
+    kind: ExchangeType, is_answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CVE-2014-2338, CVE-2019-12312: a message in the wrong state."""
+    pair = pair_of()
+    ask = Ask(kind)
+    monkeypatch.setattr(
+        IkeAuth, "handle_response", lambda self, *_: self._sa.start(cast("Exchange", ask), 0.0)
+    )
+    pair.up()
+    assert (ask.answer is not None) is is_answered
+    assert (DropReason.WRONG_STATE in pair.sun.drops) is not is_answered
+    assert [sa.state for sa in pair.sun.ike_sas] == [IkeSaState.AUTHENTICATING]
+    assert pair.sun.datapath.dump() == Dump(sad=(), spd=())
+
+
+def test_eap_out_of_its_time_is_refused_where_a_key_is_to_prove_the_peer(sealing: Any) -> None:
+    """An EAP payload beside a right AUTH changes nothing."""
+    pair = Pair(tunnel_policy())
+    changed(
+        sealing,
+        is_response=False,
+        number=0,
+        change=lambda p: (
+            *p,
+            EapPayload(data=SUCCESS),
+        ),
+    )
+    pair.up()
+    pair.assert_up()
+
+
+# Several users of one tunnel.
+
+
+def test_users_of_one_tunnel_are_apart_and_each_leaves_alone() -> None:
+    """Each with an address of its own: what one does, the other does not feel."""
+    moon, sun = policies(dpd_seconds=0.0)
+    (child,) = sun.children
+    everybody = replace(child, remote=(TrafficSelector.parse("10.1.0.0/16"),))
+    pair = Pair(_from("10.1.0.7/32", moon), replace(sun, children=(everybody,)))
+    dave, _ = policies(user="dave@example.org", password=b"x")
+    venus = Pair(_from("10.1.0.8/32", dave), sun)
+    venus.sun, venus.moon.address = pair.sun, "192.0.2.9"
+    pair.sun.endpoint.replace_tunnel(replace(pair.sun.policy, peers=()))
+    pair.up()
+    venus.up()
+    carol, dave_there = pair.sun.views
+    assert [str(v.remote_id) for v in (carol, dave_there)] == ["eap:carol", "eap:dave@example.org"]
+    pair.run(30.0)
+    assert len(pair.sun.views) == 2
+    venus.moon.endpoint.terminate("tunnel-a", 60.0)
+    venus.deliver()
+    assert [v.remote_id for v in pair.sun.views] == [IDENTITY]
+    assert [c.remote for v in pair.sun.views for c in v.children] == [
+        (TrafficSelector.parse("10.1.0.7/32"),)
+    ]
+    pair.assert_mirrored()
+
+
+def _from(address: str, policy: TunnelPolicy) -> TunnelPolicy:
+    (child,) = policy.children
+    narrow = (replace(child, local=(TrafficSelector.parse(address),)),)
+    return replace(policy, dpd_seconds=0.0, children=narrow)
 
 
 # Bounds.

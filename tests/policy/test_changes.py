@@ -32,6 +32,7 @@ from xfrmpy.policy.model import (
     EapMethod,
     EapUsers,
     Encapsulation,
+    Experiment,
     OnDown,
     Ppk,
     PrivateKey,
@@ -79,7 +80,10 @@ OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
     "remote_key": (PublicKey(spki=b"a public key", origin="office.yaml"), Impact.REAUTH),
     "local_certificates": (Certificates(ders=(b"renewed",), origin="certs/gw"), Impact.HOT),
     "remote_authorities": (Certificates(ders=(b"another",), origin="cas/corp"), Impact.REAUTH),
+    "local_null": (True, Impact.REAUTH),
+    "remote_null": (True, Impact.REAUTH),
     "weak_signatures": (True, Impact.REAUTH),
+    "experiment": (Experiment.ML_DSA, Impact.REAUTH),
     "local_eap": (
         EapCredential(
             identity="carol",

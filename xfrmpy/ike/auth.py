@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from xfrmpy.crypto.key_schedule import derive_child_keys
 from xfrmpy.failures import Failure
+from xfrmpy.ike.auth_methods import announce, expectations, heard_methods
 from xfrmpy.ike.child_sa import ChildSa, proposals_of_first_child
 from xfrmpy.ike.childless import begins_childless, child_offer
 from xfrmpy.ike.create_child_sa import give_up_child
@@ -42,17 +43,17 @@ from xfrmpy.ike.ppk import (
     take_ppk_answer,
     without_ppk,
 )
-from xfrmpy.ike.proof import check_identity, key_origin, our_proof, verify_proof
+from xfrmpy.ike.proof import accepted_by_peer, check_identity, key_origin, our_proof, verify_proof
 from xfrmpy.ike.redirect import redirect_in_auth, redirect_of_auth, refusal_to_follow
 from xfrmpy.ike.refusals import failure_of
 from xfrmpy.ike.resources import expect_more
 from xfrmpy.ike.resumption import settle_resumption, tunnel_of_resumed
 from xfrmpy.ike.synchronization import SYNC_SUPPORTED, supports_sync
 from xfrmpy.ike.window_size import WINDOW_SIZE
-from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.identity import NOBODY, Identity
 from xfrmpy.ipsec.proposals import KEY_EXCHANGES, Proposal, child_suite, choose_proposal
 from xfrmpy.policy.model import TunnelPolicy
-from xfrmpy.registry import ExchangeType, NotifyType
+from xfrmpy.registry import AuthenticationMethod, ExchangeType, NotifyType
 from xfrmpy.wire.payloads import (
     AuthPayload,
     CertPayload,
@@ -110,8 +111,10 @@ class IkeAuth:
         certs, auth = self._prove()
         payloads: list[OpenPayload] = [self._identity, *certs]
         payloads += initial_contact(sa, tunnel)
-        payloads += certificate_requests((tunnel,)) if sa.resumed is None else ()
-        if tunnel.remote_id is not None:
+        if sa.resumed is None:
+            payloads += certificate_requests((tunnel,))
+            payloads += announce(expectations((tunnel,)), sa.core.signatures)
+        if tunnel.remote_id is not None and not tunnel.remote_null:
             payloads.append(IdrPayload(identity=tunnel.remote_id))
         payloads += auth
         child = () if self._child is None else self._child.offer()
@@ -202,7 +205,7 @@ class IkeAuth:
         except AuthenticationFailed as failed:
             raise _with_ppk(failed, self._sa, self._tunnel) from failed
         check_identity(self._tunnel, idr.identity)
-        return idr.identity
+        return NOBODY if self._tunnel.remote_null else idr.identity
 
     def _finish(self, child: ChildSa, now: float) -> None:
         if child.failure:
@@ -226,6 +229,7 @@ class IkeAuth:
             ("our identity", str(self._identity.identity)),
             ("the identity we expect", str(self._tunnel.remote_id)),
             ("our key", key_origin(self._tunnel)),
+            *accepted_by_peer(self._sa),
             *evidence_of(self._sa, self._tunnel),
         )
 
@@ -347,13 +351,16 @@ def _authenticate_initiator(
     None if it is to prove itself by EAP, which has begun.
     """
     idi = only(payloads, IdiPayload)
-    asked = optional(payloads, IdrPayload)
+    sa.heard = replace(sa.heard, methods=heard_methods(payloads))
+    asked, auth = optional(payloads, IdrPayload), optional(payloads, AuthPayload)
     wanted = None if asked is None else asked.identity
-    if optional(payloads, AuthPayload) is None and sa.resumed is None:
+    if auth is None and sa.resumed is None:
         tunnels = _tunnels_with_eap(sa, idi.identity, wanted)
         begin_eap(sa, tunnels, _our_identity(sa, tunnels[0]), payloads, now)
         return None
-    tunnel = _tunnel_of(sa, idi.identity, wanted)
+    is_null = auth is not None and auth.method == AuthenticationMethod.NULL
+    remote = NOBODY if is_null else idi.identity
+    tunnel = _tunnel_of(sa, remote, wanted, is_null=is_null)
     _verify_initiator(sa, tunnel, idi, payloads)
     check_unique(sa, tunnel, idi.identity, payloads)
     idr = IdrPayload(identity=_our_identity(sa, tunnel))
@@ -364,7 +371,7 @@ def _authenticate_initiator(
     return Authenticated(
         tunnel=tunnel,
         local=idr.identity,
-        remote=idi.identity,
+        remote=remote,
         request=payloads,
         proof=(idr, *certs, auth, *confirm_ppk(sa)),
     )
@@ -399,12 +406,17 @@ def _with_ppk(
     return AuthenticationFailed(replace(failed.failure, evidence=evidence))
 
 
-def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> TunnelPolicy:
+def _tunnel_of(
+    sa: IkeSa, initiator: Identity, wanted: Identity | None, *, is_null: bool
+) -> TunnelPolicy:
+    """By the identities; one that proves nothing gets a tunnel that asks for that, whoever it says
+    that it is: "MUST NOT be used for any trust and policy checking" (RFC 7619 section 2.2)."""
     if sa.resumed is not None:
         return tunnel_of_resumed(sa.resumed, initiator, wanted)
     candidates = sa.core.tunnel_index.candidates(sa.path)
     for tunnel in candidates.of_peer(initiator):
-        if tunnel.local_eap is None and _is_meant(sa, tunnel, wanted):
+        is_such = tunnel.remote_null == is_null and tunnel.local_eap is None
+        if is_such and _is_meant(sa, tunnel, wanted):
             return tunnel
     raise _no_tunnel(sa, candidates, initiator, wanted)
 

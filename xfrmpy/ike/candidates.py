@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from xfrmpy.ike.auth_methods import Expectation, expectations
 from xfrmpy.ike.credentials import certificate_requests
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
@@ -55,6 +56,7 @@ class _Group:
     requires_ppk: bool
     sign: bool
     certificate_requests: tuple[CertreqPayload, ...]
+    expectations: tuple[Expectation, ...]
 
 
 class Candidates:
@@ -124,6 +126,11 @@ class Candidates:
         return tuple(dict.fromkeys(r for g in self._groups for r in g.certificate_requests))
 
     @property
+    def expectations(self) -> tuple[Expectation, ...]:
+        """What is taken as the peer's proof, whichever it is."""
+        return tuple(dict.fromkeys(e for g in self._groups for e in g.expectations))
+
+    @property
     def redirects_to(self) -> frozenset[str | None]:
         """To where they redirect; None if one of them does not."""
         return frozenset(to for group in self._groups for to in group.redirects_to)
@@ -185,4 +192,5 @@ def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
         requires_ppk=all(policy.ppk_required for policy in policies),
         sign=any(policy.signs for policy in policies),
         certificate_requests=certificate_requests(policies),
+        expectations=expectations(policies),
     )

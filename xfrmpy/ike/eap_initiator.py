@@ -91,9 +91,10 @@ class EapDialogue:
         """Who asks must have proved who it is: here, or by the method where that is enough."""
         idr = only(payloads, IdrPayload)
         credential, random = self._credential, sa.core.random
-        if optional(payloads, AuthPayload) is not None:
+        has_auth = optional(payloads, AuthPayload) is not None
+        if has_auth:
             verify_proof(sa, tunnel, idr, payloads)
-        elif not credential.alone:
+        if not credential.alone and (not has_auth or tunnel.remote_null):
             summary = f"{idr.identity} asks for EAP and does not prove who it is"
             raise AuthenticationFailed(Failure(code="XF2051", summary=summary))
         check_identity(tunnel, idr.identity)

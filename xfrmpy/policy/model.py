@@ -88,6 +88,15 @@ class RsaSignature(StrEnum):
     PKCS1 = "pkcs1"
 
 
+class Experiment(StrEnum):
+    """What is of a draft, and may mean something else in the next version.
+
+    ML_DSA: signatures by draft-ietf-ipsecme-ikev2-pqc-auth.
+    """
+
+    ML_DSA = "ml-dsa"
+
+
 class EapMethod(StrEnum):
     """By what a user proves who it is in EAP."""
 
@@ -426,10 +435,11 @@ class TunnelPolicy:
 
     We prove ourselves by `local_key`, and show `local_certificates` (our own, which is of that key,
     comes first); the peer by `remote_key`, or by a certificate that `remote_authorities` vouch for;
-    where there is none of these, by the `shared_key`. With `weak_signatures` an RSA key may do so
-    with SHA-1 where RFC 7427 is unknown. With `local_eap` we call and prove ourselves by EAP, and
-    the peer by what it has of those; with `remote_eap` it is the other way round, and `remote_id`
-    is None: whom EAP authenticates is who calls.
+    where there is none of these, by the `shared_key`; or not at all (`local_null`, `remote_null`:
+    RFC 7619), and then the identity of that end is `NOBODY`. With `weak_signatures` an RSA key may
+    sign with SHA-1 where RFC 7427 is unknown. ML-DSA needs the `experiment`. With `local_eap` we
+    call and prove ourselves by EAP, and the peer by what it has of those; with `remote_eap` it is
+    the other way round, and `remote_id` is None: whom EAP authenticates is who calls.
     """
 
     name: str
@@ -446,7 +456,10 @@ class TunnelPolicy:
     local_certificates: Certificates | None = None
     remote_key: PublicKey | None = None
     remote_authorities: Certificates | None = None
+    local_null: bool = False
+    remote_null: bool = False
     weak_signatures: bool = False
+    experiment: Experiment | None = None
     local_eap: EapCredential | None = None
     remote_eap: EapAcceptance | None = None
     proposals: tuple[Proposal, ...]
@@ -478,6 +491,16 @@ class TunnelPolicy:
     def peer_signs(self) -> bool:
         """Whether the peer must; the shared key proves nothing of it then."""
         return self.remote_key is not None or self.remote_authorities is not None
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether who the peer is says which IKE SAs it has.
+
+        RFC 7619 section 2.3: of an end that proves nothing, no other IKE SA may be closed because
+        it has the same identity.
+        """
+        may_be_many = self.unique is Uniqueness.NEVER
+        return not (may_be_many or self.local_null or self.remote_null)
 
     @property
     def secrets(self) -> bytes:

@@ -170,6 +170,8 @@ def _of_keys(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]
         if prover.local_eap is not None or verifier.remote_eap is not None:
             told += _of_eap(prover.local_eap, verifier.remote_eap, is_ours=is_ours)
             continue
+        if prover.local_null and verifier.remote_null:
+            continue
         if prover.local_certificates and verifier.remote_authorities:
             told += _of_certificates(
                 prover.local_certificates, verifier.remote_authorities, is_ours=is_ours
@@ -177,8 +179,12 @@ def _of_keys(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]
             continue
         proves = prover.local_key
         expects = verifier.remote_key or verifier.remote_authorities
-        shown = (_proof(proves, prover), _proof(expects, verifier))
-        if (proves is None) != (expects is None):
+        shown = (
+            _proof(proves, prover, is_null=prover.local_null),
+            _proof(expects, verifier, is_null=verifier.remote_null),
+        )
+        is_one_null = prover.local_null != verifier.remote_null
+        if is_one_null or (proves is None) != (expects is None):
             message = f"{'we prove' if is_ours else 'they prove'} by one method, and another counts"
         elif proves is not None and expects is not None:
             if isinstance(expects, PublicKey) and proves.public == expects.spki:
@@ -239,7 +245,11 @@ def _of_certificates(
         )
 
 
-def _proof(key: PrivateKey | PublicKey | Certificates | None, tunnel: TunnelPolicy) -> str:
+def _proof(
+    key: PrivateKey | PublicKey | Certificates | None, tunnel: TunnelPolicy, *, is_null: bool
+) -> str:
+    if is_null:
+        return "null_auth"
     if key is not None:
         return f"key {key.origin}"
     return "no psk" if tunnel.shared_key is None else tunnel.shared_key.origin

@@ -13,9 +13,10 @@ from hashlib import sha256
 from ipaddress import ip_address
 from typing import Any
 
+from xfrmpy.crypto.signatures import EXPERIMENTAL, verifying_key
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.algorithms import WEAKNESSES, cipher
-from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.identity import NOBODY, Identity
 from xfrmpy.ipsec.marks import are_apart
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode
@@ -30,6 +31,7 @@ from xfrmpy.policy.model import (
     ChildPolicy,
     DatapathChoice,
     Encapsulation,
+    Experiment,
     OnDown,
     PostQuantum,
     PrivateKey,
@@ -37,6 +39,7 @@ from xfrmpy.policy.model import (
     RsaSignature,
     StartMode,
     TunnelPolicy,
+    Uniqueness,
 )
 from xfrmpy.policy.ppk import resolve_ppks
 from xfrmpy.policy.profiles import (
@@ -47,6 +50,7 @@ from xfrmpy.policy.profiles import (
     ike_proposals,
 )
 from xfrmpy.policy.schema import (
+    Authentication,
     Child,
     EspSettings,
     IkeSettings,
@@ -118,6 +122,7 @@ def resolve_tunnel(
     before = len(place.findings.errors)
     _check_peer(tunnel, place)
     _check_beet(tunnel, place)
+    _check_null(tunnel, place)
     keys = _keys(tunnel, place, reader)
     ppks = resolve_ppks(tunnel, place, reader)
     local_id, remote_id = _identities(tunnel, place)
@@ -201,6 +206,23 @@ def _check_peer(tunnel: Tunnel, place: Place) -> None:
         place.error("XF1004", ("local_address",), message)
 
 
+def _check_null(tunnel: Tunnel, place: Place) -> None:
+    """An end that proves nothing has nothing else, and cannot be told from others of its kind."""
+    auth = tunnel.auth or Authentication()
+    for end, keys in (("local", auth.local), ("remote", auth.remote)):
+        if keys is None or not keys.null_auth:
+            continue
+        for other in sorted(keys.model_fields_set - {"null_auth"}):
+            message = f"'{other}' stands beside 'null_auth', by which this end proves nothing"
+            place.error("XF1004", ("auth", end, other), message, "keep one", at_key=True)
+        if (auth.local and auth.local.eap) or (auth.remote and auth.remote.eap):
+            message = "'null_auth' does not go with 'eap': a password is for who proves who it is"
+            place.error("XF1004", ("auth", end, "null_auth"), message, "leave it out", at_key=True)
+        if tunnel.unique not in (None, Uniqueness.NEVER):
+            message = "'unique' has no meaning where an end has 'null_auth': nobody is known"
+            place.error("XF1004", ("unique",), message, "leave it out", at_key=True)
+
+
 def _check_beet(tunnel: Tunnel, place: Place) -> None:
     """What does not go with BEET mode."""
     if tunnel.mode is not Mode.BEET:
@@ -228,21 +250,35 @@ def _keys(tunnel: Tunnel, place: Place, reader: KeyReader) -> dict[str, Any]:
         ours = tunnel.auth.local or OurAuthentication()
         theirs = tunnel.auth.remote or TheirAuthentication()
     _check_keys(ours, theirs, psk is not None, path, place)
+    ike = tunnel.ike or IkeSettings()
     certified = _certified(ours, theirs, place, reader)
+    local_key, remote_key = certified["local_key"], None
+    if theirs.key is not None:
+        mark = place.mark(("auth", "remote", "key"))
+        remote_key = reader.public_key(theirs.key, mark, place.findings)
     gateway = theirs.id or (_identity_at(tunnel.peer[0]) if tunnel.peer else None)
-    local_eap = credential_of(ours, gateway, tunnel, place, reader)
-    shown = (certified["local_certificates"], certified["local_key"]) if ours.cert else None
-    remote_eap = acceptance_of(theirs, shown, tunnel, place, reader)
-    is_weak = tunnel.ike is not None and tunnel.ike.profile == WEAK_PROFILE
+    shown = (certified["local_certificates"], local_key) if ours.cert else None
+    _check_experimental("local", b"" if local_key is None else local_key.public, ike, place)
+    _check_experimental("remote", b"" if remote_key is None else remote_key.spki, ike, place)
     return {
         "shared_key": psk and reader.shared_key(psk, place.mark(path), place.findings),
         **certified,
-        "remote_key": theirs.key
-        and reader.public_key(theirs.key, place.mark(("auth", "remote", "key")), place.findings),
-        "local_eap": local_eap,
-        "remote_eap": remote_eap,
-        "weak_signatures": is_weak,
+        "remote_key": remote_key,
+        "local_eap": credential_of(ours, gateway, tunnel, place, reader),
+        "remote_eap": acceptance_of(theirs, shown, tunnel, place, reader),
+        "weak_signatures": ike.profile == WEAK_PROFILE,
+        "experiment": ike.experimental,
+        "local_null": bool(ours.null_auth),
+        "remote_null": bool(theirs.null_auth),
     }
+
+
+def _check_experimental(end: str, spki: bytes, ike: IkeSettings, place: Place) -> None:
+    """A key that signs by a draft needs to be wanted by name."""
+    kind = verifying_key(spki).kind if spki else None
+    if kind in EXPERIMENTAL and ike.experimental is not Experiment.ML_DSA:
+        message = f"a key of {kind} signs by a draft, which may yet change"
+        place.error("XF1004", ("auth", end, "key"), message, "ike: {experimental: ml-dsa}")
 
 
 def _certified(
@@ -294,8 +330,8 @@ def _check_keys(
 ) -> None:
     """Each end has one way to prove itself, and nothing is there in vain."""
     ends = (
-        ("local", ours.key or ours.cert or ours.eap),
-        ("remote", theirs.key or theirs.ca or theirs.eap),
+        ("local", ours.key or ours.cert or ours.eap or ours.null_auth),
+        ("remote", theirs.key or theirs.ca or theirs.eap or theirs.null_auth),
     )
     with_key = [end for end, key in ends if key]
     if theirs.key is not None and theirs.ca is not None:
@@ -309,7 +345,7 @@ def _check_keys(
         message, hint = "'psk' is missing", "psk: secret:NAME"
         if with_key:
             other = "remote" if with_key == ["local"] else "local"
-            message += f": of the two ends '{with_key[0]}' alone has a 'key' or certificate"
+            message += f": of the two ends '{with_key[0]}' alone has another way to prove itself"
             hint = _MISSING[other]
         place.error("XF1005", path, message, hint, at_key=True)
     for name in ("passphrase", "rsa"):
@@ -335,9 +371,11 @@ def _check_eap(ours: OurAuthentication, theirs: TheirAuthentication, place: Plac
 def _identities(tunnel: Tunnel, place: Place) -> tuple[Identity | None, Identity | None]:
     ours, theirs = tunnel.id, tunnel.peer_id
     if tunnel.auth is not None:
-        ours = tunnel.auth.local.id if tunnel.auth.local else None
-        theirs = tunnel.auth.remote.id if tunnel.auth.remote else None
-        if tunnel.auth.remote is not None and tunnel.auth.remote.eap is not None:
+        local = tunnel.auth.local or OurAuthentication()
+        remote = tunnel.auth.remote or TheirAuthentication()
+        ours = NOBODY if local.null_auth else local.id
+        theirs = NOBODY if remote.null_auth else remote.id
+        if remote.eap is not None:
             return ours, None
     if theirs is not None:
         return ours, theirs

@@ -44,6 +44,7 @@ from xfrmpy.policy.model import (
     EapInside,
     EapMethod,
     Encapsulation,
+    Experiment,
     OnDown,
     PostQuantum,
     RsaSignature,
@@ -192,6 +193,11 @@ class IkeSettings(Keys):
         "`require`: only with ML-KEM, never with a classical key exchange alone; `off`: never with "
         "it. Default: `prefer`, which takes what comes first in `proposals` and suits the peer.",
         "require",
+    )
+    experimental: Annotated[Experiment, _choice(Experiment)] | None = _key(
+        "`ml-dsa`: keys of ML-DSA may sign, by a draft that may yet change, so both ends should be "
+        "of one version. Default: nothing of the kind.",
+        "ml-dsa",
     )
     lifetime: Lifetime | None = _key(
         "How long an IKE SA may live; it is rekeyed ahead, or `off`. Default: 4h.", "8h"
@@ -385,7 +391,8 @@ class OurAuthentication(Keys):
     id: SomeIdentity | None = _key("The same as `id` of the tunnel.", "gw1.example.net")
     key: Secret | None = _key(
         "The private key that we sign with, in place of `psk`: PEM or DER (PKCS #8), of RSA (2048 "
-        "bits at least), ECDSA (P-256, P-384, P-521), Ed25519 or Ed448.",
+        "bits at least), ECDSA (P-256, P-384, P-521), Ed25519, Ed448 or, if `ike.experimental` has "
+        "it, ML-DSA.",
         "secret:gw1.key",
     )
     passphrase: Secret | None = _key("What the key is encrypted with.", "secret:gw1.passphrase")
@@ -394,6 +401,9 @@ class OurAuthentication(Keys):
         "pkcs1",
     )
     cert: CertificateName | None = _key("The same as `cert` of the tunnel.", "gw1")
+    null_auth: Switch | None = _key(
+        "`yes`: we prove nothing and say no name (RFC 7619). Default: no.", "yes"
+    )
     eap: OurEap | None = _key(
         "As whom we call a gateway that asks by EAP, in place of a key of ours.",
         {"identity": "carol", "password": "secret:carol"},
@@ -416,6 +426,11 @@ class TheirAuthentication(Keys):
         {"users": "file:/etc/xfrmpy/users"},
     )
     cert: NotYet = None
+    null_auth: Switch | None = _key(
+        "`yes`: whoever calls from where `peer` says is let in, and proves nothing (RFC 7619): "
+        "the packets are safe from those who only listen. Default: no.",
+        "yes",
+    )
 
 
 class Authentication(Keys):
