@@ -76,7 +76,7 @@ LIBRARIES: dict[str, set[str]] = {
     "crypto": {"cryptography"},
     "store": {"cryptography"},
     "pki": {"cryptography"},
-    "eap": {"cryptography"},
+    "eap": {"cryptography", "OpenSSL"},
     "radius": {"pyrad"},
     "datapath.userspace": {"numpy"},
     "policy": {"yaml", "pydantic", "pydantic_core"},

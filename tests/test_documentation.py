@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tests.documentation import PAGES, ROOT, Block, anchors, blocks, links, prose, text_of
 from tests.keypairs import key_pair
 from tests.pages import PEERS, TABLES, with_exports, with_table
-from tests.pki.chains import authority
+from tests.pki.chains import Entity, authority, dns
 from xfrmpy.cli.main import app, run
 from xfrmpy.crypto.signatures import KeyKind
 from xfrmpy.daemon import __main__ as daemon
@@ -107,7 +107,16 @@ def load_example(place: Path, block: Block) -> LoadedPolicy:
             file.write_text(_of_page("# /etc/xfrmpy/users\n", block.page))
     for name in re.findall(r"\bca: ([\w-]+)", text):
         (place / "cas").mkdir(exist_ok=True)
-        (place / "cas" / f"{name}.pem").write_bytes(_authority())
+        (place / "cas" / f"{name}.pem").write_bytes(_pem(_authority()))
+    for identity, name in re.findall(r"\bid: ([\w.-]+), cert: ([\w-]+)", text):
+        leaf = _authority().issue(identity, names=[dns(identity)], **_dates())
+        for file, data in (
+            (place / "certs" / f"{name}.pem", _pem(leaf)),
+            (place / "keys" / f"{name}.key", _key_pem(leaf)),
+        ):
+            file.parent.mkdir(exist_ok=True)
+            file.touch(0o600)
+            file.write_bytes(data)
     return load_policy([place / "conf.d"])
 
 
@@ -117,10 +126,21 @@ def _of_page(first_line: str, page: str) -> str:
 
 
 @cache
-def _authority() -> bytes:
+def _authority() -> Entity:
+    return authority("an example", **_dates())
+
+
+def _dates() -> dict[str, datetime]:
     now = datetime.now(UTC).replace(microsecond=0)
-    made = authority("an example", start=now - timedelta(days=1), end=now + timedelta(days=90))
-    return made.library.public_bytes(Encoding.PEM)
+    return {"start": now - timedelta(days=1), "end": now + timedelta(days=90)}
+
+
+def _key_pem(entity: Entity) -> bytes:
+    return entity.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _pem(entity: Entity) -> bytes:
+    return entity.library.public_bytes(Encoding.PEM)
 
 
 @pytest.mark.parametrize(("block", "text"), COMMANDS, ids=str)

@@ -10,9 +10,9 @@ from tests.fuzz.eap import End, play_eap
 PACKETS = st.lists(
     st.one_of(
         st.binary(max_size=60),
-        st.tuples(st.sampled_from([1, 2, 3, 4, 6, 26, 254]), st.binary(max_size=80)).map(
-            lambda typed: bytes([typed[0]]) + typed[1]
-        ),
+        st.tuples(
+            st.sampled_from([1, 2, 3, 4, 6, 13, 21, 25, 26, 254]), st.binary(max_size=80)
+        ).map(lambda typed: bytes([typed[0]]) + typed[1]),
     ),
     max_size=8,
 )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from itertools import count
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.eap.parties import USERS, numbered
 from xfrmpy.eap.gtc import GtcPeer, GtcServer
 from xfrmpy.eap.md5 import Md5Peer, Md5Server
 from xfrmpy.eap.method import MAX_ROUNDS, EapFailed
@@ -27,17 +26,10 @@ from xfrmpy.eap.packet import (
 from xfrmpy.eap.peer import EapPeer, PeerState
 from xfrmpy.eap.server import EapServer, ServerState
 
-USERS = {b"alice": "correct horse", b"DOMAIN\\bob": "battery staple", b"carol": ""}
 ALICE = USERS[b"alice"]
 T = EapType
 METHODS = [T.MD5_CHALLENGE, T.MSCHAPV2, T.GTC]
 SUCCESS = EapPacket(code=EapCode.SUCCESS, identifier=1).encode()
-
-
-def numbered(seed: str) -> Callable[[int], bytes]:
-    """Octets that are others each time, and the same in each run."""
-    numbers = count()
-    return lambda size: hashlib.sha256(f"{seed}{next(numbers)}".encode()).digest()[:size]
 
 
 def peer(

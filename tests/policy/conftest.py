@@ -33,8 +33,10 @@ def load(tmp_path: Path) -> Callable[..., LoadedPolicy]:
         secrets.mkdir()
         for name, content in {"../secrets/key": STRONG, **files}.items():
             data = content.encode() if isinstance(content, str) else content
-            (layer / name).write_bytes(data)
-            (layer / name).chmod(0o600)
+            path = layer / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            path.chmod(0o600)
         return load_policy([layer])
 
     return write_and_load

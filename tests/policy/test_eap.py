@@ -82,6 +82,7 @@ def test_who_calls_is_a_user_with_a_password(load: Load) -> None:
     policy = only(client(load))
     assert policy.local_eap is not None
     assert policy.local_eap.identity == "carol"
+    assert policy.local_eap.password is not None
     assert policy.local_eap.password.octets == b"correct horse"
     assert policy.local_eap.methods == (EapMethod.MSCHAPV2,)
     assert not policy.local_eap.alone
@@ -100,6 +101,7 @@ def test_a_password_is_text_as_it_is(load: Load) -> None:
     """What begins as hex or base64 is not taken for that."""
     policy = only(client(load, carol="0xyz pässword\r\n"))
     assert policy.local_eap is not None
+    assert policy.local_eap.password is not None
     assert policy.local_eap.password.octets.decode() == "0xyz pässword"
 
 

@@ -12,8 +12,8 @@ Random: TypeAlias = Callable[[int], bytes]
 Users: TypeAlias = Callable[[bytes], str | None]
 """The password of a user, None for one that is unknown."""
 
-MAX_ROUNDS = 32
-"""Requests of one authentication: MSCHAPv2 has four, with every notification and a retry."""
+MAX_ROUNDS = 64
+"""Requests of one authentication: MSCHAPv2 has four; TLS with long chains in pieces thirty."""
 
 
 class EapFailed(Exception):

@@ -46,6 +46,7 @@ class EapType(Registry):
     AKA = 23
     PEAP = 25
     MSCHAPV2 = 26
+    EXTENSIONS = 33
     AKA_PRIME = 50
     EXPANDED = 254
 

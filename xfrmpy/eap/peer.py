@@ -52,6 +52,11 @@ class EapPeer:
             return None
         return Outcome(identity=self._identity, method=self._method.type, msk=self._method.msk)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the server may say that we have succeeded."""
+        return self._method is not None and self._method.is_finished
+
     def handle(self, octets: bytes) -> bytes | None:
         """Our response; None after success. Raises `EapFailed`, and then for good."""
         try:
@@ -79,7 +84,7 @@ class EapPeer:
 
     def _succeed(self) -> None:
         """RFC 3748 section 4.2: a peer "MUST silently discard" a success out of its time."""
-        if self._method is None or not self._method.is_finished:
+        if not self.is_ready:
             raise EapFailed("the server speaks of success before anything is proved")
         self.state = PeerState.SUCCEEDED
 

@@ -92,7 +92,8 @@ class LocalAuthenticator:
 
     def __init__(self, sa: IkeSa, acceptance: EapAcceptance) -> None:
         random = sa.core.random
-        self._server = EapServer(server_methods(acceptance, random), random(1)[0])
+        methods = server_methods(acceptance, random, sa.core.wall_clock())
+        self._server = EapServer(methods, random(1)[0])
 
     @property
     def user(self) -> bytes:

@@ -104,7 +104,8 @@ class EapDialogue:
             credential = replace(credential, methods=fit)
         check_identity(tunnel, idr.identity)
         self.idr = idr
-        self._peer = EapPeer(credential.identity.encode(), peer_methods(credential, random))
+        methods = peer_methods(credential, random, sa.core.wall_clock())
+        self._peer = EapPeer(credential.identity.encode(), methods)
 
     def _answer(self, packet: bytes) -> None:
         assert self._peer is not None

@@ -18,7 +18,7 @@ from xfrmpy.ike.core import Core
 from xfrmpy.ike.snapshot import read_proposals, write_proposals
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.policy.model import EapAcceptance, EapCredential, TunnelPolicy
 from xfrmpy.wire.cursor import Malformed
 
 FORMAT = 1
@@ -101,17 +101,29 @@ def _read_policy(record: bytes) -> KeptPolicy:
 
 
 def _without_secrets(policy: TunnelPolicy) -> TunnelPolicy:
-    shared, ours, eap = policy.shared_key, policy.local_key, policy.local_eap
-    theirs = policy.remote_eap
-    users = None if theirs is None or theirs.users is None else replace(theirs.users, passwords=())
+    shared, ours = policy.shared_key, policy.local_key
     return replace(
         policy,
         shared_key=None if shared is None else replace(shared, octets=b""),
         local_key=None if ours is None else replace(ours, octets=b""),
-        local_eap=eap and replace(eap, password=replace(eap.password, octets=b"")),
-        remote_eap=theirs and replace(theirs, users=users, radius=None),
+        local_eap=policy.local_eap and _without_ours(policy.local_eap),
+        remote_eap=policy.remote_eap and _without_theirs(policy.remote_eap),
         ppks=tuple(replace(ppk, key=replace(ppk.key, octets=b"")) for ppk in policy.ppks),
     )
+
+
+def _without_ours(eap: EapCredential) -> EapCredential:
+    password = eap.password and replace(eap.password, octets=b"")
+    tls = eap.tls
+    if tls is not None and tls.key is not None:
+        tls = replace(tls, key=replace(tls.key, octets=b""))
+    return replace(eap, password=password, tls=tls)
+
+
+def _without_theirs(eap: EapAcceptance) -> EapAcceptance:
+    users = eap.users and replace(eap.users, passwords=())
+    tls = eap.tls and replace(eap.tls, key=replace(eap.tls.key, octets=b""))
+    return replace(eap, users=users, tls=tls, radius=None)
 
 
 def _without_proposals(policy: TunnelPolicy) -> TunnelPolicy:

@@ -35,33 +35,55 @@ IKE_USAGES = frozenset(
 )
 """RFC 4945 section 5.1.3.12: one of these, or no extended key usage at all."""
 
+TLS_SERVER_USAGES = frozenset(
+    {
+        ExtendedKeyUsageOID.SERVER_AUTH.dotted_string,
+        ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE.dotted_string,
+    }
+)
+TLS_CLIENT_USAGES = frozenset(
+    {
+        ExtendedKeyUsageOID.CLIENT_AUTH.dotted_string,
+        ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE.dotted_string,
+    }
+)
+"""RFC 5216 section 5.3, for EAP-TLS and the methods like it; or none at all."""
 
-def check_path(path: tuple[Certificate, ...], now: datetime) -> None:
-    """Raises `CertificateRefused` unless the path (leaf first) is valid for IKE at `now`."""
+_NAMES = {
+    IKE_USAGES: "ipsecIKE",
+    TLS_SERVER_USAGES: "serverAuth",
+    TLS_CLIENT_USAGES: "clientAuth",
+}
+
+
+def check_path(
+    path: tuple[Certificate, ...], now: datetime, usages: frozenset[str] = IKE_USAGES
+) -> None:
+    """Raises `CertificateRefused` unless the path (leaf first) is valid for `usages` at `now`."""
     leaf, *authorities = path
     for certificate in path:
         check_certificate(certificate, now)
     for certificate in path[:-1]:
         check_signature_hash(certificate.library.signature_hash_algorithm, certificate)
-    check_leaf(leaf)
+    check_leaf(leaf, usages)
     for depth, authority in enumerate(authorities):
         _check_authority(authority, path[: depth + 1])
     if _is_known_to_library(path):
         _confirm_by_library(path, now)
 
 
-def check_leaf(leaf: Certificate) -> None:
-    """What RFC 4945 section 5.1.3 wants of the certificate of an IKE peer."""
+def check_leaf(leaf: Certificate, usages: frozenset[str] = IKE_USAGES) -> None:
+    """What RFC 4945 section 5.1.3 wants of the certificate of an IKE peer, or TLS of an end."""
     if leaf.is_authority:
         raise _refused(Problem.AUTHORITY_AS_LEAF, f"{leaf} is an authority's certificate", leaf)
     usage = leaf.key_usage
     if usage is not None and not (usage.digital_signature or usage.content_commitment):
         summary = f"{leaf} has a key usage without digitalSignature and nonRepudiation"
         raise _refused(Problem.WRONG_USAGE, summary, leaf)
-    if leaf.usages is not None and not leaf.usages & IKE_USAGES:
+    if leaf.usages is not None and not leaf.usages & usages:
         raise CertificateRefused(
             Problem.WRONG_USAGE,
-            f"{leaf} has an extended key usage without ipsecIKE",
+            f"{leaf} has an extended key usage without {_NAMES[usages]}",
             (*leaf.evidence, ("extended key usage", ", ".join(sorted(leaf.usages)))),
         )
 

@@ -15,7 +15,7 @@ from datetime import datetime
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from xfrmpy.pki.certificate import Certificate, printable
-from xfrmpy.pki.checks import check_key, check_path
+from xfrmpy.pki.checks import IKE_USAGES, check_key, check_path
 from xfrmpy.pki.verdicts import CertificateRefused, Problem
 
 MAX_PATH = 8
@@ -35,18 +35,20 @@ def validate(
     intermediates: Iterable[Certificate],
     anchors: Iterable[Certificate],
     now: datetime,
+    usages: frozenset[str] = IKE_USAGES,
 ) -> Path:
     """The path by which `leaf` may prove who an IKE peer is (RFC 5280 section 6, RFC 4945 5).
 
     An anchor is any authority's certificate, the top of its hierarchy or not; it has to be valid as
-    all others have. `now` knows its time zone. Raises `CertificateRefused`: of a way that leads to
+    all others have. `now` knows its time zone; `usages` are OIDs, of which an extended key usage
+    must have one. Raises `CertificateRefused`: of a way that leads to
     an anchor the first failure, else why none does.
     """
     search = _Search(intermediates=tuple(intermediates), anchors=tuple(anchors))
     refusals = []
     for path in search.paths(leaf):
         try:
-            check_path(path, now)
+            check_path(path, now, usages)
         except CertificateRefused as refused:
             refusals.append(refused)
         else:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from xfrmpy.ipsec.identity import Identity
@@ -19,7 +20,7 @@ from xfrmpy.pki.certificate import (
     decode_certificate_untrusted,
     load_bundle,
 )
-from xfrmpy.pki.checks import check_key, check_leaf, check_validity
+from xfrmpy.pki.checks import IKE_USAGES, check_key, check_leaf, check_validity
 from xfrmpy.pki.identities import check_identity, identities_of
 from xfrmpy.pki.paths import validate
 from xfrmpy.pki.revocation import MAX_CRL_OCTETS, decode_crl_untrusted
@@ -48,13 +49,22 @@ class CertificateFiles:
     def __init__(self, roots: Sequence[Path]) -> None:
         self._roots = roots
 
-    def ours(self, reference: str, key: PrivateKey | None, where: Where) -> Certificates | None:
-        """A file of our certificate and those above it; `key` has to be that of the first."""
+    def ours(
+        self,
+        reference: str,
+        key: PrivateKey | None,
+        where: Where,
+        usages: frozenset[str] = IKE_USAGES,
+    ) -> Certificates | None:
+        """A file of our certificate and those above it; `key` has to be that of the first.
+
+        `usages` are what it is for, as `pki.checks` has them.
+        """
         found = self._read("certs", reference, where)
         if found is None:
             return None
         (leaf, *_), name = found
-        if not _is_fit(leaf, name, where, check_key, check_leaf):
+        if not _is_fit(leaf, name, where, check_key, partial(check_leaf, usages=usages)):
             return None
         if key is not None and key.public != leaf.public_key_info:
             message = f"the key {key.origin} is not that of the certificate {name}"

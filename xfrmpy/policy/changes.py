@@ -251,7 +251,8 @@ def _acceptance(eap: EapAcceptance | None) -> str:
     """Whom it lets in; of the users their number and where they are from."""
     if eap is None:
         return "none"
-    who = eap.users if eap.radius is None else f"users of {_radius(eap.radius)}"
+    known = eap.users or "users by certificate"
+    who = known if eap.radius is None else f"users of {_radius(eap.radius)}"
     named = _listed((*eap.identities, *(f"group {group}" for group in eap.groups)))
     limits = [named and f"only {named}", "without a certificate of ours" if eap.alone else ""]
     return "; ".join([f"{who}, by {_listed(eap.methods) or 'any'}", *filter(None, limits)])

@@ -8,8 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xfrmpy.policy.model import EapAcceptance, EapCredential, EapMethod, StartMode
-from xfrmpy.policy.values import MAX_SHORT_TEXT
+from xfrmpy.ipsec.identity import Identity
+from xfrmpy.policy.eap_tls import Shown, client_tls, server_tls
+from xfrmpy.policy.model import (
+    EapAcceptance,
+    EapCredential,
+    EapMethod,
+    StartMode,
+)
+from xfrmpy.policy.values import MAX_SHORT_TEXT, SecretReference
 
 if TYPE_CHECKING:
     from xfrmpy.policy.keys import KeyReader
@@ -24,9 +31,16 @@ MAX_PASSWORD = 256
 
 
 def credential_of(
-    ours: OurAuthentication, tunnel: Tunnel, place: Place, reader: KeyReader
+    ours: OurAuthentication,
+    gateway: Identity | None,
+    tunnel: Tunnel,
+    place: Place,
+    reader: KeyReader,
 ) -> EapCredential | None:
-    """As whom we call; None if we prove ourselves otherwise, or with an error for each reason."""
+    """As whom we call; None if we prove ourselves otherwise, or with an error for each reason.
+
+    `gateway` is whom we call.
+    """
     eap, path = ours.eap, ("auth", "local", "eap")
     if eap is None:
         return None
@@ -38,24 +52,31 @@ def credential_of(
     if not identity:
         message = "'identity' of 'eap' is missing: the name of the user that we are"
         place.error("XF1005", path, message, "eap: {identity: NAME, ...}", at_key=True)
-    if eap.password is None:
-        message = "'password' of 'eap' is missing"
-        place.error("XF1005", path, message, "eap: {password: secret:NAME, ...}", at_key=True)
-        return None
     methods = tuple(dict.fromkeys(eap.method or DEFAULT_METHODS))
     _check_alone(bool(eap.alone), methods, path, place)
-    password = reader.password(eap.password, place.mark((*path, "password")), place.findings)
-    if password is None:
+    _check_needed("password", eap.password, methods, path, place)
+    tls = client_tls(eap, methods, gateway, place, reader)
+    password = eap.password and reader.password(
+        eap.password, place.mark((*path, "password")), place.findings
+    )
+    if eap.password is not None and password is None:
         return None
     return EapCredential(
-        identity=identity, methods=methods, password=password, alone=bool(eap.alone)
+        identity=identity, methods=methods, password=password, tls=tls, alone=bool(eap.alone)
     )
 
 
 def acceptance_of(
-    theirs: TheirAuthentication, tunnel: Tunnel, place: Place, reader: KeyReader
+    theirs: TheirAuthentication,
+    shown: Shown | None,
+    tunnel: Tunnel,
+    place: Place,
+    reader: KeyReader,
 ) -> EapAcceptance | None:
-    """Who may call; None if the peer proves itself otherwise, or with an error for each reason."""
+    """Who may call; None if the peer proves itself otherwise, or with an error for each reason.
+
+    `shown` is by what we prove ourselves, if that is a certificate, as far as it could be read.
+    """
     eap, path = theirs.eap, ("auth", "remote", "eap")
     if eap is None:
         return None
@@ -72,27 +93,51 @@ def acceptance_of(
     if eap.groups is not None:
         message = "'groups' are those of a RADIUS server, and 'users' has none"
         place.error("XF1004", (*path, "groups"), message, "leave it out", at_key=True)
-    if eap.users is None:
-        message = "'users' of 'eap' is missing: the list of names and passwords"
-        hint = "eap: {users: file:/PATH}, or {radius: GROUP}"
-        place.error("XF1005", path, message, hint, at_key=True)
-        return None
     methods = tuple(dict.fromkeys(eap.methods or DEFAULT_METHODS))
     _check_alone(bool(eap.alone), methods, path, place)
-    users = reader.users(eap.users, place.mark((*path, "users")), place.findings)
-    if users is None:
+    _check_needed("users", eap.users, methods, path, place)
+    tls = server_tls(eap, methods, shown, place, reader)
+    users = eap.users and reader.users(eap.users, place.mark((*path, "users")), place.findings)
+    if eap.users is not None and users is None:
         return None
     return EapAcceptance(
         methods=methods,
         users=users,
+        tls=tls,
         identities=tuple(eap.identities or ()),
         alone=bool(eap.alone),
     )
 
 
+_NEEDED = {
+    "password": ("'password' of 'eap' is missing", "eap: {password: secret:NAME, ...}"),
+    "users": (
+        "'users' of 'eap' is missing: the list of names and passwords",
+        "eap: {users: file:/PATH}, or {radius: GROUP}",
+    ),
+}
+
+
+def _check_needed(
+    word: str,
+    value: SecretReference | None,
+    methods: tuple[EapMethod, ...],
+    path: Keypath,
+    place: Place,
+) -> None:
+    """Of all methods, tls alone has no passwords."""
+    has_passwords = methods != (EapMethod.TLS,)
+    message, hint = _NEEDED[word]
+    if has_passwords and value is None:
+        place.error("XF1005", path, message, hint, at_key=True)
+    if not has_passwords and value is not None:
+        message = f"'{word}' has no meaning with the method tls, which takes certificates"
+        place.error("XF1004", (*path, word), message, "leave it out", at_key=True)
+
+
 def _left_to(group: str, eap: TheirEap, path: Keypath, place: Place) -> EapAcceptance:
     """Users whom servers know; these choose the method, too."""
-    for key in ("users", "methods", "alone"):
+    for key in ("users", "methods", "cert", "ca", "alone"):
         if getattr(eap, key):
             message = f"'{key}' is not ours to say: the servers of 'radius' decide"
             place.error("XF1004", (*path, key), message, "leave it out", at_key=True)

@@ -103,6 +103,14 @@ class EapMethod(StrEnum):
     MSCHAPV2 = "mschapv2"
     MD5 = "md5"
     GTC = "gtc"
+    TLS = "tls"
+    TTLS = "ttls"
+    PEAP = "peap"
+
+    @property
+    def is_tunnel(self) -> bool:
+        """Whether it speaks TLS, and so needs certificates."""
+        return self in _TUNNELS
 
     @property
     def is_fit_alone(self) -> bool:
@@ -112,7 +120,18 @@ class EapMethod(StrEnum):
         return self in _FIT_ALONE
 
 
-_FIT_ALONE: frozenset[EapMethod] = frozenset()
+_TUNNELS = frozenset({EapMethod.TLS, EapMethod.TTLS, EapMethod.PEAP})
+_FIT_ALONE = _TUNNELS
+
+
+class EapInside(StrEnum):
+    """By what a user proves who it is within TLS: a method of EAP, or attributes of TTLS."""
+
+    EAP_MSCHAPV2 = "eap-mschapv2"
+    EAP_MD5 = "eap-md5"
+    EAP_GTC = "eap-gtc"
+    MSCHAPV2 = "mschapv2"
+    PAP = "pap"
 
 
 class OnDown(StrEnum):
@@ -185,6 +204,29 @@ class Certificates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EapClientTls:
+    """TLS within EAP: the server must be `server` by one of the authorities.
+
+    `certificates` and `key` are what we show it, `inside` what we say within it.
+    """
+
+    authorities: Certificates
+    server: Identity
+    certificates: Certificates | None = None
+    key: PrivateKey | None = None
+    inside: EapInside = EapInside.EAP_MSCHAPV2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EapServerTls:
+    """TLS within EAP: what we show to users; `authorities` know those who come by certificate."""
+
+    certificates: Certificates
+    key: PrivateKey
+    authorities: Certificates | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RadiusServer:
     """A server of RADIUS, and the secret that we share with it."""
 
@@ -229,12 +271,23 @@ class EapCredential:
 
     identity: str
     methods: tuple[EapMethod, ...]
-    password: SharedKey
+    password: SharedKey | None = None
+    tls: EapClientTls | None = None
     alone: bool = False
 
     def __str__(self) -> str:
         methods = ", ".join(self.methods)
-        return f"{self.identity}, by {methods}, {self.password.origin}"
+        key = None if self.tls is None else self.tls.key
+        origins = [f", {secret.origin}" for secret in (self.password, key) if secret]
+        return f"{self.identity}, by {methods}{''.join(origins)}"
+
+    @property
+    def secrets(self) -> tuple[bytes, ...]:
+        """All that proves who we are, and by whom the server is to be known."""
+        tls = self.tls
+        known = () if tls is None else (*tls.authorities.ders, tls.authorities.crl)
+        keys = (self.password, None if tls is None else tls.key)
+        return (*(key.octets if key else b"" for key in keys), *known)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +314,7 @@ class EapAcceptance:
 
     methods: tuple[EapMethod, ...] = ()
     users: EapUsers | None = None
+    tls: EapServerTls | None = None
     server: str = ""
     radius: RadiusGroup | None = None
     identities: tuple[str, ...] = ()
@@ -454,7 +508,7 @@ class TunnelPolicy:
         keys = (
             self.shared_key and self.shared_key.octets,
             self.local_key and self.local_key.octets,
-            self.local_eap and self.local_eap.password.octets,
+            *(self.local_eap.secrets if self.local_eap else (b"",)),
         )
         theirs = self.remote_key and self.remote_key.spki
         trusted = self.remote_authorities

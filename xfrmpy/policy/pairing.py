@@ -200,6 +200,15 @@ def _of_keys(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]
     yield from dict.fromkeys(told)
 
 
+def _is_known(credential: EapCredential, acceptance: EapAcceptance) -> bool:
+    """Whether the users have this one, as far as passwords go."""
+    if acceptance.users is None or credential.password is None:
+        return True
+    known = dict(acceptance.users.passwords).get(credential.identity.encode())
+    right = (known or "").encode()
+    return known is not None and hmac.compare_digest(right, credential.password.octets)
+
+
 def _of_eap(
     credential: EapCredential | None, acceptance: EapAcceptance | None, *, is_ours: bool
 ) -> Iterator[Disagreement]:
@@ -210,13 +219,10 @@ def _of_eap(
         message = f"{who} prove by one method, and another counts"
     elif not set(credential.methods) & set(acceptance.methods):
         message = "the ends have no method of EAP in common"
-    elif acceptance.users is not None:
-        known = dict(acceptance.users.passwords).get(credential.identity.encode())
-        right = (known or "").encode()
-        if known is None or not hmac.compare_digest(right, credential.password.octets):
-            message = "the users do not have that name with that password"
-        elif not acceptance.admits(credential.identity.encode()):
-            message = "the user may not use the tunnel"
+    elif not _is_known(credential, acceptance):
+        message = "the users do not have that name with that password"
+    elif acceptance.server == "" and not acceptance.admits(credential.identity.encode()):
+        message = "the user may not use the tunnel"
     if message:
         shown = str(credential or "no EAP"), str((acceptance and acceptance.users) or "no EAP")
         here, there = shown if is_ours else shown[::-1]

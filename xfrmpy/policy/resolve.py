@@ -266,14 +266,16 @@ def _keys(tunnel: Tunnel, place: Place, reader: KeyReader) -> dict[str, Any]:
     if theirs.key is not None:
         mark = place.mark(("auth", "remote", "key"))
         remote_key = reader.public_key(theirs.key, mark, place.findings)
+    gateway = theirs.id or (_identity_at(tunnel.peer[0]) if tunnel.peer else None)
+    shown = (certified["local_certificates"], local_key) if ours.cert else None
     _check_experimental("local", b"" if local_key is None else local_key.public, ike, place)
     _check_experimental("remote", b"" if remote_key is None else remote_key.spki, ike, place)
     return {
         "shared_key": psk and reader.shared_key(psk, place.mark(path), place.findings),
         **certified,
         "remote_key": remote_key,
-        "local_eap": credential_of(ours, tunnel, place, reader),
-        "remote_eap": acceptance_of(theirs, tunnel, place, reader),
+        "local_eap": credential_of(ours, gateway, tunnel, place, reader),
+        "remote_eap": acceptance_of(theirs, shown, tunnel, place, reader),
         "weak_signatures": ike.profile == WEAK_PROFILE,
         "experiment": ike.experimental,
         "local_null": bool(ours.null_auth),
@@ -389,15 +391,20 @@ def _identities(tunnel: Tunnel, place: Place) -> tuple[Identity | None, Identity
         return ours, theirs
     match tunnel.peer or []:
         case [peer]:
-            address = _address(peer)
-            name = peer.removesuffix(".")
-            return ours, Identity.parse(name) if address is None else Identity.of_address(address)
+            return ours, _identity_at(peer)
         case []:
             message = "'peer_id' is missing: without a 'peer', nothing else says who may call"
         case _:
             message = "'peer_id' is missing: with several peers, it must say who they all are"
     place.error("XF1005", ("peer",), message, at_key=True)
     return ours, None
+
+
+def _identity_at(peer: str) -> Identity:
+    """Who is expected where a policy says no more than the peer's address or name."""
+    address = _address(peer)
+    name = peer.removesuffix(".")
+    return Identity.parse(name) if address is None else Identity.of_address(address)
 
 
 def _address(peer: str) -> IpAddress | None:

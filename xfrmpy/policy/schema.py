@@ -41,6 +41,7 @@ from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import MAX_FINDINGS, Findings, shown
 from xfrmpy.policy.model import (
     DatapathChoice,
+    EapInside,
     EapMethod,
     Encapsulation,
     Experiment,
@@ -296,13 +297,32 @@ class OurEap(Keys):
     """As whom and by what we prove who we are by EAP."""
 
     method: EapMethods | None = _key(
-        "`mschapv2`, `md5` or `gtc`, or a list with the best first. Default: `mschapv2`.",
+        "`mschapv2`, `md5`, `gtc`, `tls`, `ttls` or `peap`, or a list with the best first. "
+        "Default: `mschapv2`.",
         "mschapv2",
     )
     identity: Annotated[str, PlainValidator(values.parse_short_text), _Text] | None = _key(
         "The name of the user that we are. Default: `id`.", "carol"
     )
     password: Secret | None = _key("The password by reference, as `psk`.", "secret:carol")
+    cert: CertificateName | None = _key(
+        "With `tls`: our certificate, `certs/NAME.pem`, whose key is `keys/NAME.key`.", "carol"
+    )
+    ca: CertificateName | None = _key(
+        "With `tls`, `ttls` and `peap`: who vouches for the server within EAP, as `ca` of the "
+        "tunnel.",
+        "corp-root",
+    )
+    server: SomeIdentity | None = _key(
+        "With these: the name that the server within EAP must have in its certificate. Default: "
+        "who the gateway is.",
+        "radius.example.org",
+    )
+    inside: Annotated[EapInside, _choice(EapInside)] | None = _key(
+        "What is said within `ttls` (`eap-mschapv2`, `eap-md5`, `eap-gtc`, `mschapv2`, `pap`) and "
+        "`peap` (`eap-mschapv2`, `eap-gtc`). Default: `eap-mschapv2`.",
+        "eap-mschapv2",
+    )
     alone: Switch | None = _key(
         "Whether the gateway need not prove itself by anything but EAP (RFC 5998), which takes "
         "methods that do so. Default: no.",
@@ -318,8 +338,18 @@ class TheirEap(Keys):
         "file:/etc/xfrmpy/users",
     )
     methods: EapMethods | None = _key(
-        "By which methods, the best first: `mschapv2`, `md5`, `gtc`. Default: `mschapv2`.",
-        ["mschapv2", "md5"],
+        "By which methods, the best first: `mschapv2`, `md5`, `gtc`, `tls`, `ttls`, `peap`. "
+        "Default: `mschapv2`.",
+        ["peap", "mschapv2"],
+    )
+    cert: CertificateName | None = _key(
+        "With `tls`, `ttls` and `peap`: what we show within EAP, `certs/NAME.pem` with "
+        "`keys/NAME.key`. Default: the certificate that we prove ourselves by.",
+        "gw1",
+    )
+    ca: CertificateName | None = _key(
+        "With `tls`: who vouches for the certificates of users, each of which has the user's name.",
+        "corp-root",
     )
     identities: (
         Annotated[
