@@ -27,6 +27,7 @@ IMPERATIVES = {
     outputs.RemoveSa,
     outputs.AddPolicy,
     outputs.RemovePolicy,
+    outputs.AskAaa,
     outputs.AskUsage,
     outputs.AskAaa,
     outputs.Persist,

@@ -150,6 +150,7 @@ NO_NEWS = {
     outputs.RemoveSa,
     outputs.AddPolicy,
     outputs.RemovePolicy,
+    outputs.AskAaa,
     outputs.AskUsage,
     outputs.AskAaa,
     outputs.Persist,
