@@ -29,7 +29,6 @@ IMPERATIVES = {
     outputs.RemovePolicy,
     outputs.AskAaa,
     outputs.AskUsage,
-    outputs.AskAaa,
     outputs.Persist,
 }
 COUNTED = {outputs.DatagramDropped}

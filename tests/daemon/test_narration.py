@@ -152,7 +152,6 @@ NO_NEWS = {
     outputs.RemovePolicy,
     outputs.AskAaa,
     outputs.AskUsage,
-    outputs.AskAaa,
     outputs.Persist,
     outputs.DatagramDropped,
 }

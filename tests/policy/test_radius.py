@@ -13,7 +13,8 @@ from xfrmpy.crypto.signatures import KeyKind
 from xfrmpy.ike.kept_policy import read_policies, write_policy
 from xfrmpy.policy.changes import Impact, compare_policies
 from xfrmpy.policy.load import LoadedPolicy
-from xfrmpy.policy.model import EapAcceptance
+from xfrmpy.policy.model import EapAcceptance, EapCredential, EapMethod, SharedKey
+from xfrmpy.policy.pairing import _of_eap
 
 Load = Callable[..., LoadedPolicy]
 Lines = Callable[[LoadedPolicy], list[str]]
@@ -229,6 +230,17 @@ def test_other_servers_are_a_change_that_ends_nothing(load: Load) -> None:
     assert "192.0.2.10:1812" in shown
     assert "another secret" not in shown
     assert STRONG.strip() not in shown
+
+
+def test_whether_a_user_is_one_is_left_to_the_servers_by_check_too(load: Load) -> None:
+    (policy,) = gateway(load, "{radius: corp}").tunnels
+    mschapv2 = EapCredential(
+        identity="carol",
+        methods=(EapMethod.MSCHAPV2,),
+        password=SharedKey(octets=b"horse", origin="carol"),
+    )
+    assert list(_of_eap(mschapv2, policy.remote_eap, is_ours=False)) == []
+    assert list(_of_eap(None, policy.remote_eap, is_ours=False)) != []
 
 
 def test_what_is_kept_of_a_policy_has_no_secret_of_a_server(load: Load) -> None:

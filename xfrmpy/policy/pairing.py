@@ -217,6 +217,8 @@ def _of_eap(
     message = ""
     if credential is None or acceptance is None:
         message = f"{who} prove by one method, and another counts"
+    elif acceptance.server:
+        pass  # What its servers know is not known here.
     elif not set(credential.methods) & set(acceptance.methods):
         message = "the ends have no method of EAP in common"
     elif not _is_known(credential, acceptance):
