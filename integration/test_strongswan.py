@@ -17,7 +17,7 @@ from integration.lab.process import IN_VM, eventually
 from integration.lab.site import Pair, Role, Site
 from integration.lab.tunnel import Tunnel
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.copied]
 
 IN_VM_TOO = pytest.mark.vm
 """Of what the datapath does; what is IKE alone need not be seen twice."""
