@@ -217,3 +217,9 @@ def test_a_policy_carries_the_packets_between_addresses_of_one_child() -> None:
     assert not changes.carries(OFFICE, theirs, ours)
     assert not changes.carries(OFFICE, ours, neither)
     assert not changes.carries(OFFICE, ip_address("fd00::1"), theirs)
+
+
+def test_a_public_key_whose_line_has_moved_is_the_same() -> None:
+    here, there = (PublicKey(spki=b"a key", origin=f"office.yaml:{line}") for line in (4, 5))
+    old, new = (replace(OFFICE, shared_key=None, remote_key=key) for key in (here, there))
+    assert compare_tunnels(old, new).differences == ()

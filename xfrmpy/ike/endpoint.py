@@ -5,8 +5,8 @@ Feed it with `receive_datagram`, `handle_timeout` and the commands; after each c
 before taking the next; and call `handle_timeout` again at `next_timeout()`. `now` is any clock that
 does not go back, in seconds. `random(n)` gives n octets; everything unpredictable comes from it.
 With a `qcd_secret`, the same after a restart, we can prove that we lost our state (`crash`). On
-`natt_port` we take IKE beside ESP in UDP; the userspace datapath has `lanes` workers. Who `keeps`
-what the outputs ask to be kept can `restore` it in another process.
+`natt_port` we take IKE beside ESP in UDP; the userspace datapath has `lanes` workers, the kernel
+`cpus`. Who `keeps` what the outputs ask to be kept can `restore` it in another process.
 """
 
 from __future__ import annotations
@@ -110,10 +110,11 @@ class IkeEndpoint:
         keeps: bool = False,
         natt_port: int = IKE_NATT_PORT,
         lanes: int = 1,
+        cpus: int = 1,
         signatures: SignaturePolicy | None = None,
         wall_clock: WallClock = stopped_clock,
     ) -> None:
-        self._core = Core(random, natt_port, lanes)
+        self._core = Core(random, natt_port, lanes, cpus)
         self._core.signatures = signatures or SignaturePolicy()
         self._core.wall_clock = wall_clock
         if qcd_secret:

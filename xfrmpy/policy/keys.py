@@ -71,10 +71,14 @@ class NoKeys:
 
 
 class KeyFiles:
-    """See `KeyReader`. `secrets` are the directories of `secret:NAME`, lowest first."""
+    """See `KeyReader`. `secrets` are the directories of `secret:NAME`, lowest first.
 
-    def __init__(self, secrets: Sequence[Path]) -> None:
+    With `public_halves`, NAME.pub there is as good as a private key NAME: to be compared, not used.
+    """
+
+    def __init__(self, secrets: Sequence[Path], *, public_halves: bool = False) -> None:
         self._secrets = secrets
+        self._public_halves = public_halves
         self.certificates = CertificateFiles([directory.parent for directory in secrets])
 
     def shared_key(
@@ -96,6 +100,12 @@ class KeyFiles:
         mark: Mark,
         findings: Findings,
     ) -> PrivateKey | None:
+        half = self._public_half(reference)
+        if half is not None:
+            public = self.public_key(f"file:{half}", mark, findings)
+            if public is None:
+                return None
+            return PrivateKey(octets=b"", public=public.spki, origin=public.origin)
         found = self._read(reference, MAX_KEY_FILE, mark, findings, is_key=True)
         if found is None:
             return None
@@ -125,6 +135,19 @@ class KeyFiles:
             findings.error("XF1030", mark, f"the public key cannot be used: {reason}", _SHOW)
             return None
         return PublicKey(spki=key.spki, origin=name)
+
+    def _public_half(self, reference: SecretReference) -> Path | None:
+        """In the place of a private key that is not there, or is in a directory below only."""
+        if not self._public_halves or reference.scheme != "secret":
+            return None
+        half = SecretReference("secret", f"{reference.name}.pub")
+        for directory in reversed(self._secrets):
+            if _secret_path([directory], reference) is not None:
+                return None
+            path = _secret_path([directory], half)
+            if path is not None:
+                return path
+        return None
 
     def _read(
         self,

@@ -134,10 +134,13 @@ class PrivateKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublicKey:
-    """The one key that the peer may sign with: a DER SubjectPublicKeyInfo."""
+    """The one key that the peer may sign with: a DER SubjectPublicKeyInfo.
+
+    It is the same wherever it stands: `origin` may be a line that moves when another is written.
+    """
 
     spki: bytes
-    origin: str
+    origin: str = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -521,25 +521,13 @@ def _child(
             compresses=packets.ipcomp,
             tfc=packets.tfc,
             inactivity_seconds=inactivity,
-            per_resource=_per_resource(keys, path, place, tunnel),
+            per_resource=tunnel.per_resource if keys.per_resource is None else keys.per_resource,
             priority=tunnel.priority if keys.priority is None else keys.priority,
             mark_out=keys.mark_out or keys.mark or tunnel.mark_out or tunnel.mark,
             mark_in=keys.mark_in or keys.mark or tunnel.mark_in or tunnel.mark,
             mark_set=keys.mark_set or tunnel.mark_set,
         ),
     )
-
-
-def _per_resource(keys: Tunnel | Child, path: Keypath, place: Place, tunnel: Tunnel) -> int | None:
-    given, at = (
-        (tunnel.per_resource, ()) if keys.per_resource is None else (keys.per_resource, path)
-    )
-    if given and tunnel.datapath is DatapathChoice.KERNEL:
-        message = (
-            "'per_resource' is for workers of the userspace datapath, and 'datapath' is kernel"
-        )
-        place.error("XF1004", (*at, "per_resource"), message, "leave out one of them")
-    return given
 
 
 def _mark_key(keys: Tunnel | Child) -> str | None:
