@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from xfrmpy.ike.auth_methods import Expectation, expectations
 from xfrmpy.ike.credentials import certificate_requests
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
@@ -46,6 +47,7 @@ class _Group:
     proposals: tuple[Proposal, ...]
     by_identity: dict[Identity | None, tuple[TunnelPolicy, ...]]
     by_name: dict[str, TunnelPolicy]
+    with_eap: tuple[TunnelPolicy, ...]
     forces_encapsulation: bool
     fragmentation: bool
     redirects_to: frozenset[str | None]
@@ -54,6 +56,7 @@ class _Group:
     requires_ppk: bool
     sign: bool
     certificate_requests: tuple[CertreqPayload, ...]
+    expectations: tuple[Expectation, ...]
 
 
 class Candidates:
@@ -78,6 +81,11 @@ class Candidates:
         """Those whose peer must have this identity."""
         found = (group.by_identity.get(identity.comparable, ()) for group in self._groups)
         return tuple(policy for policies in found for policy in policies)
+
+    @property
+    def with_eap(self) -> tuple[TunnelPolicy, ...]:
+        """Those whose peers prove themselves by EAP."""
+        return tuple(policy for group in self._groups for policy in group.with_eap)
 
     @property
     def proposals(self) -> tuple[Proposal, ...]:
@@ -116,6 +124,11 @@ class Candidates:
     def certificate_requests(self) -> tuple[CertreqPayload, ...]:
         """What the peer is asked to show, whichever it is."""
         return tuple(dict.fromkeys(r for g in self._groups for r in g.certificate_requests))
+
+    @property
+    def expectations(self) -> tuple[Expectation, ...]:
+        """What is taken as the peer's proof, whichever it is."""
+        return tuple(dict.fromkeys(e for g in self._groups for e in g.expectations))
 
     @property
     def redirects_to(self) -> frozenset[str | None]:
@@ -170,6 +183,7 @@ def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
         proposals=tuple(dict.fromkeys(p for policy in policies for p in policy.proposals)),
         by_identity={identity: tuple(found) for identity, found in by_identity.items()},
         by_name={policy.name: policy for policy in policies},
+        with_eap=tuple(policy for policy in policies if policy.remote_eap is not None),
         forces_encapsulation=any(policy.forces_encapsulation for policy in policies),
         fragmentation=any(policy.fragmentation for policy in policies),
         redirects_to=frozenset(policy.redirect_to for policy in policies),
@@ -178,4 +192,5 @@ def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
         requires_ppk=all(policy.ppk_required for policy in policies),
         sign=any(policy.signs for policy in policies),
         certificate_requests=certificate_requests(policies),
+        expectations=expectations(policies),
     )

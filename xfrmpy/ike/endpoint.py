@@ -35,6 +35,8 @@ from xfrmpy.ike.core import Core, Deferred
 from xfrmpy.ike.crash import TokenMaker, show_token
 from xfrmpy.ike.create_child_sa import stop_waiting
 from xfrmpy.ike.demand import carries, demand_of
+from xfrmpy.ike.eap_authenticator import Verdict
+from xfrmpy.ike.eap_responder import take_verdict
 from xfrmpy.ike.errors import (
     CriticalPayload,
     Drop,
@@ -53,6 +55,7 @@ from xfrmpy.ike.notices import Notices, is_hint_for, may_be_lost
 from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
+    AskAaa,
     DatagramDropped,
     DefectFound,
     MoveSa,
@@ -215,6 +218,12 @@ class IkeEndpoint:
         if child is not None:
             direction = child.entries[child.ids.index(sa_id)].direction
             child.handle_usage(direction, seconds_idle, now)
+
+    def handle_verdict(self, asked: AskAaa, verdict: Verdict, now: float) -> None:
+        """An AAA server has decided on what it was asked, or could not be."""
+        sa = self._core.ike_sas.get(asked.session)
+        if sa is not None:
+            self._run(sa, partial(take_verdict, sa, asked.round, verdict), now)
 
     def handle_mapping(self, sa_id: SaId, new: SocketAddress, now: float) -> None:
         """Authentic packets of an inbound SA, the newest of it, come from elsewhere."""

@@ -150,7 +150,8 @@ def _receive_request(sa: IkeSa, whole: Whole, path: Path, now: float) -> None:
     row = REQUESTS.get(message.exchange)
     if row is None:
         raise Drop(DropReason.WRONG_EXCHANGE)
-    if sa.state not in row.states:
+    handler = row.handler_for(sa)
+    if handler is None:
         raise Drop(DropReason.WRONG_STATE)
     sa.heard_at = sa.sent_at = now
     sa.follow_peer(path)
@@ -163,7 +164,7 @@ def _receive_request(sa: IkeSa, whole: Whole, path: Path, now: float) -> None:
     try:
         payloads = decode_payloads_untrusted(whole.first_inner, whole.octets)
         check_critical((*message.payloads, *payloads))
-        row.handler(sa, payloads, now)
+        handler(sa, payloads, now)
         note_window(sa, payloads)
     except CriticalPayload as error:
         sa.respond((error.notify,))
