@@ -14,8 +14,9 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,8 +72,9 @@ TESTS: Mapping[str, Sequence[str]] = {
 sent as fast as it can be, it would take a core from those who are measured."""
 
 TUNNELS = "tcp, a stream in each tunnel"
+PING_LOADED = "ping beside a stream"
 
-UNITS = {"ping": "us"} | {
+UNITS = {"ping": "us", PING_LOADED: "us"} | {
     test: unit for name in TESTS for test, unit in ((name, "Mbit/s"), (f"{name} cpu", "ms/GB"))
 }
 UNITS |= {TUNNELS: "Mbit/s", f"{TUNNELS} cpu": "ms/GB"}
@@ -156,7 +158,7 @@ def measure(rival: str, suite: str, seconds: int, workers: int) -> Figures:
     with Site() as site:
         gateways = _tunnels(site, rival, suite, count, workers)
         bench = _Bench(site, gateways, seconds)
-        figures = {"ping": bench.ping()}
+        figures = {"ping": bench.ping(), PING_LOADED: bench.ping_beside_stream()}
         for test, arguments in TESTS.items():
             figures |= bench.iperf(test, arguments)
         if count > 1:
@@ -221,22 +223,18 @@ class _Bench:
 
     def ping(self) -> float:
         """The median round trip, in microseconds, of single packets on an idle tunnel."""
-        pings = ("-n", "-c", str(PINGS), "-i", "0.01", "-I", self._ours, self._theirs)
-        said = self._moon.run("ping", *pings)
+        return self._ping("-c", str(PINGS), "-i", "0.01")
+
+    def _ping(self, *arguments: str) -> float:
+        said = self._moon.run("ping", "-n", *arguments, "-I", self._ours, self._theirs)
         return 1000 * median(float(ms) for ms in re.findall(r"time=([0-9.]+)", said))
 
     def iperf(self, test: str, arguments: Sequence[str]) -> Figures:
         """Mbit/s that arrived, and the CPU time that both gateways took for a gigabyte of it."""
-        # A server of its own for each run: one that lost its client to an overload stays busy.
-        self._log.unlink(missing_ok=True)
-        server = Background(self._sun.command(*_serve(self._theirs)), self._log)
-        try:
-            eventually("iperf3 to listen", partial(_is_listening, server))
+        with self._serving():
             before, workers = sum(map(cpu_seconds, self._pids)), self._worker_times()
             carried = self._client(arguments, self._ours, self._theirs)
             cpu = sum(map(cpu_seconds, self._pids)) - before
-        finally:
-            server.stop()
         if test == "udp 64":
             packets = carried.octets / SMALL_PAYLOAD
             return {test: packets / carried.seconds, f"{test} cpu": 1e9 * cpu / packets}
@@ -249,6 +247,26 @@ class _Bench:
             for name, seconds in self._worker_times().items():
                 figures[name] = 1e6 * (seconds - workers[name]) / segments
         return figures
+
+    def ping_beside_stream(self) -> float:
+        """As `ping`, while a stream takes all that the tunnel carries."""
+        count = str(int(self._seconds / 0.025))
+        with self._serving(), ThreadPoolExecutor(1) as pool:
+            stream = pool.submit(self._client, TESTS["tcp"], self._ours, self._theirs)
+            said = self._ping("-c", count, "-i", "0.02")
+            stream.result()
+        return said
+
+    @contextmanager
+    def _serving(self) -> Iterator[None]:
+        """A server of its own for each run: one that lost its client to an overload stays busy."""
+        self._log.unlink(missing_ok=True)
+        server = Background(self._sun.command(*_serve(self._theirs)), self._log)
+        try:
+            eventually("iperf3 to listen", partial(_is_listening, server))
+            yield
+        finally:
+            server.stop()
 
     def iperf_of_tunnels(self, count: int) -> Figures:
         """What all of them carry together, a stream in each."""

@@ -57,6 +57,10 @@ class Site:
         self._policies.remove(policy(prefix, reqid))
         self.queues.forget(policy(prefix, reqid))
 
+    def clear(self) -> None:
+        self._policies.clear()
+        self.queues.clear()
+
     def close(self) -> None:
         self.queues.close()
         self.first.close()
@@ -136,8 +140,18 @@ def test_what_is_forgotten_leads_nowhere_and_what_it_hid_is_found_again(site: Si
     site.forget("10.1.2.3/32", reqid=3)
     site.forget("fd01:1::/32", reqid=7)
     assert_told_apart(site)
-    site.queues.clear()
+    site.clear()
     assert {site.queue_of(address) for address in ADDRESSES} == {0}
+
+
+def test_what_comes_back_after_all_was_cleared_is_told_apart_again(site: Site) -> None:
+    """As when a daemon takes everything out of force, and puts it in force again."""
+    for _ in range(2):
+        for reqid, prefix in enumerate(PREFIXES, 1):
+            site.lead(prefix, reqid=reqid)
+        assert_told_apart(site)
+        site.clear()
+        assert {site.queue_of(address) for address in ADDRESSES} == {0}
 
 
 def test_one_tunnel_takes_one_queue_and_no_program(site: Site) -> None:

@@ -19,7 +19,7 @@ from xfrmpy.datapath.userspace.vectors import (
     NUMBERS,
     Numbers,
     column,
-    nonces_with,
+    seal_rows,
     sums_of,
     table,
 )
@@ -163,15 +163,9 @@ class Layout:
         self._write_headers(payload, count, run.spi, numbers)
         self._write_checksums(count, rest)
         last = self._write_trailers(count, rest)
-        nonces, salt = nonces_with(len(run.in_place.salt)), run.in_place.salt
-        associated = nonces.extended(run.spi, numbers) if run.is_extended else self._associated
         plaintexts, sealed = self._plaintexts[:count], self._sealed[:count]
         plaintexts[-1], sealed[-1] = plaintexts[-1][:last], sealed[-1][: last + _ICV]
-        seal_into, views = run.in_place.seal_into, nonces.of(salt, numbers)
-        for nonce, plaintext, data, into in zip(
-            views, plaintexts, associated, sealed, strict=False
-        ):
-            seal_into(nonce, plaintext, data, into)
+        seal_rows(run, numbers, plaintexts, self._associated, sealed)
         return self._buffer[: (count - 1) * self.stride + _ESP + last + _ICV]
 
     def _write_headers(self, payload: int, count: int, spi: int, numbers: Numbers) -> None:

@@ -25,6 +25,7 @@ from xfrmpy.datapath.userspace.neighbours import Kind, Neighbours
 from xfrmpy.datapath.userspace.raw import RawSockets
 from xfrmpy.datapath.userspace.segments import BadOffload, complete
 from xfrmpy.datapath.userspace.sending import UdpSender
+from xfrmpy.datapath.userspace.trains import MIN_TRAIN, Train, Trains
 from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.turns import Readable, Turn
 from xfrmpy.datapath.userspace.virtio import COMPLETE, Offload, Segments
@@ -50,6 +51,8 @@ class Outbound:
         self._guarded = guarded
         self._layouts = Layouts()
         self._layout: Layout | None = None
+        self._trains = Trains()
+        self._train: Train | None = None
 
     @staticmethod
     def turn(readable: Readable) -> Turn:
@@ -61,7 +64,7 @@ class Outbound:
         done, size = 0, turn.begin()
         try:
             while done < size:
-                done += self._carry_next(tun, if_id)
+                done += self._carry_next(tun, if_id, size - done)
         except BlockingIOError:
             pass
         finally:
@@ -72,12 +75,19 @@ class Outbound:
         for sender in self.senders.values():
             sender.flush()
 
-    def _carry_next(self, tun: Tun, if_id: int) -> int:
-        """One packet or super-packet; returns how many leave. It is read as the one before was laid
-        out, for a stream has super-packets of one shape."""
+    def _carry_next(self, tun: Tun, if_id: int, most: int) -> int:
+        """One packet or super-packet, or as many packets of one size as there are, up to `most`;
+        returns how many leave. It is read as the one before was laid out, for a stream has
+        super-packets of one shape."""
         layout = self._layout
         if layout is None:
+            if most < MIN_TRAIN:
+                self._train = None
+            elif self._train is not None:
+                return self._carry_train(self._train, tun, if_id, most)
             packet, offload = tun.read()
+            if most >= MIN_TRAIN:
+                self._train = self._trains.after(packet, offload)
             if offload is not COMPLETE:
                 return self._carry(packet, offload, if_id)
             self._guarded(partial(self.protect, packet, if_id))
@@ -99,6 +109,43 @@ class Outbound:
                 layout.scatter(packet)
                 return self._carry_run(layout, len(packet) - shape.headers, offload, if_id)
         return self._carry_each(packet, offload, if_id)
+
+    def _carry_train(self, train: Train, tun: Tun, if_id: int, most: int) -> int:
+        """Raises `BlockingIOError` if there is no packet."""
+        count, odd = 0, None
+        try:
+            while count < min(most, train.room):
+                size = tun.read_into(train.parts[count])
+                if size != train.size:
+                    odd = train.gather(count, size), train.offload(count)
+                    break
+                count += 1
+        except BlockingIOError:
+            if not count:
+                raise
+        for begin, end in train.streaks(count):
+            self._carry_streak(train, begin, end, if_id)
+        if odd is None:
+            return count
+        self._train = self._trains.after(*odd)
+        return count + self._carry(*odd, if_id)
+
+    def _carry_streak(self, train: Train, begin: int, end: int, if_id: int) -> None:
+        found, count = None, end - begin
+        if count >= MIN_TRAIN and train.is_fit(begin):
+            head, octets = train.packet(begin), count * train.size
+            found = self._forwarder.run_of(head, count, octets, time.monotonic(), if_id)
+        if found is not None:
+            self._guarded(partial(self._send_streak, train, begin, end, *found))
+            return
+        for number in range(begin, end):
+            self._carry(train.packet(number), train.offload(number), if_id)
+
+    def _send_streak(self, train: Train, begin: int, end: int, run: Run, entry: SadEntry) -> None:
+        fields, has_df = outer_header(train.packet(begin), entry)
+        sealed = train.seal(begin, end, run)
+        sender = self._sender_for(entry)
+        sender.send_run(sealed, train.stride, entry, fields, has_df=has_df)
 
     def _carry_run(self, layout: Layout, payload: int, offload: Offload, if_id: int) -> int:
         count = -(-payload // layout.shape.segment)

@@ -8,6 +8,7 @@ tenth of a second and 15 MiB.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import cache
 from typing import TypeAlias
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xfrmpy.esp.checksum import ones_complement_sum
+from xfrmpy.esp.packet import Run
 
 MAX_ROWS = 128
 """Packets: as many as UDP sends together (UDP_MAX_SEGMENTS, 128 since Linux 6.9)."""
@@ -104,6 +106,23 @@ class Nonces:
         self._spis[:count] = spi
         self._wholes[:count] = sequences
         return self._extended[:count]
+
+
+def seal_rows(
+    run: Run,
+    numbers: Numbers,
+    plaintexts: Sequence[memoryview],
+    associated: Sequence[memoryview],
+    sealed: Sequence[memoryview],
+) -> None:
+    """Encrypt a packet in each row, in place, with the run's numbers. `associated` is SPI and
+    sequence number where they lie."""
+    nonces, salt = nonces_with(len(run.in_place.salt)), run.in_place.salt
+    if run.is_extended:
+        associated = nonces.extended(run.spi, numbers)
+    seal_into, views = run.in_place.seal_into, nonces.of(salt, numbers)
+    for nonce, plaintext, data, into in zip(views, plaintexts, associated, sealed, strict=False):
+        seal_into(nonce, plaintext, data, into)
 
 
 @cache
