@@ -28,6 +28,7 @@ IMPERATIVES = {
     outputs.AddPolicy,
     outputs.RemovePolicy,
     outputs.AskUsage,
+    outputs.AskStatus,
     outputs.Persist,
 }
 COUNTED = {outputs.DatagramDropped}

@@ -151,6 +151,7 @@ NO_NEWS = {
     outputs.AddPolicy,
     outputs.RemovePolicy,
     outputs.AskUsage,
+    outputs.AskStatus,
     outputs.Persist,
     outputs.DatagramDropped,
 }

@@ -273,10 +273,14 @@ def test_the_authorities_that_we_trust_are_named_to_the_peer(sealing: Any) -> No
     pair = by_certificates(remote_authorities=bundle(ROOT, STRANGER))
     pair.up()
     hashes = b"".join(e.certificate.key_hash for e in (ROOT, STRANGER))
-    assert asked == [CertreqPayload(encoding=CertificateEncoding.X509_SIGNATURE, data=hashes)]
+    assert asked == [
+        CertreqPayload(encoding=CertificateEncoding.X509_SIGNATURE, data=hashes),
+        CertreqPayload(encoding=CertificateEncoding.OCSP_CONTENT, data=b""),
+    ]
     assert len(hashes) == 40
     assert pair.moon.ike_sa.heard.requests == (
         CertreqPayload(encoding=CertificateEncoding.X509_SIGNATURE, data=ROOT.certificate.key_hash),
+        CertreqPayload(encoding=CertificateEncoding.OCSP_CONTENT, data=b""),
     )
 
 

@@ -195,6 +195,7 @@ class Service:
             self._store,
             self._demand,
             self._shunts,
+            FilePath(self._environ.get("CACHE_DIRECTORY") or self._runtime_dir),
         )
         return restored
 

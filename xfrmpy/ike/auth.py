@@ -7,6 +7,7 @@ else, and only after the peer's AUTH has been verified.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from xfrmpy.crypto.key_schedule import derive_child_keys
@@ -21,6 +22,7 @@ from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import first_error, only, optional
 from xfrmpy.ike.extensions import offer_in_auth, take_notifications
 from xfrmpy.ike.first_contact import check_unique, close_replaced, initial_contact
+from xfrmpy.ike.inquiries import settle_status
 from xfrmpy.ike.modes import (
     check_mode_answered,
     check_mode_asked,
@@ -121,9 +123,16 @@ class IkeAuth:
         try:
             remote = self._authenticate(payloads)
         except AuthenticationFailed as failed:
-            refusal = NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED)
-            self._sa.terminate(failed.failure, now, refusal)
+            self._refuse(failed, now)
             return
+        settle_status(self._sa, partial(self._go_on, payloads, remote), self._refuse, now)
+
+    def _refuse(self, failed: AuthenticationFailed, now: float) -> None:
+        refusal = NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED)
+        self._sa.terminate(failed.failure, now, refusal)
+
+    def _go_on(self, payloads: tuple[OpenPayload, ...], remote: Identity, now: float) -> None:
+        error = first_error(payloads)
         self._sa.authenticated(self._tunnel, local=self._identity.identity, remote=remote, now=now)
         self._sa.channel.may_sync = supports_sync(payloads)
         if error is not None and error.type != NotifyType.SINGLE_PAIR_REQUIRED:
@@ -208,9 +217,25 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
     try:
         tunnel, idr, ours = _authenticate_initiator(sa, payloads, now)
     except AuthenticationFailed as failed:
-        sa.respond((NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED),))
-        sa.close(failed.failure, now)
+        _refuse_initiator(sa, failed, now)
         return
+    go_on = partial(_answer_authenticated, sa, payloads, tunnel, idr, ours)
+    settle_status(sa, go_on, partial(_refuse_initiator, sa), now)
+
+
+def _refuse_initiator(sa: IkeSa, failed: AuthenticationFailed, now: float) -> None:
+    sa.respond((NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED),))
+    sa.close(failed.failure, now)
+
+
+def _answer_authenticated(
+    sa: IkeSa,
+    payloads: tuple[OpenPayload, ...],
+    tunnel: TunnelPolicy,
+    idr: IdrPayload,
+    ours: tuple[OpenPayload, ...],
+    now: float,
+) -> None:
     offer = child_offer(sa, tunnel, payloads)
     remote = only(payloads, IdiPayload).identity
     sa.authenticated(tunnel, local=idr.identity, remote=remote, now=now)

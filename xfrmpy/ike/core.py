@@ -11,6 +11,7 @@ from xfrmpy.ike.candidates import Tunnel, TunnelIndex
 from xfrmpy.ike.certificates import WallClock, stopped_clock
 from xfrmpy.ike.compression import cpi_of
 from xfrmpy.ike.fragments import FragmentStore
+from xfrmpy.ike.inquiries import Inquiries
 from xfrmpy.ike.outputs import AddPolicy, AddSa, AskUsage, Output, RemoveSa
 from xfrmpy.ike.policies import PolicyBook
 from xfrmpy.ike.tickets import TicketKeys
@@ -57,7 +58,8 @@ class Core:
     that wait for an IKE SA to be begun, by tunnel and child. The endpoint
     sets `reauthenticate`: it begins an IKE SA that is to take the place of another. `lanes` is how
     many workers the userspace datapath has, over which Child SAs are spread by their SPIs.
-    `signatures` are those that work on this host; the `wall_clock` dates certificates.
+    `signatures` are those that work on this host; the `wall_clock` dates certificates, whose
+    `inquiries` tell whether they are revoked.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Core:
         self.ticket_keys = TicketKeys(random)
         self.signatures = SignaturePolicy()
         self.wall_clock: WallClock = stopped_clock
+        self.inquiries = Inquiries(self)
         self.tickets: dict[str, HeldTicket] = {}
         self.redirects: dict[str, deque[float]] = {}
         self.reauthenticate: Callable[[IkeSa, float], None]

@@ -281,7 +281,7 @@ class IkeSa:
             self.core.touched.add(self)
 
     def expect_authentication(self, until: float) -> None:
-        """A responder waits only so long for IKE_AUTH."""
+        """Only so long does it wait for IKE_AUTH to be done."""
         self._expires_at = until
         self.core.touched.add(self)
 

@@ -16,6 +16,7 @@ from xfrmpy.ike.errors import DropReason
 from xfrmpy.ipsec.addresses import IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.spd import SpdEntry
+from xfrmpy.pki.sources import Source
 from xfrmpy.registry import ExchangeType
 
 
@@ -222,6 +223,16 @@ class AskUsage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AskStatus:
+    """Ask these sources, all at once, whether certificates are revoked; an IKE SA may wait for it.
+
+    Each is to be told to `handle_status` in its time, whether it has answered or not.
+    """
+
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSaClosed:
     """A Child SA that was established is gone."""
 
@@ -302,6 +313,7 @@ Output: TypeAlias = (
     | IkeSaRekeyed
     | SaNotCreated
     | AskUsage
+    | AskStatus
     | TunnelClosed
     | Redirected
     | RequestRefused

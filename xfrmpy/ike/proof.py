@@ -27,6 +27,7 @@ from xfrmpy.ike.credentials import acceptable_keys, our_credential, signature_po
 from xfrmpy.ike.errors import AuthenticationFailed
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import only
+from xfrmpy.ike.inquiries import inquire, our_status
 from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.registry import AuthenticationMethod, HashAlgorithm
 from xfrmpy.wire.payloads import (
@@ -65,7 +66,8 @@ def our_proof(
         method, data = sign_auth(credential.signer, octets, sa.heard.hashes, policy)
     except NoSchemeInCommon as error:
         raise AuthenticationFailed(_cannot_sign(sa, tunnel, error)) from error
-    return credential.certs, AuthPayload(method=method, data=data)
+    status = our_status(sa.core, tunnel, requests) if credential.certs else ()
+    return (*credential.certs, *status), AuthPayload(method=method, data=data)
 
 
 def check_signing(sa: IkeSa, tunnel: TunnelPolicy) -> Failure | None:
@@ -101,7 +103,8 @@ def verify_proof(
 ) -> None:
     """Raises `AuthenticationFailed` unless the peer has proved to be `identity`.
 
-    With `keys` AUTH must be made by them in the place of those of the IKE SA.
+    Whether its certificate is revoked may not be known yet: `settle_status` is to follow. With
+    `keys` AUTH must be made by them in the place of those of the IKE SA.
     """
     auth = only(payloads, AuthPayload)
     octets = _octets(sa, identity, keys, of_initiator=not sa.is_initiator)
@@ -128,17 +131,18 @@ def _verify_signature(
 ) -> None:
     auth = only(payloads, AuthPayload)
     certs = tuple(p for p in payloads if isinstance(p, CertPayload))
-    keys = acceptable_keys(tunnel, identity.identity, certs, sa.core.wall_clock)
-    wanted = ("we expect", listed(f"{key.kind} {fingerprint(key.spki)}" for key in keys))
+    found = acceptable_keys(tunnel, identity.identity, certs, sa.core.wall_clock)
+    wanted = ("we expect", listed(f"{key.kind} {fingerprint(key.spki)}" for key in found.keys))
     if auth.method == AuthenticationMethod.SHARED_KEY:
         summary = "the peer authenticates by a shared key, our policy wants a signature"
         raise _not_proved("XF2041", summary, identity, wanted)
     policy = signature_policy(tunnel, sa.core.signatures)
     try:
-        verify_signed_auth(keys, auth.method, auth.data, octets, policy)
+        verify_signed_auth(found.keys, auth.method, auth.data, octets, policy)
     except AuthenticationMismatch as error:
         summary = f"the peer's AUTH ({auth.method.name}) is not right: {error}"
         raise _not_proved("XF2041", summary, identity, wanted) from error
+    inquire(sa, tunnel, identity.identity, found.path, certs)
 
 
 def _not_proved(

@@ -22,7 +22,7 @@ from xfrmpy.pki.certificate import (
 from xfrmpy.pki.checks import check_key, check_leaf, check_validity
 from xfrmpy.pki.identities import check_identity, identities_of
 from xfrmpy.pki.paths import validate
-from xfrmpy.pki.revocation import MAX_CRL_OCTETS, decode_crl_untrusted
+from xfrmpy.pki.revocation import MAX_CRL_OCTETS, load_lists
 from xfrmpy.pki.verdicts import CertificateRefused
 from xfrmpy.policy.custody import trusted_users
 from xfrmpy.policy.errors import Findings, Mark
@@ -79,21 +79,22 @@ class CertificateFiles:
         return None if crl is None else replace(_given(found, where), crl=crl)
 
     def _list_beside(self, authorities: Path, where: Where) -> bytes | None:
-        """The list of what they have revoked, which is called as they are; empty without one."""
+        """The lists of what they have revoked, called as they are; empty without any."""
         path = authorities.with_suffix(".crl")
         name = printable(path)
         if not os.path.lexists(path):
             return b""
         try:
             data, _ = read_regular(path, MAX_CRL_OCTETS)
-            end = decode_crl_untrusted(data).end
+            lists = load_lists(data)
         except (OSError, ValueError) as error:
             where.findings.error("XF1031", where.mark, f"{name}: {reason_of(error)}")
             return None
         except CertificateRefused as refused:
             where.findings.error("XF1031", where.mark, f"{name}: {refused.summary}")
             return None
-        if end is None or end < datetime.now(UTC):
+        now = datetime.now(UTC)
+        if any(crl.end is None or crl.end < now for crl in lists):
             message = f"the list {name} is too old to tell who is revoked"
             where.findings.warn("XF1036", where.mark, message)
         return data

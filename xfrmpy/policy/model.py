@@ -23,6 +23,7 @@ from xfrmpy.ipsec.sad import (
 )
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import Action
+from xfrmpy.pki.verdicts import Strictness
 from xfrmpy.registry import ProtocolId
 
 
@@ -144,8 +145,8 @@ class PublicKey:
 class Certificates:
     """X.509 certificates in DER, all well-formed: ours and those above it, or authorities'.
 
-    `expires_at` is the Unix time at which the first of them ends; `crl` the list in DER or PEM of
-    what the authorities have revoked, empty if there is none.
+    `expires_at` is the Unix time at which the first of them ends; `crl` the lists in PEM,
+    or one in DER, of what they have revoked, empty if there is none.
     """
 
     ders: tuple[bytes, ...] = field(repr=False)
@@ -257,8 +258,9 @@ class TunnelPolicy:
 
     We prove ourselves by `local_key`, and show `local_certificates` (our own, which is of that key,
     comes first); the peer by `remote_key`, or by a certificate that `remote_authorities` vouch for;
-    where there is none of these, by the `shared_key`. With `weak_signatures` an RSA key may do so
-    with SHA-1 where RFC 7427 is unknown.
+    where there is none of these, by the `shared_key`. `revocation` is how much must be known of
+    whom those authorities have taken back. With `weak_signatures` an RSA key may do so with SHA-1
+    where RFC 7427 is unknown.
     """
 
     name: str
@@ -275,6 +277,7 @@ class TunnelPolicy:
     local_certificates: Certificates | None = None
     remote_key: PublicKey | None = None
     remote_authorities: Certificates | None = None
+    revocation: Strictness = Strictness.SOFT
     weak_signatures: bool = False
     proposals: tuple[Proposal, ...]
     children: tuple[ChildPolicy, ...]

@@ -20,6 +20,7 @@ from xfrmpy.ipsec.marks import are_apart
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector, meet
+from xfrmpy.pki.verdicts import Strictness
 from xfrmpy.policy.certificates import Where, identity_in
 from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import Findings, Mark
@@ -250,7 +251,12 @@ def _certified(
     if files is not None and theirs.ca is not None:
         path = ("ca",) if place.has("ca") else ("auth", "remote", "ca")
         authorities = files.authorities(theirs.ca, place.where(path))
-    return {"local_key": key, "local_certificates": certs, "remote_authorities": authorities}
+    return {
+        "local_key": key,
+        "local_certificates": certs,
+        "remote_authorities": authorities,
+        "revocation": theirs.revocation or Strictness.SOFT,
+    }
 
 
 def _private_key(ours: OurAuthentication, place: Place, reader: KeyReader) -> PrivateKey | None:
@@ -290,6 +296,9 @@ def _check_keys(
     if theirs.key is not None and theirs.ca is not None:
         message = "'ca' and 'key' exclude each other: the peer has one way to prove itself"
         place.error("XF1004", ("auth", "remote", "ca"), message, "keep one", at_key=True)
+    if theirs.revocation is not None and theirs.ca is None:
+        message = "'revocation' has no meaning without a 'ca'"
+        place.error("XF1004", ("auth", "remote", "revocation"), message, at_key=True)
     if has_psk and len(with_key) == 2:
         message = "'psk' proves nothing, for both ends have another way"
         place.error("XF1004", path, message, "leave it out", at_key=True)

@@ -36,6 +36,7 @@ from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import MAX_RESOURCES, DontFragment, Mode, Offload
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import MAX_PRIORITY
+from xfrmpy.pki.verdicts import Strictness
 from xfrmpy.policy import values
 from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import MAX_FINDINGS, Findings, shown
@@ -295,6 +296,13 @@ class TheirAuthentication(Keys):
         "MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=",
     )
     ca: CertificateName | None = _key("The same as `ca` of the tunnel.", "corp-root")
+    revocation: Annotated[Strictness, _choice(Strictness)] | None = _key(
+        "Whether the peer's certificate, and those above it, may be revoked. It is asked of the "
+        "list beside `ca`, of the peer's OCSP answers, and of the OCSP responders and the lists "
+        "that the certificates name (over http). `strict` refuses what is not known to be good, "
+        "`soft` what is known to be revoked, and `off` asks nobody. Default: `soft`.",
+        "strict",
+    )
     cert: NotYet = None
 
 
