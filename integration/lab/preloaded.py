@@ -5,12 +5,14 @@ thousand of them. The copies run what the real ones run, from `main` on, each wi
 files, a namespace and a session of its own. On the machine itself nothing of this is used.
 
 The copies are made by a process without threads, which is asked through a socket: each request
-brings standard input, output and error, and a pipe that tells the copy's process id and, in the
-end, its exit status.
+brings standard input, output and error, a pipe that tells the copy's process id and, in the end,
+its exit status, and one more file: for a worker the pipe by which it says that it is ready, for
+others the socket itself, by which a daemon has its workers made in the same way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import importlib
@@ -24,12 +26,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import xfrmpy
 from integration.lab.process import enter
 
 _LARGEST = 1 << 17
 """Octets of a request: an environment may be long."""
+
+_WORKER = "xfrmpy.datapath.userspace.worker"
 
 _Main = Callable[[], int]
 
@@ -74,14 +79,25 @@ def start_copy(
     namespace: str,
 ) -> Copy:
     """`xfrmpy ARGV...` in a network namespace, with these as its first three files."""
-    request = {"namespace": namespace, "argv": [*argv], "environment": dict(environment)}
+    maker = _maker()
+    return Copy(_ask(maker, [*argv], environment, (*files, maker.fileno()), namespace))
+
+
+def _ask(
+    maker: socket.socket,
+    argv: list[str],
+    environment: Mapping[str, str],
+    files: tuple[int, int, int, int],
+    namespace: str,
+) -> int:
+    """The end of the pipe by which the copy is told of."""
+    request = {"namespace": namespace, "argv": argv, "environment": dict(environment)}
     told, tell = os.pipe()
     try:
-        message = json.dumps(request).encode()
-        socket.send_fds(_maker(), [message], [*files, tell])
+        socket.send_fds(maker, [json.dumps(request).encode()], [tell, *files])
     finally:
         os.close(tell)
-    return Copy(told)
+    return told
 
 
 @functools.cache
@@ -92,8 +108,9 @@ def _maker() -> socket.socket:
     with theirs:
         theirs.set_inheritable(True)
         command = (sys.executable, "-P", "-m", __name__, str(theirs.fileno()))
-        here = str(Path(__file__).parents[2])
-        os.posix_spawn(sys.executable, command, {**os.environ, "PYTHONPATH": here})
+        # One thread: numpy's algebra would start more.
+        more = {"PYTHONPATH": str(Path(__file__).parents[2]), "OPENBLAS_NUM_THREADS": "1"}
+        os.posix_spawn(sys.executable, command, {**os.environ, **more})
     return ours
 
 
@@ -115,20 +132,21 @@ def _serve(requests: socket.socket) -> _Main | None:
             _tell_ends(running)
         if requests not in ready:
             continue
-        message, files, _, _ = socket.recv_fds(requests, _LARGEST, 4)
+        message, (*files,), _, _ = socket.recv_fds(requests, _LARGEST, 5)
         if not message:
             return None
+        tell, *files = files
         pid = os.fork()
         if not pid:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for left in (requests, woken, wake):
                 left.close()
-            for tell in running.values():
-                os.close(tell)
+            for other in (tell, *running.values()):
+                os.close(other)
             return _become(json.loads(message), files)
-        running[pid] = files.pop()
-        os.write(running[pid], b"%-8d" % pid)
+        running[pid] = tell
+        os.write(tell, b"%-8d" % pid)
         for file in files:
             os.close(file)
 
@@ -139,29 +157,61 @@ def _tell_ends(running: dict[int, int]) -> None:
         if not pid:
             return
         tell = running.pop(pid)
-        os.write(tell, b"%-8d" % os.waitstatus_to_exitcode(status))
+        with contextlib.suppress(BrokenPipeError):  # Nobody waits for it.
+            os.write(tell, b"%-8d" % os.waitstatus_to_exitcode(status))
         os.close(tell)
 
 
-def _become(request: dict[str, object], files: list[int]) -> _Main:
+def _become(request: dict[str, Any], files: list[int]) -> _Main:
     os.setsid()
-    for number, file in enumerate(files[:3]):
+    *standard, last = files
+    for number, file in enumerate(standard):
         os.dup2(file, number)
-    for file in files:
         os.close(file)
-    enter(str(request["namespace"]))
-    environment, argv = request["environment"], request["argv"]
-    assert isinstance(environment, dict)
-    assert isinstance(argv, list)
+    enter(request["namespace"])
     os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = ["xfrmpy", *argv]
-    return functools.partial(_daemon, argv[1:]) if argv[0] == "daemon" else _command
+    os.environ.update(request["environment"])
+    what, *argv = request["argv"]
+    if what == _WORKER:
+        path, _, *share = argv
+        return functools.partial(_run, _WORKER, [path, str(last), *share])
+    maker = socket.socket(fileno=last)
+    if what == "daemon":
+        gc.disable()  # as the first lines of its module have it, until it is ready
+        os.posix_spawn = functools.partial(_spawn_worker, os.posix_spawn, maker, request)
+        return functools.partial(_run, "xfrmpy.daemon.__main__", argv)
+    maker.close()
+    sys.argv = ["xfrmpy", what, *argv]
+    return _command
 
 
-def _daemon(argv: list[str]) -> int:
-    gc.disable()  # as the first lines of its module have it, until it is ready
-    status: int = importlib.import_module("xfrmpy.daemon.__main__").main(argv)
+def _spawn_worker(
+    spawn: Callable[..., int],
+    maker: socket.socket,
+    request: dict[str, Any],
+    executable: str,
+    argv: list[str],
+    environment: Mapping[str, str],
+    *,
+    file_actions: Sequence[tuple[int, int, str, int, int]],
+    setsid: bool,
+) -> int:
+    """What `os.posix_spawn` does for a daemon that starts a worker."""
+    if _WORKER not in argv:
+        return spawn(executable, argv, environment, file_actions=file_actions, setsid=setsid)
+    wanted = argv[argv.index(_WORKER) :]
+    opened = [os.open(path, flags, mode) for _, _, path, flags, mode in file_actions]
+    stdin, stdout, stderr = opened
+    ready = int(wanted[2])
+    told = _ask(maker, wanted, environment, (stdin, stdout, stderr, ready), request["namespace"])
+    for file in opened:
+        os.close(file)
+    with os.fdopen(told, "rb", buffering=0) as pipe:
+        return int(pipe.read(8))
+
+
+def _run(module: str, argv: list[str]) -> int:
+    status: int = importlib.import_module(module).main(argv)
     return status
 
 
