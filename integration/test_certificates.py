@@ -200,3 +200,45 @@ def assert_refused(gateway: XfrmpyGateway, peer: StrongswanPeer, code: str) -> N
     peer.swanctl("--initiate", "--child", "net0", "--timeout", "30", check=False)
     eventually("the refusal to be told", lambda: gateway.log.count(code) > told)
     assert not gateway.is_up()
+
+
+def await_log(gateway: XfrmpyGateway, words: str) -> None:
+    """Files are looked at every five seconds, and once more a second later."""
+    eventually(f"the log to have {words!r}", lambda: words in gateway.log, seconds=40)
+
+
+def test_a_renewed_certificate_is_taken_by_itself_and_no_sa_ends(site: Site) -> None:
+    """Another key has the peers authenticate anew; a file that is half written changes nothing."""
+    peer = strongswan(site, CORP.gateway(SUN), CORP.issuing, anchor=CORP.root)
+    gateway = xfrmpy(site, CORP.gateway(MOON), CORP.issuing, anchor=CORP.root)
+    site.connect(gateway, peer)
+    before = gateway.spis()
+    directory = site.directory / "moon-certs"
+    half = (directory / "certs/gw.pem").read_bytes()[:300]
+    (directory / "certs/gw.pem").write_bytes(half)
+    await_log(gateway, "a certificate without end")
+    assert gateway.spis() == before
+    write_credentials(directory, CORP.gateway(MOON), CORP.issuing, anchor=CORP.root)
+    await_log(gateway, "net0: update, hot")
+    assert gateway.spis() == before
+    renewed = CORP.gateway(MOON, private_key=key("p256", 998))
+    write_credentials(directory, renewed, CORP.issuing, anchor=CORP.root)
+    eventually("the IKE SA to be another", lambda: gateway.spis() != before, seconds=40)
+    eventually("the tunnel to be up", gateway.is_up)
+    site.assert_protected()
+
+
+def test_a_list_that_is_put_there_ends_the_tunnel_of_whoever_is_on_it(site: Site) -> None:
+    """Without a word of the operator's; and it is not up again, whoever begins."""
+    leaf = CORP.gateway(SUN)
+    peer = strongswan(site, leaf, CORP.issuing, anchor=CORP.root)
+    gateway = xfrmpy(site, CORP.gateway(MOON), CORP.issuing, anchor=CORP.root)
+    site.connect(gateway, peer)
+    crl = site.directory / "moon-certs/cas/corp.crl"
+    crl.write_bytes(revocations(CORP.issuing))
+    eventually("the list to be taken", lambda: "net0: update, " in gateway.log, seconds=40)
+    eventually("the tunnel to be up", gateway.is_up)
+    crl.write_bytes(revocations(CORP.issuing, leaf))
+    eventually("the tunnel to be down", lambda: not gateway.is_up(), seconds=40)
+    assert "XF2115" in gateway.log
+    assert_refused(gateway, peer, "XF2115")

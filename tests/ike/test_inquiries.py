@@ -21,7 +21,7 @@ from tests.pki.test_revocation import answer as answer_of
 from tests.pki.test_revocation import crl
 from xfrmpy.crypto.signatures import KeyKind
 from xfrmpy.ike.errors import DropReason
-from xfrmpy.ike.outputs import AskStatus, RequestRefused
+from xfrmpy.ike.outputs import AskStatus, RequestRefused, TunnelClosed
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.pki.revocation import RevocationList
 from xfrmpy.pki.sources import Source, SourceKind
@@ -444,3 +444,38 @@ def test_an_answer_sent_along_proves_nothing_but_what_is_in_it(
     case = Case(end, shown())
     case.up()
     case.assert_refused("XF2116")
+
+
+@ends
+@pytest.mark.parametrize("rekeyed", [False, True])
+def test_a_list_that_comes_later_ends_what_is_up(end: str, rekeyed: bool) -> None:
+    case = Case(end, shown(), Strictness.SOFT)
+    case.up()
+    case.pair.assert_up()
+    if rekeyed:
+        case.host.endpoint.rekey_ike_sas("tunnel-a", case.pair.now)
+        case.pair.run(10)
+        case.pair.assert_up()
+    trusted = case.host.policy.remote_authorities
+    assert trusted is not None
+    listed = crl(ISSUING, [case.leaf]).library.public_bytes(Encoding.PEM)
+    policy = replace(case.host.policy, remote_authorities=replace(trusted, crl=ROOT_CRL + listed))
+    case.host.endpoint.reconfigure(policy, case.pair.now)
+    case.pair.deliver()
+    case.pair.assert_down()
+    codes = [closed.failure.code for closed in case.host.reports(TunnelClosed) if closed.failure]
+    assert codes == ["XF2115"]
+
+
+def test_who_is_revoked_when_he_authenticates_anew_does_not_keep_the_old_ike_sa() -> None:
+    """As after a restart, when the old one does not know any more how he has proved himself."""
+    case = Case("moon", shown(), Strictness.SOFT)
+    case.up()
+    case.host.ike_sa.certified = ()
+    trusted = case.host.policy.remote_authorities
+    assert trusted is not None
+    listed = crl(ISSUING, [case.leaf]).library.public_bytes(Encoding.PEM)
+    policy = replace(case.host.policy, remote_authorities=replace(trusted, crl=ROOT_CRL + listed))
+    case.host.endpoint.reconfigure(policy, case.pair.now)
+    case.pair.run(10)
+    case.pair.assert_down()

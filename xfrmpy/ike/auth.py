@@ -51,6 +51,7 @@ from xfrmpy.ike.synchronization import SYNC_SUPPORTED, supports_sync
 from xfrmpy.ike.window_size import WINDOW_SIZE
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import KEY_EXCHANGES, Proposal, child_suite, choose_proposal
+from xfrmpy.pki.verdicts import Problem
 from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.registry import ExchangeType, NotifyType
 from xfrmpy.wire.payloads import (
@@ -129,6 +130,8 @@ class IkeAuth:
 
     def _refuse(self, failed: AuthenticationFailed, now: float) -> None:
         refusal = NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED)
+        if failed.failure.code == Problem.REVOKED.value and self._sa.replaces is not None:
+            self._sa.replaces.terminate(failed.failure, now)
         self._sa.terminate(failed.failure, now, refusal)
 
     def _go_on(self, payloads: tuple[OpenPayload, ...], remote: Identity, now: float) -> None:

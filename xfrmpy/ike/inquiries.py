@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from xfrmpy.failures import Failure
 from xfrmpy.ike.certificates import listed_revocations, not_believed, parsed
 from xfrmpy.ike.errors import AuthenticationFailed
 from xfrmpy.ike.outputs import AskStatus
@@ -179,6 +180,24 @@ def settle_status(sa: IkeSa, go_on: Step, refuse: Refuse, now: float) -> None:
     inquiry.go_on, inquiry.refuse = go_on, refuse
     if sa.is_initiator:
         sa.expect_authentication(now + PATIENCE_SECONDS)
+
+
+def revoked_meanwhile(sa: IkeSa, policy: TunnelPolicy) -> Failure | None:
+    """That the peer of an IKE SA is revoked by what a new policy knows, if it is."""
+    authorities = policy.remote_authorities
+    if not sa.certified or authorities is None or policy.revocation is Strictness.OFF:
+        return None
+    assert sa.remote_id is not None
+    book, now = sa.core.inquiries.book, sa.core.wall_clock()
+    known = book.proofs(sa.certified)
+    proofs = Proofs(
+        lists=(*listed_revocations(authorities.crl), *known.lists), answers=known.answers
+    )
+    try:
+        check_revocation(sa.certified, proofs, Strictness.SOFT, now)
+    except CertificateRefused as refused:
+        return not_believed(refused, sa.remote_id, authorities).failure
+    return None
 
 
 def our_status(

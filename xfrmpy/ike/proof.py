@@ -142,6 +142,7 @@ def _verify_signature(
     except AuthenticationMismatch as error:
         summary = f"the peer's AUTH ({auth.method.name}) is not right: {error}"
         raise _not_proved("XF2041", summary, identity, wanted) from error
+    sa.certified = found.path
     inquire(sa, tunnel, identity.identity, found.path, certs)
 
 
