@@ -16,7 +16,7 @@ from integration.lab.authority import (
     write_credentials,
 )
 from integration.lab.gateway import XfrmpyGateway
-from integration.lab.process import eventually
+from integration.lab.process import eventually, run
 from integration.lab.site import Pair, Site
 from integration.lab.strongswan import StrongswanPeer
 from tests.pki.chains import Entity, dns, key
@@ -242,3 +242,29 @@ def test_a_list_that_is_put_there_ends_the_tunnel_of_whoever_is_on_it(site: Site
     eventually("the tunnel to be down", lambda: not gateway.is_up(), seconds=40)
     assert "XF2115" in gateway.log
     assert_refused(gateway, peer, "XF2115")
+
+
+@pytest.mark.parametrize("form", ["modern", "legacy"])
+def test_a_pkcs12_file_of_openssl_s_is_key_and_chain(site: Site, form: str) -> None:
+    """As other programs hand out what a gateway needs, in one file with a passphrase."""
+    peer = strongswan(site, CORP.gateway(SUN), CORP.issuing, anchor=CORP.root)
+    leaf = CORP.gateway(MOON)
+    directory = site.directory / "moon-certs"
+    write_credentials(directory, leaf, CORP.issuing, anchor=CORP.root)
+    word, held = directory / "word", directory / "gw.p12"
+    word.touch(0o600)
+    word.write_text("a passphrase of many words")
+    held.touch(0o600)
+    certs = (str(directory / "certs/gw.pem"), str(directory / "keys/gw.key"))
+    old = ("-keypbe", "PBE-SHA1-3DES", "-certpbe", "PBE-SHA1-3DES", "-macalg", "sha1")
+    run(
+        *("openssl", "pkcs12", "-export", "-in", certs[0], "-inkey", certs[1]),
+        *("-passout", f"file:{word}", "-out", str(held), *(old if form == "legacy" else ())),
+    )
+    local = {"id": MOON, "key": f"file:{held}", "passphrase": f"file:{word}"}
+    remote = {"id": SUN, "ca": f"file:{directory}/cas/corp.pem"}
+    psk: dict[str, Any] = {"psk": None, "id": None, "peer_id": None}
+    auth = {"local": local, "remote": remote}
+    gateway = site.xfrmpy(site.network.moon, site.network.tunnel(), auth=auth, **psk)
+    site.connect(gateway, peer)
+    site.assert_protected()

@@ -51,16 +51,19 @@ class CertificateFiles:
     def ours(self, reference: str, key: PrivateKey | None, where: Where) -> Certificates | None:
         """A file of our certificate and those above it; `key` has to be that of the first."""
         found = self._read("certs", reference, where)
-        if found is None:
+        return None if found is None else _ours(found, key, where)
+
+    def ours_of(
+        self, ders: Sequence[bytes], name: str, key: PrivateKey, where: Where
+    ) -> Certificates | None:
+        """The same of certificates that stand in the file of their key."""
+        try:
+            found = tuple(map(decode_certificate_untrusted, ders)), name
+        except CertificateRefused as refused:
+            message = f"{name} cannot be used: {refused.summary}"
+            where.findings.error("XF1031", where.mark, message)
             return None
-        (leaf, *_), name = found
-        if not _is_fit(leaf, name, where, check_key, check_leaf):
-            return None
-        if key is not None and key.public != leaf.public_key_info:
-            message = f"the key {key.origin} is not that of the certificate {name}"
-            where.findings.error("XF1032", where.mark, message)
-            return None
-        return _given(found, where)
+        return _ours(found, key, where)
 
     def authorities(self, reference: str, where: Where) -> Certificates | None:
         """A file of authorities, each of which is trusted."""
@@ -127,6 +130,19 @@ class CertificateFiles:
         paths = [root / directory / (reference + ending) for root in reversed(self._roots)]
         there = (path for path in paths if os.path.lexists(path))
         return next(there, paths[min(1, len(paths) - 1)])
+
+
+def _ours(
+    found: tuple[tuple[Certificate, ...], str], key: PrivateKey | None, where: Where
+) -> Certificates | None:
+    (leaf, *_), name = found
+    if not _is_fit(leaf, name, where, check_key, check_leaf):
+        return None
+    if key is not None and key.public != leaf.public_key_info:
+        message = f"the key {key.origin} is not that of the certificate {name}"
+        where.findings.error("XF1032", where.mark, message)
+        return None
+    return _given(found, where)
 
 
 def identity_in(

@@ -248,6 +248,9 @@ def _certified(
     if files is not None and ours.cert is not None:
         path = ("cert",) if place.has("cert") else ("auth", "local", "cert")
         certs = files.ours(ours.cert, key, place.where(path))
+    elif ours.key is not None and key is not None:
+        where = place.where(("auth", "local", "key"))
+        certs = reader.certificates_with(ours.key, ours.passphrase, key, where)
     if files is not None and theirs.ca is not None:
         path = ("ca",) if place.has("ca") else ("auth", "remote", "ca")
         authorities = files.authorities(theirs.ca, place.where(path))

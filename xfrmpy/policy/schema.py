@@ -275,7 +275,8 @@ class OurAuthentication(Keys):
     id: SomeIdentity | None = _key("The same as `id` of the tunnel.", "gw1.example.net")
     key: Secret | None = _key(
         "The private key that we sign with, in place of `psk`: PEM or DER (PKCS #8), of RSA (2048 "
-        "bits at least), ECDSA (P-256, P-384, P-521), Ed25519 or Ed448.",
+        "bits at least), ECDSA (P-256, P-384, P-521), Ed25519 or Ed448. A PKCS #12 file has our "
+        "certificates, too, unless `cert` names others.",
         "secret:gw1.key",
     )
     passphrase: Secret | None = _key("What the key is encrypted with.", "secret:gw1.passphrase")
