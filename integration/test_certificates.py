@@ -268,3 +268,17 @@ def test_a_pkcs12_file_of_openssl_s_is_key_and_chain(site: Site, form: str) -> N
     gateway = site.xfrmpy(site.network.moon, site.network.tunnel(), auth=auth, **psk)
     site.connect(gateway, peer)
     site.assert_protected()
+
+
+@pytest.mark.parametrize("pattern", ["*.example.net", "O=Example, CN=*"])
+def test_a_pattern_takes_whom_its_certificate_proves_to_be_one_of_them(
+    site: Site, pattern: str
+) -> None:
+    """strongSwan is told no identity that it should have, and says its own."""
+    told = SUN if pattern.startswith("*") else f"O=Example, CN={SUN}"
+    peer = strongswan(site, CORP.gateway(SUN), CORP.issuing, anchor=CORP.root, local_id=told)
+    leaf = CORP.gateway(MOON)
+    gateway = xfrmpy(site, leaf, CORP.issuing, anchor=CORP.root, remote_id=pattern)
+    for _ in Pair(site, gateway, peer).each_role():
+        site.assert_protected()
+    assert f"IKE SA with {told} at" in gateway.log

@@ -31,6 +31,12 @@ ca: corp
 local: 10.1.0.0/16
 remote: 10.2.0.0/16
 """
+WITH_SECRET = """
+peer: 192.0.2.1
+psk: secret:key
+local: 10.1.0.0/16
+remote: 10.2.0.0/16
+"""
 LONG = """
 peer: 192.0.2.1
 auth: {local: {cert: gw%s}, remote: {ca: corp, id: "CN=sun, O=Example"}}
@@ -382,3 +388,29 @@ def test_a_container_that_lacks_something_is_told_of(
     assert error.code == code
     assert words in str(error)
     assert word.decode() not in str(error)
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("peer_id", ["*.example.net", "*@example.net", "O=Example, CN=*"])
+def test_a_peer_id_may_stand_for_many_where_a_certificate_proves_which(
+    peer_id: str, load: Load
+) -> None:
+    tunnel = only(load(**{"a.yaml": SHORT + f'peer_id: "{peer_id}"\n'}))
+    assert tunnel.remote_id == Identity.parse(peer_id)
+    assert tunnel.remote_id.is_pattern
+
+
+def test_with_a_secret_it_is_refused(load: Load) -> None:
+    (error,) = load(**{"a.yaml": WITH_SECRET + 'peer_id: "*.example.net"\n'}).errors
+    assert error.code == "XF1004"
+    assert "could be anybody's" in str(error)
+
+
+@pytest.mark.parametrize(
+    "peer_id",
+    ["*", "*.", "*@", "*.*.net", "gw*.example.net", "a.*.net", "an*@x.net", "O=Ex*, CN=*", "%any"],
+)
+@pytest.mark.usefixtures("place")
+def test_other_wildcards_are_refused(peer_id: str, load: Load) -> None:
+    (error,) = load(**{"a.yaml": SHORT + f'peer_id: "{peer_id}"\n'}).errors
+    assert error.code == "XF1004"

@@ -103,7 +103,7 @@ class IkeAuth:
         payloads: list[OpenPayload] = [self._identity, *certs]
         payloads += initial_contact(sa, tunnel)
         payloads += certificate_requests((tunnel,)) if sa.resumed is None else ()
-        if tunnel.remote_id is not None:
+        if tunnel.remote_id is not None and not tunnel.remote_id.is_pattern:
             payloads.append(IdrPayload(identity=tunnel.remote_id))
         payloads.append(auth)
         if ppk is not None:
@@ -407,7 +407,7 @@ def _accepts_suite(sa: IkeSa, tunnel: TunnelPolicy) -> bool:
 
 
 def _check_identity(tunnel: TunnelPolicy, identity: Identity) -> None:
-    if tunnel.remote_id is None or identity.comparable != tunnel.remote_id.comparable:
+    if tunnel.remote_id is None or not tunnel.remote_id.matches(identity):
         raise AuthenticationFailed(
             Failure(
                 code="XF2007",

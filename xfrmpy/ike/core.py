@@ -184,7 +184,7 @@ class Core:
         if sa.tunnel_name != tunnel.name:
             self.unfile(sa)
         self._of_tunnel.setdefault(tunnel.name, {})[sa.our_spi] = sa
-        self._of_peer.setdefault(tunnel.remote_id, {})[sa.our_spi] = sa
+        self._of_peer.setdefault(_peer_of(tunnel), {})[sa.our_spi] = sa
 
     def forget(self, sa: IkeSa) -> None:
         """An IKE SA that is deleted, and need not repeat itself any more."""
@@ -196,7 +196,7 @@ class Core:
         """It is not to be found by its tunnel or peer any more."""
         if sa.tunnel is not None:
             _take_out(self._of_tunnel, sa.tunnel.name, sa.our_spi)
-            _take_out(self._of_peer, sa.tunnel.remote_id, sa.our_spi)
+            _take_out(self._of_peer, _peer_of(sa.tunnel), sa.our_spi)
 
     def add_child(self, child: ChildSa) -> None:
         self.children[child.spi_in] = child
@@ -288,6 +288,12 @@ class Core:
         if kin is not None:
             return lane_of(kin.spi_in, self.lanes)
         return min(range(self.lanes), key=lambda lane: (taken[lane], self._lane_load[lane]))
+
+
+def _peer_of(tunnel: TunnelPolicy) -> Identity | None:
+    """Whom a tunnel is with; None if it may be several."""
+    peer = tunnel.remote_id
+    return None if peer is None or peer.is_pattern else peer
 
 
 def _take_out(index: dict[K, dict[S, V]], key: K, spi: S) -> None:

@@ -30,8 +30,11 @@ DOUBT_SECONDS = 10.0
 def initial_contact(sa: IkeSa, tunnel: TunnelPolicy) -> tuple[NotifyPayload, ...]:
     """INITIAL_CONTACT, if this is the only IKE SA that we hold between the two identities.
 
-    Who may be there several times "MUST NOT" say it: `unique: never`.
+    Who may be there several times "MUST NOT" say it: `unique: never`. Nor is it known whether it is
+    the only one while the peer may be any of several.
     """
+    if tunnel.remote_id is not None and tunnel.remote_id.is_pattern:
+        return ()
     ends = (tunnel.identity_at(sa.path.local.address), tunnel.remote_id)
     if tunnel.unique is Uniqueness.NEVER or _others(sa, ends, _NOT_YET_GONE):
         return ()

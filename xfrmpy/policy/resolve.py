@@ -121,6 +121,7 @@ def resolve_tunnel(
     keys = _keys(tunnel, place, reader)
     ppks = resolve_ppks(tunnel, place, reader)
     local_id, remote_id = _identities(tunnel, place)
+    _check_pattern(tunnel, remote_id, place)
     if (certificates := keys["local_certificates"]) is not None:
         path = ("id",) if tunnel.auth is None else ("auth", "local", "id")
         local_id = identity_in(certificates, local_id, place.where(path))
@@ -316,6 +317,16 @@ def _check_keys(
         if not (ours.key or ours.cert) and getattr(ours, name) is not None:
             message = f"'{name}' has no meaning without a 'key'"
             place.error("XF1004", ("auth", "local", name), message, at_key=True)
+
+
+def _check_pattern(tunnel: Tunnel, peer: Identity | None, place: Place) -> None:
+    """Whoever has a shared key could call himself anything."""
+    theirs = None if tunnel.auth is None else tunnel.auth.remote
+    if peer is None or not peer.is_pattern or tunnel.ca or (theirs and theirs.ca):
+        return
+    path: Keypath = ("peer_id",) if theirs is None else ("auth", "remote", "id")
+    message = f"{peer} could be anybody's: a peer proves by a certificate only which one it is"
+    place.error("XF1004", path, message, "add 'ca', or write one identity")
 
 
 def _identities(tunnel: Tunnel, place: Place) -> tuple[Identity | None, Identity | None]:

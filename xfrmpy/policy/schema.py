@@ -82,6 +82,7 @@ AhProposals = Annotated[
     _OneOrMore,
     _TextOrList,
 ]
+PeerIdentity = Annotated[Identity, PlainValidator(values.parse_peer_identity), _Text]
 SomeIdentity = Annotated[Identity, PlainValidator(values.parse_identity), _Text]
 Address = Annotated[IpAddress, PlainValidator(values.parse_address), _Text]
 Device = Annotated[str, PlainValidator(values.parse_device_name), _Text]
@@ -290,7 +291,7 @@ class OurAuthentication(Keys):
 class TheirAuthentication(Keys):
     """How the peer proves who it is."""
 
-    id: SomeIdentity | None = _key("The same as `peer_id` of the tunnel.", "gw2.example.org")
+    id: PeerIdentity | None = _key("The same as `peer_id` of the tunnel.", "gw2.example.org")
     key: PublicKeyText | None = _key(
         "The public key that the peer signs with, in place of `psk`: base64 as `xfrmpy key show` "
         "shows it, or `file:/PATH` of one in PEM.",
@@ -473,8 +474,9 @@ class Tunnel(Keys):
         4510,
     )
     id: SomeIdentity | None = _key("Who we say we are. Default: our address.", "gw1.example.net")
-    peer_id: SomeIdentity | None = _key(
-        "Who the peer must prove to be. Default: what `peer` says, if that is one.",
+    peer_id: PeerIdentity | None = _key(
+        "Who the peer must prove to be. Default: what `peer` says, if that is one. With `ca` it "
+        "may stand for many: `*.example.net`, `*@example.net`, or `O=Example, CN=*`.",
         "gw2.example.org",
     )
     psk: Secret | None = _key(
