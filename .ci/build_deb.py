@@ -57,6 +57,8 @@ if [ "$1" = configure ]; then
   systemd-tmpfiles --create xfrmpy.conf || true
   if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
+    systemctl restart systemd-modules-load.service || true
+    sysctl -q -p /usr/lib/sysctl.d/50-xfrmpy.conf || true
     # The next daemon goes on with every SA.
     if [ -n "$2" ]; then systemctl try-restart xfrmpyd.service; fi
   fi
@@ -157,7 +159,7 @@ def install_units(tree: Path) -> None:
     """What `xfrmpy units` writes, in the places that are a package's."""
     program = ("--program", "/usr/bin/xfrmpy")
     run(xfrmpy(), "units", "--install", "--root", str(tree), *program)
-    for place in ("systemd/system", "sysusers.d", "tmpfiles.d"):
+    for place in ("systemd/system", "sysusers.d", "tmpfiles.d", "modules-load.d", "sysctl.d"):
         (tree / "usr/lib" / place).parent.mkdir(parents=True, exist_ok=True)
         (tree / "etc" / place).rename(tree / "usr/lib" / place)
     shutil.rmtree(tree / "etc")

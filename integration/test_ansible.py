@@ -169,6 +169,31 @@ def assert_reverts_when_the_play_does_not_come_back(
     eventually("moon to be reached", lambda: sun.reaches(moon))
 
 
+def test_a_mesh_of_raw_keys_is_told_of_exactly_and_remembers_who_is_not_there() -> None:
+    with Fleet(("moon", "sun", "mars")) as fleet:
+        members = fleet.members
+        moon, sun, mars = members.values()
+        variables: dict[str, Any] = {"all": {"mesh_auth": "rawkey"}}
+        told = good(fleet.play_text(MESH, CHECK, variables))
+        assert all(member.files() == {} for member in members.values())
+        made = good(fleet.play_text(MESH, DIFF, variables))
+        assert changed(told) == changed(made) == {*members}
+        assert made.diffs() == told.diffs() != []
+        assert all(a.reaches(b) for a, b in permutations(members.values(), 2))
+        for member in members.values():
+            assert {*member.files()} == {"conf.d/mesh.yaml", "secrets/host.key"}
+            assert member.files()["secrets/host.key"].decode().splitlines()[1] not in made.output
+        assert changed(good(fleet.play_text(MESH, DIFF, variables))) == set()
+
+        before, files = {name: member.spis() for name, member in members.items()}, mars.files()
+        variables["all"]["mesh_defaults"] = {"dpd": "17s"}
+        limited = good(fleet.play_text(MESH, ("--limit", "moon,sun"), variables))
+        assert changed(limited) == {"moon", "sun"}
+        assert all(b"17s" in member.files()["conf.d/mesh.yaml"] for member in (moon, sun))
+        assert mars.files() == files
+        assert {name: member.spis() for name, member in members.items()} == before
+
+
 POLICY = {
     "peer": "192.0.2.2",
     "id": "moon",
@@ -288,7 +313,13 @@ def test_a_secret_is_generated_once_and_shown_as_a_fingerprint(pair: Fleet) -> N
         ("tunnel_info", {"program": "/nowhere/xfrmpy"}, "/nowhere/xfrmpy"),
         ("doctor_info", {"program": "/nowhere/xfrmpy"}, "/nowhere/xfrmpy"),
         ("secret", {"name": "net"}, "one of `value` and `generate` is needed"),
+        ("host_key", {"program": "/nowhere/xfrmpy"}, "/nowhere/xfrmpy"),
         ("pair_info", {"pairs": {"sun": {"ours": {}}}}, "no mapping of `ours` and `theirs`"),
+        (
+            "pair_info",
+            {"pairs": {"sun": {"ours": {}, "theirs": {}, "keys": {"mine": ""}}}},
+            "`keys` of sun is no mapping",
+        ),
         (
             "pair_info",
             {"pairs": {"sun": {"ours": {"a": POLICY}, "theirs": {"b": {**THEIRS, "id": "luna"}}}},
@@ -341,6 +372,49 @@ def test_a_full_disk_leaves_the_policy_as_it_was(pair: Fleet) -> None:
         assert "No space left on device" in answer["msg"]
         assert moon.files() == before
     assert moon.module("apply")["changes"] == []
+
+
+CLOSED = """\
+flush ruleset
+table inet filter {
+    chain input {
+        type filter hook input priority filter; policy drop;
+        iif "lo" accept
+    }
+}
+"""
+
+
+def test_a_closed_gateway_lets_ipsec_in_and_nothing_else(pair: Fleet) -> None:
+    moon, sun = pair.members["moon"], pair.members["sun"]
+    conf = moon.root / "etc/nftables.conf"
+    conf.write_text(CLOSED)
+    moon.run("nft", "-f", "/etc/nftables.conf")
+    limit, variables = ("--limit", "moon"), {"moon": {"gateway_nftables": "inet filter input"}}
+
+    def play(*arguments: str) -> set[str]:
+        return changed(good(pair.play_text(GATEWAY, (*limit, *arguments), variables)))
+
+    def rules() -> str:
+        return moon.run("nft", "list", "ruleset").stdout
+
+    try:
+        closed = rules()
+        assert "up" not in sun.module("tunnel_info", name=["net"])["tunnels"]["net"]["state"]
+        assert sun.module("tunnel", name=["net"], state="up", timeout=1)["failed"]
+        assert play(*CHECK) == {"moon"}
+        assert (conf.read_text(), rules()) == (CLOSED, closed)
+        assert play() == {"moon"}
+        opened = rules()
+        assert sun.module("tunnel", name=["net"], state="up")["changed"]
+        assert sun.run("ping", "-nc1", "-W1", moon.outside, check=False).returncode != 0
+        assert play() == set()
+        moon.run("nft", "-f", "/etc/nftables.conf")  # As at boot.
+        assert rules() == opened != closed
+    finally:
+        moon.run("nft", "flush", "ruleset")
+        for member in (moon, sun):
+            member.module("tunnel", name=["net"], state="down")
 
 
 def test_what_is_not_confirmed_is_taken_back_and_what_is_stays(pair: Fleet) -> None:

@@ -45,6 +45,8 @@ SHIPPED = (
     "/usr/share/zsh/vendor-completions/_xfrmpy",
     "/usr/share/fish/vendor_completions.d/xfrmpy.fish",
     "/usr/lib/systemd/system/xfrmpyd.service",
+    "/usr/lib/modules-load.d/xfrmpy.conf",
+    "/usr/lib/sysctl.d/50-xfrmpy.conf",
 )
 
 pytestmark = [

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey, MLDSA87PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from integration.lab.keys import make_key
 from integration.lab.marks import BOTH_ROLES
 from integration.lab.process import eventually
 from integration.lab.site import Pair, Role, Site
+from integration.lab.tunnel import KeyFiles
 
 pytestmark = pytest.mark.native
 
@@ -106,6 +115,31 @@ def test_one_end_may_sign_and_the_other_know_the_shared_key(
     pair = Pair(site, site.xfrmpy(site.network.moon, tunnel), strongswan)
     pair.connect(role)
     site.assert_protected()
+
+
+def test_two_of_us_sign_by_ml_dsa_in_fragments(site: Site) -> None:
+    """No other daemon of Debian's has it; this OpenSSL has it not, either."""
+    ours, theirs = (
+        _write_pair(site.directory, name, kind.generate())
+        for name, kind in (("moon", MLDSA87PrivateKey), ("sun", MLDSA65PrivateKey))
+    )
+    tunnel = site.network.tunnel().signed(ours, theirs)
+    ike = {"proposals": tunnel.ike, "experimental": "ml-dsa"}
+    moon = site.xfrmpy(site.network.moon, tunnel, ike=ike)
+    sun = site.xfrmpy(site.network.sun, tunnel.mirrored(), ike=ike)
+    with site.capture() as wire:
+        site.connect(moon, sun)
+    assert wire.kinds["ike-fragment"] >= 8  # An AUTH of 4627 octets, and one of 3309.
+    site.assert_protected()
+
+
+def _write_pair(directory: Path, name: str, key: MLDSA87PrivateKey | MLDSA65PrivateKey) -> KeyFiles:
+    private, public = directory / f"{name}.key", directory / f"{name}.pub"
+    private.touch(0o600)
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    public.write_bytes(pem)
+    return KeyFiles(private=private, public=public)
 
 
 @BOTH_ROLES

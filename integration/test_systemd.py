@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from integration.lab.gateway import DATAPATH
-from integration.lab.process import IN_VM, PATIENCE, Background, eventually
+from integration.lab.process import IN_VM, PATIENCE, Background, eventually, run
 from integration.lab.site import Site
 from integration.lab.systemd import PROGRAM, Machine, boot_files
 from xfrmpy.cli.units import install_units
@@ -187,6 +187,25 @@ def await_another(machine: Machine, process: int) -> int:
 def units(tmp_path: Path) -> Path:
     assert install_units(tmp_path, Path("/usr/bin/true")) == 0
     return tmp_path / "etc/systemd/system"
+
+
+@pytest.mark.native
+def test_no_device_of_a_host_sends_or_believes_redirects(units: Path, gateway: str) -> None:
+    within = ("ip", "netns", "exec", gateway)
+    for way in ("send", "accept"):
+        run(*within, "sysctl", "-qw", f"net.ipv4.conf.all.{way}_redirects=1")
+    snippet = units.parents[1] / "sysctl.d/50-xfrmpy.conf"
+    run(*within, "/usr/lib/systemd/systemd-sysctl", str(snippet))
+    shown = "cd /proc/sys/net; cat ipv[46]/conf/*/accept_redirects ipv4/conf/*/send_redirects"
+    assert {*run(*within, "sh", "-c", shown).stdout.splitlines()} == {"0"}
+
+
+@pytest.mark.vm
+def test_the_modules_that_a_gateway_uses_are_there_and_loaded(units: Path) -> None:
+    snippet = units.parents[1] / "modules-load.d/xfrmpy.conf"
+    run("/usr/lib/systemd/systemd-modules-load", str(snippet), seconds=120)
+    named = [line for line in snippet.read_text().splitlines() if not line.startswith("#")]
+    assert [name for name in named if not Path("/sys/module", name).exists()] == []
 
 
 @pytest.mark.native

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa
 from cryptography.hazmat.primitives.asymmetric import rsa as rsa_keys
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -20,6 +20,9 @@ _MAKE: dict[KeyKind, Callable[[], Any]] = {
     KeyKind.ECDSA_P521: lambda: ec.generate_private_key(ec.SECP521R1()),
     KeyKind.ED25519: ed25519.Ed25519PrivateKey.generate,
     KeyKind.ED448: ed448.Ed448PrivateKey.generate,
+    KeyKind.ML_DSA_44: mldsa.MLDSA44PrivateKey.generate,
+    KeyKind.ML_DSA_65: mldsa.MLDSA65PrivateKey.generate,
+    KeyKind.ML_DSA_87: mldsa.MLDSA87PrivateKey.generate,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import importlib.util
 import re
 import runpy
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 
+from xfrmpy.policy.keys import host_key
 from xfrmpy.policy.load import load_policy
 from xfrmpy.policy.profiles import PROFILES
 
@@ -139,6 +141,45 @@ def test_who_has_no_address_is_not_called() -> None:
 def test_a_mesh_that_cannot_be_is_refused(given: Any, options: Any, words: str) -> None:
     with pytest.raises(AnsibleFilterError, match=words):
         mesh(given, **options)
+
+
+PUBLIC = {
+    "moon": "MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=",
+    "sun": "MCowBQYDK2VwAyEAPUAXw+hDiVqStwqnTRt+vJyYLM8uxJaMwM1V8Sr0Zgw=",
+}
+"""RFC 8032 section 7.1, TEST 1 and 2."""
+
+
+def test_with_public_keys_each_end_expects_the_others_and_the_unknown_wait(tmp_path: Path) -> None:
+    made = mesh(members("moon", "sun", "mars"), keys=PUBLIC)
+    assert made["waiting"] == ["mars and moon", "mars and sun"]
+    assert made["secrets"] == {"moon": {}, "sun": {}, "mars": {}}
+    assert [*made["pairs"]["moon"]] == ["sun"]
+    assert made["pairs"]["moon"]["sun"]["keys"] == {"ours": PUBLIC["moon"], "theirs": PUBLIC["sun"]}
+    assert made["policies"]["mars"] == {"tunnels": {}}
+    policy = made["policies"]["moon"]
+    assert policy["tunnels"]["mesh-sun"]["auth"]["remote"] == {"id": "sun", "key": PUBLIC["sun"]}
+    host_key(tmp_path / "secrets")
+    directory = tmp_path / "conf.d"
+    directory.mkdir()
+    (directory / "mesh.yaml").write_text(yaml.safe_dump(policy))
+    loaded = load_policy([directory])
+    assert (loaded.errors, [tunnel.name for tunnel in loaded.tunnels]) == ((), ["mesh-sun"])
+
+
+def test_a_member_that_is_not_there_has_the_key_that_others_know() -> None:
+    policy = yaml.safe_dump(mesh(members("moon", "sun"), keys=PUBLIC)["policies"]["moon"]).encode()
+    files = {"moon": {"content": base64.b64encode(policy).decode()}, "mars": {"failed": False}}
+    here = {name: {"key": PUBLIC["moon"], "changed": name == "mars"} for name in files}
+    assert MESH["mesh_public_keys"](here, files) == {
+        "keys": {"sun": PUBLIC["sun"], "moon": PUBLIC["moon"], "mars": PUBLIC["moon"]},
+        "generated": [PUBLIC["moon"]],
+    }
+    unasked = MESH["mesh_public_keys"]({"mars": {"key": None, "changed": True}, "sun": {}}, {})
+    assert unasked == {
+        "keys": {"mars": MESH["STAND_IN"], "sun": MESH["STAND_IN"]},
+        "generated": [MESH["STAND_IN"]],
+    }
 
 
 def test_a_pair_keeps_the_key_that_either_end_has() -> None:

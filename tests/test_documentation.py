@@ -10,6 +10,7 @@ import re
 import shlex
 from argparse import ArgumentParser
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -18,10 +19,12 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.documentation import PAGES, ROOT, Block, anchors, blocks, links, prose, text_of
 from tests.keypairs import key_pair
 from tests.pages import PEERS, TABLES, with_exports, with_table
+from tests.pki.chains import authority
 from xfrmpy.cli.main import app, run
 from xfrmpy.crypto.signatures import KeyKind
 from xfrmpy.daemon import __main__ as daemon
@@ -100,7 +103,24 @@ def load_example(place: Path, block: Block) -> LoadedPolicy:
         file.touch(0o600)
         signs = f"key: secret:{file.name}" in text
         file.write_bytes(key_pair(KeyKind.ED25519).pkcs8() if signs else b"x" * 32)
+        if file.name == "users":
+            file.write_text(_of_page("# /etc/xfrmpy/users\n", block.page))
+    for name in re.findall(r"\bca: ([\w-]+)", text):
+        (place / "cas").mkdir(exist_ok=True)
+        (place / "cas" / f"{name}.pem").write_bytes(_authority())
     return load_policy([place / "conf.d"])
+
+
+def _of_page(first_line: str, page: str) -> str:
+    (found,) = (b.text for b in BLOCKS if b.page == page and b.text.startswith(first_line))
+    return found
+
+
+@cache
+def _authority() -> bytes:
+    now = datetime.now(UTC).replace(microsecond=0)
+    made = authority("an example", start=now - timedelta(days=1), end=now + timedelta(days=90))
+    return made.library.public_bytes(Encoding.PEM)
 
 
 @pytest.mark.parametrize(("block", "text"), COMMANDS, ids=str)

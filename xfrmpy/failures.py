@@ -208,6 +208,12 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=("its authority has not renewed it, or the new one was not put here",),
         fixes=("`xfrmpy cert revoke` renews it; then `xfrmpy apply`",),
     ),
+    "XF1037": FailureKind(
+        title="a list of users cannot be used",
+        exit_code=_POLICY,
+        causes=("a line is not `NAME: PASSWORD`", "a user is there twice"),
+        fixes=("correct the line whose number is shown",),
+    ),
     "XF1040": FailureKind(
         title="a configuration of another daemon cannot be read",
         exit_code=_POLICY,
@@ -490,6 +496,72 @@ CATALOGUE: dict[str, FailureKind] = {
         exit_code=ExitCode.PEER_REFUSED,
         causes=("the peer has got a new key", "somebody else answers in the peer's place"),
         fixes=("ask who runs the peer for its fingerprint; then put its key into our policy",),
+    ),
+    "XF2043": FailureKind(
+        title="the peer does not authenticate by NULL, as our policy has it",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the peer has a key or a shared key, and our policy `null_auth` for it",),
+        fixes=("write in `auth.remote` how the peer proves itself, or `null_auth` at its end too",),
+    ),
+    "XF2050": FailureKind(
+        title="EAP did not come to an end with the peer",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "the password is wrong, or the user is unknown to the peer",
+            "the peer takes part in none of our `methods`",
+        ),
+        fixes=("compare `auth: {local: {eap: ...}}` with what the peer's administrator has given",),
+    ),
+    "XF2051": FailureKind(
+        title="the peer asks who we are and does not prove who it is",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "the peer expects EAP alone (RFC 5998)",
+            "somebody answers in the peer's place to collect passwords",
+        ),
+        fixes=(
+            "have the peer prove itself by a certificate or a key, as RFC 7296 section 2.16 asks",
+            "`alone: yes` allows EAP alone, with methods that prove the peer, too",
+        ),
+    ),
+    "XF2052": FailureKind(
+        title="the peer did not prove by EAP who it is",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "the password is wrong, or the user is unknown here",
+            "the peer takes part in none of the `methods`",
+        ),
+        fixes=("compare the user shown with those of `auth: {remote: {eap: {users: ...}}}`",),
+    ),
+    "XF2053": FailureKind(
+        title="the user may not use the tunnel",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the user is none of the `identities`, or in none of the groups, of the policy",),
+        fixes=("add the user to `auth: {remote: {eap: {identities: ...}}}`, if it may",),
+    ),
+    "XF2054": FailureKind(
+        title="AUTH is not by the key that EAP has made",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "somebody stands between the peer and who knows the password",
+            "a peer that derives the key in another way",
+        ),
+        fixes=("try another of the `methods`; report it with the evidence and both versions",),
+    ),
+    "XF2055": FailureKind(
+        title="the AAA server could not be asked",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("it does not run, or does not know us", "the secret between it and us differs"),
+        fixes=("the evidence has the server; its log says whether it was asked",),
+    ),
+    "XF2056": FailureKind(
+        title="the peer has broken EAP off",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "the user's password is wrong: with some methods the peer is the first to know",
+            "the peer does not believe our proof, and trusts another authority, key or name",
+        ),
+        fixes=("the peer's log names the step; compare its password, and whom it trusts",),
     ),
     "XF2101": FailureKind(
         title="a certificate is malformed",

@@ -258,7 +258,7 @@ def _write_policy(directory: Path, name: str, tunnel: Tunnel, keys: Mapping[str,
     secret = secrets / name
     secret.touch(SECRET_MODE)
     secret.write_text(tunnel.psk + "\n")
-    given = {**_policy(tunnel), **_proof(tunnel, name), **keys}
+    given = {**_policy(tunnel), **_proof(tunnel, name, secrets), **keys}
     policy = {key: value for key, value in given.items() if value is not None}
     (policies / f"{name}.yaml").write_text(yaml.safe_dump(policy, sort_keys=False))
 
@@ -275,8 +275,10 @@ def _policy(tunnel: Tunnel) -> dict[str, Any]:
     }
 
 
-def _proof(tunnel: Tunnel, secret: str) -> dict[str, Any]:
+def _proof(tunnel: Tunnel, secret: str, secrets: Path) -> dict[str, Any]:
     """Who the ends are, and by what each proves it."""
+    if tunnel.ours.user is not None or tunnel.theirs.user is not None:
+        return _eap(tunnel, secret, secrets)
     ours, theirs = tunnel.ours.key, tunnel.theirs.key
     psk = {"psk": f"secret:{secret}"}
     if ours is None and theirs is None:
@@ -284,6 +286,29 @@ def _proof(tunnel: Tunnel, secret: str) -> dict[str, Any]:
     local = {"id": tunnel.ours.id, **({"key": f"file:{ours.private}"} if ours else {})}
     remote = {"id": tunnel.theirs.id, **({"key": f"file:{theirs.public}"} if theirs else {})}
     return {"auth": {"local": local, "remote": remote, **({} if ours and theirs else psk)}}
+
+
+def _eap(tunnel: Tunnel, name: str, secrets: Path) -> dict[str, Any]:
+    """One end is a user, and the other has a key."""
+    user, called = (end.user for end in (tunnel.ours, tunnel.theirs))
+    if user is not None:
+        password = _write_secret(secrets / f"{name}.password", user.password)
+        eap = {"method": user.method, "identity": user.name, "password": password}
+        assert tunnel.theirs.key is not None
+        remote = {"id": tunnel.theirs.id, "key": f"file:{tunnel.theirs.key.public}"}
+        return {"auth": {"local": {"id": tunnel.ours.id, "eap": eap}, "remote": remote}}
+    assert called is not None
+    assert tunnel.ours.key is not None
+    users = _write_secret(secrets / f"{name}.users", f"{called.name}: {called.password}")
+    acceptance = {"users": users, "methods": ["mschapv2", "md5", "gtc"]}
+    local = {"id": tunnel.ours.id, "key": f"file:{tunnel.ours.key.private}"}
+    return {"peer": None, "auth": {"local": local, "remote": {"eap": acceptance}}}
+
+
+def _write_secret(path: Path, text: str) -> str:
+    path.touch(SECRET_MODE)
+    path.write_text(text + "\n")
+    return f"secret:{path.name}"
 
 
 def _settings(proposals: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from integration.lab.network import Host
 from integration.lab.process import IN_VM, LAB, run
-from integration.lab.tunnel import End, Tunnel
+from integration.lab.tunnel import End, Tunnel, User
 
 BACKEND = "kernel" if IN_VM else "libipsec"
 """ESP in user space goes inside UDP always, knows no ESN, and needs nothing from the kernel."""
@@ -48,6 +48,7 @@ secrets {{
         id-2 = {remote_id}
         secret = "{psk}"
     }}
+    {users}
 }}
 """
 
@@ -174,12 +175,22 @@ def _configuration(number: int, tunnel: Tunnel, connection: str, child: str) -> 
         psk=tunnel.psk,
         connection=connection,
         child=child,
-        local_auth=_auth(tunnel.ours),
-        remote_auth=_auth(tunnel.theirs),
+        local_auth=_auth(tunnel.ours, is_ours=True),
+        remote_auth=_auth(tunnel.theirs, is_ours=False),
+        users="".join(_user(number, end.user) for end in (tunnel.ours, tunnel.theirs)),
     )
 
 
-def _auth(end: End) -> str:
+def _user(number: int, user: User | None) -> str:
+    if user is None:
+        return ""
+    return f'eap-{number} {{ id = "{user.name}"\n secret = "{user.password}" }}'
+
+
+def _auth(end: End, *, is_ours: bool) -> str:
+    if end.user is not None:
+        name = end.user.name if is_ours else "%any"
+        return f'auth = eap-{end.user.method}\n            eap_id = "{name}"'
     if end.key is None:
         return "auth = psk"
     return f"auth = pubkey\n            pubkeys = {end.key.public}"

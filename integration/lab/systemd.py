@@ -68,6 +68,7 @@ AllowIsolate=yes
 """
 
 _UNWANTED = (
+    "systemd-modules-load.service",  # The kernel is this machine's.
     "systemd-udevd.service",
     "systemd-udev-trigger.service",
     "systemd-hwdb-update.service",

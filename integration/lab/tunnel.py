@@ -15,10 +15,20 @@ class KeyFiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """Who proves itself by EAP, by a method as xfrmpy calls it."""
+
+    name: str
+    password: str
+    method: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class End:
     """One gateway. `public` is where the other one reaches `address`: not the same behind a NAT.
 
-    With a `key` it proves itself by that, and by the shared key of the tunnel otherwise.
+    With a `key` it proves itself by that, as a `user` by EAP, and by the shared key of the tunnel
+    otherwise.
     """
 
     address: str
@@ -26,6 +36,7 @@ class End:
     id: str
     subnets: tuple[str, ...]
     key: KeyFiles | None = None
+    user: User | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +66,14 @@ class Tunnel:
             ours=replace(self.ours, subnets=ours),
             theirs=replace(self.theirs, subnets=theirs),
         )
+
+    def called_by(self, user: User, gateway: KeyFiles, *, is_ours: bool) -> Tunnel:
+        """The same, in which one end proves itself by EAP, and the other by a key."""
+        ends = replace(self.ours), replace(self.theirs)
+        caller, called = ends if is_ours else ends[::-1]
+        caller, called = replace(caller, user=user), replace(called, key=gateway)
+        ours, theirs = (caller, called) if is_ours else (called, caller)
+        return replace(self, ours=ours, theirs=theirs)
 
     def signed(self, ours: KeyFiles | None, theirs: KeyFiles | None) -> Tunnel:
         """The same, with keys in place of the shared one."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
 
+from tests.keypairs import key_pair
 from xfrmpy.cli.main import run
+from xfrmpy.crypto.signatures import KeyKind
+from xfrmpy.policy.keys import host_key
 
 Captured = pytest.CaptureFixture[str]
+NAMES = ("moon", "sun")
 
 
 @pytest.fixture
@@ -78,3 +83,28 @@ def test_a_file_with_an_error_is_told_at_its_place_and_no_counterpart_is_a_failu
     assert "site.yaml:7:1" in said
     assert "nothing of the other end is meant for it" in said
     assert "0 of 1 tunnels" in said
+
+
+def test_of_private_keys_the_public_ones_are_enough(
+    ends: tuple[Path, Path], capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of both ends, and although this host has a private key of that name itself."""
+    keys = [b64encode(key_pair(KeyKind.ED25519, name).public.spki).decode() for name in NAMES]
+    for directory, ours, theirs in zip(ends, keys, reversed(keys), strict=True):
+        file = directory / "site.yaml"
+        auth = f"auth: {{local: {{key: secret:host.key}}, remote: {{key: {theirs}}}}}"
+        file.write_text(file.read_text().replace("psk: secret:site", auth))
+        (directory.parent / "secrets/host.key.pub").write_text(f"{ours}\n")
+    host = ends[0].parents[1] / "host"
+    monkeypatch.setenv("XFRMPY_CONFIG_PATH", str(host / "conf.d"))
+    host_key(host / "secrets")
+    moon, sun = map(str, ends)
+    assert run(["check", moon, "--peer", sun]) == 0, capsys.readouterr()
+    (ends[1].parent / "secrets/host.key.pub").write_text(f"{keys[0]}\n")
+    assert run(["check", moon, "--peer", sun]) == 65
+    assert "their key is not the one that is expected" in capsys.readouterr().out
+    (ends[1].parent / "secrets/host.key.pub").unlink()
+    assert run(["check", moon, "--peer", sun]) == 65, "the host's own key is not the peer's"
+    assert run(["check", moon]) == 0, "by the host's own"
+    (host / "secrets/host.key").unlink()
+    assert run(["check", moon]) == 65, "nothing can be signed with a public key"

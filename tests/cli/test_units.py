@@ -22,6 +22,8 @@ def installed(root: Path, *more: str) -> dict[str, str]:
 
 def test_units_and_the_users_files_are_written_where_systemd_looks(tmp_path: Path) -> None:
     assert sorted(installed(tmp_path)) == [
+        "etc/modules-load.d/xfrmpy.conf",
+        "etc/sysctl.d/50-xfrmpy.conf",
         "etc/systemd/system/xfrmpy-block.service",
         "etc/systemd/system/xfrmpy-tunnel@.service",
         "etc/systemd/system/xfrmpyd.service",

@@ -105,13 +105,16 @@ def test_what_is_compressed_and_padded_too_is_for_the_userspace_one(tmp_path: Pa
     assert placement.policy.datapath is DatapathChoice.KERNEL
 
 
-def test_child_sas_of_workers_are_for_the_userspace_datapath(tmp_path: Path) -> None:
+def test_a_kernel_without_sas_of_one_cpu_has_none_beside_others(tmp_path: Path) -> None:
     (lan,) = OFFICE.children
     policy = replace(OFFICE, children=(replace(lan, per_resource=4),))
-    kernel = replace(EVERYTHING, resources=False)
+    lacks = "since Linux 6.13: this kernel passes over it"
+    kernel = replace(EVERYTHING, resources=False, missing={"resources": lacks})
     placement = placed(tmp_path, policy, kernel=kernel, userspace=EVERYTHING)
     assert placement.policy.datapath is DatapathChoice.USERSPACE
-    assert placement.reason == "`per_resource`: the kernel datapath binds no SA to a CPU"
+    assert placement.reason == f"`per_resource`: SAs of one CPU: {lacks}"
+    able = placed(tmp_path, policy, kernel=EVERYTHING, userspace=EVERYTHING)
+    assert able.policy.datapath is DatapathChoice.KERNEL
     refused = placed(
         tmp_path,
         replace(policy, datapath=DatapathChoice.KERNEL),

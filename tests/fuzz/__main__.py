@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 TraceFunction: TypeAlias = Callable[[FrameType, str, Any], Any]
 
-NAMES = ("wire", "endpoint", "policy", "control")
+NAMES = ("wire", "endpoint", "policy", "pki", "eap", "control")
 
 ARTIFACTS = f"{tempfile.gettempdir()}/xfrmpy-fuzz-"
 LIMITS = ("-timeout=60", "-rss_limit_mb=1500", "-malloc_limit_mb=200")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.fuzz.certificates import decode_pki, pki_seeds
 from tests.fuzz.decoders import decode_control, decode_policy, decode_wire
+from tests.fuzz.eap import eap_seeds, play_eap
 from tests.fuzz.endpoint import play
 from tests.fuzz.findings import limited_cpu
 from tests.fuzz.seeds import control_seeds, decoder_seeds, endpoint_seeds, policy_seeds
@@ -48,6 +49,7 @@ TARGETS: dict[str, Target] = {
         Target(name="endpoint", run=play, seeds=endpoint_seeds, max_size=4096, is_script=True),
         Target(name="policy", run=decode_policy, seeds=policy_seeds, max_size=1024),
         Target(name="pki", run=decode_pki, seeds=pki_seeds, max_size=4096),
+        Target(name="eap", run=play_eap, seeds=eap_seeds, max_size=1024),
         Target(name="control", run=decode_control, seeds=control_seeds, max_size=2048),
     )
 }

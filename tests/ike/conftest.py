@@ -144,6 +144,7 @@ class Host:
     keeps: bool = False
     natt_port: int = IKE_NATT_PORT
     lanes: int = 1
+    cpus: int = 1
     today: datetime = datetime(2026, 6, 1, 12, tzinfo=UTC)
     kept: dict[bytes, bytes] = field(default_factory=dict)
     dies_after: int | None = None
@@ -168,6 +169,7 @@ class Host:
             keeps=self.keeps,
             natt_port=self.natt_port,
             lanes=self.lanes,
+            cpus=self.cpus,
             wall_clock=lambda: self.today,
         )
         peers = tuple(ip_address(peer) for peer in self.policy.peers)

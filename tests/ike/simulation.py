@@ -27,6 +27,13 @@ from math import inf
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from tests.ike.conftest import Host, Pair, mirrored, seeded_random, tunnel_policy
 from xfrmpy.ike import admission as admission_module
@@ -48,8 +55,14 @@ from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.policy.model import (
     ChildPolicy,
     DatapathChoice,
+    EapAcceptance,
+    EapCredential,
+    EapMethod,
+    EapUsers,
     Encapsulation,
     Ppk,
+    PrivateKey,
+    PublicKey,
     SharedKey,
     TunnelPolicy,
 )
@@ -99,6 +112,11 @@ class Simulation:
             sun = replace(sun, children=tuple(replace(c, per_resource=0) for c in sun.children))
         if self.chance.random() < 0.3:
             sun = replace(sun, proposals=sun.proposals[::-1])
+        self.has_users = random.Random(f"{seed}/eap").random() < 0.1
+        if self.has_users:
+            policy, sun = _by_eap(policy, sun)
+        elif random.Random(f"{seed}/signatures").random() < 0.1:
+            policy, sun = _by_signatures(policy, sun)
         secrets = self.extras.random() < 0.5
         self.pair = Pair(policy, sun, self._limits(), secrets=secrets, keeps=self.is_mortal)
         self.hosts = (self.pair.moon, self.pair.sun)
@@ -198,6 +216,7 @@ class Simulation:
         what = self.chance.choice(COMMANDS)
         calls = what in {"up", "both"}
         who = "moon" if self.has_nat and calls else self.chance.choice(("moon", "sun"))
+        who = "moon" if self.has_users and calls else who
         return self.chance.uniform(0, STORM_SECONDS * self.chance.random()), what, who
 
     def _plan_changes(self) -> None:
@@ -272,7 +291,7 @@ class Simulation:
     def _obey(self, what: str, who: str) -> None:
         host = self.pair.moon if who == "moon" else self.pair.sun
         other = self.pair.sun if who == "moon" else self.pair.moon
-        if what == "both" and not self.has_nat:
+        if what == "both" and not (self.has_nat or self.has_users):
             self._obey("up", other.name)
         if what in {"up", "both"}:
             ends = (SocketAddress(ip_address(h.address), IKE_PORT) for h in (host, other))
@@ -602,6 +621,43 @@ class Simulation:
 
 
 _LATER = TrafficSelector.parse("10.9.0.0/16")
+
+
+def _by_eap(moon: TunnelPolicy, sun: TunnelPolicy) -> tuple[TunnelPolicy, TunnelPolicy]:
+    """Moon is a user of sun's, which proves itself by the shared key; there are no tickets then."""
+    methods = (EapMethod.MSCHAPV2, EapMethod.MD5)
+    password = SharedKey(octets=b"correct horse", origin="test")
+    users = EapUsers(passwords=((b"carol", "correct horse"),), origin="test")
+    user = EapCredential(identity="carol", methods=methods, password=password)
+    terms: dict[str, Any] = {"ppks": (), "ppk_required": False, "resumption": False}
+    return (
+        replace(moon, local_eap=user, **terms),
+        replace(
+            sun,
+            remote_id=None,
+            remote_eap=EapAcceptance(methods=methods[::-1], users=users),
+            **terms,
+        ),
+    )
+
+
+def _by_signatures(moon: TunnelPolicy, sun: TunnelPolicy) -> tuple[TunnelPolicy, TunnelPolicy]:
+    """Both ends sign, by keys that are the same in every run."""
+    keys = [ed25519.Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2)]
+    (ours, our_public), (theirs, their_public) = map(_halves, keys)
+    return (
+        replace(moon, shared_key=None, local_key=ours, remote_key=their_public),
+        replace(sun, shared_key=None, local_key=theirs, remote_key=our_public),
+    )
+
+
+def _halves(key: ed25519.Ed25519PrivateKey) -> tuple[PrivateKey, PublicKey]:
+    octets = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return (
+        PrivateKey(octets=octets, public=spki, origin="test"),
+        PublicKey(spki=spki, origin="test"),
+    )
 
 
 def _another(child: ChildPolicy) -> ChildPolicy:

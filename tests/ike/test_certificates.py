@@ -23,14 +23,14 @@ from tests.pki.chains import DAY, NOW, Entity, authority, dns, issue, key
 from tests.pki.test_revocation import crl
 from xfrmpy.crypto.signatures import KeyKind
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.policy.model import Certificates, PrivateKey, TunnelPolicy
+from xfrmpy.policy.model import Certificates, Experiment, PrivateKey, TunnelPolicy
 from xfrmpy.registry import CertificateEncoding
 from xfrmpy.wire.payloads import CertPayload, CertreqPayload
 
 ROOT = authority("root")
 ISSUING = authority("issuing", issuer=ROOT)
 STRANGER = authority("stranger")
-KINDS = ("rsa", "p256", "p384", "p521", "ed25519", "ed448")
+KINDS = ("rsa", "p256", "p384", "p521", "ed25519", "ed448", "mldsa44", "mldsa65", "mldsa87")
 
 
 @cache
@@ -58,7 +58,10 @@ def bundle(*entities: Entity) -> Certificates:
 
 def by_certificates(kind: str = "p256", **changes: Any) -> Pair:
     """Moon and sun; `changes` are moon's."""
-    moon = certified(tunnel_policy(), gateway("moon", kind), ISSUING, **changes)
+    plain = tunnel_policy()
+    if kind.startswith("mldsa"):
+        plain = replace(plain, experiment=Experiment.ML_DSA)
+    moon = certified(plain, gateway("moon", kind), ISSUING, **changes)
     return Pair(moon, certified(mirrored(moon), gateway("sun", kind), ISSUING))
 
 

@@ -73,7 +73,8 @@ def test_no_two_sas_have_one_index(connect: Connect) -> None:
     for compresses, expected in ((True, free), (False, same)):
         drawn = iter(number.to_bytes(4, "big") for number in (same, free))
         core.random = lambda _, drawn=drawn: next(drawn)
-        assert core.new_child_spi(child.tunnel, compresses=compresses) == expected
+        policy = replace(child.policy, compresses=compresses)
+        assert core.new_child_spi(child.tunnel, policy) == expected
 
 
 def _notify(octets: str) -> NotifyPayload:

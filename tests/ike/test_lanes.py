@@ -11,7 +11,7 @@ import pytest
 
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.core import Core
-from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, lane_of
+from xfrmpy.ipsec.sad import MAX_RESOURCES, USERSPACE_SPI_BIT, Direction, lane_of
 from xfrmpy.policy.model import DatapathChoice, TunnelPolicy
 
 LANES = 3
@@ -90,6 +90,21 @@ def test_the_kernel_has_no_lanes(core: Core, tunnels: list[TunnelPolicy]) -> Non
     spis = [child.spi_in for _ in range(10) for child in children_of(core, tunnel)]
     assert not any(spi & USERSPACE_SPI_BIT for spi in spis)
     assert len({lane_of(spi, LANES) for spi in spis}) > 1
+
+
+def test_of_the_kernel_first_comes_that_of_no_cpu(
+    make_random: Callable[[str], Callable[[int], bytes]], tunnels: list[TunnelPolicy]
+) -> None:
+    core = Core(make_random("lanes"), lanes=LANES, cpus=4)
+    policy = replace(tunnels[0].children[0], per_resource=MAX_RESOURCES)
+    for number in (0, 1):
+        tunnel = replace(tunnels[number], datapath=DatapathChoice.KERNEL)
+        group: list[ChildSa] = []
+        for _ in range(6):
+            group.append(ChildSa(core, tunnel, policy, policy.proposals, beside=group))
+        assert [child.lane for child in group] == [0, 1, 2, 3, 4, 0]
+    heir = ChildSa(core, tunnel, policy, policy.proposals, replaces=group[3])
+    assert heir.lane == 3
 
 
 def test_a_tunnel_keeps_its_lane_when_it_is_rekeyed_and_the_daemon_killed(

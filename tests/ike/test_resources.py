@@ -176,13 +176,13 @@ def test_each_is_rekeyed_by_itself_and_keeps_its_worker(meet: Any, end: str) -> 
     pair = meet((3, 3))
     pair.up()
     host, other = pair.ends(end)
-    before = {c.spi_in: c.resource for c in host.ike_sa.children}
+    before = {c.spi_in: c.lane for c in host.ike_sa.children}
     chosen = host.ike_sa.children[1]
     chosen.rekey_at = pair.now
     host.endpoint._run(host.ike_sa, host.ike_sa.attend, pair.now)
     pair.run(60)
-    after = {c.spi_in: c.resource for c in host.ike_sa.children}
-    assert before.items() - after.items() == {(chosen.spi_in, chosen.resource)}
+    after = {c.spi_in: c.lane for c in host.ike_sa.children}
+    assert before.items() - after.items() == {(chosen.spi_in, chosen.lane)}
     assert sorted(after.values()) == _workers(other) == [0, 1, 2]
     assert len(host.reports(ChildSaRekeyed)) == 1
     pair.assert_mirrored()
@@ -282,6 +282,53 @@ def test_switched_off_or_down_the_surplus_goes(
     pair.assert_mirrored()
     pair.run(DAY / 12)
     assert len(_workers(pair.moon)) == len(left)
+
+
+def test_the_kernel_has_one_more_that_is_of_no_cpu(meet: Any, sealing: Any) -> None:
+    """With the newest Linux an SA of a CPU is an outbound one, and has no window."""
+    pair = meet((1, 1))
+    for host in (pair.moon, pair.sun):
+        host.policy = replace(host.policy, datapath=DatapathChoice.KERNEL)
+        host.cpus = 3
+        host.start()
+    pair.up()
+    pair.run(60)
+    about = [p for m, p in sealing.sent if m.exchange in (CREATE, ExchangeType.IKE_AUTH)]
+    assert len(about) == 8
+    assert all(map(_has_info, about))
+    for host in (pair.moon, pair.sun):
+        ends = [c.entries for v in host.views for c in v.children]
+        assert [inbound.resource for inbound, _ in ends] == [None] * 4
+        outbound = {out.resource: out.replay_window for _, out in ends}
+        assert outbound.keys() == {None, 0, 1, 2}
+        assert outbound[None] > 0
+        assert not any(outbound[cpu] for cpu in range(3))
+    before = _cpus_of(pair.moon)
+    pair.moon.endpoint.rekey_child_sas("tunnel-a", pair.now)
+    pair.run(60)
+    after = _cpus_of(pair.moon)
+    assert sorted(before.values(), key=str) == sorted(after.values(), key=str)
+    assert not before.keys() & after.keys()
+    pair.assert_mirrored()
+
+
+def _cpus_of(host: Any) -> dict[int, int | None]:
+    return {c.entries[1].spi: c.entries[1].resource for v in host.views for c in v.children}
+
+
+@pytest.mark.parametrize("datapath", [DatapathChoice.KERNEL, DatapathChoice.USERSPACE])
+def test_the_ends_may_have_different_datapaths(meet: Any, datapath: DatapathChoice) -> None:
+    pair = meet((2, 2))
+    pair.moon.policy = replace(pair.moon.policy, datapath=DatapathChoice.KERNEL)
+    pair.sun.policy = replace(pair.sun.policy, datapath=datapath)
+    pair.moon.cpus, pair.sun.cpus = 4, 1
+    pair.moon.start()
+    pair.sun.start()
+    pair.up()
+    pair.run(60)
+    assert set(_cpus_of(pair.moon).values()) == {None, 0, 1, 2, 3}
+    assert len(_cpus_of(pair.sun)) == 5
+    pair.assert_mirrored()
 
 
 def test_two_children_have_each_as_many(meet: Any, make_mirror: Any) -> None:

@@ -10,13 +10,13 @@ import pytest
 from tests.ike.conftest import Host, Pair, mirrored, tunnel_policy
 from tests.keypairs import private_key, public_key
 from xfrmpy.crypto.authentication import SignaturePolicy, verify_signed_auth
-from xfrmpy.crypto.signatures import SCHEMES, KeyKind, fingerprint
+from xfrmpy.crypto.signatures import EXPERIMENTAL, SCHEMES, KeyKind, fingerprint
 from xfrmpy.failures import Failure
 from xfrmpy.ike import credentials, proof
 from xfrmpy.ike.kept_policy import read_policies, write_policy
 from xfrmpy.ike.outputs import RequestRefused, TunnelClosed
 from xfrmpy.ipsec.plain import from_plain, to_plain
-from xfrmpy.policy.model import RsaSignature, TunnelPolicy
+from xfrmpy.policy.model import Experiment, RsaSignature, TunnelPolicy
 from xfrmpy.registry import (
     AuthenticationMethod,
     CertificateEncoding,
@@ -35,7 +35,14 @@ def signing(kind: KeyKind = KeyKind.ED25519, **changes: Any) -> tuple[TunnelPoli
         mirrored(moon), local_key=private_key(kind, "sun"), remote_key=public_key(kind, "moon")
     )
     ours = {"local_key": private_key(kind, "moon"), "remote_key": public_key(kind, "sun")}
-    return replace(moon, **{**ours, **changes}), sun
+    moon = replace(moon, **{**ours, **changes})
+    return experimental((moon, sun)) if kind in EXPERIMENTAL else (moon, sun)
+
+
+def experimental(policies: tuple[TunnelPolicy, TunnelPolicy]) -> tuple[TunnelPolicy, TunnelPolicy]:
+    """With ML-DSA wanted by name."""
+    moon, sun = (replace(policy, experiment=Experiment.ML_DSA) for policy in policies)
+    return moon, sun
 
 
 def by_signature(kind: KeyKind = KeyKind.ED25519, **changes: Any) -> Pair:
@@ -80,6 +87,22 @@ def test_both_ends_prove_themselves_by_keys_of_each_kind(
     assert [a.method for a in auths] == [AuthenticationMethod.DIGITAL_SIGNATURE] * 2
     if kind is KeyKind.RSA:  # RFC 8247 section 3.2: RSASSA-PSS "MUST" be there.
         assert all(bytes.fromhex("2a864886f70d01010a") in a.data[:80] for a in auths)
+
+
+@pytest.mark.parametrize("end", ["moon", "sun"])
+def test_ml_dsa_neither_signs_nor_counts_unless_it_is_wanted_by_name(end: str) -> None:
+    moon, sun = signing(KeyKind.ML_DSA_65)
+    if end == "moon":
+        moon = replace(moon, experiment=None)
+    else:
+        sun = replace(sun, experiment=None)
+    pair = Pair(moon, sun)
+    pair.up()
+    pair.assert_down()
+    (failure,) = [
+        f for host in (pair.moon, pair.sun) for f in _failures(host) if f.code != "XF2005"
+    ]
+    assert failure.code == ("XF2040" if end == "moon" else "XF2041")
 
 
 def test_an_rsa_key_signs_with_pkcs1_where_policy_says_so(auths: list[AuthPayload]) -> None:
@@ -327,7 +350,7 @@ def test_what_was_heard_before_ike_auth_is_kept() -> None:
     assert from_plain(credentials.Heard, to_plain(heard)) == heard
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not KeyKind.RSA])
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - EXPERIMENTAL - {KeyKind.RSA}))
 def test_a_run_with_signatures_can_be_played_again(kind: KeyKind) -> None:
     def run() -> list[Any]:
         pair = by_signature(kind)

@@ -14,7 +14,7 @@ from itertools import count
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, mldsa, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
@@ -45,6 +45,12 @@ def key(kind: str = "p256", number: int = 0) -> Key:
             return ed25519.Ed25519PrivateKey.generate()
         case "ed448":
             return ed448.Ed448PrivateKey.generate()
+        case "mldsa44":
+            return mldsa.MLDSA44PrivateKey.generate()
+        case "mldsa65":
+            return mldsa.MLDSA65PrivateKey.generate()
+        case "mldsa87":
+            return mldsa.MLDSA87PrivateKey.generate()
     curves: dict[str, type[ec.EllipticCurve]] = {
         "p256": ec.SECP256R1,
         "p384": ec.SECP384R1,
@@ -119,8 +125,10 @@ def issue(
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical=critical)
-    has_own = isinstance(signer, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey)
-    made = builder.sign(signer, None if has_own else hashes.SHA256())
+    is_hashed = isinstance(
+        signer, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | dsa.DSAPrivateKey
+    )
+    made = builder.sign(signer, hashes.SHA256() if is_hashed else None)
     return Entity(
         certificate=decode_certificate_untrusted(made.public_bytes(Encoding.DER)), key=own
     )

@@ -128,6 +128,7 @@ GOOD: dict[str, Callable[[], Chain]] = {
         for leaf, root in (
             *(("rsa", "rsa"), ("p256", "rsa"), ("p384", "p521"), ("p521", "p256")),
             *(("ed25519", "ed25519"), ("ed448", "ed448"), ("p256", "ed25519"), ("rsa", "ed448")),
+            *(("mldsa44", "mldsa65"), ("mldsa87", "mldsa87"), ("mldsa65", "p384")),
         )
     },
     "digitalSignature": lambda: beneath(usage=["digital_signature"]),

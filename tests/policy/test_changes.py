@@ -28,7 +28,12 @@ from xfrmpy.policy.model import (
     Certificates,
     ChildPolicy,
     DatapathChoice,
+    EapAcceptance,
+    EapCredential,
+    EapMethod,
+    EapUsers,
     Encapsulation,
+    Experiment,
     OnDown,
     Ppk,
     PrivateKey,
@@ -77,7 +82,22 @@ OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
     "local_certificates": (Certificates(ders=(b"renewed",), origin="certs/gw"), Impact.HOT),
     "remote_authorities": (Certificates(ders=(b"another",), origin="cas/corp"), Impact.REAUTH),
     "revocation": (Strictness.STRICT, Impact.REAUTH),
+    "local_null": (True, Impact.REAUTH),
+    "remote_null": (True, Impact.REAUTH),
     "weak_signatures": (True, Impact.REAUTH),
+    "experiment": (Experiment.ML_DSA, Impact.REAUTH),
+    "local_eap": (
+        EapCredential(
+            identity="carol",
+            methods=(EapMethod.MSCHAPV2,),
+            password=SharedKey(octets=b"a password", origin="secrets/carol"),
+        ),
+        Impact.REAUTH,
+    ),
+    "remote_eap": (
+        EapAcceptance(methods=(EapMethod.MSCHAPV2,), users=EapUsers(passwords=(), origin="users")),
+        Impact.HOT,
+    ),
     "proposals": (
         (parse_proposal("aes256gcm16-prfsha384-ecp384", ProtocolId.IKE),),
         Impact.REKEY,
@@ -219,3 +239,9 @@ def test_a_policy_carries_the_packets_between_addresses_of_one_child() -> None:
     assert not changes.carries(OFFICE, theirs, ours)
     assert not changes.carries(OFFICE, ours, neither)
     assert not changes.carries(OFFICE, ip_address("fd00::1"), theirs)
+
+
+def test_a_public_key_whose_line_has_moved_is_the_same() -> None:
+    here, there = (PublicKey(spki=b"a key", origin=f"office.yaml:{line}") for line in (4, 5))
+    old, new = (replace(OFFICE, shared_key=None, remote_key=key) for key in (here, there))
+    assert compare_tunnels(old, new).differences == ()

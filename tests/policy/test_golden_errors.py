@@ -155,12 +155,6 @@ APPENDED: dict[str, tuple[str, ...]] = {
     "esp: {dont_fragment: set}\ndatapath: kernel\n": (
         "22: XF1004: with 'datapath: kernel', DF is copied or cleared (write copy or clear)",
     ),
-    "per_resource: auto\ndatapath: kernel\n": (
-        (
-            "15: XF1004: 'per_resource' is for workers of the userspace datapath, and 'datapath' "
-            "is kernel (leave out one of them)"
-        ),
-    ),
     "esp: {offload: packet}\n": ("16: XF1004: 'offload' must be one of crypto, not 'packet'",),
     "esp: {replay_window: 0777}\n": (
         "22: XF1004: 'replay_window' must be a whole number from 32 to 4096, not '0777'",

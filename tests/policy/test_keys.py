@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from tests.keypairs import key_pair
-from xfrmpy.crypto.signatures import KeyKind
+from xfrmpy.crypto.signatures import EXPERIMENTAL, KeyKind
 from xfrmpy.policy.load import LoadedPolicy
 from xfrmpy.policy.model import RsaSignature
 
@@ -59,8 +59,21 @@ def test_each_end_proves_itself_by_the_key_that_it_has(load: Load, lines: Lines)
 
 @pytest.mark.parametrize("kind", list(KeyKind))
 def test_keys_of_each_kind_are_read(load: Load, lines: Lines, kind: KeyKind) -> None:
-    loaded = load(**{"a.yaml": tunnel(BOTH), "../secrets/gw": pem(kind)})
+    more = ", ike: {experimental: ml-dsa}" if kind in EXPERIMENTAL else ""
+    loaded = load(**{"a.yaml": tunnel(BOTH, more), "../secrets/gw": pem(kind)})
     assert lines(loaded) == []
+
+
+@pytest.mark.parametrize("kind", sorted(EXPERIMENTAL))
+@pytest.mark.parametrize("end", ["local", "remote"])
+def test_a_key_that_signs_by_a_draft_has_to_be_wanted(
+    load: Load, lines: Lines, kind: KeyKind, end: str
+) -> None:
+    public = base64.b64encode(key_pair(kind).public.spki).decode()
+    keys = {"local": "local: {key: secret:gw}", "remote": f"remote: {{key: {public}}}"}
+    text = tunnel(f"{{psk: secret:key, {keys[end]}}}")
+    (line,) = lines(load(**{"a.yaml": text, "../secrets/gw": pem(kind)}))
+    assert f"XF1004: a key of {kind} signs by a draft" in line
 
 
 def test_an_encrypted_key_is_read_with_its_passphrase(load: Load, lines: Lines) -> None:
@@ -101,7 +114,7 @@ def test_a_public_key_that_others_may_change_is_refused(
 @pytest.mark.parametrize(
     ("auth", "code", "part"),
     [
-        (f"{{remote: {{key: {PUBLIC}}}}}", "XF1005", "'remote' alone has a 'key'"),
+        (f"{{remote: {{key: {PUBLIC}}}}}", "XF1005", "'remote' alone has another way"),
         ("{local: {key: secret:gw}}", "XF1005", "add auth.remote.key, or auth.psk"),
         (BOTH.replace("{local", "{psk: secret:key, local"), "XF1004", "proves nothing"),
         ("{psk: secret:key, local: {rsa: pss}}", "XF1004", "without a 'key'"),

@@ -51,12 +51,15 @@ def check_policy(paths: Sequence[Path], *, as_json: bool) -> int:
     return ExitCode.BAD_POLICY if loaded.errors else ExitCode.DONE
 
 
-def load_checked(paths: Sequence[Path]) -> LoadedPolicy:
-    """The policy of the files and directories given, or what the daemon would read."""
+def load_checked(paths: Sequence[Path], *, public_halves: bool = False) -> LoadedPolicy:
+    """The policy of the files and directories given, or what the daemon would read.
+
+    With `public_halves`, of a private key that is not beside them the public one will do.
+    """
     layers = config_path(os.environ)
     if paths:
         secrets = [*_beside(layers), *_beside(p if p.is_dir() else p.parent for p in paths)]
-        loaded = load_files(paths, secrets=secrets)
+        loaded = load_files(paths, secrets=secrets, public_halves=public_halves)
     else:
         loaded = load_policy(layers)
     return _excuse_secrets(loaded) if os.geteuid() != 0 else loaded

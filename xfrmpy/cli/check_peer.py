@@ -21,7 +21,7 @@ def check_pairs(paths: Sequence[Path], peer: Path, *, as_json: bool) -> int:
 
     Who it is that has none at the other end is no fault, unless none has one.
     """
-    ours, theirs = load_checked(paths), load_checked([peer])
+    ours, theirs = (load_checked(each, public_halves=True) for each in (paths, [peer]))
     pairs = pair_policies(ours.tunnels, theirs.tunnels)
     if as_json:
         say(

@@ -267,7 +267,8 @@ def check(
 ) -> int:
     """Read policy files and say what is wrong, touching nothing.
 
-    Needs neither a daemon nor root. With `--peer`, compares each tunnel with the other end's.
+    Needs neither a daemon nor root. With `--peer`, compares each tunnel with the other end's; in
+    the place of a private key `secret:NAME`, the public one will do, as `secrets/NAME.pub`.
     """
     from xfrmpy.cli.check import check_policy
     from xfrmpy.cli.check_peer import check_pairs

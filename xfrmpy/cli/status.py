@@ -125,9 +125,9 @@ def tunnel_lines(tunnel: TunnelStatus, paint: Painter) -> Iterator[str]:
         yield from labelled(label, parts, paint)
     for first, *others in _groups(tunnel.children):
         yield ""
-        yield from _child(first, paint)
-        for child in (first, *others) if first.worker is not None else ():
-            yield from _of_worker(child, paint)
+        yield from _child(first, paint, is_alone=not (others or _is_bound(first)))
+        for child in (first, *others) if others or _is_bound(first) else ():
+            yield from _of_lane(child, paint)
     if tunnel.failure is not None:
         yield ""
         yield from failure_lines(failure_of(tunnel.failure), paint, tunnel=tunnel.name)
@@ -174,11 +174,10 @@ def _interface(interface: InterfaceStatus | None) -> tuple[str, ...]:
     )
 
 
-def _child(child: ChildSaStatus, paint: Painter) -> Iterator[str]:
+def _child(child: ChildSaStatus, paint: Painter, *, is_alone: bool) -> Iterator[str]:
     name = paint(printable(child.child), "bold")
     yield f"  child {name}  {printable(child.mode)} mode, up for {duration(child.total_seconds_up)}"
     selectors = f"{', '.join(child.local)} <=> {', '.join(child.remote)}"
-    is_alone = child.worker is None
     into = (
         f"spi {child.spi_in}" if is_alone else "",
         _carried(child.total_octets_in, child.total_packets_in),
@@ -199,21 +198,37 @@ def _child(child: ChildSaStatus, paint: Painter) -> Iterator[str]:
 
 
 def _groups(children: list[ChildSaStatus]) -> list[list[ChildSaStatus]]:
-    """Those with the same traffic together, if each is a worker's; by worker."""
+    """Those with the same traffic together, if they are workers' or CPUs'; by these."""
+    shared = {_traffic(child) for child in children if _is_bound(child)}
     groups: dict[object, list[ChildSaStatus]] = {}
     for child in children:
-        alone = child.spi_in if child.worker is None else ""
-        key = child.child, alone, *child.local, "to", *child.remote
-        groups.setdefault(key, []).append(child)
-    return [sorted(group, key=lambda child: child.worker or 0) for group in groups.values()]
+        traffic = _traffic(child)
+        groups.setdefault(traffic if traffic in shared else child.spi_in, []).append(child)
+    return [sorted(group, key=_lane) for group in groups.values()]
 
 
-def _of_worker(child: ChildSaStatus, paint: Painter) -> list[str]:
+def _traffic(child: ChildSaStatus) -> tuple[str, ...]:
+    return (child.child, *child.local, "to", *child.remote)
+
+
+def _is_bound(child: ChildSaStatus) -> bool:
+    return child.worker is not None or child.cpu is not None
+
+
+def _lane(child: ChildSaStatus) -> int:
+    """What is of no CPU comes first."""
+    lanes = (lane for lane in (child.worker, child.cpu) if lane is not None)
+    return next(lanes, -1)
+
+
+def _of_lane(child: ChildSaStatus, paint: Painter) -> list[str]:
+    what = "worker" if child.worker is not None else "cpu"
     parts = (
         f"spi {child.spi_in} in, {_carried(child.octets_in, child.packets_in)}",
         f"spi {child.spi_out} out, {_carried(child.octets_out, child.packets_out)}",
     )
-    return labelled(f"worker {child.worker}", parts, paint, indent="    ")
+    number = _lane(child) if _is_bound(child) else "any"
+    return labelled(f"{what} {number}", parts, paint, indent="    ")
 
 
 def _carried(count: int, packets: int) -> str:

@@ -19,12 +19,15 @@ _PLACES = {
     "xfrmpy-tunnel@.service": "etc/systemd/system/xfrmpy-tunnel@.service",
     "xfrmpy.sysusers": "etc/sysusers.d/xfrmpy.conf",
     "xfrmpy.tmpfiles": "etc/tmpfiles.d/xfrmpy.conf",
+    "xfrmpy.modules-load": "etc/modules-load.d/xfrmpy.conf",
+    "xfrmpy.sysctl": "etc/sysctl.d/50-xfrmpy.conf",
 }
 _HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 """What a unit does not see, or sees empty."""
 
 _NEXT = """\
 systemd-sysusers && systemd-tmpfiles --create xfrmpy.conf && systemctl daemon-reload
+systemctl restart systemd-modules-load systemd-sysctl
 systemctl enable --now xfrmpy-block.service xfrmpyd.service"""
 
 

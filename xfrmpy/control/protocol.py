@@ -76,7 +76,8 @@ class ChildSaStatus:
     """One Child SA in force. Octets and packets are those of inner packets.
 
     `worker` is null, or the number of the userspace worker that it is there for, beside others with
-    the same traffic (RFC 9611): then what begins with `total` is of all of these together.
+    the same traffic (RFC 9611): then what begins with `total` is of all of these together. `cpu` is
+    the same of a CPU of the kernel's; beside those there is one of no CPU.
 
     What begins with `total` is of all the Child SAs that it has replaced, too, as long as the
     daemon runs, and never goes back.
@@ -104,6 +105,7 @@ class ChildSaStatus:
     total_integrity_failed: int
     total_seconds_up: float
     worker: int | None = None
+    cpu: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from xfrmpy.crypto.cipher import IntegrityFailed, packet_cipher
@@ -123,7 +123,7 @@ def _scheme_tests() -> Iterator[tuple[str, Callable[[], bytes]]]:
 
 
 def _run_scheme(scheme: Scheme) -> bytes:
-    """Signatures by keys that are no secret. RSASSA-PSS has random ones: that it comes to an end.
+    """Signatures by keys that are no secret; the keys, where a signature is never twice the same.
 
     With every key that the scheme is of, a signature is verified, and a forged one refused.
     """
@@ -135,7 +135,8 @@ def _run_scheme(scheme: Scheme) -> bytes:
         try:
             key.public.verify(scheme, signature, b"forged")
         except SignatureMismatch:
-            answer += key.public.spki if scheme.form is Form.PSS else signature
+            is_random = scheme.form in (Form.PSS, Form.ML_DSA)
+            answer += key.public.spki if is_random else signature
         else:
             raise ValueError("a forged signature is verified")
     return answer
@@ -151,6 +152,12 @@ def _key(kind: KeyKind) -> SigningKey:
             made = ed25519.Ed25519PrivateKey.from_private_bytes(_octets(32))
         case KeyKind.ED448:
             made = ed448.Ed448PrivateKey.from_private_bytes(_octets(57))
+        case KeyKind.ML_DSA_44:
+            made = mldsa.MLDSA44PrivateKey.from_seed_bytes(_octets(32))
+        case KeyKind.ML_DSA_65:
+            made = mldsa.MLDSA65PrivateKey.from_seed_bytes(_octets(32))
+        case KeyKind.ML_DSA_87:
+            made = mldsa.MLDSA87PrivateKey.from_seed_bytes(_octets(32))
         case _:
             made = ec.derive_private_key(0x5846, CURVES[kind]())
     public = made.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -254,4 +261,7 @@ KNOWN_SIGNATURES = {
     "rsa-pkcs1-sha256": "e1a009e6de595f1f",
     "rsa-pkcs1-sha384": "8d7be08f98eb7f90",
     "rsa-pkcs1-sha512": "506b62f68cb19617",
+    "ml-dsa-44": "837832708c5236d9",
+    "ml-dsa-65": "b8b62131bfbe8443",
+    "ml-dsa-87": "07e57c4f14dbad12",
 }

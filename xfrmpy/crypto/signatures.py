@@ -1,9 +1,10 @@
 """Signatures and the keys that make and verify them: the one door to the library's.
 
-Read RFC 7427 section 3 and its appendix A, RFC 8420 for EdDSA and RFC 8247 section 3 for what may
-still be used. A key or a scheme that is not in the tables here is refused. An AlgorithmIdentifier
-is compared octet for octet with the few forms that a right one has, and never parsed. Verifying
-raises; nothing gives a truth value to forget. What is signed is decided in `authentication`.
+Read RFC 7427 section 3 and its appendix A, RFC 8420 for EdDSA, RFC 8247 section 3 for what may
+still be used, and for ML-DSA FIPS 204 section 5 and draft-ietf-ipsecme-ikev2-pqc-auth. A key or a
+scheme that is not in the tables here is refused. An AlgorithmIdentifier is compared octet for octet
+with the few forms that a right one has, and never parsed. Verifying raises; nothing gives a truth
+value to forget. What is signed is decided in `authentication`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from itertools import product
 from typing import Protocol, Self, TypeAlias
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import (
     decode_dss_signature,
     encode_dss_signature,
@@ -57,13 +58,22 @@ KNOWN_KEYS = 256
 
 _Hash: TypeAlias = SHA1 | SHA256 | SHA384 | SHA512
 _Public: TypeAlias = (
-    rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | ed448.Ed448PublicKey
+    rsa.RSAPublicKey
+    | ec.EllipticCurvePublicKey
+    | ed25519.Ed25519PublicKey
+    | ed448.Ed448PublicKey
+    | mldsa.MLDSA44PublicKey
+    | mldsa.MLDSA65PublicKey
+    | mldsa.MLDSA87PublicKey
 )
 _Private: TypeAlias = (
     rsa.RSAPrivateKey
     | ec.EllipticCurvePrivateKey
     | ed25519.Ed25519PrivateKey
     | ed448.Ed448PrivateKey
+    | mldsa.MLDSA44PrivateKey
+    | mldsa.MLDSA65PrivateKey
+    | mldsa.MLDSA87PrivateKey
 )
 
 
@@ -84,6 +94,13 @@ class KeyKind(StrEnum):
     ECDSA_P521 = "ecdsa-p521"
     ED25519 = "ed25519"
     ED448 = "ed448"
+    ML_DSA_44 = "ml-dsa-44"
+    ML_DSA_65 = "ml-dsa-65"
+    ML_DSA_87 = "ml-dsa-87"
+
+
+EXPERIMENTAL = frozenset({KeyKind.ML_DSA_44, KeyKind.ML_DSA_65, KeyKind.ML_DSA_87})
+"""Those of a draft, which may yet change."""
 
 
 class Form(StrEnum):
@@ -94,6 +111,7 @@ class Form(StrEnum):
     ECDSA = "ecdsa"
     ECDSA_RAW = "ecdsa-raw"
     EDDSA = "eddsa"
+    ML_DSA = "ml-dsa"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,7 +291,7 @@ class SigningKey:
         return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     def sign(self, scheme: Scheme, octets: bytes) -> bytes:
-        """See `Signer`. All but RSASSA-PSS is a function of key and octets (RFC 6979, 8032)."""
+        """See `Signer`. But for RSASSA-PSS and ML-DSA it is a function of key and octets."""
         assert self.kind in scheme.kinds
         key = self._key
         if isinstance(key, rsa.RSAPrivateKey):
@@ -340,6 +358,9 @@ def _judge(key: object) -> tuple[KeyKind, int]:
         return KeyKind.ED25519, 256
     if isinstance(key, ed448.Ed448PublicKey):
         return KeyKind.ED448, 456
+    for kind, (of_kind, octets) in _ML_DSA.items():
+        if isinstance(key, of_kind):
+            return kind, 8 * octets
     raise KeyRefused("a public key of this kind does not sign in IKEv2")
 
 
@@ -388,6 +409,12 @@ CURVES: dict[KeyKind, type[ec.EllipticCurve]] = {
     KeyKind.ECDSA_P384: ec.SECP384R1,
     KeyKind.ECDSA_P521: ec.SECP521R1,
 }
+_ML_DSA: dict[KeyKind, tuple[type, int]] = {
+    KeyKind.ML_DSA_44: (mldsa.MLDSA44PublicKey, 1312),
+    KeyKind.ML_DSA_65: (mldsa.MLDSA65PublicKey, 1952),
+    KeyKind.ML_DSA_87: (mldsa.MLDSA87PublicKey, 2592),
+}
+"""With the octets of a public key (FIPS 204 table 2)."""
 _STRENGTH = {
     KeyKind.ECDSA_P384: HashAlgorithm.SHA2_384,
     KeyKind.ECDSA_P521: HashAlgorithm.SHA2_512,
@@ -412,6 +439,7 @@ _NULLS = (b"\x05\x00", b"")
 _PKCS1_ARC = bytes.fromhex("2a864886f70d0101")
 _ECDSA_ARC = bytes.fromhex("2a8648ce3d0403")
 _HASH_ARC = bytes.fromhex("608648016503040200")[:-1]
+_SIGNATURE_ARC = bytes.fromhex("6086480165030403")
 _MGF1 = _der(_OID, _PKCS1_ARC, b"\x08")
 _ARC_ENDS = {  # Under the hashes' arc, PKCS #1 and ANSI X9.62.
     HashAlgorithm.SHA2_256: (1, 11, 2),
@@ -458,11 +486,11 @@ def _row(form: Form, algorithm: HashAlgorithm, identifiers: tuple[bytes, ...] = 
     )
 
 
-def _eddsa(kind: KeyKind, oid: bytes) -> Scheme:
-    """RFC 8420: it hashes by itself, which the hash list calls "identity"."""
+def _unhashed(form: Form, kind: KeyKind, oid: bytes) -> Scheme:
+    """It takes the octets themselves, which the hash list calls "identity" (RFC 8420)."""
     return Scheme(
         name=str(kind),
-        form=Form.EDDSA,
+        form=form,
         kinds=frozenset({kind}),
         hash=HashAlgorithm.IDENTITY,
         identifiers=(_der(_SEQUENCE, _der(_OID, oid)),),
@@ -470,11 +498,15 @@ def _eddsa(kind: KeyKind, oid: bytes) -> Scheme:
 
 
 SCHEMES = (
-    _eddsa(KeyKind.ED25519, b"\x2b\x65\x70"),
-    _eddsa(KeyKind.ED448, b"\x2b\x65\x71"),
+    _unhashed(Form.EDDSA, KeyKind.ED25519, b"\x2b\x65\x70"),
+    _unhashed(Form.EDDSA, KeyKind.ED448, b"\x2b\x65\x71"),
     *(_row(Form.ECDSA, h, _ecdsa_identifiers(h)) for h in _SHA2),
     *(_row(Form.PSS, h, _pss_identifiers(h)) for h in _SHA2),
     *(_row(Form.PKCS1, h, _pkcs1_identifiers(h)) for h in _SHA2),
+    *(
+        _unhashed(Form.ML_DSA, kind, _SIGNATURE_ARC + bytes((end,)))
+        for end, kind in enumerate(_ML_DSA, 0x11)
+    ),
 )
 """Those of the Digital Signature method (RFC 7427)."""
 

@@ -285,5 +285,5 @@ def _shortcoming(
     if any(child.tfc for child in policy.children) and not capabilities.padding:
         return "`tfc`: the kernel pads nothing while its module esp4_offload is loaded"
     if any(child.per_resource for child in policy.children) and not capabilities.resources:
-        return "`per_resource`: the kernel datapath binds no SA to a CPU"
+        return f"`per_resource`: SAs of one CPU: {capabilities.missing['resources']}"
     return f"the {choice.value} datapath knows none of the algorithms that the policy names"

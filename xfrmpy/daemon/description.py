@@ -6,6 +6,9 @@ from xfrmpy.control.observed import ChildPolicyStatus, ChildSaDetails, IkeSaDeta
 from xfrmpy.ike.views import ChildSaView, IkeSaView
 from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
 
+_NULL = "null_auth"
+"""In the place of a key's origin."""
+
 
 def policy_status(policy: TunnelPolicy) -> PolicyStatus:
     return PolicyStatus(
@@ -26,7 +29,9 @@ def _origins(policy: TunnelPolicy) -> str:
     """Where the keys are from by which the two ends prove themselves."""
     ours = policy.local_key or policy.shared_key
     theirs = policy.remote_key or policy.remote_authorities or policy.shared_key
-    return ", ".join(dict.fromkeys(key.origin for key in (ours, theirs) if key is not None))
+    ends = ((policy.local_null, ours), (policy.remote_null, theirs))
+    origins = [_NULL if is_null else key.origin if key else "" for is_null, key in ends]
+    return ", ".join(dict.fromkeys(filter(None, origins)))
 
 
 def _child_policy_status(child: ChildPolicy) -> ChildPolicyStatus:

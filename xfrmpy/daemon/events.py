@@ -128,7 +128,7 @@ _NAMES: dict[type, str] = {
     outputs.DefectFound: "defect-found",
 }
 
-_NOT_AUTHENTIC = {"XF2006", "XF2007"}
+_NOT_AUTHENTIC = {"XF2006", "XF2007", "XF2052", "XF2053", "XF2054", "XF2056"}
 _NOT_TOLD = {"tunnel", "child", "failure", "event", "text", "details", "traceback"}
 """Fields of reports that an event has elsewhere."""
 

@@ -176,6 +176,7 @@ class Service:
             keeps=self._store is not None,
             natt_port=self._natt_port,
             lanes=self._workers,
+            cpus=os.cpu_count() or 1,
             signatures=_usable_signatures(),
             wall_clock=lambda: datetime.now(UTC),
         )

@@ -94,6 +94,7 @@ def _child_status(tunnel: str, child: ChildSaView, totals: Totals, now: float) -
         integrity_failed=received.integrity_failed,
         seconds_up=now - child.established_at,
         worker=inbound.resource,
+        cpu=outbound.resource if inbound.resource is None else None,
         total_octets_in=all_received.octets,
         total_octets_out=all_sent.octets,
         total_packets_in=all_received.packets,

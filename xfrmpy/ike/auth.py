@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from xfrmpy.crypto.key_schedule import derive_child_keys
 from xfrmpy.failures import Failure
+from xfrmpy.ike.auth_methods import announce, expectations, heard_methods
 from xfrmpy.ike.child_sa import ChildSa, proposals_of_first_child
 from xfrmpy.ike.childless import begins_childless, child_offer
 from xfrmpy.ike.create_child_sa import give_up_child
 from xfrmpy.ike.credentials import certificate_requests
 from xfrmpy.ike.demand import take_first_child
+from xfrmpy.ike.eap_initiator import EapDialogue
+from xfrmpy.ike.eap_responder import Authenticated, begin_eap, take_eap
 from xfrmpy.ike.errors import AuthenticationFailed, PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import first_error, only, optional
@@ -42,20 +45,21 @@ from xfrmpy.ike.ppk import (
     take_ppk_answer,
     without_ppk,
 )
-from xfrmpy.ike.proof import key_origin, our_proof, verify_proof
+from xfrmpy.ike.proof import accepted_by_peer, check_identity, key_origin, our_proof, verify_proof
 from xfrmpy.ike.redirect import redirect_in_auth, redirect_of_auth, refusal_to_follow
 from xfrmpy.ike.refusals import failure_of
 from xfrmpy.ike.resources import expect_more
 from xfrmpy.ike.resumption import settle_resumption, tunnel_of_resumed
 from xfrmpy.ike.synchronization import SYNC_SUPPORTED, supports_sync
 from xfrmpy.ike.window_size import WINDOW_SIZE
-from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.identity import NOBODY, Identity
 from xfrmpy.ipsec.proposals import KEY_EXCHANGES, Proposal, child_suite, choose_proposal
 from xfrmpy.pki.verdicts import Problem
 from xfrmpy.policy.model import TunnelPolicy
-from xfrmpy.registry import ExchangeType, NotifyType
+from xfrmpy.registry import AuthenticationMethod, ExchangeType, NotifyType
 from xfrmpy.wire.payloads import (
     AuthPayload,
+    CertPayload,
     CertreqPayload,
     IdiPayload,
     IdrPayload,
@@ -66,6 +70,7 @@ from xfrmpy.wire.payloads import (
 )
 
 if TYPE_CHECKING:
+    from xfrmpy.ike.candidates import Candidates
     from xfrmpy.ike.ike_sa import IkeSa
     from xfrmpy.wire.redirect import Gateway
 
@@ -87,6 +92,8 @@ class IkeAuth:
         self._tunnel = tunnel
         self._solution = () if solution is None else (solution,)
         self._identity = IdiPayload(identity=_our_identity(sa, tunnel))
+        eap = tunnel.local_eap if sa.resumed is None else None
+        self._eap = None if eap is None else EapDialogue(eap)
         self._child: ChildSa | None = None
         if not begins_childless(sa, tunnel):
             wanted, packet = take_first_child(sa, tunnel)
@@ -95,26 +102,44 @@ class IkeAuth:
             self._child = ChildSa(sa.core, tunnel, first, proposals, packet=packet)
             sa.children.append(self._child)
 
+    @property
+    def is_amid_eap(self) -> bool:
+        """Whether the peer cannot have established anything yet: our AUTH is to come."""
+        return self._eap is not None and self._eap.msk is None
+
     def request(self) -> tuple[OpenPayload, ...]:
         sa, tunnel = self._sa, self._tunnel
+        if self._eap is not None and self._eap.has_begun:
+            return self._eap.request(sa, self._identity)
+        certs, auth = self._prove()
+        payloads: list[OpenPayload] = [self._identity, *certs]
+        payloads += initial_contact(sa, tunnel)
+        if sa.resumed is None:
+            payloads += certificate_requests((tunnel,))
+            payloads += announce(expectations((tunnel,)), sa.core.signatures)
+        if tunnel.remote_id is not None and not (tunnel.remote_null or tunnel.remote_id.is_pattern):
+            payloads.append(IdrPayload(identity=tunnel.remote_id))
+        payloads += auth
+        child = () if self._child is None else self._child.offer()
+        extensions = offer_in_auth(self._sa)
+        abilities = (WINDOW_SIZE, SYNC_SUPPORTED)
+        return (*self._solution, *payloads, *extensions, *child, *abilities)
+
+    def _prove(self) -> tuple[tuple[CertPayload, ...], tuple[OpenPayload, ...]]:
+        """CERT, and what else we prove ourselves by; without AUTH it asks for EAP."""
+        sa, tunnel = self._sa, self._tunnel
+        if self._eap is not None:
+            return (), self._eap.announcement()
         requests, ppk = sa.heard.requests, our_ppk(sa, tunnel)
         keys = keys_with(sa, ppk)
         certs, auth = our_proof(sa, tunnel, self._identity, requests, keys)
-        payloads: list[OpenPayload] = [self._identity, *certs]
-        payloads += initial_contact(sa, tunnel)
-        payloads += certificate_requests((tunnel,)) if sa.resumed is None else ()
-        if tunnel.remote_id is not None and not tunnel.remote_id.is_pattern:
-            payloads.append(IdrPayload(identity=tunnel.remote_id))
-        payloads.append(auth)
+        payloads: list[OpenPayload] = [auth]
         if ppk is not None:
             payloads.append(name_ppk(ppk))
         if ppk is not None and not tunnel.ppk_required:
             _, without = our_proof(sa, tunnel, self._identity, requests)
             payloads.append(NotifyPayload(type=NotifyType.NO_PPK_AUTH, data=without.data))
-        child = () if self._child is None else self._child.offer()
-        extensions = offer_in_auth(self._sa)
-        abilities = (WINDOW_SIZE, SYNC_SUPPORTED)
-        return (*self._solution, *payloads, *extensions, *child, *abilities)
+        return certs, tuple(payloads)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
         error = first_error(payloads)
@@ -134,7 +159,12 @@ class IkeAuth:
             self._sa.replaces.terminate(failed.failure, now)
         self._sa.terminate(failed.failure, now, refusal)
 
-    def _go_on(self, payloads: tuple[OpenPayload, ...], remote: Identity, now: float) -> None:
+    def _go_on(
+        self, payloads: tuple[OpenPayload, ...], remote: Identity | None, now: float
+    ) -> None:
+        if remote is None:
+            self._sa.start(self, now)
+            return
         error = first_error(payloads)
         self._sa.authenticated(self._tunnel, local=self._identity.identity, remote=remote, now=now)
         self._sa.channel.may_sync = supports_sync(payloads)
@@ -177,15 +207,19 @@ class IkeAuth:
         else:
             self._sa.terminate(failure, now)
 
-    def _authenticate(self, payloads: tuple[OpenPayload, ...]) -> Identity:
+    def _authenticate(self, payloads: tuple[OpenPayload, ...]) -> Identity | None:
+        """Who the peer has proved to be; None if EAP goes on before that is all."""
+        if self._eap is not None:
+            proved = self._eap.take(self._sa, self._tunnel, payloads)
+            return None if proved is None else proved.identity
         idr = only(payloads, IdrPayload)
         take_ppk_answer(self._sa, self._tunnel, payloads)
         try:
             verify_proof(self._sa, self._tunnel, idr, payloads)
         except AuthenticationFailed as failed:
             raise _with_ppk(failed, self._sa, self._tunnel) from failed
-        _check_identity(self._tunnel, idr.identity)
-        return idr.identity
+        check_identity(self._tunnel, idr.identity)
+        return NOBODY if self._tunnel.remote_null else idr.identity
 
     def _finish(self, child: ChildSa, now: float) -> None:
         if child.failure:
@@ -209,6 +243,7 @@ class IkeAuth:
             ("our identity", str(self._identity.identity)),
             ("the identity we expect", str(self._tunnel.remote_id)),
             ("our key", key_origin(self._tunnel)),
+            *accepted_by_peer(self._sa),
             *evidence_of(self._sa, self._tunnel),
         )
 
@@ -218,12 +253,15 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
     if sa.transcript.pending:
         raise PeerMisbehaved("IKE_AUTH before the key exchanges that were agreed on")
     try:
-        tunnel, idr, ours = _authenticate_initiator(sa, payloads, now)
+        if sa.eap_serving is not None:
+            made = take_eap(sa, sa.eap_serving, payloads, now)
+        else:
+            made = _authenticate_initiator(sa, payloads, now)
     except AuthenticationFailed as failed:
         _refuse_initiator(sa, failed, now)
         return
-    go_on = partial(_answer_authenticated, sa, payloads, tunnel, idr, ours)
-    settle_status(sa, go_on, partial(_refuse_initiator, sa), now)
+    if made is not None:
+        settle_status(sa, partial(_establish, sa, made), partial(_refuse_initiator, sa), now)
 
 
 def _refuse_initiator(sa: IkeSa, failed: AuthenticationFailed, now: float) -> None:
@@ -231,25 +269,21 @@ def _refuse_initiator(sa: IkeSa, failed: AuthenticationFailed, now: float) -> No
     sa.close(failed.failure, now)
 
 
-def _answer_authenticated(
-    sa: IkeSa,
-    payloads: tuple[OpenPayload, ...],
-    tunnel: TunnelPolicy,
-    idr: IdrPayload,
-    ours: tuple[OpenPayload, ...],
-    now: float,
-) -> None:
+def _establish(sa: IkeSa, made: Authenticated, now: float) -> None:
+    """The peer has proved who it is: the IKE SA stands, and its first Child SA is made."""
+    tunnel, payloads = made.tunnel, made.request
     offer = child_offer(sa, tunnel, payloads)
-    remote = only(payloads, IdiPayload).identity
-    sa.authenticated(tunnel, local=idr.identity, remote=remote, now=now)
+    sa.authenticated(tunnel, local=made.local, remote=made.remote, now=now)
+    if made.session_seconds is not None:
+        sa.limit_authentication(made.session_seconds, now)
     sa.channel.may_sync = supports_sync(payloads)
     redirect = redirect_in_auth(sa, tunnel)
     if redirect is not None:
-        sa.respond((idr, *ours, redirect))
+        sa.respond((*made.proof, redirect))
         sa.expect_child(now)
         return
     close_replaced(sa, payloads, now)
-    proof = (idr, *ours, *offer_in_auth(sa), *take_notifications(sa, payloads, now))
+    proof = (*made.proof, *offer_in_auth(sa), *take_notifications(sa, payloads, now))
     if offer is None:
         sa.respond((*proof, *_abilities(sa)))
         sa.expect_child(now)
@@ -329,23 +363,36 @@ def _without_key_exchange(offer: SaPayload) -> tuple[Proposal, ...]:
 
 def _authenticate_initiator(
     sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float
-) -> tuple[TunnelPolicy, IdrPayload, tuple[OpenPayload, ...]]:
-    """Find the tunnel by the identities, verify that the peer has its key, and prove ours."""
+) -> Authenticated | None:
+    """Find the tunnel by the identities, verify that the peer has its key, and prove ours.
+
+    None if it is to prove itself by EAP, which has begun.
+    """
     idi = only(payloads, IdiPayload)
-    wanted = optional(payloads, IdrPayload)
-    auth = optional(payloads, AuthPayload)
-    tunnel = _tunnel_of(sa, idi.identity, None if wanted is None else wanted.identity)
-    if auth is None:
-        summary = f"{idi.identity} wants to authenticate with EAP, which we do not do"
-        raise AuthenticationFailed(Failure(code="XF2006", summary=summary))
+    sa.heard = replace(sa.heard, methods=heard_methods(payloads))
+    asked, auth = optional(payloads, IdrPayload), optional(payloads, AuthPayload)
+    wanted = None if asked is None else asked.identity
+    if auth is None and sa.resumed is None:
+        tunnels = _tunnels_with_eap(sa, idi.identity, wanted)
+        begin_eap(sa, tunnels, _our_identity(sa, tunnels[0]), payloads, now)
+        return None
+    is_null = auth is not None and auth.method == AuthenticationMethod.NULL
+    remote = NOBODY if is_null else idi.identity
+    tunnel = _tunnel_of(sa, remote, wanted, is_null=is_null)
     _verify_initiator(sa, tunnel, idi, payloads)
     check_unique(sa, tunnel, idi.identity, payloads)
     idr = IdrPayload(identity=_our_identity(sa, tunnel))
     requests = tuple(p for p in payloads if isinstance(p, CertreqPayload))
-    certs, ours = our_proof(sa, tunnel, idr, requests)
+    certs, auth = our_proof(sa, tunnel, idr, requests)
     if sa.resumed is not None:
         settle_resumption(sa, sa.resumed, now)
-    return tunnel, idr, (*certs, ours, *confirm_ppk(sa))
+    return Authenticated(
+        tunnel=tunnel,
+        local=idr.identity,
+        remote=remote,
+        request=payloads,
+        proof=(idr, *certs, auth, *confirm_ppk(sa)),
+    )
 
 
 def _verify_initiator(
@@ -377,17 +424,55 @@ def _with_ppk(
     return AuthenticationFailed(replace(failed.failure, evidence=evidence))
 
 
-def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> TunnelPolicy:
+def _tunnel_of(
+    sa: IkeSa, initiator: Identity, wanted: Identity | None, *, is_null: bool
+) -> TunnelPolicy:
+    """By the identities; one that proves nothing gets a tunnel that asks for that, whoever it says
+    that it is: "MUST NOT be used for any trust and policy checking" (RFC 7619 section 2.2)."""
     if sa.resumed is not None:
         return tunnel_of_resumed(sa.resumed, initiator, wanted)
     candidates = sa.core.tunnel_index.candidates(sa.path)
     for tunnel in candidates.of_peer(initiator):
-        ours = _our_identity(sa, tunnel)
-        if wanted is not None and wanted.comparable != ours.comparable:
-            continue
-        if _accepts_suite(sa, tunnel):
+        is_such = tunnel.remote_null == is_null and tunnel.local_eap is None
+        if is_such and _is_meant(sa, tunnel, wanted):
             return tunnel
-    raise AuthenticationFailed(
+    raise _no_tunnel(sa, candidates, initiator, wanted)
+
+
+def _tunnels_with_eap(
+    sa: IkeSa, initiator: Identity, wanted: Identity | None
+) -> tuple[TunnelPolicy, ...]:
+    """The first whose peers prove themselves by EAP, and those that differ from it in no way that
+    matters before it is known who that is. Raises `AuthenticationFailed`."""
+    candidates = sa.core.tunnel_index.candidates(sa.path)
+    found = [t for t in candidates.with_eap if _is_meant(sa, t, wanted)]
+    if not found:
+        failed = _no_tunnel(sa, candidates, initiator, wanted)
+        summary = f"{initiator} wants to authenticate by EAP, and no tunnel of ours accepts that"
+        raise AuthenticationFailed(replace(failed.failure, summary=summary))
+    return tuple(t for t in found if _authentication(t) == _authentication(found[0]))
+
+
+def _authentication(tunnel: TunnelPolicy) -> object:
+    """All that both ends do until it is known who the peer is."""
+    eap = tunnel.remote_eap
+    return (
+        *(tunnel.local_id, tunnel.local_key, tunnel.local_certificates, tunnel.shared_key),
+        eap and (eap.methods, eap.users, eap.server, eap.alone),
+    )
+
+
+def _is_meant(sa: IkeSa, tunnel: TunnelPolicy, wanted: Identity | None) -> bool:
+    """Whether a tunnel is with who the initiator wants us to be, by what IKE_SA_INIT has chosen."""
+    ours = _our_identity(sa, tunnel)
+    is_ours = wanted is None or wanted.comparable == ours.comparable
+    return is_ours and _accepts_suite(sa, tunnel)
+
+
+def _no_tunnel(
+    sa: IkeSa, candidates: Candidates, initiator: Identity, wanted: Identity | None
+) -> AuthenticationFailed:
+    return AuthenticationFailed(
         Failure(
             code="XF2007",
             summary=f"no tunnel of ours is for {initiator}",
@@ -404,17 +489,6 @@ def _tunnel_of(sa: IkeSa, initiator: Identity, wanted: Identity | None) -> Tunne
 def _accepts_suite(sa: IkeSa, tunnel: TunnelPolicy) -> bool:
     """IKE_SA_INIT chose before the tunnel was known; the tunnel must agree with the choice."""
     return sa.proposal is not None and choose_proposal((sa.proposal,), tunnel.proposals) is not None
-
-
-def _check_identity(tunnel: TunnelPolicy, identity: Identity) -> None:
-    if tunnel.remote_id is None or not tunnel.remote_id.matches(identity):
-        raise AuthenticationFailed(
-            Failure(
-                code="XF2007",
-                summary=f"the peer proved to be {identity}",
-                evidence=(("we expect", str(tunnel.remote_id)), ("they are", str(identity))),
-            )
-        )
 
 
 def _our_identity(sa: IkeSa, tunnel: TunnelPolicy) -> Identity:

@@ -20,8 +20,8 @@ _MAX_SECONDS = (1 << 32) - 1
 
 
 def offer_lifetime(sa: IkeSa) -> tuple[NotifyPayload, ...]:
-    """What a responder with such a policy says in its answer to IKE_AUTH."""
-    seconds = None if sa.tunnel is None else sa.tunnel.reauth_seconds
+    """What a responder with such a policy, or of such a user, says in its answer to IKE_AUTH."""
+    seconds = sa.authentication_seconds
     if sa.is_initiator or seconds is None:
         return ()
     octets = min(int(seconds), _MAX_SECONDS).to_bytes(_SIZE, "big")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from xfrmpy.ike.auth_methods import Expectation, expectations
 from xfrmpy.ike.credentials import certificate_requests
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
@@ -47,6 +48,7 @@ class _Group:
     by_identity: dict[Identity | None, tuple[TunnelPolicy, ...]]
     with_pattern: tuple[TunnelPolicy, ...]
     by_name: dict[str, TunnelPolicy]
+    with_eap: tuple[TunnelPolicy, ...]
     forces_encapsulation: bool
     fragmentation: bool
     redirects_to: frozenset[str | None]
@@ -55,6 +57,7 @@ class _Group:
     requires_ppk: bool
     sign: bool
     certificate_requests: tuple[CertreqPayload, ...]
+    expectations: tuple[Expectation, ...]
 
 
 class Candidates:
@@ -85,6 +88,11 @@ class Candidates:
             if policy.remote_id is not None and policy.remote_id.matches(identity)
         )
         return (*(policy for policies in exact for policy in policies), *by_pattern)
+
+    @property
+    def with_eap(self) -> tuple[TunnelPolicy, ...]:
+        """Those whose peers prove themselves by EAP."""
+        return tuple(policy for group in self._groups for policy in group.with_eap)
 
     @property
     def proposals(self) -> tuple[Proposal, ...]:
@@ -123,6 +131,11 @@ class Candidates:
     def certificate_requests(self) -> tuple[CertreqPayload, ...]:
         """What the peer is asked to show, whichever it is."""
         return tuple(dict.fromkeys(r for g in self._groups for r in g.certificate_requests))
+
+    @property
+    def expectations(self) -> tuple[Expectation, ...]:
+        """What is taken as the peer's proof, whichever it is."""
+        return tuple(dict.fromkeys(e for g in self._groups for e in g.expectations))
 
     @property
     def redirects_to(self) -> frozenset[str | None]:
@@ -178,6 +191,7 @@ def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
         by_identity={identity: tuple(found) for identity, found in by_identity.items()},
         with_pattern=tuple(p for p in policies if p.remote_id and p.remote_id.is_pattern),
         by_name={policy.name: policy for policy in policies},
+        with_eap=tuple(policy for policy in policies if policy.remote_eap is not None),
         forces_encapsulation=any(policy.forces_encapsulation for policy in policies),
         fragmentation=any(policy.fragmentation for policy in policies),
         redirects_to=frozenset(policy.redirect_to for policy in policies),
@@ -186,4 +200,5 @@ def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
         requires_ppk=all(policy.ppk_required for policy in policies),
         sign=any(policy.signs for policy in policies),
         certificate_requests=certificate_requests(policies),
+        expectations=expectations(policies),
     )

@@ -34,7 +34,7 @@ from xfrmpy.ipsec.proposals import KEY_EXCHANGES, Proposal, answers, child_suite
 from xfrmpy.ipsec.sad import Direction, InnerEnds, Mode, SadEntry, SaId, UdpEncapsulation, lane_of
 from xfrmpy.ipsec.selectors import TrafficSelector, covered_by, narrow_selectors
 from xfrmpy.ipsec.spd import SpdEntry, Template, protect_entries
-from xfrmpy.policy.model import ChildPolicy, TunnelPolicy
+from xfrmpy.policy.model import ChildPolicy, DatapathChoice, TunnelPolicy
 from xfrmpy.registry import KeyExchangeMethod, NotifyType, ProtocolId
 from xfrmpy.wire.payloads import OpenPayload, SaPayload, TsiPayload, TsrPayload
 
@@ -95,9 +95,7 @@ class ChildSa:
         self.policy = policy
         self.tunnel = tunnel
         self.state = ChildSaState.CREATING
-        self.spi_in = core.new_child_spi(
-            tunnel, compresses=policy.compresses, replaces=replaces, beside=beside
-        )
+        self.spi_in = core.new_child_spi(tunnel, policy, replaces=replaces, beside=beside)
         self.proposal: Proposal | None = None
         self.local, self.remote = scope or scope_of(policy if replaces is None else replaces)
         self.reqid: int = policy.reqid if replaces is None else replaces.reqid
@@ -140,7 +138,7 @@ class ChildSa:
             TsrPayload(selectors=(*self._packet[1], *self.remote)),
             *mode_payloads(self.policy.mode),
             *compression_payloads(self.spi_in, wanted=self.policy.compresses),
-            *resource_payloads(self.resource),
+            *resource_payloads(self.lane),
         )
 
     def accept(self, sa: SaPayload, traffic: Traffic) -> None:
@@ -222,7 +220,7 @@ class ChildSa:
             TsrPayload(selectors=self.local),
             *mode_payloads(self.policy.mode),
             *compression_payloads(self.spi_in, wanted=self.peer_cpi is not None),
-            *resource_payloads(self.resource),
+            *resource_payloads(self.lane),
         )
 
     # In force and out of it.
@@ -435,9 +433,23 @@ class ChildSa:
         return self.policy.mode is Mode.TRANSPORT
 
     @property
-    def resource(self) -> int | None:
-        """The userspace worker for which it is there beside others (RFC 9611), if it may be."""
-        return lane_of(self.spi_in, self._core.lanes) if self.is_per_resource else None
+    def lane(self) -> int | None:
+        """Which of several of one traffic it is (RFC 9611), if it may be one."""
+        lanes = self._core.lanes_of(self.tunnel, self.policy)
+        return lane_of(self.spi_in, lanes) if self.is_per_resource else None
+
+    def _resource(self, direction: Direction) -> int | None:
+        """The userspace worker of its lane; in the kernel the CPU, to which outbound SAs are bound,
+        and of the first lane none."""
+        if self.lane is None or self.tunnel.datapath is DatapathChoice.USERSPACE:
+            return self.lane
+        return self.lane - 1 if self.lane and direction is Direction.OUT else None
+
+    def _window(self, resource: int | None, direction: Direction) -> int:
+        """A kernel that knows which way an SA works takes none of an outbound one."""
+        in_kernel = self.tunnel.datapath is not DatapathChoice.USERSPACE
+        is_bound = in_kernel and resource is not None and direction is Direction.OUT
+        return 0 if is_bound else self.policy.replay_window
 
     @property
     def spi_out(self) -> int:
@@ -531,6 +543,7 @@ class ChildSa:
             key: tuple[bytes, bytes],
         ) -> SadEntry:
             original = self.peer_address if direction is Direction.IN else None
+            resource = self._resource(direction)
             udp = UdpEncapsulation(source.port, destination.port, original)
             return SadEntry(
                 direction=direction,
@@ -543,7 +556,7 @@ class ChildSa:
                 integrity_key=key[1],
                 mode=self.policy.mode,
                 inner=inner[direction],
-                replay_window=self.policy.replay_window,
+                replay_window=self._window(resource, direction),
                 outer=self.policy.outer,
                 cpi=cpis[direction],
                 tfc=self._padding_of(direction),
@@ -551,7 +564,7 @@ class ChildSa:
                 lifetime=lifetime,
                 set_mark=marks[direction],
                 if_id=self.policy.if_id,
-                resource=self.resource,
+                resource=resource,
                 offload=self.policy.offload,
             )
 

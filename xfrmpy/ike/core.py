@@ -17,8 +17,8 @@ from xfrmpy.ike.policies import PolicyBook
 from xfrmpy.ike.tickets import TicketKeys
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, Path
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.ipsec.sad import OUR_REQIDS, USERSPACE_SPI_BIT, SaId, lane_of
-from xfrmpy.policy.model import DatapathChoice, TunnelPolicy
+from xfrmpy.ipsec.sad import MAX_RESOURCES, OUR_REQIDS, USERSPACE_SPI_BIT, SaId, lane_of
+from xfrmpy.policy.model import ChildPolicy, DatapathChoice, TunnelPolicy
 
 if TYPE_CHECKING:
     from xfrmpy.ike.child_sa import ChildSa, Scope
@@ -57,16 +57,22 @@ class Core:
     and `trapped_children` their children by reqid, each with its tunnel; `demands` are the packets
     that wait for an IKE SA to be begun, by tunnel and child. The endpoint
     sets `reauthenticate`: it begins an IKE SA that is to take the place of another. `lanes` is how
-    many workers the userspace datapath has, over which Child SAs are spread by their SPIs.
+    many workers the userspace datapath has, over which Child SAs are spread by their SPIs; `cpus`
+    how many CPUs the kernel has.
     `signatures` are those that work on this host; the `wall_clock` dates certificates, whose
     `inquiries` tell whether they are revoked.
     """
 
     def __init__(
-        self, random: Callable[[int], bytes], natt_port: int = IKE_NATT_PORT, lanes: int = 1
+        self,
+        random: Callable[[int], bytes],
+        natt_port: int = IKE_NATT_PORT,
+        lanes: int = 1,
+        cpus: int = 1,
     ) -> None:
         self.random = random
         self.lanes = lanes
+        self.cpus = cpus
         self.natt_port = natt_port
         self.tunnels: dict[str, Tunnel] = {}
         self.ike_sas: dict[bytes, IkeSa] = {}
@@ -242,52 +248,68 @@ class Core:
         taken |= {child.reqid for child in self.children.values()}
         return next(reqid for reqid in reversed(OUR_REQIDS) if reqid not in taken)
 
+    def lanes_of(self, tunnel: TunnelPolicy, policy: ChildPolicy) -> int:
+        """Over how many lanes the Child SAs of a child are spread.
+
+        Of the kernel's the first is of no CPU, for packets of those without one (RFC 9611).
+        """
+        if tunnel.datapath is DatapathChoice.USERSPACE:
+            return self.lanes
+        return min(1 + self.cpus, MAX_RESOURCES) if policy.per_resource else 1
+
     def new_child_spi(
         self,
         tunnel: TunnelPolicy,
+        policy: ChildPolicy,
         *,
-        compresses: bool = False,
         replaces: ChildSa | None = None,
         beside: Iterable[ChildSa] = (),
     ) -> int:
-        """A free SPI from the half of the numbers that belongs to the tunnel's datapath, and in
-        user space from the lane that its Child SA is to have, not one of those `beside` it.
+        """A free SPI from the half of the numbers that belongs to the tunnel's datapath, and from
+        the lane that its Child SA is to have, not one of those `beside` it.
 
         Where packets may be compressed, the index that follows from it is free, too: these have but
         16 bits, and a kernel does not take one twice.
         """
-        others = self.children.values() if compresses else ()
+        others = self.children.values() if policy.compresses else ()
         taken = {cpi_of(child.spi_in) for child in others if child.policy.compresses}
-        lane = self._choose_lane(tunnel, replaces, beside) if self.lanes > 1 else 0
+        lanes = self.lanes_of(tunnel, policy)
+        lane = self._choose_lane(tunnel, lanes, replaces, beside) if lanes > 1 else 0
         while True:
             spi = int.from_bytes(self.random(4), "big")
             if tunnel.datapath is DatapathChoice.USERSPACE:
                 spi |= USERSPACE_SPI_BIT
-                if lane_of(spi, self.lanes) != lane:
-                    continue
             else:
                 spi &= ~USERSPACE_SPI_BIT
+            if lane_of(spi, lanes) != lane:
+                continue
             is_free = spi not in self.children and not (taken and cpi_of(spi) in taken)
             if spi >= FIRST_CHILD_SPI and is_free:
                 return spi
 
     def _choose_lane(
-        self, tunnel: TunnelPolicy, replaces: ChildSa | None, beside: Iterable[ChildSa]
+        self,
+        tunnel: TunnelPolicy,
+        lanes: int,
+        replaces: ChildSa | None,
+        beside: Iterable[ChildSa],
     ) -> int:
         """A rekey changes nothing, and packets of one peer may come in one piece: all of a tunnel
-        with one peer have one lane, unless each lane is to have its own. Else it is the lane with
-        the fewest Child SAs."""
+        with one peer have one lane in user space, unless each lane is to have its own. Else it is
+        the lane with the fewest Child SAs."""
+        is_in_userspace = tunnel.datapath is DatapathChoice.USERSPACE
         of_tunnel = (
             other
             for policy in tunnel.children
-            if tunnel.peers
+            if tunnel.peers and is_in_userspace
             for other in self._of_policy.get(policy.reqid, {}).values()
         )
-        taken = Counter(lane_of(other.spi_in, self.lanes) for other in beside)
+        taken = Counter(lane_of(other.spi_in, lanes) for other in beside)
         kin = replaces or (None if taken else next(of_tunnel, None))
         if kin is not None:
-            return lane_of(kin.spi_in, self.lanes)
-        return min(range(self.lanes), key=lambda lane: (taken[lane], self._lane_load[lane]))
+            return lane_of(kin.spi_in, lanes)
+        load = self._lane_load if is_in_userspace else Counter[int]()
+        return min(range(lanes), key=lambda lane: (taken[lane], load[lane]))
 
 
 def _peer_of(tunnel: TunnelPolicy) -> Identity | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from xfrmpy.crypto.authentication import SignaturePolicy
 from xfrmpy.crypto.signatures import (
+    EXPERIMENTAL,
     Form,
     Signer,
     VerifyingKey,
@@ -20,6 +21,7 @@ from xfrmpy.crypto.signatures import (
     verifying_key,
 )
 from xfrmpy.failures import Failure
+from xfrmpy.ike.auth_methods import heard_methods
 from xfrmpy.ike.certificates import (
     WallClock,
     authorities_request,
@@ -32,8 +34,9 @@ from xfrmpy.ike.inquiries import OCSP_REQUEST
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.pki.paths import Path
 from xfrmpy.pki.verdicts import Strictness
-from xfrmpy.policy.model import RsaSignature, TunnelPolicy
+from xfrmpy.policy.model import Experiment, RsaSignature, TunnelPolicy
 from xfrmpy.registry import CertificateEncoding, HashAlgorithm, NotifyType
+from xfrmpy.wire.auth_methods import AuthAnnouncement
 from xfrmpy.wire.payloads import CertPayload, CertreqPayload, NotifyPayload, OpenPayload
 
 MAX_HASHES = 16
@@ -49,10 +52,12 @@ class Heard:
 
     `hashes` are those that it verifies signatures with, none if it does not know RFC 7427;
     `requests` are a responder's: what it wants to see of us. An initiator's come in IKE_AUTH.
+    `methods` are the proofs that it takes, if it says so: an initiator in IKE_AUTH.
     """
 
     hashes: tuple[int, ...] = ()
     requests: tuple[CertreqPayload, ...] = ()
+    methods: tuple[AuthAnnouncement, ...] = ()
 
     @classmethod
     def of(cls, payloads: tuple[OpenPayload, ...]) -> Heard:
@@ -63,6 +68,7 @@ class Heard:
         return cls(
             hashes=tuple(int.from_bytes(pair, "big") for pair in pairs[:MAX_HASHES]),
             requests=tuple(p for p in payloads if isinstance(p, CertreqPayload)),
+            methods=heard_methods(payloads),
         )
 
 
@@ -149,8 +155,9 @@ def acceptable_keys(
 def signature_policy(tunnel: TunnelPolicy, usable: SignaturePolicy) -> SignaturePolicy:
     """How signatures are made and taken with a tunnel, of what is usable on this host."""
     is_pkcs1 = tunnel.local_key is not None and tunnel.local_key.rsa is RsaSignature.PKCS1
+    takes_all = tunnel.experiment is Experiment.ML_DSA
     return SignaturePolicy(
-        schemes=usable.schemes,
+        schemes=tuple(s for s in usable.schemes if takes_all or not s.kinds & EXPERIMENTAL),
         rsa_form=Form.PKCS1 if is_pkcs1 else Form.PSS,
         weak_rsa=tunnel.weak_signatures,
     )

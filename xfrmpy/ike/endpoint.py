@@ -5,8 +5,8 @@ Feed it with `receive_datagram`, `handle_timeout` and the commands; after each c
 before taking the next; and call `handle_timeout` again at `next_timeout()`. `now` is any clock that
 does not go back, in seconds. `random(n)` gives n octets; everything unpredictable comes from it.
 With a `qcd_secret`, the same after a restart, we can prove that we lost our state (`crash`). On
-`natt_port` we take IKE beside ESP in UDP; the userspace datapath has `lanes` workers. Who `keeps`
-what the outputs ask to be kept can `restore` it in another process.
+`natt_port` we take IKE beside ESP in UDP; the userspace datapath has `lanes` workers, the kernel
+`cpus`. Who `keeps` what the outputs ask to be kept can `restore` it in another process.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from xfrmpy.ike.core import Core, Deferred
 from xfrmpy.ike.crash import TokenMaker, show_token
 from xfrmpy.ike.create_child_sa import stop_waiting
 from xfrmpy.ike.demand import carries, demand_of
+from xfrmpy.ike.eap_authenticator import Verdict
+from xfrmpy.ike.eap_responder import take_verdict
 from xfrmpy.ike.errors import (
     CriticalPayload,
     Drop,
@@ -53,6 +55,7 @@ from xfrmpy.ike.notices import Notices, is_hint_for, may_be_lost
 from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
+    AskAaa,
     DatagramDropped,
     DefectFound,
     MoveSa,
@@ -111,10 +114,11 @@ class IkeEndpoint:
         keeps: bool = False,
         natt_port: int = IKE_NATT_PORT,
         lanes: int = 1,
+        cpus: int = 1,
         signatures: SignaturePolicy | None = None,
         wall_clock: WallClock = stopped_clock,
     ) -> None:
-        self._core = Core(random, natt_port, lanes)
+        self._core = Core(random, natt_port, lanes, cpus)
         self._core.signatures = signatures or SignaturePolicy()
         self._core.wall_clock = wall_clock
         if qcd_secret:
@@ -227,6 +231,12 @@ class IkeEndpoint:
         if child is not None:
             direction = child.entries[child.ids.index(sa_id)].direction
             child.handle_usage(direction, seconds_idle, now)
+
+    def handle_verdict(self, asked: AskAaa, verdict: Verdict, now: float) -> None:
+        """An AAA server has decided on what it was asked, or could not be."""
+        sa = self._core.ike_sas.get(asked.session)
+        if sa is not None:
+            self._run(sa, partial(take_verdict, sa, asked.round, verdict), now)
 
     def handle_mapping(self, sa_id: SaId, new: SocketAddress, now: float) -> None:
         """Authentic packets of an inbound SA, the newest of it, come from elsewhere."""

@@ -30,13 +30,13 @@ DOUBT_SECONDS = 10.0
 def initial_contact(sa: IkeSa, tunnel: TunnelPolicy) -> tuple[NotifyPayload, ...]:
     """INITIAL_CONTACT, if this is the only IKE SA that we hold between the two identities.
 
-    Who may be there several times "MUST NOT" say it: `unique: never`. Nor is it known whether it is
-    the only one while the peer may be any of several.
+    Who may be there several times "MUST NOT" say it: `unique: never`. Who proves nothing need not.
+    Nor is it known whether it is the only one while the peer may be any of several.
     """
     if tunnel.remote_id is not None and tunnel.remote_id.is_pattern:
         return ()
     ends = (tunnel.identity_at(sa.path.local.address), tunnel.remote_id)
-    if tunnel.unique is Uniqueness.NEVER or _others(sa, ends, _NOT_YET_GONE):
+    if not tunnel.tells_apart or _others(sa, ends, _NOT_YET_GONE):
         return ()
     return (NotifyPayload(type=NotifyType.INITIAL_CONTACT),)
 
@@ -45,7 +45,8 @@ def check_unique(
     sa: IkeSa, tunnel: TunnelPolicy, remote: Identity, payloads: tuple[OpenPayload, ...]
 ) -> None:
     """Raises `AuthenticationFailed` if there is an IKE SA already and our policy keeps it."""
-    if tunnel.unique is not Uniqueness.KEEP or _is_first(payloads):
+    is_kept = tunnel.unique is Uniqueness.KEEP and tunnel.tells_apart
+    if not is_kept or _is_first(payloads):
         return
     if _others(sa, (tunnel.identity_at(sa.path.local.address), remote), _ESTABLISHED):
         summary = f"{remote} has an IKE SA already, and our policy keeps that one"
@@ -61,7 +62,7 @@ def close_replaced(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> 
     """
     assert sa.tunnel is not None
     unique = sa.tunnel.unique
-    if unique is Uniqueness.NEVER:
+    if not sa.tunnel.tells_apart:
         return
     if _is_first(payloads) or unique is Uniqueness.REPLACE:
         reason = "the peer began anew" if _is_first(payloads) else "a new IKE SA takes its place"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from xfrmpy.crypto.key_schedule import IkeKeys, derive_ike_keys, derive_rekeyed_ike_keys
 from xfrmpy.failures import Failure
@@ -53,6 +53,9 @@ from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite, methods_of
 from xfrmpy.pki.paths import Path as CertificatePath
 from xfrmpy.policy.model import Retransmission, TunnelPolicy
 from xfrmpy.wire.payloads import OpenPayload
+
+if TYPE_CHECKING:
+    from xfrmpy.ike.eap_responder import EapServing
 
 HALF_OPEN_SECONDS = 30.0
 """How long a responder waits for IKE_AUTH. strongSwan's half_open_timeout is the same."""
@@ -103,17 +106,18 @@ class IkeSa:
     traffic; `widen_at` is when others get more. `authenticated_as` is its number among
     all whose peer was authenticated, `begun_after` the last one's when it began. `doubted_until`
     is when it ends, if the peer does not show before that it has it. With an `auth_puzzle` there
-    are no keys before its solution. `transcript` is what stands between IKE_SA_INIT and
-    IKE_AUTH, `heard` what the peer said of itself in IKE_SA_INIT. What it has begun in it and not
-    finished is `unfinished`. `uses_ppk` is whether both ends use post-quantum preshared keys;
-    `ppk_id` names the one in its keys. `certified` is the path of certificates by which the peer
-    has proved itself, if it was by one.
+    are no keys before its solution; `eap_serving` asks a peer by EAP who it is. `transcript` is
+    what stands between IKE_SA_INIT and IKE_AUTH, `heard` what the peer said of itself in
+    IKE_SA_INIT. What it has begun and not finished is `unfinished`. `uses_ppk` is whether both ends
+    use post-quantum preshared keys; `ppk_id` names the one in its keys. `certified` is the path of
+    certificates by which the peer has proved itself, if it was by one.
     """
 
     __slots__ = (
         *("alone_at", "asks_pairs", "auth_puzzle", "authenticated_as", "begun_after"),
         *("busy_since", "certified", "channel", "childless_until", "children", "core", "create_at"),
-        *("demand", "doubted_until", "established_at", "filled", "heard", "heard_at", "heir"),
+        *("demand", "doubted_until", "eap_serving", "established_at", "filled"),
+        *("heard", "heard_at", "heir"),
         *("is_asking_sent", "is_asking_usage", "is_client", "is_initiator", "is_rekeying"),
         *("is_reported", "keys"),
         *("local_id", "nat", "nonces", "on_silence", "peer_follows", "peer_takes_childless"),
@@ -156,6 +160,7 @@ class IkeSa:
         self.ticket: HeldTicket | None = None
         self.resumed: Resumed | None = None
         self.auth_puzzle: AuthPuzzle | None = None
+        self.eap_serving: EapServing | None = None
         self.redirected_from: IpAddress | None = None
         self.peer_follows = self.peer_takes_childless = self.asks_pairs = self.is_rekeying = False
         self.on_silence: Callable[[float], None] | None = None
@@ -171,8 +176,7 @@ class IkeSa:
         self.begun_after = self.authenticated_as = core.authentications
         self.established_at = self.up_since = self.heard_at = 0.0
         self.seen_idle_at = self.sent_at = self._suspect_again_at = 0.0
-        self.rekey_at: float | None = None
-        self.reauth_at: float | None = None
+        self.rekey_at = self.reauth_at = _NEVER
         self.wait_until: float | None = None
         self.alone_at: float | None = None
         self.doubted_until: float | None = None
@@ -341,7 +345,7 @@ class IkeSa:
         self.channel.window.widen_ours(OUR_WINDOW_SIZE)
         self.channel.init_request = self.channel.init_response = b""
         self.channel.forget_replaced_keys()
-        self.transcript = NOTHING_BETWEEN
+        self.transcript, self.eap_serving = NOTHING_BETWEEN, None
         self._begin_life(now)
         if tunnel.reauth_seconds is not None:
             self.limit_authentication(tunnel.reauth_seconds, now)
@@ -371,6 +375,12 @@ class IkeSa:
             self.reauth_at = min(now + wait, self.reauth_at or now + wait)
         self.core.touched.add(self)
 
+    @property
+    def authentication_seconds(self) -> float | None:
+        """For how long from its making on it is believed who the peer is; None: for good."""
+        end = self._must_reauth_by
+        return None if end is None else end - self.established_at
+
     def limit_life(self, seconds: float, now: float) -> None:
         """It may live so long in all, unless it was to end earlier already."""
         end = max(self.established_at + seconds, now + LAST_RESPITE_SECONDS)
@@ -388,9 +398,12 @@ class IkeSa:
     def can_begin_anew(self) -> bool:
         """Whether the peer can be reached by a new IKE_SA_INIT.
 
-        One behind a NAT, of which policy knows no address, is reached only through what it began.
+        One behind a NAT, of which policy knows no address, is reached only through what it began,
+        and one that proves by EAP who it is must call.
         """
-        return self.tunnel is not None and (bool(self.tunnel.peers) or not self.nat.theirs)
+        if self.tunnel is None or self.tunnel.remote_eap is not None:
+            return False
+        return bool(self.tunnel.peers) or not self.nat.theirs
 
     def successor(
         self,

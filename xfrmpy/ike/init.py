@@ -23,6 +23,7 @@ from xfrmpy.ike.agreement import (
     key_exchange_methods,
     without_further,
 )
+from xfrmpy.ike.auth_methods import announce
 from xfrmpy.ike.auth_puzzle import AuthPuzzle, puzzle_text
 from xfrmpy.ike.candidates import Candidates, wants_beet
 from xfrmpy.ike.childless import childless_supported
@@ -338,6 +339,7 @@ def answer_ike_sa_init(
             answered.payload,
             NoncePayload(data=nonce_r),
             *candidates.certificate_requests,
+            *announce(candidates.expectations, core.signatures),
             *([INTERMEDIATE_SUPPORTED] if suite.further else []),
             *([hash_list(core.signatures)] if sa.heard.hashes and candidates.sign else []),
             childless_supported(),

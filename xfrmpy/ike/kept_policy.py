@@ -36,15 +36,21 @@ class KeptPolicy:
     print: bytes
 
     def beside(self, present: TunnelPolicy) -> TunnelPolicy:
-        """The policy with its secret keys, if they are those that the tunnel has at present."""
+        """The policy with its secret keys, if they are those that the tunnel has at present.
+
+        Whom EAP lets in is always as at present: another list of users touches no tunnel.
+        """
+        accepts = present.remote_eap if self.policy.remote_eap is not None else None
+        kept = replace(self.policy, remote_eap=accepts)
         if hmac.compare_digest(_print(present, self.salt), self.print):
             return replace(
-                self.policy,
+                kept,
                 shared_key=present.shared_key,
                 local_key=present.local_key,
+                local_eap=present.local_eap,
                 ppks=present.ppks,
             )
-        return self.policy
+        return kept
 
 
 def is_policy(name: bytes) -> bool:
@@ -95,11 +101,15 @@ def _read_policy(record: bytes) -> KeptPolicy:
 
 
 def _without_secrets(policy: TunnelPolicy) -> TunnelPolicy:
-    shared, ours = policy.shared_key, policy.local_key
+    shared, ours, eap = policy.shared_key, policy.local_key, policy.local_eap
+    theirs = policy.remote_eap
+    users = None if theirs is None or theirs.users is None else replace(theirs.users, passwords=())
     return replace(
         policy,
         shared_key=None if shared is None else replace(shared, octets=b""),
         local_key=None if ours is None else replace(ours, octets=b""),
+        local_eap=eap and replace(eap, password=replace(eap.password, octets=b"")),
+        remote_eap=theirs and replace(theirs, users=users),
         ppks=tuple(replace(ppk, key=replace(ppk.key, octets=b"")) for ppk in policy.ppks),
     )
 

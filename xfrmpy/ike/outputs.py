@@ -233,6 +233,25 @@ class AskStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AskAaa:
+    """An AAA server, by the name that policy has for it, is to decide on an EAP packet of a peer.
+
+    `session` stands for the whole of one authentication, `round` for this packet in it; `user` is
+    who the peer says it is. `IkeEndpoint.handle_verdict` takes the answer, which is to come, if
+    only as a `Refused`; one that comes too late is passed over. Nothing is said when the peer gives
+    up: a session of which nothing is heard for a minute is over.
+    """
+
+    tunnel: str
+    server: str
+    session: bytes
+    round: int
+    user: bytes
+    packet: bytes = field(repr=False)
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSaClosed:
     """A Child SA that was established is gone."""
 
@@ -314,6 +333,7 @@ Output: TypeAlias = (
     | SaNotCreated
     | AskUsage
     | AskStatus
+    | AskAaa
     | TunnelClosed
     | Redirected
     | RequestRefused

@@ -1,8 +1,8 @@
 """How each end proves in IKE_AUTH that it is who it says: AUTH made, and AUTH verified.
 
-Read RFC 7296 section 2.15 and RFC 7427 section 3 first. The two ends need not do it by the same
-method (section 2.16). Which keys count is decided in `credentials`; a peer that fails learns only
-that it has failed, and our operator at which step.
+Read RFC 7296 section 2.15, RFC 7427 section 3 and RFC 7619 section 2.1 first. The two ends need not
+do it by the same method (RFC 7296 section 2.16). Which keys count is decided in `credentials`; a
+peer that fails learns only that it has failed, and our operator at which step.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from xfrmpy.crypto.authentication import (
 from xfrmpy.crypto.key_schedule import IkeKeys
 from xfrmpy.crypto.signatures import fingerprint
 from xfrmpy.failures import Failure
+from xfrmpy.ike.auth_methods import as_announced, shown_methods
 from xfrmpy.ike.credentials import acceptable_keys, our_credential, signature_policy
 from xfrmpy.ike.errors import AuthenticationFailed
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import only
 from xfrmpy.ike.inquiries import inquire, our_status
+from xfrmpy.ipsec.identity import Identity
 from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.registry import AuthenticationMethod, HashAlgorithm
 from xfrmpy.wire.payloads import (
@@ -59,9 +61,10 @@ def our_proof(
     octets = _octets(sa, identity, keys, of_initiator=sa.is_initiator)
     credential = None if sa.resumed is not None else our_credential(tunnel, requests)
     if credential is None:
-        data = _expected_auth(sa, tunnel, octets, of_initiator=sa.is_initiator)
-        return (), AuthPayload(method=AuthenticationMethod.SHARED_KEY, data=data)
-    policy = signature_policy(tunnel, sa.core.signatures)
+        method, data = _by_secret(sa, tunnel, octets, keys, is_ours=True)
+        return (), AuthPayload(method=method, data=data)
+    heard, usable = sa.heard, signature_policy(tunnel, sa.core.signatures)
+    policy = as_announced(usable, credential.signer.kind, heard.hashes, heard.methods)
     try:
         method, data = sign_auth(credential.signer, octets, sa.heard.hashes, policy)
     except NoSchemeInCommon as error:
@@ -111,15 +114,19 @@ def verify_proof(
     if sa.resumed is None and tunnel.peer_signs:
         _verify_signature(sa, tunnel, identity, payloads, octets)
         return
-    if auth.method != AuthenticationMethod.SHARED_KEY:
-        summary = f"the peer authenticates by {auth.method.name}, our policy wants a shared key"
-        raise _not_proved("XF2006", summary, identity, ("our key", _shared_key(tunnel)))
-    expected = _expected_auth(sa, tunnel, octets, of_initiator=not sa.is_initiator)
+    method, expected = _by_secret(sa, tunnel, octets, keys, is_ours=False)
+    is_null = method == AuthenticationMethod.NULL
+    code, wanted = ("XF2043", "none") if is_null else ("XF2006", _shared_key(tunnel))
+    if auth.method != method:
+        what = "NULL authentication" if is_null else "a shared key"
+        summary = f"the peer authenticates by {auth.method.name}, our policy wants {what}"
+        raise _not_proved(code, summary, identity, ("our key", wanted))
     try:
         verify_auth(expected, auth.data)
     except AuthenticationMismatch as error:
-        summary = "the peer's AUTH does not match our shared key"
-        raise _not_proved("XF2006", summary, identity, ("our key", _shared_key(tunnel))) from error
+        fits = "the keys of this IKE SA" if is_null else "our shared key"
+        summary = f"the peer's AUTH does not match {fits}"
+        raise _not_proved(code, summary, identity, ("our key", wanted)) from error
 
 
 def _verify_signature(
@@ -146,6 +153,40 @@ def _verify_signature(
     inquire(sa, tunnel, identity.identity, found.path, certs)
 
 
+def eap_proof(sa: IkeSa, identity: _IdPayload, msk: bytes) -> AuthPayload:
+    """Our AUTH behind EAP, by the key that EAP has made (RFC 7296 section 2.16)."""
+    data = _eap_auth(sa, identity, msk, of_initiator=sa.is_initiator)
+    return AuthPayload(method=AuthenticationMethod.SHARED_KEY, data=data)
+
+
+def verify_eap_proof(
+    sa: IkeSa, identity: _IdPayload, payloads: tuple[OpenPayload, ...], msk: bytes
+) -> None:
+    """Raises `AuthenticationFailed` unless the peer has the key that EAP has made."""
+    auth = only(payloads, AuthPayload)
+    expected = _eap_auth(sa, identity, msk, of_initiator=not sa.is_initiator)
+    kind = "the key of EAP" if msk else "the keys of the IKE SA, for EAP has made none"
+    wanted = ("AUTH must be by", kind)
+    if auth.method != AuthenticationMethod.SHARED_KEY:
+        summary = f"behind EAP the peer authenticates by {auth.method.name}"
+        raise _not_proved("XF2054", summary, identity, wanted)
+    try:
+        verify_auth(expected, auth.data)
+    except AuthenticationMismatch as error:
+        summary = "the peer's AUTH does not match what EAP has come to"
+        raise _not_proved("XF2054", summary, identity, wanted) from error
+
+
+def _eap_auth(sa: IkeSa, identity: _IdPayload, msk: bytes, *, of_initiator: bool) -> bytes:
+    """Without a key of EAP "the AUTH payloads in messages 7 and 8 MUST be generated using SK_pi and
+    SK_pr, respectively"."""
+    assert sa.keys is not None
+    assert sa.suite is not None
+    octets = _octets(sa, identity, None, of_initiator=of_initiator)
+    key = msk or (sa.keys.sk_pi if of_initiator else sa.keys.sk_pr)
+    return shared_key_auth(sa.suite.prf, key, octets)
+
+
 def _not_proved(
     code: str, summary: str, identity: _IdPayload, wanted: tuple[str, str]
 ) -> AuthenticationFailed:
@@ -153,8 +194,33 @@ def _not_proved(
     return AuthenticationFailed(Failure(code=code, summary=summary, evidence=evidence))
 
 
+def check_identity(tunnel: TunnelPolicy, identity: Identity) -> None:
+    """Raises `AuthenticationFailed` unless who a responder has proved to be is whom we expect."""
+    if tunnel.remote_null:
+        return
+    if tunnel.remote_id is None or not tunnel.remote_id.matches(identity):
+        raise AuthenticationFailed(
+            Failure(
+                code="XF2007",
+                summary=f"the peer proved to be {identity}",
+                evidence=(("we expect", str(tunnel.remote_id)), ("they are", str(identity))),
+            )
+        )
+
+
+def accepted_by_peer(sa: IkeSa) -> tuple[tuple[str, str], ...]:
+    """Evidence: the proofs that the peer takes, if it has said so."""
+    if not sa.heard.methods:
+        return ()
+    return (("they accept", listed(shown_methods(sa.heard.methods, sa.core.signatures))),)
+
+
 def key_origin(tunnel: TunnelPolicy) -> str:
     """Where the key is from by which we prove ourselves."""
+    if tunnel.local_null:
+        return "none, by NULL authentication"
+    if tunnel.local_eap is not None:
+        return f"EAP as {tunnel.local_eap}"
     return _shared_key(tunnel) if tunnel.local_key is None else _our_key(tunnel)
 
 
@@ -182,11 +248,21 @@ def _octets(sa: IkeSa, identity: _IdPayload, keys: IkeKeys | None, *, of_initiat
     )
 
 
-def _expected_auth(sa: IkeSa, tunnel: TunnelPolicy, octets: bytes, *, of_initiator: bool) -> bytes:
-    assert sa.keys is not None
+def _by_secret(
+    sa: IkeSa, tunnel: TunnelPolicy, octets: bytes, keys: IkeKeys | None, *, is_ours: bool
+) -> tuple[AuthenticationMethod, bytes]:
+    """AUTH of one end without a signature: its method and data.
+
+    RFC 7619 section 2.1: for who proves nothing SK_pi or SK_pr takes the place of the shared key.
+    """
+    keys = keys or sa.keys
+    assert keys is not None
     assert sa.suite is not None
+    sk_p = keys.sk_pi if sa.is_initiator == is_ours else keys.sk_pr
     if sa.resumed is not None:
-        sk_p = sa.keys.sk_pi if of_initiator else sa.keys.sk_pr
-        return resumed_auth(sa.suite.prf, sk_p, octets)
+        return AuthenticationMethod.SHARED_KEY, resumed_auth(sa.suite.prf, sk_p, octets)
+    if tunnel.local_null if is_ours else tunnel.remote_null:
+        return AuthenticationMethod.NULL, shared_key_auth(sa.suite.prf, sk_p, octets)
     assert tunnel.shared_key is not None
-    return shared_key_auth(sa.suite.prf, tunnel.shared_key.octets, octets)
+    data = shared_key_auth(sa.suite.prf, tunnel.shared_key.octets, octets)
+    return AuthenticationMethod.SHARED_KEY, data

@@ -166,7 +166,8 @@ def _receive_request(sa: IkeSa, whole: Whole, path: Path, now: float) -> None:
     row = REQUESTS.get(message.exchange)
     if row is None:
         raise Drop(DropReason.WRONG_EXCHANGE)
-    if sa.state not in row.states:
+    handler = row.handler_for(sa)
+    if handler is None:
         raise Drop(DropReason.WRONG_STATE)
     if sa in sa.core.inquiries:  # One that comes beside IKE_AUTH has no business here.
         raise Drop(DropReason.REQUEST_IN_HAND)
@@ -181,7 +182,7 @@ def _receive_request(sa: IkeSa, whole: Whole, path: Path, now: float) -> None:
     try:
         payloads = decode_payloads_untrusted(whole.first_inner, whole.octets)
         check_critical((*message.payloads, *payloads))
-        row.handler(sa, payloads, now)
+        handler(sa, payloads, now)
         note_window(sa, payloads)
     except CriticalPayload as error:
         sa.respond((error.notify,))

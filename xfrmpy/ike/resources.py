@@ -85,6 +85,6 @@ def is_surplus(sa: IkeSa, child: ChildSa, most: int) -> bool:
 
 
 def _wants_more(sa: IkeSa, child: ChildSa) -> bool:
-    wanted = min(child.policy.per_resource, sa.core.lanes)
+    wanted = min(child.policy.per_resource, sa.core.lanes_of(child.tunnel, child.policy))
     is_apt = child.is_per_resource and not child.is_outdated
     return is_apt and child.policy.name not in sa.filled and len(group_of(sa, child)) + 1 < wanted

@@ -28,6 +28,7 @@ from xfrmpy.ike.crash import TheirTokens
 from xfrmpy.ike.create_child_sa import CreateChildSa
 from xfrmpy.ike.credentials import Heard
 from xfrmpy.ike.demand import Demand
+from xfrmpy.ike.eap_initiator import EapDialogue
 from xfrmpy.ike.exchange import Exchange
 from xfrmpy.ike.first_contact import ProofOfLife
 from xfrmpy.ike.followup import FollowupKe, Unfinished
@@ -51,9 +52,9 @@ from xfrmpy.policy.model import ChildPolicy, Retransmission, TunnelPolicy
 from xfrmpy.registry import ExchangeType, KeyExchangeMethod, PayloadType
 from xfrmpy.wire.cursor import Cursor, Malformed
 from xfrmpy.wire.message import Message, decode_payloads_untrusted, encode_payloads
-from xfrmpy.wire.payloads import IdiPayload, OpenPayload, SaPayload
+from xfrmpy.wire.payloads import IdiPayload, IdrPayload, OpenPayload, SaPayload
 
-FORMAT = 8
+FORMAT = 9
 """Of both records. Another table is another format."""
 
 KNOWN_PROPOSALS = 64
@@ -72,11 +73,16 @@ def is_lasting(sa: IkeSa) -> bool:
     """Whether it is worth keeping: the peer may hold it for established, or hears its end.
 
     What a stranger has half opened is not, so nobody unknown can make us write anything; nor is
-    what we begin as long as our IKE_AUTH has not left, for a puzzle is to be solved first.
+    what we begin as long as our AUTH has not left, for a puzzle is to be solved first, or EAP.
     """
-    has_asked = sa.is_initiator and not sa.channel.window.is_idle
+    outstanding = sa.channel.window.outstanding.values()
+    has_asked = sa.is_initiator and not all(_is_amid_eap(r.exchange) for r in outstanding)
     is_wanted = has_asked or sa.is_authenticated
     return sa.channel.is_protected and sa.tunnel is not None and is_wanted
+
+
+def _is_amid_eap(exchange: Exchange) -> bool:
+    return isinstance(exchange, IkeAuth) and exchange.is_amid_eap
 
 
 def write_ike_sa(sa: IkeSa) -> bytes:
@@ -541,6 +547,23 @@ def _read_resumed(plain: Any, reader: Reader) -> Resumed:
     return Resumed(tunnel=reader.sa.tunnel, local=local, remote=remote)
 
 
+def _write_dialogue(dialogue: EapDialogue, _writer: Writer) -> Plain:
+    """One that is at its end: only AUTH is to come."""
+    assert dialogue.idr is not None
+    assert dialogue.msk is not None
+    return [to_plain(dialogue.idr.identity), dialogue.msk.hex()]
+
+
+def _read_dialogue(plain: Any, reader: Reader) -> EapDialogue:
+    assert reader.sa.tunnel is not None
+    credential = reader.sa.tunnel.local_eap
+    if credential is None:
+        raise Unreadable("the tunnel does not use EAP any more")
+    identity, msk = plain
+    idr = IdrPayload(identity=from_plain(Identity, identity))
+    return EapDialogue(credential, idr=idr, msk=from_plain(bytes, msk))
+
+
 def _write_agreement(agreement: Agreement, _writer: Writer) -> Plain:
     secrets = [secret.hex() for secret in agreement.secrets]
     return [write_proposals((agreement.chosen,)), to_plain(agreement.nonces), secrets]
@@ -816,7 +839,12 @@ class ExchangeRow:
 EXCHANGES: dict[str, ExchangeRow] = {
     "ike-auth": ExchangeRow(
         IkeAuth,
-        {"_solution": _PAYLOADS, "_identity": _IDENTITY_PAYLOAD, "_child": _optional(_CHILD)},
+        {
+            "_solution": _PAYLOADS,
+            "_identity": _IDENTITY_PAYLOAD,
+            "_eap": _optional(Codec(_write_dialogue, _read_dialogue)),
+            "_child": _optional(_CHILD),
+        },
         of_sa=("_sa", "_tunnel"),
     ),
     "ike-intermediate": ExchangeRow(
@@ -880,7 +908,7 @@ LEFT_OUT: dict[type[Any], frozenset[str]] = {
             *("core", "channel", "is_initiator", "tunnel", "suite", "children", "retired"),
             # Of a moment within one step, or before there are keys.
             *("is_asking_usage", "is_asking_sent", "on_silence", "_refusal", "_step", "_step_at"),
-            *("auth_puzzle", "redirected_from"),
+            *("auth_puzzle", "eap_serving", "redirected_from"),
             # Without it a policy that comes back asks for an authentication more than it need.
             "proved",
             # Of whom has been revoked meanwhile the next authentication tells.

@@ -219,6 +219,7 @@ def _has_replacement(sa: IkeSa) -> bool:
     """Whether another IKE SA with the same peer does the work."""
     return any(
         other is not sa
+        and other.remote_id == sa.remote_id
         and other.state is IkeSaState.ESTABLISHED
         and any(child.state in _IN_FORCE for child in other.children)
         for other in sa.core.ike_sas_of(sa.tunnel_name)

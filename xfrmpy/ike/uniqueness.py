@@ -14,7 +14,6 @@ from xfrmpy.ike.collisions import survives
 from xfrmpy.ike.informational import LivenessCheck
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ike.succession import is_awaited, leave
-from xfrmpy.policy.model import Uniqueness
 
 if TYPE_CHECKING:
     from xfrmpy.ike.ike_sa import IkeSa
@@ -53,7 +52,7 @@ def close_surplus(sa: IkeSa, now: float) -> None:
 
 
 def _is_enforced(sa: IkeSa) -> bool:
-    return sa.tunnel is not None and sa.tunnel.unique is not Uniqueness.NEVER
+    return sa.tunnel is not None and sa.tunnel.tells_apart
 
 
 def _is_known_to_peer(sa: IkeSa) -> bool:

@@ -15,6 +15,10 @@ from xfrmpy.ipsec.distinguished_name import (
 )
 from xfrmpy.registry import IdType
 
+EAP_IDENTITY = IdType(201)
+"""Of a user that EAP has authenticated: of the private numbers (201 to 255), and never on the wire,
+so that no user of that name is taken for the peer with such an identity."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
@@ -29,11 +33,13 @@ class Identity:
 
         An address is an address, `user@host` an e-mail address, `keyid:TEXT` or `keyid:0xHEX` an
         opaque key id, what has a `=` a distinguished name, anything else a fully qualified domain
-        name (a leading `@` forces that).
+        name (a leading `@` forces that). `NOBODY` cannot be written.
         Raises `ValueError` with a sentence for the operator.
         """
         if text.startswith("keyid:"):
             return cls(type=IdType.ID_KEY_ID, data=_key_id(text.removeprefix("keyid:")))
+        if text == _NOBODY:
+            raise ValueError(f"{text!r} is who proves nothing, which null_auth asks for")
         if "=" in text:
             return cls(type=IdType.ID_DER_ASN1_DN, data=encode_distinguished_name(text))
         try:
@@ -50,6 +56,11 @@ class Identity:
     def of_address(cls, address: IpAddress) -> Identity:
         kind = IdType.ID_IPV4_ADDR if address.version == 4 else IdType.ID_IPV6_ADDR
         return cls(type=kind, data=address.packed)
+
+    @classmethod
+    def of_eap(cls, user: bytes) -> Identity:
+        """A user as EAP knows it."""
+        return cls(type=EAP_IDENTITY, data=user)
 
     @property
     def comparable(self) -> Identity:
@@ -98,10 +109,21 @@ class Identity:
                 return str(ip_address(self.data))
             case IdType.ID_KEY_ID:
                 return f"keyid:0x{self.data.hex()}"
+            case _ if self.type == EAP_IDENTITY:
+                return f"eap:{ascii(self.data.decode('utf-8', 'backslashreplace'))[1:-1]}"
             case IdType.ID_DER_ASN1_DN:
                 return _name(self.data) or f"{self.type.name}:0x{self.data.hex()}"
+            case IdType.ID_NULL if not self.data:
+                return _NOBODY
             case _:
                 return f"{self.type.name}:0x{self.data.hex()}"
+
+
+_NOBODY = "%null"
+"""As libreswan writes it."""
+
+NOBODY = Identity(type=IdType.ID_NULL, data=b"")
+"""Of an end that proves nothing (RFC 7619 section 2.2)."""
 
 
 def _name(octets: bytes) -> str:

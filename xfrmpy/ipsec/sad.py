@@ -139,7 +139,8 @@ class SadEntry:
     its packets come out of the interface of that number; 0 is none. `set_mark` is what an inbound
     one gives to the packets that it takes in, and an outbound one, in bits that are not
     `OUR_BITS`, to those that it makes. With a `resource` it is one of several of a policy (RFC
-    9611), for packets that this userspace worker reads. `offload` is a wish: a datapath may do
+    9611), for packets that this userspace worker reads, or that the kernel sends on this CPU; of
+    the kernel's it is an outbound one, and has no window. `offload` is a wish: a datapath may do
     without, and then says so, so that entries which differ in nothing else are equal.
     """
 

@@ -1,8 +1,8 @@
 """What makes a path of right signatures a valid one: RFC 5280 section 6.1, RFC 4945 section 5.1.
 
-Where the library can validate a path it has to agree in the end: it knows no Ed25519 and Ed448, and
-of name constraints only those of hosts. It tells no reasons that an operator could act on, so it
-comes last.
+Where the library can validate a path it has to agree in the end: it knows no Ed25519, Ed448 and
+ML-DSA, and of name constraints only those of hosts. It tells no reasons that an operator could act
+on, so it comes last.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -109,6 +109,8 @@ def check_key(certificate: Certificate) -> None:
             shown = f"the curve {key.curve.name}"
         case ed25519.Ed25519PublicKey() | ed448.Ed448PublicKey():
             return
+        case mldsa.MLDSA44PublicKey() | mldsa.MLDSA65PublicKey() | mldsa.MLDSA87PublicKey():
+            return  # RFC 9881
         case key:
             shown = type(key).__name__
     summary = f"the key of {certificate} is not accepted: {shown}"
@@ -116,7 +118,7 @@ def check_key(certificate: Certificate) -> None:
 
 
 def check_signature_hash(algorithm: hashes.HashAlgorithm | None, signed: Certificate) -> None:
-    """None is that of Ed25519 and Ed448, which have their own."""
+    """None is that of Ed25519, Ed448 and ML-DSA, which have their own."""
     if algorithm is not None and not isinstance(algorithm, HASHES):
         summary = f"{signed} is signed with {algorithm.name}"
         raise _refused(Problem.WEAK, summary, signed)

@@ -18,6 +18,7 @@ from xfrmpy.ipsec.sad import MAX_RESOURCES, OUR_REQIDS
 from xfrmpy.policy.model import (
     Certificates,
     ChildPolicy,
+    EapAcceptance,
     PrivateKey,
     PublicKey,
     SharedKey,
@@ -245,6 +246,16 @@ def _certificates(certificates: Certificates | None) -> str:
     return f"{certificates.origin} ({digest[:16]})"
 
 
+def _acceptance(eap: EapAcceptance | None) -> str:
+    """Whom it lets in; of the users their number and where they are from."""
+    if eap is None:
+        return "none"
+    who = eap.users if eap.server == "" else f"users of {eap.server}"
+    named = _listed((*eap.identities, *(f"group {group}" for group in eap.groups)))
+    limits = [named and f"only {named}", "without a certificate of ours" if eap.alone else ""]
+    return "; ".join([f"{who}, by {_listed(eap.methods) or 'any'}", *filter(None, limits)])
+
+
 def _weak_or_not(value: bool) -> str:
     return f"signatures with SHA-1 {_onoff(value)}"
 
@@ -278,7 +289,12 @@ _OF_TUNNEL: dict[str, _Key] = {
     "remote_authorities": _Key("auth.remote.ca", Impact.REAUTH, _certificates),
     "revocation": _Key("auth.remote.revocation", Impact.REAUTH),
     "remote_key": _Key("auth.remote.key", Impact.REAUTH, _origin),
+    "local_null": _Key("auth.local.null_auth", Impact.REAUTH, _yes_or_no),
+    "remote_null": _Key("auth.remote.null_auth", Impact.REAUTH, _yes_or_no),
+    "local_eap": _Key("auth.local.eap", Impact.REAUTH, _or_none),
+    "remote_eap": _Key("auth.remote.eap", Impact.HOT, _acceptance),
     "weak_signatures": _Key("ike.profile", Impact.REAUTH, _weak_or_not),
+    "experiment": _Key("ike.experimental", Impact.REAUTH, _or_none),
     "proposals": _Key("ike.proposals", Impact.REKEY, _listed),
     "start": _Key("start", Impact.HOT),
     "datapath": _Key("datapath", Impact.REPLACE),

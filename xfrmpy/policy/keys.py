@@ -23,14 +23,18 @@ from xfrmpy.crypto.signatures import (
 )
 from xfrmpy.policy.certificates import CertificateFiles, Where
 from xfrmpy.policy.custody import DAEMON_USER, daemon_user, find_exposure, trusted_users
+from xfrmpy.policy.eap import parse_users
 from xfrmpy.policy.errors import Findings, Mark
 from xfrmpy.policy.files import printable, read_regular, reason_of
-from xfrmpy.policy.model import Certificates, PrivateKey, PublicKey, SharedKey
+from xfrmpy.policy.model import Certificates, EapUsers, PrivateKey, PublicKey, SharedKey
 from xfrmpy.policy.values import SecretReference
 
 MAX_SECRET = 4096
 MAX_KEY_FILE = 65536
 """Octets. An RSA key of 8192 bits takes 6,400 as PEM; PKCS #12 has certificates, too."""
+
+MAX_USERS_FILE = 1 << 20
+"""Octets: some 30,000 users. For more there are AAA servers."""
 
 WEAK_SECRET = 16
 """Octets. RFC 7296 section 2.15 asks for as much unpredictability as the strongest key negotiated;
@@ -63,6 +67,14 @@ class KeyReader(Protocol):
 
     def public_key(self, value: str, mark: Mark, findings: Findings) -> PublicKey | None: ...
 
+    def password(
+        self, reference: SecretReference, mark: Mark, findings: Findings
+    ) -> SharedKey | None: ...
+
+    def users(
+        self, reference: SecretReference, mark: Mark, findings: Findings
+    ) -> EapUsers | None: ...
+
     @property
     def certificates(self) -> CertificateFiles | None:
         """Where those are; None if nothing is to be read."""
@@ -83,16 +95,26 @@ class NoKeys:
     def public_key(self, *_: object) -> PublicKey:
         return PublicKey(spki=b"", origin="")
 
+    def password(self, *_: object) -> SharedKey:
+        return SharedKey(octets=b"", origin="")
+
+    def users(self, *_: object) -> EapUsers:
+        return EapUsers(passwords=(), origin="")
+
     @property
     def certificates(self) -> None:
         return None
 
 
 class KeyFiles:
-    """See `KeyReader`. `secrets` are the directories of `secret:NAME`, lowest first."""
+    """See `KeyReader`. `secrets` are the directories of `secret:NAME`, lowest first.
 
-    def __init__(self, secrets: Sequence[Path]) -> None:
+    With `public_halves`, NAME.pub there is as good as a private key NAME: to be compared, not used.
+    """
+
+    def __init__(self, secrets: Sequence[Path], *, public_halves: bool = False) -> None:
         self._secrets = secrets
+        self._public_halves = public_halves
         self.certificates = CertificateFiles([directory.parent for directory in secrets])
 
     def shared_key(
@@ -114,6 +136,12 @@ class KeyFiles:
         mark: Mark,
         findings: Findings,
     ) -> PrivateKey | None:
+        half = self._public_half(reference)
+        if half is not None:
+            public = self.public_key(f"file:{half}", mark, findings)
+            if public is None:
+                return None
+            return PrivateKey(octets=b"", public=public.spki, origin=public.origin)
         found = self._unlock(reference, passphrase, mark, findings)
         if found is None:
             return None
@@ -132,6 +160,8 @@ class KeyFiles:
         key: PrivateKey,
         where: Where,
     ) -> Certificates | None:
+        if not key.octets:
+            return None
         found = self._unlock(reference, passphrase, where.mark, where.findings)
         if found is None or not is_pkcs12(found[0]):
             return None
@@ -151,7 +181,7 @@ class KeyFiles:
         findings: Findings,
     ) -> tuple[bytes, str, bytes | None] | None:
         """What the file of a key holds, its name, and the passphrase if there is one."""
-        found = self._read(reference, MAX_KEY_FILE, mark, findings, is_key=True)
+        found = self._read(reference, MAX_KEY_FILE, mark, findings, is_raw=True)
         unlocks = None
         if found is not None and passphrase is not None:
             unlocks = self._read(passphrase, MAX_SECRET, mark, findings)
@@ -172,6 +202,47 @@ class KeyFiles:
             return None
         return PublicKey(spki=key.spki, origin=name)
 
+    def password(
+        self, reference: SecretReference, mark: Mark, findings: Findings
+    ) -> SharedKey | None:
+        """What a person would type: text as it is, short as it may be."""
+        found = self._read(reference, MAX_SECRET, mark, findings, is_raw=True)
+        if found is None:
+            return None
+        octets, name = _without_newline(found[0]), found[1]
+        try:
+            if not octets.decode():
+                raise ValueError("it is empty")
+        except ValueError as error:
+            reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+            findings.error("XF1008", mark, f"the secret {name} cannot be read: {reason}")
+            return None
+        return SharedKey(octets=octets, origin=name)
+
+    def users(self, reference: SecretReference, mark: Mark, findings: Findings) -> EapUsers | None:
+        found = self._read(reference, MAX_USERS_FILE, mark, findings, is_raw=True)
+        if found is None:
+            return None
+        octets, name = found
+        try:
+            return EapUsers(passwords=parse_users(octets), origin=name)
+        except ValueError as error:
+            findings.error("XF1037", mark, f"the users {name} cannot be used: {error}", _USERS)
+            return None
+
+    def _public_half(self, reference: SecretReference) -> Path | None:
+        """In the place of a private key that is not there, or is in a directory below only."""
+        if not self._public_halves or reference.scheme != "secret":
+            return None
+        half = SecretReference("secret", f"{reference.name}.pub")
+        for directory in reversed(self._secrets):
+            if _secret_path([directory], reference) is not None:
+                return None
+            path = _secret_path([directory], half)
+            if path is not None:
+                return path
+        return None
+
     def _read(
         self,
         reference: SecretReference,
@@ -179,7 +250,7 @@ class KeyFiles:
         mark: Mark,
         findings: Findings,
         *,
-        is_key: bool = False,
+        is_raw: bool = False,
     ) -> tuple[bytes, str] | None:
         """What a secret holds, and its name for messages."""
         path = _secret_path(self._secrets, reference)
@@ -196,7 +267,7 @@ class KeyFiles:
         name = printable(path)
         try:
             data, status = read_regular(path, limit)
-            octets = data if is_key else _parse_secret(data)
+            octets = data if is_raw else _parse_secret(data)
         except (OSError, ValueError) as error:
             message = f"the secret {name} cannot be read: {reason_of(error)}"
             is_his = isinstance(error, PermissionError) and os.geteuid() == daemon_user()
@@ -210,6 +281,7 @@ class KeyFiles:
         return octets, name
 
 
+_USERS = "a line is NAME: PASSWORD, or empty, or begins with #"
 _SHOW = "`xfrmpy key show` at the peer shows its key"
 
 
@@ -249,7 +321,7 @@ def _parse_secret(data: bytes) -> bytes:
 
     One newline at the end is not part of it. Raises `ValueError` without the secret.
     """
-    text = data.removesuffix(b"\r\n" if data.endswith(b"\r\n") else b"\n")
+    text = _without_newline(data)
     try:
         match text[:2]:
             case b"0x":
@@ -264,6 +336,10 @@ def _parse_secret(data: bytes) -> bytes:
     if not octets:
         raise ValueError("it is empty")
     return octets
+
+
+def _without_newline(data: bytes) -> bytes:
+    return data.removesuffix(b"\r\n" if data.endswith(b"\r\n") else b"\n")
 
 
 HOST_KEY = "host.key"

@@ -105,11 +105,16 @@ def load_policy(layers: Sequence[Path], overlay: Overlay | None = None) -> Loade
             for name, data in overlay.files.items():
                 chosen[name] = _Source(path=layer / name, data=data)
     sources = [chosen[name] for name in sorted(chosen)]
-    return _load(sources, faults, secrets=[layer.parent / "secrets" for layer in layers])
+    return _load(sources, faults, KeyFiles([layer.parent / "secrets" for layer in layers]))
 
 
-def load_files(files: Sequence[Path], *, secrets: Sequence[Path]) -> LoadedPolicy:
-    """Load files, and every file of the directories among them; `secrets` are lowest first."""
+def load_files(
+    files: Sequence[Path], *, secrets: Sequence[Path], public_halves: bool = False
+) -> LoadedPolicy:
+    """Load files, and every file of the directories among them; `secrets` are lowest first.
+
+    With `public_halves`, of private keys that are not there the public ones do (`KeyFiles`).
+    """
     paths: list[Path] = []
     faults: list[Findings] = []
     for path in files:
@@ -118,7 +123,7 @@ def load_files(files: Sequence[Path], *, secrets: Sequence[Path]) -> LoadedPolic
         else:
             paths.append(path)
     sources = [_Source(path=path) for path in dict.fromkeys(paths)]
-    return _load(sources, faults, secrets=secrets)
+    return _load(sources, faults, KeyFiles(secrets, public_halves=public_halves))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,14 +154,11 @@ class _File:
     shunts: tuple[tuple[Place, Shunt], ...] = ()
 
 
-def _load(
-    sources: Iterable[_Source], faults: list[Findings], secrets: Sequence[Path]
-) -> LoadedPolicy:
+def _load(sources: Iterable[_Source], faults: list[Findings], keys: KeyFiles) -> LoadedPolicy:
     files = [_read_file(source) for source in sources]
     _report_duplicates(files)
     reqids = assign_reqids(_labels_within_limit(files))
     if_ids = _assign_if_ids(files)
-    keys = KeyFiles(secrets)
     resolved: list[tuple[Place, TunnelPolicy]] = []
     left_out: list[TunnelPolicy | None] = []
     for written in (written for file in files for written in file.tunnels):

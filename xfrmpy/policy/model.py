@@ -89,6 +89,33 @@ class RsaSignature(StrEnum):
     PKCS1 = "pkcs1"
 
 
+class Experiment(StrEnum):
+    """What is of a draft, and may mean something else in the next version.
+
+    ML_DSA: signatures by draft-ietf-ipsecme-ikev2-pqc-auth.
+    """
+
+    ML_DSA = "ml-dsa"
+
+
+class EapMethod(StrEnum):
+    """By what a user proves who it is in EAP."""
+
+    MSCHAPV2 = "mschapv2"
+    MD5 = "md5"
+    GTC = "gtc"
+
+    @property
+    def is_fit_alone(self) -> bool:
+        """Whether it proves the server too, makes a key, and tells whoever answers in the server's
+        place nothing to guess a password by: what EAP without another proof of the server asks of
+        a method (RFC 5998 section 4). A challenge of MSCHAPv2 is not."""
+        return self in _FIT_ALONE
+
+
+_FIT_ALONE: frozenset[EapMethod] = frozenset()
+
+
 class OnDown(StrEnum):
     """What becomes of a tunnel's traffic that no SA carries: it goes in clear, or not at all."""
 
@@ -135,10 +162,13 @@ class PrivateKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublicKey:
-    """The one key that the peer may sign with: a DER SubjectPublicKeyInfo."""
+    """The one key that the peer may sign with: a DER SubjectPublicKeyInfo.
+
+    It is the same wherever it stands: `origin` may be a line that moves when another is written.
+    """
 
     spki: bytes
-    origin: str
+    origin: str = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +183,60 @@ class Certificates:
     origin: str
     expires_at: float = 0.0
     crl: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EapCredential:
+    """By what we prove who we are in EAP: as the user `identity`, by one of the methods, the best
+    first. `alone` if the server need not prove who it is by anything else (RFC 5998)."""
+
+    identity: str
+    methods: tuple[EapMethod, ...]
+    password: SharedKey
+    alone: bool = False
+
+    def __str__(self) -> str:
+        methods = ", ".join(self.methods)
+        return f"{self.identity}, by {methods}, {self.password.origin}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EapUsers:
+    """Names with their passwords, each name once."""
+
+    passwords: tuple[tuple[bytes, str], ...] = field(repr=False)
+    origin: str
+
+    def __str__(self) -> str:
+        return f"{len(self.passwords)} users from {self.origin}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EapAcceptance:
+    """Who may call and prove who it is by EAP, by which methods, the best first.
+
+    `users` are those known here; without them the AAA `server` of this name decides. Of these the
+    `identities` may call, where there are any: names, or a `*` with what they end in; and who is in
+    one of the `groups`, as the AAA server has them, where there are any. `alone` if we need not
+    prove who we are by anything else to a client that asks for that (RFC 5998).
+    """
+
+    methods: tuple[EapMethod, ...] = ()
+    users: EapUsers | None = None
+    server: str = ""
+    identities: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    alone: bool = False
+
+    def admits(self, user: bytes, groups: tuple[str, ...] = ()) -> bool:
+        """Whether a user who is authenticated may call."""
+        is_named = not self.identities or any(_is_meant(i, user) for i in self.identities)
+        return is_named and (not self.groups or not set(self.groups).isdisjoint(groups))
+
+
+def _is_meant(identity: str, user: bytes) -> bool:
+    wanted = identity.encode()
+    return user.endswith(wanted[1:]) if wanted[:1] == b"*" else user == wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,9 +342,12 @@ class TunnelPolicy:
 
     We prove ourselves by `local_key`, and show `local_certificates` (our own, which is of that key,
     comes first); the peer by `remote_key`, or by a certificate that `remote_authorities` vouch for;
-    where there is none of these, by the `shared_key`. `revocation` is how much must be known of
-    whom those authorities have taken back. With `weak_signatures` an RSA key may do so with SHA-1
-    where RFC 7427 is unknown.
+    where there is none of these, by the `shared_key`; or not at all (`local_null`, `remote_null`:
+    RFC 7619), and then the identity of that end is `NOBODY`. `revocation` is how much must be known
+    of whom those authorities have taken back. With `weak_signatures` an RSA key may sign with SHA-1
+    where RFC 7427 is unknown. ML-DSA needs the `experiment`. With `local_eap` we call and prove
+    ourselves by EAP, and the peer by what it has of those; with `remote_eap` it is the other way
+    round, and `remote_id` is None: whom EAP authenticates is who calls.
     """
 
     name: str
@@ -278,7 +365,12 @@ class TunnelPolicy:
     remote_key: PublicKey | None = None
     remote_authorities: Certificates | None = None
     revocation: Strictness = Strictness.SOFT
+    local_null: bool = False
+    remote_null: bool = False
     weak_signatures: bool = False
+    experiment: Experiment | None = None
+    local_eap: EapCredential | None = None
+    remote_eap: EapAcceptance | None = None
     proposals: tuple[Proposal, ...]
     children: tuple[ChildPolicy, ...]
     start: StartMode = StartMode.MANUAL
@@ -310,11 +402,22 @@ class TunnelPolicy:
         return self.remote_key is not None or self.remote_authorities is not None
 
     @property
+    def tells_apart(self) -> bool:
+        """Whether who the peer is says which IKE SAs it has.
+
+        RFC 7619 section 2.3: of an end that proves nothing, no other IKE SA may be closed because
+        it has the same identity.
+        """
+        may_be_many = self.unique is Uniqueness.NEVER
+        return not (may_be_many or self.local_null or self.remote_null)
+
+    @property
     def secrets(self) -> bytes:
         """All that proves an end and must be the same, for whoever wants to know if it still is."""
         keys = (
             self.shared_key and self.shared_key.octets,
             self.local_key and self.local_key.octets,
+            self.local_eap and self.local_eap.password.octets,
         )
         theirs = self.remote_key and self.remote_key.spki
         trusted = self.remote_authorities

@@ -19,6 +19,8 @@ from xfrmpy.policy.certificates import refusal_of
 from xfrmpy.policy.model import (
     Certificates,
     ChildPolicy,
+    EapAcceptance,
+    EapCredential,
     PrivateKey,
     PublicKey,
     StartMode,
@@ -172,6 +174,11 @@ def _of_keys(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]
     told: list[Disagreement] = []
     for prover, verifier in ((ours, theirs), (theirs, ours)):
         is_ours = prover is ours
+        if prover.local_eap is not None or verifier.remote_eap is not None:
+            told += _of_eap(prover.local_eap, verifier.remote_eap, is_ours=is_ours)
+            continue
+        if prover.local_null and verifier.remote_null:
+            continue
         if prover.local_certificates and verifier.remote_authorities:
             told += _of_certificates(
                 prover.local_certificates, verifier.remote_authorities, is_ours=is_ours
@@ -179,8 +186,12 @@ def _of_keys(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]
             continue
         proves = prover.local_key
         expects = verifier.remote_key or verifier.remote_authorities
-        shown = (_proof(proves, prover), _proof(expects, verifier))
-        if (proves is None) != (expects is None):
+        shown = (
+            _proof(proves, prover, is_null=prover.local_null),
+            _proof(expects, verifier, is_null=verifier.remote_null),
+        )
+        is_one_null = prover.local_null != verifier.remote_null
+        if is_one_null or (proves is None) != (expects is None):
             message = f"{'we prove' if is_ours else 'they prove'} by one method, and another counts"
         elif proves is not None and expects is not None:
             if isinstance(expects, PublicKey) and proves.public == expects.spki:
@@ -194,6 +205,29 @@ def _of_keys(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]
         here, there = shown if is_ours else shown[::-1]
         told.append(Disagreement(code="XF2005", message=message, ours=here, theirs=there))
     yield from dict.fromkeys(told)
+
+
+def _of_eap(
+    credential: EapCredential | None, acceptance: EapAcceptance | None, *, is_ours: bool
+) -> Iterator[Disagreement]:
+    """Whether the other end knows the user that the one is, and by a method in common."""
+    who = "we" if is_ours else "they"
+    message = ""
+    if credential is None or acceptance is None:
+        message = f"{who} prove by one method, and another counts"
+    elif not set(credential.methods) & set(acceptance.methods):
+        message = "the ends have no method of EAP in common"
+    elif acceptance.users is not None:
+        known = dict(acceptance.users.passwords).get(credential.identity.encode())
+        right = (known or "").encode()
+        if known is None or not hmac.compare_digest(right, credential.password.octets):
+            message = "the users do not have that name with that password"
+        elif not acceptance.admits(credential.identity.encode()):
+            message = "the user may not use the tunnel"
+    if message:
+        shown = str(credential or "no EAP"), str((acceptance and acceptance.users) or "no EAP")
+        here, there = shown if is_ours else shown[::-1]
+        yield Disagreement(code="XF2005", message=message, ours=here, theirs=there)
 
 
 def _of_certificates(
@@ -212,7 +246,11 @@ def _of_certificates(
         )
 
 
-def _proof(key: PrivateKey | PublicKey | Certificates | None, tunnel: TunnelPolicy) -> str:
+def _proof(
+    key: PrivateKey | PublicKey | Certificates | None, tunnel: TunnelPolicy, *, is_null: bool
+) -> str:
+    if is_null:
+        return "null_auth"
     if key is not None:
         return f"key {key.origin}"
     return "no psk" if tunnel.shared_key is None else tunnel.shared_key.origin

@@ -13,9 +13,10 @@ from hashlib import sha256
 from ipaddress import ip_address
 from typing import Any
 
+from xfrmpy.crypto.signatures import EXPERIMENTAL, verifying_key
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.algorithms import WEAKNESSES, cipher
-from xfrmpy.ipsec.identity import Identity
+from xfrmpy.ipsec.identity import NOBODY, Identity
 from xfrmpy.ipsec.marks import are_apart
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode
@@ -23,6 +24,7 @@ from xfrmpy.ipsec.selectors import TrafficSelector, meet
 from xfrmpy.pki.verdicts import Strictness
 from xfrmpy.policy.certificates import Where, identity_in
 from xfrmpy.policy.document import Node
+from xfrmpy.policy.eap import acceptance_of, credential_of
 from xfrmpy.policy.errors import Findings, Mark
 from xfrmpy.policy.interfaces import block_obstacle, resolve_interface
 from xfrmpy.policy.keys import KeyReader
@@ -30,6 +32,7 @@ from xfrmpy.policy.model import (
     ChildPolicy,
     DatapathChoice,
     Encapsulation,
+    Experiment,
     OnDown,
     PostQuantum,
     PrivateKey,
@@ -37,6 +40,7 @@ from xfrmpy.policy.model import (
     RsaSignature,
     StartMode,
     TunnelPolicy,
+    Uniqueness,
 )
 from xfrmpy.policy.ppk import resolve_ppks
 from xfrmpy.policy.profiles import (
@@ -47,6 +51,7 @@ from xfrmpy.policy.profiles import (
     ike_proposals,
 )
 from xfrmpy.policy.schema import (
+    Authentication,
     Child,
     EspSettings,
     IkeSettings,
@@ -118,6 +123,7 @@ def resolve_tunnel(
     before = len(place.findings.errors)
     _check_peer(tunnel, place)
     _check_beet(tunnel, place)
+    _check_null(tunnel, place)
     keys = _keys(tunnel, place, reader)
     ppks = resolve_ppks(tunnel, place, reader)
     local_id, remote_id = _identities(tunnel, place)
@@ -202,6 +208,23 @@ def _check_peer(tunnel: Tunnel, place: Place) -> None:
         place.error("XF1004", ("local_address",), message)
 
 
+def _check_null(tunnel: Tunnel, place: Place) -> None:
+    """An end that proves nothing has nothing else, and cannot be told from others of its kind."""
+    auth = tunnel.auth or Authentication()
+    for end, keys in (("local", auth.local), ("remote", auth.remote)):
+        if keys is None or not keys.null_auth:
+            continue
+        for other in sorted(keys.model_fields_set - {"null_auth"}):
+            message = f"'{other}' stands beside 'null_auth', by which this end proves nothing"
+            place.error("XF1004", ("auth", end, other), message, "keep one", at_key=True)
+        if (auth.local and auth.local.eap) or (auth.remote and auth.remote.eap):
+            message = "'null_auth' does not go with 'eap': a password is for who proves who it is"
+            place.error("XF1004", ("auth", end, "null_auth"), message, "leave it out", at_key=True)
+        if tunnel.unique not in (None, Uniqueness.NEVER):
+            message = "'unique' has no meaning where an end has 'null_auth': nobody is known"
+            place.error("XF1004", ("unique",), message, "leave it out", at_key=True)
+
+
 def _check_beet(tunnel: Tunnel, place: Place) -> None:
     """What does not go with BEET mode."""
     if tunnel.mode is not Mode.BEET:
@@ -229,14 +252,33 @@ def _keys(tunnel: Tunnel, place: Place, reader: KeyReader) -> dict[str, Any]:
         ours = tunnel.auth.local or OurAuthentication()
         theirs = tunnel.auth.remote or TheirAuthentication()
     _check_keys(ours, theirs, psk is not None, path, place)
-    is_weak = tunnel.ike is not None and tunnel.ike.profile == WEAK_PROFILE
+    ike = tunnel.ike or IkeSettings()
+    certified = _certified(ours, theirs, place, reader)
+    local_key, remote_key = certified["local_key"], None
+    if theirs.key is not None:
+        mark = place.mark(("auth", "remote", "key"))
+        remote_key = reader.public_key(theirs.key, mark, place.findings)
+    _check_experimental("local", b"" if local_key is None else local_key.public, ike, place)
+    _check_experimental("remote", b"" if remote_key is None else remote_key.spki, ike, place)
     return {
         "shared_key": psk and reader.shared_key(psk, place.mark(path), place.findings),
-        **_certified(ours, theirs, place, reader),
-        "remote_key": theirs.key
-        and reader.public_key(theirs.key, place.mark(("auth", "remote", "key")), place.findings),
-        "weak_signatures": is_weak,
+        **certified,
+        "remote_key": remote_key,
+        "local_eap": credential_of(ours, tunnel, place, reader),
+        "remote_eap": acceptance_of(theirs, tunnel, place, reader),
+        "weak_signatures": ike.profile == WEAK_PROFILE,
+        "experiment": ike.experimental,
+        "local_null": bool(ours.null_auth),
+        "remote_null": bool(theirs.null_auth),
     }
+
+
+def _check_experimental(end: str, spki: bytes, ike: IkeSettings, place: Place) -> None:
+    """A key that signs by a draft needs to be wanted by name."""
+    kind = verifying_key(spki).kind if spki else None
+    if kind in EXPERIMENTAL and ike.experimental is not Experiment.ML_DSA:
+        message = f"a key of {kind} signs by a draft, which may yet change"
+        place.error("XF1004", ("auth", end, "key"), message, "ike: {experimental: ml-dsa}")
 
 
 def _certified(
@@ -295,7 +337,10 @@ def _check_keys(
     place: Place,
 ) -> None:
     """Each end has one way to prove itself, and nothing is there in vain."""
-    ends = (("local", ours.key or ours.cert), ("remote", theirs.key or theirs.ca))
+    ends = (
+        ("local", ours.key or ours.cert or ours.eap or ours.null_auth),
+        ("remote", theirs.key or theirs.ca or theirs.eap or theirs.null_auth),
+    )
     with_key = [end for end, key in ends if key]
     if theirs.key is not None and theirs.ca is not None:
         message = "'ca' and 'key' exclude each other: the peer has one way to prove itself"
@@ -303,6 +348,7 @@ def _check_keys(
     if theirs.revocation is not None and theirs.ca is None:
         message = "'revocation' has no meaning without a 'ca'"
         place.error("XF1004", ("auth", "remote", "revocation"), message, at_key=True)
+    _check_eap(ours, theirs, place)
     if has_psk and len(with_key) == 2:
         message = "'psk' proves nothing, for both ends have another way"
         place.error("XF1004", path, message, "leave it out", at_key=True)
@@ -310,7 +356,7 @@ def _check_keys(
         message, hint = "'psk' is missing", "psk: secret:NAME"
         if with_key:
             other = "remote" if with_key == ["local"] else "local"
-            message += f": of the two ends '{with_key[0]}' alone has a 'key' or certificate"
+            message += f": of the two ends '{with_key[0]}' alone has another way to prove itself"
             hint = _MISSING[other]
         place.error("XF1005", path, message, hint, at_key=True)
     for name in ("passphrase", "rsa"):
@@ -329,11 +375,29 @@ def _check_pattern(tunnel: Tunnel, peer: Identity | None, place: Place) -> None:
     place.error("XF1004", path, message, "add 'ca', or write one identity")
 
 
+def _check_eap(ours: OurAuthentication, theirs: TheirAuthentication, place: Place) -> None:
+    """One end asks and the other answers, and neither has another way besides."""
+    if ours.eap is not None and theirs.eap is not None:
+        message = "of the two ends one alone proves itself by 'eap': who asks, proves itself first"
+        place.error("XF1004", ("auth", "local", "eap"), message, at_key=True)
+    for end, eap, other in (
+        ("local", ours.eap, ours.key or ours.cert),
+        ("remote", theirs.eap, theirs.key or theirs.ca),
+    ):
+        if eap is not None and other is not None:
+            message = "'eap' and a key exclude each other: an end has one way to prove itself"
+            place.error("XF1004", ("auth", end, "eap"), message, "keep one", at_key=True)
+
+
 def _identities(tunnel: Tunnel, place: Place) -> tuple[Identity | None, Identity | None]:
     ours, theirs = tunnel.id, tunnel.peer_id
     if tunnel.auth is not None:
-        ours = tunnel.auth.local.id if tunnel.auth.local else None
-        theirs = tunnel.auth.remote.id if tunnel.auth.remote else None
+        local = tunnel.auth.local or OurAuthentication()
+        remote = tunnel.auth.remote or TheirAuthentication()
+        ours = NOBODY if local.null_auth else local.id
+        theirs = NOBODY if remote.null_auth else remote.id
+        if remote.eap is not None:
+            return ours, None
     if theirs is not None:
         return ours, theirs
     match tunnel.peer or []:
@@ -544,25 +608,13 @@ def _child(
             compresses=packets.ipcomp,
             tfc=packets.tfc,
             inactivity_seconds=inactivity,
-            per_resource=_per_resource(keys, path, place, tunnel),
+            per_resource=tunnel.per_resource if keys.per_resource is None else keys.per_resource,
             priority=tunnel.priority if keys.priority is None else keys.priority,
             mark_out=keys.mark_out or keys.mark or tunnel.mark_out or tunnel.mark,
             mark_in=keys.mark_in or keys.mark or tunnel.mark_in or tunnel.mark,
             mark_set=keys.mark_set or tunnel.mark_set,
         ),
     )
-
-
-def _per_resource(keys: Tunnel | Child, path: Keypath, place: Place, tunnel: Tunnel) -> int | None:
-    given, at = (
-        (tunnel.per_resource, ()) if keys.per_resource is None else (keys.per_resource, path)
-    )
-    if given and tunnel.datapath is DatapathChoice.KERNEL:
-        message = (
-            "'per_resource' is for workers of the userspace datapath, and 'datapath' is kernel"
-        )
-        place.error("XF1004", (*at, "per_resource"), message, "leave out one of them")
-    return given
 
 
 def _mark_key(keys: Tunnel | Child) -> str | None:

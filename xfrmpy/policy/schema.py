@@ -42,7 +42,9 @@ from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import MAX_FINDINGS, Findings, shown
 from xfrmpy.policy.model import (
     DatapathChoice,
+    EapMethod,
     Encapsulation,
+    Experiment,
     OnDown,
     PostQuantum,
     RsaSignature,
@@ -91,6 +93,18 @@ Secret = Annotated[values.SecretReference, PlainValidator(values.parse_secret_re
 CertificateName = Annotated[str, PlainValidator(values.parse_certificate_reference), _Text]
 PublicKeyText = Annotated[str, PlainValidator(values.parse_public_key), _Text]
 Lifetime = Annotated[float, PlainValidator(values.parse_lifetime), _Time]
+EapMethods = Annotated[
+    list[Annotated[EapMethod, PlainValidator(partial(values.parse_choice, EapMethod, ()))]],
+    _OneOrMore,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": [*EapMethod]},
+                {"type": "array", "items": {"enum": [*EapMethod]}, "minItems": 1},
+            ]
+        }
+    ),
+]
 SomeMark = Annotated[
     Mark,
     PlainValidator(partial(values.parse_mark, Mark.parse)),
@@ -175,6 +189,11 @@ class IkeSettings(Keys):
         "`require`: only with ML-KEM, never with a classical key exchange alone; `off`: never with "
         "it. Default: `prefer`, which takes what comes first in `proposals` and suits the peer.",
         "require",
+    )
+    experimental: Annotated[Experiment, _choice(Experiment)] | None = _key(
+        "`ml-dsa`: keys of ML-DSA may sign, by a draft that may yet change, so both ends should be "
+        "of one version. Default: nothing of the kind.",
+        "ml-dsa",
     )
     lifetime: Lifetime | None = _key(
         "How long an IKE SA may live; it is rekeyed ahead, or `off`. Default: 4h.", "8h"
@@ -270,14 +289,61 @@ class AhSettings(EspSettings):
     )
 
 
+class OurEap(Keys):
+    """As whom and by what we prove who we are by EAP."""
+
+    method: EapMethods | None = _key(
+        "`mschapv2`, `md5` or `gtc`, or a list with the best first. Default: `mschapv2`.",
+        "mschapv2",
+    )
+    identity: Annotated[str, PlainValidator(values.parse_eap_identity), _Text] | None = _key(
+        "The name of the user that we are. Default: `id`.", "carol"
+    )
+    password: Secret | None = _key("The password by reference, as `psk`.", "secret:carol")
+    alone: Switch | None = _key(
+        "Whether the gateway need not prove itself by anything but EAP (RFC 5998), which takes "
+        "methods that do so. Default: no.",
+        "no",
+    )
+
+
+class TheirEap(Keys):
+    """Who may call and prove who it is by EAP."""
+
+    users: Secret | None = _key(
+        "The list of users by reference, as `psk`: a file with `NAME: PASSWORD` on each line.",
+        "file:/etc/xfrmpy/users",
+    )
+    methods: EapMethods | None = _key(
+        "By which methods, the best first: `mschapv2`, `md5`, `gtc`. Default: `mschapv2`.",
+        ["mschapv2", "md5"],
+    )
+    identities: (
+        Annotated[
+            list[Annotated[str, PlainValidator(values.parse_eap_identity)]],
+            _OneOrMore,
+            _TextOrList,
+        ]
+        | None
+    ) = _key(
+        "Which of the users may use this tunnel: names, or `*` and what they end in. Default: all.",
+        ["carol", "*@example.org"],
+    )
+    alone: Switch | None = _key(
+        "Whether we prove ourselves by nothing but EAP to those who ask for that (RFC 5998). "
+        "Default: no.",
+        "no",
+    )
+
+
 class OurAuthentication(Keys):
     """How we prove who we are."""
 
     id: SomeIdentity | None = _key("The same as `id` of the tunnel.", "gw1.example.net")
     key: Secret | None = _key(
         "The private key that we sign with, in place of `psk`: PEM or DER (PKCS #8), of RSA (2048 "
-        "bits at least), ECDSA (P-256, P-384, P-521), Ed25519 or Ed448. A PKCS #12 file has our "
-        "certificates, too, unless `cert` names others.",
+        "bits at least), ECDSA (P-256, P-384, P-521), Ed25519, Ed448 or, if `ike.experimental` has "
+        "it, ML-DSA. A PKCS #12 file has our certificates, too, unless `cert` names others.",
         "secret:gw1.key",
     )
     passphrase: Secret | None = _key("What the key is encrypted with.", "secret:gw1.passphrase")
@@ -286,6 +352,13 @@ class OurAuthentication(Keys):
         "pkcs1",
     )
     cert: CertificateName | None = _key("The same as `cert` of the tunnel.", "gw1")
+    null_auth: Switch | None = _key(
+        "`yes`: we prove nothing and say no name (RFC 7619). Default: no.", "yes"
+    )
+    eap: OurEap | None = _key(
+        "As whom we call a gateway that asks by EAP, in place of a key of ours.",
+        {"identity": "carol", "password": "secret:carol"},
+    )
 
 
 class TheirAuthentication(Keys):
@@ -305,7 +378,17 @@ class TheirAuthentication(Keys):
         "`soft` what is known to be revoked, and `off` asks nobody. Default: `soft`.",
         "strict",
     )
+    eap: TheirEap | None = _key(
+        "Who may call and prove by EAP who it is, in place of a key of the peer's: of all these "
+        "users each has IKE SAs of its own. There is no `peer` then.",
+        {"users": "file:/etc/xfrmpy/users"},
+    )
     cert: NotYet = None
+    null_auth: Switch | None = _key(
+        "`yes`: whoever calls from where `peer` says is let in, and proves nothing (RFC 7619): "
+        "the packets are safe from those who only listen. Default: no.",
+        "yes",
+    )
 
 
 class Authentication(Keys):

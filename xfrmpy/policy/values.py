@@ -375,6 +375,17 @@ def parse_ppk_id(value: object) -> str:
     return text
 
 
+MAX_EAP_IDENTITY = 253
+"""Octets: the most that RADIUS would carry (RFC 2865 section 5.1)."""
+
+
+def parse_eap_identity(value: object) -> str:
+    text = parse_text(value)
+    if not text.isprintable() or len(text.encode()) > MAX_EAP_IDENTITY:
+        refuse("XF1004", f"must be printable text of at most {MAX_EAP_IDENTITY} octets")
+    return text
+
+
 def as_ppk_list(value: object) -> object:
     """One post-quantum preshared key is a list of one."""
     return as_list(value) if isinstance(value, list) else [value]

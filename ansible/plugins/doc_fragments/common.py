@@ -27,6 +27,28 @@ options:
     type: path
     default: /etc/xfrmpy
 """
+    APPLYING = r"""
+options:
+  confirm:
+    description:
+      - Seconds after which the daemon takes the change back by itself, unless O(state=confirmed) of
+        M(xfrmpy.gateway.apply) comes before. With V(0) it stays.
+      - The files are written when it is confirmed. Secrets are written at once, and stay.
+    type: int
+    default: 0
+  timeout:
+    description: Seconds to wait for each tunnel that changes.
+    type: int
+    default: 60
+  allow_pending:
+    description: Whether a peer may follow later. Its tunnel stays up as it was meanwhile.
+    type: bool
+    default: false
+  accept_cut:
+    description: Whether the change may cut the SSH session that it is made through.
+    type: bool
+    default: false
+"""
     CHANGES = r"""
 attributes:
   check_mode:

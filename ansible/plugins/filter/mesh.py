@@ -4,20 +4,29 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import os
 from itertools import combinations
 
+import yaml
 from ansible.errors import AnsibleFilterError
 
 KEYS = {"name", "address", "id", "subnets", "policy"}
 TOPOLOGIES = ("full", "hub")
 OCTETS = 32
+STAND_IN = "MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="
+"""In a check, for keys that the run will make: a public key that there is (RFC 8032, TEST 1)."""
 
 
 class FilterModule:
     def filters(self):
-        return {"mesh_members": mesh_members, "mesh": mesh, "mesh_secrets": mesh_secrets}
+        return {
+            "mesh_members": mesh_members,
+            "mesh": mesh,
+            "mesh_secrets": mesh_secrets,
+            "mesh_public_keys": mesh_public_keys,
+        }
 
 
 def mesh_members(hosts, hostvars):
@@ -38,12 +47,13 @@ def mesh_members(hosts, hostvars):
     ]
 
 
-def mesh(members, topology="full", hubs=(), policy=None, pairs=()):
+def mesh(members, topology="full", hubs=(), policy=None, pairs=(), keys=None):
     """What each member's tunnels are; see mesh.yml.
 
     Returns `policies`, `pairs` and `secrets` by member: its policy file; by each peer that it
     calls, what `ours` and `theirs` have of it for the tunnel between the two; and by secret, the
-    peer that has it too.
+    peer that has it too. With the members' public `keys` there are no secrets, and pairs of which
+    one key is not known have no tunnel: they are `waiting`.
     """
     by_name = _checked(members)
     _require(topology in TOPOLOGIES, f"the topology is one of {', '.join(TOPOLOGIES)}")
@@ -56,17 +66,15 @@ def mesh(members, topology="full", hubs=(), policy=None, pairs=()):
     tunnels = {name: {} for name in by_name}
     called_by = {name: {} for name in by_name}
     secrets = {name: {} for name in by_name}
+    waiting = [] if keys is None else [link for link in links if not {*link} <= {*keys}]
     for caller, called in links:
-        secret = _secret_name(caller, called)
-        _require(
-            secret not in secrets[caller] and secret not in secrets[called],
-            f"two pairs of members would share the secret {secret}: rename one of the members",
-        )
-        secrets[caller][secret], secrets[called][secret] = called, caller
+        if (caller, called) in waiting:
+            continue
+        if keys is None:
+            _share_secret(secrets, caller, called)
         for us, them, start in ((caller, called, "auto"), (called, caller, "listen")):
             tunnels[us][f"mesh-{them}"] = {
-                **_ends(by_name[us], by_name[them]),
-                "psk": f"secret:{secret}",
+                **_ends(by_name[us], by_name[them], keys),
                 "local": _reached(by_name, us, them, topology, hubs),
                 "remote": _reached(by_name, them, us, topology, hubs),
                 "start": start,
@@ -78,8 +86,12 @@ def mesh(members, topology="full", hubs=(), policy=None, pairs=()):
             end: {"mesh": {"tunnels": {f"mesh-{them}": tunnels[us][f"mesh-{them}"]}}}
             for end, us, them in (("ours", caller, called), ("theirs", called, caller))
         }
+        if keys is not None:
+            shown = {"ours": keys[caller], "theirs": keys[called]}
+            called_by[caller][called]["keys"] = shown
     policies = {name: {"tunnels": tunnels[name]} for name in by_name}
-    return {"policies": policies, "pairs": called_by, "secrets": secrets}
+    told = [f"{caller} and {called}" for caller, called in waiting]
+    return {"policies": policies, "pairs": called_by, "secrets": secrets, "waiting": told}
 
 
 def mesh_secrets(known, found, rotate=False):
@@ -100,6 +112,32 @@ def mesh_secrets(known, found, rotate=False):
         "values": {n: {s: values[s] for s in secrets} for n, secrets in known.items()},
         "generated": {n: [s for s in secrets if s in generated] for n, secrets in known.items()},
     }
+
+
+def mesh_public_keys(found, files):
+    """The public key of every member that is known; see mesh_public_keys.yml."""
+    keys = {}
+    for file in files.values():
+        text = base64.b64decode(file.get("content") or "")
+        tunnels = (yaml.safe_load(text) or {}).get("tunnels") or {}
+        for tunnel, policy in tunnels.items():
+            key = ((policy.get("auth") or {}).get("remote") or {}).get("key")
+            if key and tunnel.startswith("mesh-"):
+                keys[tunnel.removeprefix("mesh-")] = key
+    keys.update({name: each.get("key") or STAND_IN for name, each in found.items()})
+    generated = {keys[name] for name, each in found.items() if each.get("changed")}
+    if STAND_IN in keys.values():
+        generated.add(STAND_IN)
+    return {"keys": keys, "generated": sorted(generated)}
+
+
+def _share_secret(secrets, one, other):
+    secret = _secret_name(one, other)
+    _require(
+        secret not in secrets[one] and secret not in secrets[other],
+        f"two pairs of members would share the secret {secret}: rename one of the members",
+    )
+    secrets[one][secret], secrets[other][secret] = other, one
 
 
 def _require(condition, fault):
@@ -187,9 +225,15 @@ def _secret_name(one, other):
     return "mesh-" + "--".join(sorted((one, other)))
 
 
-def _ends(ours, theirs):
+def _ends(ours, theirs, keys):
+    """Where the peer is, and how each of the two proves who it is."""
     peer = {"peer": theirs["address"]} if theirs.get("address") else {}
-    return {**peer, "id": _identity(ours), "peer_id": _identity(theirs)}
+    here, there = _identity(ours), _identity(theirs)
+    if keys is None:
+        secret = _secret_name(ours["name"], theirs["name"])
+        return {**peer, "id": here, "peer_id": there, "psk": f"secret:{secret}"}
+    local = {"id": here, "key": "secret:host.key"}
+    return {**peer, "auth": {"local": local, "remote": {"id": there, "key": keys[theirs["name"]]}}}
 
 
 def _identity(member):

@@ -20,6 +20,7 @@ from ansible_collections.xfrmpy.gateway.plugins.module_utils.xfrmpy import (
     BAD_POLICY,
     COMMON,
     DONE,
+    HOST_KEY,
     Secrets,
     Xfrmpy,
     check_name,
@@ -116,10 +117,11 @@ def remaining_files(module, name):
 class PolicyChange:
     """What is to become of the policy: `files` in `conf.d`, beside others or in their place.
 
-    `secrets` are values by name; those that this run has generated are named in `generated`.
+    `secrets` are values by name; those that this run has generated are named in `generated`, and
+    public keys in `files` are in `generated_keys`.
     """
 
-    def __init__(self, module, files, prune=False, secrets=None, generated=()):
+    def __init__(self, module, files, prune=False, secrets=None, generated=(), generated_keys=()):
         self._module = module
         self._xfrmpy = Xfrmpy(module)
         self._config_dir = module.params["config_dir"]
@@ -131,6 +133,12 @@ class PolicyChange:
         self._secrets = Secrets(module, self._config_dir)
         self._new_secrets = self._different(secrets or {})
         self._generated = generated
+        self._generated_keys = generated_keys
+        self._lacks_key = (
+            module.check_mode
+            and any(f"secret:{HOST_KEY}" in text for text in files.values())
+            and HOST_KEY not in self._secrets.names()
+        )
 
     def run(self):
         """Do it, or in check mode only tell; ends the module either way."""
@@ -171,8 +179,14 @@ class PolicyChange:
                     "before_header": place if before is not None else f"{place} (absent)",
                     "after_header": place if after is not None else f"{place} (absent)",
                     "before": before or "",
-                    "after": after or "",
+                    "after": self._shown(after or ""),
                 }
+
+    def _shown(self, text):
+        """A file as a check would show it, which cannot know what keys there will be."""
+        for key in self._generated_keys:
+            text = text.replace(key, "newly generated")
+        return text
 
     def _secret_diffs(self):
         for name, new in sorted(self._new_secrets.items()):
@@ -182,6 +196,8 @@ class PolicyChange:
     def _check(self):
         """`xfrmpy check` of everything as it would be; ends the module if it finds an error."""
         with self._staged(self._module.tmpdir, self._after, self._new_secrets) as stage:
+            if self._lacks_key:
+                self._xfrmpy.make_key(stage)  # As good as the one that will be there.
             code, answer = self._xfrmpy.ask("check", stage)
         errors = [
             f"{error['file'].replace(stage, self._directory)}:{error['line']}:{error['column']}: "
@@ -200,7 +216,7 @@ class PolicyChange:
         if failure is None:
             self._check_directory(answer["directory"])
             return answer
-        if code != BAD_POLICY or not self._new_secrets:
+        if code != BAD_POLICY or not (self._new_secrets or self._lacks_key):
             self._module.fail_json(**failed(failure, code))
         return {"changes": [], "drift": [], "warnings": []}  # `_check` has seen the new ones.
 

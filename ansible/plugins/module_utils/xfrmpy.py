@@ -22,6 +22,9 @@ COMMON = {
 
 CONFIG_DIR = "/etc/xfrmpy"
 
+HOST_KEY = "host.key"
+"""The secret that a gateway's own key is in; `xfrmpy key show` makes it."""
+
 DONE, NOT_UP, BAD_POLICY = 0, 3, 65
 """What `xfrmpy` exits with."""
 
@@ -60,6 +63,13 @@ class Xfrmpy:
         except ValueError:
             said = (errors or output).strip()
             self._module.fail_json(msg=f"{' '.join(command)} ended with {code}: {said}", rc=code)
+
+    def make_key(self, layer):
+        """A key of a host whose policy is in the directory `layer`; ends the module if it fails."""
+        outside = self._environment
+        self._environment = {**outside, "XFRMPY_CONFIG_PATH": layer}
+        self.must("key", "show")
+        self._environment = outside
 
     def must(self, *argv):
         """The document; ends the module with the failure if it is one."""

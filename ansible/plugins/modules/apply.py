@@ -34,6 +34,11 @@ options:
     type: list
     elements: str
     default: []
+  generated_keys:
+    description: Public keys in O(files) that this run has generated. A diff does not show these.
+    type: list
+    elements: str
+    default: []
   state:
     description:
       - V(applied) puts it in force.
@@ -42,30 +47,12 @@ options:
     type: str
     choices: [applied, confirmed, rolled_back]
     default: applied
-  confirm:
-    description:
-      - Seconds after which the daemon takes the change back by itself, unless O(state=confirmed) of
-        M(xfrmpy.gateway.apply) comes before. With V(0) it stays.
-      - The files are written when it is confirmed. Secrets are written at once, and stay.
-    type: int
-    default: 0
-  timeout:
-    description: Seconds to wait for each tunnel that changes.
-    type: int
-    default: 60
-  allow_pending:
-    description: Whether a peer may follow later. Its tunnel stays up as it was meanwhile.
-    type: bool
-    default: false
-  accept_cut:
-    description: Whether the change may cut the SSH session that it is made through.
-    type: bool
-    default: false
 extends_documentation_fragment:
   - xfrmpy.gateway.common.program
   - xfrmpy.gateway.common.runtime_dir
   - xfrmpy.gateway.common.config_dir
   - xfrmpy.gateway.common.changes
+  - xfrmpy.gateway.common.applying
 author:
   - The xfrmpy authors (@xfrmpy)
 """
@@ -145,6 +132,12 @@ def main():
             "prune": {"type": "bool", "default": False},
             "secrets": {"type": "dict", "no_log": True},
             "generated": {"type": "list", "elements": "str", "default": []},
+            "generated_keys": {
+                "type": "list",
+                "elements": "str",
+                "default": [],
+                "no_log": False,
+            },
             "state": {
                 "type": "str",
                 "choices": ["applied", "confirmed", "rolled_back"],
@@ -164,8 +157,8 @@ def main():
         module.fail_json(msg="`prune` without `files` or `src` would remove every tunnel")
     files = files_of(module, given["src"]) if given["src"] else {}
     files.update(wanted_files(module, given["files"] or {}))
-    secrets, generated = given["secrets"], given["generated"]
-    PolicyChange(module, files, given["prune"], secrets, generated).run()
+    generated = {key: given[key] for key in ("generated", "generated_keys")}
+    PolicyChange(module, files, given["prune"], given["secrets"], **generated).run()
 
 
 def confirm(module):

@@ -17,6 +17,8 @@ options:
       - By the peers' names, C(ours) and C(theirs), policy files by name, as M(xfrmpy.gateway.apply)
         has them.
       - They have the tunnels between the two gateways and no others.
+      - Where the policies call C(secret:host.key), also C(keys), a mapping of C(ours) and C(theirs)
+        to the public keys of the two.
     type: dict
     required: true
   secrets:
@@ -67,12 +69,15 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.xfrmpy.gateway.plugins.module_utils.policy import wanted_files
 from ansible_collections.xfrmpy.gateway.plugins.module_utils.xfrmpy import (
     DONE,
+    HOST_KEY,
     Xfrmpy,
     check_name,
     failed,
     failure_of,
     write_tree,
 )
+
+ENDS = ("ours", "theirs")
 
 
 def main():
@@ -88,9 +93,12 @@ def main():
     pairs, faults = {}, []
     for peer, ends in given["pairs"].items():
         check_name(module, peer, "the name of a peer")
-        if not isinstance(ends, dict) or {*ends} != {"ours", "theirs"}:
+        if not isinstance(ends, dict) or {*ends} - {"keys"} != {*ENDS}:
             module.fail_json(msg=f"the pair with {peer} is no mapping of `ours` and `theirs`")
-        ours, theirs = (stage(module, peer, end, ends[end]) for end in ("ours", "theirs"))
+        keys = ends.get("keys", {})
+        if not isinstance(keys, dict) or {*keys} - {*ENDS}:
+            module.fail_json(msg=f"`keys` of {peer} is no mapping of `ours` and `theirs`")
+        ours, theirs = (stage(module, peer, end, ends[end], keys.get(end)) for end in ENDS)
         code, answer = xfrmpy.ask("check", ours, "--peer", theirs)
         if failure_of(answer):
             module.fail_json(**failed(failure_of(answer), code))
@@ -102,14 +110,16 @@ def main():
     module.exit_json(changed=False, pairs=pairs)
 
 
-def stage(module, peer, end, files):
-    """The policy of one end in a directory of its own."""
+def stage(module, peer, end, files, key):
+    """The policy of one end in a directory of its own, with its public key if it has one."""
     if not isinstance(files, dict):
         module.fail_json(msg=f"`{end}` of {peer} is no mapping of names to policies")
     tree = {f"conf.d/{file}": text for file, text in wanted_files(module, files).items()}
     for secret, value in module.params["secrets"].items():
         check_name(module, secret, "the name of a secret")
         tree[f"secrets/{secret}"] = str(value)
+    if key is not None:
+        tree[f"secrets/{HOST_KEY}.pub"] = str(key)
     place = os.path.join(module.tmpdir, f"{end}-{peer}")
     write_tree(place, tree)
     return os.path.join(place, "conf.d")

@@ -32,30 +32,12 @@ options:
   secret:
     description: The shared key, which O(policy) calls C(secret:NAME) by the name of the tunnel.
     type: str
-  confirm:
-    description:
-      - Seconds after which the daemon takes the change back by itself, unless O(state=confirmed) of
-        M(xfrmpy.gateway.apply) comes before. With V(0) it stays.
-      - The files are written when it is confirmed. Secrets are written at once, and stay.
-    type: int
-    default: 0
-  timeout:
-    description: Seconds to wait for each tunnel that changes.
-    type: int
-    default: 60
-  allow_pending:
-    description: Whether a peer may follow later. Its tunnel stays up as it was meanwhile.
-    type: bool
-    default: false
-  accept_cut:
-    description: Whether the change may cut the SSH session that it is made through.
-    type: bool
-    default: false
 extends_documentation_fragment:
   - xfrmpy.gateway.common.program
   - xfrmpy.gateway.common.runtime_dir
   - xfrmpy.gateway.common.config_dir
   - xfrmpy.gateway.common.changes
+  - xfrmpy.gateway.common.applying
 author:
   - The xfrmpy authors (@xfrmpy)
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from ipaddress import ip_address, ip_network
 from socket import AF_INET, AF_INET6
+from sys import byteorder
 
 import pytest
 from hypothesis import given
@@ -65,6 +66,7 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
     source, destination = draw(V4 | V6)
     mode = draw(st.sampled_from([m for m in Mode if m is not Mode.BEET or suite in ESP]))
     octets = draw(st.binary(min_size=64, max_size=64))
+    resource = draw(st.none() | st.integers(0, 62)) if direction is Direction.OUT else None
     ports = st.integers(0, 0xFFFF)
     return SadEntry(
         direction=direction,
@@ -78,7 +80,8 @@ def sad_entries(draw: st.DrawFn) -> SadEntry:
         integrity_key=octets[: suite.integrity.key] if suite.integrity else b"",
         mode=mode,
         inner=draw(INNER_ENDS) if mode is Mode.BEET else None,
-        replay_window=draw(st.integers(0, 4096)),
+        replay_window=draw(st.integers(0, 4096)) if resource is None else 0,
+        resource=resource,
         encapsulation=draw(
             st.none()
             if isinstance(suite, AhSuite)
@@ -185,6 +188,17 @@ def test_beet_mode_has_its_inner_headers_of_whichever_family_in_the_selector() -
     assert (body["mode"], body["flags"] & 32, body["family"]) == (4, 0, AF_INET)
     assert (body["sel_family"], body["sel_prefixlen_s"]) == (AF_INET6, 128)
     assert body["sel_daddr"] == ends.destination.packed
+
+
+def test_an_sa_of_one_cpu_has_a_direction() -> None:
+    """XFRMA_SA_DIR is an octet, XFRMA_SA_PCPU 32 bits in the host's order (linux/xfrm.h)."""
+    bound = replace(SA, direction=Direction.OUT, resource=5, replay_window=0)
+    octets = XFRM.encode(sad.encode_sa(bound))
+    for attribute, value in ((33, b"\x02"), (35, (5).to_bytes(4, byteorder))):
+        head = (4 + len(value)).to_bytes(2, byteorder) + attribute.to_bytes(2, byteorder)
+        assert head + value in octets
+    for other in (replace(bound, resource=None), replace(bound, direction=Direction.IN)):
+        assert not {33, 35} & sad.encode_sa(other).attributes.keys()
 
 
 def test_a_window_of_32_packets_is_one_word() -> None:

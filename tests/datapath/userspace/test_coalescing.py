@@ -25,8 +25,10 @@ from xfrmpy.datapath.userspace.segments import complete
 from xfrmpy.datapath.userspace.virtio import COMPLETE
 
 
-def coalesced(packets: list[bytes], tags: list[int] | None = None) -> list[Joined]:
-    coalescer = Coalescer()
+def coalesced(
+    packets: list[bytes], tags: list[int] | None = None, *, datagrams: bool = True
+) -> list[Joined]:
+    coalescer = Coalescer(joins_datagrams=datagrams)
     for packet, tag in zip(packets, tags or [0] * len(packets), strict=True):
         if not coalescer.extend(memoryview(packet), tag):
             coalescer.start(memoryview(packet), tag)
@@ -61,7 +63,7 @@ class Seen:
     is_intact: bool = False
 
 
-def seen(packet: bytes) -> Seen:
+def seen(packet: bytes, *, datagrams: bool = True) -> Seen:
     if packet[0] >> 4 == 4:
         protocol, size, start = packet[9], int.from_bytes(packet[2:4], "big"), 20
         is_plain = packet[0] == 0x45 and not int.from_bytes(packet[6:8], "big") & 0x3FFF
@@ -71,13 +73,25 @@ def seen(packet: bytes) -> Seen:
             slow_sum(packet[:20]) == 0xFFFF,
         )
         number = None if packet[6] & 0x40 else int.from_bytes(packet[4:6], "big")
-        may_be_of_any = protocol == 6
+        may_be_of_any = protocol == 6 or (datagrams and protocol == 17)
     else:
         protocol, size, start = packet[6], 40 + int.from_bytes(packet[4:6], "big"), 40
         is_plain, is_ip_right, number = True, True, None
         ip, ends = packet[:4] + packet[6:8], packet[8:40]
-        may_be_of_any = protocol not in (17, 58)
+        may_be_of_any = protocol not in ((58,) if datagrams else (17, 58))
     tcp = packet[start:size]
+    if datagrams and protocol == 17 and is_plain and len(tcp) >= 8:
+        pseudo = ends + len(tcp).to_bytes(4, "big") + bytes((0, 0, 0, 17))
+        is_whole = int.from_bytes(tcp[4:6], "big") == len(tcp) and any(tcp[6:8])
+        return Seen(
+            stream=b"datagram" + ends + tcp[:4],
+            may_be_of_any=True,
+            alike=ip + b"datagram",
+            payload=tcp[8:],
+            flags=ACK,
+            number=number,
+            is_intact=is_whole and is_ip_right and slow_sum(pseudo + tcp) == 0xFFFF,
+        )
     if protocol != 6 or not is_plain or len(tcp) < 20 or not 20 <= tcp[12] // 16 * 4 <= len(tcp):
         return Seen(None, may_be_of_any)
     header = tcp[12] // 16 * 4
@@ -94,14 +108,14 @@ def seen(packet: bytes) -> Seen:
     )
 
 
-def twin(packets: list[bytes], tags: list[int]) -> list[list[bytes]]:
+def twin(packets: list[bytes], tags: list[int], *, datagrams: bool = True) -> list[list[bytes]]:
     groups: list[list[bytes]] = []
     group_tags: list[int] = []
     for packet, tag in zip(packets, tags, strict=True):
-        this = seen(packet)
+        this = seen(packet, datagrams=datagrams)
         place = None
         for at in reversed(range(len(groups))):
-            last = seen(groups[at][-1])
+            last = seen(groups[at][-1], datagrams=datagrams)
             if last.stream == this.stream is not None:
                 place = at
                 break
@@ -128,7 +142,10 @@ def follows(group: list[bytes], packet: bytes) -> bool:
         and not any(each.flags & PSH for each in all_seen[:-1])
         and sizes == {len(first.payload)}
         and len(this.payload) <= len(first.payload)
-        and this.sequence == (before.sequence + len(before.payload)) % 2**32
+        and (
+            this.alike.endswith(b"datagram")
+            or this.sequence == (before.sequence + len(before.payload)) % 2**32
+        )
         and (before.number is None or this.number == (before.number + 1) % 2**16)
         and header + sum(len(each.payload) for each in all_seen) <= 65535
     )
@@ -137,7 +154,7 @@ def follows(group: list[bytes], packet: bytes) -> bool:
 PIECES = st.builds(
     Stream,
     version=st.sampled_from([4, 6]),
-    is_tcp=st.sampled_from([True, True, True, False]),
+    is_tcp=st.sampled_from([True, True, False]),
     payload=st.binary(min_size=0, max_size=60),
     mss=st.integers(1, 20),
     options=st.sampled_from([b"", bytes(12)]),
@@ -190,14 +207,14 @@ def without_identification(packet: bytes) -> bytes:
     return packet[:4] + bytes(2) + packet[6:10] + bytes(2) + packet[12:]
 
 
-@given(arrivals())
+@given(arrivals(), st.booleans())
 def test_it_joins_what_its_twin_joins_and_a_host_cuts_it_into_the_same_packets(
-    arrived: tuple[list[bytes], list[int]],
+    arrived: tuple[list[bytes], list[int]], datagrams: bool
 ) -> None:
     kept = [(packet, tag) for packet, tag in zip(*arrived, strict=True) if is_whole(packet)]
     packets, tags = [packet for packet, _ in kept], [tag for _, tag in kept]
-    joined = coalesced(packets, tags)
-    expected = twin(packets, tags)
+    joined = coalesced(packets, tags, datagrams=datagrams)
+    expected = twin(packets, tags, datagrams=datagrams)
     for group, pieces in zip(expected, cut(joined), strict=True):
         assert [without_identification(p) for p in pieces] == [
             without_identification(p) for p in group
@@ -218,10 +235,17 @@ def test_the_packets_of_a_stream_stay_in_their_order(
 
 
 @pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("is_tcp", [True, False])
 @pytest.mark.parametrize("payload", [1000, 1001, 3000, 44 * 1000 + 7])
-def test_a_burst_becomes_the_super_packet_of_its_sender(version: int, payload: int) -> None:
+def test_a_burst_becomes_the_super_packet_of_its_sender(
+    version: int, is_tcp: bool, payload: int
+) -> None:
     stream = Stream(
-        version=version, payload=bytes(range(250)) * 200, options=b"\1" * 12, flags=ACK | PSH
+        version=version,
+        is_tcp=is_tcp,
+        payload=bytes(range(250)) * 200,
+        options=b"\1" * 12,
+        flags=ACK | PSH,
     )
     stream = replace(stream, payload=stream.payload[:payload])
     (joined,) = coalesced(stream.packets())
@@ -250,30 +274,55 @@ def test_datagrams_between_segments_hold_up_nothing() -> None:
 
 @pytest.mark.parametrize("options", [b"\1" * 4, b""])
 @pytest.mark.parametrize("version", [4, 6])
-def test_what_may_be_of_any_stream_is_overtaken_by_none(version: int, options: bytes) -> None:
+@pytest.mark.parametrize("is_tcp", [True, False])
+def test_what_may_be_of_any_stream_is_overtaken_by_none(
+    version: int, options: bytes, is_tcp: bool
+) -> None:
     """A fragment, or TCP behind headers that are not read, may belong to the stream around it."""
     stranger = Stream(
         version=version,
+        is_tcp=is_tcp,
         payload=bytes(9),
         mss=9,
         ip_options=bytes(8) if version == 6 or options else b"",
         fragment_bits=DF if options else 0x0010,
     ).packet()
-    first, *others = Stream(version=version).packets()
+    first, *others = Stream(version=version, is_tcp=is_tcp).packets()
     assert [len(each) for each in cut(coalesced([first, stranger, *others]))] == [1, 1, 2]
 
 
 @pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("is_tcp", [True, False])
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_a_wrong_checksum_stays_wrong(version: int, which: int) -> None:
-    """Of TCP, in the header, the payload or the checksum itself, and of IPv4."""
+def test_a_wrong_checksum_stays_wrong(version: int, is_tcp: bool, which: int) -> None:
+    """Of TCP or UDP, in the header, the payload or the checksum itself, and of IPv4."""
     start = 20 if version == 4 else 40
-    places = [start + 16, start + 20, start + 999, *([10, 11] if version == 4 else [])]
+    checksum = start + (16 if is_tcp else 6)
+    places = [checksum, start + 20, start + 999, *([10, 11] if version == 4 else [])]
     for place in places:
-        packets = Stream(version=version).packets()
+        packets = Stream(version=version, is_tcp=is_tcp).packets()
         packets[which] = changed(packets[which], place)
         written = [packet for pieces in cut(coalesced(packets)) for packet in pieces]
         assert written == packets
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_datagrams_without_a_checksum_go_by_themselves(version: int) -> None:
+    """Which IPv6 has only in a few tunnels (RFC 6935); they would be given one."""
+    at = (20 if version == 4 else 40) + 6
+    packets = [
+        packet[:at] + bytes(2) + packet[at + 2 :]
+        for packet in Stream(version=version, is_tcp=False).packets()
+    ]
+    assert cut(coalesced(packets)) == [[each] for each in packets]
+
+
+def test_a_datagram_that_is_shorter_than_its_packet_goes_by_itself() -> None:
+    """UDP's own length is another one, and the options of RFC 9868 may be behind it."""
+    first, second, third = Stream(is_tcp=False).packets()
+    packets = [first, second[:24] + (999).to_bytes(2, "big") + second[26:], third]
+    assert sizes(packets) == [1, 1, 1]
+    assert [piece for pieces in cut(coalesced(packets)) for piece in pieces] == packets
 
 
 def test_two_wrong_checksums_do_not_make_a_right_one() -> None:

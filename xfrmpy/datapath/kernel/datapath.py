@@ -26,9 +26,10 @@ from xfrmpy.datapath.interface import (
 )
 from xfrmpy.datapath.kernel import events, sad, spd
 from xfrmpy.datapath.kernel.compression import Compressions, decode_states
-from xfrmpy.datapath.kernel.features import probe_features
+from xfrmpy.datapath.kernel.features import PER_CPU, probe_features
 from xfrmpy.datapath.kernel.interfaces import XfrmMaker
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, Group, MessageType
+from xfrmpy.datapath.kernel.per_cpu import bound_reqids, is_bound, look_again
 from xfrmpy.datapath.kernel.probe import probe
 from xfrmpy.datapath.kernel.removal import GONE, remove_ours
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
@@ -104,12 +105,13 @@ class KernelDatapath:
 
     def probe(self) -> Capabilities:
         found = probe(self._requests)
-        found = replace(found, features=probe_features(self._requests))
+        features = probe_features(self._requests)
+        found = replace(found, features=features, resources=not features[PER_CPU])
         if "esp" in found.missing:
             return found
-        reason = self._interfaces.probe()
-        missing = {**found.missing, "interfaces": reason} if reason else found.missing
-        return replace(found, interfaces=not reason, missing=missing)
+        lacks = {"resources": features[PER_CPU], "interfaces": self._interfaces.probe()}
+        missing = found.missing | {what: reason for what, reason in lacks.items() if reason}
+        return replace(found, interfaces=not lacks["interfaces"], missing=missing)
 
     def add_sa(self, entry: SadEntry) -> None:
         self.add([entry])
@@ -147,6 +149,8 @@ class KernelDatapath:
         for place, sa in compressions.new.items():
             if place >= done:
                 self._compressions.remove(sa)
+        with suppress(DatapathError):  # They would go on with the SA that they have.
+            look_again(self._requests, bound_reqids(piece[:done]))
         return done, unled or reason
 
     def _conclude(
@@ -227,8 +231,10 @@ class KernelDatapath:
         self._forget(sa)
         self._compressions.remove(sa)
         with _gone_is_fine():
-            self._our_sa(sa, what)
+            state = self._our_sa(sa, what)
             self._requests.ask(Request(sad.encode_sa_id(sa, MessageType.DELSA), what))
+            if is_bound(state):
+                look_again(self._requests, {state.body["reqid"]})
 
     def add_policy(self, entry: SpdEntry) -> None:
         self.add([entry])

@@ -26,7 +26,8 @@ from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, SadEntry, UdpEncapsulation
 
 SPI = 0x5846FFFE
 
-_SA_IN, _SA_OUT = 1, 2  # XFRM_SA_DIR_*
+PER_CPU = "SAs of one CPU (RFC 9611)"
+
 _IPTFS = 5  # XFRM_MODE_IPTFS
 _DONT_ENCAP_DSCP, _OSEQ_MAY_WRAP = 1, 2  # XFRM_SA_XFLAG_*
 
@@ -46,8 +47,8 @@ def _number(value: int) -> Values:
     return {"value": value}
 
 
-_OUTBOUND: dict[int, Any] = {Attribute.SA_DIR: _number(_SA_OUT)}
-_INBOUND: dict[int, Any] = {Attribute.SA_DIR: _number(_SA_IN)}
+_OUTBOUND: dict[int, Any] = {Attribute.SA_DIR: _number(sad.SA_OUT)}
+_INBOUND: dict[int, Any] = {Attribute.SA_DIR: _number(sad.SA_IN)}
 
 FEATURES: dict[str, Feature] = {
     "marks": Feature(since="2.6.34", attributes={Attribute.MARK: {"v": 5, "m": 0xFF}}),
@@ -73,9 +74,7 @@ FEATURES: dict[str, Feature] = {
         attributes={Attribute.NAT_KEEPALIVE_INTERVAL: _number(20)},
         needs=_OUTBOUND,
     ),
-    "SAs of one CPU (RFC 9611)": Feature(
-        since="6.13", attributes={Attribute.SA_PCPU: _number(0)}, needs=_OUTBOUND
-    ),
+    PER_CPU: Feature(since="6.13", attributes={Attribute.SA_PCPU: _number(0)}, needs=_OUTBOUND),
     "IP-TFS (RFC 9347)": Feature(
         since="6.14",
         attributes={

@@ -100,7 +100,6 @@ def probe(requests: NetlinkSocket) -> Capabilities:
             trial.works("compression", replace(one, cpi=_CPI)) for one in (sample, ipv6)
         ),
         pads_compressed=False,
-        resources=False,
         missing=trial.missing | _no_ah(working) | _NO_IMPLICIT_IV,
     )
 

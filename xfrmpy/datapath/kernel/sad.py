@@ -50,6 +50,7 @@ from xfrmpy.ipsec.sad import (
 )
 from xfrmpy.registry import ProtocolId
 
+SA_IN, SA_OUT = 1, 2  # XFRM_SA_DIR_*
 _OFFLOAD_INBOUND = 2  # XFRM_OFFLOAD_INBOUND
 _NOECN, _DECAP_DSCP, _NOPMTUDISC, _AF_UNSPEC = 1, 2, 4, 32  # XFRM_STATE_*
 _ALIGN4, _ESN = 64, 128
@@ -92,6 +93,10 @@ def encode_sa(entry: SadEntry, kind: MessageType = MessageType.NEWSA) -> Message
         }
     if entry.tfc and entry.mode is Mode.TUNNEL:
         attributes[Attribute.TFCPAD] = {"value": entry.tfc}
+    if entry.resource is not None and entry.direction is Direction.OUT:
+        # Of one CPU is only what has a direction, and an outbound one has no window.
+        attributes[Attribute.SA_DIR] = {"value": SA_OUT}
+        attributes[Attribute.SA_PCPU] = {"value": entry.resource}
     return Message(type=kind, body=body, attributes=attributes | encode_bearing(entry))
 
 
@@ -129,6 +134,7 @@ def decode_sa(message: Message) -> SadEntry:
             lifetime=decode_lifetime(body),
             set_mark=_decode_set_mark(message),
             if_id=decode_if_id(attributes),
+            resource=attributes.get(Attribute.SA_PCPU, {}).get("value"),
             offload=Offload.CRYPTO if is_offloaded(message) else None,
             **_decode_suite(message),
         )

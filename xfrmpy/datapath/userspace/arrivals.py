@@ -8,7 +8,7 @@ What is no such run goes one by one. No sockets and no clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 
 from xfrmpy.datapath.userspace.coalescing import Coalescer, Joined
@@ -33,7 +33,14 @@ from xfrmpy.registry import ProtocolId
 class Arrivals:
     """What has come and is not written yet."""
 
-    def __init__(self, forwarder: Forwarder, share: Share = ALL) -> None:
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        share: Share = ALL,
+        takes_datagrams: Callable[[int], bool] = lambda _if_id: False,
+    ) -> None:
+        """`takes_datagrams` says of an `if_id` whether its device takes several as one."""
+        self._takes_datagrams = takes_datagrams
         self._share = share
         self._forwarder = forwarder
         self._coalescers: dict[int, Coalescer] = {}
@@ -175,7 +182,8 @@ class Arrivals:
     def _coalescer_of(self, entry: SadEntry) -> Coalescer:
         coalescer = self._coalescers.get(entry.if_id)
         if coalescer is None:
-            coalescer = self._coalescers[entry.if_id] = Coalescer()
+            coalescer = Coalescer(joins_datagrams=self._takes_datagrams(entry.if_id))
+            self._coalescers[entry.if_id] = coalescer
         return coalescer
 
 

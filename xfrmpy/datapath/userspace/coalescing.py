@@ -1,9 +1,10 @@
-"""Segments of a TCP stream that came together, joined to one super-packet for the host's own IP.
+"""Segments of a TCP stream, or datagrams of a UDP flow, joined to one super-packet for the host.
 
 The reverse of `segments`, and no more: what is joined here comes out of the cutting as it was, but
 for an IPv4 Identification that means nothing (RFC 6864 section 4.1). The host makes the checksums
 of a super-packet's segments anew, or takes them for granted, so that each is verified before it is
-given up: a wrong one would come out right. Read RFC 9293 section 3.1 first. No sockets, no SPD.
+given up: a wrong one would come out right. Read RFC 9293 section 3.1 and RFC 768 first. No sockets,
+no SPD.
 """
 
 from __future__ import annotations
@@ -23,20 +24,28 @@ MAX_SIZE = 65535
 MAX_PIECES = 512
 """Segments of a super-packet. The kernel takes 1024 pieces of a packet at once (IOV_MAX)."""
 
-TCP = 6
+TCP, UDP = 6, 17
 _IPV4, _IPV6 = 4, 6
 _IPV4_SIZE, _IPV6_SIZE = 20, 40
 ADDRESSES_AT = {_IPV4_SIZE: 12, _IPV6_SIZE: 8}
 _IPV4_WITHOUT_OPTIONS = 0x45
 _FRAGMENT, DF = 0x3F, 0x40  # of the octet with the flags
-_OTHER_THAN_TCP = frozenset({17, 58})
-"""IPv6's next headers behind which there is certainly no TCP: UDP and ICMPv6."""
+_JOINED = {False: frozenset({TCP}), True: frozenset({TCP, UDP})}
+_OTHER = {False: frozenset({UDP, 58}), True: frozenset({58})}
+"""Of protocols, by whether datagrams are joined: those that are, and IPv6's next headers behind
+which there is certainly none of them. (58 is ICMPv6.)"""
 
-_OFFSET_AT, _FLAGS_AT, _CHECKSUM_AT = 12, 13, 16
+_OFFSET_AT, _FLAGS_AT = 12, 13
+CHECKSUM_AT = {TCP: 16, UDP: 6}
+_LENGTH_AT = 4  # of UDP
 PSH = 0x08
 _ORDINARY = frozenset({0x10, 0x50})
 """Flags of segments in the midst of a stream, PSH apart: ACK, and ECE, which is in all of them for
 a while. CWR is in one segment only (RFC 3168 section 6.1.2)."""
+
+_UDP = b"\x11"  # what is behind the ends of a flow, which may be those of a stream, too
+_DATAGRAM, _UNSUMMED = 0x10, 0
+"""The same of UDP: with a checksum, and without, or of another length than the packet."""
 
 _ZERO = 0xFFFF  # of ones' complement: the sum of a header whose checksum is right
 _WORD = Struct(">H")
@@ -48,18 +57,23 @@ _BEHIND = [f"I5sB2s2x{words * 4 - 18}s" for words in range(5, 16)]
 _IPV4_LAYOUTS = [None] * 5 + [Struct(">2sHH4sH12s" + behind) for behind in _BEHIND]
 # Version to flow label, payload length, next header with hop limit; then the same.
 _IPV6_LAYOUTS = [None] * 5 + [Struct(">4sH2s36s" + behind) for behind in _BEHIND]
+# The same, and the length and the checksum of UDP.
+_UDP_IN_IPV4, _UDP_IN_IPV6 = Struct(">2sHH4sH12sHH"), Struct(">4sH2s36sHH")
 
 _Segment: TypeAlias = tuple[bytes, tuple[bytes | int, ...], int, int, int, int, int, int]
 """Of TCP: its stream's addresses and ports; what is alike in all that may be joined; the sizes of
 the headers and of all; sequence number, flags; Identification; and what changes of the IPv4
-header's sum, 0 in IPv6. (A tuple takes 0.1 us to make, an object 0.4.)"""
+header's sum, 0 in IPv6. (A tuple takes 0.1 us to make, an object 0.4.) A datagram has sequence
+number 0."""
 
 
 class Coalescer:
     """Takes packets and gives `joined`, in their order; that of the packets of a stream is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, joins_datagrams: bool = False) -> None:
+        """Without `joins_datagrams` those of UDP go one by one."""
         self.joined: list[Joined] = []
+        self._protocols, self._others = _JOINED[joins_datagrams], _OTHER[joins_datagrams]
         self._streams: dict[bytes, Joined] = {}
 
     def extend(self, packet: memoryview, tag: Hashable) -> Joined | None:
@@ -81,7 +95,7 @@ class Coalescer:
         others may join."""
         joined = Joined(packet, tag)
         self.joined.append(joined)
-        if not _may_be_of_a_stream(packet):
+        if not self._may_be_of_a_stream(packet):
             return None
         segment = _read(packet)
         if segment is None or not _is_plain(packet):
@@ -92,6 +106,12 @@ class Coalescer:
         else:
             self._streams.pop(segment[0], None)
         return None
+
+    def _may_be_of_a_stream(self, packet: memoryview) -> bool:
+        """Whether a packet that is no plain segment may be a part of one, or have one inside."""
+        if packet[0] >> 4 == _IPV4:
+            return packet[9] in self._protocols
+        return packet[6] not in self._others
 
 
 class Joined:
@@ -108,6 +128,7 @@ class Joined:
         "_next_number",
         "_next_sequence",
         "_payloads",
+        "_protocol",
         "_segment_size",
         "_size",
         "tag",
@@ -123,12 +144,16 @@ class Joined:
         _, self._alike, self._header_size, self._size, sequence, flags, number, ip_sum = segment
         self._ip_sum = ip_sum
         self._segment_size = self._size - self._header_size
-        self._next_sequence = (sequence + self._segment_size) & 0xFFFFFFFF
+        self._protocol = _protocol_of(self._first)
+        self._next_sequence = self._behind(sequence, self._segment_size)
         self._next_number = (number + 1) & 0xFFFF
         # RFC 6864 section 4.1: with DF, and in one piece, it means nothing.
         self._has_numbers = _ip_size(self._first) == _IPV4_SIZE and not self._first[6] & DF
         self._is_full = self._is_pushed = False
         return self._segment_size > 0 and flags in _ORDINARY
+
+    def _behind(self, sequence: int, octets: int) -> int:
+        return (sequence + octets) & 0xFFFFFFFF if self._protocol == TCP else 0
 
     def append(self, packet: memoryview, segment: _Segment) -> bool:
         """Take a segment, if it is the next and like the others, and all are intact."""
@@ -156,7 +181,7 @@ class Joined:
             return False
         self._payloads.append(packet[header_size:])
         self._size += payload_size
-        self._next_sequence = (sequence + payload_size) & 0xFFFFFFFF
+        self._next_sequence = self._behind(sequence, payload_size)
         self._next_number = (number + 1) & 0xFFFF
         self._is_pushed = bool(flags & PSH)
         is_short = payload_size < self._segment_size
@@ -177,9 +202,10 @@ class Joined:
             return 0
         self._payloads += [packet[self._header_size :] for packet in taken]
         self._size += len(taken) * payload_size
-        self._next_sequence = (self._next_sequence + len(taken) * payload_size) & 0xFFFFFFFF
+        self._next_sequence = self._behind(self._next_sequence, len(taken) * payload_size)
         self._next_number = (self._next_number + len(taken)) & 0xFFFF
-        self._is_pushed = bool(taken[-1][_ip_size(self._first) + _FLAGS_AT] & PSH)
+        flags_at = _ip_size(self._first) + _FLAGS_AT
+        self._is_pushed = self._protocol == TCP and bool(taken[-1][flags_at] & PSH)
         self._is_full = self._is_pushed or len(self._payloads) == MAX_PIECES
         return len(taken)
 
@@ -204,13 +230,14 @@ class Joined:
         if len(self._payloads) < 2:
             return COMPLETE
         ip_size = _ip_size(self._first)
+        tcp = Segments.TCP_IPV4 if ip_size == _IPV4_SIZE else Segments.TCP_IPV6
         return Offload(
             needs_checksum=True,
-            segments=Segments.TCP_IPV4 if ip_size == _IPV4_SIZE else Segments.TCP_IPV6,
+            segments=tcp if self._protocol == TCP else Segments.UDP,
             header_size=self._header_size,
             segment_size=self._segment_size,
             checksum_start=ip_size,
-            checksum_offset=_CHECKSUM_AT,
+            checksum_offset=CHECKSUM_AT[self._protocol],
         )
 
     def _header(self) -> bytes:
@@ -224,15 +251,19 @@ class Joined:
             _WORD.pack_into(header, 4, self._size - _IPV6_SIZE)
         if self._is_pushed:
             header[ip_size + _FLAGS_AT] |= PSH
+        if self._protocol == UDP:
+            _WORD.pack_into(header, ip_size + _LENGTH_AT, self._size - ip_size)
         ends = bytes(header[ADDRESSES_AT[ip_size] : ip_size])
         half = len(ends) // 2
-        pseudo = pseudo_header(ends[:half], ends[half:], TCP, self._size - ip_size)
-        _WORD.pack_into(header, ip_size + _CHECKSUM_AT, ones_complement_sum(pseudo))
+        pseudo = pseudo_header(ends[:half], ends[half:], self._protocol, self._size - ip_size)
+        at = ip_size + CHECKSUM_AT[self._protocol]
+        _WORD.pack_into(header, at, ones_complement_sum(pseudo))
         return bytes(header)
 
 
 def _read(packet: memoryview) -> _Segment | None:
-    """A packet as if it were a plain segment of TCP, of whatever flags. None if it is too short."""
+    """A packet as if it were a plain segment of TCP, of whatever flags, or a plain datagram of UDP.
+    None if it is too short."""
     try:
         if packet[0] == _IPV4_WITHOUT_OPTIONS:
             return _read_ipv4(packet)
@@ -242,6 +273,13 @@ def _read(packet: memoryview) -> _Segment | None:
 
 
 def _read_ipv4(packet: memoryview) -> _Segment | None:
+    if packet[9] == UDP:
+        first, size, number, kind, checksum, ends, length, udp = _UDP_IN_IPV4.unpack_from(packet)
+        flags, ip_sum = _DATAGRAM, size + number + checksum
+        if not udp or length != size - _IPV4_SIZE:
+            flags = _UNSUMMED
+        same = first, kind, flags
+        return ends + _UDP, same, _UDP_IN_IPV4.size, size, 0, flags, number, ip_sum
     layout = _IPV4_LAYOUTS[packet[_IPV4_SIZE + _OFFSET_AT] >> 4]
     if layout is None:
         return None
@@ -253,6 +291,11 @@ def _read_ipv4(packet: memoryview) -> _Segment | None:
 
 
 def _read_ipv6(packet: memoryview) -> _Segment | None:
+    if packet[6] == UDP:
+        first, payload, kind, ends, length, udp = _UDP_IN_IPV6.unpack_from(packet)
+        flags = _DATAGRAM if udp and length == payload else _UNSUMMED
+        same, size = (first, kind, flags), _IPV6_SIZE + payload
+        return ends + _UDP, same, _UDP_IN_IPV6.size, size, 0, flags, 0, 0
     layout = _IPV6_LAYOUTS[packet[_IPV6_SIZE + _OFFSET_AT] >> 4]
     if layout is None:
         return None
@@ -261,24 +304,28 @@ def _read_ipv6(packet: memoryview) -> _Segment | None:
     return ends, alike, layout.size, _IPV6_SIZE + payload, sequence, flags, 0, 0
 
 
-def headers_of(packet: memoryview) -> tuple[int, int] | None:
-    """The sizes of the IP header and of all headers, if it is such a segment of TCP that others may
-    join, and nothing else behind it."""
+def headers_of(packet: memoryview) -> tuple[int, int, int] | None:
+    """The sizes of the IP header and of all headers, and the protocol, if it is such a segment of
+    TCP or datagram of UDP that others may join, and nothing else behind it."""
     segment = _read(packet)
     if segment is None or not _is_plain(packet):
         return None
     _, _, header_size, size, _, flags, _, _ = segment
     if size != len(packet) or header_size >= size or flags & ~PSH not in _ORDINARY:
         return None
-    return _ip_size(packet), header_size
+    return _ip_size(packet), header_size, _protocol_of(packet)
 
 
 def _is_plain(packet: memoryview) -> bool:
-    """Whether a packet that could be read is a segment of TCP: without IP options or extension
-    headers, and in one piece."""
+    """Whether a packet that could be read is a segment of TCP, or a datagram: without IP options or
+    extension headers, and in one piece."""
     if packet[0] == _IPV4_WITHOUT_OPTIONS:
-        return packet[9] == TCP and not (packet[6] & _FRAGMENT or packet[7])
-    return packet[0] >> 4 == _IPV6 and packet[6] == TCP
+        return packet[9] in CHECKSUM_AT and not (packet[6] & _FRAGMENT or packet[7])
+    return packet[0] >> 4 == _IPV6 and packet[6] in CHECKSUM_AT
+
+
+def _protocol_of(packet: memoryview) -> int:
+    return packet[9] if packet[0] >> 4 == _IPV4 else packet[6]
 
 
 def _ip_size(packet: memoryview) -> int:
@@ -286,14 +333,7 @@ def _ip_size(packet: memoryview) -> int:
 
 
 def _is_intact(packet: memoryview) -> bool:
-    """Whether the checksum of a TCP segment is right. Addresses and segment are one stretch."""
+    """Whether the checksum of a segment or datagram is right. Addresses and it are one stretch."""
     ip_size = _ip_size(packet)
-    total = sum_of(packet[ADDRESSES_AT[ip_size] :]) + TCP + len(packet) - ip_size
-    return total % 0xFFFF == 0
-
-
-def _may_be_of_a_stream(packet: memoryview) -> bool:
-    """Whether a packet that is no plain segment of TCP may be a part of one, or have one inside."""
-    if packet[0] >> 4 == _IPV4:
-        return packet[9] == TCP
-    return packet[6] not in _OTHER_THAN_TCP
+    pseudo = _protocol_of(packet) + len(packet) - ip_size
+    return (sum_of(packet[ADDRESSES_AT[ip_size] :]) + pseudo) % 0xFFFF == 0

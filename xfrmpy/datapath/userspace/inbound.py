@@ -1,7 +1,7 @@
 """From the network to a TUN device: the receiving half of the worker.
 
 Datagrams come as many at a time as there are (`receiving`), are opened together (`arrivals`), and
-what of them is one stream reaches the host as one super-packet (`coalescing`). All that has come is
+what of them is one flow reaches the host as one super-packet (`coalescing`). All that has come is
 written before more is read: no packet waits for others.
 """
 
@@ -50,7 +50,7 @@ class Inbound:
         self._guarded = guarded
         self._device_of = device_of
         self._send_in_clear = send_in_clear
-        self._arrivals = Arrivals(forwarder, share)
+        self._arrivals = Arrivals(forwarder, share, self._takes_datagrams)
 
     def listen(self, opened: socket, version: int, readable: Readable) -> None:
         """Read a UDP socket from now on, whenever there is something. Raises `OSError`."""
@@ -95,6 +95,10 @@ class Inbound:
             arrived.payload, None, now, protocol=protocol, fields=fields, header=arrived.header
         )
         self._write(entry.if_id, Joined(memoryview(packet), None))
+
+    def _takes_datagrams(self, if_id: int) -> bool:
+        device = self._device_of(if_id)
+        return device is not None and device.takes_datagrams
 
     def _write(self, if_id: int, joined: Joined) -> None:
         device = self._device_of(if_id)

@@ -2,8 +2,8 @@
 
 The fast twin of `InboundSa.open_run` and of how `coalescing` reads, for many packets of one SA: one
 look at all of them tells their sequence numbers, another what is behind their payloads, and a third
-which segments of TCP follow one another. Only the cipher is called for each. What is not of this
-kind is left as it was, or given back to be read one by one.
+which segments of TCP follow one another, or which datagrams of UDP. Only the cipher is called for
+each. What is not of this kind is left as it was, or given back to be read one by one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from typing import NamedTuple
 import numpy as np
 
 from xfrmpy.datapath.userspace import vectors
-from xfrmpy.datapath.userspace.coalescing import ADDRESSES_AT, DF, PSH, TCP, headers_of
+from xfrmpy.datapath.userspace.coalescing import (
+    ADDRESSES_AT,
+    CHECKSUM_AT,
+    DF,
+    PSH,
+    TCP,
+    headers_of,
+)
 from xfrmpy.datapath.userspace.vectors import (
     MAX_ROWS,
     Answers,
@@ -88,7 +95,7 @@ class Stretch(NamedTuple):
     """Packets of one length that were all authentic, and all have the same next header.
 
     `streaks` are where those begin and end that may be joined: intact segments of one TCP stream,
-    each the next, which differ in nothing that a policy looks at.
+    each the next, or datagrams of one flow, which differ in nothing that a policy looks at.
     """
 
     next_header: int
@@ -135,7 +142,10 @@ def _streaks(piece: Piece, packets: list[memoryview], trailer: bytes) -> list[tu
     sizes = headers_of(packets[0])
     if sizes is None:
         return [(number, number + 1) for number in range(piece.count)]
-    follows = _follow(piece, *sizes, len(packets[0])) & _are_intact(piece, sizes[0], trailer)
+    ip, headers, protocol = sizes
+    follows = _are_intact(piece, ip, protocol, trailer) & _are_like(piece, ip, headers, protocol)
+    if protocol == TCP:
+        follows &= _follow(piece, ip, headers, len(packets[0]))
     begins = [0, *((~follows).nonzero()[0] + 1).tolist()]
     streaks: list[tuple[int, int]] = []
     for begin, end in zip(begins, [*begins[1:], piece.count], strict=True):
@@ -147,40 +157,52 @@ def _streaks(piece: Piece, packets: list[memoryview], trailer: bytes) -> list[tu
     return streaks
 
 
-def _follow(piece: Piece, ip: int, headers: int, length: int) -> Answers:
-    """Of each packet but the first whether its headers are those of the segment behind the one
-    before it."""
-    tcp = _ESP + ip
-    sequences = piece.column(tcp + 4, ">u4")
-    follows: Answers = sequences[1:] - sequences[:-1] == length - headers
+def _are_like(piece: Piece, ip: int, headers: int, protocol: int) -> Answers:
+    """Of each packet but the first whether its headers are those of the one before it, but for what
+    tells their places in a stream."""
     words = piece.table(_ESP, _ESP + headers, "=u4")
-    differences = (words[1:] ^ words[:-1]) & _alike(ip, headers)
-    follows &= np.bitwise_or.reduce(differences, axis=1) == 0
-    follows &= piece.column(tcp + 13, "u1")[:-1] & PSH == 0
+    differences = (words[1:] ^ words[:-1]) & _alike(ip, headers, protocol)
+    alike: Answers = np.bitwise_or.reduce(differences, axis=1) == 0
+    if (
+        protocol != TCP
+    ):  # RFC 768: "An all zero transmitted checksum value means that" there is none.
+        has_sum = piece.column(_ESP + ip + CHECKSUM_AT[protocol], "=u2") != 0
+        alike &= has_sum[1:] & has_sum[:-1]
     if ip == _IPV4_SIZE:  # RFC 6864 section 4.1: with DF an Identification means nothing.
         numbers = piece.column(_ESP + 4, ">u2")
         has_df = piece.column(_ESP + 6, "u1")[1:] & DF != 0
-        follows &= has_df | (numbers[1:] - numbers[:-1] == 1)
+        alike &= has_df | (numbers[1:] - numbers[:-1] == 1)
+    return alike
+
+
+def _follow(piece: Piece, ip: int, headers: int, length: int) -> Answers:
+    """The same of segments of TCP, whether one is the next after the other."""
+    tcp = _ESP + ip
+    sequences = piece.column(tcp + 4, ">u4")
+    follows: Answers = sequences[1:] - sequences[:-1] == length - headers
+    follows &= piece.column(tcp + 13, "u1")[:-1] & PSH == 0
     return follows
 
 
 @cache
-def _alike(ip: int, headers: int) -> Numbers:
-    """The bits of the headers that are the same in all segments of a stream."""
+def _alike(ip: int, headers: int, protocol: int) -> Numbers:
+    """The bits of the headers that are the same in all of a stream."""
     mask = bytearray(b"\xff" * headers)
     if ip == _IPV4_SIZE:
         mask[4:6] = mask[10:12] = bytes(2)  # Identification, checksum
-    mask[ip + 4 : ip + 8] = bytes(4)  # sequence number
-    mask[ip + 13] = 0xFF & ~PSH
-    mask[ip + 16 : ip + 18] = bytes(2)  # checksum
+    if protocol == TCP:
+        mask[ip + 4 : ip + 8] = bytes(4)  # sequence number
+        mask[ip + 13] = 0xFF & ~PSH
+    checksum = ip + CHECKSUM_AT[protocol]
+    mask[checksum : checksum + 2] = bytes(2)
     return np.frombuffer(bytes(mask), "=u4")
 
 
-def _are_intact(piece: Piece, ip: int, trailer: bytes) -> Answers:
+def _are_intact(piece: Piece, ip: int, protocol: int, trailer: bytes) -> Answers:
     """Of each packet but the first whether its checksums are right, and those of the one before."""
     begin, end = _ESP + ADDRESSES_AT[ip], piece.size - RUN_ICV
     # Addresses and segment are one stretch, and the trailer behind it ends a word.
-    pseudo = native_sum(_WORD.pack(TCP + end - len(trailer) - _ESP - ip))
+    pseudo = native_sum(_WORD.pack(protocol + end - len(trailer) - _ESP - ip))
     sums = sums_of(piece.table(begin, end, "=u4"))
     intact: Answers = (sums + pseudo) % 0xFFFF == native_sum(trailer)
     if ip == _IPV4_SIZE:

@@ -21,8 +21,13 @@ DEVICE = "xfrmpy0"
 _TUN = Path("/dev/net/tun")
 _TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 _TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x400454D0, 0x400454D8
+_TUNSETSTEERINGEBPF = 0x800454E0
 _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
-_IFF_MULTI_QUEUE, _IFF_PERSIST = 0x0100, 0x0800
+_IFF_MULTI_QUEUE, _IFF_PERSIST, _IFF_TUN_EXCL = 0x0100, 0x0800, 0x8000
+ONE_QUEUE, SHARED_QUEUES, OWN_QUEUES = 0, _IFF_MULTI_QUEUE, _IFF_MULTI_QUEUE | _IFF_TUN_EXCL
+_IS_THERE = {SHARED_QUEUES: errno.EINVAL, OWN_QUEUES: errno.EBUSY}
+"""How the kernel says that it was made with one queue, or that there is one at all."""
+
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFMTU = 0x8913, 0x8914, 0x8922
 _IFF_UP = 0x1
 _FLAGS = Struct("=16sH22x")  # struct ifreq with ifr_flags
@@ -51,18 +56,19 @@ the 65,536 that devices have otherwise, each takes two."""
 class Tun:
     """A device for as long as this object is open. Reading and writing never block."""
 
-    def __init__(self, name: str, *, is_shared: bool = False, lent: int | None = None) -> None:
+    def __init__(self, name: str, *, queues: int = ONE_QUEUE, lent: int | None = None) -> None:
         """One that is there and that nobody else has open is taken as it is.
 
-        One that `is_shared` has a queue for each process that opens it so, and is there as long as
-        one of them has it; but for one that was made to stay without, which is for one only. `lent`
-        is the descriptor of a queue that another process has opened, which is gone on with.
+        One with `SHARED_QUEUES` has a queue for each process that opens it so, and is there as long
+        as one of them has it; one with `OWN_QUEUES` may have more than one of ours. Either has one
+        if it was made to stay without. `lent` is the descriptor of a queue that another process has
+        opened, which is gone on with.
         Raises `DatapathError` where there are no TUN devices, or none for us.
         """
         self._descriptor = _open() if lent is None else lent
         try:
             if lent is None:
-                self._obtain(name, _IFF_MULTI_QUEUE if is_shared else 0)
+                self._obtain(name, queues)
             size = _INTEGER.pack(virtio.SIZE)  # Of one that was there it may be another.
             fcntl.ioctl(self._descriptor, _TUNSETVNETHDRSZ, size)
             self.is_adopted = bool(self._told()[1] & _IFF_PERSIST)
@@ -71,7 +77,7 @@ class Tun:
             held = _HELD.get(error.errno or 0, "")
             reason = f"the TUN device {name} cannot be made: {error.strerror}{held}"
             raise DatapathError(reason, error.errno) from error
-        self._take_over_work()
+        self.takes_datagrams = self._take_over_work()
         if not self.is_adopted:
             _limit_super_packets(name)
 
@@ -81,7 +87,7 @@ class Tun:
             asked = _FLAGS.pack(name.encode(), flags | queues)
             fcntl.ioctl(self._descriptor, _TUNSETIFF, asked)
         except OSError as error:
-            if not queues or error.errno != errno.EINVAL:
+            if error.errno != _IS_THERE.get(queues):
                 raise
             fcntl.ioctl(self._descriptor, _TUNSETIFF, _FLAGS.pack(name.encode(), flags))
 
@@ -91,17 +97,19 @@ class Tun:
         name, flags = _FLAGS.unpack(answer)
         return name.rstrip(b"\0"), flags
 
-    def _take_over_work(self) -> None:
-        """Where a host does all by itself we are slower, and nothing else."""
+    def _take_over_work(self) -> bool:
+        """Where a host does all by itself we are slower, and nothing else. Returns whether it takes
+        several datagrams as one: a kernel that gives them takes them."""
         for offloads in _OFFLOADS:
             with contextlib.suppress(OSError):
                 fcntl.ioctl(self._descriptor, _TUNSETOFFLOAD, offloads)
-                return
+                return bool(offloads & _USO)
+        return False
 
     @classmethod
-    def of_all_tunnels(cls, *, is_shared: bool = False) -> Tun:
+    def of_all_tunnels(cls, *, queues: int = OWN_QUEUES) -> Tun:
         """`DEVICE`, up, into which our own routes lead. Raises `DatapathError`."""
-        made = cls(DEVICE, is_shared=is_shared)
+        made = cls(DEVICE, queues=queues)
         try:
             _silence()
             bring_up()
@@ -121,6 +129,18 @@ class Tun:
 
     def fileno(self) -> int:
         return self._descriptor
+
+    def another_queue(self) -> Tun:
+        """One more, of the next number. Raises `DatapathError`, if it can have no more, too."""
+        name = self.name
+        if not name:
+            raise DatapathError("the TUN device is gone", errno.ENODEV)
+        return Tun(name, queues=SHARED_QUEUES)
+
+    def steer(self, program: int) -> None:
+        """Have a program, of this descriptor, say by which queue a packet comes. Raises
+        `OSError`."""
+        fcntl.ioctl(self._descriptor, _TUNSETSTEERINGEBPF, _INTEGER.pack(program))
 
     def read(self) -> tuple[bytes, Offload]:
         """The next packet, and what its sender has left undone. Raises `BlockingIOError` if there

@@ -32,11 +32,12 @@ from xfrmpy.datapath.userspace.control import ControlSocket
 from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused, Waits
 from xfrmpy.datapath.userspace.ledger import Ledger
 from xfrmpy.datapath.userspace.neighbours import Kind, Neighbours
+from xfrmpy.datapath.userspace.queues import Queues
 from xfrmpy.datapath.userspace.raw import RawSockets
 from xfrmpy.datapath.userspace.scheduling import ask_for_short_slices
 from xfrmpy.datapath.userspace.sending import UdpSender
 from xfrmpy.datapath.userspace.shares import FIRST, Share
-from xfrmpy.datapath.userspace.tun import DEVICE, Tun
+from xfrmpy.datapath.userspace.tun import DEVICE, ONE_QUEUE, OWN_QUEUES, SHARED_QUEUES, Tun
 from xfrmpy.datapath.userspace.turns import Readable, Turn
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
@@ -87,6 +88,7 @@ class Worker:
         self._raw: RawSockets | None = None
         self._tun: Tun | None = None
         self._tunnel_tuns: dict[int, Tun] = {}
+        self._queues = Queues(lambda queue: self._listen_to(queue, 0), self._readable.unregister)
         self._running = True
         self._next_check_at = 0.0
         self._control = ControlSocket(
@@ -162,20 +164,18 @@ class Worker:
             self._count("tun-read")
             # A device that somebody removed does not come back, and is readable for ever.
             if error.errno == errno.EBADFD:
-                self._lose_tun(tun, if_id)
+                self._lose_tun(if_id)
 
-    def _lose_tun(self, gone: Tun, if_id: int) -> None:
+    def _lose_tun(self, if_id: int) -> None:
         """What a tunnel's own device has besides its name, only the daemon knows."""
         if if_id:
             self._close_tunnel_tun(if_id)
         else:
-            self._replace_tun(gone)
+            self._replace_tun()
 
-    def _replace_tun(self, gone: Tun) -> None:
+    def _replace_tun(self) -> None:
         """Make another device. Without one there is no use in going on."""
-        self._readable.unregister(gone)
-        gone.close()
-        self._tun = None
+        self._close_tun()
         try:
             self._open_tun()
         except DatapathError as error:
@@ -183,8 +183,18 @@ class Worker:
             self._running = False
 
     def _open_tun(self) -> None:
-        self._tun = Tun.of_all_tunnels(is_shared=self._is_one_of_many)
+        queues = SHARED_QUEUES if self._is_one_of_many else OWN_QUEUES
+        self._tun = Tun.of_all_tunnels(queues=queues)
         self._listen_to(self._tun, 0)
+        if not self._is_one_of_many:
+            self._queues.open(self._tun)
+
+    def _close_tun(self) -> None:
+        if self._tun is not None:
+            self._queues.close()
+            self._readable.unregister(self._tun)
+            self._tun.close()
+            self._tun = None
 
     def _listen_to(self, tun: Tun, if_id: int) -> None:
         turn = self._outbound.turn(self._readable)
@@ -258,10 +268,7 @@ class Worker:
                 self._readable.unregister(opened)
             self._raw.close()
             self._raw = self._outbound.raw = None
-        if self._tun is not None:
-            self._readable.unregister(self._tun)
-            self._tun.close()
-            self._tun = None
+        self._close_tun()
 
     def _close_udp(self) -> None:
         for each in self._udp.values():
@@ -345,7 +352,7 @@ class Worker:
 
     def shut(self, _: Plain) -> None:
         """Carry no packets any more."""
-        self._forwarder.remove_all()
+        self.remove_all(None)
         self._shut()
 
     def leave_port(self, _: Plain) -> None:
@@ -384,6 +391,7 @@ class Worker:
             self._forwarder.add_sa(entry, time.monotonic())
         else:
             self._forwarder.add_policy(entry)
+            self._queues.lead(entry)
 
     def _check_carriage(self, entry: SadEntry) -> None:
         if entry.encapsulation is None:
@@ -413,14 +421,17 @@ class Worker:
         self._forwarder.remove_sa(from_plain(SaId, plain))
 
     def remove_policy(self, plain: Plain) -> None:
-        self._forwarder.remove_policy(from_plain(SpdEntry, plain))
+        entry = from_plain(SpdEntry, plain)
+        self._forwarder.remove_policy(entry)
+        self._queues.forget(entry)
 
     def open_interface(self, plain: Plain) -> None:
         """A tunnel's own device, unless it is there; `plain` has its number and what to call it."""
         if_id, name = from_plain(int, plain[0]), from_plain(str, plain[1])  # type: ignore[index]
+        queues = SHARED_QUEUES if self._is_one_of_many else ONE_QUEUE
         if if_id not in self._tunnel_tuns:
             try:
-                self._tunnel_tuns[if_id] = Tun(name, is_shared=self._is_one_of_many)
+                self._tunnel_tuns[if_id] = Tun(name, queues=queues)
             except DatapathError as error:
                 # One of which the first worker has the only queue: it does the writing.
                 if self._share.index == FIRST or error.errno != errno.EBUSY:
@@ -471,6 +482,7 @@ class Worker:
         return dict(self._forwarder.refused)
 
     def remove_all(self, _: Plain) -> Plain:
+        self._queues.clear()
         return self._forwarder.remove_all()
 
     def stop(self, _: Plain) -> None:

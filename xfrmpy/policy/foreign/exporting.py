@@ -20,9 +20,12 @@ def other_end(tunnel: TunnelPolicy, address: str = "") -> ForeignEnd:
     """
     if tunnel.interface is not None:
         raise Unrenderable("interface has nothing that stands for it there")
-    if tunnel.shared_key is None or tunnel.signs:
+    if tunnel.local_null or tunnel.remote_null:
+        raise Unrenderable("null_auth is not carried over: write the other end by hand")
+    has_eap = tunnel.local_eap is not None or tunnel.remote_eap is not None
+    if tunnel.shared_key is None or tunnel.signs or has_eap:
         raise Unrenderable(
-            "keys and certificates are not carried over: write the other end by hand"
+            "keys, certificates and EAP are not carried over: write the other end by hand"
         )
     if tunnel.ppk_required:
         raise Unrenderable("ppk is not carried over, and required: write the other end by hand")

@@ -36,7 +36,7 @@ from xfrmpy.policy.foreign.words import (
 from xfrmpy.registry import ProtocolId
 
 SHARED_KEYS_ONLY = "keys and certificates are not carried over: `auth`, `cert` and `ca` name them"
-NO_EAP = "xfrmpy does not speak EAP"
+NO_EAP = "EAP is not carried over: write `auth: {local: {eap: ...}}`, or of the other end"
 NO_REMOTE_ACCESS = "xfrmpy has no virtual addresses"
 IKEV1 = "is of IKEv1 alone, which xfrmpy does not speak"
 INTERFACES = "xfrmpy makes the interface itself: see `interface` in docs/routes.md"
