@@ -29,6 +29,7 @@ IMPERATIVES = {
     outputs.RemovePolicy,
     outputs.AskUsage,
     outputs.AskStatus,
+    outputs.AskAaa,
     outputs.Persist,
 }
 COUNTED = {outputs.DatagramDropped}

@@ -152,6 +152,7 @@ NO_NEWS = {
     outputs.RemovePolicy,
     outputs.AskUsage,
     outputs.AskStatus,
+    outputs.AskAaa,
     outputs.Persist,
     outputs.DatagramDropped,
 }
