@@ -16,7 +16,7 @@ from integration.lab.authority import (
     write_credentials,
 )
 from integration.lab.gateway import XfrmpyGateway
-from integration.lab.process import eventually
+from integration.lab.process import eventually, run
 from integration.lab.site import Pair, Site
 from integration.lab.strongswan import StrongswanPeer
 from tests.pki.chains import Entity, dns, key
@@ -200,3 +200,85 @@ def assert_refused(gateway: XfrmpyGateway, peer: StrongswanPeer, code: str) -> N
     peer.swanctl("--initiate", "--child", "net0", "--timeout", "30", check=False)
     eventually("the refusal to be told", lambda: gateway.log.count(code) > told)
     assert not gateway.is_up()
+
+
+def await_log(gateway: XfrmpyGateway, words: str) -> None:
+    """Files are looked at every five seconds, and once more a second later."""
+    eventually(f"the log to have {words!r}", lambda: words in gateway.log, seconds=40)
+
+
+def test_a_renewed_certificate_is_taken_by_itself_and_no_sa_ends(site: Site) -> None:
+    """Another key has the peers authenticate anew; a file that is half written changes nothing."""
+    peer = strongswan(site, CORP.gateway(SUN), CORP.issuing, anchor=CORP.root)
+    gateway = xfrmpy(site, CORP.gateway(MOON), CORP.issuing, anchor=CORP.root)
+    site.connect(gateway, peer)
+    before = gateway.spis()
+    directory = site.directory / "moon-certs"
+    half = (directory / "certs/gw.pem").read_bytes()[:300]
+    (directory / "certs/gw.pem").write_bytes(half)
+    await_log(gateway, "a certificate without end")
+    assert gateway.spis() == before
+    write_credentials(directory, CORP.gateway(MOON), CORP.issuing, anchor=CORP.root)
+    await_log(gateway, "net0: update, hot")
+    assert gateway.spis() == before
+    renewed = CORP.gateway(MOON, private_key=key("p256", 998))
+    write_credentials(directory, renewed, CORP.issuing, anchor=CORP.root)
+    eventually("the IKE SA to be another", lambda: gateway.spis() != before, seconds=40)
+    eventually("the tunnel to be up", gateway.is_up)
+    site.assert_protected()
+
+
+def test_a_list_that_is_put_there_ends_the_tunnel_of_whoever_is_on_it(site: Site) -> None:
+    """Without a word of the operator's; and it is not up again, whoever begins."""
+    leaf = CORP.gateway(SUN)
+    peer = strongswan(site, leaf, CORP.issuing, anchor=CORP.root)
+    gateway = xfrmpy(site, CORP.gateway(MOON), CORP.issuing, anchor=CORP.root)
+    site.connect(gateway, peer)
+    crl = site.directory / "moon-certs/cas/corp.crl"
+    crl.write_bytes(revocations(CORP.issuing))
+    eventually("the list to be taken", lambda: "net0: update, " in gateway.log, seconds=40)
+    eventually("the tunnel to be up", gateway.is_up)
+    crl.write_bytes(revocations(CORP.issuing, leaf))
+    eventually("the tunnel to be down", lambda: not gateway.is_up(), seconds=40)
+    assert "XF2115" in gateway.log
+    assert_refused(gateway, peer, "XF2115")
+
+
+@pytest.mark.parametrize("form", ["modern", "legacy"])
+def test_a_pkcs12_file_of_openssl_s_is_key_and_chain(site: Site, form: str) -> None:
+    """As other programs hand out what a gateway needs, in one file with a passphrase."""
+    peer = strongswan(site, CORP.gateway(SUN), CORP.issuing, anchor=CORP.root)
+    leaf = CORP.gateway(MOON)
+    directory = site.directory / "moon-certs"
+    write_credentials(directory, leaf, CORP.issuing, anchor=CORP.root)
+    word, held = directory / "word", directory / "gw.p12"
+    word.touch(0o600)
+    word.write_text("a passphrase of many words")
+    held.touch(0o600)
+    certs = (str(directory / "certs/gw.pem"), str(directory / "keys/gw.key"))
+    old = ("-keypbe", "PBE-SHA1-3DES", "-certpbe", "PBE-SHA1-3DES", "-macalg", "sha1")
+    run(
+        *("openssl", "pkcs12", "-export", "-in", certs[0], "-inkey", certs[1]),
+        *("-passout", f"file:{word}", "-out", str(held), *(old if form == "legacy" else ())),
+    )
+    local = {"id": MOON, "key": f"file:{held}", "passphrase": f"file:{word}"}
+    remote = {"id": SUN, "ca": f"file:{directory}/cas/corp.pem"}
+    psk: dict[str, Any] = {"psk": None, "id": None, "peer_id": None}
+    auth = {"local": local, "remote": remote}
+    gateway = site.xfrmpy(site.network.moon, site.network.tunnel(), auth=auth, **psk)
+    site.connect(gateway, peer)
+    site.assert_protected()
+
+
+@pytest.mark.parametrize("pattern", ["*.example.net", "O=Example, CN=*"])
+def test_a_pattern_takes_whom_its_certificate_proves_to_be_one_of_them(
+    site: Site, pattern: str
+) -> None:
+    """strongSwan is told no identity that it should have, and says its own."""
+    told = SUN if pattern.startswith("*") else f"O=Example, CN={SUN}"
+    peer = strongswan(site, CORP.gateway(SUN), CORP.issuing, anchor=CORP.root, local_id=told)
+    leaf = CORP.gateway(MOON)
+    gateway = xfrmpy(site, leaf, CORP.issuing, anchor=CORP.root, remote_id=pattern)
+    for _ in Pair(site, gateway, peer).each_role():
+        site.assert_protected()
+    assert f"IKE SA with {told} at" in gateway.log

@@ -682,10 +682,14 @@ CATALOGUE: dict[str, FailureKind] = {
     "XF2116": FailureKind(
         title="it is not known whether a certificate is revoked",
         exit_code=ExitCode.PEER_REFUSED,
-        causes=("the list of revoked certificates is missing, old, or another authority's",),
+        causes=(
+            "`revocation: strict`, and none of the sources shown has an answer to be believed",
+            "the list beside `ca` is missing, old, or another authority's",
+        ),
         fixes=(
-            "renew the list: `xfrmpy cert revoke` and `crl` make it",
-            "put the list beside the authority, and `xfrmpy apply`",
+            "ask what is shown by hand: `curl -v URL`, or `openssl ocsp`",
+            "renew the list: `xfrmpy cert revoke`; put it beside the authority, and `xfrmpy apply`",
+            "`revocation: soft` refuses only what is known to be revoked",
         ),
     ),
     "XF2117": FailureKind(

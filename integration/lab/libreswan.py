@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -27,7 +27,6 @@ conn net{number}
     phase2={protocol}
     esp={packets}
     esn={esn}
-    authby=secret
     ikev2=insist
     auto={auto}
     {mode}
@@ -42,7 +41,8 @@ class LibreswanPeer:
 
     `auto` is "add", or "start" for one that initiates by itself; `connection` are further lines of
     each connection ("dpddelay=1"), and `marks` the marks of their policies ("0x10/0xf0"), if any.
-    `secrets` are further lines of ipsec.secrets.
+    `secrets` are further lines of ipsec.secrets. `authby` is how both ends prove themselves, and
+    `files` certificates and keys as `libreswan-peer` wants them, by their paths in its directory.
     `configuration` are ipsec.conf and ipsec.secrets in the place of what is made of the tunnels.
     """
 
@@ -56,12 +56,17 @@ class LibreswanPeer:
         connection: Sequence[str] = (),
         marks: Sequence[str] = (),
         secrets: Sequence[str] = (),
+        authby: str = "secret",
+        files: Mapping[str, bytes] | None = None,
         configuration: tuple[str, str] | None = None,
     ) -> None:
         self._directory = directory
         directory.mkdir()
+        for name, octets in (files or {}).items():
+            (directory / name).parent.mkdir(exist_ok=True)
+            (directory / name).write_bytes(octets)
         connections = [
-            _connection(number, tunnel, auto, connection, mark)
+            _connection(number, tunnel, auto, (f"authby={authby}", *connection), mark)
             for number, (tunnel, mark) in enumerate(zip_longest(tunnels, marks))
         ]
         keys = [f'@{t.ours.id} @{t.theirs.id} : PSK "{t.psk}"\n' for t in tunnels]

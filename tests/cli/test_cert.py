@@ -15,8 +15,9 @@ from xfrmpy.ipsec.identity import Identity
 from xfrmpy.pki.certificate import Certificate, load_bundle
 from xfrmpy.pki.identities import check_identity
 from xfrmpy.pki.paths import validate
-from xfrmpy.pki.revocation import Strictness, check_revocation, decode_crl_untrusted
-from xfrmpy.pki.verdicts import CertificateRefused, Problem
+from xfrmpy.pki.revocation import decode_crl_untrusted
+from xfrmpy.pki.statuses import Proofs, check_revocation
+from xfrmpy.pki.verdicts import CertificateRefused, Problem, Strictness
 from xfrmpy.policy.load import load_policy
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "certificates.md"
@@ -39,7 +40,7 @@ def path_of(name: str) -> tuple[Certificate, ...]:
 
 def check_list(name: str) -> None:
     crl = decode_crl_untrusted(Path("ca/crl.pem").read_bytes())
-    check_revocation(path_of(name), [crl], Strictness.STRICT, datetime.now(UTC))
+    check_revocation(path_of(name), Proofs(lists=(crl,)), Strictness.STRICT, datetime.now(UTC))
 
 
 def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:

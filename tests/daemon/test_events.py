@@ -29,6 +29,8 @@ IMPERATIVES = {
     outputs.RemovePolicy,
     outputs.AskAaa,
     outputs.AskUsage,
+    outputs.AskStatus,
+    outputs.AskAaa,
     outputs.Persist,
 }
 COUNTED = {outputs.DatagramDropped}

@@ -152,6 +152,8 @@ NO_NEWS = {
     outputs.RemovePolicy,
     outputs.AskAaa,
     outputs.AskUsage,
+    outputs.AskStatus,
+    outputs.AskAaa,
     outputs.Persist,
     outputs.DatagramDropped,
 }

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -276,10 +277,14 @@ def test_the_authorities_that_we_trust_are_named_to_the_peer(sealing: Any) -> No
     pair = by_certificates(remote_authorities=bundle(ROOT, STRANGER))
     pair.up()
     hashes = b"".join(e.certificate.key_hash for e in (ROOT, STRANGER))
-    assert asked == [CertreqPayload(encoding=CertificateEncoding.X509_SIGNATURE, data=hashes)]
+    assert asked == [
+        CertreqPayload(encoding=CertificateEncoding.X509_SIGNATURE, data=hashes),
+        CertreqPayload(encoding=CertificateEncoding.OCSP_CONTENT, data=b""),
+    ]
     assert len(hashes) == 40
     assert pair.moon.ike_sa.heard.requests == (
         CertreqPayload(encoding=CertificateEncoding.X509_SIGNATURE, data=ROOT.certificate.key_hash),
+        CertreqPayload(encoding=CertificateEncoding.OCSP_CONTENT, data=b""),
     )
 
 
@@ -291,3 +296,67 @@ def test_the_day_decides_and_not_the_clock_of_the_timers() -> None:
     failure = failure_at(pair, "sun")
     assert failure.code == "XF2106"
     assert ("our clock", "2026-07-31T12:00:00+00:00") in failure.evidence
+
+
+PATTERNS = {
+    "host name": ("*.example.net", "gw.example.net"),
+    "distinguished name": ("O=Example, CN=*", "O=Example, CN=gw"),
+}
+
+
+@pytest.mark.parametrize("end", ["moon", "sun"])
+@pytest.mark.parametrize("kind", PATTERNS)
+@pytest.mark.parametrize("is_meant", [True, False])
+def test_a_pattern_of_the_policy_takes_whom_it_stands_for(
+    end: str, kind: str, is_meant: bool
+) -> None:
+    """`end` has it; the other end's certificate proves which one it is."""
+    pattern, name = PATTERNS[kind]
+    known = issue(
+        x509.Name.from_rfc4514_string("CN=gw,O=Example" if is_meant else "CN=gw,O=Other"),
+        issuer=ISSUING,
+        names=[dns("gw.example.net" if is_meant else "gw.example.org")],
+        private_key=key("p256", 310),
+    )
+    told = name if is_meant else name.replace("Example", "Other").replace("net", "org")
+    base = tunnel_policy()
+    moon = certified(base, gateway("moon"), ISSUING)
+    sun = certified(mirrored(base), gateway("sun"), ISSUING)
+    if end == "sun":
+        moon = replace(certified(moon, known, ISSUING), local_id=Identity.parse(told))
+        sun = replace(sun, remote_id=Identity.parse(pattern))
+    else:
+        moon = replace(moon, remote_id=Identity.parse(pattern))
+        sun = replace(certified(sun, known, ISSUING), local_id=Identity.parse(told))
+    pair = Pair(moon, sun)
+    pair.up()
+    if is_meant:
+        pair.assert_up()
+        assert str(pair.ends(end)[0].views[0].remote_id) == told
+    else:
+        pair.assert_down()
+        assert failure_at(pair, end).code == "XF2007"
+
+
+def test_the_policy_of_one_identity_comes_before_a_pattern() -> None:
+    moon = certified(tunnel_policy(), gateway("moon"), ISSUING)
+    sun = certified(mirrored(moon), gateway("sun"), ISSUING)
+    pair = Pair(moon, sun)
+    anybody = replace(sun, name="anybody", remote_id=Identity.parse("O=Example, CN=*"))
+    child = replace(anybody.children[0], reqid=anybody.children[0].reqid + 1)
+    pair.sun.endpoint.add_tunnel(replace(anybody, children=(child,)))
+    pair.up()
+    assert [view.remote_id for view in pair.sun.endpoint.ike_sas("tunnel-a")]
+    assert pair.sun.endpoint.ike_sas("anybody") == ()
+
+
+def test_a_wildcard_in_a_certificate_is_none_for_a_pattern_either() -> None:
+    """The peer has to say which one it is, and to have just that."""
+    anyone = issue("x", issuer=ISSUING, names=[dns("*.example.net")], private_key=key("p256", 311))
+    base = tunnel_policy()
+    moon = replace(certified(base, anyone, ISSUING), local_id=Identity.parse("gw.example.net"))
+    sun = certified(mirrored(base), gateway("sun"), ISSUING)
+    pair = Pair(moon, replace(sun, remote_id=Identity.parse("*.example.net")))
+    pair.up()
+    pair.assert_down()
+    assert failure_at(pair, "sun").code == "XF2114"

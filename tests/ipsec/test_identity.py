@@ -135,3 +135,45 @@ def test_a_distinguished_name_is_the_same_in_ldap_s_order_and_in_any_case() -> N
 def test_whatever_is_no_name_is_only_itself(identity: Identity) -> None:
     if identity.type != IdType.ID_DER_ASN1_DN or not str(identity).count("="):
         assert identity.comparable == identity
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told", "matches"),
+    [
+        ("*.example.net", "gw.example.net", True),
+        ("*.example.net", "GW.Branch.Example.NET", True),
+        ("*.example.net", "example.net", False),
+        ("*.example.net", ".example.net", False),
+        ("*.example.net", "gw.example.net.evil.org", False),
+        ("*.example.net", "gwexample.net", False),
+        ("*.example.net", "*.example.net", False),
+        ("*.example.net", "a.*.example.net", False),
+        ("*.example.net", "user@gw.example.net", False),
+        ("*.example.net", "O=x.example.net, CN=a.example.net", False),
+        ("*@example.net", "ann@example.net", True),
+        ("*@example.net", "@example.net", False),
+        ("*@example.net", "ann@gw.example.net", False),
+        ("*@example.net", "*@example.net", False),
+        ("O=Example, CN=*", "O=Example, CN=gw", True),
+        ("O=Example, CN=*", "CN=gw, O=example", True),
+        ("O=Example, CN=*", "O=Other, CN=gw", False),
+        ("O=Example, CN=*", "O=Example, OU=a, CN=gw", False),
+        ("O=Example, CN=*", "O=Example, OU=gw", False),
+        ("O=Example, CN=*", "O=Example", False),
+        ("O=Example, CN=*", "O=Example, CN=*", False),
+        ("OU=*, CN=*", "OU=a, CN=b", True),
+        ("gw.example.net", "gw.example.net", True),
+        ("gw.example.net", "sun.example.net", False),
+    ],
+)
+def test_a_pattern_stands_for_what_is_below_it_and_of_its_kind(
+    pattern: str, told: str, matches: bool
+) -> None:
+    assert Identity.parse(pattern).matches(Identity.parse(told)) is matches
+
+
+@given(st.binary(max_size=80), st.sampled_from(list(IdType)))
+def test_whatever_a_peer_says_is_no_pattern_s_defect(data: bytes, kind: IdType) -> None:
+    told = Identity(type=kind, data=data)
+    for pattern in ("*.example.net", "*@example.net", "O=Example, CN=*"):
+        assert not Identity.parse(pattern).matches(told) or kind != IdType.ID_DER_ASN1_DN

@@ -20,12 +20,11 @@ from tests.pki.chains import DAY, NOW, Entity, authority, extended, key
 from xfrmpy.pki.ocsp import check_by_ocsp
 from xfrmpy.pki.revocation import (
     RevocationList,
-    Strictness,
     check_by_crls,
-    check_revocation,
     decode_crl_untrusted,
 )
-from xfrmpy.pki.verdicts import CertificateRefused, Problem
+from xfrmpy.pki.statuses import Proofs, check_revocation
+from xfrmpy.pki.verdicts import CertificateRefused, Problem, Strictness
 
 ROOT = authority("root")
 ISSUING = authority("issuing", issuer=ROOT)
@@ -110,18 +109,18 @@ def test_an_intermediate_that_is_revoked_ends_the_path() -> None:
     lists = [crl(ISSUING), crl(ROOT, [ISSUING])]
     for strictness in (Strictness.STRICT, Strictness.SOFT):
         with pytest.raises(CertificateRefused) as caught:
-            check_revocation(PATH, lists, strictness, NOW)
+            check_revocation(PATH, Proofs(lists=tuple(lists)), strictness, NOW)
         assert caught.value.problem is Problem.REVOKED
-    check_revocation(PATH, lists, Strictness.OFF, NOW)
+    check_revocation(PATH, Proofs(lists=tuple(lists)), Strictness.OFF, NOW)
 
 
 def test_strict_wants_to_know_of_each_and_soft_does_not() -> None:
-    check_revocation(PATH, [crl(ISSUING), crl(ROOT)], Strictness.STRICT, NOW)
+    check_revocation(PATH, Proofs(lists=(crl(ISSUING), crl(ROOT))), Strictness.STRICT, NOW)
     for lists in ([], [crl(ISSUING)], [crl(ROOT)]):
         with pytest.raises(CertificateRefused) as caught:
-            check_revocation(PATH, lists, Strictness.STRICT, NOW)
+            check_revocation(PATH, Proofs(lists=tuple(lists)), Strictness.STRICT, NOW)
         assert caught.value.problem is Problem.STATUS_UNKNOWN
-        check_revocation(PATH, lists, Strictness.SOFT, NOW)
+        check_revocation(PATH, Proofs(lists=tuple(lists)), Strictness.SOFT, NOW)
 
 
 NOT_BELIEVED = {
@@ -279,7 +278,7 @@ def test_an_answer_may_hash_with_sha_256() -> None:
 def test_the_nonce_of_the_question_must_come_back() -> None:
     assert ocsp_verdict(answer(nonce=b"n" * 16), b"n" * 16) is None
     assert ocsp_verdict(answer(nonce=b"o" * 16), b"n" * 16) is Problem.STATUS_UNKNOWN
-    assert ocsp_verdict(answer(), b"n" * 16) is Problem.STATUS_UNKNOWN
+    assert ocsp_verdict(answer(), b"n" * 16) is None, "a prepared answer has none"
 
 
 def delegate(*, issuer: Entity = ISSUING, signs: bool = True, **wishes: object) -> Entity:

@@ -8,6 +8,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    load_pem_private_key,
+)
+from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
 
 from tests.ike.conftest import mirrored, tunnel_policy
 from tests.policy.conftest import STRONG
@@ -23,6 +28,12 @@ SHORT = """
 peer: 192.0.2.1
 cert: gw
 ca: corp
+local: 10.1.0.0/16
+remote: 10.2.0.0/16
+"""
+WITH_SECRET = """
+peer: 192.0.2.1
+psk: secret:key
 local: 10.1.0.0/16
 remote: 10.2.0.0/16
 """
@@ -306,3 +317,100 @@ def test_a_certificate_and_a_shared_key_are_no_match() -> None:
     found = disagreements(moon, mirrored(tunnel_policy()))
     assert {each.code for each in found} == {"XF2005"}
     assert len(found) == 2
+
+
+CONTAINED = """
+peer: 192.0.2.1
+auth:
+  local: {key: "file:%(keys)s/gw.p12", passphrase: "file:%(keys)s/word"%(more)s}
+  remote: {ca: corp, id: sun}
+local: 10.1.0.0/16
+remote: 10.2.0.0/16
+"""
+WORD = b"a word of twenty octets"
+
+
+def container(key: Issued | None, shown: Issued | None, *above: Authority) -> bytes:
+    """PKCS #12 with a key, a certificate of it, and those above."""
+    return serialize_key_and_certificates(
+        b"gw",
+        None if key is None else load_pem_private_key(key.key_pem, None),  # type: ignore[arg-type]
+        None if shown is None else shown.certificate.library,
+        [each.certificate.library for each in above],
+        BestAvailableEncryption(WORD),
+    )
+
+
+def write_container(place: Path, data: bytes, word: bytes = WORD) -> None:
+    for name, octets in (("gw.p12", data), ("word", word)):
+        (place / "keys" / name).touch(0o600)
+        (place / "keys" / name).write_bytes(octets)
+
+
+def contained(place: Path, more: str = "") -> str:
+    return CONTAINED % {"keys": place / "keys", "more": more}
+
+
+def test_pkcs12_is_a_key_with_its_certificates(load: Load, place: Path) -> None:
+    write_container(place, container(GW, GW, CORP))
+    tunnel = only(load(**{"a.yaml": contained(place)}))
+    assert tunnel.local_key is not None
+    assert tunnel.local_certificates is not None
+    assert tunnel.local_key.public == GW.certificate.public_key_info
+    assert tunnel.local_certificates.ders == (GW.certificate.der, CORP.certificate.der)
+    assert tunnel.local_certificates.origin == tunnel.local_key.origin
+    assert str(tunnel.local_id) == "gw.example.net"
+
+
+def test_a_certificate_that_is_named_beside_it_counts(load: Load, place: Path) -> None:
+    write_container(place, container(GW, None, CORP))
+    tunnel = only(load(**{"a.yaml": contained(place, ", cert: gw")}))
+    assert tunnel.local_certificates is not None
+    assert tunnel.local_certificates.ders == (GW.certificate.der,)
+
+
+@pytest.mark.parametrize(
+    ("make", "word", "code", "words"),
+    [
+        (lambda: container(GW, GW), b"another word, as long as it", "XF1030", "is another"),
+        (lambda: container(GW, GW)[:-40], WORD, "XF1030", "it is damaged"),
+        (lambda: container(None, None, CORP), WORD, "XF1030", "no private key is in it"),
+        (lambda: container(GW, None, CORP), WORD, "XF1031", "no certificate of the key"),
+    ],
+    ids=["wrong passphrase", "damaged", "no key", "no certificate"],
+)
+def test_a_container_that_lacks_something_is_told_of(
+    make: Callable[[], bytes], word: bytes, code: str, words: str, load: Load, place: Path
+) -> None:
+    write_container(place, make(), word)
+    loaded = load(**{"a.yaml": contained(place)})
+    (error,) = loaded.errors
+    assert error.code == code
+    assert words in str(error)
+    assert word.decode() not in str(error)
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("peer_id", ["*.example.net", "*@example.net", "O=Example, CN=*"])
+def test_a_peer_id_may_stand_for_many_where_a_certificate_proves_which(
+    peer_id: str, load: Load
+) -> None:
+    tunnel = only(load(**{"a.yaml": SHORT + f'peer_id: "{peer_id}"\n'}))
+    assert tunnel.remote_id == Identity.parse(peer_id)
+    assert tunnel.remote_id.is_pattern
+
+
+def test_with_a_secret_it_is_refused(load: Load) -> None:
+    (error,) = load(**{"a.yaml": WITH_SECRET + 'peer_id: "*.example.net"\n'}).errors
+    assert error.code == "XF1004"
+    assert "could be anybody's" in str(error)
+
+
+@pytest.mark.parametrize(
+    "peer_id",
+    ["*", "*.", "*@", "*.*.net", "gw*.example.net", "a.*.net", "an*@x.net", "O=Ex*, CN=*", "%any"],
+)
+@pytest.mark.usefixtures("place")
+def test_other_wildcards_are_refused(peer_id: str, load: Load) -> None:
+    (error,) = load(**{"a.yaml": SHORT + f'peer_id: "{peer_id}"\n'}).errors
+    assert error.code == "XF1004"

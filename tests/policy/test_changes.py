@@ -14,6 +14,7 @@ from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import parse_proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode, Offload
 from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.pki.verdicts import Strictness
 from xfrmpy.policy import changes
 from xfrmpy.policy.changes import (
     Action,
@@ -80,6 +81,7 @@ OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
     "remote_key": (PublicKey(spki=b"a public key", origin="office.yaml"), Impact.REAUTH),
     "local_certificates": (Certificates(ders=(b"renewed",), origin="certs/gw"), Impact.HOT),
     "remote_authorities": (Certificates(ders=(b"another",), origin="cas/corp"), Impact.REAUTH),
+    "revocation": (Strictness.STRICT, Impact.REAUTH),
     "local_null": (True, Impact.REAUTH),
     "remote_null": (True, Impact.REAUTH),
     "weak_signatures": (True, Impact.REAUTH),

@@ -9,6 +9,7 @@ value to forget. What is signed is decided in `authentication`.
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_public_key,
     load_pem_private_key,
     load_pem_public_key,
+)
+from cryptography.hazmat.primitives.serialization.pkcs12 import (
+    PKCS12KeyAndCertificates,
+    load_pkcs12,
 )
 
 from xfrmpy.registry import HashAlgorithm
@@ -199,6 +204,32 @@ class VerifyingKey:
             key.verify(signature, octets)
 
 
+_PKCS12 = re.compile(rb"\x30(?:[\0-\x80]|\x81.|\x82..|\x83...)\x02\x01\x03", re.DOTALL)
+"""RFC 7292 section 4: a sequence that begins with the version, 3, as no other file of keys does."""
+
+
+def is_pkcs12(data: bytes) -> bool:
+    """Whether a file is of PKCS #12, by its beginning."""
+    return _PKCS12.match(data) is not None
+
+
+def certificates_of_pkcs12(data: bytes, passphrase: bytes | None = None) -> tuple[bytes, ...]:
+    """The certificates of a PKCS #12 file in DER, that of its key first. Raises `KeyRefused`."""
+    found = _load_pkcs12(data, passphrase)
+    if found.cert is None:
+        raise KeyRefused("no certificate of the key is in it")
+    held = (found.cert, *found.additional_certs)
+    return tuple(each.certificate.public_bytes(Encoding.DER) for each in held)
+
+
+def _load_pkcs12(data: bytes, passphrase: bytes | None) -> PKCS12KeyAndCertificates:
+    try:
+        return load_pkcs12(data, passphrase)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        cause = "`passphrase` is missing" if passphrase is None else "the passphrase is another"
+        raise KeyRefused(f"this PKCS #12 cannot be read: it is damaged, or {cause}") from error
+
+
 class SigningKey:
     """A private key of ours in memory; its `public` half."""
 
@@ -215,10 +246,13 @@ class SigningKey:
 
     @classmethod
     def of_file(cls, data: bytes, passphrase: bytes | None = None) -> Self:
-        """A private key as people keep it: PEM or DER, PKCS #8 or older, perhaps encrypted.
+        """A private key as people keep it: PEM or DER, PKCS #8 or older, perhaps encrypted; or
+        PKCS #12 (RFC 7292).
 
         Raises `KeyRefused`.
         """
+        if is_pkcs12(data):
+            return cls._of_key(_load_pkcs12(data, passphrase).key)
         load = load_pem_private_key if b"-----BEGIN" in data else load_der_private_key
         try:
             key = load(data, password=passphrase)
@@ -228,6 +262,12 @@ class SigningKey:
         except (ValueError, UnsupportedAlgorithm) as error:
             wrong = "" if passphrase is None else ", or the passphrase is another"
             raise KeyRefused(f"this is no private key that can be read{wrong}") from error
+        return cls._of_key(key)
+
+    @classmethod
+    def _of_key(cls, key: object) -> Self:
+        if key is None:
+            raise KeyRefused("no private key is in it")
         if not isinstance(key, _Private):
             raise KeyRefused("a private key of this kind does not sign in IKEv2")
         public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -27,6 +27,7 @@ from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ike.outputs import Output, SaNotCreated, TunnelClosed
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.drift import Difference, Finding
+from xfrmpy.pki.verdicts import Problem
 from xfrmpy.policy.changes import (
     Action,
     Change,
@@ -337,10 +338,10 @@ class Applier:
                 report = await reports.get()
         except TimeoutError:
             return
-        if isinstance(report, SaNotCreated):
-            raise error_of(report.failure)
-        if isinstance(report, TunnelClosed) and report.failure is not None:
-            raise error_of(report.failure)
+        failed = report.failure if isinstance(report, SaNotCreated | TunnelClosed) else None
+        # That whoever is revoked is up no more is what a new list is for.
+        if failed is not None and failed.code != Problem.REVOKED.value:
+            raise error_of(failed)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from xfrmpy.daemon.occurrences import datapath_revived, offload_refused
 from xfrmpy.daemon.restraint import Restraint
 from xfrmpy.daemon.shunts import Shunts
 from xfrmpy.daemon.sockets import IkeSockets
+from xfrmpy.daemon.statuses import StatusFetcher
 from xfrmpy.daemon.totals import Totals
 from xfrmpy.datapath.interface import (
     Acquire,
@@ -41,6 +42,7 @@ from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
     AskAaa,
+    AskStatus,
     AskUsage,
     ChildSaEstablished,
     DatagramDropped,
@@ -56,6 +58,7 @@ from xfrmpy.ike.views import IkeSaView
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.drift import Difference, Ends
 from xfrmpy.ipsec.sad import SaId
+from xfrmpy.pki.sources import Source
 from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.store.interface import Store, StoreError
 
@@ -71,7 +74,8 @@ class Engine:
     `report` is called with every output that is news about a tunnel, `lose` when a datapath has
     ended and nothing more can be done with it, `demand` when a packet for a child of a tunnel waits
     for an IKE SA, `ask` when somebody else is to decide on a user, whose verdict `decide` takes.
-    What `shunts` have in force is not the core's.
+    What `shunts` have in force is not the core's. In `cache_dir` is kept what is known of revoked
+    certificates.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Engine:
         demand: Callable[[str, str, Acquire], None],
         ask: Callable[[AskAaa], None],
         shunts: Shunts,
+        cache_dir: FilePath,
     ) -> None:
         self.drops: Counter[str] = Counter()
         self._tunnels = tunnels
@@ -102,6 +107,7 @@ class Engine:
         self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
         self.totals = Totals(self._loop.time)
+        self._statuses = StatusFetcher(cache_dir / "revocation", self._tell_status)
         self._timer: asyncio.TimerHandle | None = None
         self._heard: list[Datapath] = []
         self._revivals = Restraint()
@@ -115,6 +121,7 @@ class Engine:
 
     def start(self) -> None:
         """Listen to the peers and to the datapaths."""
+        self._statuses.recall(self._endpoint.recall_status)
         self._listen_to_datapaths()
         self._count_what_was_taken_over()
         for each in self._sockets.all():
@@ -138,6 +145,7 @@ class Engine:
                 self._prepare_sockets()
 
     def stop(self) -> None:
+        self._statuses.stop()
         if self._timer is not None:
             self._timer.cancel()
         for datapath in self._datapaths.opened():
@@ -323,6 +331,9 @@ class Engine:
                 self._tell_usage(output)
             case AskAaa():
                 self._ask(output)
+            case AskStatus():
+                for source in output.sources:
+                    self._statuses.ask(source)
             case DatagramDropped():
                 self.drops[output.reason.value] += 1
                 log.debug("dropped from %s: %s %s", output.path, output.reason, output.detail)
@@ -409,6 +420,10 @@ class Engine:
             for sa, seconds_idle in zip(sas, answers, strict=True):
                 if seconds_idle is not None:
                     self._endpoint.handle_usage(sa, seconds_idle, self._loop.time())
+
+    def _tell_status(self, source: Source, answer: bytes | str) -> None:
+        self._endpoint.handle_status(source, answer, self._loop.time())
+        self._settle()
 
     def _keep_defect(self, output: DefectFound) -> None:
         self._defects += 1

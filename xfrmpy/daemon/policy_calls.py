@@ -28,6 +28,7 @@ from xfrmpy.control.values import decode
 from xfrmpy.daemon.applying import Applier, Plan, PlannedChange
 from xfrmpy.daemon.narration import summarize
 from xfrmpy.daemon.reconciliation import REMEDIES
+from xfrmpy.daemon.renewal import renewed
 from xfrmpy.daemon.replies import reply_of
 from xfrmpy.failures import OperatorError
 from xfrmpy.ipsec.addresses import IpAddress
@@ -124,6 +125,29 @@ class PolicyCalls:
             async for progress in self._start(plan, seconds):
                 yield progress
         yield reply
+
+    async def renew(self) -> bool:
+        """Take what has changed of certificates, keys and lists of revocations, and nothing else.
+
+        False if another change is being made, or waits to be confirmed.
+        """
+        pending = self._applied is not None and self._applied.pending is not None
+        if self._lock.locked() or pending:
+            return False
+        async with self._lock:
+            loaded = await asyncio.to_thread(load_policy, self._layers)
+            for error in loaded.errors:
+                log.warning("files have changed, and what is wrong is not taken: %s", error)
+            wanted = renewed(self._applier.policies(), loaded.tunnels)
+            try:
+                plan = self._applier.plan(wanted, self._applier.shunts())
+                if plan.changes:
+                    await self._applier.apply(
+                        plan, UNCONFIRMED_SECONDS, _tell_the_log, allow_pending=True
+                    )
+            except OperatorError as error:
+                log.error("changed certificates are not taken: %s", summarize(error.failure))
+        return True
 
     async def _plan(self, call: PlanCall | ApplyCall) -> tuple[Plan, LoadedPolicy]:
         overlay = None

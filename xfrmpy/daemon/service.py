@@ -49,6 +49,7 @@ from xfrmpy.daemon.policy_calls import PolicyCalls
 from xfrmpy.daemon.reconciliation import Reconciler
 from xfrmpy.daemon.recovery import open_store, take_over
 from xfrmpy.daemon.rekeying import has_forward_secrecy, replace_child_sas, replace_sas
+from xfrmpy.daemon.renewal import Renewal
 from xfrmpy.daemon.replies import reply_of
 from xfrmpy.daemon.shunts import Shunts
 from xfrmpy.daemon.socket_keeper import SocketKeeper
@@ -199,6 +200,7 @@ class Service:
             self._demand,
             self._ask,
             self._shunts,
+            FilePath(self._environ.get("CACHE_DIRECTORY") or self._runtime_dir),
         )
         self._users = Users(
             lambda tunnel: self._tunnels[tunnel].policy,
@@ -248,6 +250,8 @@ class Service:
             self._on_demand.lay_all_traps()
             self._keeper.spawn(self._keeper.keep_resolving())
             self._keeper.spawn(self._on_demand.keep_traps())
+            renewal = Renewal(applier.policies, self._policy.renew)
+            self._keeper.spawn(renewal.keep_looking())
             self._begin_tunnels(frozenset() if restored is None else restored.replaced)
             # The policy lives as long as we do: the collector need not go through it.
             gc.freeze()

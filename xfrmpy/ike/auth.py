@@ -7,6 +7,7 @@ else, and only after the peer's AUTH has been verified.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from xfrmpy.crypto.key_schedule import derive_child_keys
@@ -24,6 +25,7 @@ from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import first_error, only, optional
 from xfrmpy.ike.extensions import offer_in_auth, take_notifications
 from xfrmpy.ike.first_contact import check_unique, close_replaced, initial_contact
+from xfrmpy.ike.inquiries import settle_status
 from xfrmpy.ike.modes import (
     check_mode_answered,
     check_mode_asked,
@@ -52,6 +54,7 @@ from xfrmpy.ike.synchronization import SYNC_SUPPORTED, supports_sync
 from xfrmpy.ike.window_size import WINDOW_SIZE
 from xfrmpy.ipsec.identity import NOBODY, Identity
 from xfrmpy.ipsec.proposals import KEY_EXCHANGES, Proposal, child_suite, choose_proposal
+from xfrmpy.pki.verdicts import Problem
 from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.registry import AuthenticationMethod, ExchangeType, NotifyType
 from xfrmpy.wire.payloads import (
@@ -114,7 +117,7 @@ class IkeAuth:
         if sa.resumed is None:
             payloads += certificate_requests((tunnel,))
             payloads += announce(expectations((tunnel,)), sa.core.signatures)
-        if tunnel.remote_id is not None and not tunnel.remote_null:
+        if tunnel.remote_id is not None and not (tunnel.remote_null or tunnel.remote_id.is_pattern):
             payloads.append(IdrPayload(identity=tunnel.remote_id))
         payloads += auth
         child = () if self._child is None else self._child.offer()
@@ -146,12 +149,23 @@ class IkeAuth:
         try:
             remote = self._authenticate(payloads)
         except AuthenticationFailed as failed:
-            refusal = NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED)
-            self._sa.terminate(failed.failure, now, refusal)
+            self._refuse(failed, now)
             return
+        settle_status(self._sa, partial(self._go_on, payloads, remote), self._refuse, now)
+
+    def _refuse(self, failed: AuthenticationFailed, now: float) -> None:
+        refusal = NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED)
+        if failed.failure.code == Problem.REVOKED.value and self._sa.replaces is not None:
+            self._sa.replaces.terminate(failed.failure, now)
+        self._sa.terminate(failed.failure, now, refusal)
+
+    def _go_on(
+        self, payloads: tuple[OpenPayload, ...], remote: Identity | None, now: float
+    ) -> None:
         if remote is None:
             self._sa.start(self, now)
             return
+        error = first_error(payloads)
         self._sa.authenticated(self._tunnel, local=self._identity.identity, remote=remote, now=now)
         self._sa.channel.may_sync = supports_sync(payloads)
         if error is not None and error.type != NotifyType.SINGLE_PAIR_REQUIRED:
@@ -244,11 +258,15 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
         else:
             made = _authenticate_initiator(sa, payloads, now)
     except AuthenticationFailed as failed:
-        sa.respond((NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED),))
-        sa.close(failed.failure, now)
+        _refuse_initiator(sa, failed, now)
         return
     if made is not None:
-        _establish(sa, made, now)
+        settle_status(sa, partial(_establish, sa, made), partial(_refuse_initiator, sa), now)
+
+
+def _refuse_initiator(sa: IkeSa, failed: AuthenticationFailed, now: float) -> None:
+    sa.respond((NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED),))
+    sa.close(failed.failure, now)
 
 
 def _establish(sa: IkeSa, made: Authenticated, now: float) -> None:

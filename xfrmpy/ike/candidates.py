@@ -46,6 +46,7 @@ class _Group:
     policies: tuple[TunnelPolicy, ...]
     proposals: tuple[Proposal, ...]
     by_identity: dict[Identity | None, tuple[TunnelPolicy, ...]]
+    with_pattern: tuple[TunnelPolicy, ...]
     by_name: dict[str, TunnelPolicy]
     with_eap: tuple[TunnelPolicy, ...]
     forces_encapsulation: bool
@@ -78,9 +79,15 @@ class Candidates:
         return next((g.by_name[name] for g in self._groups if name in g.by_name), None)
 
     def of_peer(self, identity: Identity) -> tuple[TunnelPolicy, ...]:
-        """Those whose peer must have this identity."""
-        found = (group.by_identity.get(identity.comparable, ()) for group in self._groups)
-        return tuple(policy for policies in found for policy in policies)
+        """Those whose peer must have this identity, and then those that it may have."""
+        exact = (group.by_identity.get(identity.comparable, ()) for group in self._groups)
+        by_pattern = (
+            policy
+            for group in self._groups
+            for policy in group.with_pattern
+            if policy.remote_id is not None and policy.remote_id.matches(identity)
+        )
+        return (*(policy for policies in exact for policy in policies), *by_pattern)
 
     @property
     def with_eap(self) -> tuple[TunnelPolicy, ...]:
@@ -182,6 +189,7 @@ def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
         policies=policies,
         proposals=tuple(dict.fromkeys(p for policy in policies for p in policy.proposals)),
         by_identity={identity: tuple(found) for identity, found in by_identity.items()},
+        with_pattern=tuple(p for p in policies if p.remote_id and p.remote_id.is_pattern),
         by_name={policy.name: policy for policy in policies},
         with_eap=tuple(policy for policy in policies if policy.remote_eap is not None),
         forces_encapsulation=any(policy.forces_encapsulation for policy in policies),

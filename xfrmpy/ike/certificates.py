@@ -2,7 +2,7 @@
 
 Read RFC 7296 sections 3.6 and 3.7 first. Only X.509 certificates that stand in the message itself
 count: nothing is fetched because a peer says so, and lists of revocations that it sends are not
-looked at. Whether a path is valid is decided in `pki`.
+looked at. Whether a path is valid is decided in `pki`, whether it is revoked in `inquiries`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,9 @@ from xfrmpy.ike.errors import AuthenticationFailed
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.pki.certificate import Certificate, decode_certificate_untrusted
 from xfrmpy.pki.identities import check_identity
-from xfrmpy.pki.paths import validate
-from xfrmpy.pki.revocation import (
-    RevocationList,
-    Strictness,
-    check_revocation,
-    decode_crl_untrusted,
-)
-from xfrmpy.pki.verdicts import CertificateRefused, Problem
+from xfrmpy.pki.paths import Path, validate
+from xfrmpy.pki.revocation import RevocationList, load_lists
+from xfrmpy.pki.verdicts import CertificateRefused, Evidence, Problem
 from xfrmpy.policy.model import Certificates
 from xfrmpy.registry import CertificateEncoding
 from xfrmpy.wire.payloads import CertPayload, CertreqPayload
@@ -45,70 +40,81 @@ def sent_certificates(ours: Certificates) -> tuple[CertPayload, ...]:
 
     The top of a hierarchy proves nothing to whoever does not have it already.
     """
-    leaf, *above = _parsed(ours.ders)
+    leaf, *above = parsed(ours.ders)
     sent = (leaf, *(c for c in above if not c.is_self_issued))
     return tuple(CertPayload(encoding=CertificateEncoding.X509_SIGNATURE, data=c.der) for c in sent)
 
 
 def authorities_request(authorities: Iterable[Certificates]) -> CertreqPayload:
     """One CERTREQ with all of them: the SHA-1 of their keys in a row (section 3.7)."""
-    certificates = (c for each in authorities for c in _parsed(each.ders))
+    certificates = (c for each in authorities for c in parsed(each.ders))
     hashes = dict.fromkeys(certificate.key_hash for certificate in certificates)
     return CertreqPayload(encoding=CertificateEncoding.X509_SIGNATURE, data=b"".join(hashes))
 
 
-def certified_key(
+def certified_path(
     identity: Identity,
     certs: tuple[CertPayload, ...],
     authorities: Certificates,
     ours: Certificates | None,
     now: datetime,
-) -> bytes:
-    """The SubjectPublicKeyInfo that the peer must sign with, as its certificate proves.
+) -> Path:
+    """The path from the peer's certificate, with whose key it must sign, to one of the authorities.
 
     Raises `AuthenticationFailed`, with the step that failed.
     """
     try:
-        return _certified_key(identity, certs, authorities, ours, now)
+        return _certified_path(identity, certs, authorities, ours, now)
     except CertificateRefused as refused:
-        evidence = (
-            ("their identity", str(identity)),
-            *refused.evidence,
-            ("our authorities from", authorities.origin),
-        )
-        failure = Failure(code=refused.problem.value, summary=refused.summary, evidence=evidence)
-        raise AuthenticationFailed(failure) from refused
+        raise not_believed(refused, identity, authorities) from refused
 
 
-def _certified_key(
+def not_believed(
+    refused: CertificateRefused,
+    identity: Identity,
+    authorities: Certificates,
+    more: Evidence = (),
+) -> AuthenticationFailed:
+    """The same as a failure of the peer's to prove that it is `identity`."""
+    evidence = (
+        ("their identity", str(identity)),
+        *refused.evidence,
+        *more,
+        ("our authorities from", authorities.origin),
+    )
+    return AuthenticationFailed(
+        Failure(code=refused.problem.value, summary=refused.summary, evidence=evidence)
+    )
+
+
+def _certified_path(
     identity: Identity,
     certs: tuple[CertPayload, ...],
     authorities: Certificates,
     ours: Certificates | None,
     now: datetime,
-) -> bytes:
+) -> Path:
     sent = [c.data for c in certs if c.encoding == CertificateEncoding.X509_SIGNATURE]
     if not sent:
         raise CertificateRefused(Problem.MISSING, "the peer sends no certificate")
     if len(sent) > MAX_CERTIFICATES:
         raise CertificateRefused(Problem.TOO_MUCH, f"the peer sends {len(sent)} certificates")
     leaf, *theirs = map(decode_certificate_untrusted, sent)
-    known = () if ours is None else _parsed(ours.ders)[1:]
+    known = () if ours is None else parsed(ours.ders)[1:]
     path = validate(
-        leaf, intermediates=(*theirs, *known), anchors=_parsed(authorities.ders), now=now
+        leaf, intermediates=(*theirs, *known), anchors=parsed(authorities.ders), now=now
     )
-    check_revocation(path, _lists(authorities.crl), Strictness.SOFT, now)
     check_identity(path[0], identity)
-    return path[0].public_key_info
+    return path
 
 
 @lru_cache(maxsize=64)
-def _lists(crl: bytes) -> tuple[RevocationList, ...]:
-    """That of our authorities, which policy has parsed before."""
-    return (decode_crl_untrusted(crl),) if crl else ()
+def listed_revocations(crl: bytes) -> tuple[RevocationList, ...]:
+    """Those of our authorities, which policy has parsed before."""
+    return load_lists(crl) if crl else ()
 
 
 @lru_cache(maxsize=256)
-def _parsed(ders: tuple[bytes, ...]) -> tuple[Certificate, ...]:
+def parsed(ders: tuple[bytes, ...]) -> tuple[Certificate, ...]:
     """Ours and our authorities', which policy has parsed before."""
     return tuple(map(decode_certificate_untrusted, ders))

@@ -11,6 +11,7 @@ from xfrmpy.ike.candidates import Tunnel, TunnelIndex
 from xfrmpy.ike.certificates import WallClock, stopped_clock
 from xfrmpy.ike.compression import cpi_of
 from xfrmpy.ike.fragments import FragmentStore
+from xfrmpy.ike.inquiries import Inquiries
 from xfrmpy.ike.outputs import AddPolicy, AddSa, AskUsage, Output, RemoveSa
 from xfrmpy.ike.policies import PolicyBook
 from xfrmpy.ike.tickets import TicketKeys
@@ -58,7 +59,8 @@ class Core:
     sets `reauthenticate`: it begins an IKE SA that is to take the place of another. `lanes` is how
     many workers the userspace datapath has, over which Child SAs are spread by their SPIs; `cpus`
     how many CPUs the kernel has.
-    `signatures` are those that work on this host; the `wall_clock` dates certificates.
+    `signatures` are those that work on this host; the `wall_clock` dates certificates, whose
+    `inquiries` tell whether they are revoked.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Core:
         self.ticket_keys = TicketKeys(random)
         self.signatures = SignaturePolicy()
         self.wall_clock: WallClock = stopped_clock
+        self.inquiries = Inquiries(self)
         self.tickets: dict[str, HeldTicket] = {}
         self.redirects: dict[str, deque[float]] = {}
         self.reauthenticate: Callable[[IkeSa, float], None]
@@ -187,7 +190,7 @@ class Core:
         if sa.tunnel_name != tunnel.name:
             self.unfile(sa)
         self._of_tunnel.setdefault(tunnel.name, {})[sa.our_spi] = sa
-        self._of_peer.setdefault(tunnel.remote_id, {})[sa.our_spi] = sa
+        self._of_peer.setdefault(_peer_of(tunnel), {})[sa.our_spi] = sa
 
     def forget(self, sa: IkeSa) -> None:
         """An IKE SA that is deleted, and need not repeat itself any more."""
@@ -199,7 +202,7 @@ class Core:
         """It is not to be found by its tunnel or peer any more."""
         if sa.tunnel is not None:
             _take_out(self._of_tunnel, sa.tunnel.name, sa.our_spi)
-            _take_out(self._of_peer, sa.tunnel.remote_id, sa.our_spi)
+            _take_out(self._of_peer, _peer_of(sa.tunnel), sa.our_spi)
 
     def add_child(self, child: ChildSa) -> None:
         self.children[child.spi_in] = child
@@ -309,6 +312,12 @@ class Core:
             return lane_of(kin.spi_in, lanes)
         load = self._lane_load if is_in_userspace else Counter[int]()
         return min(range(lanes), key=lambda lane: (taken[lane], load[lane]))
+
+
+def _peer_of(tunnel: TunnelPolicy) -> Identity | None:
+    """Whom a tunnel is with; None if it may be several."""
+    peer = tunnel.remote_id
+    return None if peer is None or peer.is_pattern else peer
 
 
 def _take_out(index: dict[K, dict[S, V]], key: K, spi: S) -> None:

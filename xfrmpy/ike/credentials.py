@@ -25,12 +25,15 @@ from xfrmpy.ike.auth_methods import heard_methods
 from xfrmpy.ike.certificates import (
     WallClock,
     authorities_request,
-    certified_key,
+    certified_path,
     sent_certificates,
 )
 from xfrmpy.ike.errors import AuthenticationFailed
 from xfrmpy.ike.exchange import notifications
+from xfrmpy.ike.inquiries import OCSP_REQUEST
 from xfrmpy.ipsec.identity import Identity
+from xfrmpy.pki.paths import Path
+from xfrmpy.pki.verdicts import Strictness
 from xfrmpy.policy.model import Experiment, RsaSignature, TunnelPolicy
 from xfrmpy.registry import CertificateEncoding, HashAlgorithm, NotifyType
 from xfrmpy.wire.auth_methods import AuthAnnouncement
@@ -89,7 +92,7 @@ def our_credential(tunnel: TunnelPolicy, requests: Iterable[CertreqPayload]) -> 
     if tunnel.local_key is None:
         return None
     certs: tuple[CertPayload, ...] = ()
-    wanted = {request.encoding for request in requests}
+    wanted = {request.encoding for request in requests} - {OCSP_REQUEST.encoding}
     if tunnel.local_certificates is not None and wanted != {RAW_KEY_REQUEST.encoding}:
         certs = sent_certificates(tunnel.local_certificates)
     elif RAW_KEY_REQUEST.encoding in wanted:
@@ -101,24 +104,36 @@ def certificate_requests(policies: Iterable[TunnelPolicy]) -> tuple[CertreqPaylo
     """What we ask a peer to show that may be any of these tunnels'."""
     policies = tuple(policies)
     authorities = [p.remote_authorities for p in policies if p.remote_authorities is not None]
+    asks_status = any(
+        p.remote_authorities is not None and p.revocation is not Strictness.OFF for p in policies
+    )
     return (
         *((authorities_request(authorities),) if authorities else ()),
+        *((OCSP_REQUEST,) if asks_status else ()),
         *((RAW_KEY_REQUEST,) if any(p.remote_key is not None for p in policies) else ()),
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acceptable:
+    """The keys by which a peer may sign: at least one. A certificate proves it by its `path`."""
+
+    keys: tuple[VerifyingKey, ...]
+    path: Path = ()
+
+
 def acceptable_keys(
     tunnel: TunnelPolicy, identity: Identity, certs: tuple[CertPayload, ...], clock: WallClock
-) -> tuple[VerifyingKey, ...]:
-    """The keys by which the peer may sign as `identity`: at least one. `certs` are its CERTs.
+) -> Acceptable:
+    """The keys by which the peer may sign as `identity`. `certs` are its CERTs.
 
     Raises `AuthenticationFailed` if it shows another key than policy has, or no certificate that
     our authorities vouch for at the moment.
     """
     if tunnel.remote_authorities is not None:
         ours = tunnel.local_certificates
-        spki = certified_key(identity, certs, tunnel.remote_authorities, ours, clock())
-        return (verifying_key(spki),)
+        path = certified_path(identity, certs, tunnel.remote_authorities, ours, clock())
+        return Acceptable(keys=(verifying_key(path[0].public_key_info),), path=path)
     assert tunnel.remote_key is not None
     expected = tunnel.remote_key
     shown = [c.data for c in certs if c.encoding == CertificateEncoding.RAW_PUBLIC_KEY]
@@ -134,7 +149,7 @@ def acceptable_keys(
                 ),
             )
         )
-    return (verifying_key(expected.spki),)
+    return Acceptable(keys=(verifying_key(expected.spki),))
 
 
 def signature_policy(tunnel: TunnelPolicy, usable: SignaturePolicy) -> SignaturePolicy:

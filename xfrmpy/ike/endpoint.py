@@ -64,7 +64,7 @@ from xfrmpy.ike.outputs import (
     SendDatagram,
 )
 from xfrmpy.ike.puzzles import Puzzle
-from xfrmpy.ike.reception import receive
+from xfrmpy.ike.reception import receive, resume
 from xfrmpy.ike.reconfigure import is_unsettled, reconfigure
 from xfrmpy.ike.redirect import parse_gateway, redirect_established
 from xfrmpy.ike.restoration import Restored, changes_of_policy, restore
@@ -80,6 +80,7 @@ from xfrmpy.ipsec.drift import Difference, Dump, Ends
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import SpdEntry
+from xfrmpy.pki.sources import Source, SourceKind
 from xfrmpy.policy.model import StartMode, TunnelPolicy
 from xfrmpy.registry import ExchangeType, NotifyType
 from xfrmpy.wire.cursor import Malformed
@@ -151,6 +152,18 @@ class IkeEndpoint:
             sa = self._core.ike_sas.get(spi)
             if sa is not None:
                 self._run(sa, sa.handle_timeout, now)
+
+    def handle_status(self, source: Source, answer: bytes | str, now: float) -> None:
+        """What a source of `AskStatus` has answered, or a sentence that says why it has not."""
+        for sa, step in self._core.inquiries.answered(source, answer):
+            self._run(sa, partial(resume, sa, step), now)
+
+    def recall_status(self, kind: SourceKind, data: bytes) -> None:
+        """What a source has answered to an earlier endpoint.
+
+        Raises `CertificateRefused` if it is damaged or out of date.
+        """
+        self._core.inquiries.book.recall(kind, data, self._core.wall_clock())
 
     def handle_failure(
         self, output: AddSa | AddPolicy, reason: str, not_done: Iterable[AddSa | AddPolicy] = ()

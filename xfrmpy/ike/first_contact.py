@@ -31,7 +31,10 @@ def initial_contact(sa: IkeSa, tunnel: TunnelPolicy) -> tuple[NotifyPayload, ...
     """INITIAL_CONTACT, if this is the only IKE SA that we hold between the two identities.
 
     Who may be there several times "MUST NOT" say it: `unique: never`. Who proves nothing need not.
+    Nor is it known whether it is the only one while the peer may be any of several.
     """
+    if tunnel.remote_id is not None and tunnel.remote_id.is_pattern:
+        return ()
     ends = (tunnel.identity_at(sa.path.local.address), tunnel.remote_id)
     if not tunnel.tells_apart or _others(sa, ends, _NOT_YET_GONE):
         return ()

@@ -50,6 +50,7 @@ from xfrmpy.ike.window import OUR_WINDOW_SIZE, Outstanding, PeerSilent
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite, methods_of
+from xfrmpy.pki.paths import Path as CertificatePath
 from xfrmpy.policy.model import Retransmission, TunnelPolicy
 from xfrmpy.wire.payloads import OpenPayload
 
@@ -90,6 +91,7 @@ Payloads: TypeAlias = tuple[OpenPayload, ...]
 _NO_SCOPES: frozenset[Scope] = frozenset()
 _NO_NAMES: tuple[str, ...] = ()
 _NEVER: float | None = None
+_NO_PATH: CertificatePath = ()
 
 
 class IkeSa:
@@ -107,22 +109,15 @@ class IkeSa:
     are no keys before its solution; `eap_serving` asks a peer by EAP who it is. `transcript` is
     what stands between IKE_SA_INIT and IKE_AUTH, `heard` what the peer said of itself in
     IKE_SA_INIT. What it has begun and not finished is `unfinished`. `uses_ppk` is whether both ends
-    use post-quantum preshared keys; `ppk_id` names the one in its keys.
+    use post-quantum preshared keys; `ppk_id` names the one in its keys. `certified` is the path of
+    certificates by which the peer has proved itself, if it was by one.
     """
 
     __slots__ = (
         *("alone_at", "asks_pairs", "auth_puzzle", "authenticated_as", "begun_after"),
-        *("busy_since", "channel", "childless_until", "children", "core", "create_at"),
-        *(
-            "demand",
-            "doubted_until",
-            "eap_serving",
-            "established_at",
-            "filled",
-            "heard",
-            "heard_at",
-            "heir",
-        ),
+        *("busy_since", "certified", "channel", "childless_until", "children", "core", "create_at"),
+        *("demand", "doubted_until", "eap_serving", "established_at", "filled"),
+        *("heard", "heard_at", "heir"),
         *("is_asking_sent", "is_asking_usage", "is_client", "is_initiator", "is_rekeying"),
         *("is_reported", "keys"),
         *("local_id", "nat", "nonces", "on_silence", "peer_follows", "peer_takes_childless"),
@@ -176,7 +171,7 @@ class IkeSa:
         self.heir: IkeSa | None = None
         self.unfinished: list[Unfinished] = []
         self.demand, self.uses_ppk, self.ppk_id = Demand(), False, ""
-        self.refused_scopes = _NO_SCOPES
+        self.refused_scopes, self.certified = _NO_SCOPES, _NO_PATH
         self.postponed = self.filled = _NO_NAMES
         self.begun_after = self.authenticated_as = core.authentications
         self.established_at = self.up_since = self.heard_at = 0.0
@@ -293,7 +288,7 @@ class IkeSa:
             self.core.touched.add(self)
 
     def expect_authentication(self, until: float) -> None:
-        """A responder waits only so long for IKE_AUTH."""
+        """Only so long does it wait for IKE_AUTH to be done."""
         self._expires_at = until
         self.core.touched.add(self)
 
@@ -453,7 +448,7 @@ class IkeSa:
         new.authenticated_as, new.proved = self.authenticated_as, self.proved
         new.alone_at, new.childless_until = self.alone_at, self.childless_until
         new.is_client, new.peer_follows = self.is_client, self.peer_follows
-        new.ppk_id = self.ppk_id
+        new.ppk_id, new.certified = self.ppk_id, self.certified
         # Section 6.2 of RFC 5723: "When the IKE SA is rekeyed, the ticket is invalidated".
         new.ticket_at = None if self.ticket is None else now
         new.reauth_at, new._must_reauth_by = self.reauth_at, self._must_reauth_by

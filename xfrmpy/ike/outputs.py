@@ -16,6 +16,7 @@ from xfrmpy.ike.errors import DropReason
 from xfrmpy.ipsec.addresses import IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.spd import SpdEntry
+from xfrmpy.pki.sources import Source
 from xfrmpy.registry import ExchangeType
 
 
@@ -222,6 +223,16 @@ class AskUsage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AskStatus:
+    """Ask these sources, all at once, whether certificates are revoked; an IKE SA may wait for it.
+
+    Each is to be told to `handle_status` in its time, whether it has answered or not.
+    """
+
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AskAaa:
     """An AAA server, by the name that policy has for it, is to decide on an EAP packet of a peer.
 
@@ -321,6 +332,7 @@ Output: TypeAlias = (
     | IkeSaRekeyed
     | SaNotCreated
     | AskUsage
+    | AskStatus
     | AskAaa
     | TunnelClosed
     | Redirected

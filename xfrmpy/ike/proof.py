@@ -28,6 +28,7 @@ from xfrmpy.ike.credentials import acceptable_keys, our_credential, signature_po
 from xfrmpy.ike.errors import AuthenticationFailed
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import only
+from xfrmpy.ike.inquiries import inquire, our_status
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.registry import AuthenticationMethod, HashAlgorithm
@@ -68,7 +69,8 @@ def our_proof(
         method, data = sign_auth(credential.signer, octets, sa.heard.hashes, policy)
     except NoSchemeInCommon as error:
         raise AuthenticationFailed(_cannot_sign(sa, tunnel, error)) from error
-    return credential.certs, AuthPayload(method=method, data=data)
+    status = our_status(sa.core, tunnel, requests) if credential.certs else ()
+    return (*credential.certs, *status), AuthPayload(method=method, data=data)
 
 
 def check_signing(sa: IkeSa, tunnel: TunnelPolicy) -> Failure | None:
@@ -104,7 +106,8 @@ def verify_proof(
 ) -> None:
     """Raises `AuthenticationFailed` unless the peer has proved to be `identity`.
 
-    With `keys` AUTH must be made by them in the place of those of the IKE SA.
+    Whether its certificate is revoked may not be known yet: `settle_status` is to follow. With
+    `keys` AUTH must be made by them in the place of those of the IKE SA.
     """
     auth = only(payloads, AuthPayload)
     octets = _octets(sa, identity, keys, of_initiator=not sa.is_initiator)
@@ -135,17 +138,19 @@ def _verify_signature(
 ) -> None:
     auth = only(payloads, AuthPayload)
     certs = tuple(p for p in payloads if isinstance(p, CertPayload))
-    keys = acceptable_keys(tunnel, identity.identity, certs, sa.core.wall_clock)
-    wanted = ("we expect", listed(f"{key.kind} {fingerprint(key.spki)}" for key in keys))
+    found = acceptable_keys(tunnel, identity.identity, certs, sa.core.wall_clock)
+    wanted = ("we expect", listed(f"{key.kind} {fingerprint(key.spki)}" for key in found.keys))
     if auth.method == AuthenticationMethod.SHARED_KEY:
         summary = "the peer authenticates by a shared key, our policy wants a signature"
         raise _not_proved("XF2041", summary, identity, wanted)
     policy = signature_policy(tunnel, sa.core.signatures)
     try:
-        verify_signed_auth(keys, auth.method, auth.data, octets, policy)
+        verify_signed_auth(found.keys, auth.method, auth.data, octets, policy)
     except AuthenticationMismatch as error:
         summary = f"the peer's AUTH ({auth.method.name}) is not right: {error}"
         raise _not_proved("XF2041", summary, identity, wanted) from error
+    sa.certified = found.path
+    inquire(sa, tunnel, identity.identity, found.path, certs)
 
 
 def eap_proof(sa: IkeSa, identity: _IdPayload, msk: bytes) -> AuthPayload:
@@ -193,7 +198,7 @@ def check_identity(tunnel: TunnelPolicy, identity: Identity) -> None:
     """Raises `AuthenticationFailed` unless who a responder has proved to be is whom we expect."""
     if tunnel.remote_null:
         return
-    if tunnel.remote_id is None or identity.comparable != tunnel.remote_id.comparable:
+    if tunnel.remote_id is None or not tunnel.remote_id.matches(identity):
         raise AuthenticationFailed(
             Failure(
                 code="XF2007",

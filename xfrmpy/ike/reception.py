@@ -6,6 +6,7 @@ is authentic; until then it changes nothing. What it means is the business of it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from xfrmpy.failures import Failure
@@ -108,6 +109,21 @@ def _synchronizes(sa: IkeSa, message: Message, inner: Inner, path: Path, now: fl
     return True
 
 
+def resume(sa: IkeSa, step: Callable[[float], None], now: float) -> None:
+    """The rest of IKE_AUTH, which had to wait for an answer from outside."""
+    sa.core.changed.add(sa.our_spi)
+    try:
+        step(now)
+    except (Malformed, PeerMisbehaved) as error:
+        failure = Failure(code="XF2008", summary=str(error))
+        if sa.is_initiator:
+            sa.terminate(failure, now)
+        else:
+            sa.respond((NotifyPayload(type=NotifyType.INVALID_SYNTAX),))
+            sa.close(failure, now)
+    sa.start_waiting(now)
+
+
 def _refuse_fragments(sa: IkeSa, error: PeerMisbehaved, now: float) -> None:
     """RFC 7383 section 5: "the receiver SHOULD drop the connection and discard all the received
     fragments"."""
@@ -153,6 +169,8 @@ def _receive_request(sa: IkeSa, whole: Whole, path: Path, now: float) -> None:
     handler = row.handler_for(sa)
     if handler is None:
         raise Drop(DropReason.WRONG_STATE)
+    if sa in sa.core.inquiries:  # One that comes beside IKE_AUTH has no business here.
+        raise Drop(DropReason.REQUEST_IN_HAND)
     sa.heard_at = sa.sent_at = now
     sa.follow_peer(path)
     if whole.octets or message.exchange is not ExchangeType.INFORMATIONAL:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from xfrmpy.ike.child_sa import ChildSa
 from xfrmpy.ike.core import Core
+from xfrmpy.ike.inquiries import revoked_meanwhile
 from xfrmpy.ike.lifetimes import replacement_seconds
 from xfrmpy.ike.modes import policy_between
 from xfrmpy.ike.resources import is_surplus
@@ -135,6 +136,10 @@ def _present_policy(sa: IkeSa, child: ChildSa) -> ChildPolicy | None:
 
 
 def _adopt(sa: IkeSa, before: TunnelPolicy, policy: TunnelPolicy, now: float) -> None:
+    revoked = revoked_meanwhile(sa, policy)
+    if revoked is not None:
+        sa.terminate(revoked, now)
+        return
     sa.core.unfile(sa)
     sa.belong_to(policy)
     sa.channel.window.schedule = policy.retransmission

@@ -200,7 +200,8 @@ def _allows(
     return (
         tunnel.resumption
         and bool(ppk_id or not tunnel.ppk_required)
-        and tunnel.remote_id == remote
+        and tunnel.remote_id is not None
+        and (tunnel.remote_id == remote or tunnel.remote_id.matches(remote))
         and tunnel.local_id in (None, local)
         and choose_proposal((proposal,), tunnel.proposals) is not None
     )

@@ -912,6 +912,8 @@ LEFT_OUT: dict[type[Any], frozenset[str]] = {
             *("auth_puzzle", "eap_serving", "redirected_from"),
             # Without it a policy that comes back asks for an authentication more than it need.
             "proved",
+            # Of whom has been revoked meanwhile the next authentication tells.
+            "certified",
             # After a kill the datapath is asked a little sooner than it need be.
             "seen_idle_at",
             # Bounds what strangers may cost us, and begins anew.

@@ -15,7 +15,7 @@ from xfrmpy.pki.certificate import Certificate, decode_certificate_untrusted
 from xfrmpy.pki.checks import TLS_CLIENT_USAGES, TLS_SERVER_USAGES
 from xfrmpy.pki.identities import check_identity
 from xfrmpy.pki.paths import MAX_PATH, Path, validate
-from xfrmpy.pki.revocation import RevocationList, check_by_crls, decode_crl_untrusted
+from xfrmpy.pki.revocation import RevocationList, check_by_crls, load_lists
 from xfrmpy.pki.verdicts import CertificateRefused, Problem
 from xfrmpy.policy.model import Certificates, EapClientTls, EapServerTls, PrivateKey
 
@@ -80,7 +80,7 @@ def asking_end(tls: EapServerTls, user: bytes, now: datetime) -> TlsEnd:
 
 def _trust(identity: Identity, role: TlsRole, authorities: Certificates, now: datetime) -> TlsTrust:
     anchors = map(decode_certificate_untrusted, authorities.ders)
-    lists = [decode_crl_untrusted(authorities.crl)] if authorities.crl else []
+    lists = load_lists(authorities.crl) if authorities.crl else ()
     return trust_in(identity, role, anchors, now, lists)
 
 

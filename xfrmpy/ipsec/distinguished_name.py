@@ -91,6 +91,39 @@ def comparable(name: Name) -> Comparable:
     )
 
 
+def wildcards(octets: bytes) -> int:
+    """How many attributes of a name are `*`, which stands for any one; octets that are no name
+    have none."""
+    try:
+        parts = comparable(decode_distinguished_name_untrusted(octets))
+    except ValueError:
+        return 0
+    return sum(value == "*" for part in parts for _, value in part)
+
+
+def matches_name(pattern: bytes, octets: bytes) -> bool:
+    """Whether a name has as many attributes as the pattern, of the same types in the same order or
+    in LDAP's, and each value that is not `*` there."""
+    try:
+        wanted, told = (
+            comparable(decode_distinguished_name_untrusted(each)) for each in (pattern, octets)
+        )
+    except ValueError:
+        return False
+    return _match(wanted, told) or _match(wanted, told[::-1])
+
+
+def _match(wanted: Comparable, told: Comparable) -> bool:
+    """Of several attributes in one relative name each type is there once, so sorting pairs them."""
+    return len(wanted) == len(told) and all(
+        len(theirs) == len(ours)
+        and all(a[0] == b[0] and a[1] in ("*", b[1]) for a, b in zip(ours, theirs, strict=True))
+        for ours, theirs in (
+            (sorted(part), sorted(other)) for part, other in zip(wanted, told, strict=True)
+        )
+    )
+
+
 def _folded(value: str | bytes) -> str:
     text = value if isinstance(value, str) else value.hex()
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -9,7 +9,9 @@ from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.distinguished_name import (
     comparable_name,
     encode_distinguished_name,
+    matches_name,
     show_distinguished_name,
+    wildcards,
 )
 from xfrmpy.registry import IdType
 
@@ -66,6 +68,33 @@ class Identity:
         if self.type != IdType.ID_DER_ASN1_DN:
             return self
         return Identity(type=self.type, data=comparable_name(self.data))
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it stands for many in a policy: `*.example.net`, `*@example.net`, `O=E, CN=*`."""
+        match self.type:
+            case IdType.ID_FQDN:
+                return self.data.startswith(b"*.")
+            case IdType.ID_RFC822_ADDR:
+                return self.data.startswith(b"*@")
+            case IdType.ID_DER_ASN1_DN:
+                return wildcards(self.data) > 0
+        return False
+
+    def matches(self, told: Identity) -> bool:
+        """Whether `told` is this identity, or one of those that a pattern stands for.
+
+        `*.` is for host names of any depth below, but not for the name itself.
+        """
+        if not self.is_pattern:
+            return told.comparable == self.comparable
+        if told.type != self.type or told.is_pattern:
+            return False
+        if self.type == IdType.ID_DER_ASN1_DN:
+            return matches_name(self.data, told.data)
+        below = self.data[1:].lower()
+        name = told.data.lower()
+        return name.endswith(below) and len(name) > len(below) and b"*" not in name
 
     def __str__(self) -> str:
         """As `parse` reads it where it can: no two identities look alike, whatever a peer sends."""

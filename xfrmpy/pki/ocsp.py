@@ -46,15 +46,16 @@ def check_by_ocsp(
 ) -> None:
     """Returns if the answer says that the certificate is good, and may be believed.
 
-    With `nonce`, which was in the question, the answer must have the same. Raises
-    `CertificateRefused`: REVOKED, or STATUS_UNKNOWN, MALFORMED, TOO_MUCH and what may be wrong with
-    the responder's certificate.
+    With `nonce`, which was in the question, the answer has the same or none: a responder that has
+    prepared its answers knows none of ours (RFC 9654 section 2.1), and its moments bound their age.
+    Raises `CertificateRefused`: REVOKED, or STATUS_UNKNOWN, MALFORMED, TOO_MUCH and what may be
+    wrong with the responder's certificate.
     """
     answer = _decode_untrusted(response)
     _check_subject(answer, certificate, issuer)
     _check_moments(answer, certificate, now)
     sent = extension(answer.extensions, x509.OCSPNonce)
-    if nonce is not None and (sent is None or sent.nonce != nonce):
+    if nonce is not None and sent is not None and sent.nonce != nonce:
         raise _unknown("the answer has another nonce than the question", certificate)
     if unprocessed(answer.extensions, (OCSPExtensionOID.NONCE,)):
         raise _unknown("the answer has a critical extension that is not known", certificate)
@@ -64,6 +65,15 @@ def check_by_ocsp(
         raise revoked(certificate, at or now, answer.revocation_reason)
     if answer.certificate_status is not ocsp.OCSPCertStatus.GOOD:
         raise _unknown("the responder does not know the certificate", certificate)
+
+
+def subject_of(response: bytes) -> tuple[int, datetime | None]:
+    """The serial number of whom an answer is about, and until when it holds.
+
+    Raises `CertificateRefused` if it is no answer.
+    """
+    answer = _decode_untrusted(response)
+    return answer.serial_number, answer.next_update_utc
 
 
 def _decode_untrusted(response: bytes) -> ocsp.OCSPResponse:

@@ -1,17 +1,16 @@
 """Whether a certificate is revoked, by lists and answers that somebody has fetched already.
 
 Read RFC 5280 sections 5 and 6.3 first. Lists are taken from the certificate's own issuer only:
-indirect ones are refused. `ocsp.py` knows the answers. What to do about not knowing is the caller's
-`Strictness`. Nothing is fetched here.
+indirect ones are refused. `ocsp` knows the answers, `statuses` weighs them together. Nothing is
+fetched here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
-from itertools import pairwise
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -23,14 +22,6 @@ from xfrmpy.pki.verdicts import CertificateRefused, Evidence, Problem
 
 MAX_CRL_OCTETS = 16 * 1024 * 1024
 """Ours: some 400,000 revoked certificates."""
-
-
-class Strictness(StrEnum):
-    """STRICT: a certificate must be known to be good. SOFT: unknown will do. OFF: not asked."""
-
-    STRICT = "strict"
-    SOFT = "soft"
-    OFF = "off"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +38,22 @@ class RevocationList:
     unprocessed: tuple[str, ...]
 
 
+_PEM = re.compile(rb"-----BEGIN X509 CRL-----[^-]*-----END X509 CRL-----")
+
+
+def load_lists(data: bytes) -> tuple[RevocationList, ...]:
+    """Every list of a file: PEM, one behind the other among whatever else, or one in DER.
+
+    Raises `CertificateRefused` (MALFORMED, TOO_MUCH), also if there is none.
+    """
+    if b"-----BEGIN" not in data:
+        return (decode_crl_untrusted(data),)
+    found = tuple(decode_crl_untrusted(match.group()) for match in _PEM.finditer(data))
+    if not found or len(found) != data.count(b"-----BEGIN X509 CRL"):
+        raise CertificateRefused(Problem.MALFORMED, "not lists of revoked certificates")
+    return found
+
+
 def decode_crl_untrusted(data: bytes) -> RevocationList:
     """One CRL in DER or PEM. Raises `CertificateRefused` (MALFORMED, TOO_MUCH)."""
     if len(data) > MAX_CRL_OCTETS:
@@ -54,51 +61,32 @@ def decode_crl_untrusted(data: bytes) -> RevocationList:
     return guarded(lambda: _parse(data), "not a list of revoked certificates")
 
 
-def check_revocation(
-    path: Sequence[Certificate],
-    crls: Sequence[RevocationList],
-    strictness: Strictness,
-    now: datetime,
-) -> None:
-    """Every certificate of a valid path but its anchor, leaf first.
-
-    Raises `CertificateRefused`: REVOKED whatever the strictness, unless it is OFF; STATUS_UNKNOWN
-    if that is STRICT.
-    """
-    if strictness is Strictness.OFF:
-        return
-    for certificate, issuer in pairwise(path):
-        try:
-            check_by_crls(certificate, issuer, crls, now)
-        except CertificateRefused as refused:
-            if refused.problem is not Problem.STATUS_UNKNOWN or strictness is Strictness.STRICT:
-                raise
-
-
 def check_by_crls(
     certificate: Certificate, issuer: Certificate, crls: Iterable[RevocationList], now: datetime
-) -> None:
-    """Raises `CertificateRefused`: REVOKED; STATUS_UNKNOWN without a full list that is valid now.
+) -> tuple[RevocationList, ...]:
+    """The lists by which the certificate is good: a full one, and what adds to it.
 
-    A delta list that belongs to a valid full one overrules it (RFC 5280 section 5.2.4).
+    A delta list that belongs to a valid full one overrules it (RFC 5280 section 5.2.4). Raises
+    `CertificateRefused`: REVOKED; STATUS_UNKNOWN without a full list that is valid now.
     """
     usable, objections = [], []
     for crl in crls:
         try:
-            _check_list(crl, certificate, issuer, now)
+            check_list(crl, certificate, issuer, now)
         except CertificateRefused as refused:
             objections.append(refused)
         else:
             usable.append(crl)
-    full = max((c for c in usable if c.base is None), key=_age, default=None)
+    full = max((c for c in usable if c.base is None), key=age, default=None)
     if full is None:
         evidence: Evidence = tuple(("list refused", o.summary) for o in objections[:4])
         raise _unknown(f"no list tells whether {certificate} is revoked", certificate, evidence)
-    deltas = [c for c in usable if _adds_to(c, full)]
-    verdicts = [_entry(crl, certificate) for crl in (full, *sorted(deltas, key=_age))]
+    deltas = sorted((c for c in usable if _adds_to(c, full)), key=age)
+    verdicts = [_entry(crl, certificate) for crl in (full, *deltas)]
     found = [entry for entry in verdicts if entry is not None]
     if found:
         _judge(found[-1], certificate)
+    return (full, *deltas)
 
 
 def _adds_to(delta: RevocationList, full: RevocationList) -> bool:
@@ -108,7 +96,8 @@ def _adds_to(delta: RevocationList, full: RevocationList) -> bool:
     return delta.base <= full.number <= delta.number
 
 
-def _age(crl: RevocationList) -> tuple[datetime, int]:
+def age(crl: RevocationList) -> tuple[datetime, int]:
+    """The greater, the newer."""
     return crl.start, crl.number or 0
 
 
@@ -136,7 +125,7 @@ def _parse(data: bytes) -> RevocationList:
     )
 
 
-def _check_list(
+def check_list(
     crl: RevocationList, certificate: Certificate, issuer: Certificate, now: datetime
 ) -> None:
     """Raises `CertificateRefused` unless the list is of this certificate, and may be believed."""

@@ -32,6 +32,14 @@ class Problem(StrEnum):
     MISSING = "XF2117"
 
 
+class Strictness(StrEnum):
+    """STRICT: a certificate must be known to be good. SOFT: unknown will do. OFF: not asked."""
+
+    STRICT = "strict"
+    SOFT = "soft"
+    OFF = "off"
+
+
 class CertificateRefused(Exception):
     """The only exception that leaves this room."""
 

@@ -23,7 +23,7 @@ from xfrmpy.pki.certificate import (
 from xfrmpy.pki.checks import IKE_USAGES, check_key, check_leaf, check_validity
 from xfrmpy.pki.identities import check_identity, identities_of
 from xfrmpy.pki.paths import validate
-from xfrmpy.pki.revocation import MAX_CRL_OCTETS, decode_crl_untrusted
+from xfrmpy.pki.revocation import MAX_CRL_OCTETS, load_lists
 from xfrmpy.pki.verdicts import CertificateRefused
 from xfrmpy.policy.custody import trusted_users
 from xfrmpy.policy.errors import Findings, Mark
@@ -61,16 +61,19 @@ class CertificateFiles:
         `usages` are what it is for, as `pki.checks` has them.
         """
         found = self._read("certs", reference, where)
-        if found is None:
+        return None if found is None else _ours(found, key, where, usages)
+
+    def ours_of(
+        self, ders: Sequence[bytes], name: str, key: PrivateKey, where: Where
+    ) -> Certificates | None:
+        """The same of certificates that stand in the file of their key."""
+        try:
+            found = tuple(map(decode_certificate_untrusted, ders)), name
+        except CertificateRefused as refused:
+            message = f"{name} cannot be used: {refused.summary}"
+            where.findings.error("XF1031", where.mark, message)
             return None
-        (leaf, *_), name = found
-        if not _is_fit(leaf, name, where, check_key, partial(check_leaf, usages=usages)):
-            return None
-        if key is not None and key.public != leaf.public_key_info:
-            message = f"the key {key.origin} is not that of the certificate {name}"
-            where.findings.error("XF1032", where.mark, message)
-            return None
-        return _given(found, where)
+        return _ours(found, key, where)
 
     def authorities(self, reference: str, where: Where) -> Certificates | None:
         """A file of authorities, each of which is trusted."""
@@ -89,21 +92,22 @@ class CertificateFiles:
         return None if crl is None else replace(_given(found, where), crl=crl)
 
     def _list_beside(self, authorities: Path, where: Where) -> bytes | None:
-        """The list of what they have revoked, which is called as they are; empty without one."""
+        """The lists of what they have revoked, called as they are; empty without any."""
         path = authorities.with_suffix(".crl")
         name = printable(path)
         if not os.path.lexists(path):
             return b""
         try:
             data, _ = read_regular(path, MAX_CRL_OCTETS)
-            end = decode_crl_untrusted(data).end
+            lists = load_lists(data)
         except (OSError, ValueError) as error:
             where.findings.error("XF1031", where.mark, f"{name}: {reason_of(error)}")
             return None
         except CertificateRefused as refused:
             where.findings.error("XF1031", where.mark, f"{name}: {refused.summary}")
             return None
-        if end is None or end < datetime.now(UTC):
+        now = datetime.now(UTC)
+        if any(crl.end is None or crl.end < now for crl in lists):
             message = f"the list {name} is too old to tell who is revoked"
             where.findings.warn("XF1036", where.mark, message)
         return data
@@ -136,6 +140,22 @@ class CertificateFiles:
         paths = [root / directory / (reference + ending) for root in reversed(self._roots)]
         there = (path for path in paths if os.path.lexists(path))
         return next(there, paths[min(1, len(paths) - 1)])
+
+
+def _ours(
+    found: tuple[tuple[Certificate, ...], str],
+    key: PrivateKey | None,
+    where: Where,
+    usages: frozenset[str] = IKE_USAGES,
+) -> Certificates | None:
+    (leaf, *_), name = found
+    if not _is_fit(leaf, name, where, check_key, partial(check_leaf, usages=usages)):
+        return None
+    if key is not None and key.public != leaf.public_key_info:
+        message = f"the key {key.origin} is not that of the certificate {name}"
+        where.findings.error("XF1032", where.mark, message)
+        return None
+    return _given(found, where)
 
 
 def identity_in(

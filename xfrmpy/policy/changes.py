@@ -295,6 +295,7 @@ _OF_TUNNEL: dict[str, _Key] = {
     "local_key": _Key("auth.local.key", Impact.REAUTH, _origin),
     "local_certificates": _Key("auth.local.cert", Impact.HOT, _certificates),
     "remote_authorities": _Key("auth.remote.ca", Impact.REAUTH, _certificates),
+    "revocation": _Key("auth.remote.revocation", Impact.REAUTH),
     "remote_key": _Key("auth.remote.key", Impact.REAUTH, _origin),
     "local_null": _Key("auth.local.null_auth", Impact.REAUTH, _yes_or_no),
     "remote_null": _Key("auth.remote.null_auth", Impact.REAUTH, _yes_or_no),

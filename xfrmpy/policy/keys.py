@@ -14,18 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from xfrmpy.crypto.signatures import KeyRefused, SigningKey, VerifyingKey
-from xfrmpy.policy.certificates import CertificateFiles
+from xfrmpy.crypto.signatures import (
+    KeyRefused,
+    SigningKey,
+    VerifyingKey,
+    certificates_of_pkcs12,
+    is_pkcs12,
+)
+from xfrmpy.policy.certificates import CertificateFiles, Where
 from xfrmpy.policy.custody import DAEMON_USER, daemon_user, find_exposure, trusted_users
 from xfrmpy.policy.eap import parse_users
 from xfrmpy.policy.errors import Findings, Mark
 from xfrmpy.policy.files import printable, read_regular, reason_of
-from xfrmpy.policy.model import EapUsers, PrivateKey, PublicKey, SharedKey
+from xfrmpy.policy.model import Certificates, EapUsers, PrivateKey, PublicKey, SharedKey
 from xfrmpy.policy.values import SecretReference
 
 MAX_SECRET = 4096
-MAX_KEY_FILE = 16384
-"""Octets. An RSA key of 8192 bits takes 6,400 as PEM."""
+MAX_KEY_FILE = 65536
+"""Octets. An RSA key of 8192 bits takes 6,400 as PEM; PKCS #12 has certificates, too."""
 
 MAX_USERS_FILE = 1 << 20
 """Octets: some 30,000 users. For more there are AAA servers."""
@@ -50,6 +56,15 @@ class KeyReader(Protocol):
         findings: Findings,
     ) -> PrivateKey | None: ...
 
+    def certificates_with(
+        self,
+        reference: SecretReference,
+        passphrase: SecretReference | None,
+        key: PrivateKey,
+        where: Where,
+    ) -> Certificates | None:
+        """Those in the file of a private key; None, too, if there are none in such a file."""
+
     def public_key(self, value: str, mark: Mark, findings: Findings) -> PublicKey | None: ...
 
     def password(
@@ -73,6 +88,9 @@ class NoKeys:
 
     def private_key(self, *_: object) -> PrivateKey:
         return PrivateKey(octets=b"", public=b"", origin="")
+
+    def certificates_with(self, *_: object) -> None:
+        return None
 
     def public_key(self, *_: object) -> PublicKey:
         return PublicKey(spki=b"", origin="")
@@ -124,22 +142,52 @@ class KeyFiles:
             if public is None:
                 return None
             return PrivateKey(octets=b"", public=public.spki, origin=public.origin)
-        found = self._read(reference, MAX_KEY_FILE, mark, findings, is_raw=True)
+        found = self._unlock(reference, passphrase, mark, findings)
         if found is None:
             return None
-        octets, name = found
-        password = None
-        if passphrase is not None:
-            unlocks = self._read(passphrase, MAX_SECRET, mark, findings)
-            if unlocks is None:
-                return None
-            password = unlocks[0]
+        octets, name, password = found
         try:
             key = SigningKey.of_file(octets, password)
         except KeyRefused as error:
             findings.error("XF1030", mark, f"the key {name} cannot be used: {error}")
             return None
         return PrivateKey(octets=key.pkcs8(), public=key.public.spki, origin=name)
+
+    def certificates_with(
+        self,
+        reference: SecretReference,
+        passphrase: SecretReference | None,
+        key: PrivateKey,
+        where: Where,
+    ) -> Certificates | None:
+        if not key.octets:
+            return None
+        found = self._unlock(reference, passphrase, where.mark, where.findings)
+        if found is None or not is_pkcs12(found[0]):
+            return None
+        octets, name, password = found
+        try:
+            ders = certificates_of_pkcs12(octets, password)
+        except KeyRefused as error:
+            where.findings.error("XF1031", where.mark, f"{name} cannot be used: {error}")
+            return None
+        return self.certificates.ours_of(ders, name, key, where)
+
+    def _unlock(
+        self,
+        reference: SecretReference,
+        passphrase: SecretReference | None,
+        mark: Mark,
+        findings: Findings,
+    ) -> tuple[bytes, str, bytes | None] | None:
+        """What the file of a key holds, its name, and the passphrase if there is one."""
+        found = self._read(reference, MAX_KEY_FILE, mark, findings, is_raw=True)
+        unlocks = None
+        if found is not None and passphrase is not None:
+            unlocks = self._read(passphrase, MAX_SECRET, mark, findings)
+            if unlocks is None:
+                return None
+        return None if found is None else (*found, None if unlocks is None else unlocks[0])
 
     def public_key(self, value: str, mark: Mark, findings: Findings) -> PublicKey | None:
         """A key itself, as base64, or `file:/PATH` of one."""

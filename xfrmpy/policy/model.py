@@ -23,6 +23,7 @@ from xfrmpy.ipsec.sad import (
 )
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import Action
+from xfrmpy.pki.verdicts import Strictness
 from xfrmpy.registry import ProtocolId
 
 
@@ -193,8 +194,8 @@ class PublicKey:
 class Certificates:
     """X.509 certificates in DER, all well-formed: ours and those above it, or authorities'.
 
-    `expires_at` is the Unix time at which the first of them ends; `crl` the list in DER or PEM of
-    what the authorities have revoked, empty if there is none.
+    `expires_at` is the Unix time at which the first of them ends; `crl` the lists in PEM,
+    or one in DER, of what they have revoked, empty if there is none.
     """
 
     ders: tuple[bytes, ...] = field(repr=False)
@@ -436,10 +437,11 @@ class TunnelPolicy:
     We prove ourselves by `local_key`, and show `local_certificates` (our own, which is of that key,
     comes first); the peer by `remote_key`, or by a certificate that `remote_authorities` vouch for;
     where there is none of these, by the `shared_key`; or not at all (`local_null`, `remote_null`:
-    RFC 7619), and then the identity of that end is `NOBODY`. With `weak_signatures` an RSA key may
-    sign with SHA-1 where RFC 7427 is unknown. ML-DSA needs the `experiment`. With `local_eap` we
-    call and prove ourselves by EAP, and the peer by what it has of those; with `remote_eap` it is
-    the other way round, and `remote_id` is None: whom EAP authenticates is who calls.
+    RFC 7619), and then the identity of that end is `NOBODY`. `revocation` is how much must be known
+    of whom those authorities have taken back. With `weak_signatures` an RSA key may sign with SHA-1
+    where RFC 7427 is unknown. ML-DSA needs the `experiment`. With `local_eap` we call and prove
+    ourselves by EAP, and the peer by what it has of those; with `remote_eap` it is the other way
+    round, and `remote_id` is None: whom EAP authenticates is who calls.
     """
 
     name: str
@@ -456,6 +458,7 @@ class TunnelPolicy:
     local_certificates: Certificates | None = None
     remote_key: PublicKey | None = None
     remote_authorities: Certificates | None = None
+    revocation: Strictness = Strictness.SOFT
     local_null: bool = False
     remote_null: bool = False
     weak_signatures: bool = False

@@ -87,11 +87,18 @@ def _pair(ours: TunnelPolicy, theirs: Sequence[TunnelPolicy]) -> Pairing:
 
 def _likeness(ours: TunnelPolicy, theirs: TunnelPolicy) -> int:
     """Identities count most, then traffic, then the name; 0 is a stranger."""
-    named = (_says(ours, theirs) == theirs.remote_id) + (_says(theirs, ours) == ours.remote_id)
+    named = _is_meant(theirs, _says(ours, theirs)) + _is_meant(ours, _says(theirs, ours))
     carries = any(_common(a, b) for a in ours.children for b in theirs.children)
     if not named and not carries:
         return 0
     return 4 * named + 2 * carries + (ours.name == theirs.name)
+
+
+def _is_meant(listener: TunnelPolicy, told: Identity | None) -> bool:
+    expected = listener.remote_id
+    if told is None or expected is None:
+        return told is expected
+    return expected.matches(told)
 
 
 def _says(speaker: TunnelPolicy, listener: TunnelPolicy) -> Identity | None:
@@ -109,7 +116,7 @@ def _says(speaker: TunnelPolicy, listener: TunnelPolicy) -> Identity | None:
 
 def _would_take(other: TunnelPolicy, ours: TunnelPolicy) -> bool:
     """Whether we may be taken for another tunnel's peer, with some of its traffic."""
-    return other.remote_id == _says(ours, other) and any(
+    return _is_meant(other, _says(ours, other)) and any(
         _common(a, b) for a in ours.children for b in other.children
     )
 
@@ -144,7 +151,7 @@ def _address(peer: str) -> str | None:
 
 def _of_proof(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]:
     told, expected = _says(ours, theirs), theirs.remote_id
-    if told is not None and expected is not None and told.comparable != expected.comparable:
+    if told is not None and expected is not None and not expected.matches(told):
         yield Disagreement(
             code="XF2005",
             message="we are not who they expect",
@@ -152,7 +159,7 @@ def _of_proof(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement
             theirs=f"peer_id {expected}",
         )
     told, expected = _says(theirs, ours), ours.remote_id
-    if told is not None and expected is not None and told.comparable != expected.comparable:
+    if told is not None and expected is not None and not expected.matches(told):
         yield Disagreement(
             code="XF2005",
             message="they are not who we expect",

@@ -21,6 +21,7 @@ from xfrmpy.ipsec.marks import are_apart
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector, meet
+from xfrmpy.pki.verdicts import Strictness
 from xfrmpy.policy.certificates import Where, identity_in
 from xfrmpy.policy.document import Node
 from xfrmpy.policy.eap import acceptance_of, credential_of
@@ -126,6 +127,7 @@ def resolve_tunnel(
     keys = _keys(tunnel, place, reader)
     ppks = resolve_ppks(tunnel, place, reader)
     local_id, remote_id = _identities(tunnel, place)
+    _check_pattern(tunnel, remote_id, place)
     if (certificates := keys["local_certificates"]) is not None:
         path = ("id",) if tunnel.auth is None else ("auth", "local", "id")
         local_id = identity_in(certificates, local_id, place.where(path))
@@ -301,10 +303,18 @@ def _certified(
     if files is not None and ours.cert is not None:
         path = ("cert",) if place.has("cert") else ("auth", "local", "cert")
         certs = files.ours(ours.cert, key, place.where(path))
+    elif ours.key is not None and key is not None:
+        where = place.where(("auth", "local", "key"))
+        certs = reader.certificates_with(ours.key, ours.passphrase, key, where)
     if files is not None and theirs.ca is not None:
         path = ("ca",) if place.has("ca") else ("auth", "remote", "ca")
         authorities = files.authorities(theirs.ca, place.where(path))
-    return {"local_key": key, "local_certificates": certs, "remote_authorities": authorities}
+    return {
+        "local_key": key,
+        "local_certificates": certs,
+        "remote_authorities": authorities,
+        "revocation": theirs.revocation or Strictness.SOFT,
+    }
 
 
 def _private_key(ours: OurAuthentication, place: Place, reader: KeyReader) -> PrivateKey | None:
@@ -347,6 +357,9 @@ def _check_keys(
     if theirs.key is not None and theirs.ca is not None:
         message = "'ca' and 'key' exclude each other: the peer has one way to prove itself"
         place.error("XF1004", ("auth", "remote", "ca"), message, "keep one", at_key=True)
+    if theirs.revocation is not None and theirs.ca is None:
+        message = "'revocation' has no meaning without a 'ca'"
+        place.error("XF1004", ("auth", "remote", "revocation"), message, at_key=True)
     _check_eap(ours, theirs, place)
     if has_psk and len(with_key) == 2:
         message = "'psk' proves nothing, for both ends have another way"
@@ -362,6 +375,16 @@ def _check_keys(
         if not (ours.key or ours.cert) and getattr(ours, name) is not None:
             message = f"'{name}' has no meaning without a 'key'"
             place.error("XF1004", ("auth", "local", name), message, at_key=True)
+
+
+def _check_pattern(tunnel: Tunnel, peer: Identity | None, place: Place) -> None:
+    """Whoever has a shared key could call himself anything."""
+    theirs = None if tunnel.auth is None else tunnel.auth.remote
+    if peer is None or not peer.is_pattern or tunnel.ca or (theirs and theirs.ca):
+        return
+    path: Keypath = ("peer_id",) if theirs is None else ("auth", "remote", "id")
+    message = f"{peer} could be anybody's: a peer proves by a certificate only which one it is"
+    place.error("XF1004", path, message, "add 'ca', or write one identity")
 
 
 def _check_eap(ours: OurAuthentication, theirs: TheirAuthentication, place: Place) -> None:

@@ -36,6 +36,7 @@ from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import MAX_RESOURCES, DontFragment, Mode, Offload
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import MAX_PRIORITY
+from xfrmpy.pki.verdicts import Strictness
 from xfrmpy.policy import values
 from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import MAX_FINDINGS, Findings, shown
@@ -84,6 +85,7 @@ AhProposals = Annotated[
     _OneOrMore,
     _TextOrList,
 ]
+PeerIdentity = Annotated[Identity, PlainValidator(values.parse_peer_identity), _Text]
 SomeIdentity = Annotated[Identity, PlainValidator(values.parse_identity), _Text]
 Address = Annotated[IpAddress, PlainValidator(values.parse_address), _Text]
 Device = Annotated[str, PlainValidator(values.parse_device_name), _Text]
@@ -392,7 +394,7 @@ class OurAuthentication(Keys):
     key: Secret | None = _key(
         "The private key that we sign with, in place of `psk`: PEM or DER (PKCS #8), of RSA (2048 "
         "bits at least), ECDSA (P-256, P-384, P-521), Ed25519, Ed448 or, if `ike.experimental` has "
-        "it, ML-DSA.",
+        "it, ML-DSA. A PKCS #12 file has our certificates, too, unless `cert` names others.",
         "secret:gw1.key",
     )
     passphrase: Secret | None = _key("What the key is encrypted with.", "secret:gw1.passphrase")
@@ -413,13 +415,20 @@ class OurAuthentication(Keys):
 class TheirAuthentication(Keys):
     """How the peer proves who it is."""
 
-    id: SomeIdentity | None = _key("The same as `peer_id` of the tunnel.", "gw2.example.org")
+    id: PeerIdentity | None = _key("The same as `peer_id` of the tunnel.", "gw2.example.org")
     key: PublicKeyText | None = _key(
         "The public key that the peer signs with, in place of `psk`: base64 as `xfrmpy key show` "
         "shows it, or `file:/PATH` of one in PEM.",
         "MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=",
     )
     ca: CertificateName | None = _key("The same as `ca` of the tunnel.", "corp-root")
+    revocation: Annotated[Strictness, _choice(Strictness)] | None = _key(
+        "Whether the peer's certificate, and those above it, may be revoked. It is asked of the "
+        "list beside `ca`, of the peer's OCSP answers, and of the OCSP responders and the lists "
+        "that the certificates name (over http). `strict` refuses what is not known to be good, "
+        "`soft` what is known to be revoked, and `off` asks nobody. Default: `soft`.",
+        "strict",
+    )
     eap: TheirEap | None = _key(
         "Who may call and prove by EAP who it is, in place of a key of the peer's: of all these "
         "users each has IKE SAs of its own. There is no `peer` then.",
@@ -657,8 +666,9 @@ class Tunnel(Keys):
         4510,
     )
     id: SomeIdentity | None = _key("Who we say we are. Default: our address.", "gw1.example.net")
-    peer_id: SomeIdentity | None = _key(
-        "Who the peer must prove to be. Default: what `peer` says, if that is one.",
+    peer_id: PeerIdentity | None = _key(
+        "Who the peer must prove to be. Default: what `peer` says, if that is one. With `ca` it "
+        "may stand for many: `*.example.net`, `*@example.net`, or `O=Example, CN=*`.",
         "gw2.example.org",
     )
     psk: Secret | None = _key(

@@ -17,6 +17,7 @@ from typing import NamedTuple, NoReturn
 from pydantic_core import PydanticCustomError
 
 from xfrmpy.ipsec.addresses import IKE_PORT, IpAddress, IpNetwork
+from xfrmpy.ipsec.distinguished_name import wildcards
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.interfaces import InterfaceAddress
 from xfrmpy.ipsec.marks import Mark
@@ -25,7 +26,7 @@ from xfrmpy.ipsec.sad import MAX_RESOURCES, OUR_REQIDS
 from xfrmpy.ipsec.selectors import MAX_PORT, TrafficSelector
 from xfrmpy.policy.errors import shown
 from xfrmpy.policy.profiles import FUTURE_PROFILES, PROFILES
-from xfrmpy.registry import ProtocolId
+from xfrmpy.registry import IdType, ProtocolId
 
 MAX_ITEMS = 255
 """Of a list: RFC 7296 counts selectors (section 3.13) and numbers proposals (3.3.1) in an octet."""
@@ -265,6 +266,21 @@ def _usable(address: IpAddress) -> IpAddress:
     if address.is_unspecified or address.is_multicast or "%" in str(address):
         refuse("XF1004", f"must be the address of one host without a zone, not {address}")
     return address
+
+
+def parse_peer_identity(value: object) -> Identity:
+    """One identity, or a pattern: `*.` or `*@` and a name, or a name with values that are `*`."""
+    text = parse_text(value)
+    try:
+        pattern = Identity.parse(text)
+    except ValueError:
+        pattern = None
+    if pattern is None or not pattern.is_pattern or len(text) <= len("*."):
+        return parse_identity(text)
+    is_name = pattern.type == IdType.ID_DER_ASN1_DN
+    if text.count("*") != (wildcards(pattern.data) if is_name else 1):
+        return parse_identity(text)
+    return pattern
 
 
 def parse_identity(value: object) -> Identity:

@@ -1,0 +1,44 @@
+"""X.509 certificates with libreswan, which keeps them in a database of NSS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from integration.lab.authority import Hierarchy, key_pem, pem, write_credentials
+from integration.lab.site import Pair, Site
+
+pytestmark = pytest.mark.vm
+
+MOON, SUN = "moon.example.net", "sun.example.net"
+
+
+def test_certificates_of_one_authority_prove_both_ends(site: Site) -> None:
+    corp = Hierarchy.of("p256")
+    theirs, ours = (corp.gateway(name, issuer=corp.root) for name in (SUN, MOON))
+    peer = site.libreswan(
+        site.network.sun,
+        site.network.tunnel().mirrored(),
+        authby="ecdsa",
+        connection=("leftcert=peer", "leftsendcert=always", "rightca=%same"),
+        files={
+            "x509/cert.pem": pem(theirs),
+            "private/key.pem": key_pem(theirs),
+            "x509ca/ca.pem": pem(corp.root),
+        },
+    )
+    directory = site.directory / "moon-certs"
+    write_credentials(directory, ours, anchor=corp.root)
+    auth = {
+        "local": {
+            "id": MOON,
+            "cert": f"file:{directory}/certs/gw.pem",
+            "key": f"file:{directory}/keys/gw.key",
+        },
+        "remote": {"id": SUN, "ca": f"file:{directory}/cas/corp.pem"},
+    }
+    psk: dict[str, Any] = {"psk": None, "id": None, "peer_id": None}
+    gateway = site.xfrmpy(site.network.moon, site.network.tunnel(), auth=auth, **psk)
+    for _ in Pair(site, gateway, peer).each_role():
+        site.assert_protected()

@@ -1,0 +1,151 @@
+"""Revoked certificates with strongSwan, in both roles: OCSP and lists from real servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
+
+from integration.lab.authority import Hierarchy, revocations, write_credentials
+from integration.lab.gateway import XfrmpyGateway
+from integration.lab.process import Background, eventually
+from integration.lab.site import Pair, Site
+from integration.lab.status_server import HTTP_PORT, OCSP_PORT, http_server, ocsp_responder
+from integration.test_certificates import MOON, SUN, assert_refused, strongswan
+from tests.pki.chains import Entity, extended
+
+pytestmark = pytest.mark.native
+
+CORP = Hierarchy.of("p256")
+
+
+class Authority:
+    """At sun, beside strongSwan, that both gateways reach."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.address = site.network.sun.outside[4]
+        self.directory = site.directory / "http"
+
+    def gateway(self, identity: str, *, by_ocsp: bool = False, **wishes: Any) -> Entity:
+        """A certificate that says where its status is."""
+        listed = x509.UniformResourceIdentifier(f"http://{self.address}:{HTTP_PORT}/issuing.crl")
+        responder = x509.UniformResourceIdentifier(f"http://{self.address}:{OCSP_PORT}/")
+        access = x509.AccessDescription(AuthorityInformationAccessOID.OCSP, responder)
+        point = x509.DistributionPoint([listed], None, None, None)
+        extensions = [
+            (x509.AuthorityInformationAccess([access]), False)
+            if by_ocsp
+            else (x509.CRLDistributionPoints([point]), False)
+        ]
+        return CORP.gateway(identity, extensions=extensions, **wishes)
+
+    @contextmanager
+    def lists(self, *revoked: Entity) -> Iterator[Background]:
+        """RFC 5280 section 4.2.1.13 wants DER there."""
+        self.directory.mkdir(exist_ok=True)
+        crl = x509.load_pem_x509_crl(revocations(CORP.issuing, *revoked))
+        (self.directory / "issuing.crl").write_bytes(crl.public_bytes(Encoding.DER))
+        with http_server(self.site.network.sun, self.address, self.directory) as server:
+            yield server
+
+    @contextmanager
+    def responder(self, *known: Entity, revoked: Entity) -> Iterator[Background]:
+        """One to whom the issuing authority has delegated it."""
+        usage = extended(ExtendedKeyUsageOID.OCSP_SIGNING.dotted_string)
+        signer = CORP.gateway("responder", extensions=[usage, (x509.OCSPNoCheck(), False)])
+        with ocsp_responder(
+            self.site.network.sun,
+            self.site.directory / "ocsp",
+            CORP.issuing,
+            signer,
+            *known,
+            revoked=revoked,
+        ) as responder:
+            yield responder
+
+
+def xfrmpy(site: Site, leaf: Entity, **remote: Any) -> XfrmpyGateway:
+    """At moon; the list of its authority's own authority is on its disk."""
+    directory = site.directory / "moon-certs"
+    write_credentials(directory, leaf, CORP.issuing, anchor=CORP.root)
+    (directory / "cas/corp.crl").write_bytes(revocations(CORP.root))
+    auth = {
+        "local": {
+            "id": MOON,
+            "cert": f"file:{directory}/certs/gw.pem",
+            "key": f"file:{directory}/keys/gw.key",
+        },
+        "remote": {"id": SUN, "ca": f"file:{directory}/cas/corp.pem", **remote},
+    }
+    psk: dict[str, Any] = {"psk": None, "id": None, "peer_id": None}
+    return site.xfrmpy(site.network.moon, site.network.tunnel(), auth=auth, **psk)
+
+
+@pytest.mark.parametrize("by_ocsp", [False, True], ids=["list", "ocsp"])
+def test_strict_takes_whom_the_authority_vouches_for(site: Site, by_ocsp: bool) -> None:
+    """And asks once, for what it was told holds, over a restart of the daemon, too."""
+    corp = Authority(site)
+    theirs, other = corp.gateway(SUN, by_ocsp=by_ocsp), corp.gateway("other")
+    with corp.lists(other), corp.responder(theirs, revoked=other):
+        peer = strongswan(site, theirs, CORP.issuing, anchor=CORP.root)
+        gateway = xfrmpy(site, CORP.gateway(MOON), revocation="strict")
+        for _ in Pair(site, gateway, peer).each_role():
+            site.assert_protected()
+        gateway.terminate()
+    gateway.be_relieved()
+    gateway.start_again()
+    site.connect(gateway, peer)
+    questions = [line for line in gateway.log.splitlines() if " of http://" in line]
+    assert len(questions) == 1
+    assert ("OCSP" if by_ocsp else "CRL") in questions[0]
+
+
+@pytest.mark.parametrize("by_ocsp", [False, True], ids=["list", "ocsp"])
+def test_whom_the_authority_has_revoked_is_refused_by_us(site: Site, by_ocsp: bool) -> None:
+    """Without strictness, too."""
+    corp = Authority(site)
+    theirs = corp.gateway(SUN, by_ocsp=by_ocsp)
+    with corp.lists(theirs), corp.responder(revoked=theirs):
+        peer = strongswan(site, theirs, CORP.issuing, anchor=CORP.root)
+        gateway = xfrmpy(site, CORP.gateway(MOON))
+        assert_refused(gateway, peer, "XF2115")
+
+
+def test_strict_refuses_when_nobody_answers_and_soft_does_not(site: Site) -> None:
+    corp = Authority(site)
+    theirs = corp.gateway(SUN)
+    peer = strongswan(site, theirs, CORP.issuing, anchor=CORP.root)
+    gateway = xfrmpy(site, CORP.gateway(MOON), revocation="strict")
+    assert_refused(gateway, peer, "XF2116")
+    url = f"http://{corp.address}:{HTTP_PORT}/issuing.crl"
+    assert f"CRL {url}" in gateway.command("describe", "net0").output
+    (policy,) = gateway.policies.iterdir()
+    policy.write_text(policy.read_text().replace("strict", "soft"))
+    assert gateway.command("apply").code == 0
+    site.connect(gateway, peer)
+
+
+def test_strongswan_fetches_the_list_of_ours_and_refuses_us_if_we_are_on_it(site: Site) -> None:
+    """In both roles; its plugin `revocation` reads what our authority has signed."""
+    corp = Authority(site)
+    ours = corp.gateway(MOON)
+    with corp.lists(ours):
+        peer = strongswan(site, CORP.gateway(SUN), CORP.issuing, anchor=CORP.root)
+        gateway = xfrmpy(site, ours)
+        answer = gateway.command("up", "net0")
+        assert answer.code == 5
+        assert "XF2005" in answer.errors
+        peer.swanctl("--initiate", "--child", "net0", "--timeout", "30", check=False)
+        log = Path(peer.logs[0])
+        eventually(
+            "strongSwan to refuse it in both roles",
+            lambda: log.read_text().count("certificate was revoked on") >= 2,
+        )
+        assert not gateway.is_up()
