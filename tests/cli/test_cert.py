@@ -66,7 +66,7 @@ def _load_the_policy(here: Path) -> None:
     (here / "gw1.example.net.pem").rename(etc / "certs/gw1.example.net.pem")
     (here / "gw1.example.net.key").rename(etc / "keys/gw1.example.net.key")
     (etc / "cas/example.pem").write_bytes((here / "ca/ca.pem").read_bytes())
-    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    text, *_ = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (etc / "conf.d/gw2.yaml").write_text(text)
     loaded = load_policy([etc / "conf.d"])
     assert loaded.errors == loaded.warnings == ()

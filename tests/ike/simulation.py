@@ -245,6 +245,8 @@ class Simulation:
         self._check_rest()
 
     def _is_settled(self) -> bool:
+        if not any(host.views for host in self.hosts):  # What was there is kept for a while.
+            return all(host.endpoint.next_timeout() is None for host in self.hosts)
         return not self.flying and all(
             sa.state in (IkeSaState.ESTABLISHED, IkeSaState.DELETED)
             and sa.channel.window.is_idle

@@ -465,18 +465,28 @@ def test_a_difference_in_forward_secrecy_shows_with_both_sides_values(
     _at_rest(pair)
 
 
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("kind", ["add_sa", "add_sa out"])
+@pytest.mark.parametrize(
+    ("end", "kind"), [("moon", "add_sa in"), ("moon", "add_sa out"), ("sun", "add_sa in")]
+)
 def test_a_datapath_that_refuses_the_new_sas_leaves_the_old_ones(
     up: Any, end: str, kind: str
 ) -> None:
     host, _ = up.ends(end)
-    host.datapath.refuse(kind, nth=1)
+    host.datapath.refuse(kind, nth=2)
     _rekey(up, up.moon)
     up.run(40)
     up.assert_up()
+    assert host.refused
     assert len(up.moon.reports(ChildSaRekeyed)) >= 1
     _at_rest(up)
+
+
+def test_what_a_responder_cannot_send_on_after_all_is_given_up(up: Any) -> None:
+    up.sun.datapath.refuse("add_sa out", nth=2, reason="no memory")
+    _rekey(up, up.moon)
+    up.run(20)
+    assert [o.failure.code for o in up.sun.reports(TunnelClosed)] == ["XF3002"]
+    up.assert_down()
 
 
 @pytest.mark.parametrize("end", ENDS)

@@ -56,6 +56,7 @@ from xfrmpy.ike.states import ChildSaState, IkeSaState
 from xfrmpy.ike.succession import (
     cannot_rekey,
     end_if_childless,
+    end_if_mute,
     put_off,
     remove_child,
     retry_at,
@@ -382,16 +383,17 @@ def give_up_child(sa: IkeSa, child: ChildSa) -> None:
     child.close()
 
 
-def take_over(old: ChildSa) -> None:
+def take_over(sa: IkeSa, old: ChildSa, now: float) -> None:
     """The peer has deleted what it replaced, so it can receive on what it made instead."""
     heir = old.heir
     if heir is not None and heir.state is ChildSaState.INSTALLED:
         heir.start_sending()
+        sa.core.defer(sa, lambda moment: end_if_mute(sa, heir, moment), now)
 
 
-def stop_waiting(old: ChildSa, now: float) -> None:
+def stop_waiting(sa: IkeSa, old: ChildSa, now: float) -> None:
     """What was replaced can carry nothing any more, and the peer has not deleted it yet."""
-    take_over(old)
+    take_over(sa, old, now)
     old.wait_until = now
 
 

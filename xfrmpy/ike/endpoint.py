@@ -183,7 +183,7 @@ class IkeEndpoint:
         """An SA reached its soft limit, or its hard one and is gone from the datapath."""
         for sa, child in self._holders(sa_id):
             if hard and child.state in (ChildSaState.REKEYED, ChildSaState.DELETING):
-                stop_waiting(child, now)
+                stop_waiting(sa, child, now)
                 self._run(sa, sa.attend, now)
             elif hard and not child.is_gone:
                 summary = f"{sa_id} reached its hard limit"

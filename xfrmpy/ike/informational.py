@@ -70,7 +70,7 @@ class DeleteChildSas:
             return
         for child in self._children:
             if child in self._sa.children:
-                take_over(child)
+                take_over(self._sa, child, now)
                 remove_child(self._sa, child, now)
         end_if_childless(self._sa, now)
 
@@ -123,7 +123,7 @@ def _answer_child_deletes(
     crossing = [child for child in named if child.state is ChildSaState.DELETING]
     gone = [child for child in named if child.state is not ChildSaState.DELETING]
     for child in named:
-        take_over(child)
+        take_over(sa, child, now)
     for child in gone:
         take_back(child)
     sa.respond((*_deleted(gone), *news))

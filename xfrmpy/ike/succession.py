@@ -120,6 +120,12 @@ def begin_to_send(sa: IkeSa, child: ChildSa, now: float) -> None:
         sa.core.defer(sa, lambda moment: _end_if_refused(sa, child, moment), now)
 
 
+def end_if_mute(sa: IkeSa, child: ChildSa, now: float) -> None:
+    """What it replaces goes, and nothing could leave any more if the datapath refuses this one."""
+    if child.state is ChildSaState.INSTALLED and not child.sends:
+        _end_if_refused(sa, child, now)
+
+
 def _end_if_refused(sa: IkeSa, child: ChildSa, now: float) -> None:
     if child.failure:
         summary = f"the datapath refused a part of it: {child.failure}"
