@@ -329,12 +329,13 @@ def test_the_kernel_of_the_laboratory_does_it_all(sites: tuple[Site, Site]) -> N
     in_linux = {str(suite) for suite in SUITES.values() if not _has_implicit_iv(suite)}
     assert {name for name in in_linux if not name.endswith("-esn")} <= capabilities.suites
     assert "aes128gcm16iiv" not in capabilities.suites
-    assert capabilities.modes == set(Mode)
+    assert capabilities.modes >= {*Mode} - {Mode.IPTFS}
     assert capabilities.esn
     assert capabilities.udp_encapsulation
     assert capabilities.raw_esp
     assert capabilities.compression
-    assert set(capabilities.missing) == {c.name for c in CIPHERS if c.implicit_iv}
+    newer = {"iptfs mode", "resources"}  # Linux 6.14 and 6.13
+    assert capabilities.missing.keys() - newer == {c.name for c in CIPHERS if c.implicit_iv}
 
 
 def _has_implicit_iv(suite: EspSuite | AhSuite) -> bool:

@@ -240,8 +240,10 @@ class DatapathContract:
         mode: Mode,
         compresses: bool,
     ) -> None:
-        if compresses and mode is Mode.BEET:
-            pytest.skip("a kernel does not compress in BEET mode")
+        if compresses and mode in (Mode.BEET, Mode.IPTFS):
+            pytest.skip("a kernel does not compress in BEET mode, nor with IP-TFS")
+        if mode is Mode.IPTFS and mode not in datapath.probe().modes:
+            pytest.skip("this one has no IP-TFS")
         if mode is Mode.TRANSPORT and (version == 6 or direction is PolicyDirection.FORWARD):
             pytest.skip("transport mode ends on this host and changes no family")
         entry = spd_entry(direction, version=version, mode=mode, compresses=compresses)
