@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from xfrmpy.daemon.radius import Judgement, RadiusAccounts, RadiusLogins
 from xfrmpy.eap.method import Outcome
 from xfrmpy.ike.eap_authenticator import Accepted, Challenge, Refused, Verdict, failure_packet
 from xfrmpy.ike.outputs import AskAaa
-from xfrmpy.policy.model import RadiusGroup, TunnelPolicy
+from xfrmpy.policy.model import RadiusGroup, RadiusServer, TunnelPolicy
 from xfrmpy.radius.attributes import Attribute
 from xfrmpy.radius.client import Server, Timing
 from xfrmpy.radius.login import Grant, LoginFailed, Nas, ServersSilent
 
 log = logging.getLogger(__name__)
+
+C = TypeVar("C", bound=RadiusLogins | RadiusAccounts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,21 +48,21 @@ class Aaa:
         self._loop = asyncio.get_running_loop()
         self._tell = tell
         self.on_admission: Callable[[bytes, Admitted], None] = _nobody
-        self._logins: dict[str, tuple[RadiusGroup, RadiusLogins]] = {}
-        self._accounts: dict[str, tuple[RadiusGroup, RadiusAccounts]] = {}
+        self._logins = _OfGroups(RadiusLogins, lambda server: server.port)
+        self._accounts = _OfGroups(RadiusAccounts, lambda server: server.accounting_port)
 
     @property
     def is_idle(self) -> bool:
         """Whether every record of a session is with a server, or lost."""
-        return all(accounts.is_idle for _, accounts in self._accounts.values())
+        return all(accounts.is_idle for accounts in self._accounts)
 
     def drops(self) -> dict[str, int]:
         """Datagrams that were no replies of a server, by the reason, and records that none took."""
         counts: dict[str, int] = {}
-        for _, logins in self._logins.values():
+        for logins in self._logins:
             for reason, number in logins.refused.items():
                 counts[f"radius-{reason}"] = counts.get(f"radius-{reason}", 0) + number
-        lost = sum(accounts.lost for _, accounts in self._accounts.values())
+        lost = sum(accounts.lost for accounts in self._accounts)
         return counts | ({"radius-record-lost": lost} if lost else {})
 
     def ask(self, asked: AskAaa, policy: TunnelPolicy) -> None:
@@ -84,51 +87,50 @@ class Aaa:
             self._loop.call_soon(self._tell, asked, _verdict(asked, judgement))
 
         user = ascii(asked.user.decode(errors="replace"))
-        self._logins_of(group).ask(asked.session, nas, asked.packet, judge)
+        self._logins.of(group).ask(asked.session, nas, asked.packet, judge)
 
     def account(self, group: RadiusGroup, record: tuple[Attribute, ...]) -> None:
         """Tell the servers of a session."""
-        self._accounts_of(group).tell(record)
+        self._accounts.of(group).tell(record)
 
     def close(self) -> None:
-        for _, logins in self._logins.values():
-            logins.close()
-        for _, accounts in self._accounts.values():
-            accounts.close()
+        for connection in (*self._logins, *self._accounts):
+            connection.close()
 
-    def _logins_of(self, group: RadiusGroup) -> RadiusLogins:
-        known, logins = self._logins.get(group.name, (None, None))
-        if logins is None or known != group:
-            if logins is not None:
-                logins.close()
+
+class _OfGroups(Generic[C]):
+    """The connections to groups of servers, each made when it is wanted first, to their port of a
+    kind; to a group that has changed another is made."""
+
+    def __init__(
+        self,
+        connect: Callable[[Sequence[Server], Timing, str], C],
+        port_of: Callable[[RadiusServer], int],
+    ) -> None:
+        self._connect = connect
+        self._port_of = port_of
+        self._made: dict[str, tuple[RadiusGroup, C]] = {}
+
+    def __iter__(self) -> Iterator[C]:
+        return (connection for _, connection in self._made.values())
+
+    def of(self, group: RadiusGroup) -> C:
+        known, connection = self._made.get(group.name, (None, None))
+        if connection is None or known != group:
+            if connection is not None:
+                connection.close()
             servers = [
-                Server(address=(str(s.address), s.port), secret=s.secret.octets)
+                Server(address=(str(s.address), self._port_of(s)), secret=s.secret.octets)
                 for s in group.servers
             ]
-            logins = RadiusLogins(servers, _timing(group), group.name)
-            self._logins[group.name] = (group, logins)
-        return logins
-
-    def _accounts_of(self, group: RadiusGroup) -> RadiusAccounts:
-        known, accounts = self._accounts.get(group.name, (None, None))
-        if accounts is None or known != group:
-            if accounts is not None:
-                accounts.close()
-            servers = [
-                Server(address=(str(s.address), s.accounting_port), secret=s.secret.octets)
-                for s in group.servers
-            ]
-            accounts = RadiusAccounts(servers, _timing(group), group.name)
-            self._accounts[group.name] = (group, accounts)
-        return accounts
+            timing = Timing(wait_seconds=group.wait_seconds, tries=group.tries)
+            connection = self._connect(servers, timing, group.name)
+            self._made[group.name] = (group, connection)
+        return connection
 
 
 def _nobody(_session: bytes, _admitted: Admitted) -> None:
     """Nobody wants to know."""
-
-
-def _timing(group: RadiusGroup) -> Timing:
-    return Timing(wait_seconds=group.wait_seconds, tries=group.tries)
 
 
 def _verdict(asked: AskAaa, judgement: Judgement) -> Verdict:

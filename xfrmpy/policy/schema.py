@@ -65,6 +65,8 @@ _YesNo = WithJsonSchema({"enum": ["yes", "no", True, False]})
 _OneOrMore = BeforeValidator(values.as_list)
 
 Name = Annotated[str, PlainValidator(values.parse_name), _Text]
+ShortText = Annotated[str, PlainValidator(values.parse_short_text), _Text]
+ShortTexts = Annotated[list[ShortText], _OneOrMore, _TextOrList]
 NotYet = Annotated[SkipJsonSchema[None], PlainValidator(values.refuse_not_yet)]
 Peers = Annotated[list[Annotated[str, PlainValidator(values.parse_peer)]], _OneOrMore, _TextOrList]
 Selectors = Annotated[
@@ -303,9 +305,7 @@ class OurEap(Keys):
         "Default: `mschapv2`.",
         "mschapv2",
     )
-    identity: Annotated[str, PlainValidator(values.parse_short_text), _Text] | None = _key(
-        "The name of the user that we are. Default: `id`.", "carol"
-    )
+    identity: ShortText | None = _key("The name of the user that we are. Default: `id`.", "carol")
     password: Secret | None = _key("The password by reference, as `psk`.", "secret:carol")
     cert: CertificateName | None = _key(
         "With `tls`: our certificate, `certs/NAME.pem`, whose key is `keys/NAME.key`.", "carol"
@@ -353,14 +353,7 @@ class TheirEap(Keys):
         "With `tls`: who vouches for the certificates of users, each of which has the user's name.",
         "corp-root",
     )
-    identities: (
-        Annotated[
-            list[Annotated[str, PlainValidator(values.parse_short_text)]],
-            _OneOrMore,
-            _TextOrList,
-        ]
-        | None
-    ) = _key(
+    identities: ShortTexts | None = _key(
         "Which of the users may use this tunnel: names, or `*` and what they end in. Default: all.",
         ["carol", "*@example.org"],
     )
@@ -368,14 +361,7 @@ class TheirEap(Keys):
         "The group of RADIUS servers, under `radius`, that knows the users, in place of `users`.",
         "corp",
     )
-    groups: (
-        Annotated[
-            list[Annotated[str, PlainValidator(values.parse_short_text)]],
-            _OneOrMore,
-            _TextOrList,
-        ]
-        | None
-    ) = _key(
+    groups: ShortTexts | None = _key(
         "Which users of `radius` may use this tunnel: those to whom the servers give one of these "
         "classes. Default: all.",
         "staff",
@@ -547,7 +533,7 @@ class RadiusKeys(Keys):
         "a user in.",
         "10m",
     )
-    nas_id: Annotated[str, PlainValidator(values.parse_short_text), _Text] | None = _key(
+    nas_id: ShortText | None = _key(
         "What we call ourselves to them (NAS-Identifier). Default: as the user knows us.",
         "gw1.example.net",
     )
