@@ -26,33 +26,6 @@ pytestmark = [pytest.mark.native, pytest.mark.copied]
 MOON, SUN = "moon.example.net", "sun.example.net"
 KINDS = ("rsa", "p256", "ed25519")
 
-_CONNECTION = """\
-connections {{
-    site0 {{
-        version = 2
-        local_addrs = {local_address}
-        remote_addrs = {remote_address}
-        proposals = {ike}
-        local {{
-            auth = pubkey
-            certs = gw.pem
-            id = "{local_id}"
-        }}
-        remote {{
-            auth = pubkey
-            id = "{remote_id}"
-        }}
-        children {{
-            net0 {{
-                local_ts = {local}
-                remote_ts = {remote}
-                esp_proposals = {esp}
-            }}
-        }}
-    }}
-}}
-"""
-
 
 def strongswan(
     site: Site,
@@ -64,15 +37,9 @@ def strongswan(
 ) -> StrongswanPeer:
     """At sun: it shows the leaf and what is above it, and trusts the anchor."""
     tunnel = site.network.tunnel().mirrored()
-    configuration = _CONNECTION.format(
-        local_address=tunnel.ours.address,
-        remote_address=tunnel.theirs.public,
-        ike=tunnel.ike,
-        esp=tunnel.esp,
-        local=tunnel.ours.subnets[0],
-        remote=tunnel.theirs.subnets[0],
-        local_id=local_id,
-        remote_id=remote_id,
+    ends = (
+        f'auth = pubkey\n certs = gw.pem\n id = "{local_id}"',
+        f'auth = pubkey\n id = "{remote_id}"',
     )
     files = {
         "x509/gw.pem": pem(leaf),
@@ -80,7 +47,7 @@ def strongswan(
         "x509ca/root.pem": pem(anchor),
         "pkcs8/gw.pem": key_pem(leaf),
     }
-    return site.strongswan(site.network.sun, tunnel, configuration=configuration, files=files)
+    return site.strongswan(site.network.sun, tunnel, ends=ends, files=files)
 
 
 def xfrmpy(site: Site, leaf: Entity, *above: Entity, anchor: Entity, **keys: Any) -> XfrmpyGateway:

@@ -28,37 +28,6 @@ STRANGER = Hierarchy.of("p384")
 TLS, TTLS = "tls", "ttls"
 NEWER = "forky"
 
-_CONNECTION = """\
-connections {{
-    site0 {{
-        version = 2
-        local_addrs = {local_address}
-        remote_addrs = {remote_address}
-        proposals = {ike}
-        send_certreq = yes
-        local {{
-            {local_auth}
-        }}
-        remote {{
-            {remote_auth}
-        }}
-        children {{
-            net0 {{
-                local_ts = {local}
-                remote_ts = {remote}
-                esp_proposals = {esp}
-            }}
-        }}
-    }}
-}}
-secrets {{
-    eap-alice {{
-        id = {user}
-        secret = "{password}"
-    }}
-}}
-"""
-
 
 def strongswan(
     site: Site,
@@ -72,18 +41,6 @@ def strongswan(
 ) -> StrongswanPeer:
     """With TLS 1.3 where it is `NEWER`, whose EAP has what RFC 9190 asks for."""
     tunnel = site.network.tunnel().mirrored()
-    configuration = _CONNECTION.format(
-        local_address=tunnel.ours.address,
-        remote_address=tunnel.theirs.public,
-        ike=tunnel.ike,
-        esp=tunnel.esp,
-        local=tunnel.ours.subnets[0],
-        remote=tunnel.theirs.subnets[0],
-        local_auth=local_auth,
-        remote_auth=remote_auth,
-        user=ALICE,
-        password=password,
-    )
     files = {
         "x509/gw.pem": pem(leaf),
         "x509/issuing.pem": pem(CORP.issuing),
@@ -93,7 +50,9 @@ def strongswan(
     return site.strongswan(
         site.network.sun,
         tunnel,
-        configuration=configuration,
+        connection="send_certreq = yes",
+        ends=(local_auth, remote_auth),
+        secrets=f'eap-alice {{ id = {ALICE}\n secret = "{password}" }}',
         files=files,
         settings=(f"tls.version_max={'1.3' if usr else '1.2'}",),
         usr=usr,

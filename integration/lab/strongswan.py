@@ -24,12 +24,10 @@ connections {{
         proposals = {ike}
         {connection}
         local {{
-            {local_auth}
-            id = {local_id}
+            {local_end}
         }}
         remote {{
-            {remote_auth}
-            id = {remote_id}
+            {remote_end}
         }}
         children {{
             net{number} {{
@@ -71,7 +69,8 @@ class StrongswanPeer:
     """A charon for tunnels as this end sees them, by their numbers.
 
     `connection` and `child` are further swanctl lines ("dpd_delay = 1s"), of each child if there
-    are several of the latter; `secrets` further secrets ("ppk-a { id = a ... }");
+    are several of the latter; `ends` the lines of who is local and who remote, in the place of what
+    the tunnels say; `secrets` further secrets ("ppk-a { id = a ... }");
     `settings` further settings of charon ("cookie_threshold=1");
     `configuration` is swanctl.conf in the place of the one that the tunnels are made into, and
     `files` what else is there, certificates and keys, by their paths in its directory; `usr` has
@@ -86,6 +85,7 @@ class StrongswanPeer:
         *,
         connection: str = "",
         child: str | Sequence[str] = "",
+        ends: tuple[str, str] | None = None,
         secrets: str = "",
         settings: Sequence[str] = (),
         configuration: str = "",
@@ -99,7 +99,11 @@ class StrongswanPeer:
             (directory / name).write_bytes(data)
         texts = [
             _configuration(
-                number, tunnel, connection, child if isinstance(child, str) else child[number]
+                number,
+                tunnel,
+                connection,
+                child if isinstance(child, str) else child[number],
+                ends or (_end(tunnel.ours, is_ours=True), _end(tunnel.theirs, is_ours=False)),
             )
             for number, tunnel in enumerate(tunnels)
         ]
@@ -160,7 +164,9 @@ class StrongswanPeer:
         run(self._path, *argv, seconds=90)
 
 
-def _configuration(number: int, tunnel: Tunnel, connection: str, child: str) -> str:
+def _configuration(
+    number: int, tunnel: Tunnel, connection: str, child: str, ends: tuple[str, str]
+) -> str:
     return _CONFIGURATION.format(
         number=number,
         local_address=tunnel.ours.address,
@@ -175,8 +181,8 @@ def _configuration(number: int, tunnel: Tunnel, connection: str, child: str) -> 
         psk=tunnel.psk,
         connection=connection,
         child=child,
-        local_auth=_auth(tunnel.ours, is_ours=True),
-        remote_auth=_auth(tunnel.theirs, is_ours=False),
+        local_end=ends[0],
+        remote_end=ends[1],
         users="".join(_user(number, end.user) for end in (tunnel.ours, tunnel.theirs)),
     )
 
@@ -185,6 +191,10 @@ def _user(number: int, user: User | None) -> str:
     if user is None:
         return ""
     return f'eap-{number} {{ id = "{user.name}"\n secret = "{user.password}" }}'
+
+
+def _end(end: End, *, is_ours: bool) -> str:
+    return f"{_auth(end, is_ours=is_ours)}\n            id = {end.id}"
 
 
 def _auth(end: End, *, is_ours: bool) -> str:

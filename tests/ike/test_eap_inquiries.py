@@ -20,7 +20,7 @@ from xfrmpy.pki.verdicts import Strictness
 def _pair(leaf: Entity) -> Pair:
     """Moon is the user, and strict."""
     moon, sun = policies()
-    strict = {
+    strict: dict[str, Any] = {
         "remote_key": None,
         "remote_authorities": replace(bundle(ROOT), crl=ROOT_CRL),
         "revocation": Strictness.STRICT,
