@@ -127,6 +127,8 @@ def test_what_may_not_be_is_refused_with_a_reason_and_in_time(site: Site, server
         "http://user@192.0.2.2/good": "! not a plain http URL",
         "http://192.0.2.2:99999/good": "! not a URL",
         "http://192.0.2.2/a b": "! not a URL",
+        f"http://{64 * 'a'}.example/good": "! not a URL",
+        "http://ca..example/good": "! not a URL",
         "http:///good": "! not a plain http URL",
         f"{server[:-4]}9/good": "! cannot be reached: Connect call failed",
     }

@@ -62,6 +62,7 @@ def parse(url: str) -> Place:
     try:
         parts = urlsplit(url)
         port = parts.port or 80
+        (parts.hostname or "").encode("idna")  # as whoever looks it up will
     except ValueError as error:
         raise NotFetched("not a URL") from error
     if parts.scheme != "http" or not parts.hostname or parts.username is not None:
