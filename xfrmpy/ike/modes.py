@@ -87,7 +87,8 @@ _ASKS_FOR = {
 """BEET by a number of private use, strongSwan's: what it means is known because policy says so."""
 
 _IPTFS_FLAGS = bytes(1)
-"""RFC 9347 section 5.1, of our own: we take fragments, and need not be told of congestion."""
+"""RFC 9347 sections 5.1 and 6.1.4, of our own: we take fragments, and want no word of
+congestion."""
 _WANTS_CONGESTION, _TAKES_NO_FRAGMENTS = 2, 1
 
 STRONGSWAN = VendorIdPayload(data=bytes.fromhex("882fe56d6fd20dbc2251613b2ebe5beb"))
