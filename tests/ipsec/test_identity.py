@@ -106,6 +106,9 @@ def test_whatever_a_peer_sends_can_be_printed(identity: Identity) -> None:
 @given(ANY_IDENTITY)
 @example(Identity(type=IdType.ID_FQDN, data=b"192.0.2.1"))
 @example(Identity(type=IdType.ID_FQDN, data=b"keyid:0x00"))
+@example(Identity(type=IdType.ID_FQDN, data=b"eap:carol"))
+@example(Identity.of_eap(b"carol"))
+@example(Identity.of_eap(b""))
 @example(Identity(type=IdType.ID_RFC822_ADDR, data=b"gw.example.org"))
 @settings(deadline=None)
 def test_no_peer_can_look_like_what_the_operator_wrote(identity: Identity) -> None:

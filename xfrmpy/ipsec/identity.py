@@ -33,13 +33,17 @@ class Identity:
 
         An address is an address, `user@host` an e-mail address, `keyid:TEXT` or `keyid:0xHEX` an
         opaque key id, what has a `=` a distinguished name, anything else a fully qualified domain
-        name (a leading `@` forces that). `NOBODY` cannot be written.
+        name (a leading `@` forces that). `NOBODY` and users of EAP cannot be written.
         Raises `ValueError` with a sentence for the operator.
         """
         if text.startswith("keyid:"):
             return cls(type=IdType.ID_KEY_ID, data=_key_id(text.removeprefix("keyid:")))
         if text == _NOBODY:
             raise ValueError(f"{text!r} is who proves nothing, which null_auth asks for")
+        if text.startswith(_USER):
+            raise ValueError(
+                f"{text!r} is a user of EAP, whom auth: {{remote: {{eap: ...}}}} accepts"
+            )
         if "=" in text:
             return cls(type=IdType.ID_DER_ASN1_DN, data=encode_distinguished_name(text))
         try:
@@ -110,7 +114,7 @@ class Identity:
             case IdType.ID_KEY_ID:
                 return f"keyid:0x{self.data.hex()}"
             case _ if self.type == EAP_IDENTITY:
-                return f"eap:{ascii(self.data.decode('utf-8', 'backslashreplace'))[1:-1]}"
+                return f"{_USER}{ascii(self.data.decode('utf-8', 'backslashreplace'))[1:-1]}"
             case IdType.ID_DER_ASN1_DN:
                 return _name(self.data) or f"{self.type.name}:0x{self.data.hex()}"
             case IdType.ID_NULL if not self.data:
@@ -121,6 +125,9 @@ class Identity:
 
 _NOBODY = "%null"
 """As libreswan writes it."""
+
+_USER = "eap:"
+"""As we do."""
 
 NOBODY = Identity(type=IdType.ID_NULL, data=b"")
 """Of an end that proves nothing (RFC 7619 section 2.2)."""
