@@ -20,14 +20,14 @@ from xfrmpy.datapath.userspace.bursts import Layouts, shape_of
 from xfrmpy.datapath.userspace.forwarding import Forwarder
 from xfrmpy.datapath.userspace.pieces import Piece, Stretch, open_piece
 from xfrmpy.datapath.userspace.vectors import sums_of, table
-from xfrmpy.esp.packet import IPV4_IN_ESP, InboundSa, OutboundSa
+from xfrmpy.esp.packet import IPV4_IN_ESP, InboundSa, OutboundSa, chained
 from xfrmpy.esp.transport import Fields
 from xfrmpy.ipsec.addresses import SocketAddress
-from xfrmpy.ipsec.algorithms import CIPHERS
-from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.proposals import esp_suite, parse_proposal
 from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, SadEntry, UdpEncapsulation
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import Template, protect_entries
+from xfrmpy.registry import ProtocolId
 
 ROUNDS = 500
 COUNT = 42
@@ -41,19 +41,14 @@ _ENDS = ip_address("198.51.100.1"), ip_address("198.51.100.2")
 Steps = dict[str, float]
 
 
-def steps_of(cipher: str) -> dict[str, Steps]:
+def steps_of(suite: str) -> dict[str, Steps]:
     """Microseconds for each segment, by direction and step."""
-    entry = _entry(cipher)
+    entry = _entry(suite)
     return {"sending": _sending(entry), "receiving": _receiving(entry)}
 
 
-def is_fast(cipher: str) -> bool:
-    """Whether it has these loops: others go packet by packet."""
-    return cipher in {each.name for each in CIPHERS if each.is_aead}
-
-
-def _entry(cipher: str) -> SadEntry:
-    suite = EspSuite(cipher=next(c for c in CIPHERS if c.name == cipher), integrity=None, esn=False)
+def _entry(name: str) -> SadEntry:
+    suite = esp_suite(parse_proposal(f"{name}-noesn", ProtocolId.ESP))
     return SadEntry(
         direction=Direction.OUT,
         spi=USERSPACE_SPI_BIT | 1,
@@ -62,6 +57,7 @@ def _entry(cipher: str) -> SadEntry:
         reqid=7,
         suite=suite,
         encryption_key=secrets.token_bytes(suite.cipher.keymat),
+        integrity_key=secrets.token_bytes(suite.integrity.key if suite.integrity else 0),
         encapsulation=UdpEncapsulation(4500, 4500),
     )
 
@@ -81,30 +77,46 @@ def _sending(entry: SadEntry) -> Steps:
     packet, offload = STREAM.super_packet()
     shape = shape_of(packet, offload)
     assert shape is not None
-    layout = Layouts().of(shape)
-    layout.scatter(packet)
     sa = OutboundSa(entry, secrets.token_bytes)
+    assert sa.form is not None, "the suite is a fast one"
+    layout = Layouts().of(shape, sa.form)
+    layout.scatter(packet)
 
     def seal() -> None:
         run = sa.take_run(COUNT, len(packet))
         assert run is not None, "no limit is near"
         layout.seal(len(STREAM.payload), run)
 
-    run = sa.take_run(1, 1)
-    assert run is not None
     return _told(
         all=_least(seal),
-        crypto=_crypto(run.in_place, shape.headers + shape.segment),
+        crypto=_crypto(sa, shape.headers + shape.segment),
         checksum=_checksums(shape.headers + shape.segment),
     )
 
 
-def _crypto(in_place: InPlace, size: int) -> float:
-    """The cipher alone, sealing in place."""
-    buffer = memoryview(bytearray(size + 16))
-    nonce, associated = in_place.salt + bytes(8), bytes(8)
-    plaintext = buffer[:size]
-    return _least(lambda: _repeat(lambda: in_place.seal_into(nonce, plaintext, associated, buffer)))
+def _crypto(sa: OutboundSa, size: int, *, opening: bool = False) -> float:
+    """The cipher alone, in place."""
+    form, in_place = sa.form, sa.in_place
+    assert form is not None, "the suite is a fast one"
+    if isinstance(in_place, InPlace):
+        buffer, seal_into = memoryview(bytearray(size + form.icv)), in_place.seal_into
+        nonce, associated = in_place.salt + bytes(8), bytes(8)
+        plaintext = buffer[:size]
+        return _least(lambda: _repeat(lambda: seal_into(nonce, plaintext, associated, buffer)))
+    assert in_place is not None
+    stride = form.head + size + -size % form.alignment + form.icv
+    buffer = memoryview(bytearray(secrets.token_bytes(COUNT * stride)))
+    views = [buffer[at : at + stride] for at in range(0, len(buffer), stride)]
+    packets = chained(views, form.icv)
+    if not opening:
+        return _least(lambda: in_place.seal_each(packets, b""))
+    in_place.seal_each(packets, b"")
+    sealed = bytes(buffer)
+
+    def come() -> None:
+        buffer[:] = sealed
+
+    return _least(lambda: in_place.open_each(packets, b""), come)
 
 
 def _checksums(size: int) -> float:
@@ -140,11 +152,9 @@ def _receiving(entry: SadEntry) -> Steps:
     whole = _least(take, come)
     opening = InboundSa(replace(entry, direction=Direction.IN))
     opened = _least(lambda: _open(opening, piece), come)
-    run = sender.take_run(1, 1)
-    assert run is not None
     return _told(
         all=whole,
-        crypto=_crypto(run.in_place, len(STREAM.packets()[0])),
+        crypto=_crypto(sender, len(STREAM.packets()[0]), opening=True),
         checksum=_checksums(len(STREAM.packets()[0])),
     ) | {"of it opening, crypto included": opened}
 

@@ -102,7 +102,7 @@ def main() -> None:
                 brief = ", ".join(f"{name} {value:.0f}" for name, value in figures.items())
                 print(f"round {number + 1}, {suite}, {rival}: {brief}", file=sys.stderr)
     results = {s: {rival: medians(each) for rival, each in rounds[s].items()} for s in rounds}
-    costs = {suite: steps.steps_of(suite) for suite in options.suites if steps.is_fast(suite)}
+    costs = {suite: steps.steps_of(suite) for suite in options.suites}
     print(report(facts, results))
     print(report_of_steps(costs, results))
     ratios = {suite: _ratios(result) for suite, result in results.items()}

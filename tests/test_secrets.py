@@ -216,7 +216,7 @@ WITHOUT_SECRETS = {
         # Both are our own, of a moment.
         "exchange.shared_secret(answer.public_value) != answer.shared_secret()"
     },
-    "esp/packet.py": {"(self._iv_size, self._suite.icv) != (RUN_IV, RUN_ICV)"},  # sizes
+    "crypto/cipher.py": {"self.icv_size >= self.block - 1"},  # sizes
     "pki/ocsp.py": {"answer.responder_key_hash == digest"},  # of a public key
     "ike/cookies.py": {"secret.version == cookie[0]"},  # which secret it is, in clear
     "ike/admission.py": {"self._answered.get(admitted.request.digest) == spi"},  # of a message

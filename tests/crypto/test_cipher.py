@@ -10,7 +10,14 @@ from cryptography.hazmat.primitives.ciphers import BlockCipherAlgorithm, Cipher,
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 
 from tests.suites import PAIRS
-from xfrmpy.crypto.cipher import IntegrityFailed, PacketCipher, packet_cipher
+from xfrmpy.crypto.cipher import (
+    Chained,
+    ChainedInPlace,
+    InPlace,
+    IntegrityFailed,
+    PacketCipher,
+    packet_cipher,
+)
 from xfrmpy.crypto.mac import keyed_mac
 from xfrmpy.ipsec import algorithms
 from xfrmpy.ipsec.proposals import ike_suite, parse_proposal
@@ -397,6 +404,9 @@ def test_an_integrity_algorithm_goes_with_a_cipher_that_needs_it_only() -> None:
             packet_cipher(cipher, integrity, bytes(cipher.keymat), integrity_key)
 
 
+_E = EncryptionAlgorithm
+CHAINED = [suite for suite in BLOCK_SUITES if suite[1] and suite[1].icv >= suite[0].block - 1]
+every_chained_suite = pytest.mark.parametrize("suite", CHAINED, ids=_name)
 IN_PLACE = [suite for suite in AEAD_SUITES if not suite[0].name.endswith(("gcm8", "gcm12", "gmac"))]
 
 
@@ -406,7 +416,7 @@ def test_in_place_a_packet_is_sealed_and_opened_as_by_copying(suite: Suite) -> N
     cipher, (iv, plaintext, associated, _) = _cipher(suite), _sample(suite)
     sealed = cipher.seal(iv, plaintext, associated)
     in_place = cipher.in_place
-    assert in_place is not None
+    assert isinstance(in_place, InPlace)
     nonce, buffer = bytearray(in_place.salt + iv), memoryview(bytearray(len(sealed)))
     opened = buffer[: len(plaintext)]
     opened[:] = plaintext
@@ -421,7 +431,7 @@ def test_in_place_a_packet_changed_in_any_octet_does_not_open(suite: Suite) -> N
     cipher, (iv, plaintext, associated, _) = _cipher(suite), _sample(suite)
     sealed = cipher.seal(iv, plaintext, associated)
     in_place = cipher.in_place
-    assert in_place is not None
+    assert isinstance(in_place, InPlace)
     for at in range(len(sealed)):
         buffer = bytearray(sealed)
         buffer[at] ^= 1
@@ -431,7 +441,110 @@ def test_in_place_a_packet_changed_in_any_octet_does_not_open(suite: Suite) -> N
 
 
 def test_what_is_put_together_from_pieces_is_not_done_in_place() -> None:
-    assert all(_cipher(suite).in_place is None for suite in SUITES if suite not in IN_PLACE)
+    others = [suite for suite in SUITES if suite not in IN_PLACE + CHAINED]
+    assert all(_cipher(suite).in_place is None for suite in others)
+    assert {suite[0].id for suite in others} >= {_E.NULL, _E.AES_CTR, _E.NULL_AUTH_AES_GMAC}
+    short = {suite[1].name for suite in others if suite[1] and suite[0].id == _E.AES_CBC}
+    assert short == {"sha1", "aesxcbc", "aescmac"}, "an ICV is too small for a block"
+
+
+def _in_one_buffer(packets: list[bytes], head: int, icv: int) -> Chained:
+    """Whole packets, with views of them as their form wants."""
+    buffer, views, at = memoryview(bytearray(b"".join(packets))), [], 0
+    for packet in packets:
+        views.append(buffer[at : at + len(packet)])
+        at += len(packet)
+    return Chained(
+        [view[:-icv] for view in views],
+        [view[head:-icv] for view in views],
+        [view[head:] for view in views],
+        [view[-icv:] for view in views],
+    )
+
+
+def _in_a_row(suite: Suite, trailer: bytes) -> tuple[list[bytes], list[bytes]]:
+    """Plaintexts, and the packets of them, each sealed by itself behind four octets."""
+    dice, cipher = random.Random(3), _cipher(suite)
+    plaintexts = [dice.randbytes(suite[0].block * dice.randint(1, 9)) for _ in range(20)]
+    packets = []
+    for number, plaintext in enumerate(plaintexts):
+        head, iv = number.to_bytes(4), dice.randbytes(cipher.iv_size)
+        packets.append(head + iv + cipher.seal(iv, plaintext, head, trailer))
+    return plaintexts, packets
+
+
+def _chained(cipher: PacketCipher) -> ChainedInPlace:
+    in_place = cipher.in_place
+    assert in_place is not None
+    assert not isinstance(in_place, InPlace)
+    return in_place
+
+
+@every_chained_suite
+@pytest.mark.parametrize("trailer", [b"", b"high"])
+def test_packets_are_sealed_in_a_row_as_one_by_one(suite: Suite, trailer: bytes) -> None:
+    """With the IVs that come out; and so is what follows by itself."""
+    cipher, twin = _cipher(suite), _cipher(suite)
+    iv_size, icv = cipher.iv_size, cipher.icv_size
+    plaintexts, _ = _in_a_row(suite, trailer)
+    given = [
+        bytes([number] * 4) + random.Random(number).randbytes(iv_size) + plaintext + bytes(icv)
+        for number, plaintext in enumerate(plaintexts)
+    ]
+    for _ in range(2):
+        packets = _in_one_buffer(given, 4, icv)
+        _chained(cipher).seal_each(packets, trailer)
+        for view, made, before, plaintext in zip(
+            packets.covered, packets.icvs, given, plaintexts, strict=True
+        ):
+            head, iv = bytes(view[:4]), bytes(view[4 : 4 + iv_size])
+            assert head == before[:4]
+            assert iv != before[4 : 4 + iv_size]
+            expected = twin.seal(iv, plaintext, head, trailer)
+            assert bytes(view[4 + iv_size :]) + bytes(made) == expected
+        iv = bytes(range(iv_size))
+        assert cipher.seal(iv, bytes(32), b"") == twin.seal(iv, bytes(32), b"")
+
+
+@every_chained_suite
+@pytest.mark.parametrize("trailer", [b"", b"high"])
+def test_packets_are_opened_in_a_row_as_one_by_one(suite: Suite, trailer: bytes) -> None:
+    cipher = _cipher(suite)
+    plaintexts, sealed = _in_a_row(suite, trailer)
+    for forged in ([], [3], [0, 19], range(20)):
+        came = [_flipped(packet, n) if n in forged else packet for n, packet in enumerate(sealed)]
+        packets = _in_one_buffer(came, 4, cipher.icv_size)
+        are_authentic = _chained(cipher).open_each(packets, trailer)
+        assert are_authentic == [number not in forged for number in range(20)]
+        for number, (view, plaintext) in enumerate(zip(packets.chains, plaintexts, strict=True)):
+            if number in forged:
+                whole = bytes(packets.covered[number]) + bytes(packets.icvs[number])
+                assert whole == came[number], "what is forged is not decrypted"
+            else:
+                assert view[cipher.iv_size :] == plaintext
+        assert (
+            cipher.open(
+                sealed[5][4:][: cipher.iv_size],
+                sealed[5][4 + cipher.iv_size :],
+                sealed[5][:4],
+                trailer,
+            )
+            == plaintexts[5]
+        )
+
+
+def _flipped(packet: bytes, seed: int) -> bytes:
+    """One bit of it, wherever."""
+    at, bit = random.Random(seed).randrange(len(packet)), 1 << seed % 8
+    return packet[:at] + bytes([packet[at] ^ bit]) + packet[at + 1 :]
+
+
+@every_chained_suite
+def test_the_upper_half_is_authenticated_with_each(suite: Suite) -> None:
+    cipher = _cipher(suite)
+    for made, told in ((b"high", b"high"[::-1]), (b"", b"high"), (b"high", b"")):
+        packets = _in_one_buffer(_in_a_row(suite, made)[1], 4, cipher.icv_size)
+        assert not any(_chained(cipher).open_each(packets, told))
 
 
 def test_every_cipher_of_the_table_can_be_made() -> None:

@@ -9,11 +9,11 @@ may not share one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hmac import compare_digest
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.decrepit.ciphers.algorithms import Camellia, TripleDES
@@ -21,14 +21,12 @@ from cryptography.hazmat.primitives import ciphers
 from cryptography.hazmat.primitives.ciphers import BlockCipherAlgorithm, aead, modes
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 
-from xfrmpy.crypto.mac import keyed_mac
+from xfrmpy.crypto.mac import Mac, Octets, keyed_mac
 from xfrmpy.ipsec import algorithms
 from xfrmpy.registry import EncryptionAlgorithm
 
 IntegrityFailed = InvalidTag
 """A packet is not what the holder of the keys sealed: forged, damaged or of an odd size."""
-
-Octets: TypeAlias = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +43,53 @@ class InPlace:
     seal_into: Callable[[Octets, Octets, Octets, Octets], int] = field(repr=False)
     open_into: Callable[[Octets, Octets, Octets, Octets], int] = field(repr=False)
 
+    def open_each(
+        self,
+        nonces: Sequence[Octets],
+        sealed: Sequence[Octets],
+        associated: Sequence[Octets],
+        plaintexts: Sequence[Octets],
+    ) -> list[bool]:
+        """Open several packets; tells which are authentic."""
+        open_into = self.open_into
+        are_authentic: list[bool] = []
+        for nonce, octets, data, plaintext in zip(
+            nonces, sealed, associated, plaintexts, strict=True
+        ):
+            try:
+                open_into(nonce, octets, data, plaintext)
+            except IntegrityFailed:
+                are_authentic.append(False)
+            else:
+                are_authentic.append(True)
+        return are_authentic
+
+
+class Chained(NamedTuple):
+    """Packets that CBC and then a MAC are to seal or open where they lie, a view of each.
+
+    `covered` is what the ICV is made of, from the header to the end of the ciphertext; `chains` of
+    it what is encrypted, the IV, too; `outputs` are the same and the ICV, `icvs` the ICVs.
+    """
+
+    covered: Sequence[memoryview]
+    chains: Sequence[memoryview]
+    outputs: Sequence[memoryview]
+    icvs: Sequence[memoryview]
+
+
+class ChainedInPlace(Protocol):
+    """CBC and then a MAC under their keys, of packets that leave or came together.
+
+    `trailer` is as with `PacketCipher.seal`, and the same for all.
+    """
+
+    def seal_each(self, packets: Chained, trailer: bytes) -> None:
+        """Encrypt packets with random octets in the place of each IV, which become the IV."""
+
+    def open_each(self, packets: Chained, trailer: bytes) -> list[bool]:
+        """Decrypt those that are authentic, and no others; tells which are."""
+
 
 class PacketCipher(Protocol):
     """Sizes in octets: `iv_size` per packet, `icv_size` at the end of it, `block` to pad to.
@@ -57,7 +102,7 @@ class PacketCipher(Protocol):
     icv_size: int
     block: int
     is_aead: bool
-    in_place: InPlace | None
+    in_place: InPlace | ChainedInPlace | None
 
     def seal(self, iv: bytes, plaintext: bytes, associated: bytes, trailer: bytes = b"") -> bytes:
         """Ciphertext || ICV of a padded plaintext.
@@ -160,7 +205,7 @@ class _Aead:
         key_size = cipher.key_bits // 8
         self._primitive = _AEAD[cipher.id](key_and_salt[:key_size])
         self._salt = key_and_salt[key_size:]
-        self.in_place = self._in_place()
+        self.in_place: InPlace | ChainedInPlace | None = self._in_place()
 
     def _in_place(self) -> InPlace | None:
         primitive = self._primitive
@@ -239,6 +284,23 @@ class _Cbc:
     def decrypt(self, iv: bytes, ciphertext: bytes) -> bytes:
         return self._decryptor.update(iv + ciphertext)[self._block :]
 
+    def encrypt_each(self, chains: Sequence[memoryview], outputs: Sequence[memoryview]) -> None:
+        """Each of several plaintexts, which has a block of random octets before it, in place.
+
+        What comes out of that block is the packet's IV: by the definition of CBC the next block was
+        encrypted with it. RFC 3602 section 3: "The IV MUST be chosen at random, and MUST be
+        unpredictable". A random block, folded into whatever came before, is as random as it was,
+        and so is what a block cipher makes of it. So the chain goes on from packet to packet.
+        """
+        update_into = self._encryptor.update_into
+        for chain, output in zip(chains, outputs, strict=True):
+            update_into(chain, output)
+        self._last_block = bytes(chains[-1][-self._block :])
+
+    def decrypt_into(self, chain: memoryview, output: memoryview) -> None:
+        """A ciphertext with its IV before it, in place. Where that was, there is rubbish then."""
+        self._decryptor.update_into(chain, output)
+
 
 class _Ctr:
     """The counter block is nonce || IV || counter, which begins with one (RFC 3686 section 4)."""
@@ -288,6 +350,8 @@ class _EncryptThenMac:
 
     __slots__ = ("_encryption", "_mac", "block", "icv_size", "in_place", "is_aead", "iv_size")
 
+    in_place: InPlace | ChainedInPlace | None
+
     def __init__(
         self,
         cipher: algorithms.Cipher,
@@ -299,22 +363,60 @@ class _EncryptThenMac:
         self.icv_size = integrity.icv
         self.block = cipher.block
         self.is_aead = False
-        self.in_place: InPlace | None = None
-        self._encryption = _encryption(cipher, encryption_key)
-        self._mac = keyed_mac(integrity.mac, integrity_key)
+        self._encryption = encryption = _encryption(cipher, encryption_key)
+        self._mac = mac = keyed_mac(integrity.mac, integrity_key)
+        self.in_place = None
+        # The library wants room behind the output for a block less an octet, and writes nothing
+        # there; an ICV of that size is such room.
+        if isinstance(encryption, _Cbc) and self.icv_size >= self.block - 1:
+            self.in_place = _CbcThenMac(encryption, mac, self.icv_size)
 
     def seal(self, iv: bytes, plaintext: bytes, associated: bytes, trailer: bytes = b"") -> bytes:
         if len(iv) != self.iv_size or not plaintext or len(plaintext) % self.block:
             raise ValueError("wrong IV size, or a plaintext that is not padded to whole blocks")
         ciphertext = self._encryption.encrypt(iv, plaintext)
-        return ciphertext + self._mac(associated + iv + ciphertext + trailer)[: self.icv_size]
+        return ciphertext + self._mac(associated, iv, ciphertext, trailer)[: self.icv_size]
 
     def open(self, iv: bytes, sealed: bytes, associated: bytes, trailer: bytes = b"") -> bytes:
         end = len(sealed) - self.icv_size
         if len(iv) != self.iv_size or end <= 0 or end % self.block:
             raise IntegrityFailed
         ciphertext = sealed[:end]
-        icv = self._mac(associated + iv + ciphertext + trailer)[: self.icv_size]
+        icv = self._mac(associated, iv, ciphertext, trailer)[: self.icv_size]
         if not compare_digest(icv, sealed[end:]):
             raise IntegrityFailed
         return self._encryption.decrypt(iv, ciphertext)
+
+
+class _CbcThenMac:
+    """See `ChainedInPlace`."""
+
+    __slots__ = ("_encryption", "_icv", "_mac")
+
+    def __init__(self, encryption: _Cbc, mac: Mac, icv: int) -> None:
+        self._encryption = encryption
+        self._mac = mac
+        self._icv = icv
+
+    def seal_each(self, packets: Chained, trailer: bytes) -> None:
+        self._encryption.encrypt_each(packets.chains, packets.outputs)
+        for icv, made in zip(packets.icvs, self._icvs(packets.covered, trailer), strict=True):
+            icv[:] = made
+
+    def open_each(self, packets: Chained, trailer: bytes) -> list[bool]:
+        made = self._icvs(packets.covered, trailer)
+        if compare_digest(b"".join(made), b"".join(packets.icvs)):
+            are_authentic = [True] * len(made)
+        else:
+            are_authentic = [*map(compare_digest, made, packets.icvs)]
+        decrypt_into = self._encryption.decrypt_into
+        for chain, output, is_authentic in zip(
+            packets.chains, packets.outputs, are_authentic, strict=True
+        ):
+            if is_authentic:
+                decrypt_into(chain, output)
+        return are_authentic
+
+    def _icvs(self, covered: Sequence[memoryview], trailer: bytes) -> list[bytes]:
+        mac, size, trailers = self._mac, self._icv, (trailer,) if trailer else ()
+        return [mac(octets, *trailers)[:size] for octets in covered]

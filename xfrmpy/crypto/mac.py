@@ -7,14 +7,19 @@ for each key and called for each message.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from cryptography.hazmat.primitives import ciphers, cmac, hashes, hmac
 from cryptography.hazmat.primitives.ciphers import modes
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 
-Mac: TypeAlias = Callable[[bytes], bytes]
-"""What gives the MAC of a message."""
+Octets: TypeAlias = bytes | bytearray | memoryview
+
+
+class Mac(Protocol):
+    """What gives the MAC of a message, whose parts it takes one behind the other."""
+
+    def __call__(self, *parts: Octets) -> bytes: ...
 
 
 def keyed_mac(name: str, key: bytes) -> Mac:
@@ -43,9 +48,10 @@ _BLOCK = 16
 def _hmac(algorithm: hashes.HashAlgorithm, key: bytes) -> Mac:
     begun = hmac.HMAC(key, algorithm)
 
-    def mac(message: bytes) -> bytes:
+    def mac(*parts: Octets) -> bytes:
         keyed = begun.copy()
-        keyed.update(message)
+        for part in parts:
+            keyed.update(part)
         return keyed.finalize()
 
     return mac
@@ -54,9 +60,10 @@ def _hmac(algorithm: hashes.HashAlgorithm, key: bytes) -> Mac:
 def _cmac(key: bytes) -> Mac:
     begun = cmac.CMAC(_aes(key))
 
-    def mac(message: bytes) -> bytes:
+    def mac(*parts: Octets) -> bytes:
         keyed = begun.copy()
-        keyed.update(message)
+        for part in parts:
+            keyed.update(bytes(part))
         return keyed.finalize()
 
     return mac
@@ -68,7 +75,8 @@ def _xcbc(key: bytes) -> Mac:
     k1, k2, k3 = (encryptor.update(bytes((number,)) * _BLOCK) for number in (1, 2, 3))
     masks = int.from_bytes(k2), int.from_bytes(k3)
 
-    def mac(message: bytes) -> bytes:
+    def mac(*parts: Octets) -> bytes:
+        message = b"".join(parts)
         start = max(len(message) - 1, 0) // _BLOCK * _BLOCK
         last, mask = message[start:], masks[0]
         if len(last) < _BLOCK:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from struct import Struct
 from typing import NamedTuple, TypeVar
 
 from xfrmpy.crypto.cipher import (
+    Chained,
+    ChainedInPlace,
     InPlace,
     IntegrityFailed,
-    Octets,
     PacketCipher,
     packet_cipher,
 )
@@ -28,8 +30,8 @@ _HEADER = Struct(">II")  # SPI, low half of the sequence number
 _EXTENDED = Struct(">IQ")  # SPI, whole sequence number: the AAD with ESN (RFC 4106 section 5)
 _HIGH = Struct(">I")
 
-RUN_IV, RUN_ICV = 8, 16
-"""Octets of IV in the packet, and of ICV: of the suites for which the rest is made to measure."""
+_COUNTED_IV = 8
+"""Octets of the IV that AEAD ciphers have in the packet."""
 
 IPV4_IN_ESP, IPV6_IN_ESP, NO_NEXT_HEADER = 4, 41, 59
 _PADDING = bytes(range(1, 256))
@@ -44,18 +46,43 @@ def trailer_of(payload: int, next_header: int, alignment: int = ALIGNMENT) -> by
     return _PADDING[:padding] + bytes((padding, next_header))
 
 
+class Form(NamedTuple):
+    """How a suite's packets lie that are sealed and opened in place; in octets.
+
+    `head` is before the payload (SPI, sequence number, IV), `icv` behind the trailer, which ends at
+    a multiple of `alignment`. The IV of an AEAD cipher is the whole sequence number.
+    """
+
+    head: int
+    icv: int
+    alignment: int
+    is_aead: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Sequence numbers of one SA from `first` on, and what seals packets with them in place.
 
-    The whole number is the IV, which is in the packet; `is_extended` puts it into the associated
-    data (RFC 4106 section 5).
+    `is_extended` puts the whole number into what is authenticated (RFC 4106 section 5, RFC 4303
+    section 2.2.1). `random` is for the IVs of CBC; the upper half of its numbers is the same.
     """
 
     spi: int
     first: int
     is_extended: bool
-    in_place: InPlace
+    in_place: InPlace | ChainedInPlace
+    random: Callable[[int], bytes]
+
+    @property
+    def aead(self) -> InPlace:
+        """That of a form which is."""
+        assert isinstance(self.in_place, InPlace), "the form is of CBC"
+        return self.in_place
+
+    def seal_chained(self, *views: Sequence[memoryview]) -> None:
+        """Seal packets of a form that is of CBC, of which these are the views (`Chained`)."""
+        assert not isinstance(self.in_place, InPlace), "the form is of an AEAD cipher"
+        self.in_place.seal_each(Chained(*views), _trailer_of(self.first, self.is_extended))
 
 
 class _Sa(Sa):
@@ -65,7 +92,7 @@ class _Sa(Sa):
     thousands carry nothing.
     """
 
-    __slots__ = ("_cipher_made", "_is_aead", "_iv_size", "_suite", "_whole_iv_size")
+    __slots__ = ("_cipher_made", "_form", "_is_aead", "_iv_size", "_suite", "_whole_iv_size")
 
     def __init__(self, entry: SadEntry) -> None:
         suite = entry.suite
@@ -74,26 +101,44 @@ class _Sa(Sa):
         super().__init__(entry)
         self._suite = suite
         self._cipher_made: PacketCipher | None = None
+        self._form: Form | None = None
         self._iv_size = suite.cipher.iv
         self._whole_iv_size = suite.cipher.whole_iv
         self._is_aead = suite.cipher.is_aead
 
     @property
-    def in_place(self) -> InPlace | None:
-        """What seals and opens where packets lie, of a suite whose IV and ICV have those sizes that
-        the fast way is made for."""
-        if (self._iv_size, self._suite.icv) != (RUN_IV, RUN_ICV):
-            return None
+    def form(self) -> Form | None:
+        """None for a suite whose packets are not sealed and opened several at a time."""
+        if self._cipher_made is None:
+            self._make_cipher()
+        return self._form
+
+    @property
+    def in_place(self) -> InPlace | ChainedInPlace | None:
+        """What seals and opens where packets lie."""
         return (self._cipher_made or self._cipher).in_place
 
     @property
     def _cipher(self) -> PacketCipher:
-        if self._cipher_made is None:
-            entry, suite = self.entry, self._suite
-            self._cipher_made = packet_cipher(
-                suite.cipher, suite.integrity, entry.encryption_key, entry.integrity_key
-            )
-        return self._cipher_made
+        return self._cipher_made or self._make_cipher()
+
+    def _make_cipher(self) -> PacketCipher:
+        entry, suite = self.entry, self._suite
+        made = packet_cipher(
+            suite.cipher, suite.integrity, entry.encryption_key, entry.integrity_key
+        )
+        if made.in_place is not None and (not made.is_aead or self._iv_size == _COUNTED_IV):
+            alignment = max(made.block, ALIGNMENT)
+            head = _HEADER.size + self._iv_size
+            self._form = Form(head, made.icv_size, alignment, made.is_aead)
+        self._cipher_made = made
+        return made
+
+    @property
+    def aead(self) -> InPlace:
+        """That of a form which is."""
+        assert isinstance(self.in_place, InPlace), "the form is of CBC"
+        return self.in_place
 
     def _authenticated(self, sequence: int) -> tuple[bytes, bytes]:
         """The associated data, and the trailer that HMAC covers, for a sequence number."""
@@ -140,17 +185,19 @@ class OutboundSa(_Sa, Sending):
     def take_run(self, packets: int, octets: int) -> Run | None:
         """As many sequence numbers as there are packets, for so many octets of payload in all.
 
-        They count as sealed. None if that would meet a limit, and for a suite without `Run`.
+        They count as sealed. None if that would meet a limit, and for a suite without a form.
         """
-        in_place = self.in_place
-        if in_place is None:
+        form, in_place = self.form, self.in_place
+        if form is None or in_place is None:
             return None
         last = self._sequence + packets
+        if not form.is_aead and last >> 32 != self._sequence + 1 >> 32:
+            return None
         if last >= self._last_sequence or not self.has_room(packets, octets):
             return None
         self._sequence = last
         self.count(octets, packets)
-        return Run(self.entry.spi, last - packets + 1, self._esn, in_place)
+        return Run(self.entry.spi, last - packets + 1, self._esn, in_place, self._random)
 
     def _iv(self) -> bytes:
         # The sequence number is unique under the key, which is all that a counter mode asks (RFC
@@ -170,13 +217,15 @@ class OpenedRun(NamedTuple):
 class InboundSa(_Sa, Receiving):
     """Opens. The window moves only for what is authentic."""
 
-    __slots__ = ("_icv", "_shortest", "_unpack_header", "_window")
+    __slots__ = ("_around", "_block", "_icv", "_shortest", "_unpack_header", "_window")
 
     def __init__(self, entry: SadEntry) -> None:
         super().__init__(entry)
         self._window = ReplayWindow(entry.replay_window, esn=self._esn)
         self._icv = entry.suite.icv
-        self._shortest = _HEADER.size + self._iv_size + entry.suite.icv + ESP_TRAILER
+        self._around = _HEADER.size + self._iv_size + entry.suite.icv
+        self._block = self._suite.cipher.block
+        self._shortest = self._around + ESP_TRAILER
         # SPI, the low half of the sequence number, IV.
         self._unpack_header = Struct(f">II{self._iv_size}s").unpack_from
 
@@ -222,8 +271,11 @@ class InboundSa(_Sa, Receiving):
         place, one is of another SA, too short or not newer than those before, or they may reach a
         limit.
         """
-        in_place = (self._cipher_made or self._cipher).in_place
+        in_place = self.in_place
         if in_place is None or min(map(len, packets)) < self._shortest:
+            return None
+        around, block = self._around, self._block
+        if block > 1 and any((len(packet) - around) % block for packet in packets):
             return None
         spis, lows, ivs = zip(*map(self._unpack_header, packets), strict=True)
         if spis.count(self.entry.spi) != len(spis):
@@ -231,18 +283,21 @@ class InboundSa(_Sa, Receiving):
         sequences = self.numbers_of_run(lows, sum(map(len, packets)))
         if sequences is None:
             return None
-        if self._iv_size < self._whole_iv_size:  # RFC 8750 section 4
-            ivs = tuple(number.to_bytes(self._whole_iv_size, "big") for number in sequences)
-        pack = _EXTENDED.pack if self._esn else _HEADER.pack
         begin, end = _HEADER.size + self._iv_size, -self._icv
-        plaintexts = self.verify_run(
-            sequences,
-            [in_place.salt + iv for iv in ivs],
-            [packet[begin:] for packet in packets],
-            [pack(self.entry.spi, sequence) for sequence in sequences],
-            [packet[begin:end] for packet in packets],
-        )
-        return self.read_run(plaintexts, len(packets) - len(plaintexts))
+        plaintexts = [packet[begin:end] for packet in packets]
+        if not isinstance(in_place, InPlace):
+            are_authentic = self.open_chained(sequences, *chained(packets, self._icv))
+        else:
+            if self._iv_size < self._whole_iv_size:  # RFC 8750 section 4
+                ivs = tuple(number.to_bytes(self._whole_iv_size, "big") for number in sequences)
+            pack = _EXTENDED.pack if self._esn else _HEADER.pack
+            are_authentic = in_place.open_each(
+                [in_place.salt + iv for iv in ivs],
+                [packet[begin:] for packet in packets],
+                [pack(self.entry.spi, sequence) for sequence in sequences],
+                plaintexts,
+            )
+        return self.read_run(self.admit_run(sequences, are_authentic, plaintexts), len(packets))
 
     def numbers_of_run(self, lows: Sequence[int], octets: int) -> Sequence[int] | None:
         """The whole sequence numbers of packets that came together, by their low halves.
@@ -254,37 +309,36 @@ class InboundSa(_Sa, Receiving):
             return None
         return sequences
 
-    def verify_run(
+    def open_chained(self, sequences: Sequence[int], *views: Sequence[memoryview]) -> list[bool]:
+        """Which packets of a form that is of CBC are authentic: these are open then.
+
+        They have numbers out of `numbers_of_run`, and these are the views of them (`Chained`).
+        """
+        in_place = self.in_place
+        assert in_place is not None
+        assert not isinstance(in_place, InPlace), "the form is of an AEAD cipher"
+        return in_place.open_each(Chained(*views), _trailer_of(sequences[0], self._esn))
+
+    def admit_run(
         self,
         sequences: Sequence[int],
-        nonces: Sequence[Octets],
-        sealed: Sequence[memoryview],
-        associated: Sequence[Octets],
-        plaintexts: Sequence[memoryview],
+        are_authentic: Sequence[bool],
+        plaintexts: list[memoryview],
     ) -> list[memoryview]:
-        """Open packets (`InPlace`) with numbers out of `numbers_of_run`; gives the plaintexts of
-        those that are authentic. The window moves once, and for these only."""
-        in_place = (self._cipher_made or self._cipher).in_place
-        assert in_place is not None, "whoever has packets where they lie has asked"
-        open_into = in_place.open_into
-        authentic, opened = [], []
-        for sequence, nonce, octets, data, plaintext in zip(
-            sequences, nonces, sealed, associated, plaintexts, strict=True
-        ):
-            try:
-                open_into(nonce, octets, data, plaintext)
-            except IntegrityFailed:
-                self.integrity_failed += 1
-                continue
-            authentic.append(sequence)
-            opened.append(plaintext)
-        if authentic:
-            self._window.advance_run(authentic)
-        return opened
+        """Of packets with numbers out of `numbers_of_run`, the plaintexts of those that have proved
+        authentic. The window moves once, and for these only."""
+        forged = are_authentic.count(False)
+        if forged:
+            self.integrity_failed += forged
+            sequences = list(compress(sequences, are_authentic))
+            plaintexts = list(compress(plaintexts, are_authentic))
+        if sequences:
+            self._window.advance_run(sequences)
+        return plaintexts
 
-    def read_run(self, plaintexts: Sequence[memoryview], forged: int) -> OpenedRun:
-        """What is in authentic packets, which count from now on; so many others were forged."""
-        run = OpenedRun([], [EspDrop.NOT_AUTHENTIC] * forged)
+    def read_run(self, plaintexts: Sequence[memoryview], packets: int) -> OpenedRun:
+        """What is in the authentic ones of so many packets; these count from now on."""
+        run = OpenedRun([], [EspDrop.NOT_AUTHENTIC] * (packets - len(plaintexts)))
         octets = 0
         for plaintext in plaintexts:
             try:
@@ -299,6 +353,21 @@ class InboundSa(_Sa, Receiving):
                 run.payloads.append((next_header, payload))
         self.count(octets, len(plaintexts) - run.drops.count(EspDrop.BAD_PADDING))
         return run
+
+
+def _trailer_of(sequence: int, is_extended: bool) -> bytes:
+    """What a MAC covers behind the ciphertext of packets whose numbers have one upper half."""
+    return _HIGH.pack(sequence >> 32) if is_extended else b""
+
+
+def chained(packets: Sequence[memoryview], icv: int) -> Chained:
+    """Whole packets of a suite with CBC, whose ICV has so many octets."""
+    return Chained(
+        [packet[:-icv] for packet in packets],
+        [packet[_HEADER.size : -icv] for packet in packets],
+        [packet[_HEADER.size :] for packet in packets],
+        [packet[-icv:] for packet in packets],
+    )
 
 
 def _without_padding(plaintext: _Plaintext) -> tuple[int, _Plaintext]:

@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.datapath.userspace.super_packets import DF, Stream
-from tests.datapath.userspace.test_bursts import FAST
+from tests.datapath.userspace.test_bursts import CHAINING, FORM, SAMPLE, with_ivs_of
+from tests.datapath.userspace.test_forwarding import policies
 from tests.datapath.userspace.test_outbound import (
     FIELDS,
     NOISE,
@@ -22,10 +23,13 @@ from tests.datapath.userspace.test_outbound import (
     protecting,
 )
 from xfrmpy.datapath.userspace.outbound import TURN, Outbound
+from xfrmpy.datapath.userspace.segments import complete
 from xfrmpy.datapath.userspace.trains import MAX_TRAINS, MIN_TRAIN, Trains
 from xfrmpy.datapath.userspace.turns import Readable, Turn
 from xfrmpy.datapath.userspace.virtio import COMPLETE, Offload, Segments
-from xfrmpy.ipsec.sad import SadEntry
+from xfrmpy.esp.packet import InboundSa
+from xfrmpy.ipsec.proposals import EspSuite
+from xfrmpy.ipsec.sad import Direction, SadEntry
 
 HARMS = ("", "", "", "size", "offload", "flow", "octet", "super-packet")
 
@@ -97,8 +101,11 @@ def given_at_once(laboratory: Laboratory, entry: SadEntry, written: list[Written
     for _ in written:
         outbound.carry(laboratory.device.tun, 0, turn)
         turn.size = TURN
-    expected = [sealed for each in written for sealed in one_by_one(twin, each)]
-    assert laboratory.loop.received(len(expected)) == expected
+    counted = protecting(entry)
+    count = sum(len(one_by_one(counted, each)) for each in written)
+    arrived = laboratory.loop.received(count)
+    with_ivs_of(arrived, twin._outbound[entry.reqid][0][0])  # type: ignore[arg-type]
+    assert arrived == [sealed for each in written for sealed in one_by_one(twin, each)]
     assert forwarder.refused == twin.refused
     assert not select.select([laboratory.loop.receiver], [], [], 0)[0], "nothing else has left"
     assert forwarder.usage(entry.id, 2.0).packets == twin.usage(entry.id, 2.0).packets
@@ -118,20 +125,65 @@ def test_whatever_comes_one_behind_the_other_leaves_as_if_packet_by_packet(
     given_at_once(laboratory, laboratory.entry, written)
 
 
-@pytest.mark.parametrize("suite", FAST, ids=str)
+def with_suite(entry: SadEntry, suite: EspSuite) -> SadEntry:
+    return replace(
+        entry,
+        suite=suite,
+        encryption_key=bytes(range(suite.cipher.keymat)),
+        integrity_key=bytes(0 if suite.integrity is None else suite.integrity.key),
+    )
+
+
+@pytest.mark.parametrize("suite", SAMPLE, ids=str)
 @pytest.mark.parametrize("size", [16, 1372])
 def test_every_fast_suite_seals_them_alike(
-    laboratory: Laboratory, suite: object, size: int
+    laboratory: Laboratory, suite: EspSuite, size: int
 ) -> None:
-    key = bytes(range(suite.cipher.keymat))  # type: ignore[attr-defined]
-    entry = replace(laboratory.entry, suite=suite, encryption_key=key, integrity_key=b"")  # type: ignore[arg-type]
+    entry = with_suite(laboratory.entry, suite)
     base = Stream(is_tcp=False, payload=NOISE[:size])
     given_at_once(laboratory, entry, [datagram(base, n, is_left=True) for n in range(20)])
 
 
+def test_flows_of_two_suites_by_one_device_leave_each_in_its_own_form(
+    laboratory: Laboratory,
+) -> None:
+    """Whatever was laid out for the one before: super-packets in turns, and packets of one size."""
+    cbc = replace(with_suite(laboratory.entry, CHAINING[0]), spi=0x80000077, reqid=77)
+    forwarder = protecting(laboratory.entry)
+    forwarder.add_sa(cbc, 0.0)
+    for policy in policies(0, 77, local="0.0.0.0/0", remote="10.9.0.0/16"):
+        forwarder.add_policy(replace(policy, priority=1))
+    opening = {
+        entry.spi: InboundSa(replace(entry, direction=Direction.IN))
+        for entry in (laboratory.entry, cbc)
+    }
+    bases = [Stream(addresses=("10.1.0.2", to), payload=NOISE[:9000]) for to in (TO_GCM, TO_CBC)]
+    of_udp = [replace(base, is_tcp=False, payload=NOISE[:200]) for base in bases]
+    written = [Written(*base.super_packet()) for base in bases * 3]
+    written += [datagram(base, n, is_left=True) for base in of_udp for n in range(80)]
+    outbound = Outbound(forwarder, counting(forwarder))
+    outbound.senders[4] = laboratory.loop.sender
+    for each in written:
+        laboratory.device.give(each)
+    turn = Turn(Readable(), TURN)
+    for _ in written:
+        turn.size = TURN
+        outbound.carry(laboratory.device.tun, 0, turn)
+    whole = [packet for each in written for packet in complete(each.packet, each.offload)]
+    arrived = laboratory.loop.received(len(whole))
+    spis = [int.from_bytes(each[:4], "big") for each in arrived]
+    assert spis == [cbc.spi if packet[17] == 9 else laboratory.entry.spi for packet in whole]
+    assert [opening[spi].open(each)[1] for spi, each in zip(spis, arrived, strict=True)] == whole
+    assert {layout.form.is_aead for layout in outbound._layouts._made.values()} == {True, False}
+    assert {train.form.is_aead for train in outbound._trains._made.values()} == {True, False}
+
+
+TO_GCM, TO_CBC = "10.2.0.2", "10.9.0.2"
+
+
 def test_only_what_comes_twice_in_one_size_is_expected_again() -> None:
     """Packets of ever other sizes would each take places of their own."""
-    trains, offload = Trains(), Offload()
+    trains, offload = Trains(lambda _, __: FORM), Offload()
     packets = [
         datagram(Stream(is_tcp=False, payload=NOISE[:n]), 0, is_left=False) for n in (50, 60)
     ]
@@ -146,7 +198,7 @@ def test_only_what_comes_twice_in_one_size_is_expected_again() -> None:
 
 
 def test_only_so_many_sizes_are_remembered() -> None:
-    trains = Trains()
+    trains = Trains(lambda _, __: FORM)
     for size in range(100, 100 + 3 * MAX_TRAINS):
         packet = datagram(Stream(is_tcp=False, payload=NOISE[:size]), 0, is_left=False).packet
         assert trains.after(packet, COMPLETE) is None
@@ -156,14 +208,14 @@ def test_only_so_many_sizes_are_remembered() -> None:
 
 @pytest.mark.parametrize("size", [0, 19, 43, 9001])
 def test_what_is_too_short_or_too_long_is_not_expected(size: int) -> None:
-    trains, packet = Trains(), b"\x45" + bytes(max(0, size - 1))
+    trains, packet = Trains(lambda _, __: FORM), b"\x45" + bytes(max(0, size - 1))
     assert trains.after(packet[:size], COMPLETE) is None
     assert trains.after(packet[:size], COMPLETE) is None
 
 
 def test_jumbo_frames_leave_together_as_many_as_one_send_takes() -> None:
     packet = datagram(Stream(is_tcp=False, payload=bytes(8900)), 0, is_left=False).packet
-    trains = Trains()
+    trains = Trains(lambda _, __: FORM)
     assert trains.after(packet, COMPLETE) is None
     made = trains.after(packet, COMPLETE)
     assert made is not None

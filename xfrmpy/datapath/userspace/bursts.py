@@ -13,19 +13,19 @@ from struct import Struct
 import numpy as np
 
 from xfrmpy.datapath.userspace import virtio
+from xfrmpy.datapath.userspace.rows import rows_of
 from xfrmpy.datapath.userspace.segments import TCP, for_length, ip_header_of, tcp_header_of
 from xfrmpy.datapath.userspace.vectors import (
     MAX_ROWS,
     NUMBERS,
     Numbers,
     column,
-    seal_rows,
     sums_of,
     table,
 )
 from xfrmpy.datapath.userspace.virtio import Offload, Segments
 from xfrmpy.esp.ip import begins_at
-from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, Run, trailer_of
+from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, Form, Run, trailer_of
 
 MAX_SUPER_PACKET = 65535
 MIN_SEGMENT, MAX_SEGMENT = MAX_SUPER_PACKET // MAX_ROWS + 1, MAX_SUPER_PACKET // 2
@@ -40,14 +40,11 @@ _BUFFER = 3 * MAX_SUPER_PACKET
 MAX_LAYOUTS = 32
 """Each has some 40 KiB of views. A host's flows have as many shapes as paths and TCP options."""
 
-_ESP = 16  # SPI, sequence number, IV
-_ICV = 16
 _TCP_SIZE = 20
 _DF = 0x40
 _FIN, _PSH, _CWR = 0x01, 0x08, 0x80
 _ZERO = 0xFFFF
 _SEQUENCE = Struct(">I")
-_SPI = Struct(">I12x")  # with room for sequence number and IV
 _VERSIONS: dict[int, int] = {Segments.TCP_IPV4: 4, Segments.TCP_IPV6: 6}
 _IP_SIZE = {4: 20, 6: 40}
 _CHECKSUM = 16
@@ -91,32 +88,30 @@ def shape_of(head: bytes | memoryview, offload: Offload) -> Shape | None:
 
 
 class Layout:
-    """Where the segments of super-packets of one shape lie. All layouts may share one buffer.
+    """Where the segments of super-packets of one shape lie, sealed in one form. All layouts may
+    share one buffer.
 
     `parts` are what a super-packet is read into: its headers, then the payload of each segment.
     """
 
-    def __init__(self, shape: Shape, buffer: memoryview) -> None:
+    def __init__(self, shape: Shape, form: Form, buffer: memoryview) -> None:
         self.shape = shape
+        self.form = form
         whole = shape.headers + shape.segment
-        self._trailer = trailer_of(whole, _NEXT_HEADER[shape.version])
-        plaintext = whole + len(self._trailer)
-        self.stride = _ESP + plaintext + _ICV
+        self._trailer = trailer_of(whole, _NEXT_HEADER[shape.version], form.alignment)
+        self._plaintext = plaintext = whole + len(self._trailer)
+        self.stride = form.head + plaintext + form.icv
         self._buffer = buffer
         self._before = memoryview(bytearray(virtio.SIZE + shape.headers))
         self._count = -(-(MAX_SUPER_PACKET - shape.headers) // shape.segment)
-        self.parts = [self._before, *self._views(_ESP + shape.headers, shape.segment)]
-        self._associated = self._views(0, 8)
-        self._plaintexts = self._views(_ESP, plaintext)
-        self._sealed = self._views(_ESP, plaintext + _ICV)
-        tcp = _ESP + shape.ip
-        self._headers = self._table(0, _ESP + shape.headers)
-        self._lows = self._column(4, ">u4")
-        self._ivs = self._column(8, ">u8")
+        self.parts = [self._before, *self._views(form.head + shape.headers, shape.segment)]
+        self._rows = rows_of(buffer, self._count, self.stride, form, plaintext)
+        tcp = form.head + shape.ip
+        self._headers = self._table(form.head, shape.headers)
         self._sequences = self._column(tcp + 4, ">u4")
         self._checksums = self._column(tcp + _CHECKSUM, "=u2")
         self._words = self._table(tcp, plaintext - shape.ip, "=u4")
-        self._trailers = self._table(_ESP + whole, len(self._trailer))
+        self._trailers = self._table(form.head + whole, len(self._trailer))
 
     def _views(self, offset: int, size: int) -> list[memoryview]:
         begins = range(offset, offset + self._count * self.stride, self.stride)
@@ -159,16 +154,13 @@ class Layout:
         """
         count = -(-payload // self.shape.segment)
         rest = payload - (count - 1) * self.shape.segment
-        numbers = NUMBERS[:count] + run.first
-        self._write_headers(payload, count, run.spi, numbers)
+        self._write_headers(payload, count)
         self._write_checksums(count, rest)
         last = self._write_trailers(count, rest)
-        plaintexts, sealed = self._plaintexts[:count], self._sealed[:count]
-        plaintexts[-1], sealed[-1] = plaintexts[-1][:last], sealed[-1][: last + _ICV]
-        seal_rows(run, numbers, plaintexts, self._associated, sealed)
-        return self._buffer[: (count - 1) * self.stride + _ESP + last + _ICV]
+        self._rows.seal(run, 0, count, last)
+        return self._buffer[: (count - 1) * self.stride + self.form.head + last + self.form.icv]
 
-    def _write_headers(self, payload: int, count: int, spi: int, numbers: Numbers) -> None:
+    def _write_headers(self, payload: int, count: int) -> None:
         """With the sum of the pseudo-header in the checksum's place."""
         head, size = self.headers, self.shape.segment
         ip, tcp, flags = head[: self.shape.ip], head[self.shape.ip :], head[self.shape.ip + 13]
@@ -177,45 +169,49 @@ class Layout:
         def headers(own: int, *, is_first: bool = False, is_last: bool = False) -> Numbers:
             cut = tcp_header_of(tcp, 0, is_first=is_first, is_last=is_last)
             cut = for_length(cut, _CHECKSUM, own - payload)
-            octets = _SPI.pack(spi) + ip_header_of(ip, len(tcp) + own) + cut
-            return np.frombuffer(octets, np.uint8)
+            return np.frombuffer(ip_header_of(ip, len(tcp) + own) + cut, np.uint8)
 
         self._headers[:count] = headers(size)
         if flags & _CWR:
             self._headers[0] = headers(size, is_first=True)
         if flags & (_FIN | _PSH) or rest < size:
             self._headers[count - 1] = headers(rest, is_last=True)
-        self._lows[:count] = self._ivs[:count] = numbers
         first = _SEQUENCE.unpack_from(tcp, 4)[0]
         self._sequences[:count] = NUMBERS[:count] * size + first
 
     def _write_checksums(self, count: int, rest: int) -> None:
         """Of headers and payloads, while there is nothing behind them."""
         self._trailers[:count] = 0
+        last = self._last(count)
         end = self.shape.headers + rest
-        self._plaintexts[count - 1][end:] = bytes(len(self._plaintexts[0]) - end)
+        last[end:] = bytes(len(last) - end)
         self._checksums[:count] = _ZERO - sums_of(self._words[:count])
 
     def _write_trailers(self, count: int, rest: int) -> int:
         """Returns how long the plaintext of the last segment is with its own."""
         self._trailers[:count] = np.frombuffer(self._trailer, np.uint8)
         end = self.shape.headers + rest
-        trailer = trailer_of(end, _NEXT_HEADER[self.shape.version])
-        self._plaintexts[count - 1][end : end + len(trailer)] = trailer
+        trailer = trailer_of(end, _NEXT_HEADER[self.shape.version], self.form.alignment)
+        self._last(count)[end : end + len(trailer)] = trailer
         return end + len(trailer)
+
+    def _last(self, count: int) -> memoryview:
+        """The plaintext of the last of so many segments."""
+        begin = (count - 1) * self.stride + self.form.head
+        return self._buffer[begin : begin + self._plaintext]
 
 
 class Layouts:
-    """Those of the shapes that were met, and their common buffer."""
+    """Those of the shapes and forms that were met, and their common buffer."""
 
     def __init__(self) -> None:
         self._buffer = memoryview(bytearray(_BUFFER))
-        self._made: dict[Shape, Layout] = {}
+        self._made: dict[tuple[Shape, Form], Layout] = {}
 
-    def of(self, shape: Shape) -> Layout:
-        made = self._made.get(shape)
+    def of(self, shape: Shape, form: Form) -> Layout:
+        made = self._made.get((shape, form))
         if made is None:
             if len(self._made) >= MAX_LAYOUTS:
                 self._made.clear()
-            made = self._made[shape] = Layout(shape, self._buffer)
+            made = self._made[shape, form] = Layout(shape, form, self._buffer)
         return made

@@ -34,7 +34,7 @@ from xfrmpy.esp.ah import InboundAh, OutboundAh
 from xfrmpy.esp.compression import IPCOMP, BadCompression, compress, decompress
 from xfrmpy.esp.ip import InnerHeader, NotIp, flow_of, parse_inner_header
 from xfrmpy.esp.outer import Congested, inner_after, outer_header
-from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, InboundSa, OutboundSa, Run
+from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, Form, InboundSa, OutboundSa, Run
 from xfrmpy.esp.reassembly import Reassembly, fragment_of
 from xfrmpy.esp.sa import Dropped, EspDrop
 from xfrmpy.esp.transport import Fields, NotCarried, payload_of, with_checksum, with_header
@@ -142,6 +142,11 @@ class Held:
         self.is_plain = _is_plain(sa)
         self.own_source: SocketAddress | None = None  # As the entry has it, once it was seen.
         self.told_source: tuple[SocketAddress, float] | None = None
+
+    @property
+    def takes_runs(self) -> bool:
+        """Whether several packets may be sealed at once, as far as the suite lets them."""
+        return self.is_plain and self.sa.entry.encapsulation is not None
 
     def note_use(self, now: float) -> None:
         """Before what it has sealed leaves, and with what it has opened."""
@@ -252,6 +257,18 @@ class Forwarder:
         else:
             self._elsewhere[reqid] = worker
 
+    def form_of(self, head: bytes, if_id: int = 0) -> Form | None:
+        """How packets of a flow lie that are sealed together, if its way is known and they may be.
+
+        `head` is as in `run_of`, whose run then is of this form.
+        """
+        flow = flow_of(head, is_whole=False)
+        path = self._paths.get((flow, if_id)) if flow else None
+        if path is None or not path[1].takes_runs:
+            return None
+        sa = path[0]
+        return sa.form if isinstance(sa, OutboundSa) else None
+
     def run_of(
         self, head: bytes, packets: int, octets: int, now: float, if_id: int = 0
     ) -> tuple[Run, SadEntry] | None:
@@ -263,7 +280,9 @@ class Forwarder:
         if path is None:
             return None
         sa, held = path
-        if not isinstance(sa, OutboundSa) or not _takes_runs(held, now):
+        life = sa.entry.lifetime
+        is_due = life.hard_seconds is not None and now >= held.installed_at + life.hard_seconds
+        if not isinstance(sa, OutboundSa) or not held.takes_runs or is_due:
             return None
         run = sa.take_run(packets, octets)
         if run is None:
@@ -607,13 +626,6 @@ def _is_plain(sa: _Inbound | _Outbound) -> bool:
     entry = sa.entry
     is_esp = entry.protocol is ProtocolId.ESP
     return is_esp and entry.mode is Mode.TUNNEL and entry.cpi is None and not entry.tfc
-
-
-def _takes_runs(held: Held, now: float) -> bool:
-    """Whether several may be sealed at once, and no limit by time is met."""
-    entry, life = held.sa.entry, held.sa.entry.lifetime
-    is_due = life.hard_seconds is not None and now >= held.installed_at + life.hard_seconds
-    return held.is_plain and entry.encapsulation is not None and not is_due
 
 
 def _inbound_key(entry: SadEntry) -> tuple[ProtocolId, bytes]:

@@ -51,7 +51,7 @@ class Outbound:
         self._guarded = guarded
         self._layouts = Layouts()
         self._layout: Layout | None = None
-        self._trains = Trains()
+        self._trains = Trains(forwarder.form_of)
         self._train: Train | None = None
 
     @staticmethod
@@ -87,7 +87,7 @@ class Outbound:
                 return self._carry_train(self._train, tun, if_id, most)
             packet, offload = tun.read()
             if most >= MIN_TRAIN:
-                self._train = self._trains.after(packet, offload)
+                self._train = self._trains.after(packet, offload, if_id)
             if offload is not COMPLETE:
                 return self._carry(packet, offload, if_id)
             self._guarded(partial(self.protect, packet, if_id))
@@ -95,7 +95,11 @@ class Outbound:
         size = tun.read_into(layout.parts)
         offload = layout.offload
         payload = size - layout.shape.headers
-        if payload <= layout.shape.segment or shape_of(layout.headers, offload) != layout.shape:
+        if (
+            payload <= layout.shape.segment
+            or shape_of(layout.headers, offload) != layout.shape
+            or self._forwarder.form_of(layout.headers, if_id) != layout.form
+        ):
             return self._carry(layout.gather(size), offload, if_id)
         return self._carry_run(layout, payload, offload, if_id)
 
@@ -104,8 +108,9 @@ class Outbound:
         self._layout = None
         if offload.segments != Segments.NONE:
             shape = shape_of(packet, offload)
-            if shape is not None and len(packet) > shape.headers + shape.segment:
-                self._layout = layout = self._layouts.of(shape)
+            form = self._forwarder.form_of(packet, if_id) if shape is not None else None
+            if shape and form and len(packet) > shape.headers + shape.segment:
+                self._layout = layout = self._layouts.of(shape, form)
                 layout.scatter(packet)
                 return self._carry_run(layout, len(packet) - shape.headers, offload, if_id)
         return self._carry_each(packet, offload, if_id)
@@ -127,14 +132,17 @@ class Outbound:
             self._carry_streak(train, begin, end, if_id)
         if odd is None:
             return count
-        self._train = self._trains.after(*odd)
+        self._train = self._trains.after(*odd, if_id)
         return count + self._carry(*odd, if_id)
 
     def _carry_streak(self, train: Train, begin: int, end: int, if_id: int) -> None:
         found, count = None, end - begin
         if count >= MIN_TRAIN and train.is_fit(begin):
             head, octets = train.packet(begin), count * train.size
-            found = self._forwarder.run_of(head, count, octets, time.monotonic(), if_id)
+            if self._forwarder.form_of(head, if_id) == train.form:
+                found = self._forwarder.run_of(head, count, octets, time.monotonic(), if_id)
+            else:
+                self._train = None
         if found is not None:
             self._guarded(partial(self._send_streak, train, begin, end, *found))
             return

@@ -8,6 +8,7 @@ each. What is not of this kind is left as it was, or given back to be read one b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from struct import Struct
 from typing import NamedTuple
@@ -23,21 +24,20 @@ from xfrmpy.datapath.userspace.coalescing import (
     TCP,
     headers_of,
 )
+from xfrmpy.datapath.userspace.rows import nonces_with
 from xfrmpy.datapath.userspace.vectors import (
     MAX_ROWS,
     Answers,
     Numbers,
     native_sum,
-    nonces_with,
     sums_of,
 )
-from xfrmpy.esp.packet import RUN_ICV, RUN_IV, InboundSa, OpenedRun, trailer_in
-from xfrmpy.ipsec.overhead import ALIGNMENT
+from xfrmpy.esp.packet import Form, InboundSa, OpenedRun, trailer_in
 
 MIN_ROWS = 8
 """Packets. Fewer take longer in this way: four of TCP 93 us in the place of 75 (load 20)."""
 
-_ESP = 8 + RUN_IV
+_ASSOCIATED = 8  # SPI, sequence number
 _IPV4_SIZE = 20
 _WORD = Struct(">H")
 
@@ -109,46 +109,82 @@ def open_piece(sa: InboundSa, piece: Piece) -> Stretch | OpenedRun | None:
     None if they must be opened one by one, and are as they were. An `OpenedRun` where they are not
     alike inside.
     """
-    size, count, in_place = piece.size, piece.count, sa.in_place
-    if not MIN_ROWS <= count <= MAX_ROWS or size % ALIGNMENT or size <= _ESP + RUN_ICV:
+    size, count, form = piece.size, piece.count, sa.form
+    if form is None or not MIN_ROWS <= count <= MAX_ROWS:
         return None
-    if in_place is None or piece.table(0, 4).tobytes() != count * sa.entry.spi.to_bytes(4, "big"):
+    begin, end = form.head, size - form.icv
+    if end <= begin or (end - begin) % form.alignment:
         return None
-    lows = piece.column(4, ">u4")
-    sequences = sa.numbers_of_run(lows.tolist(), count * size)
+    if piece.table(0, 4).tobytes() != count * sa.entry.spi.to_bytes(4, "big"):
+        return None
+    sequences = sa.numbers_of_run(piece.column(4, ">u4").tolist(), count * size)
     if sequences is None:
         return None
-    nonces = nonces_with(len(in_place.salt))
-    associated, end = piece.views(0, 8), size - RUN_ICV
-    if sa.entry.suite.esn:
-        high = np.uint64(sequences[-1] >> 32 << 32)
-        associated = nonces.extended(sa.entry.spi, lows + high)
-    plaintexts = sa.verify_run(
-        sequences,
-        nonces.of(in_place.salt, piece.column(8, ">u8")),
-        piece.views(_ESP, size),
-        associated,
-        piece.views(_ESP, end),
-    )
+    are_authentic = _open_each(sa, piece, sequences, form)
+    plaintexts = sa.admit_run(sequences, are_authentic, piece.views(begin, end))
     trailer = trailer_in(plaintexts[0]) if len(plaintexts) == count else None
     if trailer is None or piece.table(end - len(trailer), end).tobytes() != count * trailer:
-        return sa.read_run(plaintexts, count - len(plaintexts))
-    packets = piece.views(_ESP, end - len(trailer))
+        return sa.read_run(plaintexts, count)
+    packets = piece.views(begin, end - len(trailer))
     sa.count(count * len(packets[0]), count)
-    return Stretch(trailer[-1], packets, _streaks(piece, packets, trailer))
+    return Stretch(trailer[-1], packets, _streaks(Inner(piece, begin, end), packets, trailer))
 
 
-def _streaks(piece: Piece, packets: list[memoryview], trailer: bytes) -> list[tuple[int, int]]:
-    sizes = headers_of(packets[0])
+def _open_each(sa: InboundSa, piece: Piece, sequences: Sequence[int], form: Form) -> list[bool]:
+    """Which are authentic: these are open then."""
+    size, end = piece.size, piece.size - form.icv
+    if form.is_aead:
+        aead = sa.aead
+        nonces, associated = nonces_with(len(aead.salt)), piece.views(0, _ASSOCIATED)
+        if sa.entry.suite.esn:
+            high = np.uint64(sequences[-1] >> 32 << 32)
+            associated = nonces.extended(sa.entry.spi, piece.column(4, ">u4") + high)
+        return aead.open_each(
+            nonces.of(aead.salt, piece.column(_ASSOCIATED, ">u8")),
+            piece.views(form.head, size),
+            associated,
+            piece.views(form.head, end),
+        )
+    return sa.open_chained(
+        sequences,
+        piece.views(0, end),
+        piece.views(_ASSOCIATED, end),
+        piece.views(_ASSOCIATED, size),
+        piece.views(end, size),
+    )
+
+
+class Inner(NamedTuple):
+    """The packets in those of a piece, once they are open: where they begin, and what is encrypted
+    ends."""
+
+    piece: Piece
+    begin: int
+    end: int
+
+    def table(self, begin: int, end: int, kind: str = "u1") -> Numbers:
+        return self.piece.table(self.begin + begin, self.begin + end, kind)
+
+    def column(self, at: int, kind: str) -> Numbers:
+        return self.piece.column(self.begin + at, kind)
+
+    @property
+    def size(self) -> int:
+        """With the trailer."""
+        return self.end - self.begin
+
+
+def _streaks(inner: Inner, packets: list[memoryview], trailer: bytes) -> list[tuple[int, int]]:
+    sizes, count = headers_of(packets[0]), len(packets)
     if sizes is None:
-        return [(number, number + 1) for number in range(piece.count)]
+        return [(number, number + 1) for number in range(count)]
     ip, headers, protocol = sizes
-    follows = _are_intact(piece, ip, protocol, trailer) & _are_like(piece, ip, headers, protocol)
+    follows = _are_intact(inner, ip, protocol, trailer) & _are_like(inner, ip, headers, protocol)
     if protocol == TCP:
-        follows &= _follow(piece, ip, headers, len(packets[0]))
+        follows &= _follow(inner, ip, headers, len(packets[0]))
     begins = [0, *((~follows).nonzero()[0] + 1).tolist()]
     streaks: list[tuple[int, int]] = []
-    for begin, end in zip(begins, [*begins[1:], piece.count], strict=True):
+    for begin, end in zip(begins, [*begins[1:], count], strict=True):
         # What is not headed like the first was read as if it were.
         if end - begin == 1 or headers_of(packets[begin]) == sizes:
             streaks.append((begin, end))
@@ -157,30 +193,29 @@ def _streaks(piece: Piece, packets: list[memoryview], trailer: bytes) -> list[tu
     return streaks
 
 
-def _are_like(piece: Piece, ip: int, headers: int, protocol: int) -> Answers:
+def _are_like(inner: Inner, ip: int, headers: int, protocol: int) -> Answers:
     """Of each packet but the first whether its headers are those of the one before it, but for what
     tells their places in a stream."""
-    words = piece.table(_ESP, _ESP + headers, "=u4")
+    words = inner.table(0, headers, "=u4")
     differences = (words[1:] ^ words[:-1]) & _alike(ip, headers, protocol)
     alike: Answers = np.bitwise_or.reduce(differences, axis=1) == 0
     if (
         protocol != TCP
     ):  # RFC 768: "An all zero transmitted checksum value means that" there is none.
-        has_sum = piece.column(_ESP + ip + CHECKSUM_AT[protocol], "=u2") != 0
+        has_sum = inner.column(ip + CHECKSUM_AT[protocol], "=u2") != 0
         alike &= has_sum[1:] & has_sum[:-1]
     if ip == _IPV4_SIZE:  # RFC 6864 section 4.1: with DF an Identification means nothing.
-        numbers = piece.column(_ESP + 4, ">u2")
-        has_df = piece.column(_ESP + 6, "u1")[1:] & DF != 0
+        numbers = inner.column(4, ">u2")
+        has_df = inner.column(6, "u1")[1:] & DF != 0
         alike &= has_df | (numbers[1:] - numbers[:-1] == 1)
     return alike
 
 
-def _follow(piece: Piece, ip: int, headers: int, length: int) -> Answers:
+def _follow(inner: Inner, ip: int, headers: int, length: int) -> Answers:
     """The same of segments of TCP, whether one is the next after the other."""
-    tcp = _ESP + ip
-    sequences = piece.column(tcp + 4, ">u4")
+    sequences = inner.column(ip + 4, ">u4")
     follows: Answers = sequences[1:] - sequences[:-1] == length - headers
-    follows &= piece.column(tcp + 13, "u1")[:-1] & PSH == 0
+    follows &= inner.column(ip + 13, "u1")[:-1] & PSH == 0
     return follows
 
 
@@ -198,13 +233,12 @@ def _alike(ip: int, headers: int, protocol: int) -> Numbers:
     return np.frombuffer(bytes(mask), "=u4")
 
 
-def _are_intact(piece: Piece, ip: int, protocol: int, trailer: bytes) -> Answers:
+def _are_intact(inner: Inner, ip: int, protocol: int, trailer: bytes) -> Answers:
     """Of each packet but the first whether its checksums are right, and those of the one before."""
-    begin, end = _ESP + ADDRESSES_AT[ip], piece.size - RUN_ICV
     # Addresses and segment are one stretch, and the trailer behind it ends a word.
-    pseudo = native_sum(_WORD.pack(protocol + end - len(trailer) - _ESP - ip))
-    sums = sums_of(piece.table(begin, end, "=u4"))
+    pseudo = native_sum(_WORD.pack(protocol + inner.size - len(trailer) - ip))
+    sums = sums_of(inner.table(ADDRESSES_AT[ip], inner.size, "=u4"))
     intact: Answers = (sums + pseudo) % 0xFFFF == native_sum(trailer)
     if ip == _IPV4_SIZE:
-        intact &= sums_of(piece.table(_ESP, _ESP + ip, "=u4")) == 0
+        intact &= sums_of(inner.table(0, ip, "=u4")) == 0
     return intact[1:] & intact[:-1]

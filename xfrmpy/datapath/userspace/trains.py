@@ -7,7 +7,7 @@ trailer in one pass, and encrypted: the fast twin of `segments` and `esp.packet`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
 
@@ -15,11 +15,12 @@ import numpy as np
 
 from xfrmpy.datapath.userspace import virtio
 from xfrmpy.datapath.userspace.forwarding import NEXT_HEADER
+from xfrmpy.datapath.userspace.rows import rows_of
 from xfrmpy.datapath.userspace.sending import MAX_OCTETS, MAX_TOGETHER
-from xfrmpy.datapath.userspace.vectors import NUMBERS, Numbers, column, seal_rows, sums_of, table
+from xfrmpy.datapath.userspace.vectors import Numbers, column, sums_of, table
 from xfrmpy.datapath.userspace.virtio import Offload, Segments
 from xfrmpy.esp.ip import flow_of
-from xfrmpy.esp.packet import Run, trailer_of
+from xfrmpy.esp.packet import Form, Run, trailer_of
 
 MIN_TRAIN = 4
 """Packets. Fewer take longer in this way."""
@@ -30,8 +31,6 @@ MAX_TRAINS = 16
 MAX_PACKET = 9000
 """Octets; jumbo frames."""
 
-_ESP = 16  # SPI, sequence number, IV
-_ICV = 16
 _ZERO = 0xFFFF
 _OVERFLOW = 65535
 _ALIKE_IPV4 = (slice(0, 4), slice(6, 8), slice(9, 10), slice(12, 24))
@@ -40,29 +39,27 @@ _ALIKE_IPV6 = (slice(0, 7), slice(8, 44))
 
 
 class Train:
-    """Places for packets of a size and IP version. All trains may share one buffer."""
+    """Places for packets of a size and IP version, sealed in one form. All may share one buffer."""
 
-    def __init__(self, size: int, version: int, buffer: memoryview, overflow: memoryview) -> None:
+    def __init__(
+        self, size: int, version: int, form: Form, buffer: memoryview, overflow: memoryview
+    ) -> None:
         self.size = size
         self.version = version
-        self._trailer = trailer_of(size, NEXT_HEADER[version])
+        self.form = form
+        self._trailer = trailer_of(size, NEXT_HEADER[version], form.alignment)
         self._plaintext = size + len(self._trailer)
-        self.stride = _ESP + self._plaintext + _ICV
+        self.stride = form.head + self._plaintext + form.icv
         self._buffer = buffer
         self.room = min(MAX_TOGETHER, MAX_OCTETS // self.stride)
         told = memoryview(bytearray(self.room * virtio.SIZE))
         self._told = [told[at : at + virtio.SIZE] for at in range(0, len(told), virtio.SIZE)]
-        self._packets = self._views(_ESP, size)
+        self._packets = self._views(form.head, size)
         self.parts = [[*pair, overflow] for pair in zip(self._told, self._packets, strict=True)]
-        self._associated = self._views(0, 8)
-        self._plaintexts = self._views(_ESP, self._plaintext)
-        self._sealed = self._views(_ESP, self._plaintext + _ICV)
-        self._headers = self._table(_ESP, 44)
+        self._rows = rows_of(buffer, self.room, self.stride, form, self._plaintext)
+        self._headers = self._table(form.head, 44)
         self._offloads = table(told, self.room, virtio.SIZE, 0, virtio.SIZE)
-        self._spis = self._column(0, ">u4")
-        self._lows = self._column(4, ">u4")
-        self._ivs = self._column(8, ">u8")
-        self._trailers = self._table(_ESP + size, len(self._trailer))
+        self._trailers = self._table(form.head + size, len(self._trailer))
 
     def _views(self, offset: int, size: int) -> list[memoryview]:
         begins = range(offset, offset + self.room * self.stride, self.stride)
@@ -70,9 +67,6 @@ class Train:
 
     def _table(self, offset: int, size: int, kind: str = "u1") -> Numbers:
         return table(self._buffer, self.room, self.stride, offset, size, kind)
-
-    def _column(self, offset: int, kind: str) -> Numbers:
-        return column(self._buffer, self.room, self.stride, offset, kind)
 
     def offload(self, number: int) -> Offload:
         return virtio.decode_offload(self._told[number])
@@ -107,23 +101,21 @@ class Train:
 
     def seal(self, begin: int, end: int, run: Run) -> memoryview:
         """A streak that is fit, each packet `stride` long. `run` has as many numbers."""
-        count, numbers = end - begin, NUMBERS[: end - begin] + run.first
         offload = self.offload(begin)
         if offload.needs_checksum:
             self._write_checksums(begin, end, offload)
         self._trailers[begin:end] = np.frombuffer(self._trailer, np.uint8)
-        self._spis[begin:end] = run.spi
-        self._lows[begin:end] = self._ivs[begin:end] = numbers
-        rows = slice(begin, end)
-        seal_rows(run, numbers, self._plaintexts[rows], self._associated[rows], self._sealed[rows])
-        return self._buffer[begin * self.stride : (begin + count) * self.stride]
+        self._rows.seal(run, begin, end, self._plaintext)
+        return self._buffer[begin * self.stride : end * self.stride]
 
     def _write_checksums(self, begin: int, end: int, offload: Offload) -> None:
         """While there is nothing behind the packets."""
         self._trailers[begin:end] = 0
         start, words = offload.checksum_start, (self._plaintext - offload.checksum_start) // 4
-        sums = sums_of(self._table(_ESP + start, 4 * words, "=u4")[begin:end])
-        checksums = self._column(_ESP + start + offload.checksum_offset, "=u2")
+        start += self.form.head
+        sums = sums_of(self._table(start, 4 * words, "=u4")[begin:end])
+        at = start + offload.checksum_offset
+        checksums = column(self._buffer, self.room, self.stride, at, "=u2")
         checksums[begin:end] = _ZERO - sums
 
 
@@ -136,25 +128,29 @@ def _alike(version: int) -> Numbers:
 
 
 class Trains:
-    """Those of the sizes that were met, and their common buffer."""
+    """Those of the sizes and forms that were met, and their common buffer."""
 
-    def __init__(self) -> None:
+    def __init__(self, form_of: Callable[[bytes, int], Form | None]) -> None:
+        """`form_of` says of a packet, and the `if_id` of its device, how its SA seals several."""
+        self._form_of = form_of
         self._buffer = memoryview(bytearray(MAX_OCTETS))
         self._overflow = memoryview(bytearray(_OVERFLOW))
-        self._made: dict[tuple[int, int], Train] = {}
+        self._made: dict[tuple[int, int, Form], Train] = {}
         self._last = 0, 0
 
-    def after(self, packet: bytes, offload: Offload) -> Train | None:
+    def after(self, packet: bytes, offload: Offload, if_id: int = 0) -> Train | None:
         """Where to read what comes next, if the packet is the second of its size in a row."""
         kind = len(packet), packet[0] >> 4 if packet else 0
         last, self._last = self._last, kind
         if last != kind or offload.segments != Segments.NONE or not 44 <= len(packet) <= MAX_PACKET:
             return None
-        if kind[1] not in NEXT_HEADER or flow_of(packet) is None:
+        form = self._form_of(packet, if_id) if kind[1] in NEXT_HEADER else None
+        if form is None:
             return None
-        made = self._made.get(kind)
+        made = self._made.get((*kind, form))
         if made is None:
             if len(self._made) >= MAX_TRAINS:
                 self._made.clear()
-            made = self._made[kind] = Train(*kind, self._buffer, self._overflow)
+            made = Train(*kind, form, self._buffer, self._overflow)
+            self._made[*kind, form] = made
         return made if made.room >= MIN_TRAIN else None

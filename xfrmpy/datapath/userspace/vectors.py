@@ -8,15 +8,12 @@ tenth of a second and 15 MiB.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from functools import cache
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xfrmpy.esp.checksum import ones_complement_sum
-from xfrmpy.esp.packet import Run
 
 MAX_ROWS = 128
 """Packets: as many as UDP sends together (UDP_MAX_SEGMENTS, 128 since Linux 6.9)."""
@@ -34,8 +31,6 @@ LONG = 700
 
 _NONE = 0xFFFF
 _WORD = 4
-_IV = 8
-_EXTENDED = 12
 
 
 def table(
@@ -75,57 +70,3 @@ def sum_of(octets: bytes | memoryview) -> int:
     total += int.from_bytes(octets[words * _WORD :], sys.byteorder)
     native = total % _NONE or (total and _NONE)
     return int.from_bytes(native.to_bytes(2, sys.byteorder), "big")
-
-
-class Nonces:
-    """What a cipher takes beside the packets of a run (`InPlace`), in views that are made once."""
-
-    def __init__(self, salt: int) -> None:
-        size = salt + _IV
-        octets = memoryview(bytearray(MAX_ROWS * size))
-        self._views = [octets[at : at + size] for at in range(0, len(octets), size)]
-        self._salts = table(octets, MAX_ROWS, size, 0, salt)
-        self._ivs = column(octets, MAX_ROWS, size, salt, ">u8")
-        extended = memoryview(bytearray(MAX_ROWS * _EXTENDED))
-        self._extended = [
-            extended[at : at + _EXTENDED] for at in range(0, len(extended), _EXTENDED)
-        ]
-        self._spis = column(extended, MAX_ROWS, _EXTENDED, 0, ">u4")
-        self._wholes = column(extended, MAX_ROWS, _EXTENDED, 4, ">u8")
-
-    def of(self, salt: bytes, ivs: Numbers) -> list[memoryview]:
-        """Salt || IV of each packet, until the next call."""
-        count = len(ivs)
-        self._salts[:count] = np.frombuffer(salt, np.uint8)
-        self._ivs[:count] = ivs
-        return self._views[:count]
-
-    def extended(self, spi: int, sequences: Numbers) -> list[memoryview]:
-        """Associated data with ESN: SPI and whole sequence number (RFC 4106 section 5)."""
-        count = len(sequences)
-        self._spis[:count] = spi
-        self._wholes[:count] = sequences
-        return self._extended[:count]
-
-
-def seal_rows(
-    run: Run,
-    numbers: Numbers,
-    plaintexts: Sequence[memoryview],
-    associated: Sequence[memoryview],
-    sealed: Sequence[memoryview],
-) -> None:
-    """Encrypt a packet in each row, in place, with the run's numbers. `associated` is SPI and
-    sequence number where they lie."""
-    nonces, salt = nonces_with(len(run.in_place.salt)), run.in_place.salt
-    if run.is_extended:
-        associated = nonces.extended(run.spi, numbers)
-    seal_into, views = run.in_place.seal_into, nonces.of(salt, numbers)
-    for nonce, plaintext, data, into in zip(views, plaintexts, associated, sealed, strict=False):
-        seal_into(nonce, plaintext, data, into)
-
-
-@cache
-def nonces_with(salt: int) -> Nonces:
-    """Those of ciphers whose salt has so many octets."""
-    return Nonces(salt)
