@@ -84,7 +84,7 @@ def one_by_one(
 
 
 def state(end: Forwarder) -> object:
-    return end.refused, list(end.events), [end.usage(e.id, 5.0) for e in end.dump().sad]
+    return end.refused, list(end.events), [end.sad.usage(e.id, 5.0) for e in end.dump().sad]
 
 
 def sealed(sender: OutboundSa, *inner: bytes) -> list[bytes]:
@@ -258,7 +258,7 @@ def test_forgers_make_no_peer_look_alive_and_move_nobody() -> None:
     theirs = gateway(1)
     forged = [each[:-1] + bytes([each[-1] ^ 1]) for each in sealed(peer(), *STREAM.packets())]
     assert together(theirs, forged, source_of(0, 40_000)) == []
-    assert theirs.seconds_idle(sa(0).id, 9.0) is None
+    assert theirs.sad.seconds_idle(sa(0).id, 9.0) is None
     assert list(theirs.events) == []
 
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from xfrmpy.datapath.interface import Acquire, DatapathError, Event, Expired, MappingChanged
 from xfrmpy.datapath.userspace.forwarding import (
     ACQUIRE_SECONDS,
-    MAPPING_SECONDS,
     Elsewhere,
     Forwarder,
     InClear,
@@ -26,6 +25,7 @@ from xfrmpy.datapath.userspace.forwarding import (
 )
 from xfrmpy.datapath.userspace.holding import PACKETS, SECONDS
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
+from xfrmpy.datapath.userspace.sad import MAPPING_SECONDS
 from xfrmpy.esp.compression import IPCOMP
 from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, NO_NEXT_HEADER, OutboundSa
 from xfrmpy.esp.sa import EspDrop
@@ -146,7 +146,7 @@ def test_packets_of_either_family_cross_both_ways() -> None:
             assert ends[1 - sender].unprotect(sealed, source_of(sender), 1.0)[0] == inner
     for end in ends:
         assert list(end.events) == []
-        assert {end.usage(e.id, 2.0).packets for e in end.dump().sad} == {2}
+        assert {end.sad.usage(e.id, 2.0).packets for e in end.dump().sad} == {2}
 
 
 def test_what_comes_without_udp_is_taken_and_moves_nobody() -> None:
@@ -159,7 +159,7 @@ def test_what_comes_without_udp_is_taken_and_moves_nobody() -> None:
 
 def test_who_sends_in_udp_what_is_agreed_without_is_not_followed() -> None:
     ours, theirs = gateway(0), gateway(1)
-    theirs.update_sa(replace(received(sa(0)), encapsulation=None))
+    theirs.sad.update(replace(received(sa(0)), encapsulation=None))
     sealed, _ = ours.protect(packet(), 1.0)
     assert theirs.unprotect(sealed, source_of(0, 40_000), 1.0)[0] == packet()
     assert list(theirs.events) == []
@@ -180,11 +180,11 @@ def test_small_packets_are_hidden_in_large_ones(tfc: int, room: int, expected: i
     """RFC 4303 section 2.7."""
     ours, theirs = gateway(0), gateway(1)
     plain = len(ours.protect(packet(payload=expected - 20), 0.0)[0])
-    ours.remove_sa(sa(0).id)
+    ours.sad.remove(sa(0).id)
     ours.add_sa(replace(sa(0), spi=sa(0).spi, tfc=tfc), 0.0)
     if room:
         ours.set_room(REQID, room)
-    theirs.remove_sa(sa(0).id)
+    theirs.sad.remove(sa(0).id)
     theirs.add_sa(received(sa(0)), 0.0)
     sealed, _ = ours.protect(packet(payload=44), 0.0)
     assert len(sealed) == plain
@@ -198,7 +198,7 @@ def compressing(entry: SadEntry, cpi: int | None) -> tuple[Forwarder, Forwarder]
     """Two gateways whose SA from the first to the second compresses; the second may not know."""
     ours, theirs = gateway(0), gateway(1)
     for end, direction, index in ((ours, Direction.OUT, 0x1234), (theirs, Direction.IN, cpi)):
-        end.remove_sa(entry.id)
+        end.sad.remove(entry.id)
         end.add_sa(replace(entry, direction=direction, cpi=index), 0.0)
     return ours, theirs
 
@@ -223,7 +223,7 @@ def test_what_was_not_agreed_is_not_decompressed(cpi: int | None) -> None:
 def test_a_host_may_compress_what_it_says() -> None:
     ours, theirs = host(0), host(1)
     for end, direction in ((ours, Direction.OUT), (theirs, Direction.IN)):
-        end.remove_sa(sa(0).id)
+        end.sad.remove(sa(0).id)
         entry = replace(sa(0), direction=direction, mode=Mode.TRANSPORT, cpi=0x1234)
         end.add_sa(entry, 0.0)
     sealed, _ = ours.protect(between_hosts(payload=bytes(1000)), 0.0)
@@ -337,8 +337,9 @@ def test_a_dummy_packet_is_a_sign_of_life_and_nothing_else() -> None:
     ours, theirs = OutboundSa(sa(0), secrets.token_bytes), gateway(1)
     with refused(EspDrop.DUMMY):
         theirs.unprotect(ours.seal(b"", NO_NEXT_HEADER), FIRST, 4.0)
-    assert theirs.usage(sa(0).id, 5.0).seconds_idle == theirs.seconds_idle(sa(0).id, 5.0) == 1.0
-    assert theirs.seconds_idle(sa(0, serial=9).id, 5.0) is None
+    usage = theirs.sad.usage(sa(0).id, 5.0)
+    assert usage.seconds_idle == theirs.sad.seconds_idle(sa(0).id, 5.0) == 1.0
+    assert theirs.sad.seconds_idle(sa(0, serial=9).id, 5.0) is None
 
 
 def test_what_lies_behind_the_inner_packet_is_cut_off() -> None:
@@ -356,7 +357,7 @@ def test_the_newest_sa_of_a_reqid_sends_and_older_ones_still_receive() -> None:
     assert entry == sa(0, 1)
     for sealed in (new, old):
         assert theirs.unprotect(sealed, FIRST, 1.0)[0] == packet()
-    ours.remove_sa(sa(0, 1).id)
+    ours.sad.remove(sa(0, 1).id)
     assert ours.protect(packet(), 1.0)[1] == sa(0)
 
 
@@ -485,7 +486,7 @@ def test_what_another_worker_protects_goes_there_until_the_sa_is_ours() -> None:
 
 def test_what_waits_for_an_sa_that_another_worker_gets_waits_no_longer() -> None:
     forwarder = gateway(0)
-    forwarder.remove_sa(sa(0).id)
+    forwarder.sad.remove(sa(0).id)
     with pytest.raises(Waits):
         forwarder.protect(packet(), 0.0)
     assert forwarder.take_waiting(1.0) == []
@@ -496,7 +497,7 @@ def test_what_waits_for_an_sa_that_another_worker_gets_waits_no_longer() -> None
 def test_an_sa_that_moved_still_serves_its_policy() -> None:
     """The template's addresses stay those of the first day (RFC 4555, NAT); the reqid binds."""
     ours, theirs = gateway(0), gateway(1)
-    theirs.update_sa(replace(received(sa(0)), source=ip_address("203.0.113.5")))
+    theirs.sad.update(replace(received(sa(0)), source=ip_address("203.0.113.5")))
     moved = SocketAddress(ip_address("203.0.113.5"), 4500)
     assert theirs.unprotect(ours.protect(packet(), 0.0)[0], moved, 0.0)[0] == packet()
 
@@ -527,7 +528,7 @@ def test_a_wrong_spi_a_replay_and_a_forgery_are_told_apart() -> None:
     theirs.unprotect(sealed, FIRST, 0.0)
     with refused(EspDrop.REPLAYED):
         theirs.unprotect(sealed, FIRST, 0.0)
-    usage = theirs.usage(sa(0).id, 0.0)
+    usage = theirs.sad.usage(sa(0).id, 0.0)
     assert (usage.packets, usage.replayed, usage.integrity_failed) == (1, 1, 1)
 
 
@@ -578,7 +579,7 @@ def test_a_policy_without_an_sa_asks_for_one_once_until_it_is_answered() -> None
     )
     assert list(ours.events) == [acquire, acquire]
     ours.add_sa(sa(0), ACQUIRE_SECONDS + 1)
-    ours.remove_sa(sa(0).id)
+    ours.sad.remove(sa(0).id)
     with pytest.raises(Waits):
         ours.protect(packet(), ACQUIRE_SECONDS + 1.1)
     assert len(ours.events) == 3, "an SA was the answer, so its loss is a new question"
@@ -622,7 +623,7 @@ def test_a_soft_limit_is_told_again_to_another_daemon_while_the_sa_is_there() ->
         ours.protect(packet(), 0.0)
     ours.remind()
     assert list(ours.events) == [Expired(sa=sa(0).id, reqid=REQID, hard=False)] * 2
-    ours.remove_sa(sa(0).id)
+    ours.sad.remove(sa(0).id)
     ours.remind()
     assert len(ours.events) == 2
 
@@ -663,18 +664,18 @@ def test_an_sa_expires_by_the_limits_that_it_has_now_and_where_it_is_now() -> No
     first = sa(0, lifetime=Lifetime(hard_seconds=20))
     ours.add_sa(first, 100.0)
     longer = replace(first, lifetime=Lifetime(hard_seconds=40))
-    ours.update_sa(longer)
+    ours.sad.update(longer)
     ours.expire(120.0)
     assert not ours.events
     moved = replace(longer, destination=ip_address("203.0.113.77"))
-    ours.move_sa(longer.id, moved)
+    ours.sad.move(longer.id, moved)
     ours.expire(139.9)
     assert not ours.events
     ours.expire(140.0)
     assert list(ours.events) == [Expired(sa=moved.id, reqid=REQID, hard=True)]
     sooner = replace(first, lifetime=Lifetime(hard_seconds=10))
     ours.add_sa(first, 200.0)
-    ours.update_sa(sooner)
+    ours.sad.update(sooner)
     ours.expire(210.0)
     assert len(ours.events) == 2
 
@@ -696,7 +697,7 @@ def test_a_peer_seen_elsewhere_is_told_now_and_again_and_not_followed() -> None:
     assert told(FIRST, MAPPING_SECONDS) == []
     assert told(elsewhere, MAPPING_SECONDS) == [moved]
     assert received(sa(0)) in theirs.dump().sad
-    theirs.update_sa(
+    theirs.sad.update(
         replace(
             received(sa(0)),
             source=elsewhere.address,
@@ -736,16 +737,16 @@ def test_a_forged_packet_does_not_make_an_sa_look_alive() -> None:
     sealed, _ = ours.protect(packet(), 5.0)
     with refused(EspDrop.NOT_AUTHENTIC):
         theirs.unprotect(sealed[:-1] + bytes([sealed[-1] ^ 1]), FIRST, 5.0)
-    assert theirs.usage(sa(0).id, 6.0).seconds_idle is None
+    assert theirs.sad.usage(sa(0).id, 6.0).seconds_idle is None
     theirs.unprotect(sealed, FIRST, 7.0)
-    assert theirs.usage(sa(0).id, 9.5).seconds_idle == 2.5
+    assert theirs.sad.usage(sa(0).id, 9.5).seconds_idle == 2.5
 
 
 def test_an_update_keeps_counters_and_sequence_numbers() -> None:
     ours, theirs = gateway(0), gateway(1)
     theirs.unprotect(ours.protect(packet(), 0.0)[0], FIRST, 0.0)
     moved = replace(sa(0), source=ip_address("203.0.113.5"), lifetime=Lifetime(hard_packets=3))
-    ours.update_sa(moved)
+    ours.sad.update(moved)
     sealed, entry = ours.protect(packet(), 0.0)
     assert entry == moved
     theirs.unprotect(sealed, FIRST, 0.0)
@@ -759,18 +760,18 @@ def test_a_move_keeps_counters_sequence_numbers_and_the_window() -> None:
     theirs.unprotect(first, FIRST, 1.0)
     elsewhere = ip_address("203.0.113.5")
     moved = replace(sa(0), destination=elsewhere)
-    ours.move_sa(sa(0).id, moved)
-    theirs.move_sa(sa(0).id, received(moved))
+    ours.sad.move(sa(0).id, moved)
+    theirs.sad.move(sa(0).id, received(moved))
     sealed, entry = ours.protect(packet(), 2.0)
     assert entry == moved
     theirs.unprotect(sealed, FIRST, 2.0)
-    assert theirs.usage(moved.id, 3.0).packets == ours.usage(moved.id, 3.0).packets == 2
+    assert theirs.sad.usage(moved.id, 3.0).packets == ours.sad.usage(moved.id, 3.0).packets == 2
     with refused(EspDrop.REPLAYED):
         theirs.unprotect(first, FIRST, 2.0)
     with pytest.raises(DatapathError):
-        ours.usage(sa(0).id, 3.0)
-    ours.remove_sa(moved.id)
-    theirs.remove_sa(moved.id)
+        ours.sad.usage(sa(0).id, 3.0)
+    ours.sad.remove(moved.id)
+    theirs.sad.remove(moved.id)
     assert moved not in ours.dump().sad
     with refused(Refusal.UNKNOWN_SPI):
         theirs.unprotect(sealed, FIRST, 3.0)
@@ -781,7 +782,7 @@ def test_a_move_onto_another_sa_is_refused() -> None:
     other = replace(sa(0), destination=ip_address("203.0.113.5"))
     ours.add_sa(other, 0.0)
     with pytest.raises(DatapathError) as caught:
-        ours.move_sa(sa(0).id, other)
+        ours.sad.move(sa(0).id, other)
     assert caught.value.errno == errno.EEXIST
     assert {sa(0), other} <= set(ours.dump().sad)
 
@@ -790,7 +791,7 @@ def test_a_limit_lowered_below_what_was_carried_is_met_at_once() -> None:
     ours = gateway(0)
     for _ in range(3):
         ours.protect(packet(), 0.0)
-    ours.update_sa(replace(sa(0), lifetime=Lifetime(hard_packets=2)))
+    ours.sad.update(replace(sa(0), lifetime=Lifetime(hard_packets=2)))
     with refused(EspDrop.EXPIRED):
         ours.protect(packet(), 0.0)
     assert list(ours.events) == [Expired(sa=sa(0).id, reqid=REQID, hard=True)]
@@ -811,7 +812,7 @@ def test_a_limit_lowered_below_what_was_carried_is_met_at_once() -> None:
 def test_an_update_of_anything_else_is_refused(changes: dict[str, object]) -> None:
     ours = gateway(0)
     with pytest.raises(DatapathError):
-        ours.update_sa(replace(sa(0), **changes))  # type: ignore[arg-type]
+        ours.sad.update(replace(sa(0), **changes))  # type: ignore[arg-type]
     assert sa(0) in ours.dump().sad
 
 
@@ -864,15 +865,15 @@ def test_what_is_removed_is_gone_and_may_be_removed_again() -> None:
     ours, theirs = gateway(0), gateway(1)
     sealed, _ = ours.protect(packet(), 0.0)
     for _ in range(2):
-        ours.remove_sa(sa(0).id)
-        theirs.remove_sa(sa(0).id)
+        ours.sad.remove(sa(0).id)
+        theirs.sad.remove(sa(0).id)
         for entry in policies(0):
             ours.remove_policy(entry)
     with refused(Refusal.UNKNOWN_SPI):
         theirs.unprotect(sealed, FIRST, 0.0)
     with refused(Refusal.NO_POLICY):
         ours.protect(packet(), 0.0)
-    for missing in (ours.update_sa, lambda e: ours.usage(e.id, 0.0)):
+    for missing in (ours.sad.update, lambda e: ours.sad.usage(e.id, 0.0)):
         with pytest.raises(DatapathError) as caught:
             missing(sa(0))
         assert caught.value.errno == errno.ESRCH

@@ -37,9 +37,9 @@ def test_another_goes_on_behind_the_last_number(tmp_path: Path) -> None:
     first = gateway(0, Ledger(tmp_path / "ledger"))
     for _ in range(5):
         sealed, _ = first.protect(packet(), 1.0)
-    before = first.usage(sa(0).id, 2.0)
+    before = first.sad.usage(sa(0).id, 2.0)
     second = gateway(0, Ledger(tmp_path / "ledger"))
-    assert second.usage(sa(0).id, 2.0) == before
+    assert second.sad.usage(sa(0).id, 2.0) == before
     assert int.from_bytes(sealed[SEQUENCE], "big") == 5
     assert int.from_bytes(second.protect(packet(), 1.0)[0][SEQUENCE], "big") == 6
 
@@ -61,7 +61,7 @@ def test_lifetimes_go_on_from_when_an_sa_was_added_first(tmp_path: Path) -> None
     gateway(0, Ledger(tmp_path / "ledger"))
     second = Forwarder(secrets.token_bytes, Ledger(tmp_path / "ledger"))
     second.add_sa(sa(0), 50.0)
-    assert second.seconds_old(sa(0).id, 60.0) == 60.0
+    assert second.sad.seconds_old(sa(0).id, 60.0) == 60.0
 
 
 def test_only_an_sa_with_the_same_keys_goes_on(tmp_path: Path) -> None:
@@ -69,14 +69,14 @@ def test_only_an_sa_with_the_same_keys_goes_on(tmp_path: Path) -> None:
     first.protect(packet(), 1.0)
     other = replace(sa(0), encryption_key=bytes(b ^ 1 for b in sa(0).encryption_key))
     second = Forwarder(secrets.token_bytes, Ledger(tmp_path / "ledger"))
-    assert [second.is_resumable(each) for each in (sa(0), other)] == [True, False]
+    assert [second.sad.is_resumable(each) for each in (sa(0), other)] == [True, False]
     second.add_sa(other, 0.0)
-    assert second.usage(other.id, 0.0).packets == 0
+    assert second.sad.usage(other.id, 0.0).packets == 0
 
 
 def test_what_was_removed_is_forgotten(tmp_path: Path) -> None:
     first = gateway(0, Ledger(tmp_path / "ledger"))
-    first.remove_sa(sa(0).id)
+    first.sad.remove(sa(0).id)
     second = Ledger(tmp_path / "ledger")
     assert fingerprint(sa(0)) not in second
     assert fingerprint(received(sa(1))) in second

@@ -44,7 +44,7 @@ def test_a_run_takes_the_numbers_that_the_packets_would_have_taken() -> None:
     run, entry = found
     assert (run.spi, run.first, run.is_extended) == (entry.spi, 2, True)
     assert entry == sa(0)
-    assert ours.usage(entry.id, 3.0) == twin.usage(entry.id, 3.0)
+    assert ours.sad.usage(entry.id, 3.0) == twin.sad.usage(entry.id, 3.0)
     assert ours.protect(packet(), 4.0)[0] == twin.protect(packet(), 4.0)[0]
 
 
@@ -91,8 +91,8 @@ def test_no_run_is_of_an_sa_that_does_more_than_seal(changes: dict[str, object])
 
 CHANGES: dict[str, Callable[[Forwarder], None]] = {
     "another SA": lambda made: made.add_sa(sa(0, serial=1), 0.0),
-    "no SA": lambda made: made.remove_sa(sa(0).id),
-    "an SA elsewhere": lambda made: made.update_sa(replace(sa(0), encapsulation=NATTED)),
+    "no SA": lambda made: made.sad.remove(sa(0).id),
+    "an SA elsewhere": lambda made: made.sad.update(replace(sa(0), encapsulation=NATTED)),
     "another policy": lambda made: made.add_policy(replace(policies(0)[0], priority=1)),
     "no policy": lambda made: made.remove_policy(policies(0)[0]),
     "nothing": lambda made: [made.remove_all()].clear(),

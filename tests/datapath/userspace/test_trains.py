@@ -104,12 +104,12 @@ def given_at_once(laboratory: Laboratory, entry: SadEntry, written: list[Written
     counted = protecting(entry)
     count = sum(len(one_by_one(counted, each)) for each in written)
     arrived = laboratory.loop.received(count)
-    with_ivs_of(arrived, twin._outbound[entry.reqid][0][0])  # type: ignore[arg-type]
+    with_ivs_of(arrived, twin.sad.outbound[entry.reqid][0][0])  # type: ignore[arg-type]
     assert arrived == [sealed for each in written for sealed in one_by_one(twin, each)]
     assert forwarder.refused == twin.refused
     assert not select.select([laboratory.loop.receiver], [], [], 0)[0], "nothing else has left"
-    assert forwarder.usage(entry.id, 2.0).packets == twin.usage(entry.id, 2.0).packets
-    assert forwarder.usage(entry.id, 2.0).octets == twin.usage(entry.id, 2.0).octets
+    assert forwarder.sad.usage(entry.id, 2.0).packets == twin.sad.usage(entry.id, 2.0).packets
+    assert forwarder.sad.usage(entry.id, 2.0).octets == twin.sad.usage(entry.id, 2.0).octets
 
 
 @example(runs=[(Stream(is_tcp=False, payload=NOISE[:1372]), 12, True, "", 0, {})] * 5)

@@ -15,12 +15,12 @@ from xfrmpy.datapath.userspace.coalescing import Coalescer, Joined
 from xfrmpy.datapath.userspace.forwarding import (
     NEXT_HEADER,
     Forwarder,
-    Held,
     Refused,
     check_version,
     with_outer,
 )
 from xfrmpy.datapath.userspace.pieces import MIN_ROWS, Piece, Stretch, open_piece
+from xfrmpy.datapath.userspace.sad import Held
 from xfrmpy.datapath.userspace.shares import ALL, Share
 from xfrmpy.esp.packet import InboundSa, OpenedRun
 from xfrmpy.esp.sa import EspDrop
@@ -107,7 +107,7 @@ class Arrivals:
 
     def _fast_sa(self, packet: memoryview) -> tuple[InboundSa, Held] | None:
         """That of the packet, if it opens packets that lie together."""
-        found = self._forwarder.inbound_sa(_first_word(packet), ProtocolId.ESP)
+        found = self._forwarder.sad.inbound(_first_word(packet), ProtocolId.ESP)
         if found is None:
             return None
         sa, held = found
@@ -122,18 +122,18 @@ class Arrivals:
         if run.drops:
             self._forwarder.refused.update(run.drops)
         if run.payloads or EspDrop.DUMMY in run.drops:
-            self._forwarder.note_use(held, now)
+            self._forwarder.sad.note_use(held, now)
         entry, accepted = held.sa.entry, 0
         for next_header, packet in run.payloads:
             accepted += self._accept(packet, next_header, entry, fields)[0]
         if accepted:
-            self._forwarder.note_source(held, source, now)
+            self._forwarder.sad.note_source(held, source, now)
 
     def _take_stretch(
         self, stretch: Stretch, held: Held, source: SocketAddress, fields: Fields, now: float
     ) -> None:
         """The same of packets of which it is known which follow which."""
-        self._forwarder.note_use(held, now)
+        self._forwarder.sad.note_use(held, now)
         entry, packets, accepted = held.sa.entry, stretch.packets, 0
         for begin, end in stretch.streaks:
             at = begin
@@ -144,7 +144,7 @@ class Arrivals:
                 if joined is not None and at < end:
                     at += joined.append_streak(packets[at:end])
         if accepted:
-            self._forwarder.note_source(held, source, now)
+            self._forwarder.sad.note_source(held, source, now)
 
     def _accept(
         self, packet: memoryview, next_header: int, entry: SadEntry, fields: Fields

@@ -10,46 +10,34 @@ from __future__ import annotations
 import errno
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import replace
 from enum import StrEnum
-from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
-from itertools import count
-from math import inf
 from socket import IPPROTO_AH, IPPROTO_ESP, IPPROTO_UDP
 from typing import TypeAlias
 
-from xfrmpy.datapath.interface import (
-    Acquire,
-    DatapathError,
-    Event,
-    Expired,
-    MappingChanged,
-)
+from xfrmpy.datapath.interface import Acquire, Event
 from xfrmpy.datapath.userspace.holding import Holding
-from xfrmpy.datapath.userspace.ledger import Ledger, Line, fingerprint
+from xfrmpy.datapath.userspace.ledger import Ledger
 from xfrmpy.datapath.userspace.policies import Policies
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
+from xfrmpy.datapath.userspace.sad import Held, Outbound, Sad
 from xfrmpy.esp.ah import InboundAh, OutboundAh
 from xfrmpy.esp.compression import IPCOMP, BadCompression, compress, decompress
 from xfrmpy.esp.ip import InnerHeader, NotIp, flow_of, parse_inner_header
 from xfrmpy.esp.outer import Congested, inner_after, outer_header
-from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, Form, InboundSa, OutboundSa, Run
+from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, Form, OutboundSa, Run
 from xfrmpy.esp.reassembly import Reassembly, fragment_of
 from xfrmpy.esp.sa import Dropped, EspDrop
 from xfrmpy.esp.transport import Fields, NotCarried, payload_of, with_checksum, with_header
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.drift import Dump
-from xfrmpy.ipsec.sad import USERSPACE_SPI_BIT, Direction, Mode, SadEntry, SaId, Usage
+from xfrmpy.ipsec.sad import Mode, SadEntry
 from xfrmpy.ipsec.selectors import ICMP_PROTOCOLS, MAX_PORT, TrafficSelector
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
 
 ACQUIRE_SECONDS = 5.0
 """How often a policy without an SA asks for one; its packets meanwhile are held, as many as may."""
-
-MAPPING_SECONDS = 5.0
-"""How often the same new address of a peer is told, as long as the SA is not updated to it."""
 
 MAX_PATHS = 4096
 """Flows whose way is remembered. To find it anew takes microseconds for each policy."""
@@ -110,66 +98,20 @@ class InClear(Exception):
         self.packets = packets
 
 
-_Inbound: TypeAlias = InboundSa | InboundAh
-_Outbound: TypeAlias = OutboundSa | OutboundAh
-_Path: TypeAlias = "tuple[_Outbound, Held]"
-
-
-class Held:
-    """An SA with the moments that its user wants to know."""
-
-    __slots__ = (
-        "_line",
-        "due_at",
-        "installed_at",
-        "is_plain",
-        "is_soft_reported",
-        "own_source",
-        "sa",
-        "told_source",
-        "used_at",
-    )
-
-    def __init__(self, sa: _Inbound | _Outbound, line: Line) -> None:
-        """It goes on where it has got to by its `line` in the ledger."""
-        progress, self.used_at = line.read()
-        sa.resume(progress)
-        self.sa = sa
-        self._line = line
-        self.installed_at = line.installed_at
-        self.is_soft_reported = False
-        self.due_at = inf  # When the next limit by time is reached.
-        self.is_plain = _is_plain(sa)
-        self.own_source: SocketAddress | None = None  # As the entry has it, once it was seen.
-        self.told_source: tuple[SocketAddress, float] | None = None
-
-    @property
-    def takes_runs(self) -> bool:
-        """Whether several packets may be sealed at once, as far as the suite lets them."""
-        return self.is_plain and self.sa.entry.encapsulation is not None
-
-    def note_use(self, now: float) -> None:
-        """Before what it has sealed leaves, and with what it has opened."""
-        self.used_at = now
-        sa = self.sa
-        self._line.note(sa.sequence, sa.octets, sa.packets, now)
+_Path: TypeAlias = tuple[Outbound, Held]
 
 
 class Forwarder:
     """See the module. `events` collects what the daemon should know.
 
-    How far each SA has got is in the `ledger`: one that is added again goes on from there.
+    How far each SA has got is in the `ledger` (`Sad`).
     """
 
     def __init__(self, random: Callable[[int], bytes], ledger: Ledger | None = None) -> None:
         self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self.refused: Counter[str] = Counter()
-        self._random = random
-        self._ledger = ledger or Ledger()
-        self._sad: dict[SaId, Held] = {}
-        self._inbound: dict[tuple[ProtocolId, bytes], tuple[_Inbound, Held]] = {}
-        self._outbound: dict[int, list[tuple[_Outbound, Held]]] = {}
         self._paths: dict[tuple[bytes, int], _Path] = {}  # by flow and interface, until a change
+        self.sad = Sad(random, ledger or Ledger(), self.events, self._paths.clear)
         self._let_in: set[tuple[bytes, int, int]] = set()  # with the reqid, until one of policies
         self._policies = Policies()
         self._reassembly = Reassembly()
@@ -178,8 +120,6 @@ class Forwarder:
         self._holding = Holding()
         self._led_by: dict[int, int] = {}  # by reqid, the interface of what is held
         self._elsewhere: dict[int, int] = {}  # by reqid, the worker that has its outbound SA
-        self._limits: list[tuple[float, int, SaId]] = []
-        self._serial = count()
 
     # Packets.
 
@@ -200,9 +140,9 @@ class Forwarder:
             else:
                 sealed = _seal(sa, packet, self._hiding_in(sa.entry))
         except Dropped as dropped:
-            self._check_limits(held, now)
+            self.sad.check_limits(held, now)
             raise Refused(dropped.reason) from None
-        self.note_use(held, now)
+        self.sad.note_use(held, now)
         return sealed, sa.entry
 
     def _find_path(
@@ -222,7 +162,7 @@ class Forwarder:
             raise Refused(Refusal.NO_POLICY)
         if policy.template.reqid in self._elsewhere:
             raise Elsewhere(self._elsewhere[policy.template.reqid], pieces)
-        candidates = self._outbound.get(policy.template.reqid)
+        candidates = self.sad.outbound.get(policy.template.reqid)
         if not candidates:
             self._acquire(policy.template.reqid, header, now)
             if self._holding.hold(policy.template.reqid, packet, now):
@@ -280,14 +220,12 @@ class Forwarder:
         if path is None:
             return None
         sa, held = path
-        life = sa.entry.lifetime
-        is_due = life.hard_seconds is not None and now >= held.installed_at + life.hard_seconds
-        if not isinstance(sa, OutboundSa) or not held.takes_runs or is_due:
+        if not isinstance(sa, OutboundSa) or not held.takes_runs or held.is_due(now):
             return None
         run = sa.take_run(packets, octets)
         if run is None:
             return None
-        self.note_use(held, now)
+        self.sad.note_use(held, now)
         return run, sa.entry
 
     def unprotect(
@@ -307,7 +245,7 @@ class Forwarder:
         receive and process both UDP-encapsulated ESP and non-UDP-encapsulated ESP packets at any
         time".
         """
-        found = self.inbound_sa(packet[_SPI[protocol]], protocol)
+        found = self.sad.inbound(packet[_SPI[protocol]], protocol)
         if found is None:
             raise Refused(Refusal.UNKNOWN_SPI)
         sa, held = found
@@ -318,9 +256,9 @@ class Forwarder:
         except Dropped as dropped:
             # Only what is authentic is use: a forger must not make a dead peer look alive.
             if dropped.reason is EspDrop.DUMMY:
-                self.note_use(held, now)
+                self.sad.note_use(held, now)
             raise Refused(dropped.reason) from None
-        self.note_use(held, now)
+        self.sad.note_use(held, now)
         next_header, inner = _decompressed(sa.entry, next_header, inner)
         if sa.entry.mode is Mode.TRANSPORT:
             inner = _as_in_clear(sa.entry, next_header, inner, fields)
@@ -328,7 +266,7 @@ class Forwarder:
             check_version(inner, next_header)
         inner = self.let_in(inner, sa.entry)
         if is_newest and source is not None:
-            self.note_source(held, source, now)
+            self.sad.note_source(held, source, now)
         return with_outer(inner, sa.entry, fields), sa.entry
 
     def let_in(self, packet: bytes, sa: SadEntry) -> bytes:
@@ -344,9 +282,6 @@ class Forwarder:
                 self._let_in.clear()
             self._let_in.add((flow, sa.if_id, sa.reqid))
         return packet[: header.length]
-
-    def inbound_sa(self, spi: bytes, protocol: ProtocolId) -> tuple[_Inbound, Held] | None:
-        return self._inbound.get((protocol, spi))
 
     def set_room(self, reqid: int, octets: int) -> None:
         """How large an inner packet the path takes, for those that are padded."""
@@ -400,160 +335,27 @@ class Forwarder:
         policy = self._policies.find(table, parse(packet))
         if policy is None or policy.template is None:
             return True
-        reqids = (self._outbound, self._elsewhere)
+        reqids = (self.sad.outbound, self._elsewhere)
         return any(policy.template.reqid in each for each in reqids)
 
-    def note_source(self, held: Held, source: SocketAddress, now: float) -> None:
-        if source is held.own_source and held.told_source is None:
-            return
-        entry = held.sa.entry
-        if entry.encapsulation is None:  # No NAT is known of that would forget a mapping.
-            return
-        old = SocketAddress(entry.source, entry.encapsulation.source_port)
-        if source == old:
-            held.own_source, held.told_source = source, None
-            return
-        told, at = held.told_source or (old, now)
-        if source == told and now < at + MAPPING_SECONDS:
-            return
-        held.told_source = (source, now)
-        self.events.append(MappingChanged(sa=entry.id, reqid=entry.reqid, old=old, new=source))
-
-    # Lifetimes.
-
     def expire(self, now: float) -> None:
-        """Report soft limits, and take out what is past a hard one, by time."""
+        """What is past a limit by time: packets that wait, and SAs."""
         self._holding.expire(now)
-        due: list[Held] = []
-        while self._limits and self._limits[0][0] <= now:
-            held = self._sad.get(heappop(self._limits)[2])
-            if held is not None:
-                due.append(held)
-        for held in due:
-            self._check_limits(held, now)
-            self._expect_limit(held)
+        self.sad.expire(now)
 
     def remind(self) -> None:
         """Tell again of the SAs past a soft limit, and of packets that wait for one: whoever was
         told may have died of it since."""
         for reqid, packet in self._holding.firsts():
             self._ask_for(reqid, parse(packet))
-        for held in self._sad.values():
-            if held.is_soft_reported:
-                self._expired(held, hard=False)
-
-    def _expect_limit(self, held: Held) -> None:
-        """Be there when its next limit is reached; a moment that is out of date does no harm."""
-        life = held.sa.entry.lifetime
-        seconds = (None if held.is_soft_reported else life.soft_seconds, life.hard_seconds)
-        next_seconds = min((s for s in seconds if s), default=None)
-        held.due_at = inf
-        if next_seconds is not None:
-            held.due_at = held.installed_at + next_seconds
-            heappush(self._limits, (held.due_at, next(self._serial), held.sa.entry.id))
-
-    def note_use(self, held: Held, now: float) -> None:
-        held.note_use(now)
-        if held.sa.leeway <= 0 or now >= held.due_at:
-            self._check_limits(held, now)
-
-    def _check_limits(self, held: Held, now: float) -> None:
-        sa, life, age = held.sa, held.sa.entry.lifetime, now - held.installed_at
-        if sa.is_past_hard_limit or (life.hard_seconds and age >= life.hard_seconds):
-            self._expired(held, hard=True)
-            self.remove_sa(sa.entry.id)
-        elif not held.is_soft_reported and (
-            sa.is_past_soft_limit or (life.soft_seconds and age >= life.soft_seconds)
-        ):
-            held.is_soft_reported = True
-            self._expired(held, hard=False)
-        if sa.leeway <= 0:
-            sa.look_ahead()
-
-    def _expired(self, held: Held, *, hard: bool) -> None:
-        entry = held.sa.entry
-        self.events.append(Expired(sa=entry.id, reqid=entry.reqid, hard=hard))
+        self.sad.remind()
 
     # SAD and SPD.
 
     def add_sa(self, entry: SadEntry, now: float) -> None:
-        """Raises `DatapathError` for an entry that is there already, or not for us."""
-        if entry.id in self._sad:
-            raise DatapathError(f"{entry.id} is in force already", errno.EEXIST)
-        if entry.direction is Direction.IN:
-            self._add_inbound(entry, now)
-        else:
-            outbound: _Outbound
-            if entry.protocol is ProtocolId.AH:
-                outbound = OutboundAh(entry)
-            else:
-                outbound = OutboundSa(entry, self._random)
-            self._sad[entry.id] = self._hold(outbound, now)
-            self._paths.clear()
-            self._outbound.setdefault(entry.reqid, []).append((outbound, self._sad[entry.id]))
-        self._expect_limit(self._sad[entry.id])
+        """As `Sad.add`; if packets of its reqid want for another one, that is asked for at once."""
+        self.sad.add(entry, now)
         self._acquired_at.pop(entry.reqid, None)
-
-    def _add_inbound(self, entry: SadEntry, now: float) -> None:
-        if not entry.spi & USERSPACE_SPI_BIT:
-            raise DatapathError(f"SPI 0x{entry.spi:08x} is not of the userspace datapath's half")
-        if _inbound_key(entry) in self._inbound:
-            raise DatapathError(f"SPI 0x{entry.spi:08x} is in force already", errno.EEXIST)
-        inbound = InboundAh(entry) if entry.protocol is ProtocolId.AH else InboundSa(entry)
-        self._sad[entry.id] = self._hold(inbound, now)
-        self._inbound[_inbound_key(entry)] = (inbound, self._sad[entry.id])
-
-    def _hold(self, sa: _Inbound | _Outbound, now: float) -> Held:
-        return Held(sa, self._ledger.line_of(sa.entry, now))
-
-    def is_resumable(self, entry: SadEntry) -> bool:
-        """Whether an SA that is not in force could go on where it was."""
-        return entry.id not in self._sad and fingerprint(entry) in self._ledger
-
-    def update_sa(self, entry: SadEntry) -> None:
-        """As `move_sa`, for the SA of the same id."""
-        self.move_sa(entry.id, entry)
-
-    def move_sa(self, sa: SaId, entry: SadEntry) -> None:
-        """New addresses, ports and lifetimes; keys, counters and window stay.
-
-        Raises `DatapathError` for no such SA, and for anything else that would change.
-        """
-        held = self._find(sa)
-        old = held.sa.entry
-        changed = replace(
-            old,
-            source=entry.source,
-            destination=entry.destination,
-            encapsulation=entry.encapsulation,
-            lifetime=entry.lifetime,
-        )
-        if entry != changed:
-            raise DatapathError(f"{sa} cannot become another SA", errno.EINVAL)
-        if entry.id != sa and entry.id in self._sad:
-            raise DatapathError(f"{entry.id} is in force already", errno.EEXIST)
-        if entry.lifetime != old.lifetime:
-            held.is_soft_reported = False
-        self._paths.clear()
-        held.sa.become(entry)
-        held.own_source = None
-        self._sad[entry.id] = self._sad.pop(sa)
-        self._expect_limit(held)
-
-    def remove_sa(self, sa: SaId) -> None:
-        held = self._sad.pop(sa, None)
-        if held is None:
-            return
-        entry = held.sa.entry
-        self._ledger.strike(entry)
-        if entry.direction is Direction.IN:
-            del self._inbound[_inbound_key(entry)]
-            return
-        self._paths.clear()
-        left = [pair for pair in self._outbound[entry.reqid] if pair[1] is not held]
-        self._outbound[entry.reqid] = left
-        if not left:
-            del self._outbound[entry.reqid]
 
     def add_policy(self, entry: SpdEntry) -> None:
         """In place of one of the same direction and selector."""
@@ -569,41 +371,21 @@ class Forwarder:
         self._paths.clear()
         self._let_in.clear()
 
-    def usage(self, sa: SaId, now: float) -> Usage:
-        return self._find(sa).sa.usage(self.seconds_idle(sa, now))
-
-    def seconds_idle(self, sa: SaId, now: float) -> float | None:
-        """Since the last packet; None if there was none, or there is no such SA."""
-        held = self._sad.get(sa)
-        return None if held is None or held.used_at is None else now - held.used_at
-
-    def seconds_old(self, sa: SaId, now: float) -> float | None:
-        """Since it was put in force; None if there is no such SA."""
-        held = self._sad.get(sa)
-        return None if held is None else now - held.installed_at
-
     def dump(self) -> Dump:
-        sad = tuple(held.sa.entry for held in self._sad.values())
-        return Dump(sad=sad, spd=self._policies.entries)
+        return Dump(sad=self.sad.entries, spd=self._policies.entries)
 
     def remove_all(self) -> int:
         """Empty both databases; returns how many entries there were."""
-        count = len(self._sad) + len(self._policies)
-        tables = (self._sad, self._inbound, self._outbound, self._limits, self._policies)
-        for table in (*tables, self._acquired_at):
-            table.clear()
+        count = len(self.sad) + len(self._policies)
+        self.sad.clear()
+        self._policies.clear()
+        self._acquired_at.clear()
         self._forget_flows()
-        self._ledger.clear()
         self._room.clear()
         self._holding.clear()
         self._led_by.clear()
         self._elsewhere.clear()
         return count
-
-    def _find(self, sa: SaId) -> Held:
-        if sa not in self._sad:
-            raise DatapathError(f"{sa} is not in force", errno.ESRCH)
-        return self._sad[sa]
 
 
 _IP_PROTOCOLS = {ProtocolId.ESP: IPPROTO_ESP, ProtocolId.AH: IPPROTO_AH}
@@ -620,23 +402,7 @@ def _is_carried_by(header: InnerHeader, sa: SadEntry) -> bool:
     return header.protocol == IPPROTO_UDP and (header.source_port, header.destination_port) == own
 
 
-def _is_plain(sa: _Inbound | _Outbound) -> bool:
-    """Whether nothing but sealing is to be done with a packet: no header taken off, no compression,
-    no hiding of its length. None of that changes with an update."""
-    entry = sa.entry
-    is_esp = entry.protocol is ProtocolId.ESP
-    return is_esp and entry.mode is Mode.TUNNEL and entry.cpi is None and not entry.tfc
-
-
-def _inbound_key(entry: SadEntry) -> tuple[ProtocolId, bytes]:
-    """RFC 4301 section 4.1: the SPI "in conjunction with the IPsec protocol type" specifies an SA.
-
-    The destination is left out, for SPIs are of our choice and no two SAs have the same one.
-    """
-    return entry.protocol, entry.spi.to_bytes(4, "big")
-
-
-def _seal(sa: _Outbound, packet: bytes, hidden_in: int) -> bytes:
+def _seal(sa: Outbound, packet: bytes, hidden_in: int) -> bytes:
     """Raises `Refused` and `Dropped`."""
     version = packet[0] >> 4
     protocol, payload = NEXT_HEADER[version], packet

@@ -402,7 +402,7 @@ class Worker:
     def update_sa(self, plain: Plain) -> None:
         entry = from_plain(SadEntry, plain)
         self._check_carriage(entry)
-        self._forwarder.update_sa(entry)
+        self._forwarder.sad.update(entry)
 
     def move_sa(self, plain: Plain) -> None:
         """`plain` has the id of old, and the entry."""
@@ -410,7 +410,7 @@ class Worker:
             raise ValueError("a move has two parts")
         entry = from_plain(SadEntry, plain[1])
         self._check_carriage(entry)
-        self._forwarder.move_sa(from_plain(SaId, plain[0]), entry)
+        self._forwarder.sad.move(from_plain(SaId, plain[0]), entry)
 
     def set_room(self, plain: Plain) -> None:
         """`plain` has a reqid and the size of an inner packet."""
@@ -418,7 +418,7 @@ class Worker:
         self._forwarder.set_room(reqid, octets)
 
     def remove_sa(self, plain: Plain) -> None:
-        self._forwarder.remove_sa(from_plain(SaId, plain))
+        self._forwarder.sad.remove(from_plain(SaId, plain))
 
     def remove_policy(self, plain: Plain) -> None:
         entry = from_plain(SpdEntry, plain)
@@ -458,23 +458,23 @@ class Worker:
         return [[if_id, tun.name, tun.is_adopted] for if_id, tun in tuns]
 
     def usage(self, plain: Plain) -> Plain:
-        return to_plain(self._forwarder.usage(from_plain(SaId, plain), time.monotonic()))
+        return to_plain(self._forwarder.sad.usage(from_plain(SaId, plain), time.monotonic()))
 
     def seconds_idle(self, plain: Plain) -> Plain:
         names, now = from_plain(tuple[str, ...], plain), time.monotonic()
-        return [self._forwarder.seconds_idle(requests.named(name), now) for name in names]
+        return [self._forwarder.sad.seconds_idle(requests.named(name), now) for name in names]
 
     def resumable(self, plain: Plain) -> Plain:
         """Of each SA whether it could go on where it was, if it were added again."""
         entries = from_plain(tuple[SadEntry, ...], plain)
-        return [self._forwarder.is_resumable(entry) for entry in entries]
+        return [self._forwarder.sad.is_resumable(entry) for entry in entries]
 
     def survey(self, plain: Plain) -> Plain:
         """Of each SA how long it is in force, and what it has carried; null of one that is not."""
         sas, now = from_plain(tuple[SaId, ...], plain), time.monotonic()
-        ages = [(sa, self._forwarder.seconds_old(sa, now)) for sa in sas]
+        ages = [(sa, self._forwarder.sad.seconds_old(sa, now)) for sa in sas]
         return [
-            None if age is None else [age, to_plain(self._forwarder.usage(sa, now))]
+            None if age is None else [age, to_plain(self._forwarder.sad.usage(sa, now))]
             for sa, age in ages
         ]
 
