@@ -180,6 +180,11 @@ def test_packets_in_the_order_in_which_they_were_sent_are_a_run() -> None:
     assert window.infer_run([LOW - 100]) == [4 * LOW - 100]
 
 
+def test_a_run_may_leave_out_all_but_the_ends() -> None:
+    """What comes from strangers is not counted up to."""
+    assert ReplayWindow(64, esn=False).infer_run([1, LOW - 1]) == [1, LOW - 1]
+
+
 @pytest.mark.parametrize("lows", [[5], [6, 6], [7, 6], [4, 6], [LOW - 1, 6], [6, LOW - 1]])
 def test_packets_in_another_order_or_over_the_end_of_the_subspace_are_none(lows: list[int]) -> None:
     window = ReplayWindow(64, esn=True)

@@ -62,7 +62,8 @@ class ReplayWindow:
             return [first] if self.highest < first < _END else None
         last = self.infer(lows[-1])
         high = first - lows[0]
-        is_rising = all(map(lt, lows, islice(lows, 1, None)))
+        is_rising = lows == [*range(lows[0], lows[0] + len(lows))]  # None is missing, mostly.
+        is_rising = is_rising or all(map(lt, lows, islice(lows, 1, None)))
         if first <= self.highest or last != high + lows[-1] or last >= _END or not is_rising:
             return None
         return [high + low for low in lows]

@@ -179,7 +179,10 @@ def _streaks(inner: Inner, packets: list[memoryview], trailer: bytes) -> list[tu
     if sizes is None:
         return [(number, number + 1) for number in range(count)]
     ip, headers, protocol = sizes
-    follows = _are_intact(inner, ip, protocol, trailer) & _are_like(inner, ip, headers, protocol)
+    are_intact = _are_intact(inner, ip, protocol, trailer)
+    if are_intact.all() and _is_one_streak(inner, sizes, packets):
+        return [(0, count)]
+    follows = are_intact[1:] & are_intact[:-1] & _are_like(inner, ip, headers, protocol)
     if protocol == TCP:
         follows &= _follow(inner, ip, headers, len(packets[0]))
     begins = [0, *((~follows).nonzero()[0] + 1).tolist()]
@@ -193,15 +196,34 @@ def _streaks(inner: Inner, packets: list[memoryview], trailer: bytes) -> list[tu
     return streaks
 
 
+def _is_one_streak(inner: Inner, sizes: tuple[int, int, int], packets: list[memoryview]) -> bool:
+    """Whether each packet certainly follows the one before: so it is with a stream on its way.
+
+    To compare all with the first takes a third of the time of what follows below.
+    """
+    (ip, headers, protocol), count, first = sizes, len(packets), packets[0]
+    alike = inner.table(0, headers, "=u4") & _alike(ip, headers, protocol)
+    if alike.tobytes() != count * alike[0].tobytes():
+        return False
+    if ip == _IPV4_SIZE and not first[6] & DF:
+        return False
+    if protocol != TCP:
+        return 0 not in inner.column(ip + CHECKSUM_AT[protocol], "=u2").tolist()
+    sequences = inner.column(ip + 4, ">u4").tolist()
+    begin, step = sequences[0], len(first) - headers
+    flags = inner.column(ip + 13, "u1").tobytes()
+    is_pushed = flags[0] & PSH or flags[:-1] != (count - 1) * flags[:1]
+    return not is_pushed and sequences == [*range(begin, begin + count * step, step)]
+
+
 def _are_like(inner: Inner, ip: int, headers: int, protocol: int) -> Answers:
     """Of each packet but the first whether its headers are those of the one before it, but for what
     tells their places in a stream."""
     words = inner.table(0, headers, "=u4")
     differences = (words[1:] ^ words[:-1]) & _alike(ip, headers, protocol)
     alike: Answers = np.bitwise_or.reduce(differences, axis=1) == 0
-    if (
-        protocol != TCP
-    ):  # RFC 768: "An all zero transmitted checksum value means that" there is none.
+    if protocol != TCP:
+        # RFC 768: "An all zero transmitted checksum value means that" there is none.
         has_sum = inner.column(ip + CHECKSUM_AT[protocol], "=u2") != 0
         alike &= has_sum[1:] & has_sum[:-1]
     if ip == _IPV4_SIZE:  # RFC 6864 section 4.1: with DF an Identification means nothing.
@@ -234,11 +256,11 @@ def _alike(ip: int, headers: int, protocol: int) -> Numbers:
 
 
 def _are_intact(inner: Inner, ip: int, protocol: int, trailer: bytes) -> Answers:
-    """Of each packet but the first whether its checksums are right, and those of the one before."""
+    """Of each packet whether its checksums are right."""
     # Addresses and segment are one stretch, and the trailer behind it ends a word.
     pseudo = native_sum(_WORD.pack(protocol + inner.size - len(trailer) - ip))
     sums = sums_of(inner.table(ADDRESSES_AT[ip], inner.size, "=u4"))
-    intact: Answers = (sums + pseudo) % 0xFFFF == native_sum(trailer)
+    intact: Answers = sums == (native_sum(trailer) - pseudo) % 0xFFFF
     if ip == _IPV4_SIZE:
         intact &= sums_of(inner.table(0, ip, "=u4")) == 0
-    return intact[1:] & intact[:-1]
+    return intact
