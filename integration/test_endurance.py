@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -22,16 +23,25 @@ TO_BE_EXPECTED = {"esp-replayed", "esp-udp-overflow", "esp-no-policy"}
 """What the wire repeated; what was too much for a busy machine; IPv6's own words at the start."""
 
 
-@pytest.mark.parametrize("peer", ["xfrmpy", "strongswan"])
-def test_streams_arrive_intact_over_a_wire_that_hurts(site: Site, peer: str) -> None:
-    tunnel = site.network.tunnel()
+CBC = {"ike": "aes256-sha256-x25519", "esp": "aes256-sha256-noesn"}
+
+
+@pytest.mark.parametrize(
+    ("peer", "suites", "octets"),
+    [("xfrmpy", {}, OCTETS), ("strongswan", {}, OCTETS), ("strongswan", CBC, OCTETS // 5)],
+    ids=["xfrmpy", "strongswan", "strongswan-cbc"],
+)
+def test_streams_arrive_intact_over_a_wire_that_hurts(
+    site: Site, peer: str, suites: dict[str, Any], octets: int
+) -> None:
+    tunnel = site.network.tunnel(**suites)
     start = site.xfrmpy if peer == "xfrmpy" else site.strongswan
     theirs: Peer = start(site.network.sun, tunnel.mirrored())
     ours = site.xfrmpy(site.network.moon, tunnel)
     site.connect(ours, theirs)
     before = ours.spis()
     with bad_wire(site.network, site.log) as wear:
-        transfer_both_ways(site.network, OCTETS, site.directory)
+        transfer_both_ways(site.network, octets, site.directory)
     assert_hurt(wear)
     assert ours.spis() == before
     assert_unharmed(ours)
