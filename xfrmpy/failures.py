@@ -246,6 +246,12 @@ CATALOGUE: dict[str, FailureKind] = {
             "`join`: have the other end invite you by another name, or remove the file",
         ),
     ),
+    "XF1044": FailureKind(
+        title="the policy needs an extra that is not installed",
+        exit_code=_POLICY,
+        causes=("xfrmpy was installed without extras; the Debian package has all of them",),
+        fixes=("install it where xfrmpy is, as the message says: `pip install 'xfrmpy[radius]'`",),
+    ),
     "XF2001": FailureKind(
         title="the peer does not answer",
         exit_code=ExitCode.TIMED_OUT,

@@ -25,6 +25,7 @@ from xfrmpy.policy.certificates import CertificateFiles, Where
 from xfrmpy.policy.custody import DAEMON_USER, daemon_user, find_exposure, trusted_users
 from xfrmpy.policy.eap import parse_users
 from xfrmpy.policy.errors import Findings, Mark
+from xfrmpy.policy.extras import Extra
 from xfrmpy.policy.files import printable, read_regular, reason_of
 from xfrmpy.policy.model import Certificates, EapUsers, PrivateKey, PublicKey, SharedKey
 from xfrmpy.policy.values import SecretReference
@@ -75,6 +76,9 @@ class KeyReader(Protocol):
         self, reference: SecretReference, mark: Mark, findings: Findings
     ) -> EapUsers | None: ...
 
+    def has_extra(self, extra: Extra, mark: Mark, findings: Findings) -> bool:
+        """Whether what a key of the policy needs is installed here."""
+
     @property
     def certificates(self) -> CertificateFiles | None:
         """Where those are; None if nothing is to be read."""
@@ -100,6 +104,9 @@ class NoKeys:
 
     def users(self, *_: object) -> EapUsers:
         return EapUsers(passwords=(), origin="")
+
+    def has_extra(self, *_: object) -> bool:
+        return True
 
     @property
     def certificates(self) -> None:
@@ -229,6 +236,12 @@ class KeyFiles:
         except ValueError as error:
             findings.error("XF1037", mark, f"the users {name} cannot be used: {error}", _USERS)
             return None
+
+    def has_extra(self, extra: Extra, mark: Mark, findings: Findings) -> bool:
+        if not extra.is_installed:
+            message = f"this needs the Python package '{extra.value}', which is not installed"
+            findings.error("XF1044", mark, message, f"install xfrmpy[{extra.name}]")
+        return extra.is_installed
 
     def _public_half(self, reference: SecretReference) -> Path | None:
         """In the place of a private key that is not there, or is in a directory below only."""
