@@ -106,11 +106,15 @@ def sign_auth(
     Raises `NoSchemeInCommon`.
     """
     method, scheme = choose_method(signer.kind, hashes, policy)
-    signature = signer.sign(scheme, octets)
+    return method, signature_auth(method, scheme, signer.sign(scheme, octets))
+
+
+def signature_auth(method: AuthenticationMethod, scheme: Scheme, signature: bytes) -> bytes:
+    """The AUTH data of a method with a signature (RFC 7427 section 3)."""
     if method != AuthenticationMethod.DIGITAL_SIGNATURE:
-        return method, signature
+        return signature
     identifier = scheme.identifiers[0]
-    return method, bytes((len(identifier),)) + identifier + signature
+    return bytes((len(identifier),)) + identifier + signature
 
 
 def choose_method(
