@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pkcs11
@@ -18,7 +19,7 @@ from integration.lab.site import Pair, Role, Site
 from integration.lab.softhsm import MODULE, PIN, SoftToken, here, new_token
 from integration.lab.tunnel import KeyFiles
 from tests.documentation import blocks
-from tests.pki.chains import authority, dns, issue
+from tests.pki.chains import DAY, authority, dns, issue
 from xfrmpy.crypto.signatures import LEGACY_ECDSA, LEGACY_RSA, SCHEMES, SigningKey, verifying_key
 from xfrmpy.policy.load import LoadedPolicy, load_files, load_policy
 from xfrmpy.tokens.access import TokenFailed, read_certificates, read_public, sign
@@ -85,6 +86,22 @@ def test_a_token_that_signs_by_another_key_is_found_out(token: SoftToken) -> Non
     (scheme,) = (s for s in SCHEMES if other.kind in s.kinds and s.hash == 2)
     with pytest.raises(TokenFailed, match="another key"):
         sign(uri, PIN.encode(), other.spki, scheme, b"octets")
+
+
+def test_a_wrong_pin_is_tried_once_and_again_when_the_policy_is_read(
+    keys: dict[str, SigningKey],
+) -> None:
+    """A token locks itself after a few; a tunnel that comes back by itself tries for ever."""
+    uri, key = parse_uri(new_token(("p256", keys["p256"])).uri("p256")), keys["p256"].public
+    (scheme,) = (s for s in SCHEMES if key.kind in s.kinds and s.hash == 2)
+    read_public(uri, PIN.encode())
+    for reason in ("the PIN is wrong$", "not tried again", "not tried again"):
+        with pytest.raises(TokenFailed, match=reason):
+            sign(uri, b"not this one", key.spki, scheme, b"octets")
+    with pytest.raises(TokenFailed, match=r"the PIN is wrong$"):
+        read_public(uri, b"not this one")
+    assert read_public(uri, PIN.encode()) == key.spki
+    sign(uri, PIN.encode(), key.spki, scheme, b"octets")
 
 
 def test_the_certificates_of_a_token_go_with_its_key() -> None:
@@ -203,6 +220,31 @@ def test_a_module_that_cannot_be_used_is_an_error(
     (error,) = policy(tmp_path, uri).errors
     assert error.code == "XF1045"
     assert reason in error.message
+
+
+def test_tls_within_eap_does_not_sign_by_a_token(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    leaf = issue(
+        "gw", issuer=authority("top"), names=[dns("gw")], start=now - DAY, end=now + DAY * 90
+    )
+    key = SigningKey.of_pkcs8(
+        leaf.key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    )
+    token = new_token(("key", key))
+    for name, octets in {"pin": PIN.encode(), "users": b"carol: horse"}.items():
+        file = tmp_path / name
+        file.touch(0o600)
+        file.write_bytes(octets)
+    (tmp_path / "gw.pem").write_bytes(leaf.library.public_bytes(Encoding.PEM))
+    (tmp_path / "people.yaml").write_text(
+        "local: 10.1.0.0/16\nremote: 10.9.0.0/24\nauth:\n"
+        f'  local: {{id: gw, cert: "file:{tmp_path}/gw.pem", key: "{token.uri("key")}", '
+        f'passphrase: "file:{tmp_path}/pin"}}\n'
+        f'  remote: {{eap: {{users: "file:{tmp_path}/users", methods: [ttls]}}}}\n'
+    )
+    (error,) = load_files([tmp_path / "people.yaml"], secrets=[tmp_path]).errors
+    assert error.code == "XF1011"
+    assert "on a token" in error.message
 
 
 # A daemon that signs by a token.

@@ -20,7 +20,6 @@ from xfrmpy.crypto.signatures import (
     KeyKind,
     Scheme,
     SignatureMismatch,
-    Signer,
     VerifyingKey,
     choose_scheme,
     scheme_of,
@@ -96,17 +95,6 @@ class SignaturePolicy:
     def hashes(self) -> tuple[int, ...]:
         """What we verify with, for SIGNATURE_HASH_ALGORITHMS (RFC 7427 section 4)."""
         return tuple(sorted({scheme.hash for scheme in self.schemes}))
-
-
-def sign_auth(
-    signer: Signer, octets: bytes, hashes: Collection[int], policy: SignaturePolicy
-) -> tuple[AuthenticationMethod, bytes]:
-    """Our AUTH method and data. `hashes` are the peer's, empty if it does not know RFC 7427.
-
-    Raises `NoSchemeInCommon`.
-    """
-    method, scheme = choose_method(signer.kind, hashes, policy)
-    return method, signature_auth(method, scheme, signer.sign(scheme, octets))
 
 
 def signature_auth(method: AuthenticationMethod, scheme: Scheme, signature: bytes) -> bytes:
