@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import requires
+from importlib.metadata import metadata, requires
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -137,15 +137,19 @@ def install_environment(tree: Path, scratch: Path) -> None:
 
 
 def locked_requirements() -> list[str]:
-    """The entries of the lock file that a running xfrmpy needs, with their hashes."""
+    """The entries of the lock file that xfrmpy and its extras need, with their hashes."""
     entries = re.findall(r"^(?:[a-z0-9].*\\\n)(?:    --hash.*\n)+", lock_text(), re.MULTILINE)
     by_name = {canonicalize_name(entry.partition("==")[0]): entry for entry in entries}
+    extras = metadata("xfrmpy").get_all("Provides-Extra") or []
     wanted, waiting = set[str](), ["xfrmpy"]
     while waiting:
-        for line in requires(waiting.pop()) or []:
+        package = waiting.pop()
+        installed = ["", *(extras if package == "xfrmpy" else [])]
+        for line in requires(package) or []:
             requirement = Requirement(line)
             name = canonicalize_name(requirement.name)
-            needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            marker = requirement.marker
+            needed = marker is None or any(marker.evaluate({"extra": e}) for e in installed)
             if needed and name not in wanted:
                 wanted.add(name)
                 waiting.append(name)

@@ -71,21 +71,29 @@ def test_the_sdist_has_everything_and_makes_the_same_wheel(
 
 
 @pytest.mark.parametrize(
-    "install",
+    ("install", "extras", "refused"),
     [
-        ("pipx", "install", "--python", sys.executable),
-        ("uv", "tool", "install", "--no-cache", "--python", sys.executable),
+        (("pipx", "install", "--python", sys.executable), "", "install xfrmpy[radius]"),
+        (("uv", "tool", "install", "--no-cache", "--python", sys.executable), "[radius]", ""),
     ],
     ids=["pipx", "uv"],
 )
-def test_a_tool_of_its_own_shows_the_demo(
-    install: tuple[str, ...], built: tuple[Path, Path], tmp_path: Path
+def test_a_tool_of_its_own_shows_the_demo_and_has_the_extras_that_were_asked_for(
+    install: tuple[str, ...],
+    extras: str,
+    refused: str,
+    built: tuple[Path, Path],
+    tmp_path: Path,
 ) -> None:
     home = environment(tmp_path)
-    tool(home, str(BINARIES / install[0]), *install[1:], str(built[1]))
+    tool(home, str(BINARIES / install[0]), *install[1:], f"{built[1]}{extras}")
     program = str(tmp_path / ".local/bin/xfrmpy")
     assert tool(home, program, "--version") == f"xfrmpy {__version__}\n"
     assert "not one packet clear" in tool(home, program, "demo", "--seconds", "0.5")
+    policy = tmp_path / "radius.yaml"
+    policy.write_text(RADIUS_POLICY.format(secret=secret_file(tmp_path)))
+    said = tool(home, program, "check", str(policy), code=65 if refused else 0)
+    assert refused in said
 
 
 def environment(home: Path) -> Mapping[str, str]:
@@ -99,7 +107,20 @@ def environment(home: Path) -> Mapping[str, str]:
     return {**known, "HOME": str(home), "PATH": path, "LC_ALL": "C.UTF-8"}
 
 
-def tool(environment: Mapping[str, str], *argv: str) -> str:
+RADIUS_POLICY = """
+radius: {{corp: {{servers: 192.0.2.10, secret: "file:{secret}"}}}}
+"""
+
+
+def secret_file(directory: Path) -> Path:
+    path = directory / "secret"
+    path.write_text("of radius, longer than needed\n")
+    path.chmod(0o600)
+    return path
+
+
+def tool(environment: Mapping[str, str], *argv: str, code: int = 0) -> str:
+    """What it says; with its errors if it is to fail."""
     done = subprocess.run(
         argv,
         env=environment,
@@ -109,5 +130,5 @@ def tool(environment: Mapping[str, str], *argv: str) -> str:
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, (argv, done.stdout, done.stderr)
-    return done.stdout
+    assert done.returncode == code, (argv, done.stdout, done.stderr)
+    return done.stdout if code == 0 else done.stdout + done.stderr

@@ -44,7 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "crypto": {"registry", "ipsec"},
     "pki": {"registry", "ipsec"},
     "eap": {"registry"},
-    "policy": {"registry", "failures", "ipsec", "crypto", "pki"},
+    "tokens": {"registry", "crypto"},
+    "policy": {"registry", "failures", "ipsec", "crypto", "pki", "tokens"},
     "ike": {
         "registry",
         "failures",
@@ -65,6 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "control": {"failures"},
     "daemon": {
         *("registry", "failures", "ipsec", "wire", "crypto", "pki", "eap", "policy", "ike"),
+        "tokens",
         *("esp", "radius", "datapath", "datapath.kernel", "datapath.userspace", "store", "control"),
     },
     "cli": {"failures", "policy", "control", "ipsec", "pki"},
@@ -78,6 +80,7 @@ LIBRARIES: dict[str, set[str]] = {
     "pki": {"cryptography"},
     "eap": {"cryptography", "OpenSSL"},
     "radius": {"pyrad"},
+    "tokens": {"cryptography", "pkcs11"},
     "datapath.userspace": {"numpy"},
     "policy": {"yaml", "pydantic", "pydantic_core"},
     "cli": {"typer", "rich", "pyroute2"},

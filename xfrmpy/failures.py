@@ -246,6 +246,26 @@ CATALOGUE: dict[str, FailureKind] = {
             "`join`: have the other end invite you by another name, or remove the file",
         ),
     ),
+    "XF1044": FailureKind(
+        title="the policy needs an extra that is not installed",
+        exit_code=_POLICY,
+        causes=("xfrmpy was installed without extras; the Debian package has all of them",),
+        fixes=("install it where xfrmpy is, as the message says: `pip install 'xfrmpy[radius]'`",),
+    ),
+    "XF1045": FailureKind(
+        title="a key on a token cannot be used",
+        exit_code=_POLICY,
+        causes=(
+            "the module is not there, or others may change it",
+            "the token is not there, or several are called so",
+            "the PIN is wrong or missing",
+            "the key is not there, or its public half is not",
+        ),
+        fixes=(
+            "`pkcs11-tool --module MODULE --list-token-slots` lists tokens, `--list-objects` keys",
+            "correct the URI as the message says; docs/tokens.md has examples",
+        ),
+    ),
     "XF2001": FailureKind(
         title="the peer does not answer",
         exit_code=ExitCode.TIMED_OUT,
@@ -502,6 +522,19 @@ CATALOGUE: dict[str, FailureKind] = {
         exit_code=ExitCode.PEER_REFUSED,
         causes=("the peer has a key or a shared key, and our policy `null_auth` for it",),
         fixes=("write in `auth.remote` how the peer proves itself, or `null_auth` at its end too",),
+    ),
+    "XF2044": FailureKind(
+        title="our token does not sign",
+        exit_code=ExitCode.FAILED,
+        causes=(
+            "the token is not there any more, or the key is gone from it",
+            "its PIN is another now, or locked after too many wrong ones",
+            "its module is not allowed what it needs: files and sockets that the unit hides",
+        ),
+        fixes=(
+            "`xfrmpy check` tries the token as root; docs/tokens.md says what the unit must allow",
+            "`xfrmpy apply` when it is mended: a PIN that was wrong is not tried again before",
+        ),
     ),
     "XF2050": FailureKind(
         title="EAP did not come to an end with the peer",

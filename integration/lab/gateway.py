@@ -21,7 +21,7 @@ import yaml
 from integration.lab.network import Host
 from integration.lab.preloaded import start_copy
 from integration.lab.process import IN_VM, PATIENCE, Background, Start, eventually, popen, run
-from integration.lab.tunnel import Tunnel
+from integration.lab.tunnel import KeyFiles, Tunnel
 from integration.userspace.place import ANY_WORKER_SOCKET, WORKERS, end_workers
 from xfrmpy.cli.change import Verb
 from xfrmpy.control.client import Client
@@ -290,9 +290,15 @@ def _proof(tunnel: Tunnel, secret: str, secrets: Path) -> dict[str, Any]:
     psk = {"psk": f"secret:{secret}"}
     if ours is None and theirs is None:
         return {"id": tunnel.ours.id, "peer_id": tunnel.theirs.id, **psk}
-    local = {"id": tunnel.ours.id, **({"key": f"file:{ours.private}"} if ours else {})}
+    local = {"id": tunnel.ours.id, **(_signs_by(ours) if ours else {})}
     remote = {"id": tunnel.theirs.id, **({"key": f"file:{theirs.public}"} if theirs else {})}
     return {"auth": {"local": local, "remote": remote, **({} if ours and theirs else psk)}}
+
+
+def _signs_by(key: KeyFiles) -> dict[str, str]:
+    if key.uri:
+        return {"key": key.uri, "passphrase": f"file:{key.pin}"}
+    return {"key": f"file:{key.private}"}
 
 
 def _eap(tunnel: Tunnel, name: str, secrets: Path) -> dict[str, Any]:

@@ -10,10 +10,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyFiles:
-    """A private key and its public half, in PEM."""
+    """A private key and its public half, in PEM; the private one may be on a token, by its `uri`,
+    with the PIN in a file."""
 
     private: Path
     public: Path
+    uri: str = ""
+    pin: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

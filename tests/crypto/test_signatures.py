@@ -27,7 +27,8 @@ from xfrmpy.crypto.authentication import (
     AuthenticationMismatch,
     NoSchemeInCommon,
     SignaturePolicy,
-    sign_auth,
+    choose_method,
+    signature_auth,
     verify_signed_auth,
 )
 from xfrmpy.crypto.self_test import KNOWN_SIGNATURES, failed_schemes
@@ -231,9 +232,9 @@ def test_an_identifier_with_missing_or_odd_parameters_is_none(what: str, identif
 
 
 def signed(kind: KeyKind, policy: SignaturePolicy = SignaturePolicy()) -> bytes:  # noqa: B008
-    method, data = sign_auth(key_pair(kind), b"octets", ALL_HASHES, policy)
+    method, scheme = choose_method(kind, ALL_HASHES, policy)
     assert method == AuthenticationMethod.DIGITAL_SIGNATURE
-    return data
+    return signature_auth(method, scheme, key_pair(kind).sign(scheme, b"octets"))
 
 
 def verify(kind: KeyKind, data: bytes, whose: str = "ours", **policy: Any) -> None:
@@ -335,7 +336,7 @@ def test_a_key_signs_with_the_hash_of_its_strength_that_the_peer_verifies(
 @pytest.mark.parametrize("kind", [KeyKind.RSA, KeyKind.ED25519, KeyKind.ED448])
 def test_a_peer_without_rfc_7427_gets_no_weak_signature(kind: KeyKind) -> None:
     with pytest.raises(NoSchemeInCommon):
-        sign_auth(key_pair(kind), b"octets", (), SignaturePolicy())
+        choose_method(kind, (), SignaturePolicy())
 
 
 def _verify_rsa(scheme: Scheme, *, weak: bool) -> None:

@@ -30,7 +30,7 @@ IMPERATIVES = {
     outputs.AskAaa,
     outputs.AskUsage,
     outputs.AskStatus,
-    outputs.AskAaa,
+    outputs.AskSignature,
     outputs.Persist,
 }
 COUNTED = {outputs.DatagramDropped}

@@ -153,7 +153,7 @@ NO_NEWS = {
     outputs.AskAaa,
     outputs.AskUsage,
     outputs.AskStatus,
-    outputs.AskAaa,
+    outputs.AskSignature,
     outputs.Persist,
     outputs.DatagramDropped,
 }

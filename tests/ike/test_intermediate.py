@@ -386,8 +386,8 @@ def test_ike_auth_before_the_key_exchanges_is_refused(
 ) -> None:
     """An initiator that knows the shared key cannot leave them out, either."""
     monkeypatch.setattr(
-        "xfrmpy.ike.init.next_exchange",
-        lambda sa, tunnel, _=None: auth_module.IkeAuth(sa, tunnel),
+        "xfrmpy.ike.init.begin_next",
+        lambda sa, tunnel, now, _=None: auth_module.IkeAuth(sa, tunnel).begin(now),
     )
     hybrid.up()
     (refused,) = hybrid.sun.reports(RequestRefused)
@@ -404,8 +404,8 @@ def test_an_exchange_that_was_not_agreed_on_is_refused(
     surplus = Instead(X.IKE_INTERMEDIATE, KePayload(method=KeyExchangeMethod.NONE, data=b""))
     module = "init" if ike == CLASSICAL else "intermediate"
     monkeypatch.setattr(
-        f"xfrmpy.ike.{module}.{'next_exchange' if ike == CLASSICAL else 'IkeAuth'}",
-        lambda *_: cast("Exchange", surplus),
+        f"xfrmpy.ike.{module}.begin_next",
+        lambda sa, _tunnel, now, *_: sa.start(cast("Exchange", surplus), now),
     )
     pair.up()
     (refused,) = pair.sun.reports(RequestRefused)
@@ -427,7 +427,11 @@ def test_a_stranger_gains_no_time_by_key_exchanges(
 ) -> None:
     """It has as long for all of them as others have for IKE_AUTH alone."""
     stop = Instead(X.IKE_AUTH)
-    monkeypatch.setattr(intermediate_module, "IkeAuth", lambda *_: cast("Exchange", stop))
+    monkeypatch.setattr(
+        intermediate_module,
+        "begin_next",
+        lambda sa, _tunnel, now, *_: sa.start(cast("Exchange", stop), now),
+    )
     hybrid.impair = lambda o, _: (
         [] if decode_message_untrusted(_octets(o)).exchange is X.IKE_AUTH else [o.data]
     )

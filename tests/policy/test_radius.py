@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -258,3 +259,13 @@ def test_a_short_secret_is_warned_of(load: Load) -> None:
     text = radius("servers: 192.0.2.10", "secret: secret:short")
     found = load(**{"a.yaml": text, "../secrets/short": "short"})
     assert [warning.code for warning in found.warnings] == ["XF1015"]
+
+
+def test_servers_without_the_extra(
+    load: Load, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyrad", None)
+    found = load(**{"radius.yaml": radius("servers: 192.0.2.10", SECRET)})
+    (error,) = lines(found)
+    assert error.startswith("radius.yaml:2:3: XF1044: this needs the Python package 'pyrad', ")
+    assert error.endswith("(install xfrmpy[radius])")

@@ -20,7 +20,6 @@ from xfrmpy.crypto.signatures import (
     KeyKind,
     Scheme,
     SignatureMismatch,
-    Signer,
     VerifyingKey,
     choose_scheme,
     scheme_of,
@@ -98,19 +97,12 @@ class SignaturePolicy:
         return tuple(sorted({scheme.hash for scheme in self.schemes}))
 
 
-def sign_auth(
-    signer: Signer, octets: bytes, hashes: Collection[int], policy: SignaturePolicy
-) -> tuple[AuthenticationMethod, bytes]:
-    """Our AUTH method and data. `hashes` are the peer's, empty if it does not know RFC 7427.
-
-    Raises `NoSchemeInCommon`.
-    """
-    method, scheme = choose_method(signer.kind, hashes, policy)
-    signature = signer.sign(scheme, octets)
+def signature_auth(method: AuthenticationMethod, scheme: Scheme, signature: bytes) -> bytes:
+    """The AUTH data of a method with a signature (RFC 7427 section 3)."""
     if method != AuthenticationMethod.DIGITAL_SIGNATURE:
-        return method, signature
+        return signature
     identifier = scheme.identifiers[0]
-    return method, bytes((len(identifier),)) + identifier + signature
+    return bytes((len(identifier),)) + identifier + signature
 
 
 def choose_method(

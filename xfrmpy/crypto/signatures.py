@@ -17,7 +17,7 @@ from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
 from itertools import product
-from typing import Protocol, Self, TypeAlias
+from typing import Self, TypeAlias
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, padding, rsa
@@ -123,16 +123,6 @@ class Scheme:
     kinds: frozenset[KeyKind]
     hash: HashAlgorithm
     identifiers: tuple[bytes, ...] = ()
-
-
-class Signer(Protocol):
-    """What signs for us: a key in memory, or one that never leaves a token."""
-
-    @property
-    def kind(self) -> KeyKind: ...
-
-    def sign(self, scheme: Scheme, octets: bytes) -> bytes:
-        """A signature of `octets` in the encoding of the scheme."""
 
 
 class VerifyingKey:
@@ -291,7 +281,10 @@ class SigningKey:
         return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     def sign(self, scheme: Scheme, octets: bytes) -> bytes:
-        """See `Signer`. But for RSASSA-PSS and ML-DSA it is a function of key and octets."""
+        """A signature of `octets` in the encoding of the scheme.
+
+        But for RSASSA-PSS and ML-DSA it is a function of key and octets.
+        """
         assert self.kind in scheme.kinds
         key = self._key
         if isinstance(key, rsa.RSAPrivateKey):

@@ -14,6 +14,7 @@ import socket
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
 
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.events import Report
@@ -42,6 +43,7 @@ from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
     AskAaa,
+    AskSignature,
     AskStatus,
     AskUsage,
     ChildSaEstablished,
@@ -61,6 +63,9 @@ from xfrmpy.ipsec.sad import SaId
 from xfrmpy.pki.sources import Source
 from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.store.interface import Store, StoreError
+
+if TYPE_CHECKING:
+    from xfrmpy.daemon.signing import TokenSigner
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +112,7 @@ class Engine:
         self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
         self.totals = Totals(self._loop.time)
+        self._signer: TokenSigner | None = None
         self._statuses = StatusFetcher(cache_dir / "revocation", self._tell_status)
         self._timer: asyncio.TimerHandle | None = None
         self._heard: list[Datapath] = []
@@ -146,6 +152,8 @@ class Engine:
 
     def stop(self) -> None:
         self._statuses.stop()
+        if self._signer is not None:
+            self._signer.stop()
         if self._timer is not None:
             self._timer.cancel()
         for datapath in self._datapaths.opened():
@@ -182,6 +190,17 @@ class Engine:
 
     def ike_sas(self, tunnel: str) -> tuple[IkeSaView, ...]:
         return self._endpoint.ike_sas(tunnel)
+
+    def _ask_token(self, asked: AskSignature) -> None:
+        if self._signer is None:
+            from xfrmpy.daemon.signing import TokenSigner  # noqa: PLC0415
+
+            self._signer = TokenSigner(self._tell_signature)
+        self._signer.ask(asked)
+
+    def _tell_signature(self, asked: AskSignature, answer: bytes | str) -> None:
+        self._endpoint.handle_signature(asked, answer, self._loop.time())
+        self._settle()
 
     def decide(self, asked: AskAaa, verdict: Verdict) -> None:
         self._endpoint.handle_verdict(asked, verdict, self._loop.time())
@@ -329,11 +348,8 @@ class Engine:
                 self._change(output)
             case AskUsage():
                 self._tell_usage(output)
-            case AskAaa():
-                self._ask(output)
-            case AskStatus():
-                for source in output.sources:
-                    self._statuses.ask(source)
+            case AskAaa() | AskSignature() | AskStatus():
+                self._ask_outside(output)
             case DatagramDropped():
                 self.drops[output.reason.value] += 1
                 log.debug("dropped from %s: %s %s", output.path, output.reason, output.detail)
@@ -406,6 +422,17 @@ class Engine:
             if isinstance(output, MoveSa):
                 reason = f"{datapath.name}: {error}"
                 self._endpoint.handle_move_failure(output, reason, self._loop.time())
+
+    def _ask_outside(self, output: AskAaa | AskSignature | AskStatus) -> None:
+        """The answer comes later, as an input."""
+        match output:
+            case AskAaa():
+                self._ask(output)
+            case AskSignature():
+                self._ask_token(output)
+            case AskStatus():
+                for source in output.sources:
+                    self._statuses.ask(source)
 
     def _tell_usage(self, output: AskUsage) -> None:
         asked: defaultdict[Datapath, list[SaId]] = defaultdict(list)

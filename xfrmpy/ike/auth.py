@@ -6,11 +6,12 @@ else, and only after the peer's AUTH has been verified.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from xfrmpy.crypto.key_schedule import derive_child_keys
+from xfrmpy.crypto.key_schedule import IkeKeys, derive_child_keys
 from xfrmpy.failures import Failure
 from xfrmpy.ike.auth_methods import announce, expectations, heard_methods
 from xfrmpy.ike.child_sa import ChildSa, proposals_of_first_child
@@ -45,7 +46,14 @@ from xfrmpy.ike.ppk import (
     take_ppk_answer,
     without_ppk,
 )
-from xfrmpy.ike.proof import accepted_by_peer, check_identity, key_origin, our_proof, verify_proof
+from xfrmpy.ike.proof import (
+    Proof,
+    accepted_by_peer,
+    check_identity,
+    key_origin,
+    prove,
+    verify_proof,
+)
 from xfrmpy.ike.redirect import redirect_in_auth, redirect_of_auth, refusal_to_follow
 from xfrmpy.ike.refusals import failure_of
 from xfrmpy.ike.resources import expect_more
@@ -55,7 +63,7 @@ from xfrmpy.ike.window_size import WINDOW_SIZE
 from xfrmpy.ipsec.identity import NOBODY, Identity
 from xfrmpy.ipsec.proposals import KEY_EXCHANGES, Proposal, child_suite, choose_proposal
 from xfrmpy.pki.verdicts import Problem
-from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.policy.model import Ppk, TunnelPolicy
 from xfrmpy.registry import AuthenticationMethod, ExchangeType, NotifyType
 from xfrmpy.wire.payloads import (
     AuthPayload,
@@ -94,6 +102,8 @@ class IkeAuth:
         self._identity = IdiPayload(identity=_our_identity(sa, tunnel))
         eap = tunnel.local_eap if sa.resumed is None else None
         self._eap = None if eap is None else EapDialogue(eap)
+        self._proof: tuple[OpenPayload, ...] = ()
+        self._certs: tuple[CertPayload, ...] = ()
         self._child: ChildSa | None = None
         if not begins_childless(sa, tunnel):
             wanted, packet = take_first_child(sa, tunnel)
@@ -107,39 +117,59 @@ class IkeAuth:
         """Whether the peer cannot have established anything yet: our AUTH is to come."""
         return self._eap is not None and self._eap.msk is None
 
+    def begin(self, now: float) -> None:
+        """Send it, as soon as there is what proves who we are; without AUTH it asks for EAP."""
+        if self._eap is not None:
+            self._send((), self._eap.announcement(), now=now)
+            return
+        ppk = our_ppk(self._sa, self._tunnel)
+        self._prove(partial(self._proved, ppk), now, keys_with(self._sa, ppk))
+
+    def _prove(
+        self, then: Callable[[Proof, float], None], now: float, keys: IkeKeys | None = None
+    ) -> None:
+        sa = self._sa
+        prove(sa, self._tunnel, self._identity, sa.heard.requests, then, self._give_up, now, keys)
+
+    def _proved(self, ppk: Ppk | None, proof: Proof, now: float) -> None:
+        """With the post-quantum preshared key, if there is one; and without, if it need not be."""
+        named = () if ppk is None else (name_ppk(ppk),)
+
+        def proved_without(without: Proof, moment: float) -> None:
+            spare = NotifyPayload(type=NotifyType.NO_PPK_AUTH, data=without.auth.data)
+            self._send(proof.certs, (proof.auth, *named, spare), now=moment)
+
+        if ppk is None or self._tunnel.ppk_required:
+            self._send(proof.certs, (proof.auth, *named), now=now)
+        else:
+            self._prove(proved_without, now)
+
+    def _send(
+        self, certs: tuple[CertPayload, ...], proof: tuple[OpenPayload, ...], *, now: float
+    ) -> None:
+        self._certs, self._proof = certs, proof
+        self._sa.start(self, now)
+
+    def _give_up(self, failed: AuthenticationFailed, now: float) -> None:
+        """The peer has not heard who we are; it forgets what is half open."""
+        self._sa.close(failed.failure, now)
+
     def request(self) -> tuple[OpenPayload, ...]:
         sa, tunnel = self._sa, self._tunnel
         if self._eap is not None and self._eap.has_begun:
             return self._eap.request(sa, self._identity)
-        certs, auth = self._prove()
-        payloads: list[OpenPayload] = [self._identity, *certs]
+        payloads: list[OpenPayload] = [self._identity, *self._certs]
         payloads += initial_contact(sa, tunnel)
         if sa.resumed is None:
             payloads += certificate_requests((tunnel,))
             payloads += announce(expectations((tunnel,)), sa.core.signatures)
         if tunnel.remote_id is not None and not (tunnel.remote_null or tunnel.remote_id.is_pattern):
             payloads.append(IdrPayload(identity=tunnel.remote_id))
-        payloads += auth
+        payloads += self._proof
         child = () if self._child is None else self._child.offer()
         extensions = offer_in_auth(self._sa)
         abilities = (WINDOW_SIZE, SYNC_SUPPORTED)
         return (*self._solution, *payloads, *extensions, *child, *abilities)
-
-    def _prove(self) -> tuple[tuple[CertPayload, ...], tuple[OpenPayload, ...]]:
-        """CERT, and what else we prove ourselves by; without AUTH it asks for EAP."""
-        sa, tunnel = self._sa, self._tunnel
-        if self._eap is not None:
-            return (), self._eap.announcement()
-        requests, ppk = sa.heard.requests, our_ppk(sa, tunnel)
-        keys = keys_with(sa, ppk)
-        certs, auth = our_proof(sa, tunnel, self._identity, requests, keys)
-        payloads: list[OpenPayload] = [auth]
-        if ppk is not None:
-            payloads.append(name_ppk(ppk))
-        if ppk is not None and not tunnel.ppk_required:
-            _, without = our_proof(sa, tunnel, self._identity, requests)
-            payloads.append(NotifyPayload(type=NotifyType.NO_PPK_AUTH, data=without.data))
-        return certs, tuple(payloads)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
         error = first_error(payloads)
@@ -261,12 +291,27 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
         _refuse_initiator(sa, failed, now)
         return
     if made is not None:
-        settle_status(sa, partial(_establish, sa, made), partial(_refuse_initiator, sa), now)
+        settle_status(sa, partial(_prove_to, sa, made), partial(_refuse_initiator, sa), now)
 
 
 def _refuse_initiator(sa: IkeSa, failed: AuthenticationFailed, now: float) -> None:
     sa.respond((NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED),))
     sa.close(failed.failure, now)
+
+
+def _prove_to(sa: IkeSa, made: Authenticated, now: float) -> None:
+    """The peer has proved who it is: now it is our turn, unless it knows already, before EAP."""
+    if made.proof:
+        _establish(sa, made, now)
+        return
+    idr = IdrPayload(identity=made.local)
+    requests = tuple(p for p in made.request if isinstance(p, CertreqPayload))
+
+    def proved(proof: Proof, moment: float) -> None:
+        payloads: tuple[OpenPayload, ...] = (idr, *proof.certs, proof.auth, *confirm_ppk(sa))
+        _establish(sa, replace(made, proof=payloads), moment)
+
+    prove(sa, made.tunnel, idr, requests, proved, partial(_refuse_initiator, sa), now)
 
 
 def _establish(sa: IkeSa, made: Authenticated, now: float) -> None:
@@ -364,7 +409,7 @@ def _without_key_exchange(offer: SaPayload) -> tuple[Proposal, ...]:
 def _authenticate_initiator(
     sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float
 ) -> Authenticated | None:
-    """Find the tunnel by the identities, verify that the peer has its key, and prove ours.
+    """Find the tunnel by the identities, and verify that the peer has its key.
 
     None if it is to prove itself by EAP, which has begun.
     """
@@ -374,25 +419,18 @@ def _authenticate_initiator(
     wanted = None if asked is None else asked.identity
     if auth is None and sa.resumed is None:
         tunnels = _tunnels_with_eap(sa, idi.identity, wanted)
-        begin_eap(sa, tunnels, _our_identity(sa, tunnels[0]), payloads, now)
+        ours, refuse = _our_identity(sa, tunnels[0]), partial(_refuse_initiator, sa)
+        begin_eap(sa, tunnels, ours, payloads, refuse, now)
         return None
     is_null = auth is not None and auth.method == AuthenticationMethod.NULL
     remote = NOBODY if is_null else idi.identity
     tunnel = _tunnel_of(sa, remote, wanted, is_null=is_null)
     _verify_initiator(sa, tunnel, idi, payloads)
     check_unique(sa, tunnel, idi.identity, payloads)
-    idr = IdrPayload(identity=_our_identity(sa, tunnel))
-    requests = tuple(p for p in payloads if isinstance(p, CertreqPayload))
-    certs, auth = our_proof(sa, tunnel, idr, requests)
     if sa.resumed is not None:
         settle_resumption(sa, sa.resumed, now)
-    return Authenticated(
-        tunnel=tunnel,
-        local=idr.identity,
-        remote=remote,
-        request=payloads,
-        proof=(idr, *certs, auth, *confirm_ppk(sa)),
-    )
+    local = _our_identity(sa, tunnel)
+    return Authenticated(tunnel=tunnel, local=local, remote=remote, request=payloads)
 
 
 def _verify_initiator(

@@ -14,6 +14,7 @@ from xfrmpy.ike.fragments import FragmentStore
 from xfrmpy.ike.inquiries import Inquiries
 from xfrmpy.ike.outputs import AddPolicy, AddSa, AskUsage, Output, RemoveSa
 from xfrmpy.ike.policies import PolicyBook
+from xfrmpy.ike.signing import Signings
 from xfrmpy.ike.tickets import TicketKeys
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, Path
 from xfrmpy.ipsec.identity import Identity
@@ -60,7 +61,7 @@ class Core:
     many workers the userspace datapath has, over which Child SAs are spread by their SPIs; `cpus`
     how many CPUs the kernel has.
     `signatures` are those that work on this host; the `wall_clock` dates certificates, whose
-    `inquiries` tell whether they are revoked.
+    `inquiries` tell whether they are revoked. `signings` are what tokens have been asked for.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Core:
         self.signatures = SignaturePolicy()
         self.wall_clock: WallClock = stopped_clock
         self.inquiries = Inquiries(self)
+        self.signings = Signings(self)
         self.tickets: dict[str, HeldTicket] = {}
         self.redirects: dict[str, deque[float]] = {}
         self.reauthenticate: Callable[[IkeSa, float], None]

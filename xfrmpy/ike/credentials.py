@@ -14,10 +14,9 @@ from xfrmpy.crypto.authentication import SignaturePolicy
 from xfrmpy.crypto.signatures import (
     EXPERIMENTAL,
     Form,
-    Signer,
+    KeyKind,
     VerifyingKey,
     fingerprint,
-    signing_key,
     verifying_key,
 )
 from xfrmpy.failures import Failure
@@ -34,7 +33,7 @@ from xfrmpy.ike.inquiries import OCSP_REQUEST
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.pki.paths import Path
 from xfrmpy.pki.verdicts import Strictness
-from xfrmpy.policy.model import Experiment, RsaSignature, TunnelPolicy
+from xfrmpy.policy.model import Experiment, PrivateKey, RsaSignature, TunnelPolicy
 from xfrmpy.registry import CertificateEncoding, HashAlgorithm, NotifyType
 from xfrmpy.wire.auth_methods import AuthAnnouncement
 from xfrmpy.wire.payloads import CertPayload, CertreqPayload, NotifyPayload, OpenPayload
@@ -79,8 +78,12 @@ NOTHING_HEARD = Heard()
 class Credential:
     """How we prove ourselves by a signature: what signs, and the CERT payloads to go before it."""
 
-    signer: Signer
+    key: PrivateKey
     certs: tuple[CertPayload, ...]
+
+    @property
+    def kind(self) -> KeyKind:
+        return verifying_key(self.key.public).kind
 
 
 def our_credential(tunnel: TunnelPolicy, requests: Iterable[CertreqPayload]) -> Credential | None:
@@ -97,7 +100,7 @@ def our_credential(tunnel: TunnelPolicy, requests: Iterable[CertreqPayload]) -> 
         certs = sent_certificates(tunnel.local_certificates)
     elif RAW_KEY_REQUEST.encoding in wanted:
         certs = (_raw_key(tunnel.local_key.public),)
-    return Credential(signer=signing_key(tunnel.local_key.octets), certs=certs)
+    return Credential(key=tunnel.local_key, certs=certs)
 
 
 def certificate_requests(policies: Iterable[TunnelPolicy]) -> tuple[CertreqPayload, ...]:

@@ -26,7 +26,8 @@ from xfrmpy.ike.errors import PeerMisbehaved
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import first_error, notifications, only, optional
 from xfrmpy.ike.first_contact import check_unique
-from xfrmpy.ike.proof import eap_proof, our_proof, verify_eap_proof
+from xfrmpy.ike.proof import Proof, eap_proof, prove, verify_eap_proof
+from xfrmpy.ike.signing import Refuse
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.policy.model import TunnelPolicy
@@ -64,14 +65,15 @@ MAX_WANTED = 16384
 class Authenticated:
     """Whose IKE_AUTH is right, and with which tunnel: all that making it takes.
 
-    `request` is what the peer wants, `proof` our identity and AUTH, as our answer has them.
+    `request` is what the peer wants, `proof` our identity and AUTH, as our answer has them, if they
+    are made already.
     """
 
     tunnel: TunnelPolicy
     local: Identity
     remote: Identity
     request: tuple[OpenPayload, ...]
-    proof: tuple[OpenPayload, ...]
+    proof: tuple[OpenPayload, ...] = ()
     session_seconds: float | None = None
 
 
@@ -116,9 +118,10 @@ def begin_eap(
     tunnels: tuple[TunnelPolicy, ...],
     local: Identity,
     payloads: tuple[OpenPayload, ...],
+    refuse: Refuse,
     now: float,
 ) -> None:
-    """Prove who we are, and ask the peer who it is. Raises `AuthenticationFailed`.
+    """Prove who we are, and ask the peer who it is; `refuse` is told if we cannot.
 
     We leave our proof out where both ends want that.
     """
@@ -126,12 +129,16 @@ def begin_eap(
     sa.expect_authentication(now + EAP_SECONDS)
     acceptance = serving.tunnel.remote_eap
     assert acceptance is not None
-    proof: tuple[OpenPayload, ...] = ()
-    if not (acceptance.alone and notifications(payloads, NotifyType.EAP_ONLY_AUTHENTICATION)):
-        requests = tuple(p for p in payloads if isinstance(p, CertreqPayload))
-        certs, auth = our_proof(sa, serving.tunnel, serving.idr, requests)
-        proof = (*certs, auth)
-    sa.respond((serving.idr, *proof, EapPayload(data=serving.authenticator.begin())))
+    if acceptance.alone and notifications(payloads, NotifyType.EAP_ONLY_AUTHENTICATION):
+        sa.respond((serving.idr, EapPayload(data=serving.authenticator.begin())))
+        return
+    requests = tuple(p for p in payloads if isinstance(p, CertreqPayload))
+
+    def proved(proof: Proof, _moment: float) -> None:
+        packet = EapPayload(data=serving.authenticator.begin())
+        sa.respond((serving.idr, *proof.certs, proof.auth, packet))
+
+    prove(sa, serving.tunnel, serving.idr, requests, proved, refuse, now)
 
 
 def take_eap(

@@ -56,6 +56,7 @@ from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
     AskAaa,
+    AskSignature,
     DatagramDropped,
     DefectFound,
     MoveSa,
@@ -156,6 +157,13 @@ class IkeEndpoint:
     def handle_status(self, source: Source, answer: bytes | str, now: float) -> None:
         """What a source of `AskStatus` has answered, or a sentence that says why it has not."""
         for sa, step in self._core.inquiries.answered(source, answer):
+            self._run(sa, partial(resume, sa, step), now)
+
+    def handle_signature(self, asked: AskSignature, answer: bytes | str, now: float) -> None:
+        """What a token has signed, or a sentence that says why it has not."""
+        due = self._core.signings.answered(asked, answer)
+        if due is not None:
+            sa, step = due
             self._run(sa, partial(resume, sa, step), now)
 
     def recall_status(self, kind: SourceKind, data: bytes) -> None:

@@ -33,7 +33,7 @@ from xfrmpy.ike.errors import Drop, DropReason, PeerIncompatible, PeerMisbehaved
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import check_critical, first_error, notifications, only, payloads_in_clear
 from xfrmpy.ike.ike_sa import IkeSa
-from xfrmpy.ike.intermediate import INTERMEDIATE_SUPPORTED, next_exchange, supports_intermediate
+from xfrmpy.ike.intermediate import INTERMEDIATE_SUPPORTED, begin_next, supports_intermediate
 from xfrmpy.ike.modes import STRONGSWAN, check_nat
 from xfrmpy.ike.nat import detect_nat, detection_payloads, natt_path
 from xfrmpy.ike.nonces import NONCE_SIZE
@@ -266,7 +266,7 @@ class IkeSaInit:
         if puzzles:
             self._solve_for_auth(puzzles[0], puzzle_text(nonce, sa.channel.spi_r), now)
         else:
-            sa.start(next_exchange(sa, self._tunnel), now)
+            begin_next(sa, self._tunnel, now)
 
     def _solve_for_auth(self, puzzle: Puzzle, text: bytes, now: float) -> None:
         """RFC 8019 section 7.2.2: who supports puzzles "MUST solve the puzzle"."""
@@ -280,7 +280,7 @@ class IkeSaInit:
             assert self._solver is not None
             self._give_up(self._solver.puzzle, now)
         else:
-            self._sa.start(next_exchange(self._sa, self._tunnel, solution), now)
+            begin_next(self._sa, self._tunnel, now, solution)
 
     def _give_up(self, puzzle: Puzzle, now: float) -> None:
         summary = f"the peer asks for a puzzle that we do not solve: {puzzle}"

@@ -15,7 +15,7 @@ from xfrmpy.failures import Failure
 from xfrmpy.ike.agreement import agreed_secret, answer_ke, ke_payload
 from xfrmpy.ike.auth import IkeAuth
 from xfrmpy.ike.errors import PeerMisbehaved
-from xfrmpy.ike.exchange import Exchange, first_error, notifications, only
+from xfrmpy.ike.exchange import first_error, notifications, only
 from xfrmpy.ike.refusals import failure_of
 from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.registry import ExchangeType, NotifyType
@@ -32,13 +32,14 @@ def supports_intermediate(payloads: tuple[OpenPayload, ...]) -> bool:
     return bool(notifications(payloads, NotifyType.INTERMEDIATE_EXCHANGE_SUPPORTED))
 
 
-def next_exchange(
-    sa: IkeSa, tunnel: TunnelPolicy, solution: PuzzleSolutionPayload | None = None
-) -> Exchange:
+def begin_next(
+    sa: IkeSa, tunnel: TunnelPolicy, now: float, solution: PuzzleSolutionPayload | None = None
+) -> None:
     """What an initiator does next. The first message with keys brings a puzzle's `solution`."""
     if sa.transcript.pending:
-        return IkeIntermediate(sa, tunnel, solution)
-    return IkeAuth(sa, tunnel, solution)
+        sa.start(IkeIntermediate(sa, tunnel, solution), now)
+    else:
+        IkeAuth(sa, tunnel, solution).begin(now)
 
 
 class IkeIntermediate:
@@ -68,7 +69,7 @@ class IkeIntermediate:
             self._sa.close(Failure(code="XF2008", summary=str(misbehaved)), now)
             return
         mix_in(self._sa, secret)
-        self._sa.start(next_exchange(self._sa, self._tunnel), now)
+        begin_next(self._sa, self._tunnel, now)
 
 
 def answer_ike_intermediate(sa: IkeSa, payloads: tuple[OpenPayload, ...], _now: float) -> None:

@@ -105,7 +105,7 @@ def _without_secrets(policy: TunnelPolicy) -> TunnelPolicy:
     return replace(
         policy,
         shared_key=None if shared is None else replace(shared, octets=b""),
-        local_key=None if ours is None else replace(ours, octets=b""),
+        local_key=None if ours is None else replace(ours, octets=b"", token=None),
         local_eap=policy.local_eap and _without_ours(policy.local_eap),
         remote_eap=policy.remote_eap and _without_theirs(policy.remote_eap),
         ppks=tuple(replace(ppk, key=replace(ppk.key, octets=b"")) for ppk in policy.ppks),

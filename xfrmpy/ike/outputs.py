@@ -11,12 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from xfrmpy.crypto.signatures import Scheme
 from xfrmpy.failures import Failure
 from xfrmpy.ike.errors import DropReason
 from xfrmpy.ipsec.addresses import IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.spd import SpdEntry
 from xfrmpy.pki.sources import Source
+from xfrmpy.policy.model import PrivateKey
 from xfrmpy.registry import ExchangeType
 
 
@@ -252,6 +254,20 @@ class AskAaa:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AskSignature:
+    """A token is to sign `octets` by its `key`, whose AUTH the IKE SA waits with.
+
+    `IkeEndpoint.handle_signature` takes the answer, which is to come, if only as the sentence why
+    there is none; one that comes too late is passed over.
+    """
+
+    number: int
+    key: PrivateKey
+    scheme: Scheme
+    octets: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSaClosed:
     """A Child SA that was established is gone."""
 
@@ -334,6 +350,7 @@ Output: TypeAlias = (
     | AskUsage
     | AskStatus
     | AskAaa
+    | AskSignature
     | TunnelClosed
     | Redirected
     | RequestRefused

@@ -7,6 +7,8 @@ peer that fails learns only that it has failed, and our operator at which step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from xfrmpy.crypto.authentication import (
@@ -15,7 +17,7 @@ from xfrmpy.crypto.authentication import (
     choose_method,
     resumed_auth,
     shared_key_auth,
-    sign_auth,
+    signature_auth,
     signed_octets,
     verify_auth,
     verify_signed_auth,
@@ -29,6 +31,7 @@ from xfrmpy.ike.errors import AuthenticationFailed
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import only
 from xfrmpy.ike.inquiries import inquire, our_status
+from xfrmpy.ike.signing import Refuse, sign
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.registry import AuthenticationMethod, HashAlgorithm
@@ -47,14 +50,26 @@ if TYPE_CHECKING:
 _IdPayload: TypeAlias = IdiPayload | IdrPayload
 
 
-def our_proof(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """Our CERT payloads and AUTH."""
+
+    certs: tuple[CertPayload, ...] = ()
+    auth: AuthPayload
+
+
+def prove(
     sa: IkeSa,
     tunnel: TunnelPolicy,
     identity: _IdPayload,
     requests: tuple[CertreqPayload, ...],
+    then: Callable[[Proof, float], None],
+    refuse: Refuse,
+    now: float,
     keys: IkeKeys | None = None,
-) -> tuple[tuple[CertPayload, ...], AuthPayload]:
-    """Our CERT payloads and AUTH. Raises `AuthenticationFailed` if our key cannot sign for them.
+) -> None:
+    """Hand our proof to `then`, at once or when a token has signed; `refuse` is told if our key
+    cannot sign for the peer, or the token does not.
 
     With `keys` AUTH is made by them in the place of those of the IKE SA.
     """
@@ -62,15 +77,23 @@ def our_proof(
     credential = None if sa.resumed is not None else our_credential(tunnel, requests)
     if credential is None:
         method, data = _by_secret(sa, tunnel, octets, keys, is_ours=True)
-        return (), AuthPayload(method=method, data=data)
+        then(Proof(auth=AuthPayload(method=method, data=data)), now)
+        return
     heard, usable = sa.heard, signature_policy(tunnel, sa.core.signatures)
-    policy = as_announced(usable, credential.signer.kind, heard.hashes, heard.methods)
+    policy = as_announced(usable, credential.kind, heard.hashes, heard.methods)
     try:
-        method, data = sign_auth(credential.signer, octets, sa.heard.hashes, policy)
+        method, scheme = choose_method(credential.kind, heard.hashes, policy)
     except NoSchemeInCommon as error:
-        raise AuthenticationFailed(_cannot_sign(sa, tunnel, error)) from error
+        refuse(AuthenticationFailed(_cannot_sign(sa, tunnel, error)), now)
+        return
     status = our_status(sa.core, tunnel, requests) if credential.certs else ()
-    return (*credential.certs, *status), AuthPayload(method=method, data=data)
+    certs = (*credential.certs, *status)
+
+    def signed(signature: bytes, moment: float) -> None:
+        data = signature_auth(method, scheme, signature)
+        then(Proof(certs=certs, auth=AuthPayload(method=method, data=data)), moment)
+
+    sign(sa, credential.key, scheme, octets, signed, refuse, now)
 
 
 def check_signing(sa: IkeSa, tunnel: TunnelPolicy) -> Failure | None:
@@ -80,7 +103,7 @@ def check_signing(sa: IkeSa, tunnel: TunnelPolicy) -> Failure | None:
         return None
     policy = signature_policy(tunnel, sa.core.signatures)
     try:
-        choose_method(credential.signer.kind, sa.heard.hashes, policy)
+        choose_method(credential.kind, sa.heard.hashes, policy)
     except NoSchemeInCommon as error:
         return _cannot_sign(sa, tunnel, error)
     return None

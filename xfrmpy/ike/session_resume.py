@@ -117,7 +117,7 @@ class SessionResume:
             return
         if nat.encapsulated:
             sa.channel.path = natt_path(sa.path, sa.core.natt_port)
-        sa.start(IkeAuth(sa, self._tunnel), now)
+        IkeAuth(sa, self._tunnel).begin(now)
 
     def _begin_anew(self, reason: str, now: float) -> None:
         """The full exchange. A ticket that nobody spoke of is kept for the next attempt."""

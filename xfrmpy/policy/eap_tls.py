@@ -120,6 +120,10 @@ def server_tls(
         place.error("XF1005", _THEIRS, message, "eap: {cert: NAME, ...}", at_key=True)
     elif ours[0] is not None and not _is_for_servers(ours[0], place):
         return None
+    elif ours[1] is not None and ours[1].token is not None:
+        message = "TLS within EAP signs by a key in a file, and ours is on a token"
+        place.error("XF1011", _THEIRS, message, "name another certificate as 'cert' of 'eap'")
+        return None
     authorities = eap.ca and files.authorities(eap.ca, place.where((*_THEIRS, "ca")))
     certificates, key = shown or (None, None)
     if certificates is None or key is None or (eap.ca is not None and not authorities):

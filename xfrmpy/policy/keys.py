@@ -25,9 +25,21 @@ from xfrmpy.policy.certificates import CertificateFiles, Where
 from xfrmpy.policy.custody import DAEMON_USER, daemon_user, find_exposure, trusted_users
 from xfrmpy.policy.eap import parse_users
 from xfrmpy.policy.errors import Findings, Mark
+from xfrmpy.policy.extras import Extra
 from xfrmpy.policy.files import printable, read_regular, reason_of
-from xfrmpy.policy.model import Certificates, EapUsers, PrivateKey, PublicKey, SharedKey
+from xfrmpy.policy.model import (
+    Certificates,
+    EapUsers,
+    PrivateKey,
+    PublicKey,
+    SharedKey,
+    TokenKey,
+)
 from xfrmpy.policy.values import SecretReference
+from xfrmpy.tokens.uri import SCHEME, parse_uri
+
+TOKEN = SCHEME.removesuffix(":")
+"""The scheme of references to keys on tokens."""
 
 MAX_SECRET = 4096
 MAX_KEY_FILE = 65536
@@ -63,7 +75,7 @@ class KeyReader(Protocol):
         key: PrivateKey,
         where: Where,
     ) -> Certificates | None:
-        """Those in the file of a private key; None, too, if there are none in such a file."""
+        """Those in the file or on the token of a private key; None, too, if there are none."""
 
     def public_key(self, value: str, mark: Mark, findings: Findings) -> PublicKey | None: ...
 
@@ -74,6 +86,9 @@ class KeyReader(Protocol):
     def users(
         self, reference: SecretReference, mark: Mark, findings: Findings
     ) -> EapUsers | None: ...
+
+    def has_extra(self, extra: Extra, mark: Mark, findings: Findings) -> bool:
+        """Whether what a key of the policy needs is installed here."""
 
     @property
     def certificates(self) -> CertificateFiles | None:
@@ -100,6 +115,9 @@ class NoKeys:
 
     def users(self, *_: object) -> EapUsers:
         return EapUsers(passwords=(), origin="")
+
+    def has_extra(self, *_: object) -> bool:
+        return True
 
     @property
     def certificates(self) -> None:
@@ -136,6 +154,8 @@ class KeyFiles:
         mark: Mark,
         findings: Findings,
     ) -> PrivateKey | None:
+        if reference.scheme == TOKEN:
+            return self._token_key(reference, passphrase, mark, findings)
         half = self._public_half(reference)
         if half is not None:
             public = self.public_key(f"file:{half}", mark, findings)
@@ -160,6 +180,8 @@ class KeyFiles:
         key: PrivateKey,
         where: Where,
     ) -> Certificates | None:
+        if key.token is not None:
+            return self._token_certificates(key, key.token, where)
         if not key.octets:
             return None
         found = self._unlock(reference, passphrase, where.mark, where.findings)
@@ -172,6 +194,41 @@ class KeyFiles:
             where.findings.error("XF1031", where.mark, f"{name} cannot be used: {error}")
             return None
         return self.certificates.ours_of(ders, name, key, where)
+
+    def _token_key(
+        self,
+        reference: SecretReference,
+        passphrase: SecretReference | None,
+        mark: Mark,
+        findings: Findings,
+    ) -> PrivateKey | None:
+        if not self.has_extra(Extra.hsm, mark, findings):
+            return None
+        from xfrmpy.tokens import access  # noqa: PLC0415
+
+        name = f"{reference.scheme}:{reference.name}"
+        pin = None if passphrase is None else self.password(passphrase, mark, findings)
+        if passphrase is not None and pin is None:
+            return None
+        token = TokenKey(uri=parse_uri(name), pin=b"" if pin is None else pin.octets)
+        try:
+            public = access.read_public(token.uri, token.pin)
+        except access.TokenFailed as error:
+            findings.error("XF1045", mark, f"the key {name} cannot be used: {error}")
+            return None
+        return PrivateKey(octets=b"", public=public, origin=name, token=token)
+
+    def _token_certificates(
+        self, key: PrivateKey, token: TokenKey, where: Where
+    ) -> Certificates | None:
+        from xfrmpy.tokens import access  # noqa: PLC0415
+
+        try:
+            ders = access.read_certificates(token.uri, token.pin, key.public)
+        except access.TokenFailed as error:
+            where.findings.error("XF1045", where.mark, f"{key.origin} cannot be used: {error}")
+            return None
+        return self.certificates.ours_of(ders, key.origin, key, where) if ders else None
 
     def _unlock(
         self,
@@ -229,6 +286,12 @@ class KeyFiles:
         except ValueError as error:
             findings.error("XF1037", mark, f"the users {name} cannot be used: {error}", _USERS)
             return None
+
+    def has_extra(self, extra: Extra, mark: Mark, findings: Findings) -> bool:
+        if not extra.is_installed:
+            message = f"this needs the Python package '{extra.value}', which is not installed"
+            findings.error("XF1044", mark, message, f"install xfrmpy[{extra.name}]")
+        return extra.is_installed
 
     def _public_half(self, reference: SecretReference) -> Path | None:
         """In the place of a private key that is not there, or is in a directory below only."""

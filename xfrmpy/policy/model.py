@@ -25,6 +25,7 @@ from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import Action
 from xfrmpy.pki.verdicts import Strictness
 from xfrmpy.registry import ProtocolId
+from xfrmpy.tokens.uri import TokenUri
 
 
 class StartMode(StrEnum):
@@ -167,16 +168,30 @@ class Ppk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenKey:
+    """Where a key is that never leaves its token, and the PIN, empty if it takes none."""
+
+    uri: TokenUri
+    pin: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PrivateKey:
     """A key that signs for us: unencrypted PKCS #8 and, in `public`, SubjectPublicKeyInfo, as DER.
 
-    `rsa` is how it signs if it is an RSA key.
+    One of a `token` has no octets. `rsa` is how it signs if it is an RSA key.
     """
 
     octets: bytes = field(repr=False)
     public: bytes
     origin: str
     rsa: RsaSignature = RsaSignature.PSS
+    token: TokenKey | None = None
+
+    @property
+    def secret(self) -> bytes:
+        """What tells it from another key, as secret as it is."""
+        return self.octets if self.token is None else self.public + self.token.pin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -510,7 +525,7 @@ class TunnelPolicy:
         """All that proves an end and must be the same, for whoever wants to know if it still is."""
         keys = (
             self.shared_key and self.shared_key.octets,
-            self.local_key and self.local_key.octets,
+            self.local_key and self.local_key.secret,
             *(self.local_eap.secrets if self.local_eap else (b"",)),
         )
         theirs = self.remote_key and self.remote_key.spki

@@ -10,6 +10,7 @@ from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.policy import values
 from xfrmpy.policy.document import Node
 from xfrmpy.policy.errors import Findings
+from xfrmpy.policy.extras import Extra
 from xfrmpy.policy.keys import KeyReader
 from xfrmpy.policy.model import RadiusGroup, RadiusServer, TunnelPolicy
 from xfrmpy.policy.resolve import Place
@@ -61,6 +62,7 @@ def with_servers(
 
 def _resolve(name: str, keys: RadiusKeys, place: Place, reader: KeyReader) -> RadiusGroup | None:
     before = len(place.findings.errors)
+    reader.has_extra(Extra.radius, place.node.key_mark, place.findings)
     if not keys.servers:
         message = f"'servers' of RADIUS group '{name}' is missing"
         place.error("XF1005", (), message, "servers: ADDRESS", at_key=True)

@@ -93,6 +93,7 @@ Address = Annotated[IpAddress, PlainValidator(values.parse_address), _Text]
 Device = Annotated[str, PlainValidator(values.parse_device_name), _Text]
 Switch = Annotated[bool, PlainValidator(values.parse_yes_no), _YesNo]
 Secret = Annotated[values.SecretReference, PlainValidator(values.parse_secret_reference), _Text]
+KeyPlace = Annotated[values.SecretReference, PlainValidator(values.parse_key_reference), _Text]
 CertificateName = Annotated[str, PlainValidator(values.parse_certificate_reference), _Text]
 PublicKeyText = Annotated[str, PlainValidator(values.parse_public_key), _Text]
 Lifetime = Annotated[float, PlainValidator(values.parse_lifetime), _Time]
@@ -377,13 +378,16 @@ class OurAuthentication(Keys):
     """How we prove who we are."""
 
     id: SomeIdentity | None = _key("The same as `id` of the tunnel.", "gw1.example.net")
-    key: Secret | None = _key(
+    key: KeyPlace | None = _key(
         "The private key that we sign with, in place of `psk`: PEM or DER (PKCS #8), of RSA (2048 "
         "bits at least), ECDSA (P-256, P-384, P-521), Ed25519, Ed448 or, if `ike.experimental` has "
-        "it, ML-DSA. A PKCS #12 file has our certificates, too, unless `cert` names others.",
+        "it, ML-DSA. A PKCS #12 file has our certificates, too, unless `cert` names others. "
+        "`pkcs11:...` is a key on a token (RFC 7512, docs/tokens.md), and the certificates there.",
         "secret:gw1.key",
     )
-    passphrase: Secret | None = _key("What the key is encrypted with.", "secret:gw1.passphrase")
+    passphrase: Secret | None = _key(
+        "What the key is encrypted with, or the PIN of its token.", "secret:gw1.passphrase"
+    )
     rsa: Annotated[RsaSignature, _choice(RsaSignature)] | None = _key(
         "How an RSA key signs: `pss`, or `pkcs1` for peers that know nothing else. Default: `pss`.",
         "pkcs1",

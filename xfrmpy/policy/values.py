@@ -27,6 +27,7 @@ from xfrmpy.ipsec.selectors import MAX_PORT, TrafficSelector
 from xfrmpy.policy.errors import shown
 from xfrmpy.policy.profiles import FUTURE_PROFILES, PROFILES
 from xfrmpy.registry import IdType, ProtocolId
+from xfrmpy.tokens.uri import SCHEME, UriRefused, parse_uri
 
 MAX_ITEMS = 255
 """Of a list: RFC 7296 counts selectors (section 3.13) and numbers proposals (3.3.1) in an octet."""
@@ -38,7 +39,7 @@ NAME_RULE = "1 to 63 letters, digits, '.', '_' and '-', the first a letter or di
 
 
 class SecretReference(NamedTuple):
-    """`secret:NAME`, `credential:NAME` or `file:/PATH`."""
+    """`secret:NAME`, `credential:NAME` or `file:/PATH`; of a key also `pkcs11:REST`."""
 
     scheme: str
     name: str
@@ -357,6 +358,20 @@ def parse_secret_reference(value: object) -> SecretReference:
         case _:
             hint = "put it into a file and write secret:NAME or file:/PATH"
             refuse("XF1010", "must not hold the secret itself", hint)
+
+
+def parse_key_reference(value: object) -> SecretReference:
+    """A secret, or a URI of a key on a token, which is quoted as little."""
+    if not isinstance(value, str) or not value.startswith(SCHEME):
+        return parse_secret_reference(value)
+    try:
+        parse_uri(value)
+    except UriRefused as error:
+        message = str(error)
+    else:
+        return SecretReference(SCHEME.removesuffix(":"), value.removeprefix(SCHEME))
+    example = "pkcs11:token=LABEL;object=LABEL?module-path=/PATH/OF/MODULE.so"
+    refuse("XF1010" if "PIN" in message else "XF1004", message, example)
 
 
 MAX_PPK_ID = 128

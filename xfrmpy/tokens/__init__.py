@@ -1,0 +1,1 @@
+"""Keys that never leave their token: PKCS #11, by the extra `hsm`."""
