@@ -33,10 +33,10 @@ MODULES = (
 """Loaded beforehand: left to the kernel's own requests, they delay an exchange by seconds."""
 
 
-def pytest_sessionstart() -> None:
+def pytest_sessionstart(session: pytest.Session) -> None:
     if os.geteuid() != 0:
         pytest.exit("the integration tests make network namespaces: they need root", returncode=4)
-    if IN_VM:
+    if IN_VM and not session.config.option.collectonly:
         # Not every kernel has every one of them as a module.
         subprocess.run(["modprobe", "-qa", *MODULES.split()], check=False)
 
