@@ -33,10 +33,10 @@ MODULES = (
 """Loaded beforehand: left to the kernel's own requests, they delay an exchange by seconds."""
 
 
-def pytest_sessionstart() -> None:
+def pytest_sessionstart(session: pytest.Session) -> None:
     if os.geteuid() != 0:
         pytest.exit("the integration tests make network namespaces: they need root", returncode=4)
-    if IN_VM:
+    if IN_VM and not session.config.option.collectonly:
         # Not every kernel has every one of them as a module.
         subprocess.run(["modprobe", "-qa", *MODULES.split()], check=False)
 
@@ -76,10 +76,12 @@ def pytest_runtest_makereport(
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     """Two sites; a test marked `nat` names the gateways behind NAT routers, or means moon.
 
-    Of tests marked `copied`, whose matter is the protocol, processes begin as copies natively, too.
+    Of tests marked `copied`, whose matter is the protocol, processes begin as copies natively, too;
+    not of those marked `copied(False)`, which the marks of their modules do not befit.
     """
     mark = request.node.get_closest_marker("nat")
-    copied = IN_VM or request.node.get_closest_marker("copied") is not None
+    copying = request.node.get_closest_marker("copied")
+    copied = IN_VM or (copying is not None and copying.args != (False,))
     with Site(nat=() if mark is None else mark.args or ("moon",), copied=copied) as laboratory:
         yield laboratory
 

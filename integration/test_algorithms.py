@@ -148,7 +148,7 @@ def _tunnels(site: Site, rows: list[Row]) -> list[Tunnel]:
 
 @pytest.fixture(scope="module")
 def strongswan() -> Iterator[Pair]:
-    with Site() as site:
+    with Site(copied=True) as site:
         known = _tunnels(site, OF_STRONGSWAN)
         theirs = site.strongswan(site.network.sun, *(tunnel.mirrored() for tunnel in known))
         yield Pair(site, site.xfrmpy(site.network.moon, *known), theirs)
@@ -286,6 +286,7 @@ def test_behind_a_nat_ah_fails_and_says_why(site: Site) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.copied
 @pytest.mark.parametrize("outside", [4, 6])
 @pytest.mark.parametrize("mode", ["tunnel", "transport"])
 @pytest.mark.parametrize("name", ["sha256", "aescmac"])

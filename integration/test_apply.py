@@ -15,7 +15,7 @@ from integration.lab.network import subnet
 from integration.lab.process import PATIENCE, eventually
 from integration.lab.site import Site
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.copied]
 """What a plan needs no datapath for is tested here alone."""
 
 COUNT = 3
@@ -203,6 +203,7 @@ def test_a_file_from_elsewhere_is_in_force_and_kept_when_confirmed(
     assert [path.name for path in ours.policies.iterdir()] == ["net1.yaml"]
 
 
+@pytest.mark.copied(False)  # It asks the kernel with which environment it began.
 def test_a_change_that_would_cut_the_session_it_is_typed_in_is_refused(
     site: Site, gateways: tuple[XfrmpyGateway, XfrmpyGateway]
 ) -> None:

@@ -19,7 +19,7 @@ from xfrmpy.datapath.routes import OUR_TABLE
 from xfrmpy.datapath.userspace.guard import TABLE
 from xfrmpy.datapath.userspace.tun import DEVICE
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.copied]
 
 HEALED_SECONDS = 1.0
 
@@ -210,6 +210,7 @@ def connect(site: Site, moon: Host, **keys: Any) -> XfrmpyGateway:
     return ours
 
 
+@pytest.mark.copied(False)  # Names of its own are in a mount namespace.
 def test_a_peer_whose_name_moves_is_followed_before_the_old_ike_sa_goes(
     site: Site, moon: HostWithNames
 ) -> None:
@@ -228,6 +229,7 @@ def test_a_peer_whose_name_moves_is_followed_before_the_old_ike_sa_goes(
     site.assert_protected()
 
 
+@pytest.mark.copied(False)  # Names of its own are in a mount namespace.
 def test_a_peer_that_is_dead_where_it_was_is_looked_up_before_it_is_given_up(
     site: Site, moon: HostWithNames
 ) -> None:

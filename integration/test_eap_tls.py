@@ -18,7 +18,7 @@ from integration.lab.site import Site
 from integration.lab.strongswan import StrongswanPeer, strongswan_of
 from tests.pki.chains import Entity
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.copied]
 
 MOON, SUN, ALICE = "moon.example.net", "sun.example.net", "alice.example.net"
 PASSWORD = "correct horse"

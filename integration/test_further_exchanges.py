@@ -15,7 +15,7 @@ from integration.lab.process import eventually
 from integration.lab.site import Pair, Role, Site
 from integration.lab.strongswan import strongswan_of
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.copied]
 
 SUITES = {
     "ml-kem-768": ("x25519-ke1_mlkem768", "x25519-ke1_mlkem768"),

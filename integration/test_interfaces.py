@@ -14,7 +14,7 @@ from integration.lab.network import Host, subnet
 from integration.lab.process import IN_VM, eventually, run
 from integration.lab.site import Site
 
-pytestmark = [pytest.mark.native, pytest.mark.vm]
+pytestmark = [pytest.mark.native, pytest.mark.vm, pytest.mark.copied]
 
 LINK = {1: "169.254.10.1", 2: "169.254.10.2"}
 """The addresses of the two ends of the first tunnel's interfaces."""

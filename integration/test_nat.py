@@ -12,7 +12,7 @@ from integration.lab.marks import PEERS
 from integration.lab.process import IN_VM, eventually
 from integration.lab.site import Pair, Peer, Role, Site
 
-pytestmark = pytest.mark.nat
+pytestmark = [pytest.mark.nat, pytest.mark.copied]
 
 NATIVE = pytest.mark.native
 

@@ -14,6 +14,8 @@ from integration.lab.network import subnet
 from integration.lab.process import IN_VM, PATIENCE, eventually
 from integration.lab.site import Peer, Site
 
+pytestmark = pytest.mark.copied
+
 IN_BOTH = [pytest.mark.native, pytest.mark.vm]
 NATIVE = pytest.mark.native
 

@@ -12,6 +12,8 @@ from integration.lab.hostile import junk
 from integration.lab.process import IN_VM, eventually
 from integration.lab.site import Site
 
+pytestmark = pytest.mark.copied
+
 USERSPACE = pytest.param("userspace", "userspace", marks=pytest.mark.native)
 KERNEL = pytest.param("kernel", "kernel", marks=pytest.mark.vm)
 DATAPATHS = [

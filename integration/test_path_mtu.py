@@ -21,7 +21,7 @@ from integration.userspace.place import largest_inner, our_routes
 from xfrmpy.esp.checksum import checksum_of
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.copied]
 
 SUITE = "aes128gcm16"
 NARROW = 1360

@@ -15,7 +15,7 @@ from integration.lab.process import eventually
 from integration.lab.site import Role, Site
 from integration.test_workers import COUNT, MANY, STREAMS, kill_worker, loads, send_streams
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.copied]
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import pytest
 from integration.lab.gateway import XfrmpyGateway
 from integration.lab.site import Pair, Peer, Site
 
+pytestmark = pytest.mark.copied
+
 OTHER = 4511
 
 

@@ -10,7 +10,7 @@ from integration.lab.marks import BOTH_ROLES
 from integration.lab.process import eventually
 from integration.lab.site import Pair, Role, Site
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.copied]
 
 MODERN: dict[str, Any] = {"ike": "modern", "esp": "modern"}
 HYBRID = "x25519-ke1_mlkem768"

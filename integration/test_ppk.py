@@ -11,6 +11,8 @@ from integration.lab.process import eventually
 from integration.lab.site import Pair, Role, Site
 from integration.lab.strongswan import StrongswanPeer, strongswan_of
 
+pytestmark = pytest.mark.copied
+
 ID = "office-2026"
 KEY = "a preshared key that no quantum computer guesses"
 OTHER = "another preshared key, which is not that of peers"

@@ -15,6 +15,8 @@ from integration.lab.process import IN_VM, eventually
 from integration.lab.site import Pair, Role, Site
 from integration.lab.strongswan import StrongswanPeer
 
+pytestmark = pytest.mark.copied
+
 SECONDS = float(os.environ.get("XFRMPY_REKEYING_SECONDS", "20" if IN_VM else "30"))
 """How long the keys are replaced all the time, as operators do it; in each role. `make test` has no
 time for the 120 that it takes to be sure; `-rP` shows the figures."""

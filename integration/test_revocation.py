@@ -20,7 +20,7 @@ from integration.lab.status_server import HTTP_PORT, OCSP_PORT, http_server, ocs
 from integration.test_certificates import MOON, SUN, assert_refused, strongswan
 from tests.pki.chains import Entity, extended
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.copied]
 
 CORP = Hierarchy.of("p256")
 

@@ -14,7 +14,7 @@ from integration.lab.process import eventually
 from integration.lab.site import Pair, Site
 from xfrmpy.failures import CATALOGUE
 
-pytestmark = [pytest.mark.native, pytest.mark.vm]
+pytestmark = [pytest.mark.native, pytest.mark.vm, pytest.mark.copied]
 
 OCTETS = 20_000
 
