@@ -212,9 +212,15 @@ class Queues:
         return bool(lanes)
 
     def _remove_all(self) -> None:
-        for reqid in (*self._lanes,):
-            self._close(reqid)
-        self._enforce()
+        """The rules first, for what they pass on is lost without the devices."""
+        lanes, self._lanes = self._lanes, {}
+        try:
+            self._enforce()
+        finally:
+            self._lanes = lanes
+            for reqid in (*lanes,):
+                with contextlib.suppress(DatapathError):
+                    self._close(reqid)
 
     def _ways(self) -> _Ways:
         """What the rules are to say, by what there is."""
