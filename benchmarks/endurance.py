@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import linear_regression
 from threading import Event, Thread
@@ -49,9 +50,10 @@ def main() -> None:
     facts = conditions()
     with Site() as site:
         tunnel = site.network.tunnel()
-        start = site.xfrmpy if options.peer == "xfrmpy" else site.strongswan
+        start_ours = partial(site.xfrmpy, options=("--workers", str(options.workers)))
+        start = start_ours if options.peer == "xfrmpy" else site.strongswan
         theirs: XfrmpyGateway | StrongswanPeer = start(site.network.sun, tunnel.mirrored())
-        ours = site.xfrmpy(site.network.moon, tunnel)
+        ours = start_ours(site.network.moon, tunnel)
         site.connect(ours, theirs)
         memory = Memory({"moon": ours, "sun": theirs})
         wire = nullcontext(Wear()) if options.good_wire else bad_wire(site.network, site.log)
@@ -77,6 +79,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--gigabytes", type=float, default=1, help="each way, at least (1)")
     parser.add_argument("--minutes", type=float, default=0, help="at least (0)")
     parser.add_argument("--peer", choices=RIVALS, default="xfrmpy", help="at sun (xfrmpy)")
+    parser.add_argument("--workers", type=int, default=1, help="of each gateway of ours (1)")
     parser.add_argument("--good-wire", action="store_true", help="nothing is lost on it")
     parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write JSON")
     return parser.parse_args()

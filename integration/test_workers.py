@@ -127,11 +127,14 @@ def test_tunnels_are_spread_and_stay_where_they_are(
     site.transfer(20_000_000)
 
 
-def test_what_the_kernel_gives_the_wrong_worker_is_handed_over(
-    site: Site, gateways: tuple[XfrmpyGateway, StrongswanPeer]
-) -> None:
+def test_what_the_kernel_gives_the_wrong_worker_is_handed_over(site: Site) -> None:
+    """A single tunnel has no device of its own: its streams come by that of all workers."""
+    tunnel = site.network.tunnel()
+    theirs = site.strongswan(site.network.sun, tunnel.mirrored())
+    ours = site.xfrmpy(site.network.moon, tunnel, options=MANY)
+    site.connect(ours, theirs)
     send_streams(site)
-    assert gateways[0].tunnel(0).children[0].packets_out >= STREAMS
+    assert ours.tunnel().children[0].packets_out >= STREAMS
 
 
 def test_the_death_of_one_is_nothing_to_the_tunnel_of_the_other(

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from integration.contract.sites import inside
 from integration.lab.network import Network
-from integration.userspace.laboratory import Laboratory
-from integration.userspace.place import daemon_sockets, end_workers, open_here
+from integration.userspace.laboratory import Laboratory, laboratory_in
+from integration.userspace.place import daemon_sockets, end_workers
 
 
 @pytest.fixture(scope="module")
 def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
-    directory = tmp_path_factory.mktemp("lab")
-    with ExitStack() as stack:
-        stack.callback(end_workers, directory)
-        network = Network()
-        stack.callback(network.close)
-        opened = []
-        for host in (network.moon, network.sun):
-            with inside(host.namespace):
-                stack.enter_context(daemon_sockets())
-                opened.append(stack.enter_context(closing(open_here(directory))))
-        stack.callback(end_workers, directory)
-        yield Laboratory(directory, network, *opened)
+    with laboratory_in(tmp_path_factory.mktemp("lab")) as made:
+        yield made
 
 
 @pytest.fixture

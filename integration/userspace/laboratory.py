@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -12,6 +14,7 @@ from integration.contract.entries import ESP, GCM, REQID, spd_entry
 from integration.contract.sites import inside
 from integration.lab.capture import Capture
 from integration.lab.network import Host, Network, subnet
+from integration.userspace.place import WORKERS, daemon_sockets, end_workers, open_here
 from xfrmpy.datapath.userspace.client import UserspaceDatapath
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT, IpAddress
 from xfrmpy.ipsec.proposals import EspSuite
@@ -35,6 +38,22 @@ class Pair:
 
     forth: SadEntry
     back: SadEntry
+
+
+@contextmanager
+def laboratory_in(directory: Path, workers: int = WORKERS) -> Iterator[Laboratory]:
+    """With so many workers at either gateway, and what they leave in this directory."""
+    with ExitStack() as stack:
+        stack.callback(end_workers, directory)
+        network = Network()
+        stack.callback(network.close)
+        opened = []
+        for host in (network.moon, network.sun):
+            with inside(host.namespace):
+                stack.enter_context(daemon_sockets())
+                opened.append(stack.enter_context(closing(open_here(directory, workers))))
+        stack.callback(end_workers, directory)
+        yield Laboratory(directory, network, *opened)
 
 
 @dataclass(frozen=True, slots=True)

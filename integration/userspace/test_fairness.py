@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -15,9 +16,7 @@ from integration.contract.entries import GCM, REQID
 from integration.lab.network import Host, subnet
 from integration.lab.process import Background, eventually
 from integration.lab.transfer import transfer
-from integration.userspace.laboratory import Laboratory, sa_between
-from integration.userspace.place import WORKERS
-from xfrmpy.datapath.userspace.tun import DEVICE
+from integration.userspace.laboratory import Laboratory, laboratory_in, sa_between
 from xfrmpy.ipsec.sad import Direction, SadEntry
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import Template, protect_entries
@@ -90,12 +89,19 @@ def flood(laboratory: Laboratory, number: int) -> Iterator[None]:
 
 
 def dropped(host: Host) -> int:
-    """Packets for which its device had no room."""
-    (link,) = json.loads(host.run("ip", "-s", "-j", "link", "show", DEVICE))
-    return int(link["stats64"]["tx"]["dropped"])
+    """Packets for which its devices had no room."""
+    links = json.loads(host.run("ip", "-s", "-j", "link"))
+    ours = (link for link in links if link["ifname"].startswith("xfrmpy"))
+    return sum(link["stats64"]["tx"]["dropped"] for link in ours)
 
 
-@pytest.mark.skipif(WORKERS > 1, reason="each of several workers has one queue")
+@pytest.fixture(params=[1, 2], ids=["one worker", "two"])
+def laboratory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Laboratory]:
+    """Both tunnels are in the same worker if there are two."""
+    with laboratory_in(tmp_path, request.param) as made:
+        yield made
+
+
 def test_a_flood_for_one_tunnel_takes_no_room_from_another(laboratory: Laboratory) -> None:
     """Each ping has found its way into the SA, and a stream arrives."""
     forth = two_tunnels(laboratory)[1]

@@ -40,6 +40,7 @@ REMEDIES: dict[Finding, str] = {
     Finding.POLICY_SURPLUS: "removed",
     Finding.DEVICE_MISSING: "brought up again",
     Finding.DEVICE_CHANGED: "brought up again",
+    Finding.QUEUES_CHANGED: "made anew",
     Finding.GUARD_CHANGED: "made anew",
     Finding.INTERFACE_MISSING: "put back",
     Finding.INTERFACE_CHANGED: "changed back",

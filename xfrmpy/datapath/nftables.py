@@ -1,4 +1,4 @@
-"""nf_tables in octets: a table with its chains, their rules, and its maps from keys to verdicts.
+"""nf_tables in octets: a table with its chains, their rules, and its maps from keys.
 
 Layouts and numbers: nf_tables.h and nfnetlink.h of <linux/netfilter/>. A rule is expressions: each
 leaves the rule if it is not met, the last says what to do. Nothing here knows of policies.
@@ -20,10 +20,12 @@ from xfrmpy.datapath.netlink.messages import Family, Message
 DROP, ACCEPT = 0, 1
 
 PREROUTING, POSTROUTING = 0, 4  # NF_INET_*
+EGRESS = 1  # NF_NETDEV_EGRESS, of a device: Linux 5.16
 RAW_PRIORITY = -300
 """Before connection tracking, which should not know of what is dropped."""
 
-META_IIFNAME, META_OIFNAME, META_NFPROTO, META_L4PROTO, META_SECPATH = 6, 7, 15, 16, 25
+META_PROTOCOL, META_IIFNAME, META_OIFNAME = 1, 6, 7
+META_NFPROTO, META_L4PROTO, META_SECPATH = 15, 16, 25
 ROUTE_XFRM = 4  # NFT_RT_XFRM
 _ADDRESS_KIND, _OF_SOURCE, _OF_DESTINATION = 3, 1, 2  # NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_*
 _LOCAL = Struct("=I").pack(2)  # RTN_LOCAL
@@ -46,6 +48,7 @@ _ATTRIBUTE = Struct("=HH")  # struct nlattr: length, type
 _NESTED = 0x8000
 _NUMBER = Struct(">I")
 _SIGNED = Struct(">i")
+_INDEX = Struct("=I")  # of a device, as it is in a register
 
 _REQUEST, _CREATE, _APPEND = 0x001, 0x400, 0x800  # NLM_F_*
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
@@ -56,11 +59,12 @@ _DELETIONS = frozenset(_SUBSYSTEM << 8 | number for number in (2, 5, 8, 11, 14))
 NFTABLES = Family(number=_NETLINK_NETFILTER, name="nf_tables", bodies={})
 CHANGES_GROUP = 7  # NFNLGRP_NFTABLES
 
-_INET = _GENERAL.pack(1, 0, 0)  # NFPROTO_INET: IPv4 and IPv6
+INET, NETDEV = 1, 5  # NFPROTO_*: IPv4 and IPv6, what passes a device
 _BEGIN = (0x10, 0, _GENERAL.pack(0, 0, _SUBSYSTEM))
 _END = (0x11, 0, _GENERAL.pack(0, 0, _SUBSYSTEM))
 _IS_MAP = 8  # NFT_SET_MAP
 _TO_VERDICTS = 0xFFFFFF00  # NFT_DATA_VERDICT
+_TO_DEVICES, _DEVICE_SIZE = 20, 4  # nft's number of its datatype iface_index
 _TYPE_BITS = 6
 
 
@@ -139,9 +143,10 @@ def _refused(number: int | None) -> DatapathError:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The requests about one table, by its name."""
+    """The requests about one table, by its name and family."""
 
     name: str
+    family: int = INET
 
     def is_told_of(self, message: Message) -> bool:
         """Whether a notification is about it, or something in it."""
@@ -154,9 +159,11 @@ class Table:
     def add(self) -> Request:
         return _NEWTABLE, _CREATE, self._named()
 
-    def add_chain(self, chain: str, hook: int, priority: int) -> Request:
-        """One that lets everything pass."""
+    def add_chain(self, chain: str, hook: int, priority: int, device: str = "") -> Request:
+        """One that lets everything pass; of the family `NETDEV` it is one of a device."""
         place = _attribute(1, _NUMBER.pack(hook)) + _attribute(2, _SIGNED.pack(priority))
+        if device:
+            place += _text(3, device)
         body = self._named() + _text(3, chain) + _nested(4, place) + _text(7, "filter")
         return _NEWCHAIN, _CREATE, body
 
@@ -167,13 +174,17 @@ class Table:
     def delete_rules(self, chain: str) -> Request:
         return _DELRULE, 0, self._named(chain)
 
-    def add_map(self, name: str, key: Iterable[Field]) -> Request:
+    def add_map(self, name: str, key: Iterable[Field], *, to_devices: bool = False) -> Request:
+        """From keys to verdicts, or to the numbers of devices."""
         size = datatype = 0
         for each in key:
             size += _padded(each.size)
             datatype = datatype << _TYPE_BITS | each.datatype
         shape = _number(3, _IS_MAP) + _number(4, datatype) + _number(5, size)
-        body = self._named(name) + shape + _number(6, _TO_VERDICTS) + _number(10, 1)
+        data = _number(6, _TO_VERDICTS)
+        if to_devices:
+            data = _number(6, _TO_DEVICES) + _number(7, _DEVICE_SIZE)
+        body = self._named(name) + shape + data + _number(10, 1)
         return _NEWSET, _CREATE, body
 
     def delete_map(self, name: str) -> Request:
@@ -183,6 +194,11 @@ class Table:
         element = _data(1, key) + _nested(2, _code(verdict))
         return _NEWELEMENT, _CREATE, self._element(name, element)
 
+    def add_device(self, name: str, key: bytes, index: int) -> Request:
+        """An element of a map to devices."""
+        element = _data(1, key) + _data(2, _INDEX.pack(index))
+        return _NEWELEMENT, _CREATE, self._element(name, element)
+
     def delete_element(self, name: str, key: bytes) -> Request:
         return _DELELEMENT, 0, self._element(name, _data(1, key))
 
@@ -190,7 +206,8 @@ class Table:
         return self._named(name) + _nested(3, _nested(1, fields))
 
     def _named(self, part: str = "") -> bytes:
-        return _INET + _text(1, self.name) + (_text(2, part) if part else b"")
+        general = _GENERAL.pack(self.family, 0, 0)
+        return general + _text(1, self.name) + (_text(2, part) if part else b"")
 
 
 def padded_key(parts: Iterable[bytes]) -> bytes:
@@ -234,6 +251,12 @@ def look_up(name: str) -> bytes:
     return _expression("lookup", _text(1, name) + _number(2, FIRST_REGISTER) + _number(3, 0))
 
 
+def pass_on_by(name: str) -> bytes:
+    """Out by the device that a map has for the key in the registers instead, if it has one."""
+    found = _text(1, name) + _number(2, FIRST_REGISTER) + _number(3, FIRST_REGISTER)
+    return _expression("lookup", found) + _expression("fwd", _number(1, FIRST_REGISTER))
+
+
 def conclude(verdict: int) -> bytes:
     return _expression("immediate", _number(1, 0) + _nested(2, _code(verdict)))
 
@@ -265,6 +288,11 @@ def will_be_protected() -> bytes:
 
 def is_of_version(version: int) -> bytes:
     return load_meta(META_NFPROTO) + compare(bytes([_NFPROTO[version]]))
+
+
+def is_of_ethertype(number: int) -> bytes:
+    """As `is_of_version` in a table of the family `NETDEV`."""
+    return load_meta(META_PROTOCOL) + compare(number.to_bytes(2, "big"))
 
 
 def has_protocol(number: int) -> bytes:

@@ -46,6 +46,7 @@ class Finding(StrEnum):
     POLICY_SHADOWED = "policy-shadowed"
     DEVICE_MISSING = "device-missing"
     DEVICE_CHANGED = "device-changed"
+    QUEUES_CHANGED = "queues-changed"
     GUARD_CHANGED = "guard-changed"
     RULE_MISSING = "rule-missing"
     SHUNT_RULES_CHANGED = "shunt-rules-changed"

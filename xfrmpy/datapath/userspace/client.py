@@ -31,6 +31,7 @@ from xfrmpy.datapath.userspace.guard import TABLE, Guard
 from xfrmpy.datapath.userspace.interfaces import TunMaker
 from xfrmpy.datapath.userspace.inventory import held_policy, held_sa
 from xfrmpy.datapath.userspace.process import WorkerProcess
+from xfrmpy.datapath.userspace.queues import Queues, remove_rules
 from xfrmpy.datapath.userspace.tun import DEVICE, DEVICE_MTU, bring_up
 from xfrmpy.datapath.userspace.workers import Workers, end_surplus
 from xfrmpy.datapath.watch import ROUTING, Watch
@@ -63,6 +64,7 @@ class UserspaceDatapath:
         routes: Routes,
         shunts: ShuntRules,
         guard: Guard,
+        queues: Queues,
         links: Links,
         paths: Paths,
         interfaces: TunnelInterfaces,
@@ -73,6 +75,7 @@ class UserspaceDatapath:
         self._routes = routes
         self._shunts = shunts
         self._guard = guard
+        self._queues = queues
         self._links = links
         self._paths = paths
         self._interfaces = interfaces
@@ -109,17 +112,20 @@ class UserspaceDatapath:
             undo.callback(joined.give_up)
             try:
                 joined.carry(natt_port, are_in_place=are_in_place)
-                source, port = guard.watch()
+                queues = undo.enter_context(contextlib.closing(Queues(joined, links)))
+                watched = guard.watch(), queues.watch()
                 paths = Paths(routes)
                 interfaces = TunnelInterfaces(TunMaker(joined), RouteOwner.USERSPACE, paths)
                 undo.callback(interfaces.close)
-                ports = [routes.port, shunts.port, interfaces.port, port]
-                watch = Watch([ROUTING, source], ports)
+                ports = [routes.port, shunts.port, interfaces.port, *(port for _, port in watched)]
+                watch = Watch([ROUTING, *(source for source, _ in watched)], ports)
                 undo.callback(watch.close)
                 interfaces.report_to(watch)
                 news = undo.enter_context(contextlib.closing(PathNews(natt_port)))
                 watch.heed(news.fileno())
-                started = cls(joined, routes, shunts, guard, links, paths, interfaces, watch, news)
+                started = cls(
+                    *(joined, routes, shunts, guard, queues, links, paths, interfaces, watch, news)
+                )
             except DatapathError as error:
                 reason = f"the userspace worker cannot be joined: {error}"
                 raise DatapathError(reason, error.errno) from error
@@ -138,6 +144,8 @@ class UserspaceDatapath:
             shunts.clear()
         with contextlib.closing(Guard()) as guard:
             guard.enforce(())
+        with contextlib.suppress(DatapathError):  # Of a family that some kernels have not.
+            remove_rules()
         end_surplus(runtime_dir, 1)
         worker = WorkerProcess.find(runtime_dir)
         if worker is not None:
@@ -208,6 +216,7 @@ class UserspaceDatapath:
             except DatapathError as error:
                 self._take_back(added[led:])
                 raise NotAdded(start + led, error) from error
+        self._queues.follow(added)
         if refused is not None:
             raise NotAdded(start + done, refused)
 
@@ -238,6 +247,7 @@ class UserspaceDatapath:
             self._remove_route(entry)
             self._shunts.remove(entry)
         self._workers.remove_policy(entry)
+        self._queues.forget(entry)
 
     def usage(self, sa: SaId) -> Usage:
         return from_plain(Usage, self._workers.usage(sa))
@@ -291,6 +301,7 @@ class UserspaceDatapath:
         if self._guard.is_doubtful:
             what = f"nf_tables' table {TABLE.name}"
             found.append(Difference(finding=Finding.GUARD_CHANGED, what=what))
+        found += self._queues.find_amiss()
         return (*found, *self._routes.find_amiss(), *self._shunts.find_amiss())
 
     def _find_device_amiss(self) -> Iterator[Difference]:
@@ -310,6 +321,8 @@ class UserspaceDatapath:
                 self._mend_device()
             case Finding.GUARD_CHANGED:
                 self._guard.renew()
+            case Finding.QUEUES_CHANGED:
+                self._queues.mend()
             case Finding.SHUNT_RULES_CHANGED:
                 self._shunts.mend()
             case Finding.INTERFACE_MISSING | Finding.INTERFACE_CHANGED:
@@ -340,6 +353,7 @@ class UserspaceDatapath:
         self._outbound.clear()
         self._inner_mtu.clear()
         self._interfaces.forget_all()
+        self._queues.clear()
         return self._workers.remove_all()
 
     def fileno(self) -> int:
@@ -351,6 +365,7 @@ class UserspaceDatapath:
     def revive(self) -> None:
         """Routes and rules are as before, and what is amiss with them will be found."""
         self._workers.revive()
+        self._queues.revive()
         self._is_empty = True
 
     def are_resumable(self, entries: Sequence[SadEntry]) -> tuple[bool, ...]:
@@ -385,7 +400,7 @@ class UserspaceDatapath:
     def _close_ours(self) -> None:
         # The watch last: the interfaces take their leave of it.
         for held in (
-            *(self._routes, self._shunts, self._guard),
+            *(self._routes, self._shunts, self._guard, self._queues),
             *(self._links, self._interfaces, self._watch, self._news),
         ):
             held.close()
@@ -398,6 +413,7 @@ class UserspaceDatapath:
             self._shunts.clear()
         with contextlib.suppress(DatapathError):
             self._guard.enforce(())
+        self._queues.clear()
         self._workers.stop()
         self._close_ours()
 
@@ -415,6 +431,7 @@ class UserspaceDatapath:
             is_led = policy.direction is PolicyDirection.OUT and not policy.if_id
             if is_led and policy.action is Action.PROTECT:
                 self._add_route(policy)
+        self._queues.take_over(dump.spd)
         self._shunts.claim(dump.spd)
         self._routes.remove_unclaimed()
 

@@ -1,219 +1,291 @@
-"""The queues of the device of all tunnels: one for each tunnel, so that none fills another's.
+"""Room for each tunnel in the kernel, so that none fills another's.
 
 What the host gives a device waits in the kernel, 500 packets in each of its queues, and what finds
-no room is lost, whose ever it is. So each reqid is given a queue, up to `MAX_QUEUES`, and the
-kernel a program that finds it by the address a packet is for (TUNSETSTEERINGEBPF, Linux 4.16). The
-worker reads them in turns (`turns`). A host with one tunnel has one queue and no program. Where the
-kernel lets us have no program, which takes CAP_BPF, all tunnels share one.
+no room is lost, whose ever it is. So if several tunnels share `DEVICE`, each reqid is given another
+device behind it, up to `MAX_QUEUES`. Routes and firewalls know nothing of these: on the way out of
+`DEVICE` a rule of nf_tables passes on what is for the prefixes of the reqid's policies (a chain at
+the egress of a device, Linux 5.16), the longest prefix first. It is read by the workers that the
+reqid's packets leave by, so nothing need be handed over. With one tunnel there is none of this;
+where the kernel has no such rules, all tunnels share `DEVICE`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
-from collections import Counter
-from collections.abc import Callable
-from ipaddress import IPv4Network, IPv6Network
+import errno
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from xfrmpy.datapath.interface import DatapathError
-from xfrmpy.datapath.userspace.ebpf import PrefixTable, instruction, load_filter
-from xfrmpy.datapath.userspace.tun import Tun
+from xfrmpy.datapath import nftables
+from xfrmpy.datapath.interface import DatapathError, Realm
+from xfrmpy.datapath.links import Links
+from xfrmpy.datapath.netlink.messages import Message
+from xfrmpy.datapath.nftables import Field, NfTables, Request
+from xfrmpy.datapath.userspace.tun import DEVICE, queue_name
+from xfrmpy.datapath.userspace.workers import Workers
+from xfrmpy.datapath.watch import Source
+from xfrmpy.ipsec.addresses import IpNetwork
+from xfrmpy.ipsec.drift import Difference, Finding
+from xfrmpy.ipsec.sad import Direction, SadEntry
 from xfrmpy.ipsec.spd import Place, PolicyDirection, SpdEntry
 
-MAX_QUEUES = 16
-"""Each is a descriptor, and room for 500 packets. Of more tunnels some share one."""
+MAX_QUEUES = 32
+"""Each is a device. Tunnels beyond share `DEVICE` with one another."""
 
-MAX_PREFIXES = 1 << 17
-"""What is beyond goes by the first queue."""
+TABLE = nftables.Table("xfrmpy-queues", nftables.NETDEV)
+CHAIN = "out"
 
-_ADDRESS = 16  # octets; IPv4's are those that IPv6 has for them (RFC 4291 section 2.5.5.2)
-_MAPPED = bytes(10) + b"\xff\xff"
-_LICENCE = b"Apache-2.0"
-
-_Prefix = tuple[bytes, int]
+_PRIORITY = 0
+_DESTINATIONS = {4: (0x0800, 16, 4, 7), 6: (0x86DD, 24, 16, 8)}
+"""By IP version: the ethertype, where the destination is and how long, nft's datatype of it."""
 
 
 class Queues:
-    """See the module. `begin` and `end` are called with each queue but the first, when it is to be
-    read, and before it is closed."""
+    """See the module; of the network namespace of the thread that makes this.
 
-    def __init__(self, begin: Callable[[Tun], None], end: Callable[[Tun], None]) -> None:
-        self._begin = begin
-        self._end = end
-        self._first: Tun | None = None
-        self._others: list[Tun] = []
-        self._table: PrefixTable | None = None
+    Nothing here fails: what cannot be had is done without. `lanes` of a reqid are the workers by
+    which its packets leave.
+    """
+
+    def __init__(self, workers: Workers, links: Links) -> None:
+        self._workers = workers
+        self._links = links
+        self._nf_tables = NfTables()
+        self._prefixes: dict[int, dict[Place, IpNetwork]] = {}  # by reqid
+        self._reqids: dict[Place, int] = {}
+        self._lanes: dict[int, frozenset[int]] = {}  # of those that have a device
+        self._enforced = _Ways()
+        self._is_known = False
         self._is_refused = False
-        self._led: dict[_Prefix, dict[Place, int]] = {}  # by whose policies, and to which reqid
-        self._policies: Counter[int] = Counter()  # of each reqid
-        self._chosen: dict[int, int] = {}  # the queue of each reqid
 
-    def open(self, first: Tun) -> None:
-        """Go on with a device, the first queue of which is this one, from the beginning."""
-        self.close()
-        self._first = first
-        for prefix in self._led:
-            self._settle(prefix)
+    def take_over(self, policies: Iterable[SpdEntry]) -> None:
+        """Go on with the devices of an earlier daemon, as far as these policies want them."""
+        for policy in policies:
+            self._enter(policy)
+        with self._forgiven():
+            self._lanes = self._there()
+            self._settle({*self._lanes, *self._prefixes})
+            self._enforce()
 
-    def close(self) -> None:
-        """Close all but the first; what is led where is remembered."""
-        for each in self._others:
-            self._end(each)
-            each.close()
-        if self._table is not None:
-            self._table.close()
-        self._others, self._first, self._table = [], None, None
-        self._is_refused = False
-        self._chosen.clear()
+    def revive(self) -> None:
+        """A worker has ended, and what it had is gone."""
+        self._is_known = False
+        with self._forgiven():
+            there = self._there()
+            for reqid in self._lanes:
+                self._open(reqid, there.get(reqid, frozenset()))
+            self._enforce()
 
-    def lead(self, entry: SpdEntry) -> None:
-        """What the policy protects is to come by its reqid's queue."""
-        self.forget(entry)
-        is_ours = entry.direction is PolicyDirection.OUT and not entry.if_id
-        if not is_ours or entry.template is None:
-            return
-        prefix, reqid = _prefix_of(entry.selector.destination), entry.template.reqid
-        self._led.setdefault(prefix, {})[entry.place] = reqid
-        self._policies[reqid] += 1
-        self._settle(prefix)
+    def follow(self, entries: Iterable[SadEntry | SpdEntry]) -> None:
+        """These are in force now."""
+        concerned: dict[int, None] = {}
+        for entry in entries:
+            if isinstance(entry, SpdEntry):
+                concerned |= dict.fromkeys(self._enter(entry))
+            elif entry.direction is Direction.OUT:
+                concerned[entry.reqid] = None
+        with self._forgiven():
+            self._settle(concerned)
 
     def forget(self, entry: SpdEntry) -> None:
-        """The policy that has this one's place is no more, if there is one."""
-        prefix = _prefix_of(entry.selector.destination)
-        reqid = self._led.get(prefix, {}).pop(entry.place, None)
-        if reqid is None:
-            return
-        self._policies[reqid] -= 1
-        if not self._policies[reqid]:
-            del self._policies[reqid]
-            self._chosen.pop(reqid, None)
-        self._settle(prefix)
+        """It is in force no more."""
+        reqid = self._strike(entry.place)
+        if reqid is not None:
+            with self._forgiven():
+                self._settle([reqid])
 
     def clear(self) -> None:
-        """There are no policies any more."""
-        for prefix in (*self._led,):
-            self._led[prefix].clear()
-            self._settle(prefix)
-        self._policies.clear()
-        self._chosen.clear()
+        """Nothing is in force."""
+        self._prefixes.clear()
+        self._reqids.clear()
+        self._is_refused = False
+        with self._forgiven():
+            self._remove_all()
 
-    def _settle(self, prefix: _Prefix) -> None:
-        """Have packets for a prefix come by the queue of the policy that was last put there."""
-        reqids = [*self._led[prefix].values()]
-        if not reqids:
-            del self._led[prefix]
-        if self._first is None:
-            return
-        queue = self._queue_of(reqids[-1]) if reqids else None
-        if self._table is not None:
-            with contextlib.suppress(OSError):  # One too many, or it never was there.
-                if queue is None:
-                    self._table.remove(*prefix)
-                else:
-                    self._table.put(*prefix, queue)
+    def close(self) -> None:
+        """What is there stays."""
+        self._nf_tables.close()
 
-    def _queue_of(self, reqid: int) -> int:
-        """That with the fewest others, and one more if all have some."""
-        chosen = self._chosen.get(reqid)
-        if chosen is None:
-            loads = Counter(dict.fromkeys(range(1 + len(self._others)), 0))
-            loads.update(self._chosen.values())
-            chosen, others = min(loads.items(), key=lambda each: (each[1], each[0]))
-            if others and self._open_another():
-                chosen = len(self._others)
-            self._chosen[reqid] = chosen
-        return chosen
+    # What others do.
 
-    def _open_another(self) -> bool:
-        if self._is_refused or len(self._others) + 1 >= MAX_QUEUES:
-            return False
+    def watch(self) -> tuple[Source, int]:
+        """What tells of the hands of others in our table, and the port by which we change it."""
+        groups = (nftables.CHANGES_GROUP,)
+        source = Source(family=nftables.NFTABLES, groups=groups, concerns=self._hear)
+        return source, self._nf_tables.port
+
+    def _hear(self, message: Message | None) -> Realm:
+        if message is not None and not TABLE.is_told_of(message):
+            return Realm.NOTHING
+        self._is_known = False
+        return Realm.WAYS
+
+    def find_amiss(self) -> Iterator[Difference]:
+        if self._lanes and not (self._is_known and self._ways() == self._enforced):
+            yield Difference(finding=Finding.QUEUES_CHANGED, what=f"the queues of {DEVICE}")
+
+    def mend(self) -> None:
+        """Whatever is there, make it anew."""
+        self.revive()
+
+    # What is there.
+
+    @contextlib.contextmanager
+    def _forgiven(self) -> Iterator[None]:
+        """If something cannot be had, there is none of it until all is cleared."""
         try:
-            if self._table is None:
-                self._steer()
-            assert self._first is not None, "without a device there are no queues"
-            another = self._first.another_queue()
-        except (OSError, DatapathError):
+            yield
+        except DatapathError:
             self._is_refused = True
-            return False
-        self._others.append(another)
-        self._begin(another)
-        return True
+            with contextlib.suppress(DatapathError):
+                self._remove_all()
 
-    def _steer(self) -> None:
-        """Raises `OSError`."""
-        assert self._first is not None, "without a device there are no queues"
-        table = PrefixTable(_ADDRESS, MAX_PREFIXES)
+    def _enter(self, policy: SpdEntry) -> Iterable[int]:
+        """Those whose prefixes are others by it."""
+        concerned = [self._strike(policy.place)]
+        is_ours = policy.direction is PolicyDirection.OUT and not policy.if_id
+        if is_ours and policy.template is not None:
+            reqid = self._reqids[policy.place] = policy.template.reqid
+            self._prefixes.setdefault(reqid, {})[policy.place] = policy.selector.destination
+            concerned.append(reqid)
+        return [reqid for reqid in concerned if reqid is not None]
+
+    def _strike(self, place: Place) -> int | None:
+        """Whose prefix it was, if anyone's."""
+        reqid = self._reqids.pop(place, None)
+        if reqid is not None:
+            del self._prefixes[reqid][place]
+            if not self._prefixes[reqid]:
+                del self._prefixes[reqid]
+        return reqid
+
+    def _settle(self, reqids: Iterable[int]) -> None:
+        """Have devices for those that want one, as far as there are some to be had."""
+        if self._is_refused:
+            return
+        if not self._lanes and len(self._prefixes) > 1:
+            reqids = self._prefixes
+        are_touched = False
+        for reqid in (*reqids,):
+            if reqid not in self._prefixes:
+                are_touched |= self._close(reqid)
+            elif reqid in self._lanes or self._is_room:
+                self._follow_lanes(reqid)
+                are_touched |= reqid in self._lanes
+        if are_touched:
+            self._enforce()
+
+    @property
+    def _is_room(self) -> bool:
+        """For one more, if any are needed."""
+        return len(self._prefixes) > 1 and len(self._lanes) < MAX_QUEUES
+
+    def _there(self) -> dict[int, frozenset[int]]:
+        """Which workers have each."""
+        there: dict[int, frozenset[int]] = {}
+        for lane, told in enumerate(self._workers.ask_each("queues")):
+            assert isinstance(told, list)
+            for reqid in told:
+                assert isinstance(reqid, int)
+                there[reqid] = there.get(reqid, frozenset()) | {lane}
+        return there
+
+    def _follow_lanes(self, reqid: int) -> None:
+        """An SA of a reqid may be in another worker than the one before."""
+        lanes, there = self._workers.lanes_of(reqid), self._lanes.get(reqid, frozenset())
+        if lanes and lanes != there:  # Without an SA nobody knows which worker it is going to be.
+            self._lanes[reqid] = lanes
+            self._open(reqid, there)
+
+    def _open(self, reqid: int, there: frozenset[int]) -> None:
+        """In its workers, and no others of those that are `there`."""
+        for lane in self._lanes[reqid]:
+            self._workers.ask_at(lane, "open_queue", reqid)
+        for lane in there - self._lanes[reqid]:
+            self._workers.ask_at(lane, "close_queue", reqid)
+
+    def _close(self, reqid: int) -> bool:
+        """Whether there was one."""
+        lanes = self._lanes.pop(reqid, frozenset())
+        for lane in lanes:
+            self._workers.ask_at(lane, "close_queue", reqid)
+        return bool(lanes)
+
+    def _remove_all(self) -> None:
+        """The rules first, for what they pass on is lost without the devices."""
+        lanes, self._lanes = self._lanes, {}
         try:
-            program = load_filter(_program(table.fileno()), _LICENCE)
-            try:
-                self._first.steer(program)
-            finally:
-                os.close(program)
-        except OSError:
-            table.close()
-            raise
-        self._table = table
-        for prefix, reqids in self._led.items():  # Those that have shared the first until now.
-            queue = self._chosen.get([*reqids.values()][-1])
-            if queue is not None:
-                table.put(*prefix, queue)
+            self._enforce()
+        finally:
+            self._lanes = lanes
+            for reqid in (*lanes,):
+                with contextlib.suppress(DatapathError):
+                    self._close(reqid)
+
+    def _ways(self) -> _Ways:
+        """What the rules are to say, by what there is."""
+        if not self._lanes:
+            return _Ways()
+        devices: dict[IpNetwork, int] = {}
+        with self._links.stand_still():
+            for reqid in self._lanes:
+                index = self._index(queue_name(reqid))
+                devices |= dict.fromkeys(self._prefixes[reqid].values(), index)
+            return _Ways(self._index(DEVICE), devices)
+
+    def _index(self, name: str) -> int:
+        """Of a device; 0 if it is not there, or carries nothing."""
+        try:
+            link = self._links.named(name)
+        except DatapathError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return 0
+        return link.index if link.is_up else 0
+
+    def _enforce(self) -> None:
+        ways = self._ways()
+        if not (self._is_known and ways == self._enforced):
+            self._nf_tables.send(ways.requests())
+            self._enforced, self._is_known = ways, True
 
 
-def _prefix_of(network: IPv4Network | IPv6Network) -> _Prefix:
-    mapped = _MAPPED if network.version == 4 else b""
-    return mapped + network.network_address.packed, 8 * len(mapped) + network.prefixlen
+def remove_rules() -> None:
+    """What an earlier daemon has left. Raises `DatapathError`."""
+    with contextlib.closing(NfTables()) as nf_tables:
+        nf_tables.send(TABLE.delete())
 
 
-_CONTEXT, _FRAME, _RESULT = 6, 10, 0
-_KEY = -20  # in the frame: how many bits of the address, and the address
-_MOVE, _MOVE_OPERAND, _ADD, _SHIFT_RIGHT = 0xBF, 0xB7, 0x07, 0x77
-_LOAD_OCTET, _LOAD_WORD, _LOAD = 0x30, 0x20, 0x61  # of the packet; of memory
-_STORE_OPERAND, _STORE_OPERAND_8, _STORE = 0x62, 0x7A, 0x63
-_TO_NETWORK_ORDER, _LOAD_TABLE, _CALL, _EXIT = 0xDC, 0x18, 0x85, 0x95
-_JUMP, _IF_EQUAL, _IF_NOT_EQUAL = 0x05, 0x15, 0x55
-_LOOK_UP = 1  # BPF_FUNC_map_lookup_elem
+@dataclass(frozen=True, slots=True)
+class _Ways:
+    """The numbers of `DEVICE`, and of the devices that packets for prefixes are passed on to."""
 
+    device: int = 0
+    devices: dict[IpNetwork, int] = field(default_factory=dict)
 
-def _program(table: int) -> bytes:
-    """Which number the table, of this descriptor, has for a packet's destination; else 0, as of
-    what is too short for one."""
-    of_ipv4 = [
-        instruction(_STORE_OPERAND_8, _FRAME, jump=_KEY + 4),
-        instruction(_STORE_OPERAND, _FRAME, jump=_KEY + 12, operand=_signed(_MAPPED[8:])),
-        *_copied(16, _KEY + 16),
-    ]
-    of_ipv6 = [each for at in range(0, 16, 4) for each in _copied(24 + at, _KEY + 4 + at)]
-    look_up = [
-        instruction(_LOAD_TABLE, 1, 1, operand=table),
-        instruction(0),  # the second half of that number
-        instruction(_MOVE, 2, _FRAME),
-        instruction(_ADD, 2, operand=_KEY),
-        instruction(_CALL, operand=_LOOK_UP),
-        instruction(_IF_NOT_EQUAL, _RESULT, jump=1),
-        instruction(_EXIT),
-        instruction(_LOAD, _RESULT, _RESULT),
-        instruction(_EXIT),
-    ]
-    begin = [
-        instruction(_MOVE, _CONTEXT, 1),
-        instruction(_STORE_OPERAND, _FRAME, jump=_KEY, operand=8 * _ADDRESS),
-        instruction(_LOAD_OCTET),
-        instruction(_SHIFT_RIGHT, _RESULT, operand=4),
-        instruction(_IF_EQUAL, _RESULT, jump=len(of_ipv4) + 1, operand=6),
-    ]
-    over_the_other = instruction(_JUMP, jump=len(of_ipv6))
-    return b"".join([*begin, *of_ipv4, over_the_other, *of_ipv6, *look_up])
+    def requests(self) -> list[Request]:
+        """To have these and no others. By a device that is not there no packet would come."""
+        requests = TABLE.delete()
+        maps: dict[tuple[int, int], list[IpNetwork]] = {}
+        for network, index in self.devices.items():
+            if index:
+                maps.setdefault((network.prefixlen, network.version), []).append(network)
+        if not (self.device and maps):
+            return requests
+        requests += [TABLE.add(), TABLE.add_chain(CHAIN, nftables.EGRESS, _PRIORITY, DEVICE)]
+        for networks in (maps[shape] for shape in sorted(maps, reverse=True)):
+            requests += self._passing_on(networks)
+        return requests
 
-
-def _copied(at: int, to: int) -> list[bytes]:
-    """A word of the packet, put into the frame."""
-    return [
-        instruction(_LOAD_WORD, operand=at),
-        instruction(_TO_NETWORK_ORDER, _RESULT, operand=32),
-        instruction(_STORE, _FRAME, _RESULT, jump=to),
-    ]
-
-
-def _signed(word: bytes) -> int:
-    return int.from_bytes(word, sys.byteorder, signed=True)
+    def _passing_on(self, networks: Sequence[IpNetwork]) -> Iterator[Request]:
+        """A rule and its map, for prefixes of one length and IP version."""
+        version, length = networks[0].version, networks[0].prefixlen
+        ethertype, offset, size, datatype = _DESTINATIONS[version]
+        key = nftables.load(nftables.NETWORK_HEADER, offset, size)
+        key += nftables.mask(networks[0].netmask.packed)
+        name = f"ip{version}-to-{length}"
+        yield TABLE.add_map(name, [Field(size, datatype, key)], to_devices=True)
+        rule = nftables.is_of_ethertype(ethertype) + key + nftables.pass_on_by(name)
+        yield TABLE.add_rule(CHAIN, rule)
+        for network in networks:
+            yield TABLE.add_device(name, network.network_address.packed, self.devices[network])

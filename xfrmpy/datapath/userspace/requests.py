@@ -54,10 +54,10 @@ READY = b"\0"
 
 REQUESTS = frozenset(
     (
-        *("add", "carry", "close_interface", "drops", "dump", "hello", "interfaces"),
-        *("join_interface", "lead", "leave_port", "move_sa", "open_interface", "raw_refusal"),
-        *("remove_all", "remove_policy", "remove_sa", "resumable", "seconds_idle", "set_room"),
-        *("shut", "stop", "survey", "update_sa", "usage"),
+        *("add", "carry", "close_interface", "close_queue", "drops", "dump", "hello"),
+        *("interfaces", "join_interface", "lead", "leave_port", "move_sa", "open_interface"),
+        *("open_queue", "queues", "raw_refusal", "remove_all", "remove_policy", "remove_sa"),
+        *("resumable", "seconds_idle", "set_room", "shut", "stop", "survey", "update_sa", "usage"),
     )
 )
 """What a worker of this version answers, each a method of `Worker`."""

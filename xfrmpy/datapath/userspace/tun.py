@@ -21,12 +21,9 @@ DEVICE = "xfrmpy0"
 _TUN = Path("/dev/net/tun")
 _TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 _TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x400454D0, 0x400454D8
-_TUNSETSTEERINGEBPF = 0x800454E0
 _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
-_IFF_MULTI_QUEUE, _IFF_PERSIST, _IFF_TUN_EXCL = 0x0100, 0x0800, 0x8000
-ONE_QUEUE, SHARED_QUEUES, OWN_QUEUES = 0, _IFF_MULTI_QUEUE, _IFF_MULTI_QUEUE | _IFF_TUN_EXCL
-_IS_THERE = {SHARED_QUEUES: errno.EINVAL, OWN_QUEUES: errno.EBUSY}
-"""How the kernel says that it was made with one queue, or that there is one at all."""
+_IFF_MULTI_QUEUE, _IFF_PERSIST = 0x0100, 0x0800
+ONE_QUEUE, SHARED_QUEUES = 0, _IFF_MULTI_QUEUE
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFMTU = 0x8913, 0x8914, 0x8922
 _IFF_UP = 0x1
@@ -44,6 +41,12 @@ _HELD = {
     errno.EINVAL: " (another process has it, or it is of another kind)",
 }
 
+
+def queue_name(reqid: int) -> str:
+    """Of the device that has what is for a reqid, where several share `DEVICE` (`queues`)."""
+    return f"xfrmpy-{reqid:x}"
+
+
 DEVICE_MTU = 65535
 """Of the device; what a tunnel really carries is the MTU of its route."""
 
@@ -60,9 +63,8 @@ class Tun:
         """One that is there and that nobody else has open is taken as it is.
 
         One with `SHARED_QUEUES` has a queue for each process that opens it so, and is there as long
-        as one of them has it; one with `OWN_QUEUES` may have more than one of ours. Either has one
-        if it was made to stay without. `lent` is the descriptor of a queue that another process has
-        opened, which is gone on with.
+        as one of them has it; one that was made to stay without them has one. `lent` is the
+        descriptor of a queue that another process has opened, which is gone on with.
         Raises `DatapathError` where there are no TUN devices, or none for us.
         """
         self._descriptor = _open() if lent is None else lent
@@ -87,7 +89,7 @@ class Tun:
             asked = _FLAGS.pack(name.encode(), flags | queues)
             fcntl.ioctl(self._descriptor, _TUNSETIFF, asked)
         except OSError as error:
-            if error.errno != _IS_THERE.get(queues):
+            if queues == ONE_QUEUE or error.errno != errno.EINVAL:
                 raise
             fcntl.ioctl(self._descriptor, _TUNSETIFF, _FLAGS.pack(name.encode(), flags))
 
@@ -107,17 +109,22 @@ class Tun:
         return False
 
     @classmethod
-    def of_all_tunnels(cls, *, queues: int = OWN_QUEUES) -> Tun:
-        """`DEVICE`, up, into which our own routes lead. Raises `DatapathError`."""
-        made = cls(DEVICE, queues=queues)
+    def brought_up(cls, name: str, *, queues: int = ONE_QUEUE) -> Tun:
+        """A device that is up, and sends nothing of its own. Raises `DatapathError`."""
+        made = cls(name, queues=queues)
         try:
-            _silence()
-            bring_up()
+            _silence(name)
+            bring_up(name)
         except OSError as error:
             made.close()
-            reason = f"the TUN device {DEVICE} cannot be brought up: {error.strerror}"
+            reason = f"the TUN device {name} cannot be brought up: {error.strerror}"
             raise DatapathError(reason, error.errno) from error
         return made
+
+    @classmethod
+    def of_all_tunnels(cls, *, queues: int = ONE_QUEUE) -> Tun:
+        """`DEVICE`, into which our own routes lead. Raises `DatapathError`."""
+        return cls.brought_up(DEVICE, queues=queues)
 
     @property
     def name(self) -> str:
@@ -129,18 +136,6 @@ class Tun:
 
     def fileno(self) -> int:
         return self._descriptor
-
-    def another_queue(self) -> Tun:
-        """One more, of the next number. Raises `DatapathError`, if it can have no more, too."""
-        name = self.name
-        if not name:
-            raise DatapathError("the TUN device is gone", errno.ENODEV)
-        return Tun(name, queues=SHARED_QUEUES)
-
-    def steer(self, program: int) -> None:
-        """Have a program, of this descriptor, say by which queue a packet comes. Raises
-        `OSError`."""
-        fcntl.ioctl(self._descriptor, _TUNSETSTEERINGEBPF, _INTEGER.pack(program))
 
     def read(self) -> tuple[bytes, Offload]:
         """The next packet, and what its sender has left undone. Raises `BlockingIOError` if there
@@ -180,16 +175,16 @@ def _limit_super_packets(name: str) -> None:
         devices.limit_super_packets(socket.if_nametoindex(name), SUPER_PACKET)
 
 
-def _silence() -> None:
+def _silence(name: str) -> None:
     """No router solicitations; inner IPv6 works without. Without IPv6 there is nothing to do."""
     with contextlib.suppress(DatapathError), contextlib.closing(Devices()) as devices:
-        devices.silence(socket.if_nametoindex(DEVICE))
+        devices.silence(socket.if_nametoindex(name))
 
 
-def bring_up() -> None:
-    """The device, with the MTU that it is to have. Raises `OSError`."""
+def bring_up(name: str = DEVICE) -> None:
+    """A device, with the MTU that it is to have. Raises `OSError`."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(control, _SIOCSIFMTU, _MTU.pack(DEVICE.encode(), DEVICE_MTU))
-        current = fcntl.ioctl(control, _SIOCGIFFLAGS, _FLAGS.pack(DEVICE.encode(), 0))
+        fcntl.ioctl(control, _SIOCSIFMTU, _MTU.pack(name.encode(), DEVICE_MTU))
+        current = fcntl.ioctl(control, _SIOCGIFFLAGS, _FLAGS.pack(name.encode(), 0))
         flags: int = _FLAGS.unpack(current)[1] | _IFF_UP
-        fcntl.ioctl(control, _SIOCSIFFLAGS, _FLAGS.pack(DEVICE.encode(), flags))
+        fcntl.ioctl(control, _SIOCSIFFLAGS, _FLAGS.pack(name.encode(), flags))

@@ -32,12 +32,18 @@ from xfrmpy.datapath.userspace.control import ControlSocket
 from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused, Waits
 from xfrmpy.datapath.userspace.ledger import Ledger
 from xfrmpy.datapath.userspace.neighbours import Kind, Neighbours
-from xfrmpy.datapath.userspace.queues import Queues
 from xfrmpy.datapath.userspace.raw import RawSockets
 from xfrmpy.datapath.userspace.scheduling import ask_for_short_slices
 from xfrmpy.datapath.userspace.sending import UdpSender
 from xfrmpy.datapath.userspace.shares import FIRST, Share
-from xfrmpy.datapath.userspace.tun import DEVICE, ONE_QUEUE, OWN_QUEUES, SHARED_QUEUES, Tun
+from xfrmpy.datapath.userspace.tun import (
+    DEVICE,
+    ONE_QUEUE,
+    SHARED_QUEUES,
+    Tun,
+    bring_up,
+    queue_name,
+)
 from xfrmpy.datapath.userspace.turns import Readable, Turn
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
@@ -88,7 +94,8 @@ class Worker:
         self._raw: RawSockets | None = None
         self._tun: Tun | None = None
         self._tunnel_tuns: dict[int, Tun] = {}
-        self._queues = Queues(lambda queue: self._listen_to(queue, 0), self._readable.unregister)
+        self._queues: dict[int, Tun] = {}
+        self._tun_queues = SHARED_QUEUES if self._is_one_of_many else ONE_QUEUE
         self._running = True
         self._next_check_at = 0.0
         self._control = ControlSocket(
@@ -164,14 +171,15 @@ class Worker:
             self._count("tun-read")
             # A device that somebody removed does not come back, and is readable for ever.
             if error.errno == errno.EBADFD:
-                self._lose_tun(if_id)
+                self._lose_tun(tun)
 
-    def _lose_tun(self, if_id: int) -> None:
-        """What a tunnel's own device has besides its name, only the daemon knows."""
-        if if_id:
-            self._close_tunnel_tun(if_id)
-        else:
+    def _lose_tun(self, tun: Tun) -> None:
+        """What another device than that of all has besides its name, only the daemon knows."""
+        if tun is self._tun:
             self._replace_tun()
+        for tuns in (self._tunnel_tuns, self._queues):
+            for number in [number for number, each in tuns.items() if each is tun]:
+                self._close_one(tuns, number)
 
     def _replace_tun(self) -> None:
         """Make another device. Without one there is no use in going on."""
@@ -183,15 +191,11 @@ class Worker:
             self._running = False
 
     def _open_tun(self) -> None:
-        queues = SHARED_QUEUES if self._is_one_of_many else OWN_QUEUES
-        self._tun = Tun.of_all_tunnels(queues=queues)
+        self._tun = Tun.of_all_tunnels(queues=self._tun_queues)
         self._listen_to(self._tun, 0)
-        if not self._is_one_of_many:
-            self._queues.open(self._tun)
 
     def _close_tun(self) -> None:
         if self._tun is not None:
-            self._queues.close()
             self._readable.unregister(self._tun)
             self._tun.close()
             self._tun = None
@@ -200,8 +204,8 @@ class Worker:
         turn = self._outbound.turn(self._readable)
         self._readable.register(tun, partial(self._read_tun, tun, if_id, turn))
 
-    def _close_tunnel_tun(self, if_id: int) -> None:
-        tun = self._tunnel_tuns.pop(if_id, None)
+    def _close_one(self, tuns: dict[int, Tun], number: int) -> None:
+        tun = tuns.pop(number, None)
         if tun is not None:
             self._readable.unregister(tun)
             tun.close()
@@ -261,8 +265,9 @@ class Worker:
 
     def _shut(self) -> None:
         self._close_udp()
-        for if_id in tuple(self._tunnel_tuns):
-            self._close_tunnel_tun(if_id)
+        for tuns in (self._tunnel_tuns, self._queues):
+            for number in tuple(tuns):
+                self._close_one(tuns, number)
         if self._raw is not None:
             for opened in self._raw:
                 self._readable.unregister(opened)
@@ -391,7 +396,6 @@ class Worker:
             self._forwarder.add_sa(entry, time.monotonic())
         else:
             self._forwarder.add_policy(entry)
-            self._queues.lead(entry)
 
     def _check_carriage(self, entry: SadEntry) -> None:
         if entry.encapsulation is None:
@@ -421,17 +425,14 @@ class Worker:
         self._forwarder.sad.remove(from_plain(SaId, plain))
 
     def remove_policy(self, plain: Plain) -> None:
-        entry = from_plain(SpdEntry, plain)
-        self._forwarder.remove_policy(entry)
-        self._queues.forget(entry)
+        self._forwarder.remove_policy(from_plain(SpdEntry, plain))
 
     def open_interface(self, plain: Plain) -> None:
         """A tunnel's own device, unless it is there; `plain` has its number and what to call it."""
         if_id, name = from_plain(int, plain[0]), from_plain(str, plain[1])  # type: ignore[index]
-        queues = SHARED_QUEUES if self._is_one_of_many else ONE_QUEUE
         if if_id not in self._tunnel_tuns:
             try:
-                self._tunnel_tuns[if_id] = Tun(name, queues=queues)
+                self._tunnel_tuns[if_id] = Tun(name, queues=self._tun_queues)
             except DatapathError as error:
                 # One of which the first worker has the only queue: it does the writing.
                 if self._share.index == FIRST or error.errno != errno.EBUSY:
@@ -450,12 +451,30 @@ class Worker:
 
     def close_interface(self, plain: Plain) -> None:
         """Remove it, if it is one that was made here."""
-        self._close_tunnel_tun(from_plain(int, plain))
+        self._close_one(self._tunnel_tuns, from_plain(int, plain))
 
     def interfaces(self, _: Plain) -> Plain:
         """Number and name of each tunnel's own device, and whether somebody else has made it."""
         tuns = self._tunnel_tuns.items()
         return [[if_id, tun.name, tun.is_adopted] for if_id, tun in tuns]
+
+    def open_queue(self, plain: Plain) -> None:
+        """A device behind that of all tunnels for what is of the reqid `plain` (`queues`), up."""
+        reqid = from_plain(int, plain)
+        name, there = queue_name(reqid), self._queues.get(reqid)
+        if there is not None and there.name == name:
+            bring_up(name)
+            return
+        self._close_one(self._queues, reqid)
+        self._queues[reqid] = made = Tun.brought_up(name, queues=self._tun_queues)
+        self._listen_to(made, 0)
+
+    def close_queue(self, plain: Plain) -> None:
+        self._close_one(self._queues, from_plain(int, plain))
+
+    def queues(self, _: Plain) -> Plain:
+        """The reqids that have such a device here."""
+        return [*self._queues]
 
     def usage(self, plain: Plain) -> Plain:
         return to_plain(self._forwarder.sad.usage(from_plain(SaId, plain), time.monotonic()))
@@ -482,7 +501,6 @@ class Worker:
         return dict(self._forwarder.refused)
 
     def remove_all(self, _: Plain) -> Plain:
-        self._queues.clear()
         return self._forwarder.remove_all()
 
     def stop(self, _: Plain) -> None:

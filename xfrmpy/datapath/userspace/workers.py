@@ -75,6 +75,9 @@ class Workers:
         """The result of a request to the first."""
         return self._processes[FIRST].ask(what, value)
 
+    def ask_at(self, index: int, what: str, value: Plain = None) -> Plain:
+        return self._processes[index].ask(what, value)
+
     def ask_each(self, what: str, value: Plain = None) -> list[Plain]:
         """The results of a request to each, in their order."""
         return [process.ask(what, value) for process in self._processes]
@@ -320,6 +323,10 @@ class Workers:
         changed = [reqid for reqid, lanes in leads.items() if self._leads.get(reqid) != lanes]
         self._leads |= leads
         self._tell_leads(changed)
+
+    def lanes_of(self, reqid: int) -> frozenset[int]:
+        """By which workers its packets leave, as far as it has SAs."""
+        return frozenset(self._leads.get(reqid, ()) if self._are_many else (FIRST,))
 
     def _leads_of(self, reqid: int) -> list[int]:
         """The way out from each worker."""
