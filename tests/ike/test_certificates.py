@@ -15,11 +15,23 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.ike.conftest import Pair, mirrored, tunnel_policy
 from tests.ike.test_signatures import failure_at
 from tests.keypairs import private_key
-from tests.pki.chains import DAY, NOW, Entity, authority, dns, issue, key
+from tests.pki.chains import (
+    DAY,
+    NOW,
+    Entity,
+    authority,
+    constraints,
+    dns,
+    extended,
+    issue,
+    key,
+)
+from tests.pki.test_paths import looped
 from tests.pki.test_revocation import crl
 from xfrmpy.crypto.signatures import KeyKind
 from xfrmpy.ipsec.identity import Identity
@@ -110,6 +122,14 @@ def leaf(**wishes: Any) -> Entity:
     return issue("leaf", **{"issuer": ISSUING, **both, **wishes})
 
 
+UNKNOWN = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"\x05\x00")
+FOR_TLS = extended(ExtendedKeyUsageOID.SERVER_AUTH.dotted_string)
+NARROW = authority("narrow", issuer=ROOT, extensions=[constraints(permitted=[dns("example.org")])])
+SHORT = authority("short", issuer=ROOT, path_length=1)
+MIDDLE = authority("middle", issuer=SHORT)
+LOWEST = authority("lowest", issuer=MIDDLE)
+RING = looped().intermediates
+
 REFUSED: dict[str, tuple[str, Callable[[], tuple[Entity, ...]]]] = {
     "of a wrong authority": ("XF2103", lambda: (leaf(issuer=STRANGER), STRANGER)),
     "of an impostor of the authority": ("XF2104", lambda: (leaf(issuer=authority("root")),)),
@@ -123,6 +143,23 @@ REFUSED: dict[str, tuple[str, Callable[[], tuple[Entity, ...]]]] = {
         "XF2107",
         lambda: (leaf(issuer=gateway("moon")), gateway("moon"), ISSUING),
     ),
+    "beneath too many authorities": (
+        "XF2108",
+        lambda: (leaf(issuer=LOWEST), LOWEST, MIDDLE, SHORT),
+    ),
+    "of a ring of authorities": ("XF2103", lambda: (leaf(issuer=RING[0]), *RING)),
+    "of a name that its authority may not certify": (
+        "XF2109",
+        lambda: (leaf(issuer=NARROW), NARROW),
+    ),
+    "with an unknown critical extension": (
+        "XF2110",
+        lambda: (leaf(extensions=[(UNKNOWN, True)]), ISSUING),
+    ),
+    "for servers of TLS alone": ("XF2112", lambda: (leaf(extensions=[FOR_TLS]), ISSUING)),
+    "that may sign nothing": ("XF2112", lambda: (leaf(usage=["key_encipherment"]), ISSUING)),
+    "of RSA with 1024 bits": ("XF2113", lambda: (leaf(private_key=key("rsa1024")), ISSUING)),
+    "of RSA with the exponent 3": ("XF2113", lambda: (leaf(private_key=key("rsa3")), ISSUING)),
     "of too many": ("XF2102", lambda: (leaf(), *[ISSUING] * 9)),
 }
 
@@ -133,12 +170,14 @@ def test_a_certificate_that_proves_nothing_is_refused_with_its_reason(case: str,
     """`end` is who refuses; the other end learns no more than that."""
     code, make = REFUSED[case]
     shown = make()
+    # Nobody signs with a weak key here; that is seen before anything signed is.
+    signs: dict[str, Any] = {"local_key": private_key(KeyKind.RSA)} if "of RSA" in case else {}
     moon = certified(tunnel_policy(), gateway("moon"), ISSUING)
     sun = certified(mirrored(moon), gateway("sun"), ISSUING)
     if end == "sun":
-        moon = certified(moon, *shown)
+        moon = certified(moon, *shown, **signs)
     else:
-        sun = certified(sun, *shown)
+        sun = certified(sun, *shown, **signs)
     pair = Pair(moon, sun)
     pair.up()
     pair.assert_down()
