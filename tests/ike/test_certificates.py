@@ -34,6 +34,8 @@ from tests.pki.chains import (
 from tests.pki.test_paths import looped
 from tests.pki.test_revocation import crl
 from xfrmpy.crypto.signatures import KeyKind
+from xfrmpy.ike.certificates import certified_path
+from xfrmpy.ike.errors import AuthenticationFailed
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.policy.model import Certificates, Experiment, PrivateKey, TunnelPolicy
 from xfrmpy.registry import CertificateEncoding
@@ -264,6 +266,22 @@ def test_a_peer_that_sends_no_certificate_is_told_of(sealing: Any) -> None:
     pair.up()
     pair.assert_down()
     assert failure_at(pair, "sun").code == "XF2117"
+
+
+def test_no_encoding_but_that_of_x509_carries_a_certificate() -> None:
+    """The whole space of numbers: whatever else it is called, it is not even parsed."""
+    identity, trusted = Identity.parse("moon"), bundle(ROOT)
+    for number in range(256):
+        certs = tuple(
+            CertPayload(encoding=CertificateEncoding(number), data=entity.certificate.der)
+            for entity in (gateway("moon"), ISSUING)
+        )
+        if number == CertificateEncoding.X509_SIGNATURE:
+            assert certified_path(identity, certs, trusted, None, NOW)
+            continue
+        with pytest.raises(AuthenticationFailed) as caught:
+            certified_path(identity, certs, trusted, None, NOW)
+        assert caught.value.failure.code == "XF2117"
 
 
 @pytest.mark.parametrize("end", ["moon", "sun"])
