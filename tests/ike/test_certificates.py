@@ -268,6 +268,26 @@ def test_a_peer_that_sends_no_certificate_is_told_of(sealing: Any) -> None:
     assert failure_at(pair, "sun").code == "XF2117"
 
 
+@pytest.mark.parametrize(
+    ("absent", "end", "code"),
+    [
+        ({"remote_authorities": bundle()}, "sun", "XF2103"),
+        ({"local_certificates": None}, "moon", "XF2117"),
+    ],
+    ids=["authorities", "certificates"],
+)
+def test_an_end_that_has_none_lets_nobody_in_and_is_let_in_by_nobody(
+    absent: dict[str, Any], end: str, code: str
+) -> None:
+    """CVE-2024-2357: at sun; `end` is who refuses."""
+    moon = certified(tunnel_policy(), gateway("moon"), ISSUING)
+    sun = certified(mirrored(moon), gateway("sun"), ISSUING)
+    pair = Pair(moon, replace(sun, **absent))
+    pair.up()
+    pair.assert_down()
+    assert failure_at(pair, end).code == code
+
+
 def test_no_encoding_but_that_of_x509_carries_a_certificate() -> None:
     """The whole space of numbers: whatever else it is called, it is not even parsed."""
     identity, trusted = Identity.parse("moon"), bundle(ROOT)
