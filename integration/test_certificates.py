@@ -34,6 +34,7 @@ def strongswan(
     anchor: Entity,
     local_id: str = SUN,
     remote_id: str = MOON,
+    **options: Any,
 ) -> StrongswanPeer:
     """At sun: it shows the leaf and what is above it, and trusts the anchor."""
     tunnel = site.network.tunnel().mirrored()
@@ -47,7 +48,7 @@ def strongswan(
         "x509ca/root.pem": pem(anchor),
         "pkcs8/gw.pem": key_pem(leaf),
     }
-    return site.strongswan(site.network.sun, tunnel, ends=ends, files=files)
+    return site.strongswan(site.network.sun, tunnel, ends=ends, files=files, **options)
 
 
 def xfrmpy(site: Site, leaf: Entity, *above: Entity, anchor: Entity, **keys: Any) -> XfrmpyGateway:

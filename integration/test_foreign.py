@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from integration.lab.authority import Hierarchy, key_pem, pem, write_credentials
 from integration.lab.gateway import XfrmpyGateway
 from integration.lab.process import eventually
 from integration.lab.site import Site
 from integration.lab.tunnel import Tunnel
+from tests.cli.test_foreign_proofs import told_files
 from xfrmpy.policy.foreign.exporting import other_end
 from xfrmpy.policy.foreign.ipsec_conf import import_ipsec_conf
 from xfrmpy.policy.foreign.rendering import ipsec_conf, ipsec_secrets
 from xfrmpy.policy.foreign.syntax import Text, parse_ipsec_conf, parse_ipsec_secrets
 from xfrmpy.policy.load import load_policy
 
+MOON, SUN = "moon.example.net", "sun.example.net"
 ESP = {"proposals": ["aes256gcm16-x25519-noesn"]}
 
 
@@ -56,6 +61,65 @@ def test_strongswan_runs_what_is_exported_and_xfrmpy_what_is_imported_from_it(si
     file = site.directory / "swanctl.conf"
     file.write_text(configuration)
     assert_moved(site, ours, str(file))
+
+
+def signing(site: Site, ours: Hierarchy, theirs: Hierarchy) -> XfrmpyGateway:
+    """An xfrmpy at moon by a certificate of ours, and sun by one of theirs."""
+    place = site.directory / "moon-certs"
+    write_credentials(place, ours.gateway(MOON), ours.issuing, ours.root, anchor=theirs.root)
+    auth = {
+        "local": {
+            "id": MOON,
+            "cert": f"file:{place}/certs/gw.pem",
+            "key": f"file:{place}/keys/gw.key",
+        },
+        "remote": {"id": SUN, "ca": f"file:{place}/cas/corp.pem"},
+    }
+    keys: dict[str, Any] = {
+        "psk": None,
+        "id": None,
+        "peer_id": None,
+        "auth": auth,
+        "ike": None,
+        "esp": ESP,
+    }
+    return site.xfrmpy(site.network.moon, site.network.tunnel(), **keys)
+
+
+@pytest.mark.native
+def test_strongswan_runs_what_is_exported_of_certificates_and_xfrmpy_what_it_ran(
+    site: Site,
+) -> None:
+    ours, theirs = Hierarchy.of("p256"), Hierarchy.of("ed25519")
+    gateway = signing(site, ours, theirs)
+    address = site.network.tunnel().ours.public
+    answer = gateway.command("export", "net0", "--for", "strongswan", "--address", address)
+    assert answer.code == 0, answer
+    leaf = theirs.gateway(SUN)
+    files = {
+        **told_files(answer.output),
+        "x509/net0.pem": pem(leaf),
+        "x509ca/issuing.pem": pem(theirs.issuing),
+        "pkcs8/net0.pem": key_pem(leaf),
+    }
+    peer = site.strongswan(site.network.sun, configuration=answer.output, files=files)
+    gateway.initiate()
+    site.assert_protected()
+    gateway.terminate()
+    peer.swanctl("--initiate", "--child", "net0", "--timeout", "60")
+    eventually("our end to be up", gateway.is_up)
+    site.assert_protected()
+    peer.swanctl("--terminate", "--ike", "net0", "--timeout", "60")
+    peer.stop()
+    place = site.directory / "swanctl"
+    told = answer.output.replace("cacerts =", "revocation = relaxed\n cacerts =")
+    chain = {"x509/net0.pem": pem(leaf, theirs.issuing)}
+    for name, content in {"swanctl.conf": told.encode(), **files, **chain}.items():
+        path = place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(0o600)
+        path.write_bytes(content)
+    assert_moved(site, gateway, str(place / "swanctl.conf"))
 
 
 @pytest.mark.vm

@@ -17,6 +17,7 @@ from integration.lab.gateway import XfrmpyGateway
 from integration.lab.process import Background, eventually
 from integration.lab.site import Pair, Site
 from integration.lab.status_server import HTTP_PORT, OCSP_PORT, http_server, ocsp_responder
+from integration.lab.strongswan import strongswan_of
 from integration.test_certificates import MOON, SUN, assert_refused, strongswan
 from tests.pki.chains import Entity, extended
 
@@ -102,9 +103,8 @@ def test_strict_takes_whom_the_authority_vouches_for(site: Site, by_ocsp: bool) 
     gateway.be_relieved()
     gateway.start_again()
     site.connect(gateway, peer)
-    questions = [line for line in gateway.log.splitlines() if " of http://" in line]
-    assert len(questions) == 1
-    assert ("OCSP" if by_ocsp else "CRL") in questions[0]
+    (question,) = questions(gateway)
+    assert ("OCSP" if by_ocsp else "CRL") in question
 
 
 @pytest.mark.parametrize("by_ocsp", [False, True], ids=["list", "ocsp"])
@@ -149,3 +149,31 @@ def test_strongswan_fetches_the_list_of_ours_and_refuses_us_if_we_are_on_it(site
             lambda: log.read_text().count("certificate was revoked on") >= 2,
         )
         assert not gateway.is_up()
+
+
+def test_both_ends_send_along_what_an_ocsp_responder_says_of_them(site: Site) -> None:
+    """RFC 4806, with strongSwan 6.1. We ask nobody of its certificate, and strictly; of our own we
+    do, so it has the answer from the second time on."""
+    corp = Authority(site)
+    ours, theirs = (corp.gateway(name, by_ocsp=True) for name in (MOON, SUN))
+    with corp.responder(ours, theirs, revoked=corp.gateway("other")):
+        peer = strongswan(
+            site,
+            theirs,
+            CORP.issuing,
+            anchor=CORP.root,
+            usr=strongswan_of("forky"),
+            connection="ocsp = both",
+        )
+        gateway = xfrmpy(site, ours, revocation="strict")
+        for _ in Pair(site, gateway, peer).each_role():
+            site.assert_protected()
+            eventually("our own to be there", lambda: questions(gateway))
+    assert len(questions(gateway)) == 1
+    assert peer.log.count("sending OCSP status for certificate") == 2
+    assert "received OCSP response issued by" in peer.log
+
+
+def questions(gateway: XfrmpyGateway) -> list[str]:
+    """Whom it has asked, and what came."""
+    return [line for line in gateway.log.splitlines() if " of http://" in line]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -249,6 +251,32 @@ def test_naks_without_an_end_come_to_one() -> None:
             code=EapCode.RESPONSE, identifier=request.identifier, type=T.NAK, data=bytes(METHODS)
         ).encode()
     assert decode_eap_untrusted(theirs.handle(response)).code is EapCode.FAILURE
+
+
+@pytest.mark.parametrize("amid", [False, True], ids=["at first", "amid a method"])
+def test_no_type_that_is_not_offered_is_answered_or_taken(amid: bool) -> None:
+    """The whole space of numbers, as a server's question and as a peer's answer."""
+    known = {T.IDENTITY, T.NOTIFICATION, T.NAK, T.MSCHAPV2}
+    for number in set(range(256)) - known:
+        kind = T(number)
+        ours, theirs = peer(T.MSCHAPV2), server(T.MSCHAPV2)
+        request = theirs.begin()
+        response = ours.handle(request)
+        assert response is not None
+        if amid:
+            request = theirs.handle(response)
+            response = ours.handle(request)
+            assert response is not None
+        asked, answered = decode_eap_untrusted(request), decode_eap_untrusted(response)
+        strange = replace(asked, identifier=asked.identifier + 1, type=kind, data=b"\0" * 20)
+        with contextlib.suppress(EapFailed):
+            said = ours.handle(strange.encode())
+            assert said is not None
+            assert decode_eap_untrusted(said).type is T.NAK
+        with contextlib.suppress(EapFailed):
+            theirs.handle(replace(answered, type=kind, data=b"\0" * 20).encode())
+        assert ours.outcome is theirs.outcome is None
+        assert theirs.state is not ServerState.SUCCEEDED
 
 
 @pytest.mark.parametrize("kind", METHODS)

@@ -15,13 +15,27 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.ike.conftest import Pair, mirrored, tunnel_policy
 from tests.ike.test_signatures import failure_at
 from tests.keypairs import private_key
-from tests.pki.chains import DAY, NOW, Entity, authority, dns, issue, key
+from tests.pki.chains import (
+    DAY,
+    NOW,
+    Entity,
+    authority,
+    constraints,
+    dns,
+    extended,
+    issue,
+    key,
+)
+from tests.pki.test_paths import looped
 from tests.pki.test_revocation import crl
 from xfrmpy.crypto.signatures import KeyKind
+from xfrmpy.ike.certificates import certified_path
+from xfrmpy.ike.errors import AuthenticationFailed
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.policy.model import Certificates, Experiment, PrivateKey, TunnelPolicy
 from xfrmpy.registry import CertificateEncoding
@@ -110,6 +124,14 @@ def leaf(**wishes: Any) -> Entity:
     return issue("leaf", **{"issuer": ISSUING, **both, **wishes})
 
 
+UNKNOWN = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"\x05\x00")
+FOR_TLS = extended(ExtendedKeyUsageOID.SERVER_AUTH.dotted_string)
+NARROW = authority("narrow", issuer=ROOT, extensions=[constraints(permitted=[dns("example.org")])])
+SHORT = authority("short", issuer=ROOT, path_length=1)
+MIDDLE = authority("middle", issuer=SHORT)
+LOWEST = authority("lowest", issuer=MIDDLE)
+RING = looped().intermediates
+
 REFUSED: dict[str, tuple[str, Callable[[], tuple[Entity, ...]]]] = {
     "of a wrong authority": ("XF2103", lambda: (leaf(issuer=STRANGER), STRANGER)),
     "of an impostor of the authority": ("XF2104", lambda: (leaf(issuer=authority("root")),)),
@@ -123,6 +145,23 @@ REFUSED: dict[str, tuple[str, Callable[[], tuple[Entity, ...]]]] = {
         "XF2107",
         lambda: (leaf(issuer=gateway("moon")), gateway("moon"), ISSUING),
     ),
+    "beneath too many authorities": (
+        "XF2108",
+        lambda: (leaf(issuer=LOWEST), LOWEST, MIDDLE, SHORT),
+    ),
+    "of a ring of authorities": ("XF2103", lambda: (leaf(issuer=RING[0]), *RING)),
+    "of a name that its authority may not certify": (
+        "XF2109",
+        lambda: (leaf(issuer=NARROW), NARROW),
+    ),
+    "with an unknown critical extension": (
+        "XF2110",
+        lambda: (leaf(extensions=[(UNKNOWN, True)]), ISSUING),
+    ),
+    "for servers of TLS alone": ("XF2112", lambda: (leaf(extensions=[FOR_TLS]), ISSUING)),
+    "that may sign nothing": ("XF2112", lambda: (leaf(usage=["key_encipherment"]), ISSUING)),
+    "of RSA with 1024 bits": ("XF2113", lambda: (leaf(private_key=key("rsa1024")), ISSUING)),
+    "of RSA with the exponent 3": ("XF2113", lambda: (leaf(private_key=key("rsa3")), ISSUING)),
     "of too many": ("XF2102", lambda: (leaf(), *[ISSUING] * 9)),
 }
 
@@ -133,12 +172,14 @@ def test_a_certificate_that_proves_nothing_is_refused_with_its_reason(case: str,
     """`end` is who refuses; the other end learns no more than that."""
     code, make = REFUSED[case]
     shown = make()
+    # Nobody signs with a weak key here; that is seen before anything signed is.
+    signs: dict[str, Any] = {"local_key": private_key(KeyKind.RSA)} if "of RSA" in case else {}
     moon = certified(tunnel_policy(), gateway("moon"), ISSUING)
     sun = certified(mirrored(moon), gateway("sun"), ISSUING)
     if end == "sun":
-        moon = certified(moon, *shown)
+        moon = certified(moon, *shown, **signs)
     else:
-        sun = certified(sun, *shown)
+        sun = certified(sun, *shown, **signs)
     pair = Pair(moon, sun)
     pair.up()
     pair.assert_down()
@@ -225,6 +266,42 @@ def test_a_peer_that_sends_no_certificate_is_told_of(sealing: Any) -> None:
     pair.up()
     pair.assert_down()
     assert failure_at(pair, "sun").code == "XF2117"
+
+
+@pytest.mark.parametrize(
+    ("absent", "end", "code"),
+    [
+        ({"remote_authorities": bundle()}, "sun", "XF2103"),
+        ({"local_certificates": None}, "moon", "XF2117"),
+    ],
+    ids=["authorities", "certificates"],
+)
+def test_an_end_that_has_none_lets_nobody_in_and_is_let_in_by_nobody(
+    absent: dict[str, Any], end: str, code: str
+) -> None:
+    """CVE-2024-2357: at sun; `end` is who refuses."""
+    moon = certified(tunnel_policy(), gateway("moon"), ISSUING)
+    sun = certified(mirrored(moon), gateway("sun"), ISSUING)
+    pair = Pair(moon, replace(sun, **absent))
+    pair.up()
+    pair.assert_down()
+    assert failure_at(pair, end).code == code
+
+
+def test_no_encoding_but_that_of_x509_carries_a_certificate() -> None:
+    """The whole space of numbers: whatever else it is called, it is not even parsed."""
+    identity, trusted = Identity.parse("moon"), bundle(ROOT)
+    for number in range(256):
+        certs = tuple(
+            CertPayload(encoding=CertificateEncoding(number), data=entity.certificate.der)
+            for entity in (gateway("moon"), ISSUING)
+        )
+        if number == CertificateEncoding.X509_SIGNATURE:
+            assert certified_path(identity, certs, trusted, None, NOW)
+            continue
+        with pytest.raises(AuthenticationFailed) as caught:
+            certified_path(identity, certs, trusted, None, NOW)
+        assert caught.value.failure.code == "XF2117"
 
 
 @pytest.mark.parametrize("end", ["moon", "sun"])

@@ -21,7 +21,7 @@ from tests.keypairs import private_key
 from xfrmpy.crypto.signatures import KeyKind
 from xfrmpy.ike import credentials
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.policy.model import Ppk, RsaSignature, SharedKey, TunnelPolicy
+from xfrmpy.policy.model import Experiment, Ppk, RsaSignature, SharedKey, TunnelPolicy
 from xfrmpy.registry import AuthenticationMethod, NotifyType
 from xfrmpy.wire.payloads import AuthPayload, CertPayload, NotifyPayload, OpenPayload
 
@@ -57,7 +57,10 @@ def by_ppk() -> Policies:
 
 
 def by_certificates(kind: str = "p256") -> Policies:
-    moon = certified(tunnel_policy(), gateway("moon", kind), ISSUING)
+    plain = tunnel_policy()
+    if kind.startswith("mldsa"):
+        plain = replace(plain, experiment=Experiment.ML_DSA)
+    moon = certified(plain, gateway("moon", kind), ISSUING)
     return moon, certified(mirrored(moon), gateway("sun", kind), ISSUING)
 
 
@@ -87,6 +90,9 @@ def other_ppk(policy: TunnelPolicy) -> TunnelPolicy:
 
 
 _OLD = (KeyKind.RSA, KeyKind.ECDSA_P256, KeyKind.ECDSA_P384, KeyKind.ECDSA_P521)
+_CERTIFIED = dict(
+    zip(("rsa", "p256", "p384", "p521", "ed25519", "ed448"), KeyKind, strict=False)
+) | {"mldsa65": KeyKind.ML_DSA_65}
 CASES = [
     Case(
         method="shared key",
@@ -149,7 +155,7 @@ CASES = [
             step="DIGITAL_SIGNATURE",
             shows_key=True,
         )
-        for kind, of_kind in (("p256", KeyKind.ECDSA_P256), ("ed25519", KeyKind.ED25519))
+        for kind, of_kind in _CERTIFIED.items()
     ),
     Case(
         method="a certificate of somebody else",

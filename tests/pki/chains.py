@@ -37,6 +37,8 @@ def key(kind: str = "p256", number: int = 0) -> Key:
     match kind:
         case "rsa":
             return rsa.generate_private_key(65537, 2048)
+        case "rsa3":
+            return rsa.generate_private_key(3, 2048)
         case "rsa1024":
             return rsa.generate_private_key(65537, 1024)
         case "dsa":

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.pki.chains import address, authority, dns, issue
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.pki.identities import check_identity
+from xfrmpy.pki.identities import check_identity, identities_of
 from xfrmpy.pki.verdicts import CertificateRefused, Problem
 from xfrmpy.registry import IdType
 
@@ -85,3 +85,15 @@ def test_a_damaged_distinguished_name_is_another_or_the_same(place: int, octet: 
     data[place % len(data)] = octet
     with suppress(CertificateRefused):
         check_identity(GATEWAY, Identity(type=IdType.ID_DER_ASN1_DN, data=bytes(data)))
+
+
+def test_no_type_of_identity_but_its_own_proves_a_name() -> None:
+    """CVE-2014-9221: the whole space of numbers, each with the octets of every name."""
+    proved = {(identity.type, identity.data) for identity in identities_of(GATEWAY)}
+    assert len(proved) == 6
+    for number in range(256):
+        for _, data in proved:
+            if (number, data) in proved:
+                continue
+            with pytest.raises(CertificateRefused):
+                check_identity(GATEWAY, Identity(type=IdType(number), data=data))

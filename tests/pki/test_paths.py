@@ -103,6 +103,12 @@ def looped_with_a_way_out() -> Chain:
     return Chain(leaf=loop.leaf, intermediates=(*loop.intermediates, out))
 
 
+def renewed_authority() -> Chain:
+    """Two anchors of one name: the one whose key it is not comes first."""
+    old, new = (authority("top", private_key=key("p256", n)) for n in (80, 81))
+    return Chain(leaf=new.issue("leaf"), anchors=(old, new))
+
+
 def pinned_intermediate() -> Chain:
     (issuing,) = chained("issuing")
     return Chain(leaf=issuing.issue("leaf"), anchors=(issuing,))
@@ -122,6 +128,7 @@ GOOD: dict[str, Callable[[], Chain]] = {
     "cross-signed, one issuer unknown": cross_signed,
     "cross-signed, one certificate expired": cross_signed_and_expired,
     "a loop that has a way out": looped_with_a_way_out,
+    "an authority with a new key": renewed_authority,
     "an intermediate is the anchor": pinned_intermediate,
     **{
         f"{leaf} beneath {root}": lambda leaf=leaf, root=root: of_kind(leaf, root)  # type: ignore[misc]
@@ -184,6 +191,21 @@ def impostor() -> Chain:
     return Chain(leaf=authority("root").issue("leaf"))
 
 
+def forged(leaf: str, root: str) -> Chain:
+    """The leaf names the authority that is trusted, and another key of its kind has signed it."""
+    top = authority("top", private_key=key(root))
+    made = top.issue("leaf", private_key=key(leaf, 1), signed_with=key(root, 2))
+    return Chain(leaf=made, anchors=(top,))
+
+
+def forged_in_between() -> Chain:
+    """A stranger's authority that calls itself as one that ours has certified, and is known."""
+    good = beneath("issuing")
+    good.validate()
+    above = authority("issuing", issuer=ROOT, signed_with=key("p384", 2))
+    return Chain(leaf=above.issue("leaf"), intermediates=(above, *good.intermediates))
+
+
 def leaf_issues() -> Chain:
     """The peer of a valid certificate makes certificates with it."""
     leaf = ROOT.issue("leaf", usage=["digital_signature"])
@@ -221,7 +243,7 @@ def in_between(**wishes: object) -> Chain:
 URI = x509.UniformResourceIdentifier
 MAIL = x509.RFC822Name
 
-BAD: dict[str, tuple[Problem, Callable[[], Chain]]] = {
+BAD: dict[str, tuple[Problem, Callable[..., Chain]]] = {
     "a wrong authority": (Problem.UNTRUSTED, lambda: Chain(leaf=OTHER.issue("leaf"))),
     "nobody is trusted": (Problem.UNTRUSTED, lambda: Chain(leaf=ROOT.issue("leaf"), anchors=())),
     "the intermediate is missing": (
@@ -232,6 +254,17 @@ BAD: dict[str, tuple[Problem, Callable[[], Chain]]] = {
     "a loop": (Problem.UNTRUSTED, looped),
     "a bush of equal names": (Problem.TOO_MUCH, bush),
     "an impostor's signature": (Problem.BAD_SIGNATURE, impostor),
+    **{
+        f"another key's signature: {leaf} beneath {root}": (
+            Problem.BAD_SIGNATURE,
+            lambda leaf=leaf, root=root: forged(leaf, root),
+        )
+        for leaf, root in (
+            *(("rsa", "rsa"), ("p256", "p384"), ("p521", "p521"), ("ed25519", "p256")),
+            *(("ed25519", "ed25519"), ("p256", "ed448"), ("mldsa44", "mldsa65")),
+        )
+    },
+    "another key's signature in between": (Problem.BAD_SIGNATURE, forged_in_between),
     "one more than the longest path": (
         Problem.PATH_TOO_LONG,
         lambda: beneath(*(f"ca-{n}" for n in range(MAX_PATH - 1))),
@@ -271,6 +304,8 @@ BAD: dict[str, tuple[Problem, Callable[[], Chain]]] = {
         Problem.UNKNOWN_CRITICAL,
         lambda: in_between(extensions=[(UNKNOWN, True)]),
     ),
+    "RSA with the exponent 3": (Problem.WEAK, lambda: beneath(private_key=key("rsa3"))),
+    "RSA with the exponent 3 above": (Problem.WEAK, lambda: in_between(private_key=key("rsa3"))),
     "RSA of 1024 bits": (Problem.WEAK, lambda: beneath(private_key=key("rsa1024"))),
     "RSA of 1024 bits above": (Problem.WEAK, lambda: in_between(private_key=key("rsa1024"))),
     "a DSA key": (Problem.WEAK, lambda: beneath(private_key=key("dsa"))),

@@ -290,7 +290,8 @@ def test_what_a_connection_loses_is_told_with_its_place(line: str, words: str) -
     ("old", "new", "words"),
     [
         ("version = 2", "version = 1", "it is IKEv1"),
-        ("auth = psk", "auth = pubkey", "keys and certificates are not carried over"),
+        ("auth = psk", "auth = pubkey", "without `certs` or `pubkeys`"),
+        ("auth = psk", "auth = eap-radius", "its servers are in strongswan.conf"),
         ("remote {", "remote-2 { auth = eap }\n remote {", "several rounds"),
         ("192.0.2.2, sun.example.net", "%any\n", "no"),
     ],

@@ -24,6 +24,7 @@ from xfrmpy.policy.foreign import rendering
 from xfrmpy.policy.foreign.exporting import other_end
 from xfrmpy.policy.foreign.importing import Imported
 from xfrmpy.policy.foreign.ipsec_conf import Dialect, import_ipsec_conf
+from xfrmpy.policy.foreign.keyring import SwanctlFiles
 from xfrmpy.policy.foreign.swanctl import import_swanctl
 from xfrmpy.policy.foreign.syntax import (
     ForeignSyntaxError,
@@ -68,7 +69,7 @@ def import_file(
     loaded = _loaded(imported, policy)
     faults = [f"{error.code}: {error.message}" for error in loaded.errors]
     if into is not None and policy:
-        _write(into, f"{path.stem}.yaml", policy, imported.secrets)
+        _write(into, f"{path.stem}.yaml", policy, _secret_files(imported))
     if as_json:
         say(_document(imported, faults))
     else:
@@ -114,7 +115,8 @@ _RENDERED = {
 
 def _import(text: Text, kind: Foreign | None, secrets: Path | None, ours: str) -> Imported:
     if kind is Foreign.SWANCTL:
-        return import_swanctl(parse_swanctl(text, _include))
+        files = SwanctlFiles(Path(text.name).parent)
+        return import_swanctl(parse_swanctl(text, _include), files)
     beside = secrets or Path(text.name).with_name("ipsec.secrets")
     keys: list[SharedSecret] = []
     if secrets is not None or beside.exists():
@@ -155,7 +157,7 @@ def _loaded(imported: Imported, policy: str) -> LoadedPolicy:
     """The policy as the daemon would read it; a secret that is missing is told of elsewhere."""
     with tempfile.TemporaryDirectory(prefix="xfrmpy-import-") as place:
         stand_in = dict.fromkeys(imported.tunnels, b"0" * 32)
-        _write(Path(place), "imported.yaml", policy, {**stand_in, **imported.secrets})
+        _write(Path(place), "imported.yaml", policy, {**stand_in, **_secret_files(imported)})
         return load_policy([Path(place, "conf.d")])
 
 
@@ -163,8 +165,8 @@ def _write(directory: Path, name: str, policy: str, secrets: Mapping[str, bytes]
     """As `conf.d` and `secrets` of a layer; nothing that is there is touched."""
     files = [(directory / "conf.d" / name, policy.encode(), 0o644)]
     files += [
-        (directory / "secrets" / secret, _secret_file(octets), _SECRET_MODE)
-        for secret, octets in secrets.items()
+        (directory / "secrets" / secret, content, _SECRET_MODE)
+        for secret, content in secrets.items()
     ]
     for path, _, _ in files:
         if path.exists():
@@ -178,6 +180,11 @@ def _write(directory: Path, name: str, policy: str, secrets: Mapping[str, bytes]
                 file.write(data)
     except OSError as error:
         raise OperatorError("XF1012", f"{error.filename}: {error.strerror}") from error
+
+
+def _secret_files(imported: Imported) -> dict[str, bytes]:
+    shared = {name: _secret_file(octets) for name, octets in imported.secrets.items()}
+    return {**shared, **imported.passwords}
 
 
 def _secret_file(octets: bytes) -> bytes:
@@ -194,8 +201,9 @@ def _tell(imported: Imported, faults: Sequence[str], into: Path | None) -> None:
         note(f"{paint(each.place, 'dim')}: {printable(each.setting)}: {printable(each.reason)}")
     for fault in faults:
         note(f"the policy would not load: {printable(fault)}")
-    if imported.secrets and into is None:
-        names = ", ".join(imported.secrets)
+    secrets = [*imported.secrets, *imported.passwords]
+    if secrets and into is None:
+        names = ", ".join(secrets)
         note(f"secrets are not shown: `--into DIRECTORY` writes them, too ({names})")
     counts = [(len(imported.tunnels), "tunnel"), (len(imported.shunts), "shunt")]
     what = ", ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in counts if n) or "nothing"
@@ -208,7 +216,7 @@ def _document(imported: Imported, faults: Sequence[str]) -> str:
         "Import",
         tunnels=dict(imported.tunnels),
         shunts=dict(imported.shunts),
-        secrets=[*imported.secrets],
+        secrets=[*imported.secrets, *imported.passwords],
         notes=[asdict(each) for each in imported.notes],
         faults=list(faults),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from xfrmpy.crypto.authentication import SignaturePolicy
 from xfrmpy.crypto.signatures import EXPERIMENTAL, KeyKind, verifying_key
@@ -59,7 +60,10 @@ def _expectation(policy: TunnelPolicy) -> Expectation:
     return Expectation(method=AuthenticationMethod.DIGITAL_SIGNATURE, kinds=kinds)
 
 
-def announce(expected: Iterable[Expectation], usable: SignaturePolicy) -> tuple[NotifyPayload, ...]:
+@lru_cache(maxsize=32)
+def announce(
+    expected: tuple[Expectation, ...], usable: SignaturePolicy
+) -> tuple[NotifyPayload, ...]:
     """SUPPORTED_AUTH_METHODS, if there is something to say: the best first."""
     found = dict.fromkeys(a for each in expected for a in _announcements(each, usable))
     if not found:
@@ -83,10 +87,16 @@ def heard_methods(payloads: tuple[OpenPayload, ...]) -> tuple[AuthAnnouncement, 
     found: list[AuthAnnouncement] = []
     for notify in notifications(payloads, NotifyType.SUPPORTED_AUTH_METHODS):
         try:
-            found += decode_auth_methods_untrusted(notify.data)
+            found += _decoded_untrusted(notify.data)
         except Malformed:
             return ()
     return tuple(found[:MAX_ANNOUNCEMENTS])
+
+
+@lru_cache(maxsize=32)
+def _decoded_untrusted(data: bytes) -> tuple[AuthAnnouncement, ...]:
+    """Peers of one kind all say the same."""
+    return decode_auth_methods_untrusted(data)
 
 
 def as_announced(

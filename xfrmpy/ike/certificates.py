@@ -99,13 +99,20 @@ def _certified_path(
         raise CertificateRefused(Problem.MISSING, "the peer sends no certificate")
     if len(sent) > MAX_CERTIFICATES:
         raise CertificateRefused(Problem.TOO_MUCH, f"the peer sends {len(sent)} certificates")
-    leaf, *theirs = map(decode_certificate_untrusted, sent)
+    leaf = decode_certificate_untrusted(sent[0])
+    theirs = map(_authority_untrusted, sent[1:])
     known = () if ours is None else parsed(ours.ders)[1:]
     path = validate(
         leaf, intermediates=(*theirs, *known), anchors=parsed(authorities.ders), now=now
     )
     check_identity(path[0], identity)
     return path
+
+
+@lru_cache(maxsize=64)
+def _authority_untrusted(der: bytes) -> Certificate:
+    """One that comes with many leaves; which these are, anybody may say: so few are kept."""
+    return decode_certificate_untrusted(der)
 
 
 @lru_cache(maxsize=64)

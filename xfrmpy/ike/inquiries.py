@@ -81,7 +81,7 @@ class Inquiries:
 
     def begin(self, inquiry: Inquiry) -> None:
         """Raises `AuthenticationFailed` if it is settled already that the peer is refused."""
-        if not self._ask_more(inquiry):
+        if not self._ask_more(inquiry) and inquiry.strictness is Strictness.STRICT:
             self._judge(inquiry, inquiry.strictness)
 
     def find(self, sa: IkeSa) -> Inquiry | None:

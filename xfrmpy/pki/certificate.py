@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -91,13 +91,18 @@ class Certificate:
     def __str__(self) -> str:
         return self.name
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The subject in the order of the certificate, or what else names it."""
         if self.library.subject.rdns:
             return printable(self.library.subject)
         names = ", ".join(ascii(name.value)[1:-1] for name in self.alternative_names)
         return names or f"serial {self.serial}"
+
+    @cached_property
+    def issuer_name(self) -> str:
+        """The issuer in the order of the certificate."""
+        return printable(self.library.issuer)
 
     @property
     def serial(self) -> str:
@@ -128,7 +133,7 @@ class Certificate:
         """What tells it from others."""
         return (
             ("certificate", self.name),
-            ("issuer", printable(self.library.issuer)),
+            ("issuer", self.issuer_name),
             ("serial", self.serial),
         )
 
@@ -184,11 +189,12 @@ def printable(name: x509.Name) -> str:
 def _parse(der: bytes) -> Certificate:
     library = x509.load_der_x509_certificate(der)
     extensions = library.extensions
-    basic = extension(extensions, x509.BasicConstraints)
-    names = extension(extensions, x509.SubjectAlternativeName)
-    usages = extension(extensions, x509.ExtendedKeyUsage)
-    subject_key = extension(extensions, x509.SubjectKeyIdentifier)
-    authority_key = extension(extensions, x509.AuthorityKeyIdentifier)
+    found: dict[type, Any] = {type(each.value): each.value for each in extensions}
+    basic: x509.BasicConstraints | None = found.get(x509.BasicConstraints)
+    names: x509.SubjectAlternativeName | None = found.get(x509.SubjectAlternativeName)
+    usages: x509.ExtendedKeyUsage | None = found.get(x509.ExtendedKeyUsage)
+    subject_key: x509.SubjectKeyIdentifier | None = found.get(x509.SubjectKeyIdentifier)
+    authority_key: x509.AuthorityKeyIdentifier | None = found.get(x509.AuthorityKeyIdentifier)
     if library.version is not x509.Version.v3:
         raise ValueError("not version 3")
     key = library.public_key()
@@ -204,12 +210,12 @@ def _parse(der: bytes) -> Certificate:
         alternative_names=() if names is None else tuple(names),
         is_authority=basic is not None and basic.ca,
         path_length=None if basic is None else basic.path_length,
-        key_usage=extension(extensions, x509.KeyUsage),
+        key_usage=found.get(x509.KeyUsage),
         usages=None if usages is None else frozenset(oid.dotted_string for oid in usages),
-        name_constraints=extension(extensions, x509.NameConstraints),
+        name_constraints=found.get(x509.NameConstraints),
         subject_key_id=None if subject_key is None else subject_key.digest,
         authority_key_id=None if authority_key is None else authority_key.key_identifier,
-        ocsp_nocheck=extension(extensions, x509.OCSPNoCheck) is not None,
+        ocsp_nocheck=x509.OCSPNoCheck in found,
         unprocessed=unprocessed(extensions, PROCESSED),
     )
 
@@ -224,10 +230,7 @@ def unprocessed(
 
 def extension(extensions: x509.Extensions, kind: type[_Extension]) -> _Extension | None:
     """The extension of that kind, None if there is none."""
-    try:
-        return extensions.get_extension_for_class(kind).value
-    except x509.ExtensionNotFound:
-        return None
+    return next((e.value for e in extensions if isinstance(e.value, kind)), None)
 
 
 def _from_pem(block: bytes) -> Certificate:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
 from cryptography.x509 import verification
@@ -23,6 +24,9 @@ from xfrmpy.pki.verdicts import CertificateRefused, Problem
 MIN_RSA_BITS = 2048
 MAX_RSA_BITS = 8192
 """Ours: one verification with such a key takes a millisecond, with 16384 bits four."""
+MIN_RSA_EXPONENT = 65537
+MAX_RSA_EXPONENT = 1 << 64
+"""Ours. FIPS 186-5 section A.1.1 has the lower one; the upper one bounds the work."""
 
 CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
@@ -59,17 +63,46 @@ _NAMES = {
 def check_path(
     path: tuple[Certificate, ...], now: datetime, usages: frozenset[str] = IKE_USAGES
 ) -> None:
-    """Raises `CertificateRefused` unless the path (leaf first) is valid for `usages` at `now`."""
+    """Raises `CertificateRefused` unless the path (leaf first) is valid for `usages` at `now`.
+
+    The signatures of its authorities have been verified; that of the leaf is here, and but once.
+    """
     leaf, *authorities = path
     for certificate in path:
         check_certificate(certificate, now)
     for certificate in path[:-1]:
-        check_signature_hash(certificate.library.signature_hash_algorithm, certificate)
+        check_signature_hash(_signature_hash(certificate), certificate)
     check_leaf(leaf, usages)
     for depth, authority in enumerate(authorities):
         _check_authority(authority, path[: depth + 1])
-    if _is_known_to_library(path):
+    is_known = _is_known_to_library(path)
+    if is_known:
         _confirm_by_library(path, now)
+    if not is_known or len({certificate.subject for certificate in path}) < len(path):
+        check_signature(leaf, authorities[0])
+
+
+def check_signature(certificate: Certificate, issuer: Certificate) -> None:
+    """Raises `CertificateRefused` (BAD_SIGNATURE, WEAK) unless `issuer` has signed it."""
+    check_key(issuer)
+    try:
+        certificate.library.verify_directly_issued_by(issuer.library)
+    except InvalidSignature as error:
+        summary = f"the signature on {certificate} is not that of {issuer}"
+        raise _refused(Problem.BAD_SIGNATURE, summary, certificate) from error
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise _signed_strangely(certificate) from error
+
+
+def _signature_hash(certificate: Certificate) -> hashes.HashAlgorithm | None:
+    try:
+        return certificate.library.signature_hash_algorithm
+    except UnsupportedAlgorithm as error:
+        raise _signed_strangely(certificate) from error
+
+
+def _signed_strangely(certificate: Certificate) -> CertificateRefused:
+    return _refused(Problem.WEAK, f"{certificate} is signed in a way unknown", certificate)
 
 
 def check_leaf(leaf: Certificate, usages: frozenset[str] = IKE_USAGES) -> None:
@@ -122,9 +155,11 @@ def check_key(certificate: Certificate) -> None:
     """Raises `CertificateRefused` (WEAK) for a key too short, too long or of another kind."""
     match certificate.public_key:
         case rsa.RSAPublicKey() as key:
-            if MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
+            exponent = key.public_numbers().e
+            is_long = MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS
+            if is_long and MIN_RSA_EXPONENT <= exponent < MAX_RSA_EXPONENT:
                 return
-            shown = f"RSA with {key.key_size} bits"
+            shown = f"RSA with {key.key_size} bits and the exponent {exponent}"
         case ec.EllipticCurvePublicKey() as key:
             if isinstance(key.curve, CURVES):
                 return

@@ -1,9 +1,9 @@
 """From a peer's certificate to an authority that is trusted: every way, until one is valid.
 
-A path is built by names, verified signature by signature from the leaf up, and judged by
-`checks.py`. Cross-signed authorities make several ways, loops and bushes of equal names make
-endless ones, so their length and the signatures that are verified have limits. Never fetch anything
-here: what a certificate points to is the word of a stranger.
+A path is built by names, its authorities verified signature by signature, and judged by
+`checks.py`, with the signature of the leaf. Cross-signed authorities make several ways, loops and
+bushes of equal names make endless ones, so their length and the signatures that are verified have
+limits. Never fetch anything here: what a certificate points to is the word of a stranger.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-
-from xfrmpy.pki.certificate import Certificate, printable
-from xfrmpy.pki.checks import IKE_USAGES, check_key, check_path
+from xfrmpy.pki.certificate import Certificate
+from xfrmpy.pki.checks import IKE_USAGES, check_path, check_signature
 from xfrmpy.pki.verdicts import CertificateRefused, Problem
 
 MAX_PATH = 8
@@ -50,7 +49,8 @@ def validate(
         try:
             check_path(path, now, usages)
         except CertificateRefused as refused:
-            refusals.append(refused)
+            if search.is_signed(leaf, path[1]):
+                refusals.append(refused)
         else:
             return path
     raise next(iter([*refusals, *search.dead_ends]), search.untrusted(leaf))
@@ -65,7 +65,7 @@ class _Search:
     farthest: Path = ()
 
     def paths(self, leaf: Certificate) -> Iterator[Path]:
-        """All that have right signatures; the shortest ways of each fork first."""
+        """All in which the signatures above the leaf are right; of each fork anchors first."""
         return self._extend((leaf,))
 
     def untrusted(self, leaf: Certificate) -> CertificateRefused:
@@ -75,7 +75,7 @@ class _Search:
             f"no trusted authority has issued {top}",
             (
                 *leaf.evidence,
-                ("missing", printable(top.library.issuer)),
+                ("missing", top.issuer_name),
                 ("trusted", "; ".join(sorted(a.name for a in self.anchors)[:8]) or "nobody"),
             ),
         )
@@ -86,7 +86,7 @@ class _Search:
             if len(path) >= MAX_PATH:
                 self._note(Problem.PATH_TOO_LONG, f"more than {MAX_PATH} certificates", path[0])
                 return
-            if not self._has_issued(issuer, path[-1]):
+            if not self._may_have_issued(issuer, path):
                 continue
             longer = (*path, issuer)
             if issuer in self.anchors:
@@ -108,27 +108,29 @@ class _Search:
         ]
         return sorted(found, key=lambda c: not _is_named(c, last))
 
-    def _has_issued(self, issuer: Certificate, certificate: Certificate) -> bool:
-        if self.signatures >= MAX_SIGNATURES:
-            summary = f"more than {MAX_SIGNATURES} signatures to find a path"
-            raise CertificateRefused(Problem.TOO_MUCH, summary, certificate.evidence)
-        self.signatures += 1
+    def is_signed(self, certificate: Certificate, issuer: Certificate) -> bool:
         try:
-            check_key(issuer)
-            certificate.library.verify_directly_issued_by(issuer.library)
+            (_check_known if certificate.is_authority else check_signature)(certificate, issuer)
         except CertificateRefused as refused:
             self.dead_ends.append(refused)
-        except InvalidSignature:
-            summary = f"the signature on {certificate} is not that of {issuer}"
-            self._note(Problem.BAD_SIGNATURE, summary, certificate)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            self._note(Problem.WEAK, f"{certificate} is signed in a way unknown", certificate)
-        else:
-            return True
-        return False
+            return False
+        return True
+
+    def _may_have_issued(self, issuer: Certificate, path: Path) -> bool:
+        """The signature of the leaf is left to `check_path`, for that is one verification less."""
+        if self.signatures >= MAX_SIGNATURES:
+            summary = f"more than {MAX_SIGNATURES} signatures to find a path"
+            raise CertificateRefused(Problem.TOO_MUCH, summary, path[-1].evidence)
+        self.signatures += 1
+        return len(path) == 1 or self.is_signed(path[-1], issuer)
 
     def _note(self, problem: Problem, summary: str, certificate: Certificate) -> None:
         self.dead_ends.append(CertificateRefused(problem, summary, certificate.evidence))
+
+
+_check_known = lru_cache(maxsize=64)(check_signature)
+"""Authorities come with each of their leaves; a signature that is right stays so, and one that is
+not raises, which is not kept."""
 
 
 def _is_named(issuer: Certificate, certificate: Certificate) -> bool:

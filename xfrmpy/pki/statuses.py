@@ -42,6 +42,9 @@ class Proofs:
     lists: tuple[RevocationList, ...] = ()
     answers: tuple[bytes, ...] = ()
 
+    def __bool__(self) -> bool:
+        return bool(self.lists or self.answers)
+
 
 def check_status(
     certificate: Certificate, issuer: Certificate, proofs: Proofs, now: datetime
@@ -82,7 +85,7 @@ def check_revocation(
     Raises `CertificateRefused`: REVOKED whatever the strictness, unless it is OFF; STATUS_UNKNOWN
     if that is STRICT.
     """
-    if strictness is Strictness.OFF:
+    if strictness is Strictness.OFF or (strictness is Strictness.SOFT and not proofs):
         return
     unknown = None
     for certificate, issuer in pairwise(path):
@@ -216,18 +219,25 @@ class StatusBook:
     ) -> tuple[Source, ...]:
         """OCSP, for it is newer and smaller than any list; a list if that has not helped; what has
         been added to a list that says good."""
+        if not proofs:
+            return self._first_sources(certificate, issuer, now)
         try:
             full, *deltas = check_status(certificate, issuer, proofs, now) or (None,)
         except CertificateRefused as refused:
             if refused.problem is Problem.REVOKED:
                 return ()
-            asked = responders(certificate, issuer, self._random)
-            return tuple(self._untried(asked, now)) or tuple(
-                self._untried(lists_of(certificate, issuer), now)
-            )
+            return self._first_sources(certificate, issuer, now)
         if full is None or deltas:
             return ()
         return tuple(self._untried(deltas_of(certificate, issuer, full), now))
+
+    def _first_sources(
+        self, certificate: Certificate, issuer: Certificate, now: datetime
+    ) -> tuple[Source, ...]:
+        asked = responders(certificate, issuer, self._random)
+        return tuple(self._untried(asked, now)) or tuple(
+            self._untried(lists_of(certificate, issuer), now)
+        )
 
     def _named(self, certificate: Certificate, issuer: Certificate) -> Iterator[Source]:
         yield from responders(certificate, issuer, bytes)

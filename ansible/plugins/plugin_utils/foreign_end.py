@@ -31,10 +31,21 @@ class ForeignChild:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignFile:
+    """What has to be in the directory of swanctl.conf beside it: its path there, what that is, and
+    its text, where the other end knows it."""
+
+    path: str
+    what: str
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignEnd:
     """A tunnel as the gateway sees it whose configuration is written: `our` is that gateway's.
 
-    An `address` is one, a name, or `%any`. It `calls` if it begins by itself.
+    An `address` is one, a name, or `%any`. It `calls` if it begins by itself. A `proof` is how an
+    end proves who it is, in lines of swanctl.conf; it needs the `files`, if there are any.
     """
 
     name: str
@@ -50,6 +61,9 @@ class ForeignEnd:
     has_ah: bool = False
     compresses: bool = False
     secret: bytes = field(default=b"", repr=False)
+    our_proof: tuple[str, ...] = ("auth = psk",)
+    their_proof: tuple[str, ...] = ("auth = psk",)
+    files: tuple[ForeignFile, ...] = ()
 
 
 MODES = ("tunnel", "transport")
@@ -88,7 +102,7 @@ LIBRESWAN = {
 """xfrmpy's names of algorithms in libreswan's."""
 
 _SWANCTL = """\
-connections {{
+{files}connections {{
     {section} {{
         version = 2
         local_addrs = {our_address}
@@ -96,11 +110,11 @@ connections {{
         proposals = {ike}
         encap = {encap}
         local {{
-            auth = psk
+            {our_proof}
             id = {our_id}
         }}
         remote {{
-            auth = psk
+            {their_proof}
             id = {their_id}
         }}
         children {{
@@ -108,6 +122,7 @@ connections {{
     }}
 }}
 """
+_PROOF_LINES = "\n" + 12 * " "
 _SWANCTL_SECRETS = """\
 secrets {{
     ike-{section} {{
@@ -160,6 +175,9 @@ def swanctl_conf(end: ForeignEnd) -> str:
         for child in end.children
     )
     return _SWANCTL.format(
+        files="".join(map(_described, end.files)),
+        our_proof=_PROOF_LINES.join(end.our_proof),
+        their_proof=_PROOF_LINES.join(end.their_proof),
         section=_section(end.name),
         our_address=end.our_address,
         their_address=end.their_address,
@@ -171,8 +189,14 @@ def swanctl_conf(end: ForeignEnd) -> str:
     )
 
 
+def _described(file: ForeignFile) -> str:
+    lines = [f"{file.path}: {file.what}", *file.text.splitlines()]
+    return "".join(f"# {line}\n" for line in lines)
+
+
 def swanctl_secrets(end: ForeignEnd) -> str:
-    """The part of swanctl.conf that has the secret of `swanctl_conf`."""
+    """The part of swanctl.conf that has the secret of `swanctl_conf`. Raises `Unrenderable`."""
+    _check_secret(end)
     return _SWANCTL_SECRETS.format(
         section=_section(end.name),
         our_id=_swanctl_id(end.our_id),
@@ -184,11 +208,17 @@ def swanctl_secrets(end: ForeignEnd) -> str:
 def ipsec_conf(end: ForeignEnd) -> str:
     """libreswan's end, a `conn` for each Child SA. Raises `Unrenderable`."""
     _check_mode(end)
+    if end.files:
+        raise Unrenderable(
+            "keys and certificates of libreswan are in its NSS database: `ipsec import FILE.p12` "
+            "there, and write `leftcert` and `rightca` by hand"
+        )
     return "\n".join(_conn(end, child, number) for number, child in enumerate(end.children))
 
 
 def ipsec_secrets(end: ForeignEnd) -> str:
-    """The line of libreswan's ipsec.secrets."""
+    """The line of libreswan's ipsec.secrets. Raises `Unrenderable`."""
+    _check_secret(end)
     ids = f"{_libreswan_id(end.our_id)} {_libreswan_id(end.their_id)}"
     is_text = end.secret.isascii() and end.secret.decode("latin-1").isprintable()
     if is_text and b'"' not in end.secret:
@@ -227,6 +257,11 @@ def _conn(end: ForeignEnd, child: ForeignChild, number: int) -> str:
 def _check_mode(end: ForeignEnd) -> None:
     if end.mode not in MODES:
         raise Unrenderable(f"the mode is {' or '.join(MODES)} there, and not {end.mode}")
+
+
+def _check_secret(end: ForeignEnd) -> None:
+    if not end.secret:
+        raise Unrenderable("there is no shared key; private keys stay where they are")
 
 
 def _section(name: str) -> str:

@@ -36,11 +36,15 @@ class Note:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """Tunnels and shunts by name, in the keys of the policy language; secrets by their names."""
+    """Tunnels and shunts by name, in the keys of the policy language; secrets by their names.
+
+    `passwords` are secrets, too, and text as it is: lists of users, and what users say.
+    """
 
     tunnels: Mapping[str, dict[str, Any]]
     shunts: Mapping[str, dict[str, Any]]
     secrets: Mapping[str, bytes] = field(repr=False)
+    passwords: Mapping[str, bytes] = field(repr=False)
     notes: tuple[Note, ...]
 
     def policy_text(self) -> str:
@@ -73,6 +77,7 @@ class Draft:
         self.tunnels: dict[str, dict[str, Any]] = {}
         self.shunts: dict[str, dict[str, Any]] = {}
         self.secrets: dict[str, bytes] = {}
+        self.passwords: dict[str, bytes] = {}
         self.notes: dict[Note, None] = {}
 
     def note(self, place: str, setting: str, reason: str) -> None:
@@ -119,15 +124,28 @@ class Draft:
             return None
 
     def add(
-        self, place: str, name: str, tunnel: dict[str, Any], secret: bytes | None, setting: str
+        self,
+        place: str,
+        name: str,
+        tunnel: dict[str, Any],
+        secret: bytes | None,
+        setting: str,
+        *,
+        is_shared: bool = True,
     ) -> None:
-        """A tunnel that is whole; its secret is called as it."""
+        """A tunnel that is whole; its secret, if it has one, is called as it."""
         given = self.free_name(place, name, setting)
         names = ("peer", "id", "peer_id")
         made = {key: tunnel[key] for key in names if key in tunnel}
-        made["psk"] = f"secret:{given}"
+        if is_shared:
+            made["psk"] = f"secret:{given}"
         made.update((key, value) for key, value in tunnel.items() if key not in names)
+        for key, path in _WITHIN_AUTH.items() if "auth" in made else ():
+            if key in made:
+                put(made, path, made.pop(key))
         self.tunnels[given] = made
+        if not is_shared:
+            return
         if secret is None:
             self.note(place, setting, f"no shared key was found: put it into secrets/{given}")
         else:
@@ -149,9 +167,16 @@ class Draft:
 
     def result(self) -> Imported:
         return Imported(
-            tunnels=self.tunnels, shunts=self.shunts, secrets=self.secrets, notes=tuple(self.notes)
+            tunnels=self.tunnels,
+            shunts=self.shunts,
+            secrets=self.secrets,
+            passwords=self.passwords,
+            notes=tuple(self.notes),
         )
 
+
+_WITHIN_AUTH = {"id": "auth.local.id", "peer_id": "auth.remote.id", "psk": "auth.psk"}
+"""Where they stand in a policy that has more to say of proofs."""
 
 _SECRET = re.compile("secret|psk|passw|pin|key")
 """In the name of a setting that stands where it should not: its value is not shown."""

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.policy.foreign.credentials import (
+    OF_PROOFS,
+    EapSecret,
+    Keyring,
+    NoFiles,
+    Proofs,
+    Unproved,
+    auth_of,
+    constrains_signatures,
+    proofs_of,
+)
 from xfrmpy.policy.foreign.importing import (
     Draft,
     Imported,
@@ -36,7 +47,6 @@ from xfrmpy.policy.foreign.words import (
 from xfrmpy.registry import ProtocolId
 
 SHARED_KEYS_ONLY = "keys and certificates are not carried over: `auth`, `cert` and `ca` name them"
-NO_EAP = "EAP is not carried over: write `auth: {local: {eap: ...}}`, or of the other end"
 NO_REMOTE_ACCESS = "xfrmpy has no virtual addresses"
 IKEV1 = "is of IKEv1 alone, which xfrmpy does not speak"
 INTERFACES = "xfrmpy makes the interface itself: see `interface` in docs/routes.md"
@@ -75,9 +85,9 @@ CONNECTION = {
     "keyingtries": Rule(loss="xfrmpy tries for ever, ever less often", harmless=("0", "%forever")),
     "aggressive": Rule(loss=IKEV1, harmless=("no",)),
     "pull": Rule(loss=IKEV1, harmless=("yes",)),
-    "send_certreq": Rule(loss=SHARED_KEYS_ONLY, harmless=("yes", "no")),
-    "send_cert": Rule(loss=SHARED_KEYS_ONLY),
-    "ocsp": Rule(loss=SHARED_KEYS_ONLY),
+    "send_certreq": Rule(loss="authorities are always named", harmless=("yes",)),
+    "send_cert": Rule(loss="certificates are always sent", harmless=("always", "ifasked")),
+    "ocsp": Rule(loss="OCSP answers are always asked for and given", harmless=("both",)),
     "vips": Rule(loss=NO_REMOTE_ACCESS),
     "pools": Rule(loss=NO_REMOTE_ACCESS),
     "ppk_id": Rule(loss="its secret is not read: write `ppk`"),
@@ -90,17 +100,20 @@ CONNECTION = {
     "mediation_peer": Rule(loss="xfrmpy has no mediation"),
 }
 END = {
-    "auth": Rule(ours="`psk` alone"),
+    "auth": Rule(ours="psk, auth.local, auth.remote: `psk`, `pubkey`, and EAP with passwords"),
     "id": Rule(ours="id, peer_id"),
     "round": Rule(loss="one authentication is done"),
-    "certs": Rule(loss=SHARED_KEYS_ONLY),
-    "cacerts": Rule(loss=SHARED_KEYS_ONLY),
-    "ca_id": Rule(loss=SHARED_KEYS_ONLY),
-    "cert_policy": Rule(loss=SHARED_KEYS_ONLY),
-    "pubkeys": Rule(loss=SHARED_KEYS_ONLY),
-    "revocation": Rule(loss=SHARED_KEYS_ONLY),
-    "eap_id": Rule(loss=NO_EAP),
-    "aaa_id": Rule(loss=NO_EAP),
+    "certs": Rule(ours="auth.local.cert, with `auth.local.key`"),
+    "cacerts": Rule(ours="auth.remote.ca, if it is one file"),
+    "ca_id": Rule(loss="authorities are files here: see `ca`"),
+    "cert_policy": Rule(loss="policies of certificates are not looked at"),
+    "pubkeys": Rule(ours="auth.local.key, auth.remote.key"),
+    "revocation": Rule(
+        ours="auth.remote.revocation",
+        convert=partial(one_of, {"strict": "strict", "relaxed": "soft"}),
+    ),
+    "eap_id": Rule(ours="auth.local.eap.identity, auth.remote.eap.identities"),
+    "aaa_id": Rule(loss="see `server` of `auth.local.eap`"),
     "xauth_id": Rule(loss=IKEV1),
     "groups": Rule(loss="xfrmpy knows no groups of peers"),
 }
@@ -166,10 +179,13 @@ CHILD = {
 _START = {"none": "", "": "", "start": "auto", "trap": "on-demand", "route": "on-demand"}
 
 
-def import_swanctl(root: Section) -> Imported:
-    """The policies of a file that `parse_swanctl` has read. Raises `ForeignSyntaxError`."""
+def import_swanctl(root: Section, keyring: Keyring | None = None) -> Imported:
+    """The policies of a file that `parse_swanctl` has read, with the files of the `keyring`.
+
+    Raises `ForeignSyntaxError`.
+    """
     draft = Draft()
-    secrets = list(_secrets(root.sections.get("secrets"), draft))
+    secrets = _Secrets.of(root.sections.get("secrets"), draft)
     for name, section in root.sections.items():
         if name not in ("connections", "secrets"):
             draft.note(section.place, name, "the section is not carried over")
@@ -177,22 +193,34 @@ def import_swanctl(root: Section) -> Imported:
         draft.note(setting.place, key, "stands in no section")
     connections = root.sections.get("connections")
     for name, section in connections.sections.items() if connections is not None else ():
-        _Connection(draft, name, section).carry_over(secrets)
+        _Connection(draft, name, section).carry_over(secrets, keyring or NoFiles())
     return draft.result()
 
 
-def _secrets(section: Section | None, draft: Draft) -> Iterator[SharedSecret]:
-    for name, inner in section.sections.items() if section is not None else ():
-        if not name.startswith("ike"):
-            draft.note(inner.place, name, SHARED_KEYS_ONLY)
-            continue
-        secret = inner.settings.get("secret")
-        if secret is None:
-            draft.note(inner.place, name, "has no `secret`")
-            continue
-        ids = (s.value for key, s in inner.settings.items() if key.startswith("id"))
-        octets = secret_octets(secret.value, secret.place)
-        yield SharedSecret(octets=octets, identities=tuple(ids))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Secrets:
+    shared: tuple[SharedSecret, ...]
+    users: tuple[EapSecret, ...]
+
+    @classmethod
+    def of(cls, section: Section | None, draft: Draft) -> _Secrets:
+        shared: list[SharedSecret] = []
+        users: list[EapSecret] = []
+        for name, inner in section.sections.items() if section is not None else ():
+            if not name.startswith(("ike", "eap")):
+                draft.note(inner.place, name, "is not carried over: `passphrase` decrypts a key")
+                continue
+            secret = inner.settings.get("secret")
+            if secret is None:
+                draft.note(inner.place, name, "has no `secret`")
+                continue
+            ids = tuple(s.value for key, s in inner.settings.items() if key.startswith("id"))
+            octets = secret_octets(secret.value, secret.place)
+            if name.startswith("ike"):
+                shared.append(SharedSecret(octets=octets, identities=ids))
+            else:
+                users.append(EapSecret(octets=octets, users=ids))
+        return cls(shared=tuple(shared), users=tuple(users))
 
 
 class _Connection:
@@ -204,8 +232,9 @@ class _Connection:
         self._section = section
         self._what = f"connection {name}"
         self._tunnel: dict[str, Any] = {}
+        self._revocation = ""
 
-    def carry_over(self, secrets: list[SharedSecret]) -> None:
+    def carry_over(self, secrets: _Secrets, keyring: Keyring) -> None:
         holder = self._section.sections.get("children")
         children = dict(holder.sections) if holder is not None else {}
         for name, child in list(children.items()):
@@ -213,12 +242,16 @@ class _Connection:
                 self._shunt(name, children.pop(name))
         if not children and holder is not None and holder.sections:
             return
-        reason = self._impossible()
-        if reason:
-            self._draft.note(self._section.place, self._what, f"left out: {reason}")
+        name = self._draft.free_name(self._section.place, self._name, self._what)
+        try:
+            ours, theirs = self._ends()
+            proofs = proofs_of(ours, theirs, keyring, secrets.users, name)
+            self._check_peer(theirs, proofs)
+        except Unproved as error:
+            self._draft.note(self._section.place, self._what, f"left out: {error}")
             return
-        ours, theirs = self._ends()
         self._connection(ours, theirs)
+        self._proofs(proofs, ours, theirs)
         if not self._children(children):
             reason = "left out: it has no child that could be carried over"
             self._draft.note(self._section.place, self._what, reason)
@@ -227,34 +260,57 @@ class _Connection:
             [x for x in (self._tunnel.get(key[0]), *_addresses(self._section, key[1])) if x]
             for key in (("id", "local_addrs"), ("peer_id", "remote_addrs"))
         ]
-        secret = find_secret(secrets, *addresses)
-        self._draft.add(self._section.place, self._name, self._tunnel, secret, self._what)
-
-    def _impossible(self) -> str:
-        if _text(self._section, "version") == "1":
-            return "it is IKEv1, which xfrmpy does not speak"
-        ends = {name: each for name, each in self._section.sections.items() if name != "children"}
-        for side in ("local", "remote"):
-            found = [each for name, each in ends.items() if name.startswith(side)]
-            if len(found) > 1:
-                return f"several rounds of authentication ({side}) are not supported"
-            auth = _text(found[0], "auth") if found else ""
-            if (auth or "pubkey") != "psk":
-                reason = NO_EAP if auth.startswith("eap") else SHARED_KEYS_ONLY
-                return f"{side} auth = {auth or 'pubkey, by default'}: {reason}"
-        peers = _addresses(self._section, "remote_addrs")
-        _, theirs = self._ends()
-        if len(peers) != 1 and self._identity(theirs, "remote") is None:
-            return "without one address of the peer, an identity must say who may call"
-        return ""
+        secret = find_secret(secrets.shared, *addresses)
+        self._draft.add(
+            self._section.place,
+            name,
+            self._tunnel,
+            secret,
+            self._what,
+            is_shared=proofs.is_shared,
+        )
+        for behind, text in proofs.passwords.items():
+            self._draft.passwords[f"{name}.{behind}"] = text
 
     def _ends(self) -> tuple[Section, Section]:
-        found = self._section.sections
-        ours, theirs = (
-            next(each for name, each in found.items() if name.startswith(side))
-            for side in ("local", "remote")
-        )
-        return ours, theirs
+        """Raises `Unproved`."""
+        if _text(self._section, "version") == "1":
+            raise Unproved("it is IKEv1, which xfrmpy does not speak")
+        ends = {name: each for name, each in self._section.sections.items() if name != "children"}
+        found: list[Section] = []
+        for side in ("local", "remote"):
+            rounds = [each for name, each in ends.items() if name.startswith(side)]
+            if len(rounds) > 1:
+                raise Unproved(f"several rounds of authentication ({side}) are not supported")
+            found.append(rounds[0] if rounds else Section(place=self._section.place))
+        return found[0], found[1]
+
+    def _check_peer(self, theirs: Section, proofs: Proofs) -> None:
+        """Raises `Unproved`."""
+        is_known = len(_addresses(self._section, "remote_addrs")) == 1
+        if not (is_known or proofs.has_users or self._identity(theirs, "remote")):
+            raise Unproved("without one address of the peer, an identity must say who may call")
+
+    def _proofs(self, proofs: Proofs, ours: Section, theirs: Section) -> None:
+        draft, tunnel = self._draft, self._tunnel
+        tunnel.update(proofs.settings)
+        if self._revocation and "ca" in tunnel.get("auth", {}).get("remote", {}):
+            put(tunnel, "auth.remote.revocation", self._revocation)
+        if proofs.our_id is not None:
+            tunnel.setdefault("id", proofs.our_id)
+        if proofs.has_users:
+            for key in ("peer", "peer_id"):
+                if tunnel.pop(key, None) is not None:
+                    draft.note(theirs.place, key, "users call from anywhere, by their names")
+        for side, end in (("local", ours), ("remote", theirs)):
+            if constrains_signatures(end):
+                place = end.settings["auth"].place
+                reason = "any signature that is not weak will do"
+                draft.note(place, f"{side} auth = {end.settings['auth'].value}", reason)
+            for key in sorted(OF_PROOFS - proofs.used[side] & end.settings.keys()):
+                setting = end.settings[key]
+                reason = f"is not looked at beside auth = {auth_of(end)}"
+                draft.note(setting.place, f"{key} = {setting.value}", reason)
 
     def _identity(self, end: Section, side: str) -> str | None:
         return self._draft.identity(end.settings.get("id"), f"{side} id")
@@ -269,8 +325,11 @@ class _Connection:
             identity = self._identity(end, side)
             if identity is not None:
                 tunnel[key] = identity
-            draft.carry(end, END, {})
-        if "peer_id" not in tunnel:
+            carried: dict[str, Any] = {}
+            draft.carry(end, END, carried)
+            if key == "peer_id" and "revocation" in carried.get("auth", {}).get("remote", {}):
+                self._revocation = carried["auth"]["remote"]["revocation"]
+        if "peer_id" not in tunnel and peers:
             message = f"any identity was accepted; here the peer must prove to be {peers[0]}"
             draft.note(theirs.place, "remote id", message)
         self._our_address()
