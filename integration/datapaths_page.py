@@ -61,8 +61,8 @@ USES: dict[str, str] = {
         "moves, and nothing tells which; and a change of encapsulation is not in it on every kernel"
     ),
     "default policy (SETDEFAULT)": (
-        "it is the whole host's, ssh and IKE of others included; `on_down: block` is a tunnel's, "
-        "and a drop shunt behind the tunnels is as wide, with exceptions"
+        "a shunt with `default`; it is the whole host's, so user space, whose device it would "
+        "block, refuses it"
     ),
 }
 

@@ -26,6 +26,7 @@ from xfrmpy.datapath.interface import (
 )
 from xfrmpy.datapath.kernel import events, sad, spd
 from xfrmpy.datapath.kernel.compression import Compressions, decode_states
+from xfrmpy.datapath.kernel.default_policy import DefaultPolicy
 from xfrmpy.datapath.kernel.features import PER_CPU, probe_features
 from xfrmpy.datapath.kernel.interfaces import XfrmMaker
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, Group, MessageType
@@ -73,6 +74,7 @@ class KernelDatapath:
         self._interfaces = interfaces
         self._watch = watch
         self._compressions = Compressions(requests)
+        self._default = DefaultPolicy(requests)
         self._sas: dict[SaId, int] = {}  # the reqids of those in force, to notice lost events
         self._seen: dict[SaId, tuple[int, float]] = {}  # packets, and when there were first so many
         self._routed: dict[Place, SpdEntry] = {}  # the OUT policies that have a route
@@ -249,6 +251,12 @@ class KernelDatapath:
             self._requests.ask(Request(spd.encode_policy_index(found), what))
             self._taken.discard(found.body["index"])
 
+    def refuse_default(self) -> str:
+        return self._default.refusal()
+
+    def set_default(self, blocked: frozenset[PolicyDirection]) -> None:
+        self._default.set(blocked)
+
     def usage(self, sa: SaId) -> Usage:
         """Linux 6.1 does not tell the last use: then `seconds_idle` counts from when a packet was
         first seen here to have passed, and is as exact as `usage` is frequent."""
@@ -285,6 +293,7 @@ class KernelDatapath:
             spd=tuple(_readable(spd.decode_policy, ours)),
             strange=strange,
             others=tuple(_readable(spd.decode_policy, others)),
+            blocked=self._default.blocked(),
         )
 
     def ask_again(self, entry: SpdEntry) -> None:
@@ -313,6 +322,8 @@ class KernelDatapath:
                 self._interfaces.mend(amiss)
             case Finding.SHUNT_RULES_CHANGED:
                 self._shunts.mend()
+            case Finding.DEFAULT_CHANGED:
+                self._default.set_again()
             case Finding.PATH_CHANGED:
                 self._follow(amiss.subject)
             case _:
@@ -328,6 +339,7 @@ class KernelDatapath:
     def remove_ours(self) -> int:
         self._routes.remove_all()
         self._shunts.clear()
+        self._default.set(frozenset())
         count = remove_ours(self._requests)
         for known in (self._sas, self._seen, self._routed, self._taken, self._untold):
             known.clear()
@@ -382,6 +394,7 @@ class KernelDatapath:
         for entry in adopted:
             self._adopt_route(entry)
         self._shunts.claim(adopted)
+        self._default.adopt(adopted)
         self._routes.remove_unclaimed()
         self._untold = self._missed_events()
 
