@@ -118,56 +118,7 @@ def test_a_plan_shows_what_becomes_of_shunts_and_rollback_takes_it_back(pair: Pa
     pair.site.assert_blocked()
 
 
-ALL = ["in", "out", "forward"]
-DEFAULT = {"action": "drop", "default": ALL}
-
-
-def test_a_default_of_the_kernel_drops_what_nothing_names_and_no_tunnel(pair: Pair) -> None:
-    moon, alice = pair.site.network.moon, pair.site.network.alice
-    if DATAPATH == "userspace":
-        (pair.ours.policies / "shunts.yaml").write_text(yaml.safe_dump({"shunts": {"d": DEFAULT}}))
-        for command in ("plan", "apply"):
-            answer = pair.ours.command(command)
-            assert "XF1004" in answer.errors
-            assert "default policy" in answer.errors
-        return
-    ping = ("ping", "-n", "-c", "1", "-W", "1", "192.0.2.254")
-    through = (*ping[:-1], "192.0.2.2")
-    assert "1 received" in moon.run(*ping)
-    assert "1 received" in alice.run(*through)
-    pair.ours.environment["SSH_CONNECTION"] = "192.0.2.254 50000 192.0.2.1 22"
-    (pair.ours.policies / "shunts.yaml").write_text(yaml.safe_dump({"shunts": {"d": DEFAULT}}))
-    assert "XF4022" in pair.ours.command("apply").errors
-    ssh = {"action": "bypass", "remote": "192.0.2.254/32[tcp]"}
-    shunt(pair.ours, d=DEFAULT, ssh=ssh)
-    assert "1 received" not in moon.run(*ping, check=False)
-    assert "1 received" not in alice.run(*through, check=False)
-    pair.site.assert_protected()
-    pair.ours.rekey()
-    pair.ours.terminate()
-    pair.ours.initiate()
-    pair.site.assert_protected()
-    (kernel,) = [json.loads(pair.ours.command("show", "kernel", "-o", "json").output)]
-    assert {(d["owner"], d["action"]) for d in kernel["defaults"]} == {("ours", "discard")}
-
-    moon.run("ip", "xfrm", "policy", "setdefault", "out", "accept")
-    eventually("it to be told", lambda: "the default policy was changed" in pair.ours.log)
-    moon.run("ip", "xfrm", "policy", "flush")
-    eventually("the exceptions to be back", lambda: "::1/128" in moon.run("ip", "xfrm", "policy"))
-    plan = json.loads(pair.ours.command("plan", "-o", "json").output)
-    assert (plan["drift"], plan["changes"]) == ([], [])
-    assert moon.run("ip", "xfrm", "policy", "getdefault").count("block") == len(ALL)
-
-    pair.ours.crash()
-    assert "1 received" not in moon.run(*ping, check=False)
-    (pair.ours.policies / "shunts.yaml").unlink()
-    pair.ours.start_again()
-    assert "1 received" in moon.run(*ping)
-    pair.site.assert_protected()
-    shunt(pair.ours, d=DEFAULT, ssh=ssh)
-    pair.ours.stop()
-    assert "1 received" in moon.run(*ping)
-    assert moon.run("ip", "xfrm", "policy") == ""
+DEFAULT = {"action": "drop", "default": ["in", "out", "forward"]}
 
 
 def test_what_the_datapath_that_is_found_cannot_do_is_refused_before_anything_is_done(
