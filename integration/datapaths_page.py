@@ -53,16 +53,20 @@ USES: dict[str, str] = {
     ),
     "IP-TFS, received": "`mode: iptfs`",
     "events of replay and lifetime (NEWAE)": (
-        "counters are read when they are asked for, and the state of an SA that moves is what its "
-        "deletion reports: events would only cost"
+        "what it would be for is there: counters are read when they are asked for, the kernel "
+        "keeps the state of its SAs while a daemon restarts, and an SA that moves goes on with "
+        "what its deletion reports; what GETAE reads, packets overtake before NEWAE sets it"
     ),
     "migration (MIGRATE)": (
-        "it names SAs by addresses and reqid, not by SPI: of two that overlap in a rekeying one "
-        "moves, and nothing tells which; and a change of encapsulation is not in it on every kernel"
+        "an SA moves all the same, with its counters: it is removed, and made again with the "
+        "state that its deletion reports. The message names SAs by addresses and reqid, not by "
+        "SPI, so of two that overlap in a rekeying one moves, and nothing tells which; and it "
+        "copies an SA before it removes it, so what leaves in between uses numbers that the copy "
+        "uses again, which no AEAD cipher survives"
     ),
     "default policy (SETDEFAULT)": (
-        "it is the whole host's, ssh and IKE of others included; `on_down: block` is a tunnel's, "
-        "and a drop shunt behind the tunnels is as wide, with exceptions"
+        "a shunt with `default`; it is the whole host's, so user space, whose device it would "
+        "block, refuses it"
     ),
 }
 

@@ -121,6 +121,18 @@ def test_a_firewall_that_lets_no_ike_in_is_seen(site: Site, tmp_path: Path) -> N
     assert verdicts(doctor(moon, tmp_path))["firewall"] == {"ok"}
 
 
+def test_a_default_policy_that_stops_user_space_is_seen(site: Site, tmp_path: Path) -> None:
+    moon = site.network.moon
+    assert verdicts(doctor(moon, tmp_path))["default-policy"] == {"ok"}
+    moon.run("ip", "xfrm", "policy", "setdefault", "in", "block")
+    ill = doctor(moon, tmp_path)
+    stops = not kernel_has_esp(moon)
+    assert verdicts(ill)["default-policy"] == {"problem" if stops else "note"}
+    mend(moon, {"default-policy": ill["default-policy"]})
+    if stops:
+        assert verdicts(doctor(moon, tmp_path))["default-policy"] == {"ok"}
+
+
 def test_who_holds_a_port_is_whom_the_daemon_blames(site: Site, tmp_path: Path) -> None:
     moon = site.network.moon
     with holding_port_500(moon, tmp_path) as pid:

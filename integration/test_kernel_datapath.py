@@ -18,6 +18,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from integration.contract.compression import CompressionContract
+from integration.contract.default_policy import DefaultInForce
 from integration.contract.entries import (
     ENDS,
     GCM,
@@ -119,6 +120,12 @@ class TestContract(DatapathContract):
 @pytest.mark.vm
 @pytest.mark.usefixtures("esp")
 class TestInterfaces(InterfaceContract):
+    pass
+
+
+@pytest.mark.native
+@pytest.mark.vm
+class TestDefault(DefaultInForce):
     pass
 
 

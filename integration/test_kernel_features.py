@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from integration.contract.entries import OUTER, REQID, sad_entry, spd_entry
-from integration.contract.sites import run
 from xfrmpy.datapath.kernel import sad, spd, structs, values
 from xfrmpy.datapath.kernel.datapath import KernelDatapath
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, Group, MessageType
@@ -29,7 +28,6 @@ from xfrmpy.ipsec.spd import PolicyDirection
 
 HERE, THERE = OUTER[4]
 ELSEWHERE = ip_address("198.51.100.77")
-BLOCK, ACCEPT = 1, 2  # XFRM_USERPOLICY_*
 
 
 @pytest.fixture
@@ -125,22 +123,3 @@ def test_the_state_of_an_sa_can_be_set_and_read(
     assert back.attributes[Attribute.LTIME_VAL]["packets"] == 700
     usage = datapath.usage(entry.id)
     assert (usage.octets, usage.packets) == (70_000, 700)
-
-
-@pytest.mark.native
-@pytest.mark.vm
-def test_the_default_policy_is_that_of_the_whole_host(
-    gateway: str, requests: NetlinkSocket
-) -> None:
-    def ask(kind: MessageType, **body: int) -> list[Message]:
-        return requests.ask(Request(Message(type=kind, body=body), "the default policy"))
-
-    try:
-        ask(MessageType.SETDEFAULT, **{"in": ACCEPT, "fwd": BLOCK, "out": ACCEPT})
-        (told,) = ask(MessageType.GETDEFAULT)
-        assert told.body == {"in": ACCEPT, "fwd": BLOCK, "out": ACCEPT}
-        assert "fwd: block" in run("ip", "-n", gateway, "xfrm", "policy", "getdefault")
-    finally:
-        ask(MessageType.SETDEFAULT, **{"in": ACCEPT, "fwd": ACCEPT, "out": ACCEPT})
-    (told,) = ask(MessageType.GETDEFAULT)
-    assert set(told.body.values()) == {ACCEPT}

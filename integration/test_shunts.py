@@ -118,6 +118,9 @@ def test_a_plan_shows_what_becomes_of_shunts_and_rollback_takes_it_back(pair: Pa
     pair.site.assert_blocked()
 
 
+DEFAULT = {"action": "drop", "default": ["in", "out", "forward"]}
+
+
 def test_what_the_datapath_that_is_found_cannot_do_is_refused_before_anything_is_done(
     site: Site,
 ) -> None:
@@ -133,6 +136,9 @@ def test_what_the_datapath_that_is_found_cannot_do_is_refused_before_anything_is
         return
     assert "XF3010" in plan.errors
     assert "no ICMP types" in plan.errors
+    (ours.policies / "closed.yaml").write_text(yaml.safe_dump({"shunts": {"d": DEFAULT}}))
+    assert "the workers' device" in ours.command("plan").errors
+    (ours.policies / "closed.yaml").unlink()
     rules = site.network.moon.run("ip", "rule")
     assert ours.command("apply").code == CATALOGUE["XF3010"].exit_code
     assert site.network.moon.run("ip", "rule") == rules

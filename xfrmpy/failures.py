@@ -789,6 +789,7 @@ CATALOGUE: dict[str, FailureKind] = {
         causes=(
             "another program has a policy of the same selector in the kernel's SPD",
             "a bypass, and a drop in user space, tells no ICMP types and is not between tunnels",
+            "`default` is the kernel's from Linux 5.15 on, and never with tunnels in user space",
         ),
         fixes=("`ip xfrm policy` shows the kernel's; see `Shunts` in docs/policy.md",),
     ),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from integration.contract.compression import CompressionContract
+from integration.contract.default_policy import DefaultContract
 from integration.contract.entries import GCM, OUTER, REQID, sad_entry
 from integration.contract.entries_in_force import DatapathContract
 from integration.contract.hostile import HostileContract
@@ -109,6 +110,10 @@ class TestSuccession(SuccessionContract):
 
 
 class TestInterfaces(InterfaceContract):
+    pass
+
+
+class TestDefault(DefaultContract):
     pass
 
 

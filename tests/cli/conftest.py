@@ -18,6 +18,7 @@ import pytest
 
 from tests.statuses import OFFICE
 from xfrmpy.control.kernel import (
+    DefaultInForce,
     ErrorCounter,
     InterfaceInForce,
     KernelReply,
@@ -317,6 +318,11 @@ KERNEL_REPLY = KernelReply(
             templates=[],
             options={},
         ),
+    ],
+    defaults=[
+        DefaultInForce(owner="foreign", direction="in", action="discard"),
+        DefaultInForce(owner="", direction="out", action="bypass"),
+        DefaultInForce(owner="ours", direction="fwd", action="discard"),
     ],
     interfaces=[
         InterfaceInForce(

@@ -20,6 +20,7 @@ from xfrmpy.cli.doctor.checks import CHECKS, diagnose
 from xfrmpy.cli.doctor.findings import Finding, Verdict
 from xfrmpy.cli.doctor.host import Clock, Host, Place, Process, UdpSocket, Unseen, read_processes
 from xfrmpy.cli.doctor.report import tell_findings
+from xfrmpy.control.kernel import DefaultInForce, KernelReply
 from xfrmpy.control.protocol import StatusReply
 from xfrmpy.control.trial import TrialReply
 from xfrmpy.failures import CATALOGUE, Failure
@@ -85,6 +86,15 @@ def rule(right: object) -> dict[str, Any]:
     return {"rule": {"family": "inet", "table": "filter", "handle": 4500, "expr": [match]}}
 
 
+def default(action: str, owner: str = "") -> KernelReply:
+    """A kernel with this default policy for what comes in."""
+    into = DefaultInForce(owner=owner, direction="in", action=action)
+    out = DefaultInForce(owner="", direction="out", action="bypass")
+    return KernelReply(
+        sas=[], policies=[], defaults=[into, out], interfaces=[], errors=[], unread={}
+    )
+
+
 def load(directory: Path, text: str = POLICY, secret: str = "k" * 32) -> LoadedPolicy:
     key = directory / "key"
     key.write_text(secret)
@@ -119,6 +129,7 @@ def host(tmp_path: Path) -> Host:
         clock=Clock(now=2e9, installed_at=1.9e9, is_synchronised=True),
         units={"xfrmpyd.service": "enabled", "xfrmpy-block.service": "enabled"},
         ruleset=(CHAIN, rule({"set": [500, {"range": [4000, 4999]}]})),
+        kernel=default("bypass"),
     )
 
 
@@ -278,6 +289,19 @@ def test_a_chain_that_drops_is_told_of_if_no_rule_names_a_port(host: Host) -> No
     assert none.summary.endswith("UDP 500 or 4500")
 
 
+def test_a_default_policy_that_drops_is_told_of_if_it_is_not_ours_or_stops_user_space(
+    host: Host,
+) -> None:
+    assert found(replace(host, kernel=default("discard", "ours")), "") == []
+    foreign = only(replace(host, kernel=default("discard", "foreign")), "default-policy")
+    assert (foreign.verdict, foreign.evidence) == ("note", (("drops", "in (foreign)"),))
+    without = replace(host, trial=NO_ESP, kernel=default("discard", "foreign"))
+    worse = [f for f in diagnose(without) if f.check == "default-policy"]
+    assert [(f.verdict, "user space" in f.summary) for f in worse] == [("problem", True)]
+    unread = replace(host, kernel=replace(default("bypass"), unread={"kernel": "no right to it"}))
+    assert only(unread, "default-policy").verdict is Verdict.UNSEEN
+
+
 def test_a_daemon_of_another_version_is_a_problem(host: Host) -> None:
     assert isinstance(host.daemon, StatusReply)
     finding = only(replace(host, daemon=replace(host.daemon, version="0.0.9")), "daemon")
@@ -325,12 +349,13 @@ def test_what_cannot_be_seen_is_neither_well_nor_ill(host: Host) -> None:
         trial=Unseen("no namespaces"),
         units=Unseen("no systemd"),
         ruleset=Unseen("Operation not permitted"),
+        kernel=Unseen("Operation not permitted"),
         settings={},
         unread=("/etc/xfrmpy/secrets: Permission denied",),
     )
     unseen = {f.check for f in diagnose(blind) if f.verdict is Verdict.UNSEEN}
     assert unseen == {
-        *("kernel", "userspace", "firewall", "units", "files"),
+        *("kernel", "userspace", "firewall", "units", "files", "default-policy"),
         *("forwarding", "reverse-path", "protection", "redirects"),
     }
     assert not [f for f in diagnose(blind) if f.verdict is Verdict.PROBLEM]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from xfrmpy.ipsec.selectors import selectors_between
-from xfrmpy.ipsec.spd import Action, PolicyDirection, selector_priority
+from xfrmpy.ipsec.spd import MAX_PRIORITY, Action, PolicyDirection, selector_priority
 from xfrmpy.policy.load import LoadedPolicy, load_files
-from xfrmpy.policy.shunts import bypassed, compare_shunts, entries_of
+from xfrmpy.policy.model import Shunt
+from xfrmpy.policy.shunts import (
+    blocked_by_default,
+    bypassed,
+    compare_shunts,
+    entries_of,
+    lets_through,
+)
 
 TUNNEL = """\
 tunnels:
@@ -77,9 +85,68 @@ def test_an_explicit_priority_counts_for_shunts_and_for_children(secrets: Path) 
     assert loaded.tunnels[0].children[0].priority == 7
 
 
+def test_a_default_has_no_traffic_and_what_passes_all_the_same_comes_last(secrets: Path) -> None:
+    loaded = read(secrets, "shunts:\n  rest: {action: drop, default: [out, in, out]}\n")
+    assert messages(loaded) == []
+    assert blocked_by_default(loaded.shunts) == {PolicyDirection.IN, PolicyDirection.OUT}
+    entries = entries_of(loaded.shunts)
+    assert {(e.action, e.priority) for e in entries} == {(Action.BYPASS, MAX_PRIORITY + 1)}
+    assert bypassed(loaded.shunts) == ()
+    discovery = [e for e in entries if e.direction is PolicyDirection.OUT]
+    for kind in range(256):
+        passes = any(e.selector.source_port.matches(kind) for e in discovery)
+        assert passes == (133 <= kind <= 137)
+
+
+def test_a_default_cuts_who_is_nobodys_and_nobody_who_only_passes_through(secrets: Path) -> None:
+    def of(directions: str) -> tuple[Shunt, ...]:
+        return read(secrets, f"shunts:\n  r: {{action: drop, default: {directions}}}\n").shunts
+
+    here, there = ip_address("192.0.2.1"), ip_address("198.51.100.9")
+    cuts = {
+        (before, after): change.cuts(here, there)
+        for before, after in (("", "in"), ("", "forward"), ("in", "[in, out]"), ("[in, out]", "in"))
+        for change in compare_shunts(of(before) if before else (), of(after))
+    }
+    assert [*cuts.values()] == [True, False, True, False]
+    (change,) = compare_shunts((), of("[forward, in]"))
+    assert set(change.differences()) == {
+        ("action", "", "drop"),
+        ("default", "", "in, forward"),
+    }
+    (ssh,) = read(secrets, "shunts:\n  s: {action: bypass, remote: 198.51.100.0/24}\n").shunts
+    assert lets_through(ssh, here, there)
+    assert not lets_through(ssh, here, ip_address("203.0.113.1"))
+
+
+def test_a_default_is_not_had_beside_a_tunnel_in_user_space(secrets: Path) -> None:
+    text = f"{TUNNEL}    datapath: userspace\nshunts:\n  r: {{action: drop, default: in}}\n"
+    (error,) = read(secrets, text).errors
+    assert (error.code, error.line) == ("XF1004", 9)
+    assert "tunnel 'a'" in error.message
+    assert "default policy" in error.message
+
+
+def test_there_is_one_default(secrets: Path) -> None:
+    text = "shunts:\n  a: {action: drop, default: in}\n  b: {action: drop, default: out}\n"
+    assert [error.code for error in read(secrets, text).errors] == ["XF1007"]
+
+
 @pytest.mark.parametrize(
     ("shunts", "expected"),
     [
+        (
+            "  x: {action: bypass, default: in}\n",
+            "9: XF1004: 'default' goes with 'action: drop': what nothing names passes by itself",
+        ),
+        (
+            "  x: {action: drop, default: fwd}\n",
+            "9: XF1004: 'default' must be in, out, forward, or several, not 'fwd'",
+        ),
+        (
+            "  x: {action: drop, default: in, priority: 5}\n",
+            "9: XF1004: 'priority' and 'default' exclude each other: the rest has no priority",
+        ),
         ("  x: {remote: 10.0.0.0/8}\n", "9: XF1005: 'action' is missing"),
         ("  x: {action: drop}\n", "9: XF1005: 'remote' is missing"),
         (

@@ -94,6 +94,7 @@ def kernel_lines(reply: KernelReply, paint: Painter, *, in_full: bool) -> Iterat
         paint,
         in_full=in_full,
     )
+    yield from _defaults(reply, paint)
     if reply.interfaces:
         yield from ("", paint("interfaces", "bold"))
         for device in reply.interfaces:
@@ -117,6 +118,15 @@ def _section(
     if title != "SAs":
         yield ""
     yield f"{paint(title, 'bold')}: {', '.join(counts)}"
+
+
+def _defaults(reply: KernelReply, paint: Painter) -> Iterator[str]:
+    """Only where it is another than the usual one."""
+    if any(each.action == "discard" for each in reply.defaults):
+        yield from ("", paint("what no policy matches", "bold"))
+        for each in reply.defaults:
+            words = ", ".join(filter(None, (f"{each.direction} {each.action}", each.owner)))
+            yield f"  {paint(words, _STYLES.get(each.owner, ''))}"
 
 
 def _entries(

@@ -78,6 +78,19 @@ class PolicyInForce:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DefaultInForce:
+    """What becomes of packets that no policy matches.
+
+    `owner` is `ours` or `foreign`, and empty where they pass, as they do by themselves.
+    `direction` is `in`, `out` or `fwd`, `action` is `bypass` or `discard`.
+    """
+
+    owner: str
+    direction: str
+    action: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InterfaceInForce:
     """A device that leads to SAs: of the kind `xfrm`, with its id, or a `tun` device of ours.
 
@@ -111,10 +124,14 @@ class ErrorCounter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelReply:
-    """What is in force on both datapaths; of one that could not be read, why it could not."""
+    """What is in force on both datapaths; of one that could not be read, why it could not.
+
+    `defaults` are the kernel's, one for each direction; none before Linux 5.15.
+    """
 
     sas: list[SaInForce]
     policies: list[PolicyInForce]
+    defaults: list[DefaultInForce]
     interfaces: list[InterfaceInForce]
     errors: list[ErrorCounter]
     unread: dict[str, str]

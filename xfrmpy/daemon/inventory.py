@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from xfrmpy.control.kernel import (
+    DefaultInForce,
     ErrorCounter,
     InterfaceInForce,
     KernelReply,
@@ -23,7 +24,13 @@ from xfrmpy.control.kernel import (
 )
 from xfrmpy.control.protocol import encode_reply
 from xfrmpy.datapath.interface import DatapathError
-from xfrmpy.datapath.inventory import HeldInterface, HeldPolicy, HeldSa, Inventory
+from xfrmpy.datapath.inventory import (
+    HeldDefault,
+    HeldInterface,
+    HeldPolicy,
+    HeldSa,
+    Inventory,
+)
 from xfrmpy.datapath.kernel.inventory import read_inventory
 from xfrmpy.datapath.kernel.statistics import COUNTERS
 from xfrmpy.datapath.userspace.inventory import explain
@@ -118,6 +125,7 @@ def kernel_reply(
     return KernelReply(
         sas=[sa for sa in sas if tunnel in (None, sa.tunnel)],
         policies=[policy for policy in policies if tunnel in (None, policy.tunnel)],
+        defaults=[_default(d) for each in held.values() for d in each.defaults],
         interfaces=[i for i in found if tunnel is None or tunnel in i.tunnels],
         errors=[counter for name, each in held.items() for counter in _errors(name, each)],
         unread=dict(unread),
@@ -155,6 +163,15 @@ def _limits(lifetime: Lifetime) -> Iterator[tuple[str, int]]:
         limit = getattr(lifetime, field.name)
         if limit is not None:
             yield field.name, limit
+
+
+def _default(default: HeldDefault) -> DefaultInForce:
+    owner = "ours" if default.is_ours else "foreign"
+    return DefaultInForce(
+        owner=owner if default.blocks else "",
+        direction=default.direction,
+        action="discard" if default.blocks else "bypass",
+    )
 
 
 def _policy(datapath: str, policy: HeldPolicy, names: Mapping[int, Name]) -> PolicyInForce:

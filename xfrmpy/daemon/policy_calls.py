@@ -33,9 +33,10 @@ from xfrmpy.daemon.replies import reply_of
 from xfrmpy.failures import OperatorError
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.drift import Difference
+from xfrmpy.policy.changes import carries
 from xfrmpy.policy.load import LoadedPolicy, Overlay, load_policy, operator_layer
 from xfrmpy.policy.model import Shunt, TunnelPolicy
-from xfrmpy.policy.shunts import ShuntChange
+from xfrmpy.policy.shunts import ShuntChange, lets_through
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ class PolicyCalls:
     def _reply(self, plan: Plan, loaded: LoadedPolicy, session: Session | None) -> PlanReply:
         return PlanReply(
             changes=[
-                *(_shunt_reply(change, session) for change in plan.shunt_changes),
+                *(_shunt_reply(c, session, loaded) for c in plan.shunt_changes),
                 *(_change_reply(planned, session) for planned in plan.changes),
             ],
             drift=[_drift_reply(difference) for difference in plan.drift],
@@ -256,19 +257,31 @@ def _change_reply(planned: PlannedChange, session: Session | None) -> ChangeRepl
     )
 
 
-def _shunt_reply(change: ShuntChange, session: Session | None) -> ChangeReply:
+def _shunt_reply(change: ShuntChange, session: Session | None, loaded: LoadedPolicy) -> ChangeReply:
     action = "update" if change.before and change.after else "create" if change.after else "delete"
     return ChangeReply(
         tunnel=f"{SHUNT}{change.name}",
         action=action,
         impact="hot",
         live=True,
-        cuts=session is not None and change.cuts(*session),
+        cuts=session is not None and _cuts(change, session, loaded),
         differences=[
             DifferenceReply(key=key, child="", before=before, after=after, impact="hot")
             for key, before, after in sorted(change.differences())
         ],
     )
+
+
+def _cuts(change: ShuntChange, session: Session, loaded: LoadedPolicy) -> bool:
+    """What is somebody's, a default says nothing about."""
+    if change.after is not None and change.after.default:
+        owned = (
+            *(carries(tunnel, *session) for tunnel in loaded.tunnels),
+            *(lets_through(shunt, *session) for shunt in loaded.shunts),
+        )
+        if any(owned):
+            return False
+    return change.cuts(*session)
 
 
 def _drift_reply(difference: Difference) -> DriftReply:

@@ -38,6 +38,7 @@ REMEDIES: dict[Finding, str] = {
     Finding.POLICY_MISSING: "put back",
     Finding.POLICY_CHANGED: "changed back",
     Finding.POLICY_SURPLUS: "removed",
+    Finding.DEFAULT_CHANGED: "changed back",
     Finding.DEVICE_MISSING: "brought up again",
     Finding.DEVICE_CHANGED: "brought up again",
     Finding.QUEUES_CHANGED: "made anew",

@@ -17,7 +17,7 @@ from xfrmpy.failures import Failure, OperatorError
 from xfrmpy.ipsec.drift import Difference, Dump, Finding
 from xfrmpy.ipsec.spd import Place, SpdEntry, beyond_rules
 from xfrmpy.policy.model import Shunt
-from xfrmpy.policy.shunts import entries_of
+from xfrmpy.policy.shunts import blocked_by_default, entries_of
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,11 @@ class Shunts:
 
     def refusal(self, wanted: Iterable[Shunt]) -> Failure | None:
         """Why the datapaths that are open do not take shunts, if they do not: XF3010."""
+        wanted = tuple(wanted)
+        for datapath in self._datapaths.opened() if blocked_by_default(wanted) else ():
+            if reason := datapath.refuse_default():
+                summary = f"the {datapath.name} datapath has no default policy"
+                return Failure(code="XF3010", summary=summary, evidence=(("because", reason),))
         for datapath, entry in product(self._datapaths.opened(), entries_of(wanted)):
             if entry.action in datapath.ruled and (reason := beyond_rules(entry)):
                 summary = f"the {datapath.name} datapath does not take a shunt"
@@ -64,10 +69,14 @@ class Shunts:
 
     def _enforce(self, datapath: Datapath, before: dict[Place, SpdEntry]) -> None:
         try:
-            there = {entry.place: entry for entry in datapath.dump().spd}
+            dump = datapath.dump()
+            there = {entry.place: entry for entry in dump.spd}
             for place, entry in self._entries.items():
                 if there.get(place) != entry:
                     datapath.add_policy(entry)
+            blocked = blocked_by_default(self.wanted)
+            if dump.blocked != blocked:
+                datapath.set_default(blocked)
             for place, entry in before.items():
                 if place not in self._entries:
                     datapath.remove_policy(entry)
@@ -86,6 +95,9 @@ class Shunts:
                 finding = Finding.POLICY_MISSING if found is None else Finding.POLICY_CHANGED
                 what = f"the {entry.direction} shunt {entry.selector}"
                 differences.append(Difference(finding=finding, what=what, subject=entry))
+        if dump.blocked != blocked_by_default(self.wanted):
+            what = "the default policy"
+            differences.append(Difference(finding=Finding.DEFAULT_CHANGED, what=what))
         rest = tuple(entry for entry in dump.spd if entry.place not in there)
         return replace(dump, spd=rest), tuple(differences)
 

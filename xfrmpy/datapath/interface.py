@@ -18,7 +18,7 @@ from xfrmpy.ipsec.drift import Difference, Dump
 from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
 from xfrmpy.ipsec.sad import DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.selectors import TrafficSelector
-from xfrmpy.ipsec.spd import Action, SpdEntry
+from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
 
 
@@ -162,6 +162,16 @@ class Datapath(Protocol):
 
     def remove_policy(self, entry: SpdEntry) -> None:
         """The inverse of `add_policy`, with its route. One that is gone already is no error."""
+
+    def refuse_default(self) -> str:
+        """Why it has no `set_default`; empty if it has."""
+
+    def set_default(self, blocked: frozenset[PolicyDirection]) -> None:
+        """In these directions nothing passes that no entry matches; in others, what passed before.
+
+        Entries that pass in spite of it (`default_exceptions`) are added apart, and before: it is
+        by them that a later process knows the default for ours.
+        """
 
     def usage(self, sa: SaId) -> Usage:
         """What an SA has carried so far."""

@@ -63,6 +63,15 @@ class HeldPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldDefault:
+    """What becomes of packets of a direction that no policy matches."""
+
+    direction: str
+    blocks: bool
+    is_ours: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeldInterface:
     """A device that leads to SAs: an xfrm interface with its id, or a TUN device of ours."""
 
@@ -81,6 +90,7 @@ class Inventory:
 
     sas: tuple[HeldSa, ...] = ()
     policies: tuple[HeldPolicy, ...] = ()
+    defaults: tuple[HeldDefault, ...] = ()
     interfaces: tuple[HeldInterface, ...] = ()
     errors: dict[str, int] = field(default_factory=dict)
 

@@ -42,7 +42,16 @@ EVERYTHING = Capabilities(
 )
 
 
-Argument: TypeAlias = SadEntry | SpdEntry | SaId | Difference | TunnelInterface | int | None
+Argument: TypeAlias = (
+    SadEntry
+    | SpdEntry
+    | SaId
+    | Difference
+    | TunnelInterface
+    | frozenset[PolicyDirection]
+    | int
+    | None
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +73,7 @@ class RecordingDatapath:
         self.sad: dict[SaId, SadEntry] = {}
         self.spd: dict[Place, SpdEntry] = {}
         self.used: dict[SaId, Usage] = {}
+        self.blocked: frozenset[PolicyDirection] = frozenset()
         self.interfaces: dict[int, TunnelInterface] = {}
         self._capabilities = capabilities
         self._refusals: dict[tuple[str, int], str] = {}
@@ -134,6 +144,13 @@ class RecordingDatapath:
         self._record("remove_policy", entry, entry.direction)
         self.spd.pop(entry.place, None)
 
+    def refuse_default(self) -> str:
+        return ""
+
+    def set_default(self, blocked: frozenset[PolicyDirection]) -> None:
+        self._record("set_default", blocked)
+        self.blocked = blocked
+
     def usage(self, sa: SaId) -> Usage:
         self._entry(sa, "read the usage of")
         return self.used.get(sa, Usage(octets=0, packets=0))
@@ -160,7 +177,9 @@ class RecordingDatapath:
         return InterfaceState(name=found.name, if_id=if_id, is_up=True, mtu=mtu, is_adopted=False)
 
     def dump(self) -> Dump:
-        return Dump(sad=tuple(self.sad.values()), spd=tuple(self.spd.values()))
+        return Dump(
+            sad=tuple(self.sad.values()), spd=tuple(self.spd.values()), blocked=self.blocked
+        )
 
     def find_amiss(self) -> tuple[Difference, ...]:
         return tuple(self.amiss)

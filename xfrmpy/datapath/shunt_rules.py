@@ -21,7 +21,14 @@ from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.datapath.routes import OUR_BITS, OUR_MARK, RULE_PRIORITY, Attributes, RouteOwner
 from xfrmpy.ipsec.drift import Difference, Finding
 from xfrmpy.ipsec.selectors import MAX_PORT, MaskedPort
-from xfrmpy.ipsec.spd import BEFORE_TUNNELS, Action, PolicyDirection, SpdEntry, beyond_rules
+from xfrmpy.ipsec.spd import (
+    BEFORE_TUNNELS,
+    OF_DEFAULT,
+    Action,
+    PolicyDirection,
+    SpdEntry,
+    beyond_rules,
+)
 
 _GOTO, _NOP, _BLACKHOLE = 2, 3, 6  # FR_ACT_*
 _EXEMPT, _FIRST, _LAST, _LANDING = (RULE_PRIORITY + n for n in (-3, -2, 1, 2))
@@ -51,7 +58,9 @@ class ShuntRules:
 
     def concerns(self, entry: SpdEntry) -> bool:
         """Whether an entry has rules."""
-        return entry.direction is PolicyDirection.OUT and entry.action in self._actions
+        if entry.direction is not PolicyDirection.OUT or entry.priority == OF_DEFAULT:
+            return False
+        return entry.action in self._actions
 
     def check(self, entry: SpdEntry) -> None:
         """Raises `DatapathError` for an entry of which rules cannot say all."""

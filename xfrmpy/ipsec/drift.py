@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from xfrmpy.ipsec.addresses import IpAddress, IpNetwork
 from xfrmpy.ipsec.sad import SadEntry, SaId
-from xfrmpy.ipsec.spd import SpdEntry
+from xfrmpy.ipsec.spd import PolicyDirection, SpdEntry
 
 Ends: TypeAlias = tuple[IpAddress, IpAddress]
 """An address of ours, and the peer's."""
@@ -24,14 +24,17 @@ Subject: TypeAlias = SadEntry | SpdEntry | SaId | IpNetwork | Ends | int | None
 class Dump:
     """The objects in force that are ours: the very values that were added.
 
-    Where others have their hands in it, too: SAs that are marked as ours, and are nothing that we
-    would have added; and the policies of others, by which ours may be overruled.
+    `blocked` are the directions in which nothing passes that no entry matches, as far as that is
+    ours (`Datapath.set_default`). Where others have their hands in it, too: SAs that are marked as
+    ours, and are nothing that we would have added; and the policies of others, by which ours may be
+    overruled.
     """
 
     sad: tuple[SadEntry, ...]
     spd: tuple[SpdEntry, ...]
     strange: tuple[SaId, ...] = ()
     others: tuple[SpdEntry, ...] = ()
+    blocked: frozenset[PolicyDirection] = frozenset()
 
 
 class Finding(StrEnum):
@@ -44,6 +47,7 @@ class Finding(StrEnum):
     POLICY_CHANGED = "policy-changed"
     POLICY_SURPLUS = "policy-surplus"
     POLICY_SHADOWED = "policy-shadowed"
+    DEFAULT_CHANGED = "default-changed"
     DEVICE_MISSING = "device-missing"
     DEVICE_CHANGED = "device-changed"
     QUEUES_CHANGED = "queues-changed"

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import ip_network
 from typing import TypeAlias
 
-from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.ipsec.addresses import IpAddress, IpNetwork
 from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.sad import Mode
 from xfrmpy.ipsec.selectors import (
     ICMP_PROTOCOLS,
     MAX_PORT,
+    MaskedPort,
     Selector,
     TrafficSelector,
     selectors_between,
@@ -141,12 +143,61 @@ def shunt_entries(
     )
 
 
+def default_exceptions() -> tuple[SpdEntry, ...]:
+    """What passes, unless something else matches it, where nothing passes that nothing matches.
+
+    Without neighbour discovery IPv6 ends on a link (RFC 4861), and without the errors that tell of
+    a narrow path so do the tunnels (RFC 1191, RFC 8201; RFC 4301 section 8.2). The kernel exempts
+    the loopback device, but not from what comes in by IPv6.
+    """
+    discovery = ((133, 0xFFFF), (134, 0xFFFE), (136, 0xFFFE))  # Types 133 to 137.
+    both = (PolicyDirection.IN, PolicyDirection.OUT)
+    rows = [
+        *((6, MaskedPort(value=v, mask=m), MaskedPort(), both) for v, m in discovery),
+        (6, _exactly(_PACKET_TOO_BIG), MaskedPort(), (PolicyDirection.IN,)),
+        (4, _exactly(_UNREACHABLE), _exactly(_FRAGMENTATION_NEEDED), (PolicyDirection.IN,)),
+    ]
+    itself = Selector(source=_LOOPBACK, destination=_LOOPBACK)
+    entries = [(PolicyDirection.IN, itself)]
+    entries += [
+        (
+            direction,
+            Selector(
+                source=_ALL[version],
+                destination=_ALL[version],
+                protocol=_ICMP[version],
+                source_port=kind,
+                destination_port=code,
+            ),
+        )
+        for version, kind, code, directions in rows
+        for direction in directions
+    ]
+    return tuple(
+        SpdEntry(direction=d, selector=s, action=Action.BYPASS, priority=OF_DEFAULT)
+        for d, s in entries
+    )
+
+
+def _exactly(number: int) -> MaskedPort:
+    return MaskedPort(value=number, mask=MAX_PORT)
+
+
+_ALL: dict[int, IpNetwork] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+_LOOPBACK: IpNetwork = ip_network("::1/128")
+_ICMP = {4: 1, 6: 58}
+_UNREACHABLE, _FRAGMENTATION_NEEDED = 3, 4
+_PACKET_TOO_BIG = 2
+
+
 def beyond_rules(entry: SpdEntry) -> str:
-    """Why rules of routing cannot do for an entry what an SPD does; empty if they can.
+    """Why rules of routing cannot do for an entry what an SPD does; empty if they can, or need not.
 
     They stand before all tunnels or behind them, know protocols and ports, but no types of ICMP,
     and of ports neither the first nor the last by itself.
     """
+    if entry.priority == OF_DEFAULT:  # No route of ours leads any of it elsewhere.
+        return ""
     ports = (entry.selector.source_port, entry.selector.destination_port)
     if entry.selector.protocol in ICMP_PROTOCOLS and any(port.mask for port in ports):
         return "rules of routing know no ICMP types"
@@ -181,3 +232,6 @@ BEFORE_TUNNELS, BEHIND_TUNNELS = _LEAST_SPECIFIC - SHUNTS_FIRST, _LEAST_SPECIFIC
 """No entry of a tunnel without an explicit priority is up to the one, or beyond the other."""
 
 MAX_PRIORITY = 1_000_000
+
+OF_DEFAULT = MAX_PRIORITY + 1
+"""Of `default_exceptions`, which stand behind all that an operator can say, and are known by it."""

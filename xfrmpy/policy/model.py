@@ -22,7 +22,7 @@ from xfrmpy.ipsec.sad import (
     OuterHeader,
 )
 from xfrmpy.ipsec.selectors import TrafficSelector
-from xfrmpy.ipsec.spd import Action
+from xfrmpy.ipsec.spd import Action, PolicyDirection
 from xfrmpy.pki.verdicts import Strictness
 from xfrmpy.registry import ProtocolId
 from xfrmpy.tokens.uri import TokenUri
@@ -426,7 +426,9 @@ class ChildPolicy:
 class Shunt:
     """Traffic of this host that passes in clear (BYPASS) or not at all (DISCARD), without a peer.
 
-    `priority` None is before every tunnel that has no explicit one; the lower comes first.
+    `priority` None is before every tunnel that has no explicit one; the lower comes first. With
+    `default` directions it is about what no entry of an SPD matches in these, and has no traffic
+    of its own.
     """
 
     name: str
@@ -435,6 +437,7 @@ class Shunt:
     local: tuple[TrafficSelector, ...]
     remote: tuple[TrafficSelector, ...]
     priority: int | None = None
+    default: tuple[PolicyDirection, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

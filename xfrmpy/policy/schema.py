@@ -35,7 +35,7 @@ from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import MAX_RESOURCES, DontFragment, Mode, Offload
 from xfrmpy.ipsec.selectors import TrafficSelector
-from xfrmpy.ipsec.spd import MAX_PRIORITY
+from xfrmpy.ipsec.spd import MAX_PRIORITY, PolicyDirection
 from xfrmpy.pki.verdicts import Strictness
 from xfrmpy.policy import values
 from xfrmpy.policy.document import Node
@@ -482,6 +482,21 @@ class ShuntKeys(Keys):
         "Which comes first, 1 to 1000000, the lower. Default: before every tunnel, and of shunts "
         "the more specific first (17136 to 50000; tunnels are 67136 to 100000).",
         200000,
+    )
+    default: (
+        Annotated[
+            tuple[PolicyDirection, ...],
+            PlainValidator(values.parse_default_directions),
+            WithJsonSchema(
+                {"type": "array", "items": {"enum": [*values.DEFAULT_DIRECTIONS]}, "minItems": 1}
+            ),
+        ]
+        | None
+    ) = _key(
+        "With `action: drop`, in the place of `local`, `remote` and `priority`: it is about all "
+        "that no tunnel and no other shunt is about, in these directions. It is the kernel's "
+        "default policy.",
+        ["in", "out", "forward"],
     )
 
 

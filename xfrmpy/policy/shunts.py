@@ -12,14 +12,24 @@ from dataclasses import dataclass
 
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.selectors import Selector, meet, selectors_between
-from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry, beyond_rules, shunt_entries
+from xfrmpy.ipsec.spd import (
+    Action,
+    PolicyDirection,
+    SpdEntry,
+    beyond_rules,
+    default_exceptions,
+    shunt_entries,
+)
 from xfrmpy.policy.model import DatapathChoice, Shunt, TunnelPolicy
 from xfrmpy.policy.resolve import EVERYTHING, Place
 from xfrmpy.policy.schema import ShuntKeys
+from xfrmpy.policy.values import DEFAULT_DIRECTIONS
 
 
 def resolve_shunt(name: str, keys: ShuntKeys, place: Place) -> Shunt | None:
     """The shunt of a map of keys; or None, with an error for each reason."""
+    if keys.default is not None:
+        return _resolve_default(name, keys, keys.default, place)
     before = len(place.findings.errors)
     for key, example in (("action", "drop"), ("remote", "PREFIX")):
         if getattr(keys, key) is None:
@@ -40,18 +50,50 @@ def resolve_shunt(name: str, keys: ShuntKeys, place: Place) -> Shunt | None:
     )
 
 
+def _resolve_default(
+    name: str, keys: ShuntKeys, directions: tuple[PolicyDirection, ...], place: Place
+) -> Shunt | None:
+    before = len(place.findings.errors)
+    for key in ("local", "remote", "priority"):
+        if getattr(keys, key) is not None:
+            message = f"'{key}' and 'default' exclude each other: the rest has no {key}"
+            place.error("XF1004", (key,), message)
+    if keys.action != "drop":
+        message = "'default' goes with 'action: drop': what nothing names passes by itself"
+        place.error("XF1004", (), message, at_key=True)
+    if len(place.findings.errors) > before:
+        return None
+    return Shunt(
+        name=name,
+        origin=f"{place.findings.file}:{place.node.key_mark.line}",
+        action=Action.DISCARD,
+        local=(),
+        remote=(),
+        default=directions,
+    )
+
+
 def entries_of(shunts: Iterable[Shunt]) -> tuple[SpdEntry, ...]:
-    """What shunts are in an SPD."""
+    """What shunts are in an SPD; of a default, what passes in spite of it."""
     return tuple(
         entry
         for shunt in shunts
-        for entry in shunt_entries(
-            local=shunt.local,
-            remote=shunt.remote,
-            action=shunt.action,
-            priority=shunt.priority,
+        for entry in (
+            default_exceptions()
+            if shunt.default
+            else shunt_entries(
+                local=shunt.local,
+                remote=shunt.remote,
+                action=shunt.action,
+                priority=shunt.priority,
+            )
         )
     )
+
+
+def blocked_by_default(shunts: Iterable[Shunt]) -> frozenset[PolicyDirection]:
+    """The directions in which nothing passes that no entry of an SPD matches."""
+    return frozenset(direction for shunt in shunts for direction in shunt.default)
 
 
 def bypassed(shunts: Iterable[Shunt]) -> tuple[Selector, ...]:
@@ -61,6 +103,15 @@ def bypassed(shunts: Iterable[Shunt]) -> tuple[Selector, ...]:
         for entry in entries_of(shunt for shunt in shunts if shunt.action is Action.BYPASS)
         if entry.direction is PolicyDirection.OUT
     )
+
+
+def lets_through(shunt: Shunt, local: IpAddress, remote: IpAddress) -> bool:
+    """Whether some packets between two addresses pass by it in clear."""
+    return shunt.action is Action.BYPASS and _is_between(shunt, local, remote)
+
+
+def _is_between(shunt: Shunt, local: IpAddress, remote: IpAddress) -> bool:
+    return any(s.has(local) for s in shunt.local) and any(s.has(remote) for s in shunt.remote)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +128,18 @@ class ShuntChange:
         return shunt.name
 
     def cuts(self, local: IpAddress, remote: IpAddress) -> bool:
-        """Whether packets between two addresses may be dropped from now on."""
+        """Whether packets between two addresses may be dropped from now on.
+
+        Of a default, those that neither a tunnel nor another shunt is about.
+        """
         after = self.after
+        if after is not None and after.default:
+            added = {*after.default} - {*(self.before.default if self.before else ())}
+            return bool(added - {PolicyDirection.FORWARD})
         return (
             after is not None
             and after.action is Action.DISCARD
-            and any(s.has(local) for s in after.local)
-            and any(s.has(remote) for s in after.remote)
+            and _is_between(after, local, remote)
         )
 
     def differences(self) -> Iterator[tuple[str, str, str]]:
@@ -98,6 +154,9 @@ class ShuntChange:
 def _shown(shunt: Shunt | None) -> dict[str, str]:
     if shunt is None:
         return {}
+    if shunt.default:
+        words = (word for word, each in DEFAULT_DIRECTIONS.items() if each in shunt.default)
+        return {"action": "drop", "default": ", ".join(words)}
     return {
         "action": "drop" if shunt.action is Action.DISCARD else "bypass",
         "local": ", ".join(map(str, shunt.local)),
@@ -132,6 +191,13 @@ def find_impossible(
     """
     in_userspace = next((t for t in tunnels if t.datapath is DatapathChoice.USERSPACE), None)
     for number, shunt in enumerate(shunts):
+        if shunt.default and in_userspace is not None:
+            where = f"beside tunnel '{in_userspace.name}' ({in_userspace.origin}) in user space"
+            yield Impossibility(
+                shunt=number,
+                reason=f"cannot be had {where}: the kernel's default policy would drop what that "
+                "carries, too",
+            )
         reason = next(filter(None, map(beyond_rules, _outbound(shunt))), "")
         if reason and shunt.action is Action.BYPASS:
             yield Impossibility(shunt=number, reason=f"cannot lead past the tunnels: {reason}")

@@ -24,6 +24,7 @@ from xfrmpy.ipsec.marks import Mark
 from xfrmpy.ipsec.proposals import TRANSFORMS_BY_NAME, Proposal, parse_proposal
 from xfrmpy.ipsec.sad import MAX_RESOURCES, OUR_REQIDS
 from xfrmpy.ipsec.selectors import MAX_PORT, TrafficSelector
+from xfrmpy.ipsec.spd import PolicyDirection
 from xfrmpy.policy.errors import shown
 from xfrmpy.policy.profiles import FUTURE_PROFILES, PROFILES
 from xfrmpy.registry import IdType, ProtocolId
@@ -94,6 +95,23 @@ def parse_shunt_action(value: object) -> str:
         hint = nearest(text, ("bypass", "drop"))
         refuse("XF1004", f"must be bypass or drop, not {shown(text)}", hint)
     return text
+
+
+def parse_default_directions(value: object) -> tuple[PolicyDirection, ...]:
+    """In the order of `DEFAULT_DIRECTIONS`, each once."""
+    texts = [parse_text(item) for item in as_list(value)]
+    for text in texts:
+        if text not in DEFAULT_DIRECTIONS:
+            hint = nearest(text, DEFAULT_DIRECTIONS)
+            refuse("XF1004", f"must be in, out, forward, or several, not {shown(text)}", hint)
+    return tuple(each for word, each in DEFAULT_DIRECTIONS.items() if word in texts)
+
+
+DEFAULT_DIRECTIONS = {
+    "in": PolicyDirection.IN,
+    "out": PolicyDirection.OUT,
+    "forward": PolicyDirection.FORWARD,
+}
 
 
 def parse_mark(parse: Callable[[str], Mark], value: object) -> Mark:

@@ -270,6 +270,39 @@ def _check_clock(check: Check, host: Host) -> Iterator[Finding]:
         yield check.ok("the clock is synchronised")
 
 
+def _check_default(check: Check, host: Host) -> Iterator[Finding]:
+    """It is heeded by what goes through the device of user space, too, as by everything."""
+    what = "the kernel's default policy"
+    if isinstance(host.kernel, Unseen):
+        yield check.unseen(what, host.kernel)
+        return
+    if "kernel" in host.kernel.unread:
+        yield check.unseen(what, Unseen(host.kernel.unread["kernel"]))
+        return
+    blocking = [each for each in host.kernel.defaults if each.action == "discard"]
+    foreign = [each for each in blocking if each.owner == "foreign"]
+    drops = ("drops", ", ".join(f"{each.direction} ({each.owner})" for each in blocking))
+    in_userspace = not isinstance(host.trial, Unseen) and host.trial.kernel
+    if not blocking:
+        yield check.ok("the kernel lets pass what no policy matches")
+    elif in_userspace or _named(host, DatapathChoice.USERSPACE):
+        yield check.problem(
+            "the kernel drops what no policy matches, all of tunnels in user space included",
+            drops,
+            fix="`ip xfrm policy setdefault in accept out accept fwd accept`",
+        )
+    elif foreign:
+        yield check.note(
+            "another program has the kernel drop what no policy matches; IKE of ours passes",
+            drops,
+            fix="if it is not meant: `ip xfrm policy setdefault in accept out accept fwd accept`",
+        )
+    else:
+        yield check.ok(
+            "the kernel drops what no policy matches, as `default` of a shunt says", drops
+        )
+
+
 CHECKS: Mapping[str, Callable[[Check, Host], Iterator[Finding]]] = {
     "rights": _check_rights,
     "policy": _check_policy,
@@ -279,6 +312,7 @@ CHECKS: Mapping[str, Callable[[Check, Host], Iterator[Finding]]] = {
     "ports": _check_ports,
     "other-daemons": _check_other_daemons,
     "firewall": check_firewall,
+    "default-policy": _check_default,
     "forwarding": check_forwarding,
     "reverse-path": check_reverse_path,
     "protection": check_protection,

@@ -22,11 +22,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from stat import S_ISDIR
 from struct import Struct
-from typing import Any
+from typing import Any, TypeVar
 
 import xfrmpy
 from xfrmpy.cli.check import load_checked
 from xfrmpy.control.client import Client, read_reply
+from xfrmpy.control.kernel import KernelReply
 from xfrmpy.control.protocol import StatusReply
 from xfrmpy.control.trial import TrialReply
 from xfrmpy.failures import Failure, OperatorError
@@ -44,6 +45,9 @@ _SECONDS = 30.0
 _TIME_ERROR = 5  # adjtimex(2)
 _SIOCGIFFLAGS, _SIOCGIFMTU, _IFF_UP = 0x8913, 0x8921, 0x1
 _REQUEST = Struct("=16si20x")  # struct ifreq with ifr_flags, of which this is more, or ifr_mtu
+
+
+Reply = TypeVar("Reply")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,7 @@ class Host:
     clock: Clock
     units: Mapping[str, str] | Unseen
     ruleset: tuple[Mapping[str, Any], ...] | Unseen
+    kernel: KernelReply | Unseen
 
 
 def read_host(client: Client) -> Host:
@@ -131,7 +136,7 @@ def read_host(client: Client) -> Host:
         user=os.geteuid(),
         version=xfrmpy.__version__,
         trusted=frozenset({0, os.geteuid(), *_daemon_user()}),
-        trial=_try_host(),
+        trial=_ask_program(TrialReply, "xfrmpy.cli.doctor.sandbox"),
         daemon=_ask(client),
         policy=load_checked(()),
         places=places,
@@ -143,6 +148,7 @@ def read_host(client: Client) -> Host:
         clock=_clock(),
         units=_units(),
         ruleset=_ruleset(),
+        kernel=_ask_program(KernelReply, "xfrmpy.daemon.inventory"),
     )
 
 
@@ -151,14 +157,15 @@ def _daemon_user() -> Iterator[int]:
         yield pwd.getpwnam(DAEMON_USER).pw_uid
 
 
-def _try_host() -> TrialReply | Unseen:
-    command = [sys.executable, "-P", "-m", "xfrmpy.cli.doctor.sandbox"]
+def _ask_program(kind: type[Reply], module: str) -> Reply | Unseen:
+    """What a program of the daemon's room says, which may know a datapath."""
+    command = [sys.executable, "-P", "-m", module]
     try:
         done = subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
-        return read_reply(TrialReply, done.stdout)
+        return read_reply(kind, done.stdout)
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines()
-        return Unseen(said[-1] if said else f"the trial ended with {error.returncode}")
+        return Unseen(said[-1] if said else f"{module} ended with {error.returncode}")
     except (OSError, subprocess.TimeoutExpired, OperatorError) as error:
         return Unseen(str(error))
 

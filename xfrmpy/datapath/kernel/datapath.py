@@ -26,25 +26,26 @@ from xfrmpy.datapath.interface import (
 )
 from xfrmpy.datapath.kernel import events, sad, spd
 from xfrmpy.datapath.kernel.compression import Compressions, decode_states
+from xfrmpy.datapath.kernel.default_policy import DefaultPolicy
 from xfrmpy.datapath.kernel.features import PER_CPU, probe_features
 from xfrmpy.datapath.kernel.interfaces import XfrmMaker
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, Group, MessageType
 from xfrmpy.datapath.kernel.per_cpu import bound_reqids, is_bound, look_again
 from xfrmpy.datapath.kernel.probe import probe
 from xfrmpy.datapath.kernel.removal import GONE, remove_ours
+from xfrmpy.datapath.kernel.ways import PolicyWays
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
 from xfrmpy.datapath.netlink.messages import Message, Values
 from xfrmpy.datapath.netlink.socket import NetlinkSocket, Reply, Request, Words
 from xfrmpy.datapath.paths import Paths
-from xfrmpy.datapath.routes import RouteOwner, Routes, Way
+from xfrmpy.datapath.routes import RouteOwner, Routes
 from xfrmpy.datapath.shunt_rules import ShuntRules
 from xfrmpy.datapath.tunnel_interfaces import TunnelInterfaces
 from xfrmpy.datapath.watch import ROUTING, Source, Watch
-from xfrmpy.ipsec.addresses import IpNetwork
-from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding, Subject
+from xfrmpy.ipsec.drift import Difference, Dump, Finding, Subject
 from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
-from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, Mode, SadEntry, SaId, Usage
-from xfrmpy.ipsec.spd import Action, Place, PolicyDirection, SpdEntry
+from xfrmpy.ipsec.sad import OUR_REQIDS, Direction, SadEntry, SaId, Usage
+from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 
 
 class KernelDatapath:
@@ -69,13 +70,13 @@ class KernelDatapath:
         self._deletions = deletions
         self._routes = routes
         self._shunts = shunts
-        self._paths = paths
+        self._ways = PolicyWays(routes, shunts, paths)
         self._interfaces = interfaces
         self._watch = watch
         self._compressions = Compressions(requests)
+        self._default = DefaultPolicy(requests)
         self._sas: dict[SaId, int] = {}  # the reqids of those in force, to notice lost events
         self._seen: dict[SaId, tuple[int, float]] = {}  # packets, and when there were first so many
-        self._routed: dict[Place, SpdEntry] = {}  # the OUT policies that have a route
         self._taken: set[int] = set()  # the indices of our policies
         self._untold: list[Event] = []  # what happened before this process
 
@@ -138,7 +139,7 @@ class KernelDatapath:
             return 0, error
         concluded, reason = self._conclude(piece, indices, replies, compressions.refused)
         try:
-            done, unled = self._set_routes(piece[:concluded])
+            done, unled = self._ways.add(piece[:concluded])
         except DatapathError as error:
             done, unled = 0, error
         for place in range(done, len(piece)):
@@ -240,14 +241,18 @@ class KernelDatapath:
         self.add([entry])
 
     def remove_policy(self, entry: SpdEntry) -> None:
-        if _is_led(entry):
-            self._drop_route(entry)
-            self._shunts.remove(entry)
+        self._ways.remove(entry)
         what = f"remove the {entry.direction} policy {entry.selector}"
         with _gone_is_fine():
             found = self._our_policy(entry, what)
             self._requests.ask(Request(spd.encode_policy_index(found), what))
             self._taken.discard(found.body["index"])
+
+    def refuse_default(self) -> str:
+        return self._default.refusal()
+
+    def set_default(self, blocked: frozenset[PolicyDirection]) -> None:
+        self._default.set(blocked)
 
     def usage(self, sa: SaId) -> Usage:
         """Linux 6.1 does not tell the last use: then `seconds_idle` counts from when a packet was
@@ -285,6 +290,7 @@ class KernelDatapath:
             spd=tuple(_readable(spd.decode_policy, ours)),
             strange=strange,
             others=tuple(_readable(spd.decode_policy, others)),
+            blocked=self._default.blocked(),
         )
 
     def ask_again(self, entry: SpdEntry) -> None:
@@ -299,37 +305,30 @@ class KernelDatapath:
             self._requests.ask(Request(delete, what))
 
     def find_amiss(self) -> tuple[Difference, ...]:
-        ends = (*map(_ends, self._routed.values()), *self._interfaces.ends())
-        return (
-            *self._interfaces.find_amiss(),
-            *self._paths.find_amiss(ends),
-            *self._routes.find_amiss(),
-            *self._shunts.find_amiss(),
-        )
+        ends = self._interfaces.ends()
+        return (*self._interfaces.find_amiss(), *self._ways.find_amiss(ends))
 
     def mend(self, amiss: Difference) -> None:
         match amiss.finding:
             case Finding.INTERFACE_MISSING | Finding.INTERFACE_CHANGED:
                 self._interfaces.mend(amiss)
-            case Finding.SHUNT_RULES_CHANGED:
-                self._shunts.mend()
+            case Finding.DEFAULT_CHANGED:
+                self._default.set_again()
             case Finding.PATH_CHANGED:
                 self._follow(amiss.subject)
             case _:
-                self._routes.mend(amiss)
+                self._ways.mend(amiss)
 
     def _follow(self, ends: Subject) -> None:
         assert isinstance(ends, tuple)
         self._interfaces.follow(ends)
-        for entry in tuple(self._routed.values()):
-            if _ends(entry) == ends:
-                self._set_route(entry)
+        self._ways.follow(ends)
 
     def remove_ours(self) -> int:
-        self._routes.remove_all()
-        self._shunts.clear()
+        self._ways.clear()
+        self._default.set(frozenset())
         count = remove_ours(self._requests)
-        for known in (self._sas, self._seen, self._routed, self._taken, self._untold):
+        for known in (self._sas, self._seen, self._taken, self._untold):
             known.clear()
         self._interfaces.forget_all()
         self._compressions.forget_all()
@@ -379,18 +378,9 @@ class KernelDatapath:
         policies = self._dump_policies()
         self._taken.update(policy.body["index"] for policy in policies)
         adopted = [*_readable(spd.decode_policy, policies)]
-        for entry in adopted:
-            self._adopt_route(entry)
-        self._shunts.claim(adopted)
-        self._routes.remove_unclaimed()
+        self._ways.adopt(adopted)
+        self._default.adopt(adopted)
         self._untold = self._missed_events()
-
-    def _adopt_route(self, entry: SpdEntry) -> None:
-        try:
-            self._set_route(entry)
-        except DatapathError:  # The way to the peer may be down just now.
-            self._routes.claim(entry.selector.destination, local=entry.selector.source)
-            self._routed[entry.place] = entry
 
     def _forget(self, sa: SaId) -> None:
         self._sas.pop(sa, None)
@@ -470,62 +460,6 @@ class KernelDatapath:
         self._taken.add(index)
         return index
 
-    def _set_route(self, entry: SpdEntry) -> None:
-        _, reason = self._set_routes([entry])
-        if reason is not None:
-            raise reason
-
-    def _set_routes(self, added: Sequence[SadEntry | SpdEntry]) -> tuple[int, DatapathError | None]:
-        """Lead packets to the policies among them; how many can stay, and why the next cannot."""
-        routed: dict[int, SpdEntry] = {}
-        failed: dict[int, DatapathError] = {}
-        for place, entry in enumerate(added):
-            if not isinstance(entry, SpdEntry) or not _is_led(entry):
-                continue
-            try:
-                self._set_shunt(entry)
-            except DatapathError as error:
-                failed[place] = error
-                continue
-            if entry.template is None or entry.template.mode is Mode.TRANSPORT:
-                self._drop_route(entry)  # this one may replace one that had a route
-            else:
-                routed[place] = entry
-        ends = {place: _ends(entry) for place, entry in routed.items()}
-        paths = self._paths.find_many(ends.values())
-        wanted: dict[int, tuple[IpNetwork, Way]] = {}
-        for place, entry in routed.items():
-            via, selector = paths[ends[place]], entry.selector
-            if isinstance(via, DatapathError):
-                failed[place] = via
-            else:
-                wanted[place] = (selector.destination, Way(local=selector.source, via=via))
-        refusals = self._routes.add_many(tuple(wanted.values()))
-        for place, refusal in zip(wanted, refusals, strict=True):
-            if refusal is None:
-                self._note_route(routed[place])
-            else:
-                failed[place] = refusal
-        first = min(failed, default=len(added))
-        return first, failed.get(first)
-
-    def _note_route(self, entry: SpdEntry) -> None:
-        if entry.place in self._routed:
-            self._routes.remove(entry.selector.destination)  # It counts how often it was added.
-        self._routed[entry.place] = entry
-
-    def _set_shunt(self, entry: SpdEntry) -> None:
-        """A PROTECT entry may be in the place of one that passed by our routes."""
-        if self._shunts.concerns(entry):
-            self._shunts.add(entry)
-        else:
-            self._shunts.remove(entry)
-
-    def _drop_route(self, entry: SpdEntry) -> None:
-        if entry.place in self._routed:
-            self._routes.remove(entry.selector.destination)
-            del self._routed[entry.place]
-
     def _dump_sas(self) -> list[Message]:
         return [sa for sa in self._dump_states() if not events.is_larval(sa)]
 
@@ -604,16 +538,6 @@ def _gone_is_fine() -> Iterator[None]:
     except DatapathError as error:
         if error.errno not in GONE:
             raise
-
-
-def _is_led(entry: SpdEntry) -> bool:
-    """Whether routes of ours lead packets to it; into an interface lead others."""
-    return entry.direction is PolicyDirection.OUT and not entry.if_id
-
-
-def _ends(entry: SpdEntry) -> Ends:
-    assert entry.template is not None, "only PROTECT entries have a route"
-    return entry.template.source, entry.template.destination
 
 
 def _readable(decode: Callable[[Message], _T], messages: Iterable[Message]) -> Iterator[_T]:

@@ -14,7 +14,9 @@ from socket import AF_INET6, IPPROTO_AH, IPPROTO_ESP, IPPROTO_IPIP, IPPROTO_IPV6
 from typing import Any
 
 from xfrmpy.datapath.held_interfaces import read_interfaces
+from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.inventory import (
+    HeldDefault,
     HeldPolicy,
     HeldSa,
     HeldTemplate,
@@ -22,6 +24,7 @@ from xfrmpy.datapath.inventory import (
     selector_words,
 )
 from xfrmpy.datapath.kernel import events, sad, spd, values
+from xfrmpy.datapath.kernel.default_policy import read_default
 from xfrmpy.datapath.kernel.messages import XFRM, Attribute, MessageType
 from xfrmpy.datapath.kernel.statistics import read_statistics
 from xfrmpy.datapath.netlink.layout import UnreadableMessage
@@ -30,6 +33,7 @@ from xfrmpy.datapath.netlink.socket import NetlinkSocket, Request
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.sad import Direction
 from xfrmpy.ipsec.selectors import MaskedPort
+from xfrmpy.ipsec.spd import OF_DEFAULT, PolicyDirection
 
 _PROTOCOLS = {
     IPPROTO_ESP: "esp",
@@ -55,13 +59,29 @@ def read_inventory() -> Inventory:
     with closing(NetlinkSocket(XFRM)) as requests:
         states = requests.ask(_dump(MessageType.GETSA, "list the SAs"))
         policies = requests.ask(_dump(MessageType.GETPOLICY, "list the policies"))
+        defaults = tuple(_defaults(requests, policies))
     now = time.time()
     return Inventory(
         sas=tuple(held_sa(sa, now) for sa in states if not events.is_larval(sa)),
         policies=tuple(map(held_policy, policies)),
+        defaults=defaults,
         interfaces=read_interfaces(),
         errors=read_statistics(),
     )
+
+
+def _defaults(requests: NetlinkSocket, policies: list[Message]) -> Iterator[HeldDefault]:
+    """None of a kernel that has no default policy."""
+    try:
+        blocked = read_default(requests)
+    except DatapathError:
+        return
+    is_ours = any(
+        spd.is_our_policy(policy) and policy.body["priority"] == OF_DEFAULT for policy in policies
+    )
+    for direction in PolicyDirection:
+        blocks = direction in blocked
+        yield HeldDefault(direction=direction.value, blocks=blocks, is_ours=blocks and is_ours)
 
 
 def _dump(kind: MessageType, what: str) -> Request:

@@ -1,11 +1,14 @@
 """SAs of one CPU (RFC 9611, XFRMA_SA_PCPU from Linux 6.13): packets find that of their own.
 
 A policy keeps a list of the SAs that it has used. By the sources of Linux 6.13 and some after it
-(xfrm_state_find) one of no CPU in it is taken on every CPU as long as it lives, whatever has come
-beside it meanwhile; 7.3 was seen to look farther. A policy that is put in force again begins with
-an empty list, and among all SAs that of the CPU comes first. By the same sources the kernel's other
-way (XFRM_POLICY_CPU_ACQUIRE, an acquire for each CPU) holds back every packet of a CPU until it has
-an SA of its own, so it is of no use where a peer wants no more of them.
+(xfrm_state_find: what the list has is taken without a look at the rest) one of no CPU in it is
+taken on every CPU as long as it lives, whatever has come beside it meanwhile; 7.3 was seen to look
+farther. A policy that is put in force again begins with an empty list (xfrm_policy_kill), and among
+all SAs that of the CPU comes first. It costs a dump of the host's policies, some 4 microseconds for
+each, when SAs of one CPU come or go, and nothing where there are none. By the same sources the
+kernel's other way (XFRM_POLICY_CPU_ACQUIRE, an acquire for each CPU) holds back every packet of a
+CPU but the first until it has an SA of its own, so it is of no use where a peer wants no more of
+them.
 """
 
 from __future__ import annotations

@@ -249,6 +249,13 @@ class UserspaceDatapath:
         self._workers.remove_policy(entry)
         self._queues.forget(entry)
 
+    def refuse_default(self) -> str:
+        return "it is the kernel's, which would drop what goes through the workers' device, too"
+
+    def set_default(self, blocked: frozenset[PolicyDirection]) -> None:
+        if blocked:
+            raise DatapathError(f"the default policy: {self.refuse_default()}", errno.EOPNOTSUPP)
+
     def usage(self, sa: SaId) -> Usage:
         return from_plain(Usage, self._workers.usage(sa))
 
