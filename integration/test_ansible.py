@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from integration.lab.fleet import COLLECTION, Controller, Fleet, Member, Played
+from integration.lab.fleet import COLLECTION, Controller, Fleet, Member, Played, changed, good
 from integration.lab.gateway import XFRMPY
 from integration.lab.process import eventually
 from integration.lab.site import Site
@@ -33,15 +33,6 @@ DIFF = ("--diff",)
 CHECK = ("--check", "--diff")
 CONFIRM_SECONDS = 30
 """By then the next task must have found that it cannot come back, on a busy machine too."""
-
-
-def changed(played: Played) -> set[str]:
-    return {host for host, count in played.count("changed").items() if count}
-
-
-def good(played: Played) -> Played:
-    assert played.code == 0, played.output
-    return played
 
 
 def await_suite(member: Member, tunnel: str, suite: str) -> None:

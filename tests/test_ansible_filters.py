@@ -143,6 +143,13 @@ def test_a_mesh_that_cannot_be_is_refused(given: Any, options: Any, words: str) 
         mesh(given, **options)
 
 
+def test_a_member_whose_subnets_are_those_of_a_play_is_named() -> None:
+    """Ansible shows a host's variables to others if they are of the inventory, or facts."""
+    hosts = {"moon": {"mesh_subnets": ["10.1.0.0/16"]}, "sun": {"mesh_address": "192.0.2.2"}}
+    with pytest.raises(AnsibleFilterError, match="sun has no `mesh_subnets` in the inventory"):
+        MESH["mesh_members"]([*hosts], hosts)
+
+
 PUBLIC = {
     "moon": "MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=",
     "sun": "MCowBQYDK2VwAyEAPUAXw+hDiVqStwqnTRt+vJyYLM8uxJaMwM1V8Sr0Zgw=",

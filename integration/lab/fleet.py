@@ -22,7 +22,7 @@ import yaml
 
 from integration.lab.gateway import XFRMPY
 from integration.lab.network import Host
-from integration.lab.process import LAB, LOG_TAIL, Background, eventually, run
+from integration.lab.process import LAB, LOG_TAIL, PATIENCE, Background, eventually, run
 from xfrmpy.control.client import Client
 from xfrmpy.control.protocol import StatusReply
 
@@ -40,7 +40,7 @@ echo entered
 exec sleep infinity
 """
 
-_SYSTEM_PYTHON = str(Path(sys.base_prefix, "bin/python3"))
+SYSTEM_PYTHON = str(Path(sys.base_prefix, "bin/python3"))
 """One without our dependencies: modules have the standard library alone."""
 
 
@@ -208,6 +208,17 @@ class Played:
         return sorted(line for line in lines if re.match(r"[-+](?! after| before|\+\+|--)", line))
 
 
+def changed(played: Played) -> set[str]:
+    """The hosts where it did something."""
+    return {host for host, count in played.count("changed").items() if count}
+
+
+def good(played: Played) -> Played:
+    """What was played, which did not fail."""
+    assert played.code == 0, played.output
+    return played
+
+
 class Controller:
     """Where `ansible-playbook` runs, with nothing of its own but the collection."""
 
@@ -222,17 +233,29 @@ class Controller:
         self, text: str, hosts: Mapping[str, Mapping[str, Any]], arguments: Sequence[str] = ()
     ) -> Played:
         """Run a playbook; the group of `hosts`, here with their variables, is `gateways`."""
-        playbook, inventory = self._directory / "play.yml", self._directory / "inventory.yml"
+        playbook = self._directory / "play.yml"
         playbook.write_text(text)
-        inventory.write_text(yaml.safe_dump({"gateways": {"hosts": hosts}}))
+        return self.play_file(playbook, {"gateways": hosts}, arguments)
+
+    def play_file(
+        self,
+        playbook: Path,
+        groups: Mapping[str, Mapping[str, Mapping[str, Any]]],
+        arguments: Sequence[str] = (),
+    ) -> Played:
+        """Run a playbook for hosts by their groups, with their variables."""
+        inventory = self._directory / "inventory.yml"
+        inventory.write_text(
+            yaml.safe_dump({group: {"hosts": dict(hosts)} for group, hosts in groups.items()})
+        )
         command = (str(Path(XFRMPY).parent / "ansible-playbook"), "-i", str(inventory))
         done = subprocess.run(
             (*command, *arguments, str(playbook)),
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
-            env={**os.environ, **self._environment(len(hosts))},
+            timeout=600 * PATIENCE,
+            env={**os.environ, **self._environment(sum(map(len, groups.values())))},
         )
         return Played(done.returncode, done.stdout + done.stderr)
 
@@ -246,6 +269,7 @@ class Controller:
             "ANSIBLE_LOCAL_TEMP": str(self._directory / "home/tmp"),
             "ANSIBLE_NOCOLOR": "1",
             "ANSIBLE_PIPELINING": "1",
+            "PYDANTIC_DISABLE_PLUGINS": "__all__",
             "PATH": f"{Path(XFRMPY).parent}:{os.environ['PATH']}",
         }
 
@@ -304,7 +328,7 @@ class Fleet:
         def host(name: str, member: Member) -> dict[str, Any]:
             return {
                 "ansible_connection": "namespace",
-                "ansible_python_interpreter": _SYSTEM_PYTHON,
+                "ansible_python_interpreter": SYSTEM_PYTHON,
                 "ansible_remote_tmp": str(self.directory / name / "tmp"),
                 "namespace_leader": member.leader,
                 "gateway_program": XFRMPY,

@@ -5,6 +5,7 @@
 
 `internet` is a bridge: all that moon and sun say to each other passes it and can be captured there.
 It is everybody's default route too, so that a packet which leaves a gateway in the clear is seen.
+Where it is asked for there is a third gateway, venus, with nobody behind it: the Vagrantfile's.
 """
 
 from __future__ import annotations
@@ -164,11 +165,12 @@ def _counts(output: str) -> tuple[int, int]:
 class Network:
     """The topology above, built. `close` removes it, and whatever still runs in it."""
 
-    def __init__(self, *, nat: Collection[str] = ()) -> None:
+    def __init__(self, *, nat: Collection[str] = (), with_venus: bool = False) -> None:
         prefix = f"xl{os.getpid()}-{next(_serial)}"
         self.internet = Host(name="internet", namespace=f"{prefix}-net", outside=_INTERNET)
         self.moon = _gateway(prefix, "moon", 1, behind_nat="moon" in nat)
         self.sun = _gateway(prefix, "sun", 2, behind_nat="sun" in nat)
+        self.venus = _gateway(prefix, "venus", 3, behind_nat=False) if with_venus else None
         self.nats = {
             gateway.name: Host(name="nat", namespace=f"{gateway.namespace}-nat", site=gateway.site)
             for gateway in (self.moon, self.sun)
@@ -177,7 +179,7 @@ class Network:
         self.alice = Host(name="alice", namespace=f"{prefix}-alice", site=1)
         self.bob = Host(name="bob", namespace=f"{prefix}-bob", site=2)
         self.hosts = [self.internet, self.moon, self.sun, self.alice, self.bob]
-        self.hosts += self.nats.values()
+        self.hosts += [*self.nats.values(), *((self.venus,) if self.venus else ())]
         try:
             self._build()
         except BaseException:
@@ -262,6 +264,9 @@ class Network:
             wires.append(_wire(nat or gateway, "wan", self.internet, gateway.name))
             if nat:
                 wires.append(_wire(gateway, "wan", nat, "lan"))
+        if self.venus:
+            wires.append(_wire(self.venus, "wan", self.internet, "venus"))
+            wires.append(_wire(self.venus, "lan", self.venus, "nobody"))
         lines = [f"netns add {host.namespace}" for host in self.hosts]
         run("ip", "-batch", "-", stdin="\n".join([*lines, *wires, ""]))
         self._build_internet()
@@ -269,6 +274,9 @@ class Network:
             _build_nat(nat)
         _build_gateway(self.moon)
         _build_gateway(self.sun, () if "sun" in self.nats else range(1, TUNNELS))
+        if self.venus:
+            self.venus.batch("link set nobody up")
+            _build_gateway(self.venus)
         _build_host(self.alice)
         _build_host(self.bob)
         for host in self.hosts:
@@ -284,6 +292,7 @@ class Network:
             f"addr add {_INTERNET[6]}/64 dev br0 nodad",
             "link set moon master br0 up",
             "link set sun master br0 up",
+            *(("link set venus master br0 up",) if self.venus else ()),
         )
 
 

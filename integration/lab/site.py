@@ -53,7 +53,9 @@ class Site:
     `policy_files`, by their names, are in force at each gateway of ours, beside its tunnels.
     """
 
-    def __init__(self, *, nat: Collection[str] = (), copied: bool = IN_VM) -> None:
+    def __init__(
+        self, *, nat: Collection[str] = (), with_venus: bool = False, copied: bool = IN_VM
+    ) -> None:
         self._copied = copied
         self._peers: list[Peer] = []
         self.policy_files: dict[str, str] = {}
@@ -61,7 +63,7 @@ class Site:
             # Short, for it holds sockets; and of our own, for two runs may share a machine.
             temporary = tempfile.TemporaryDirectory(prefix="xl-")
             self.directory = Path(stack.enter_context(temporary))
-            self.network = Network(nat=nat)
+            self.network = Network(nat=nat, with_venus=with_venus)
             stack.callback(self.network.close)
             self._stack = stack.pop_all()
 

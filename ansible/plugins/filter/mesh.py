@@ -33,6 +33,9 @@ def mesh_members(hosts, hostvars):
     """What `mesh` takes, from the variables of hosts; see mesh_members.yml."""
     unknown = [host for host in hosts if host not in hostvars]
     _require(not unknown, f"not in the inventory: {', '.join(unknown)}")
+    for host in hosts:
+        told = "has no `mesh_subnets` in the inventory; those of a play are not seen from others"
+        _require("mesh_subnets" in hostvars[host], f"{host} {told}")
     keys = sorted(KEYS - {"name"})
     return [
         {
