@@ -54,7 +54,7 @@ from xfrmpy.wire.cursor import Cursor, Malformed
 from xfrmpy.wire.message import Message, decode_payloads_untrusted, encode_payloads
 from xfrmpy.wire.payloads import IdiPayload, IdrPayload, OpenPayload, SaPayload
 
-FORMAT = 9
+FORMAT = 10
 """Of both records. Another table is another format."""
 
 KNOWN_PROPOSALS = 64
@@ -73,16 +73,16 @@ def is_lasting(sa: IkeSa) -> bool:
     """Whether it is worth keeping: the peer may hold it for established, or hears its end.
 
     What a stranger has half opened is not, so nobody unknown can make us write anything; nor is
-    what we begin as long as our AUTH has not left, for a puzzle is to be solved first, or EAP.
+    what we begin as long as our last AUTH has not left, for a puzzle is to be solved first, or EAP.
     """
     outstanding = sa.channel.window.outstanding.values()
-    has_asked = sa.is_initiator and not all(_is_amid_eap(r.exchange) for r in outstanding)
+    has_asked = sa.is_initiator and not all(_is_early(r.exchange) for r in outstanding)
     is_wanted = has_asked or sa.is_authenticated
     return sa.channel.is_protected and sa.tunnel is not None and is_wanted
 
 
-def _is_amid_eap(exchange: Exchange) -> bool:
-    return isinstance(exchange, IkeAuth) and exchange.is_amid_eap
+def _is_early(exchange: Exchange) -> bool:
+    return isinstance(exchange, IkeAuth) and exchange.is_early
 
 
 def write_ike_sa(sa: IkeSa) -> bytes:
@@ -487,6 +487,10 @@ _IDENTITY_PAYLOAD = Codec(
     lambda payload, _: to_plain(payload.identity),
     lambda plain, _: IdiPayload(identity=from_plain(Identity, plain)),
 )
+_RESPONDER_PAYLOAD = Codec(
+    lambda payload, _: to_plain(payload.identity),
+    lambda plain, _: IdrPayload(identity=from_plain(Identity, plain)),
+)
 
 
 # What refers to others.
@@ -556,12 +560,19 @@ def _write_dialogue(dialogue: EapDialogue, _writer: Writer) -> Plain:
 
 def _read_dialogue(plain: Any, reader: Reader) -> EapDialogue:
     assert reader.sa.tunnel is not None
-    credential = reader.sa.tunnel.local_eap
+    credential = reader.sa.tunnel.credential
     if credential is None:
         raise Unreadable("the tunnel does not use EAP any more")
     identity, msk = plain
     idr = IdrPayload(identity=from_plain(Identity, identity))
     return EapDialogue(credential, idr=idr, msk=from_plain(bytes, msk))
+
+
+def _read_round(plain: Any, reader: Reader) -> int:
+    assert reader.sa.tunnel is not None
+    number = from_plain(int, plain)
+    _check(0 <= number <= len(reader.sa.tunnel.rounds), "the tunnel has no such round any more")
+    return number
 
 
 def _write_agreement(agreement: Agreement, _writer: Writer) -> Plain:
@@ -842,6 +853,9 @@ EXCHANGES: dict[str, ExchangeRow] = {
         IkeAuth,
         {
             "_solution": _PAYLOADS,
+            "_number": Codec(lambda number, _: number, _read_round),
+            "_remote": _value(Identity | None),
+            "_idr": _optional(_RESPONDER_PAYLOAD),
             "_identity": _IDENTITY_PAYLOAD,
             "_eap": _optional(Codec(_write_dialogue, _read_dialogue)),
             "_child": _optional(_CHILD),
@@ -909,7 +923,7 @@ LEFT_OUT: dict[type[Any], frozenset[str]] = {
             *("core", "channel", "is_initiator", "tunnel", "suite", "children", "retired"),
             # Of a moment within one step, or before there are keys.
             *("is_asking_usage", "is_asking_sent", "on_silence", "_refusal", "_step", "_step_at"),
-            *("auth_puzzle", "eap_serving", "redirected_from"),
+            *("auth_puzzle", "eap_serving", "rounds", "redirected_from"),
             # Without it a policy that comes back asks for an authentication more than it need.
             "proved",
             # Of whom has been revoked meanwhile the next authentication tells.
