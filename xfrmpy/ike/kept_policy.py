@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from xfrmpy.ike.core import Core
-from xfrmpy.ike.snapshot import read_proposals, write_proposals
+from xfrmpy.ike.record_codecs import read_proposals, write_proposals
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.policy.model import EapAcceptance, EapCredential, FurtherRound, TunnelPolicy
