@@ -596,6 +596,21 @@ CATALOGUE: dict[str, FailureKind] = {
         ),
         fixes=("the peer's log names the step; compare its password, and whom it trusts",),
     ),
+    "XF2057": FailureKind(
+        title="the ends do not agree on how often each proves itself",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "one end has more rounds of authentication (`auth: {then: ...}`) than the other",
+            "the peer does not know of several rounds (RFC 4739)",
+        ),
+        fixes=("give both ends the same rounds, in the same order; strongSwan's are `round = N`",),
+    ),
+    "XF2058": FailureKind(
+        title="the peer has broken off between two rounds of authentication",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=("the peer does not believe our proof, and trusts another authority, key or name",),
+        fixes=("the peer's log names the step; compare whom it trusts in that round",),
+    ),
     "XF2101": FailureKind(
         title="a certificate is malformed",
         exit_code=ExitCode.PEER_REFUSED,

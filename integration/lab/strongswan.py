@@ -29,6 +29,7 @@ connections {{
         remote {{
             {remote_end}
         }}
+        {rounds}
         children {{
             net{number} {{
                 local_ts = {local}
@@ -70,7 +71,8 @@ class StrongswanPeer:
 
     `connection` and `child` are further swanctl lines ("dpd_delay = 1s"), of each child if there
     are several of the latter; `ends` the lines of who is local and who remote, in the place of what
-    the tunnels say; `secrets` further secrets ("ppk-a { id = a ... }");
+    the tunnels say, and `rounds` those of each further round of authentication, where an end that
+    has none says nothing; `secrets` further secrets ("ppk-a { id = a ... }");
     `settings` further settings of charon ("cookie_threshold=1");
     `configuration` is swanctl.conf in the place of the one that the tunnels are made into, and
     `files` what else is there, certificates and keys, by their paths in its directory; `usr` has
@@ -86,6 +88,7 @@ class StrongswanPeer:
         connection: str = "",
         child: str | Sequence[str] = "",
         ends: tuple[str, str] | None = None,
+        rounds: Sequence[tuple[str, str]] = (),
         secrets: str = "",
         settings: Sequence[str] = (),
         configuration: str = "",
@@ -104,6 +107,7 @@ class StrongswanPeer:
                 connection,
                 child if isinstance(child, str) else child[number],
                 ends or (_end(tunnel.ours, is_ours=True), _end(tunnel.theirs, is_ours=False)),
+                rounds,
             )
             for number, tunnel in enumerate(tunnels)
         ]
@@ -165,7 +169,12 @@ class StrongswanPeer:
 
 
 def _configuration(
-    number: int, tunnel: Tunnel, connection: str, child: str, ends: tuple[str, str]
+    number: int,
+    tunnel: Tunnel,
+    connection: str,
+    child: str,
+    ends: tuple[str, str],
+    rounds: Sequence[tuple[str, str]],
 ) -> str:
     return _CONFIGURATION.format(
         number=number,
@@ -183,7 +192,15 @@ def _configuration(
         child=child,
         local_end=ends[0],
         remote_end=ends[1],
+        rounds="\n".join(_round(n, *each) for n, each in enumerate(rounds, 2)),
         users="".join(_user(number, end.user) for end in (tunnel.ours, tunnel.theirs)),
+    )
+
+
+def _round(number: int, local: str, remote: str) -> str:
+    said = (("local", local), ("remote", remote))
+    return "\n".join(
+        f"{end}-{number} {{\n round = {number}\n {lines}\n}}" for end, lines in said if lines
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from xfrmpy.failures import Failure
-from xfrmpy.ike.auth import REAUTH_PATIENCE_SECONDS
+from xfrmpy.ike.auth_answer import REAUTH_PATIENCE_SECONDS
 from xfrmpy.ike.errors import DropReason
 from xfrmpy.ike.ike_sa import REFUSAL_SECONDS
 from xfrmpy.ike.init import MAX_REPETITIONS

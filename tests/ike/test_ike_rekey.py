@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from xfrmpy.crypto.key_schedule import derive_rekeyed_ike_keys
-from xfrmpy.ike.auth import REAUTH_PATIENCE_SECONDS
+from xfrmpy.ike.auth_answer import REAUTH_PATIENCE_SECONDS
 from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,

@@ -24,21 +24,11 @@ from xfrmpy.ike.outputs import (
     SendDatagram,
     TunnelClosed,
 )
+from xfrmpy.ike.record_tables import CHANNEL, CHILD_SA, EXCHANGES, IKE_SA, LEFT_OUT, WINDOW
 from xfrmpy.ike.restoration import Restored
 from xfrmpy.ike.sequence import Sequence
 from xfrmpy.ike.session_resume import SessionResume
-from xfrmpy.ike.snapshot import (
-    CHANNEL,
-    CHILD_SA,
-    EXCHANGES,
-    FORMAT,
-    IKE_SA,
-    LEFT_OUT,
-    WINDOW,
-    count_of,
-    write_count,
-    write_ike_sa,
-)
+from xfrmpy.ike.snapshot import FORMAT, count_of, write_count, write_ike_sa
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.ike.window import OUR_WINDOW_SIZE
 from xfrmpy.ipsec.proposals import parse_proposal

@@ -17,11 +17,18 @@ from tests.ike.conftest import Pair, mirrored, tunnel_policy
 from tests.ike.test_certificates import ISSUING, certified, gateway
 from tests.ike.test_null_auth import proving_nothing
 from tests.ike.test_signatures import HASHES, failure_at, one_way, signing
-from tests.keypairs import private_key
+from tests.keypairs import private_key, public_key
 from xfrmpy.crypto.signatures import KeyKind
 from xfrmpy.ike import credentials
 from xfrmpy.ipsec.identity import Identity
-from xfrmpy.policy.model import Experiment, Ppk, RsaSignature, SharedKey, TunnelPolicy
+from xfrmpy.policy.model import (
+    Experiment,
+    FurtherRound,
+    Ppk,
+    RsaSignature,
+    SharedKey,
+    TunnelPolicy,
+)
 from xfrmpy.registry import AuthenticationMethod, NotifyType
 from xfrmpy.wire.payloads import AuthPayload, CertPayload, NotifyPayload, OpenPayload
 
@@ -82,6 +89,32 @@ def by_old_method(kind: KeyKind) -> Callable[[], Policies]:
 
 def key_of(kind: KeyKind, **form: Any) -> Callable[[TunnelPolicy], TunnelPolicy]:
     return lambda policy: replace(policy, local_key=private_key(kind, "mars", **form))
+
+
+def behind_a_shared_key(kind: KeyKind) -> Policies:
+    """Both ends prove themselves by the shared key, and then by keys (RFC 4739)."""
+    moon, sun = by_shared_key()
+    again = FurtherRound(
+        local_id=moon.local_id,
+        local_key=private_key(kind, "moon"),
+        remote_id=moon.remote_id,
+        remote_key=public_key(kind, "sun"),
+    )
+    theirs = FurtherRound(
+        local_id=sun.local_id,
+        local_key=private_key(kind, "sun"),
+        remote_id=sun.remote_id,
+        remote_key=public_key(kind, "moon"),
+    )
+    return replace(moon, rounds=(again,)), replace(sun, rounds=(theirs,))
+
+
+def key_of_second_round(kind: KeyKind) -> Callable[[TunnelPolicy], TunnelPolicy]:
+    def steal(policy: TunnelPolicy) -> TunnelPolicy:
+        (further,) = policy.rounds
+        return replace(policy, rounds=(replace(further, local_key=private_key(kind, "mars")),))
+
+    return steal
 
 
 def other_ppk(policy: TunnelPolicy) -> TunnelPolicy:
@@ -188,6 +221,16 @@ CASES = [
         ),
         code="XF2007/XF2043",
         step="",
+    ),
+    *(
+        Case(
+            method=f"{kind} in a second round",
+            policies=lambda kind=kind: behind_a_shared_key(kind),  # type: ignore[misc]
+            steal=key_of_second_round(kind),
+            code="XF2041",
+            step="DIGITAL_SIGNATURE",
+        )
+        for kind in (KeyKind.RSA, KeyKind.ECDSA_P256, KeyKind.ED25519)
     ),
 ]
 """Codes of a responder and an initiator, where they differ."""

@@ -34,6 +34,7 @@ from xfrmpy.policy.model import (
     EapUsers,
     Encapsulation,
     Experiment,
+    FurtherRound,
     OnDown,
     Ppk,
     PrivateKey,
@@ -97,6 +98,10 @@ OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
     "remote_eap": (
         EapAcceptance(methods=(EapMethod.MSCHAPV2,), users=EapUsers(passwords=(), origin="users")),
         Impact.HOT,
+    ),
+    "rounds": (
+        (FurtherRound(remote_key=PublicKey(spki=b"a public key", origin="office.yaml")),),
+        Impact.REAUTH,
     ),
     "proposals": (
         (parse_proposal("aes256gcm16-prfsha384-ecp384", ProtocolId.IKE),),

@@ -67,7 +67,7 @@ class Aaa:
 
     def ask(self, asked: AskAaa, policy: TunnelPolicy) -> None:
         """Have the servers of a tunnel decide on a packet of a peer's."""
-        acceptance = policy.remote_eap
+        acceptance = policy.acceptance
         assert acceptance is not None
         assert acceptance.radius is not None
         group = acceptance.radius

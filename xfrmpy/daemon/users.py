@@ -45,7 +45,7 @@ class Users:
 
     def prepare(self, policies: Iterable[TunnelPolicy]) -> None:
         """Import what they take before there is traffic that would have to wait for it."""
-        accepted = (policy.remote_eap for policy in policies)
+        accepted = (policy.acceptance for policy in policies)
         if any(each is not None and each.radius is not None for each in accepted):
             self._servers()
 

@@ -42,7 +42,12 @@ SHARED_KEY = Expectation(method=AuthenticationMethod.SHARED_KEY)
 def expectations(policies: Iterable[TunnelPolicy]) -> tuple[Expectation, ...]:
     """Each once; none where all is by the shared key, or by EAP, which has a way of its own."""
     policies = tuple(policies)
-    found = dict.fromkeys(_expectation(p) for p in policies if p.remote_eap is None)
+    found = dict.fromkeys(
+        _expectation(of_round)
+        for policy in policies
+        for number, of_round in enumerate(policy.every_round)
+        if policy.they_prove(number) and of_round.remote_eap is None
+    )
     is_plain = not any(p.signs or p.local_null for p in policies) and set(found) <= {SHARED_KEY}
     return () if is_plain else tuple(found)
 

@@ -54,6 +54,7 @@ class _Group:
     redirects_to: frozenset[str | None]
     has_beet: bool
     has_ppk: bool
+    has_rounds: bool
     requires_ppk: bool
     sign: bool
     certificate_requests: tuple[CertreqPayload, ...]
@@ -116,6 +117,11 @@ class Candidates:
     @property
     def has_ppk(self) -> bool:
         return any(group.has_ppk for group in self._groups)
+
+    @property
+    def has_rounds(self) -> bool:
+        """Whether one of them has more than one round of authentication."""
+        return any(group.has_rounds for group in self._groups)
 
     @property
     def requires_ppk(self) -> bool:
@@ -197,6 +203,7 @@ def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
         redirects_to=frozenset(policy.redirect_to for policy in policies),
         has_beet=any(wants_beet(policy) for policy in policies),
         has_ppk=any(policy.ppks for policy in policies),
+        has_rounds=any(policy.rounds for policy in policies),
         requires_ppk=all(policy.ppk_required for policy in policies),
         sign=any(policy.signs for policy in policies),
         certificate_requests=certificate_requests(policies),

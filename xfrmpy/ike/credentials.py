@@ -105,7 +105,7 @@ def our_credential(tunnel: TunnelPolicy, requests: Iterable[CertreqPayload]) -> 
 
 def certificate_requests(policies: Iterable[TunnelPolicy]) -> tuple[CertreqPayload, ...]:
     """What we ask a peer to show that may be any of these tunnels'."""
-    policies = tuple(policies)
+    policies = tuple(p for policy in policies for p in policy.every_round)
     authorities = [p.remote_authorities for p in policies if p.remote_authorities is not None]
     asks_status = any(
         p.remote_authorities is not None and p.revocation is not Strictness.OFF for p in policies

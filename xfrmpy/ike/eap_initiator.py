@@ -38,7 +38,7 @@ EAP_ONLY = NotifyPayload(type=NotifyType.EAP_ONLY_AUTHENTICATION)
 class EapDialogue:
     """EAP with the responder of one IKE SA.
 
-    `idr` is who that is, None before it has said so; `msk` is None until EAP has succeeded, and
+    `idr` is who that is, None before it has proved it; `msk` is None until EAP has succeeded, and
     empty if its method makes no key.
     """
 
@@ -61,7 +61,7 @@ class EapDialogue:
     @property
     def has_begun(self) -> bool:
         """Whether the responder has been heard."""
-        return self.idr is not None
+        return self._peer is not None or self.msk is not None
 
     def announcement(self) -> tuple[NotifyPayload, ...]:
         """For the first request."""
@@ -81,17 +81,22 @@ class EapDialogue:
         Raises `AuthenticationFailed`.
         """
         if self.idr is None:
-            self._begin(sa, tunnel, payloads)
+            self.idr = self._verified(sa, tunnel, payloads)
+        if not self.has_begun:
+            methods = peer_methods(self._credential, sa.core.random, sa.core.wall_clock())
+            self._peer = EapPeer(self._credential.identity.encode(), methods)
         elif self.msk is not None:
             verify_eap_proof(sa, self.idr, payloads, self.msk)
             return self.idr
         self._answer(only(payloads, EapPayload).data)
         return None
 
-    def _begin(self, sa: IkeSa, tunnel: TunnelPolicy, payloads: tuple[OpenPayload, ...]) -> None:
-        """Who asks must have proved who it is: here, or by the method where that is enough."""
+    def _verified(
+        self, sa: IkeSa, tunnel: TunnelPolicy, payloads: tuple[OpenPayload, ...]
+    ) -> IdrPayload:
+        """Who asks must prove who it is: here, or by the method where that is enough."""
         idr = only(payloads, IdrPayload)
-        credential, random = self._credential, sa.core.random
+        credential = self._credential
         has_auth = optional(payloads, AuthPayload) is not None
         if has_auth:
             verify_proof(sa, tunnel, idr, payloads)
@@ -101,11 +106,9 @@ class EapDialogue:
             raise AuthenticationFailed(Failure(code="XF2051", summary=summary))
         if not is_proved:
             fit = tuple(method for method in credential.methods if method.is_fit_alone)
-            credential = replace(credential, methods=fit)
+            self._credential = replace(credential, methods=fit)
         check_identity(tunnel, idr.identity)
-        self.idr = idr
-        methods = peer_methods(credential, random, sa.core.wall_clock())
-        self._peer = EapPeer(credential.identity.encode(), methods)
+        return idr
 
     def _answer(self, packet: bytes) -> None:
         assert self._peer is not None

@@ -25,7 +25,6 @@ from xfrmpy.ike.eap_authenticator import (
 from xfrmpy.ike.errors import PeerMisbehaved
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import first_error, notifications, only, optional
-from xfrmpy.ike.first_contact import check_unique
 from xfrmpy.ike.proof import Proof, eap_proof, prove, verify_eap_proof
 from xfrmpy.ike.signing import Refuse
 from xfrmpy.ike.states import IkeSaState
@@ -125,15 +124,60 @@ def begin_eap(
 
     We leave our proof out where both ends want that.
     """
-    serving = sa.eap_serving = EapServing(sa, tunnels, local, payloads)
-    sa.expect_authentication(now + EAP_SECONDS)
+    serving = _serve(sa, tunnels, local, payloads, now)
     acceptance = serving.tunnel.remote_eap
     assert acceptance is not None
     if acceptance.alone and notifications(payloads, NotifyType.EAP_ONLY_AUTHENTICATION):
         sa.respond((serving.idr, EapPayload(data=serving.authenticator.begin())))
         return
     requests = tuple(p for p in payloads if isinstance(p, CertreqPayload))
+    _prove_and_ask(sa, serving, requests, refuse, now)
 
+
+def continue_by_eap(
+    sa: IkeSa,
+    tunnel: TunnelPolicy,
+    local: Identity,
+    payloads: tuple[OpenPayload, ...],
+    now: float,
+) -> None:
+    """Ask, in a further round, a peer to whom we have proved who we are."""
+    serving = _serve(sa, (tunnel,), local, payloads, now)
+    sa.respond((EapPayload(data=serving.authenticator.begin()),))
+
+
+def prove_again_before_eap(
+    sa: IkeSa,
+    tunnel: TunnelPolicy,
+    local: Identity,
+    payloads: tuple[OpenPayload, ...],
+    requests: tuple[CertreqPayload, ...],
+    refuse: Refuse,
+    now: float,
+) -> None:
+    """As `continue_by_eap`, in a round in which we prove ourselves, too."""
+    _prove_and_ask(sa, _serve(sa, (tunnel,), local, payloads, now), requests, refuse, now)
+
+
+def _serve(
+    sa: IkeSa,
+    tunnels: tuple[TunnelPolicy, ...],
+    local: Identity,
+    payloads: tuple[OpenPayload, ...],
+    now: float,
+) -> EapServing:
+    sa.eap_serving = EapServing(sa, tunnels, local, payloads)
+    sa.expect_authentication(now + EAP_SECONDS)
+    return sa.eap_serving
+
+
+def _prove_and_ask(
+    sa: IkeSa,
+    serving: EapServing,
+    requests: tuple[CertreqPayload, ...],
+    refuse: Refuse,
+    now: float,
+) -> None:
     def proved(proof: Proof, _moment: float) -> None:
         packet = EapPayload(data=serving.authenticator.begin())
         sa.respond((serving.idr, *proof.certs, proof.auth, packet))
@@ -171,14 +215,19 @@ def take_verdict(sa: IkeSa, round_: int, verdict: Verdict, now: float) -> None:
         _settle(sa, serving, verdict, now)
 
 
-def answer_amid_eap(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> None:
-    """The peer has something to say before AUTH: that it does not believe us, or gives up."""
+def answer_amid_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> None:
+    """The peer has something to say before its last AUTH: that it does not believe us, or gives
+    up."""
     serving, error = sa.eap_serving, first_error(payloads)
-    assert serving is not None
     sa.respond(())
     if error is None and optional(payloads, DeletePayload) is None:
         return
     said = "deletes the IKE SA" if error is None else f"says {error.type.name}"
+    if serving is None:
+        assert sa.rounds is not None
+        summary = f"{sa.rounds.made.remote} {said} behind round {sa.rounds.number}"
+        sa.close(Failure(code="XF2058", summary=summary), now)
+        return
     summary = f"{serving.idi.identity} {said} amid EAP"
     evidence = (("they say they are", str(Identity.of_eap(serving.authenticator.user))),)
     sa.close(Failure(code="XF2056", summary=summary, evidence=evidence), now)
@@ -210,7 +259,6 @@ def _conclude(
     msk = accepted.outcome.msk
     verify_eap_proof(sa, serving.idi, payloads, msk)
     remote = Identity.of_eap(accepted.outcome.identity)
-    check_unique(sa, serving.tunnel, remote, serving.request)
     said = tuple(p for p in payloads if isinstance(p, NotifyPayload))
     return Authenticated(
         tunnel=serving.tunnel,

@@ -56,6 +56,7 @@ from xfrmpy.wire.payloads import OpenPayload
 
 if TYPE_CHECKING:
     from xfrmpy.ike.eap_responder import EapServing
+    from xfrmpy.ike.rounds import RoundsServing
 
 HALF_OPEN_SECONDS = 30.0
 """How long a responder waits for IKE_AUTH. strongSwan's half_open_timeout is the same."""
@@ -91,7 +92,7 @@ Payloads: TypeAlias = tuple[OpenPayload, ...]
 _NO_SCOPES: frozenset[Scope] = frozenset()
 _NO_NAMES: tuple[str, ...] = ()
 _NEVER: float | None = None
-_NO_PATH: CertificatePath = ()
+_NO_PATHS: tuple[CertificatePath, ...] = ()
 
 
 class IkeSa:
@@ -106,11 +107,12 @@ class IkeSa:
     traffic; `widen_at` is when others get more. `authenticated_as` is its number among
     all whose peer was authenticated, `begun_after` the last one's when it began. `doubted_until`
     is when it ends, if the peer does not show before that it has it. With an `auth_puzzle` there
-    are no keys before its solution; `eap_serving` asks a peer by EAP who it is. `transcript` is
-    what stands between IKE_SA_INIT and IKE_AUTH, `heard` what the peer said of itself in
-    IKE_SA_INIT. What it has begun and not finished is `unfinished`. `uses_ppk` is whether both ends
-    use post-quantum preshared keys; `ppk_id` names the one in its keys. `certified` is the path of
-    certificates by which the peer has proved itself, if it was by one.
+    are no keys before its solution; `eap_serving` asks a peer by EAP who it is, and `rounds` is
+    what a responder knows between two rounds of authentication. `transcript` is what stands between
+    IKE_SA_INIT and IKE_AUTH, `heard` what the peer said of itself in IKE_SA_INIT. What it has begun
+    and not finished is `unfinished`. `uses_ppk` is whether both ends use post-quantum preshared
+    keys; `ppk_id` names the one in its keys. `certified` are the paths of certificates by which the
+    peer has proved itself, for each round that was by one.
     """
 
     __slots__ = (
@@ -122,8 +124,17 @@ class IkeSa:
         *("is_reported", "keys"),
         *("local_id", "nat", "nonces", "on_silence", "peer_follows", "peer_takes_childless"),
         *("postponed", "proposal", "proved", "reauth_at", "redirected_from", "refused_scopes"),
-        *("rekey_at", "remote_id", "replaces", "resumed", "retired", "seen_idle_at", "sent_at"),
-        *("state", "suite", "their_tokens", "ticket", "ticket_at", "transcript", "tunnel"),
+        *("rekey_at", "remote_id", "replaces", "resumed", "retired", "rounds", "seen_idle_at"),
+        *(
+            "sent_at",
+            "state",
+            "suite",
+            "their_tokens",
+            "ticket",
+            "ticket_at",
+            "transcript",
+            "tunnel",
+        ),
         *("ppk_id", "unfinished", "up_since", "uses_ppk", "wait_until", "widen_at"),
         *("_expires_at", "_must_reauth_by", "_refusal", "_step", "_step_at"),
         *("_suspect_again_at", "_was_established"),
@@ -146,8 +157,7 @@ class IkeSa:
         self.is_initiator = self.is_client = is_initiator
         self.tunnel: TunnelPolicy | None = None
         self.proved: TunnelPolicy | None = None
-        self.state = IkeSaState.INITIATING
-        self.nat = NatSituation()
+        self.state, self.nat = IkeSaState.INITIATING, NatSituation()
         self.proposal: Proposal | None = None
         self.suite: IkeSuite | None = None
         self.keys: IkeKeys | None = None
@@ -161,6 +171,7 @@ class IkeSa:
         self.resumed: Resumed | None = None
         self.auth_puzzle: AuthPuzzle | None = None
         self.eap_serving: EapServing | None = None
+        self.rounds: RoundsServing | None = None
         self.redirected_from: IpAddress | None = None
         self.peer_follows = self.peer_takes_childless = self.asks_pairs = self.is_rekeying = False
         self.on_silence: Callable[[float], None] | None = None
@@ -171,7 +182,7 @@ class IkeSa:
         self.heir: IkeSa | None = None
         self.unfinished: list[Unfinished] = []
         self.demand, self.uses_ppk, self.ppk_id = Demand(), False, ""
-        self.refused_scopes, self.certified = _NO_SCOPES, _NO_PATH
+        self.refused_scopes, self.certified = _NO_SCOPES, _NO_PATHS
         self.postponed = self.filled = _NO_NAMES
         self.begun_after = self.authenticated_as = core.authentications
         self.established_at = self.up_since = self.heard_at = 0.0
@@ -345,7 +356,7 @@ class IkeSa:
         self.channel.window.widen_ours(OUR_WINDOW_SIZE)
         self.channel.init_request = self.channel.init_response = b""
         self.channel.forget_replaced_keys()
-        self.transcript, self.eap_serving = NOTHING_BETWEEN, None
+        self.transcript, self.eap_serving, self.rounds = NOTHING_BETWEEN, None, None
         self._begin_life(now)
         if tunnel.reauth_seconds is not None:
             self.limit_authentication(tunnel.reauth_seconds, now)
@@ -401,7 +412,7 @@ class IkeSa:
         One behind a NAT, of which policy knows no address, is reached only through what it began,
         and one that proves by EAP who it is must call.
         """
-        if self.tunnel is None or self.tunnel.remote_eap is not None:
+        if self.tunnel is None or self.tunnel.acceptance is not None:
             return False
         return bool(self.tunnel.peers) or not self.nat.theirs
 

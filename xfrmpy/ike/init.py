@@ -49,6 +49,7 @@ from xfrmpy.ike.redirect import (
     redirected_from,
     refusal_to_follow,
 )
+from xfrmpy.ike.rounds import MULTIPLE_AUTH_SUPPORTED, refusal_without_rounds
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.proposals import Proposal, answers, ike_suite
 from xfrmpy.policy.model import Retransmission, TunnelPolicy
@@ -241,8 +242,9 @@ class IkeSaInit:
         if not any(sa.channel.their_spi):
             raise PeerMisbehaved("the peer gave no SPI")
         without_ppk = refusal_without_ppk(self._tunnel, payloads)
-        if without_ppk is not None:
-            sa.refused(without_ppk, now)
+        refusal = without_ppk or refusal_without_rounds(self._tunnel, payloads)
+        if refusal is not None:
+            sa.refused(refusal, now)
             return
         nonce = only(payloads, NoncePayload).data
         puzzles = [Puzzle.of(p) for p in notifications(payloads, NotifyType.PUZZLE)]
@@ -344,6 +346,7 @@ def answer_ike_sa_init(
             *([hash_list(core.signatures)] if sa.heard.hashes and candidates.sign else []),
             childless_supported(),
             *ppk,
+            *([MULTIPLE_AUTH_SUPPORTED] if candidates.has_rounds else []),
             *([STRONGSWAN] if candidates.has_beet else []),
             *detection_payloads(
                 sa.channel.spi_i, sa.channel.spi_r, path, force=forced, random=core.random

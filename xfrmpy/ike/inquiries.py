@@ -184,17 +184,26 @@ def settle_status(sa: IkeSa, go_on: Step, refuse: Refuse, now: float) -> None:
 
 def revoked_meanwhile(sa: IkeSa, policy: TunnelPolicy) -> Failure | None:
     """That the peer of an IKE SA is revoked by what a new policy knows, if it is."""
-    authorities = policy.remote_authorities
-    if not sa.certified or authorities is None or policy.revocation is Strictness.OFF:
-        return None
+    certified = [p for p in policy.every_round if p.remote_authorities is not None]
+    found = (
+        _revoked(sa, path, of_round)
+        for path, of_round in zip(sa.certified, certified, strict=False)
+        if of_round.revocation is not Strictness.OFF
+    )
+    return next((failure for failure in found if failure is not None), None)
+
+
+def _revoked(sa: IkeSa, path: Path, policy: TunnelPolicy) -> Failure | None:
     assert sa.remote_id is not None
+    authorities = policy.remote_authorities
+    assert authorities is not None
     book, now = sa.core.inquiries.book, sa.core.wall_clock()
-    known = book.proofs(sa.certified)
+    known = book.proofs(path)
     proofs = Proofs(
         lists=(*listed_revocations(authorities.crl), *known.lists), answers=known.answers
     )
     try:
-        check_revocation(sa.certified, proofs, Strictness.SOFT, now)
+        check_revocation(path, proofs, Strictness.SOFT, now)
     except CertificateRefused as refused:
         return not_believed(refused, sa.remote_id, authorities).failure
     return None

@@ -13,12 +13,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from xfrmpy.ike.core import Core
-from xfrmpy.ike.snapshot import read_proposals, write_proposals
+from xfrmpy.ike.record_codecs import read_proposals, write_proposals
 from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
 from xfrmpy.ipsec.proposals import Proposal
-from xfrmpy.policy.model import EapAcceptance, EapCredential, TunnelPolicy
+from xfrmpy.policy.model import EapAcceptance, EapCredential, FurtherRound, TunnelPolicy
 from xfrmpy.wire.cursor import Malformed
 
 FORMAT = 1
@@ -40,17 +41,30 @@ class KeptPolicy:
 
         Whom EAP lets in is always as at present: another list of users touches no tunnel.
         """
-        accepts = present.remote_eap if self.policy.remote_eap is not None else None
-        kept = replace(self.policy, remote_eap=accepts)
-        if hmac.compare_digest(_print(present, self.salt), self.print):
+        is_alike = len(self.policy.rounds) == len(present.rounds)
+        kept = _admitting(self.policy, present)
+        if is_alike:
+            rounds = map(_admitting, kept.rounds, present.rounds)
+            kept = replace(kept, rounds=tuple(rounds))
+        if is_alike and hmac.compare_digest(_print(present, self.salt), self.print):
             return replace(
-                kept,
+                _proving(kept, present),
                 shared_key=present.shared_key,
-                local_key=present.local_key,
-                local_eap=present.local_eap,
                 ppks=present.ppks,
+                rounds=tuple(map(_proving, kept.rounds, present.rounds)),
             )
         return kept
+
+
+_Proofs = TypeVar("_Proofs", TunnelPolicy, FurtherRound)
+
+
+def _admitting(kept: _Proofs, present: _Proofs) -> _Proofs:
+    return replace(kept, remote_eap=None if kept.remote_eap is None else present.remote_eap)
+
+
+def _proving(kept: _Proofs, present: _Proofs) -> _Proofs:
+    return replace(kept, local_key=present.local_key, local_eap=present.local_eap)
 
 
 def is_policy(name: bytes) -> bool:
@@ -101,14 +115,22 @@ def _read_policy(record: bytes) -> KeptPolicy:
 
 
 def _without_secrets(policy: TunnelPolicy) -> TunnelPolicy:
-    shared, ours = policy.shared_key, policy.local_key
+    shared = policy.shared_key
     return replace(
-        policy,
+        _without_proofs(policy),
         shared_key=None if shared is None else replace(shared, octets=b""),
-        local_key=None if ours is None else replace(ours, octets=b"", token=None),
-        local_eap=policy.local_eap and _without_ours(policy.local_eap),
-        remote_eap=policy.remote_eap and _without_theirs(policy.remote_eap),
+        rounds=tuple(map(_without_proofs, policy.rounds)),
         ppks=tuple(replace(ppk, key=replace(ppk.key, octets=b"")) for ppk in policy.ppks),
+    )
+
+
+def _without_proofs(proofs: _Proofs) -> _Proofs:
+    ours = proofs.local_key
+    return replace(
+        proofs,
+        local_key=None if ours is None else replace(ours, octets=b"", token=None),
+        local_eap=proofs.local_eap and _without_ours(proofs.local_eap),
+        remote_eap=proofs.remote_eap and _without_theirs(proofs.remote_eap),
     )
 
 

@@ -98,14 +98,14 @@ def prove(
 
 def check_signing(sa: IkeSa, tunnel: TunnelPolicy) -> Failure | None:
     """Why an initiator's key cannot sign for a peer whose IKE_SA_INIT it has, if so."""
-    credential = our_credential(tunnel, ())
-    if credential is None:
-        return None
     policy = signature_policy(tunnel, sa.core.signatures)
-    try:
-        choose_method(credential.kind, sa.heard.hashes, policy)
-    except NoSchemeInCommon as error:
-        return _cannot_sign(sa, tunnel, error)
+    for of_round in tunnel.every_round:
+        credential = our_credential(of_round, ())
+        try:
+            if credential is not None:
+                choose_method(credential.kind, sa.heard.hashes, policy)
+        except NoSchemeInCommon as error:
+            return _cannot_sign(sa, of_round, error)
     return None
 
 
@@ -172,7 +172,8 @@ def _verify_signature(
     except AuthenticationMismatch as error:
         summary = f"the peer's AUTH ({auth.method.name}) is not right: {error}"
         raise _not_proved("XF2041", summary, identity, wanted) from error
-    sa.certified = found.path
+    if found.path:
+        sa.certified = (*sa.certified, found.path)
     inquire(sa, tunnel, identity.identity, found.path, certs)
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from xfrmpy.ike.auth import answer_ike_auth
+from xfrmpy.ike.auth_answer import answer_ike_auth
 from xfrmpy.ike.create_child_sa import answer_create_child_sa, conclude_child
-from xfrmpy.ike.eap_responder import answer_amid_eap
+from xfrmpy.ike.eap_responder import answer_amid_auth
 from xfrmpy.ike.exchange import only
 from xfrmpy.ike.followup import answer_followup_ke
 from xfrmpy.ike.informational import answer_informational
@@ -31,18 +31,19 @@ Handler: TypeAlias = "Callable[[IkeSa, tuple[OpenPayload, ...], float], None]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRow:
-    """In which states an exchange may begin, and who answers it; and who answers it `amid_eap`, if
-    it may come there."""
+    """In which states an exchange may begin, and who answers it; and who answers it `amid_auth`,
+    between two messages of IKE_AUTH, if it may come there."""
 
     states: frozenset[IkeSaState]
     handler: Handler
-    amid_eap: Handler | None = None
+    amid_auth: Handler | None = None
 
     def handler_for(self, sa: IkeSa) -> Handler | None:
         """Who answers a request at this moment; None if it must not come now."""
         if sa.state in self.states:
             return self.handler
-        return None if sa.eap_serving is None or sa.state not in _AUTHENTICATING else self.amid_eap
+        is_amid = sa.eap_serving is not None or sa.rounds is not None
+        return self.amid_auth if is_amid and sa.state in _AUTHENTICATING else None
 
 
 def _answer_create_child_sa(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> None:
@@ -76,6 +77,6 @@ REQUESTS: dict[ExchangeType, RequestRow] = {
     ExchangeType.CREATE_CHILD_SA: RequestRow(states=_LIVING, handler=_answer_create_child_sa),
     ExchangeType.IKE_FOLLOWUP_KE: RequestRow(states=_LIVING, handler=_answer_followup_ke),
     ExchangeType.INFORMATIONAL: RequestRow(
-        states=_LIVING, handler=answer_informational, amid_eap=answer_amid_eap
+        states=_LIVING, handler=answer_informational, amid_auth=answer_amid_auth
     ),
 }

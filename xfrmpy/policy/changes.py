@@ -19,6 +19,7 @@ from xfrmpy.policy.model import (
     Certificates,
     ChildPolicy,
     EapAcceptance,
+    FurtherRound,
     PrivateKey,
     PublicKey,
     RadiusGroup,
@@ -118,7 +119,11 @@ def compare_policies(
 
 def compare_tunnels(before: TunnelPolicy, after: TunnelPolicy) -> Change:
     """What distinguishes two policies of one tunnel, as the operator wrote them."""
-    differences = [*_differences(before, after, _OF_TUNNEL), *_of_children(before, after)]
+    differences = [
+        *_differences(before, after, _OF_TUNNEL),
+        *_of_rounds(before, after),
+        *_of_children(before, after),
+    ]
     return Change(before=before, after=after, differences=tuple(differences))
 
 
@@ -204,11 +209,15 @@ def carries(policy: TunnelPolicy, local: IpAddress, remote: IpAddress) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """How a field is told of. `impact` None: it is no difference to anybody."""
+    """How a field is told of. `impact` None: it is no difference to anybody.
+
+    `compared` is what of the value makes a difference.
+    """
 
     name: str
     impact: Impact | None
     show: Callable[[Any], str] = str
+    compared: Callable[[Any], Any] = lambda value: value
 
 
 def _listed(values: Iterable[object]) -> str:
@@ -280,6 +289,14 @@ def _onoff(value: bool) -> str:
     return "on" if value else "off"
 
 
+def _lasting(rounds: tuple[FurtherRound, ...]) -> tuple[FurtherRound, ...]:
+    """Without what may change and touch no tunnel."""
+    return tuple(
+        replace(r, local_certificates=None, remote_eap=r.remote_eap and EapAcceptance())
+        for r in rounds
+    )
+
+
 _OF_TUNNEL: dict[str, _Key] = {
     "name": _Key("name", None),
     "origin": _Key("origin", None),
@@ -301,6 +318,7 @@ _OF_TUNNEL: dict[str, _Key] = {
     "remote_null": _Key("auth.remote.null_auth", Impact.REAUTH, _yes_or_no),
     "local_eap": _Key("auth.local.eap", Impact.REAUTH, _or_none),
     "remote_eap": _Key("auth.remote.eap", Impact.HOT, _acceptance),
+    "rounds": _Key("auth.then", Impact.REAUTH, _listed_or_none, _lasting),
     "weak_signatures": _Key("ike.profile", Impact.REAUTH, _weak_or_not),
     "experiment": _Key("ike.experimental", Impact.REAUTH, _or_none),
     "proposals": _Key("ike.proposals", Impact.REKEY, _listed),
@@ -321,6 +339,11 @@ _OF_TUNNEL: dict[str, _Key] = {
     "redirect_to": _Key("redirect_to", Impact.HOT, _or_none),
     "on_down": _Key("on_down", Impact.HOT),
     "interface": _Key("interface", Impact.HOT, _or_none),
+}
+
+_HOT_OF_ROUND = {
+    "local_certificates": _Key("auth.then.local.cert", Impact.HOT, _certificates),
+    "remote_eap": _Key("auth.then.remote.eap", Impact.HOT, _acceptance),
 }
 
 _OF_CHILD: dict[str, _Key] = {
@@ -361,13 +384,18 @@ def _differences(
 ) -> Iterator[Difference]:
     for field, key in keys.items():
         old, new = getattr(before, field), getattr(after, field)
-        if key.impact is not None and old != new:
+        if key.impact is not None and key.compared(old) != key.compared(new):
             shown = key.show(old), key.show(new)
             if shown[0] == shown[1]:
                 shown = shown[0], f"{shown[1]}, with another value"
             yield Difference(
                 key=key.name, child=child, before=shown[0], after=shown[1], impact=key.impact
             )
+
+
+def _of_rounds(before: TunnelPolicy, after: TunnelPolicy) -> Iterator[Difference]:
+    for old, new in zip(before.rounds, after.rounds, strict=False):
+        yield from _differences(old, new, _HOT_OF_ROUND)
 
 
 def _of_children(before: TunnelPolicy, after: TunnelPolicy) -> Iterator[Difference]:

@@ -6,7 +6,7 @@ below and beside (the IKE core first) knows only these. They hold no file positi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 
 from xfrmpy.ipsec.addresses import IpAddress
@@ -441,6 +441,45 @@ class Shunt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FurtherRound:
+    """By what the ends prove themselves once more, behind the first time (RFC 4739).
+
+    The fields are those of `TunnelPolicy`; an end that has no key and no EAP here proves nothing
+    more. An end that proves itself by EAP does so last of all.
+    """
+
+    local_id: Identity | None = None
+    local_key: PrivateKey | None = None
+    local_certificates: Certificates | None = None
+    local_eap: EapCredential | None = None
+    remote_id: Identity | None = None
+    remote_key: PublicKey | None = None
+    remote_authorities: Certificates | None = None
+    revocation: Strictness = Strictness.SOFT
+    remote_eap: EapAcceptance | None = None
+
+    @property
+    def we_prove(self) -> bool:
+        return self.local_key is not None or self.local_eap is not None
+
+    @property
+    def they_prove(self) -> bool:
+        theirs = (self.remote_key, self.remote_authorities, self.remote_eap)
+        return any(each is not None for each in theirs)
+
+    def __str__(self) -> str:
+        ours = (self.local_key and self.local_key.origin, self.local_eap)
+        theirs = (
+            self.remote_key and self.remote_key.origin,
+            self.remote_authorities and self.remote_authorities.origin,
+            self.remote_eap and "users by EAP",
+        )
+        ends = (("we by", ours), ("they by", theirs))
+        shown = [f"{who} {proof}" for who, proofs in ends for proof in proofs if proof]
+        return " and ".join(shown)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelPolicy:
     """One IKE SA with one peer, and its Child SAs.
 
@@ -459,7 +498,8 @@ class TunnelPolicy:
     of whom those authorities have taken back. With `weak_signatures` an RSA key may sign with SHA-1
     where RFC 7427 is unknown. ML-DSA needs the `experiment`. With `local_eap` we call and prove
     ourselves by EAP, and the peer by what it has of those; with `remote_eap` it is the other way
-    round, and `remote_id` is None: whom EAP authenticates is who calls.
+    round, and `remote_id` is None: whom EAP authenticates is who calls. All this is the first time;
+    `rounds` are the others.
     """
 
     name: str
@@ -483,6 +523,7 @@ class TunnelPolicy:
     experiment: Experiment | None = None
     local_eap: EapCredential | None = None
     remote_eap: EapAcceptance | None = None
+    rounds: tuple[FurtherRound, ...] = ()
     proposals: tuple[Proposal, ...]
     children: tuple[ChildPolicy, ...]
     start: StartMode = StartMode.MANUAL
@@ -505,13 +546,46 @@ class TunnelPolicy:
 
     @property
     def signs(self) -> bool:
-        """Whether one of the two ends proves itself by a signature."""
-        return self.local_key is not None or self.peer_signs
+        """Whether one of the two ends proves itself by a signature, at any time."""
+        further = (r.local_key or r.remote_key or r.remote_authorities for r in self.rounds)
+        return self.local_key is not None or self.peer_signs or any(further)
 
     @property
     def peer_signs(self) -> bool:
         """Whether the peer must; the shared key proves nothing of it then."""
         return self.remote_key is not None or self.remote_authorities is not None
+
+    def in_round(self, number: int) -> TunnelPolicy:
+        """The policy with what proves the ends in a round, counted from 0."""
+        if number == 0:
+            return self
+        further = self.rounds[number - 1]
+        proofs = {field.name: getattr(further, field.name) for field in fields(further)}
+        return replace(self, **proofs, shared_key=None, rounds=())
+
+    def we_prove(self, number: int) -> bool:
+        """Whether we prove ourselves in a round."""
+        return number == 0 or (number <= len(self.rounds) and self.rounds[number - 1].we_prove)
+
+    def they_prove(self, number: int) -> bool:
+        """Whether the peer must in a round."""
+        return number == 0 or (number <= len(self.rounds) and self.rounds[number - 1].they_prove)
+
+    @property
+    def every_round(self) -> tuple[TunnelPolicy, ...]:
+        return tuple(self.in_round(number) for number in range(len(self.rounds) + 1))
+
+    @property
+    def acceptance(self) -> EapAcceptance | None:
+        """Whom EAP lets in, in whichever round the peer is asked by it."""
+        further = (of_round.remote_eap for of_round in self.rounds)
+        return self.remote_eap or next(filter(None, further), None)
+
+    @property
+    def credential(self) -> EapCredential | None:
+        """As whom we call, in whichever round we are asked by EAP."""
+        further = (of_round.local_eap for of_round in self.rounds)
+        return self.local_eap or next(filter(None, further), None)
 
     @property
     def tells_apart(self) -> bool:
@@ -526,16 +600,10 @@ class TunnelPolicy:
     @property
     def secrets(self) -> bytes:
         """All that proves an end and must be the same, for whoever wants to know if it still is."""
-        keys = (
-            self.shared_key and self.shared_key.octets,
-            self.local_key and self.local_key.secret,
-            *(self.local_eap.secrets if self.local_eap else (b"",)),
-        )
-        theirs = self.remote_key and self.remote_key.spki
-        trusted = self.remote_authorities
-        authorities = (*trusted.ders, trusted.crl) if trusted else ()
         ppks = [part for ppk in self.ppks for part in (ppk.id_octets, ppk.key.octets)]
-        known = [key or b"" for key in (*keys, theirs, *authorities, *ppks)]
+        first = (self.shared_key and self.shared_key.octets, *_secrets(self))
+        further = (secret for each in self.rounds for secret in _secrets(each))
+        known = [key or b"" for key in (*first, *ppks, *further)]
         return b"".join(len(key).to_bytes(4, "big") + key for key in known)
 
     def identity_at(self, address: IpAddress) -> Identity:
@@ -550,3 +618,14 @@ class TunnelPolicy:
         return self.encapsulation is Encapsulation.FORCE or (
             is_automatic and self.datapath is DatapathChoice.USERSPACE and not has_ah
         )
+
+
+def _secrets(proofs: TunnelPolicy | FurtherRound) -> tuple[bytes | None, ...]:
+    """What proves the two ends in one round, beside a shared key."""
+    ours, theirs, trusted = proofs.local_key, proofs.remote_key, proofs.remote_authorities
+    return (
+        None if ours is None else ours.secret,
+        *(proofs.local_eap.secrets if proofs.local_eap else (b"",)),
+        None if theirs is None else theirs.spki,
+        *((*trusted.ders, trusted.crl) if trusted else ()),
+    )

@@ -167,6 +167,23 @@ def _of_proof(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement
             theirs=f"id {told}",
         )
     yield from _of_keys(ours, theirs)
+    yield from _of_rounds(ours, theirs)
+
+
+def _of_rounds(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]:
+    """How often each end proves itself, and by what behind the first time."""
+    here = [(r.we_prove, r.they_prove) for r in ours.rounds]
+    there = [(r.they_prove, r.we_prove) for r in theirs.rounds]
+    if here != there:
+        yield Disagreement(
+            code="XF2057",
+            message="the ends have other rounds of authentication",
+            ours=", then ".join(map(str, ours.rounds)) or "one round",
+            theirs=", then ".join(map(str, theirs.rounds)) or "one round",
+        )
+        return
+    for number in range(1, len(here) + 1):
+        yield from _of_keys(ours.in_round(number), theirs.in_round(number))
 
 
 def _of_keys(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]:

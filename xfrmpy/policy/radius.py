@@ -47,7 +47,7 @@ def with_servers(
     policy: TunnelPolicy, place: Place, groups: Mapping[str, RadiusGroup | None]
 ) -> TunnelPolicy:
     """The policy with the group that its users are left to; an error if there is none."""
-    acceptance = policy.remote_eap
+    acceptance = policy.acceptance
     if acceptance is None or not acceptance.server:
         return policy
     name = acceptance.server
@@ -55,9 +55,14 @@ def with_servers(
     if group is None:
         fault = "has an error" if name in groups else "is defined nowhere"
         hint = "" if name in groups else values.nearest(name, list(groups))
-        path = ("auth", "remote", "eap", "radius")
+        further = () if policy.remote_eap else ("then", len(policy.rounds) - 1)
+        path = ("auth", *further, "remote", "eap", "radius")
         place.error("XF1004", path, f"the RADIUS group '{name}' {fault}", hint)
-    return replace(policy, remote_eap=replace(acceptance, radius=group))
+    known = replace(acceptance, radius=group)
+    if policy.remote_eap:
+        return replace(policy, remote_eap=known)
+    *before, last = policy.rounds
+    return replace(policy, rounds=(*before, replace(last, remote_eap=known)))
 
 
 def _resolve(name: str, keys: RadiusKeys, place: Place, reader: KeyReader) -> RadiusGroup | None:

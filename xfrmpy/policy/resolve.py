@@ -10,21 +10,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from ipaddress import ip_address
 from typing import Any
 
-from xfrmpy.crypto.signatures import EXPERIMENTAL, verifying_key
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.algorithms import WEAKNESSES, cipher
-from xfrmpy.ipsec.identity import NOBODY, Identity
 from xfrmpy.ipsec.marks import are_apart
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import OUR_REQIDS, DontFragment, Mode
 from xfrmpy.ipsec.selectors import TrafficSelector, meet
-from xfrmpy.pki.verdicts import Strictness
-from xfrmpy.policy.certificates import Where, identity_in
+from xfrmpy.policy.certificates import Where
 from xfrmpy.policy.document import Node
-from xfrmpy.policy.eap import acceptance_of, credential_of
 from xfrmpy.policy.errors import Findings, Mark
 from xfrmpy.policy.interfaces import block_obstacle, resolve_interface
 from xfrmpy.policy.keys import KeyReader
@@ -32,15 +27,11 @@ from xfrmpy.policy.model import (
     ChildPolicy,
     DatapathChoice,
     Encapsulation,
-    Experiment,
     OnDown,
     PostQuantum,
-    PrivateKey,
     Retransmission,
-    RsaSignature,
     StartMode,
     TunnelPolicy,
-    Uniqueness,
 )
 from xfrmpy.policy.ppk import resolve_ppks
 from xfrmpy.policy.profiles import (
@@ -50,17 +41,14 @@ from xfrmpy.policy.profiles import (
     esp_proposals,
     ike_proposals,
 )
+from xfrmpy.policy.proofs import address_at, check_alone, resolve_proofs
 from xfrmpy.policy.schema import (
-    Authentication,
     Child,
     EspSettings,
     IkeSettings,
-    OurAuthentication,
     Retransmit,
-    TheirAuthentication,
     Tunnel,
 )
-from xfrmpy.policy.values import SecretReference
 from xfrmpy.registry import EncryptionAlgorithm, TransformType
 
 MAX_TUNNELS = len(OUR_REQIDS) // 2
@@ -72,11 +60,15 @@ Keypath = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a tunnel stands: its own map, that of the defaults, and the file they are in."""
+    """Where a tunnel stands: its own map, that of the defaults, and the file they are in.
+
+    With `further` what it says of `auth` is about that round of `then`.
+    """
 
     findings: Findings
     node: Node
     defaults: Node | None = None
+    further: int | None = None
 
     def error(
         self, code: str, path: Keypath, message: str, hint: str = "", *, at_key: bool = False
@@ -100,6 +92,8 @@ class Place:
         return self._find(path).mark
 
     def _find(self, path: Keypath) -> Node:
+        if self.further is not None and path[:1] == ("auth",):
+            path = ("auth", "then", self.further, *path[1:])
         for node in (self.node, self.defaults):
             if node is not None:
                 found, depth = node.find(path)
@@ -123,14 +117,8 @@ def resolve_tunnel(
     before = len(place.findings.errors)
     _check_peer(tunnel, place)
     _check_mode(tunnel, place)
-    _check_null(tunnel, place)
-    keys = _keys(tunnel, place, reader)
+    proofs = resolve_proofs(tunnel, place, reader)
     ppks = resolve_ppks(tunnel, place, reader)
-    local_id, remote_id = _identities(tunnel, place)
-    _check_pattern(tunnel, remote_id, place)
-    if (certificates := keys["local_certificates"]) is not None:
-        path = ("id",) if tunnel.auth is None else ("auth", "local", "id")
-        local_id = identity_in(certificates, local_id, place.where(path))
     proposals = _ike_proposals(tunnel.ike or IkeSettings(), place)
     interface = resolve_interface(name, tunnel, place, numbers.if_id)
     if_id = 0 if interface is None else interface.if_id
@@ -143,14 +131,12 @@ def resolve_tunnel(
         peers=tuple(tunnel.peer or ()),
         peer_port=tunnel.peer_port,
         local_address=tunnel.local_address,
-        local_id=local_id,
-        remote_id=remote_id,
         ppks=ppks,
         ppk_required=any(ppk.required for ppk in tunnel.ppk or ()),
         proposals=proposals,
         children=children,
         interface=interface,
-        **keys,
+        **proofs,
         **_lifetimes(tunnel.ike or IkeSettings()),
         **_given(
             start=tunnel.start if tunnel.peer else StartMode.LISTEN,
@@ -188,7 +174,7 @@ def _can_block(tunnel: Tunnel) -> bool:
     is routed, and so must be told."""
     if tunnel.interface is not None:
         return block_obstacle(tunnel) is None
-    known = [_address(peer) is not None for peer in tunnel.peer or ()]
+    known = [address_at(peer) is not None for peer in tunnel.peer or ()]
     return tunnel.mode is not Mode.TRANSPORT or (bool(known) and all(known))
 
 
@@ -198,7 +184,7 @@ def _check_peer(tunnel: Tunnel, place: Place) -> None:
         place.error("XF1004", ("start",), message, "write listen, or add 'peer'")
     if not tunnel.peer and tunnel.peer_port is not None:
         place.error("XF1004", ("peer_port",), "'peer_port' has no meaning without a 'peer'")
-    addresses = [address for address in map(_address, tunnel.peer or ()) if address is not None]
+    addresses = [address for address in map(address_at, tunnel.peer or ()) if address is not None]
     if tunnel.on_down is OnDown.BLOCK and tunnel.interface is None and not _can_block(tunnel):
         message = "'on_down' cannot be block in transport mode without the peer's address"
         place.error("XF1004", ("on_down",), message, "write the address in 'peer'")
@@ -206,23 +192,6 @@ def _check_peer(tunnel: Tunnel, place: Place) -> None:
     if ours is not None and any(theirs.version != ours.version for theirs in addresses):
         message = f"'local_address' is IPv{ours.version}, and an address of 'peer' is not"
         place.error("XF1004", ("local_address",), message)
-
-
-def _check_null(tunnel: Tunnel, place: Place) -> None:
-    """An end that proves nothing has nothing else, and cannot be told from others of its kind."""
-    auth = tunnel.auth or Authentication()
-    for end, keys in (("local", auth.local), ("remote", auth.remote)):
-        if keys is None or not keys.null_auth:
-            continue
-        for other in sorted(keys.model_fields_set - {"null_auth"}):
-            message = f"'{other}' stands beside 'null_auth', by which this end proves nothing"
-            place.error("XF1004", ("auth", end, other), message, "keep one", at_key=True)
-        if (auth.local and auth.local.eap) or (auth.remote and auth.remote.eap):
-            message = "'null_auth' does not go with 'eap': a password is for who proves who it is"
-            place.error("XF1004", ("auth", end, "null_auth"), message, "leave it out", at_key=True)
-        if tunnel.unique not in (None, Uniqueness.NEVER):
-            message = "'unique' has no meaning where an end has 'null_auth': nobody is known"
-            place.error("XF1004", ("unique",), message, "leave it out", at_key=True)
 
 
 def _check_mode(tunnel: Tunnel, place: Place) -> None:
@@ -248,193 +217,6 @@ _OF_ESP = {
     Mode.BEET: ("BEET mode", "draft-nikander-esp-beet-mode"),
     Mode.IPTFS: ("IP-TFS", "RFC 9347"),
 }
-
-
-def _keys(tunnel: Tunnel, place: Place, reader: KeyReader) -> dict[str, Any]:
-    """By what each end proves itself."""
-    path: Keypath = ("psk",)
-    psk = tunnel.psk
-    ours = OurAuthentication.model_construct(cert=tunnel.cert)
-    theirs = TheirAuthentication.model_construct(ca=tunnel.ca)
-    if tunnel.auth is not None:
-        _check_alone("auth", ("psk", "id", "peer_id", "cert", "ca"), tunnel, place)
-        path, psk = ("auth", "psk"), tunnel.auth.psk
-        ours = tunnel.auth.local or OurAuthentication()
-        theirs = tunnel.auth.remote or TheirAuthentication()
-    _check_keys(ours, theirs, psk is not None, path, place)
-    ike = tunnel.ike or IkeSettings()
-    certified = _certified(ours, theirs, place, reader)
-    local_key, remote_key = certified["local_key"], None
-    if theirs.key is not None:
-        mark = place.mark(("auth", "remote", "key"))
-        remote_key = reader.public_key(theirs.key, mark, place.findings)
-    gateway = theirs.id or (_identity_at(tunnel.peer[0]) if tunnel.peer else None)
-    shown = (certified["local_certificates"], local_key) if ours.cert else None
-    _check_experimental("local", b"" if local_key is None else local_key.public, ike, place)
-    _check_experimental("remote", b"" if remote_key is None else remote_key.spki, ike, place)
-    return {
-        "shared_key": psk and reader.shared_key(psk, place.mark(path), place.findings),
-        **certified,
-        "remote_key": remote_key,
-        "local_eap": credential_of(ours, gateway, tunnel, place, reader),
-        "remote_eap": acceptance_of(theirs, shown, tunnel, place, reader),
-        "weak_signatures": ike.profile == WEAK_PROFILE,
-        "experiment": ike.experimental,
-        "local_null": bool(ours.null_auth),
-        "remote_null": bool(theirs.null_auth),
-    }
-
-
-def _check_experimental(end: str, spki: bytes, ike: IkeSettings, place: Place) -> None:
-    """A key that signs by a draft needs to be wanted by name."""
-    kind = verifying_key(spki).kind if spki else None
-    if kind in EXPERIMENTAL and ike.experimental is not Experiment.ML_DSA:
-        message = f"a key of {kind} signs by a draft, which may yet change"
-        place.error("XF1004", ("auth", end, "key"), message, "ike: {experimental: ml-dsa}")
-
-
-def _certified(
-    ours: OurAuthentication, theirs: TheirAuthentication, place: Place, reader: KeyReader
-) -> dict[str, Any]:
-    """Our key with our certificates, and whom we trust to certify the peer."""
-    files = reader.certificates
-    key = _private_key(ours, place, reader)
-    certs = authorities = None
-    if files is not None and ours.cert is not None:
-        path = ("cert",) if place.has("cert") else ("auth", "local", "cert")
-        certs = files.ours(ours.cert, key, place.where(path))
-    elif ours.key is not None and key is not None:
-        where = place.where(("auth", "local", "key"))
-        certs = reader.certificates_with(ours.key, ours.passphrase, key, where)
-    if files is not None and theirs.ca is not None:
-        path = ("ca",) if place.has("ca") else ("auth", "remote", "ca")
-        authorities = files.authorities(theirs.ca, place.where(path))
-    return {
-        "local_key": key,
-        "local_certificates": certs,
-        "remote_authorities": authorities,
-        "revocation": theirs.revocation or Strictness.SOFT,
-    }
-
-
-def _private_key(ours: OurAuthentication, place: Place, reader: KeyReader) -> PrivateKey | None:
-    """Of a certificate, the one beside it unless the policy names another."""
-    path: Keypath = ("auth", "local", "key")
-    reference, files = ours.key, reader.certificates
-    if reference is None and ours.cert is not None and files is not None:
-        path = ("cert",) if place.has("cert") else ("auth", "local", "cert")
-        if ours.cert.startswith("file:"):
-            message = f"the key of '{ours.cert}' is not named"
-            place.error("XF1005", path, message, "auth: {local: {cert: ..., key: file:/PATH}}")
-            return None
-        reference = SecretReference("file", files.key_path(ours.cert))
-    if reference is None:
-        return None
-    mark = place.mark(path)
-    key = reader.private_key(reference, ours.passphrase, mark, place.findings)
-    return None if key is None else replace(key, rsa=ours.rsa or RsaSignature.PSS)
-
-
-_MISSING = {
-    "local": "add auth.local.key, or auth.psk, or auth.local.cert",
-    "remote": "add auth.remote.key, or auth.psk, or auth.remote.ca",
-}
-
-
-def _check_keys(
-    ours: OurAuthentication,
-    theirs: TheirAuthentication,
-    has_psk: bool,
-    path: Keypath,
-    place: Place,
-) -> None:
-    """Each end has one way to prove itself, and nothing is there in vain."""
-    ends = (
-        ("local", ours.key or ours.cert or ours.eap or ours.null_auth),
-        ("remote", theirs.key or theirs.ca or theirs.eap or theirs.null_auth),
-    )
-    with_key = [end for end, key in ends if key]
-    if theirs.key is not None and theirs.ca is not None:
-        message = "'ca' and 'key' exclude each other: the peer has one way to prove itself"
-        place.error("XF1004", ("auth", "remote", "ca"), message, "keep one", at_key=True)
-    if theirs.revocation is not None and theirs.ca is None:
-        message = "'revocation' has no meaning without a 'ca'"
-        place.error("XF1004", ("auth", "remote", "revocation"), message, at_key=True)
-    _check_eap(ours, theirs, place)
-    if has_psk and len(with_key) == 2:
-        message = "'psk' proves nothing, for both ends have another way"
-        place.error("XF1004", path, message, "leave it out", at_key=True)
-    if not has_psk and len(with_key) < 2:
-        message, hint = "'psk' is missing", "psk: secret:NAME"
-        if with_key:
-            other = "remote" if with_key == ["local"] else "local"
-            message += f": of the two ends '{with_key[0]}' alone has another way to prove itself"
-            hint = _MISSING[other]
-        place.error("XF1005", path, message, hint, at_key=True)
-    for name in ("passphrase", "rsa"):
-        if not (ours.key or ours.cert) and getattr(ours, name) is not None:
-            message = f"'{name}' has no meaning without a 'key'"
-            place.error("XF1004", ("auth", "local", name), message, at_key=True)
-
-
-def _check_pattern(tunnel: Tunnel, peer: Identity | None, place: Place) -> None:
-    """Whoever has a shared key could call himself anything."""
-    theirs = None if tunnel.auth is None else tunnel.auth.remote
-    if peer is None or not peer.is_pattern or tunnel.ca or (theirs and theirs.ca):
-        return
-    path: Keypath = ("peer_id",) if theirs is None else ("auth", "remote", "id")
-    message = f"{peer} could be anybody's: a peer proves by a certificate only which one it is"
-    place.error("XF1004", path, message, "add 'ca', or write one identity")
-
-
-def _check_eap(ours: OurAuthentication, theirs: TheirAuthentication, place: Place) -> None:
-    """One end asks and the other answers, and neither has another way besides."""
-    if ours.eap is not None and theirs.eap is not None:
-        message = "of the two ends one alone proves itself by 'eap': who asks, proves itself first"
-        place.error("XF1004", ("auth", "local", "eap"), message, at_key=True)
-    for end, eap, other in (
-        ("local", ours.eap, ours.key or ours.cert),
-        ("remote", theirs.eap, theirs.key or theirs.ca),
-    ):
-        if eap is not None and other is not None:
-            message = "'eap' and a key exclude each other: an end has one way to prove itself"
-            place.error("XF1004", ("auth", end, "eap"), message, "keep one", at_key=True)
-
-
-def _identities(tunnel: Tunnel, place: Place) -> tuple[Identity | None, Identity | None]:
-    ours, theirs = tunnel.id, tunnel.peer_id
-    if tunnel.auth is not None:
-        local = tunnel.auth.local or OurAuthentication()
-        remote = tunnel.auth.remote or TheirAuthentication()
-        ours = NOBODY if local.null_auth else local.id
-        theirs = NOBODY if remote.null_auth else remote.id
-        if remote.eap is not None:
-            return ours, None
-    if theirs is not None:
-        return ours, theirs
-    match tunnel.peer or []:
-        case [peer]:
-            return ours, _identity_at(peer)
-        case []:
-            message = "'peer_id' is missing: without a 'peer', nothing else says who may call"
-        case _:
-            message = "'peer_id' is missing: with several peers, it must say who they all are"
-    place.error("XF1005", ("peer",), message, at_key=True)
-    return ours, None
-
-
-def _identity_at(peer: str) -> Identity:
-    """Who is expected where a policy says no more than the peer's address or name."""
-    address = _address(peer)
-    name = peer.removesuffix(".")
-    return Identity.parse(name) if address is None else Identity.of_address(address)
-
-
-def _address(peer: str) -> IpAddress | None:
-    try:
-        return ip_address(peer)
-    except ValueError:
-        return None
 
 
 def _ike_proposals(ike: IkeSettings, place: Place) -> tuple[Proposal, ...]:
@@ -554,7 +336,7 @@ def _children(name: str, tunnel: Tunnel, place: Place, numbers: Numbers) -> tupl
     if tunnel.children is None:
         written: list[tuple[str, Tunnel | Child, Keypath]] = [(name, tunnel, ())]
     else:
-        _check_alone("children", ("local", "remote"), tunnel, place)
+        check_alone("children", ("local", "remote"), tunnel, place)
         if not tunnel.children:
             place.error("XF1005", ("children",), "'children' is empty")
         written = [(n, child, ("children", n)) for n, child in tunnel.children.items()]
@@ -658,13 +440,6 @@ def _check_children_apart(children: Sequence[ChildPolicy], place: Place) -> None
                     f"{local[0]} to {remote[0]}"
                 )
                 place.error("XF1007", ("children", later.name), message, at_key=True)
-
-
-def _check_alone(long: str, short: tuple[str, ...], tunnel: Tunnel, place: Place) -> None:
-    beside = [f"'{key}'" for key in short if getattr(tunnel, key) is not None]
-    if beside:
-        message = f"'{long}' stands beside {' and '.join(beside)}, to be written inside it"
-        place.error("XF1004", (long,), message, at_key=True)
 
 
 def _retransmission(keys: Retransmit) -> Retransmission:

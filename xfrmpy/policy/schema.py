@@ -432,6 +432,19 @@ class TheirAuthentication(Keys):
     )
 
 
+class FurtherAuthentication(Keys):
+    """Who proves itself once more, and how."""
+
+    local: OurAuthentication | None = _key(
+        "Our end, if it does so: a `cert`, a `key`, or, last of all, `eap`.",
+        {"eap": {"identity": "carol", "password": "secret:carol"}},
+    )
+    remote: TheirAuthentication | None = _key(
+        "The peer's end, if it does so: by a `ca`, a `key`, or, last of all, `eap`.",
+        {"ca": "corp-root"},
+    )
+
+
 class Authentication(Keys):
     """Who proves what, and how."""
 
@@ -441,6 +454,21 @@ class Authentication(Keys):
     )
     local: OurAuthentication | None = _key("Our end.", {"id": "gw1.example.net"})
     remote: TheirAuthentication | None = _key("The peer's end.", {"id": "gw2.example.org"})
+    then: (
+        Annotated[
+            list[FurtherAuthentication],
+            BeforeValidator(
+                values.as_list_of_maps,
+                json_schema_input_type=FurtherAuthentication | list[FurtherAuthentication],
+            ),
+        ]
+        | None
+    ) = _key(
+        "By what the ends prove themselves once more, behind that (RFC 4739): a certificate of the "
+        "host and then a user's password, or two certificates. A map, or a list of one for each "
+        "further round.",
+        {"local": {"eap": {"identity": "carol", "password": "secret:carol"}}},
+    )
 
 
 class Child(Keys):

@@ -24,6 +24,8 @@ def other_end(tunnel: TunnelPolicy, address: str = "") -> ForeignEnd:
         raise Unrenderable("interface has nothing that stands for it there")
     if tunnel.local_null or tunnel.remote_null:
         raise Unrenderable("null_auth is not carried over: write the other end by hand")
+    if tunnel.rounds:
+        raise Unrenderable("auth.then is not carried over: write the other end by hand")
     if tunnel.local_eap is not None or tunnel.remote_eap is not None:
         raise Unrenderable("EAP is not carried over: write the other end by hand")
     if tunnel.ppk_required:
