@@ -9,6 +9,7 @@ import pytest
 
 from tests.ike.conftest import Host, Pair
 from tests.ike.test_eap import pair_of
+from tests.ike.test_rounds import WAYS
 from tests.ike.test_signatures import failure_at, signing
 from tests.keypairs import key_pair, private_key
 from xfrmpy.crypto.signatures import KeyKind, signing_key
@@ -17,7 +18,7 @@ from xfrmpy.ike.kept_policy import read_policies, write_policy
 from xfrmpy.ike.outputs import AskSignature, IkeSaEstablished, RequestRefused
 from xfrmpy.ike.states import IkeSaState
 from xfrmpy.policy.changes import Impact, compare_policies
-from xfrmpy.policy.model import PrivateKey, TokenKey
+from xfrmpy.policy.model import PrivateKey, TokenKey, TunnelPolicy
 from xfrmpy.tokens.uri import TokenUri
 
 PIN = b"a pin of many words"
@@ -140,6 +141,38 @@ def test_a_gateway_proves_itself_by_a_token_before_eap() -> None:
     pair.sun.endpoint.handle_signature(asked, signed, pair.now)
     pair.deliver()
     pair.assert_up()
+
+
+def all_on_tokens(policy: TunnelPolicy) -> TunnelPolicy:
+    rounds = tuple(
+        each if each.local_key is None else replace(each, local_key=on_token(each.local_key))
+        for each in policy.rounds
+    )
+    first = policy.local_key and on_token(policy.local_key)
+    return replace(policy, local_key=first, rounds=rounds)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_tokens_sign_in_every_round(way: str) -> None:
+    """Whichever end has one, and with EAP behind it, what is signed is right for its round."""
+    moon, sun = policies = WAYS[way]()
+    further = [each.local_key for policy in policies for each in policy.rounds]
+    held = [moon.local_key, sun.local_key, *further]
+    keys = {key.public: signing_key(key.octets) for key in held if key is not None}
+    pair = Pair(all_on_tokens(moon), all_on_tokens(sun))
+    pair.up()
+    signatures = 0
+    while (
+        len(asks := pair.moon.reports(AskSignature) + pair.sun.reports(AskSignature)) > signatures
+    ):
+        signatures = len(asks)
+        for host in (pair.moon, pair.sun):
+            for asked in host.reports(AskSignature):
+                signed = keys[asked.key.public].sign(asked.scheme, asked.octets)
+                host.endpoint.handle_signature(asked, signed, pair.now)
+                pair.deliver()
+    pair.assert_up()
+    assert signatures == sum(key is not None for key in held)
 
 
 def test_what_is_kept_of_a_policy_has_neither_pin_nor_token() -> None:
