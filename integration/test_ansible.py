@@ -15,7 +15,6 @@ from integration.lab.fleet import COLLECTION, Controller, Fleet, Member, Played,
 from integration.lab.gateway import XFRMPY
 from integration.lab.process import eventually
 from integration.lab.site import Site
-from integration.lab.systemd import PYTHON, Machine
 from tests.test_ansible_filters import load_foreign
 
 pytestmark = pytest.mark.native
@@ -28,7 +27,6 @@ GATEWAY = """
   gather_facts: false
   roles: [xfrmpy.gateway.gateway]
 """
-UNITS = "/etc/systemd/system"
 DIFF = ("--diff",)
 CHECK = ("--check", "--diff")
 CONFIRM_SECONDS = 30
@@ -494,35 +492,3 @@ def test_strongswan_loads_what_is_rendered_for_it_and_agrees(site: Site) -> None
     theirs.swanctl("--initiate", "--child", "site0", "--timeout", "60")
     eventually("our end to be up", ours.is_up)
     site.assert_protected()
-
-
-def test_the_role_has_systemd_run_the_daemon_and_does_not_restart_it(site: Site) -> None:
-    place = site.directory / "machine"
-    place.mkdir()
-    policy = {**POLICY, "start": "listen"}
-    host: dict[str, Any] = {
-        "ansible_connection": "namespace",
-        "ansible_python_interpreter": PYTHON,
-        "gateway_policies": {"net": policy},
-        "gateway_secrets": {"net": KEY},
-    }
-    with Machine(site.network.moon, place, {}) as machine:
-        host["namespace_leader"] = machine.leader
-        machine.must("rm", f"{UNITS}/xfrmpyd.service", f"{UNITS}/xfrmpy-block.service")
-        machine.must("mount", "-o", "remount,rw,bind", "/proc/sys")  # As on a host of its own.
-        controller = Controller(site.directory)
-        made = good(controller.play(GATEWAY, {"moon": host}))
-        machine.await_active("xfrmpyd.service", "xfrmpy-block.service")
-        for unit in ("xfrmpyd.service", "xfrmpy-block.service"):
-            assert machine.shown(unit, "UnitFileState") == "enabled", made.output
-        assert machine.must("sysctl", "-n", "net.ipv4.ip_forward").strip() == "1"
-        assert "400 xfrmpy" in machine.must("stat", "-c", "%a %U", "/etc/xfrmpy/secrets/net")
-        assert machine.xfrmpy("describe", "net").code == 3
-
-        process = machine.shown("xfrmpyd", "MainPID")
-        host["gateway_policies"] = {"net": {**policy, "dpd": "9s"}}
-        assert changed(good(controller.play(GATEWAY, {"moon": host}))) == {"moon"}
-        assert "9s" in machine.must("cat", "/etc/xfrmpy/conf.d/net.yaml")
-        again = good(controller.play(GATEWAY, {"moon": host}))
-        assert changed(again) == set(), again.output
-        assert machine.shown("xfrmpyd", "MainPID") == process

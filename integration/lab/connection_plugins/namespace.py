@@ -44,6 +44,10 @@ options:
 """
 
 
+_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""A gateway's own: its Python is not the one of a checkout."""
+
+
 class Connection(ConnectionBase):  # type: ignore[misc]
     transport = "namespace"
     has_pipelining = True
@@ -64,7 +68,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]
     ) -> tuple[int, bytes, bytes]:
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
         self._connect()
-        command = _inside(self.get_option("leader"), "/bin/sh", "-c", cmd)
+        command = _inside(self.get_option("leader"), "env", _PATH, "/bin/sh", "-c", cmd)
         done = subprocess.run(command, capture_output=True, check=False, input=in_data or b"")
         return done.returncode, done.stdout, done.stderr
 
