@@ -34,11 +34,16 @@ MAKE_PEER = pytest.mark.parametrize(
 
 
 def _pair(
-    site: Site, make_peer: Callable[[Site, Tunnel, str, str], Peer], ours: str, theirs: str
+    site: Site,
+    make_peer: Callable[[Site, Tunnel, str, str], Peer],
+    ours: str,
+    theirs: str,
+    as_they_write: str = "",
 ) -> Pair:
     tunnel = site.network.tunnel()
     named = tunnel.between((f"{subnet(1)}[{ours}]",), (f"{subnet(2)}[{theirs}]",))
-    peer = make_peer(site, tunnel.mirrored(), theirs, ours)
+    written = (as_they_write, as_they_write) if as_they_write else (theirs, ours)
+    peer = make_peer(site, tunnel.mirrored(), *written)
     return Pair(site, site.xfrmpy(site.network.moon, named), peer)
 
 
@@ -65,3 +70,28 @@ def test_icmp_alone_is_carried(
         (child,) = pair.ours.tunnel().children
         assert (child.local, child.remote) == ([f"{subnet(1)}[icmp]"], [f"{subnet(2)}[icmp]"])
         site.assert_protected()
+
+
+@MAKE_PEER
+def test_of_icmp_one_type_is_carried_and_the_others_are_not(
+    site: Site, make_peer: Callable[[Site, Tunnel, str, str], Peer]
+) -> None:
+    """Echo requests of either side, and so no answers: bob's go in clear (RFC 4301, 4.4.1.1).
+
+    Those of alice go where the tunnel's route leads all that is for bob's subnet.
+    libreswan writes type and code in one number, as RFC 7296 section 3.13.1 has them, and
+    strongSwan means code 0 where it is given none.
+    """
+    network = site.network
+    network.sun.batch(f"route add {subnet(1)} via {network.moon.outside[4]}")
+    ours, theirs = "icmp/8.0", "icmp/2048" if make_peer is _libreswan else "icmp/8"
+    pair = _pair(site, make_peer, ours, ours, theirs)
+    for _ in pair.each_role():
+        (child,) = pair.ours.tunnel().children
+        assert (child.local, child.remote) == ([f"{subnet(1)}[{ours}]"], [f"{subnet(2)}[{ours}]"])
+        with site.capture() as wire:
+            assert network.alice.ping(network.bob.inside_address()) == 0
+        assert (wire.protected, wire.kinds["clear"]) == (3, 3)
+        before = child.packets_in
+        network.bob.ping(network.alice.inside_address(), 1)
+        assert pair.ours.tunnel().children[0].packets_in == before + 1
