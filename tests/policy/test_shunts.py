@@ -98,6 +98,62 @@ def test_a_default_has_no_traffic_and_what_passes_all_the_same_comes_last(secret
         assert passes == (133 <= kind <= 137)
 
 
+def inside(loaded: LoadedPolicy) -> set[tuple[str, str, str]]:
+    """What the default lets pass of IPv4 besides errors of paths."""
+    return {
+        (entry.direction.value, str(entry.selector.source), str(entry.selector.destination))
+        for entry in entries_of(s for s in loaded.shunts if s.default)
+        if entry.selector.source.version == 4 and not entry.selector.protocol
+    }
+
+
+def test_a_default_knows_what_tunnels_carry_for_the_hosts_behind(secrets: Path) -> None:
+    rest = "shunts:\n  rest: {action: drop, default: %s}\n"
+    ours, theirs = "10.1.0.0/16", "10.2.0.0/16"
+    ways = {"fwd": ("fwd", ours, theirs), "out": ("out", theirs, ours)}
+    assert inside(read(secrets, TUNNEL + rest % "[in, out, forward]")) == {*ways.values()}
+    assert inside(read(secrets, TUNNEL + rest % "out")) == {ways["out"]}
+    assert inside(read(secrets, TUNNEL + rest % "in")) == set()
+    (change,) = compare_shunts(
+        read(secrets, rest % "out").shunts, read(secrets, TUNNEL + rest % "out").shunts
+    )
+    ((key, before, after),) = change.differences()
+    assert (key, before) == ("inside", "")
+    assert ours in after
+
+
+def test_a_default_knows_what_bypasses_let_hosts_behind_do(secrets: Path) -> None:
+    web = "  web: {action: bypass, local: 10.1.0.0/16, remote: 198.51.100.0/24}\n"
+    loaded = read(secrets, f"shunts:\n{web}  rest: {{action: drop, default: [out, forward]}}\n")
+    here, there = "10.1.0.0/16", "198.51.100.0/24"
+    assert inside(loaded) == {("fwd", here, there), ("out", there, here)}
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "    interface: 169.254.1.1/30\n",
+        "    mark_out: 7\n",
+        "shunts:\n  inside: {action: drop, local: 10.2.0.0/16, remote: 10.1.0.0/16}\n",
+    ],
+)
+def test_what_has_entries_of_its_own_or_goes_by_routes_is_not_let_pass(
+    secrets: Path, named: str
+) -> None:
+    rest = "  rest: {action: drop, default: [out, forward]}\n"
+    head = "" if named.startswith("shunts") else "shunts:\n"
+    loaded = read(secrets, TUNNEL + named + head + rest)
+    assert messages(loaded) == []
+    assert inside(loaded) == set()
+
+
+def test_a_tunnel_between_equal_ends_keeps_its_own_entries(secrets: Path) -> None:
+    both = TUNNEL.replace("10.1.0.0/16", "10.0.0.0/8").replace("10.2.0.0/16", "10.0.0.0/8")
+    loaded = read(secrets, both + "shunts:\n  rest: {action: drop, default: [out, forward]}\n")
+    assert messages(loaded) == []
+    assert inside(loaded) == set()
+
+
 def test_a_default_cuts_who_is_nobodys_and_nobody_who_only_passes_through(secrets: Path) -> None:
     def of(directions: str) -> tuple[Shunt, ...]:
         return read(secrets, f"shunts:\n  r: {{action: drop, default: {directions}}}\n").shunts

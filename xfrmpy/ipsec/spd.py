@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_network
@@ -173,9 +173,33 @@ def default_exceptions() -> tuple[SpdEntry, ...]:
         for version, kind, code, directions in rows
         for direction in directions
     ]
+    return _exceptions(entries)
+
+
+def entries_inside(
+    carried: Iterable[Selector], directions: Collection[PolicyDirection]
+) -> tuple[SpdEntry, ...]:
+    """As `default_exceptions`, for what is `carried`, as it leaves: before that the hosts behind
+    this one send it to be forwarded, and the answers leave for them.
+
+    Other entries say what of it must leave by a tunnel, and must have come by one.
+    """
+    rows = [
+        (direction, selector)
+        for each in carried
+        for direction, selector in (
+            (PolicyDirection.FORWARD, each),
+            (PolicyDirection.OUT, each.reversed()),
+        )
+        if direction in directions
+    ]
+    return _exceptions(rows)
+
+
+def _exceptions(rows: Iterable[tuple[PolicyDirection, Selector]]) -> tuple[SpdEntry, ...]:
     return tuple(
         SpdEntry(direction=d, selector=s, action=Action.BYPASS, priority=OF_DEFAULT)
-        for d, s in entries
+        for d, s in rows
     )
 
 

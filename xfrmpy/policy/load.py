@@ -33,7 +33,7 @@ from xfrmpy.policy.resolve import (
     resolve_tunnel,
 )
 from xfrmpy.policy.schema import PolicyFile, ShuntKeys, Tunnel, validate
-from xfrmpy.policy.shunts import find_ambiguities, find_impossible, resolve_shunt
+from xfrmpy.policy.shunts import find_ambiguities, find_impossible, resolve_shunt, with_inside
 from xfrmpy.policy.values import NAME, NAME_RULE
 
 __all__ = [
@@ -189,7 +189,7 @@ def _load(sources: Iterable[_Source], faults: list[Findings], keys: KeyFiles) ->
         warnings=tuple(warning for each in findings for warning in _in_order(each.warnings)),
         blocked=blocked_traffic(blocking),
         block_exits=block_exits(blocking),
-        shunts=tuple(shunt for place, shunt in shunts if not place.findings.errors),
+        shunts=with_inside([s for place, s in shunts if not place.findings.errors], good),
     )
 
 

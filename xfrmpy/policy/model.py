@@ -21,7 +21,7 @@ from xfrmpy.ipsec.sad import (
     Offload,
     OuterHeader,
 )
-from xfrmpy.ipsec.selectors import TrafficSelector
+from xfrmpy.ipsec.selectors import Selector, TrafficSelector
 from xfrmpy.ipsec.spd import Action, PolicyDirection
 from xfrmpy.pki.verdicts import Strictness
 from xfrmpy.registry import ProtocolId
@@ -428,7 +428,7 @@ class Shunt:
 
     `priority` None is before every tunnel that has no explicit one; the lower comes first. With
     `default` directions it is about what no entry of an SPD matches in these, and has no traffic
-    of its own.
+    of its own; `inside` is what tunnels and bypasses carry for hosts behind this one, as it leaves.
     """
 
     name: str
@@ -438,6 +438,7 @@ class Shunt:
     remote: tuple[TrafficSelector, ...]
     priority: int | None = None
     default: tuple[PolicyDirection, ...] = ()
+    inside: tuple[Selector, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

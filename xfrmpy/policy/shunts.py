@@ -8,7 +8,7 @@ nothing says which holds, so they are refused.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.selectors import Selector, meet, selectors_between
@@ -18,6 +18,7 @@ from xfrmpy.ipsec.spd import (
     SpdEntry,
     beyond_rules,
     default_exceptions,
+    entries_inside,
     shunt_entries,
 )
 from xfrmpy.policy.model import DatapathChoice, Shunt, TunnelPolicy
@@ -73,13 +74,27 @@ def _resolve_default(
     )
 
 
+def with_inside(shunts: Sequence[Shunt], tunnels: Iterable[TunnelPolicy]) -> tuple[Shunt, ...]:
+    """A default knows what bypasses and these tunnels carry for the hosts behind this one.
+
+    Not of tunnels with an interface or a mark, where routes or rules say what that is. What has an
+    entry of its own in an SPD is left to that.
+    """
+    outbound = {entry.selector: entry.action for shunt in shunts for entry in _outbound(shunt)}
+    bypasses = (each for each, action in outbound.items() if action is Action.BYPASS)
+    carried = dict.fromkeys((*_selectors_of(tunnels), *bypasses))
+    named = carried.keys() | outbound.keys()
+    inside = tuple(each for each in carried if each.reversed() not in named)
+    return tuple(replace(each, inside=inside) if each.default else each for each in shunts)
+
+
 def entries_of(shunts: Iterable[Shunt]) -> tuple[SpdEntry, ...]:
     """What shunts are in an SPD; of a default, what passes in spite of it."""
     return tuple(
         entry
         for shunt in shunts
         for entry in (
-            default_exceptions()
+            (*default_exceptions(), *entries_inside(shunt.inside, shunt.default))
             if shunt.default
             else shunt_entries(
                 local=shunt.local,
@@ -156,7 +171,8 @@ def _shown(shunt: Shunt | None) -> dict[str, str]:
         return {}
     if shunt.default:
         words = (word for word, each in DEFAULT_DIRECTIONS.items() if each in shunt.default)
-        return {"action": "drop", "default": ", ".join(words)}
+        inside = ", ".join(map(str, shunt.inside))
+        return {"action": "drop", "default": ", ".join(words), "inside": inside}
     return {
         "action": "drop" if shunt.action is Action.DISCARD else "bypass",
         "local": ", ".join(map(str, shunt.local)),
