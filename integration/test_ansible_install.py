@@ -14,7 +14,7 @@ from integration.lab.fleet import Controller, changed, good
 from integration.lab.gateway import DATAPATH
 from integration.lab.process import LAB, run
 from integration.lab.site import Site
-from integration.lab.systemd import Machine
+from integration.lab.systemd import Machine, policy_keys
 from xfrmpy import __version__
 
 pytestmark = pytest.mark.native
@@ -48,20 +48,7 @@ def test_a_gateway_that_sees_no_registry_is_installed_and_upgraded(
         "ansible_connection": "namespace",
         "ansible_python_interpreter": INTERPRETER,
         "gateway_wheels": str(wheels),
-        "gateway_policies": {
-            "net0": {
-                "peer": tunnel.theirs.public,
-                "id": tunnel.ours.id,
-                "peer_id": tunnel.theirs.id,
-                "psk": "secret:net0",
-                "local": [*tunnel.ours.subnets],
-                "remote": [*tunnel.theirs.subnets],
-                "ike": {"proposals": [tunnel.ike]},
-                "esp": {"proposals": [tunnel.esp]},
-                "datapath": DATAPATH,
-                "start": "auto",
-            }
-        },
+        "gateway_policies": {"net0": policy_keys(tunnel, DATAPATH)},
         "gateway_secrets": {"net0": tunnel.psk},
         "gateway_required": ["net0"],
     }

@@ -16,12 +16,14 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import yaml
 
 from integration.lab.gateway import Answer, ask
 from integration.lab.network import Host, Network
 from integration.lab.process import LOG_TAIL, PATIENCE, Background, eventually, run
+from integration.lab.tunnel import Tunnel
 from xfrmpy.cli.units import install_units
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -95,11 +97,9 @@ exec "$@"
 the other's business."""
 
 
-def boot_files(network: Network, datapath: str) -> dict[str, str]:
-    """Of moon: its first tunnel, `lab-network` once nothing can leave in clear, and a service of
-    `lab.target` that needs the tunnel, `lab-dependent`."""
-    tunnel = network.tunnel()
-    policy = {
+def policy_keys(tunnel: Tunnel, datapath: str) -> dict[str, Any]:
+    """Of a tunnel that comes up by itself, with its shared key in the secret `net0`."""
+    return {
         "peer": tunnel.theirs.public,
         "id": tunnel.ours.id,
         "peer_id": tunnel.theirs.id,
@@ -110,8 +110,14 @@ def boot_files(network: Network, datapath: str) -> dict[str, str]:
         "esp": {"proposals": [tunnel.esp]},
         "datapath": datapath,
         "start": "auto",
-        "on_down": "block",
     }
+
+
+def boot_files(network: Network, datapath: str) -> dict[str, str]:
+    """Of moon: its first tunnel, `lab-network` once nothing can leave in clear, and a service of
+    `lab.target` that needs the tunnel, `lab-dependent`."""
+    tunnel = network.tunnel()
+    policy = {**policy_keys(tunnel, datapath), "on_down": "block"}
     router = network.alice.inside_address().rpartition(".")[0] + ".1"
     return {
         "/etc/xfrmpy/conf.d/net0.yaml": yaml.safe_dump(policy),

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from errno import EIO
 from struct import Struct
 from typing import TypeAlias
 
-from xfrmpy.datapath.interface import DatapathError
+from xfrmpy.datapath.interface import DatapathError, Realm
 from xfrmpy.datapath.netlink.messages import Family, Message
+from xfrmpy.datapath.watch import Source
 
 DROP, ACCEPT = 0, 1
 
@@ -93,6 +94,17 @@ class NfTables:
 
     def close(self) -> None:
         self._socket.close()
+
+    def watch(self, table: Table, on_change: Callable[[], None]) -> tuple[Source, int]:
+        """What tells of the hands of others in a table, and the port by which we change it."""
+
+        def concerns(message: Message | None) -> Realm:
+            if message is not None and not table.is_told_of(message):
+                return Realm.NOTHING
+            on_change()
+            return Realm.WAYS
+
+        return Source(family=NFTABLES, groups=(CHANGES_GROUP,), concerns=concerns), self.port
 
     def send(self, requests: Sequence[Request]) -> None:
         """All of it or nothing comes into force."""

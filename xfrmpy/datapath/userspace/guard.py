@@ -12,8 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from xfrmpy.datapath import nftables
-from xfrmpy.datapath.interface import DatapathError, Realm
-from xfrmpy.datapath.netlink.messages import Message
+from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.nftables import NfTables, Request
 from xfrmpy.datapath.shapes import Shape, element_of, shape_of
 from xfrmpy.datapath.userspace.tun import DEVICE
@@ -61,16 +60,11 @@ class Guard:
         self._change([(_key(entry), None)])
 
     def watch(self) -> tuple[Source, int]:
-        """What tells of the hands of others in our table, and the port by which we change it."""
-        groups = (nftables.CHANGES_GROUP,)
-        source = Source(family=nftables.NFTABLES, groups=groups, concerns=self._hear)
-        return source, self._nf_tables.port
+        """See `NfTables.watch`."""
+        return self._nf_tables.watch(TABLE, self._doubt)
 
-    def _hear(self, message: Message | None) -> Realm:
-        if message is not None and not TABLE.is_told_of(message):
-            return Realm.NOTHING
+    def _doubt(self) -> None:
         self._is_known = False
-        return Realm.WAYS
 
     @property
     def is_doubtful(self) -> bool:

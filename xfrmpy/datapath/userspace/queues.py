@@ -17,9 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from xfrmpy.datapath import nftables
-from xfrmpy.datapath.interface import DatapathError, Realm
+from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.links import Links
-from xfrmpy.datapath.netlink.messages import Message
 from xfrmpy.datapath.nftables import Field, NfTables, Request
 from xfrmpy.datapath.userspace.tun import DEVICE, queue_name
 from xfrmpy.datapath.userspace.workers import Workers
@@ -109,16 +108,11 @@ class Queues:
     # What others do.
 
     def watch(self) -> tuple[Source, int]:
-        """What tells of the hands of others in our table, and the port by which we change it."""
-        groups = (nftables.CHANGES_GROUP,)
-        source = Source(family=nftables.NFTABLES, groups=groups, concerns=self._hear)
-        return source, self._nf_tables.port
+        """See `NfTables.watch`."""
+        return self._nf_tables.watch(TABLE, self._doubt)
 
-    def _hear(self, message: Message | None) -> Realm:
-        if message is not None and not TABLE.is_told_of(message):
-            return Realm.NOTHING
+    def _doubt(self) -> None:
         self._is_known = False
-        return Realm.WAYS
 
     def find_amiss(self) -> Iterator[Difference]:
         if self._lanes and not (self._is_known and self._ways() == self._enforced):
