@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainValidator, WithJsonSchema
@@ -10,7 +9,7 @@ from pydantic import BeforeValidator, PlainValidator, WithJsonSchema
 from xfrmpy.pki.verdicts import Strictness
 from xfrmpy.policy import values
 from xfrmpy.policy.model import EapInside, EapMethod, RsaSignature
-from xfrmpy.policy.schema.keys import Keys, NotYet, choice, described
+from xfrmpy.policy.schema.keys import Keys, NotYet, described
 from xfrmpy.policy.schema.types import (
     ONE_OR_MORE,
     TEXT,
@@ -22,12 +21,13 @@ from xfrmpy.policy.schema.types import (
     ShortTexts,
     SomeIdentity,
     Switch,
+    choice,
 )
 
 KeyPlace = Annotated[values.SecretReference, PlainValidator(values.parse_key_reference), TEXT]
 PublicKeyText = Annotated[str, PlainValidator(values.parse_public_key), TEXT]
 EapMethods = Annotated[
-    list[Annotated[EapMethod, PlainValidator(partial(values.parse_choice, EapMethod, ()))]],
+    list[Annotated[EapMethod, choice(EapMethod)]],
     ONE_OR_MORE,
     WithJsonSchema(
         {

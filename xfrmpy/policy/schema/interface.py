@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
 from pydantic import PlainValidator, WithJsonSchema
@@ -11,7 +10,7 @@ from xfrmpy.ipsec.addresses import IpNetwork
 from xfrmpy.ipsec.interfaces import InterfaceAddress
 from xfrmpy.policy import values
 from xfrmpy.policy.schema.keys import Keys, described
-from xfrmpy.policy.schema.types import ONE_OR_MORE, TEXT, TEXT_OR_LIST, Device
+from xfrmpy.policy.schema.types import ONE_OR_MORE, TEXT, TEXT_OR_LIST, Device, whole_number
 
 
 class InterfaceSettings(Keys):
@@ -31,14 +30,9 @@ class InterfaceSettings(Keys):
     name: Device | None = described(
         "What it is called. Default: as the tunnel, or what of its name fits.", "dc-east"
     )
-    mtu: (
-        Annotated[
-            int,
-            PlainValidator(partial(values.parse_whole_number, 576, 65535)),
-            WithJsonSchema({"type": "integer", "minimum": 576, "maximum": 65535}),
-        ]
-        | None
-    ) = described("Its MTU. Default: what fits through the tunnel in one packet.", 1400)
+    mtu: Annotated[int, whole_number(576, 65535)] | None = described(
+        "Its MTU. Default: what fits through the tunnel in one packet.", 1400
+    )
     vrf: Device | None = described("The VRF that it belongs to, which must be there.", "customers")
     namespace: Annotated[str, PlainValidator(values.parse_name), TEXT] | None = described(
         "The network namespace that it is moved to, as `ip netns` names it; the tunnel's own "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
-from functools import partial
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator
@@ -19,11 +18,6 @@ NotYet = Annotated[SkipJsonSchema[None], PlainValidator(values.refuse_not_yet)]
 
 def described(description: str, example: object) -> Any:
     return Field(default=None, description=description, examples=[example])
-
-
-def choice(kind: type[Any], *future: str) -> PlainValidator:
-    parse = partial(values.parse_choice, kind, future)
-    return PlainValidator(parse, json_schema_input_type=kind)
 
 
 def _without_null(schema: dict[str, Any]) -> None:

@@ -12,8 +12,15 @@ from xfrmpy.ipsec.sad import DontFragment, Offload
 from xfrmpy.policy import values
 from xfrmpy.policy.model import Experiment, PostQuantum
 from xfrmpy.policy.profiles import PROFILES
-from xfrmpy.policy.schema.keys import Keys, choice, described
-from xfrmpy.policy.schema.types import ONE_OR_MORE, TEXT_OR_LIST, Lifetime, Switch
+from xfrmpy.policy.schema.keys import Keys, described
+from xfrmpy.policy.schema.types import (
+    ONE_OR_MORE,
+    TEXT_OR_LIST,
+    Lifetime,
+    Switch,
+    choice,
+    whole_number,
+)
 from xfrmpy.registry import ProtocolId
 
 ProfileName = Annotated[
@@ -78,14 +85,9 @@ class EspSettings(Keys):
         "need `profile: compat` beside them, or in `ike`.",
         "aes256-sha256-noesn",
     )
-    replay_window: (
-        Annotated[
-            int,
-            PlainValidator(partial(values.parse_whole_number, 32, 4096)),
-            WithJsonSchema({"type": "integer", "minimum": 32, "maximum": 4096}),
-        ]
-        | None
-    ) = described("How many packets may overtake one another, 32 to 4096. Default: 256.", 1024)
+    replay_window: Annotated[int, whole_number(32, 4096)] | None = described(
+        "How many packets may overtake one another, 32 to 4096. Default: 256.", 1024
+    )
     offload: Annotated[Offload, choice(Offload)] | None = described(
         "`crypto` asks the network device to encrypt (kernel datapath). A refusal is told, and the "
         "kernel does it itself. Default: not asked.",
@@ -97,14 +99,7 @@ class EspSettings(Keys):
         "tells of what is in it. Default: no.",
         "yes",
     )
-    tfc: (
-        Annotated[
-            int,
-            PlainValidator(partial(values.parse_whole_number, 1, 65535)),
-            WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 65535}),
-        ]
-        | None
-    ) = described(
+    tfc: Annotated[int, whole_number(1, 65535)] | None = described(
         "Octets to which smaller packets are padded in tunnel mode to hide their size, as far as "
         "the path takes that and the peer accepts it. Refused on the kernel datapath while the "
         "module esp4_offload is loaded (`offload`): it pads nothing. Default: no padding.",

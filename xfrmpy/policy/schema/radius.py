@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
-from pydantic import BeforeValidator, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator
 
 from xfrmpy.policy import values
 from xfrmpy.policy.schema.keys import Keys, described
-from xfrmpy.policy.schema.types import TIME, Address, Secret, ShortText, Switch
+from xfrmpy.policy.schema.types import (
+    Address,
+    Secret,
+    ShortText,
+    Switch,
+    duration,
+    duration_or_off,
+    whole_number,
+)
 
-UdpPort = Annotated[
-    int,
-    PlainValidator(partial(values.parse_whole_number, 1, 65535)),
-    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 65535}),
-]
+UdpPort = Annotated[int, whole_number(1, 65535)]
 
 
 class RadiusServerKeys(Keys):
@@ -46,26 +49,18 @@ class RadiusKeys(Keys):
         ["192.0.2.10", "192.0.2.11"],
     )
     secret: Secret | None = described("What we share with them, by reference.", "secret:radius")
-    timeout: (
-        Annotated[float, PlainValidator(partial(values.parse_duration, 0.1, 60)), TIME] | None
-    ) = described("Wait before a request is sent again; each wait doubles. Default: 2s.", "1s")
-    tries: (
-        Annotated[
-            int,
-            PlainValidator(partial(values.parse_whole_number, 1, 10)),
-            WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 10}),
-        ]
-        | None
-    ) = described("How often a server is asked before the next one is. Default: 3.", 2)
+    timeout: Annotated[float, duration(0.1, 60)] | None = described(
+        "Wait before a request is sent again; each wait doubles. Default: 2s.", "1s"
+    )
+    tries: Annotated[int, whole_number(1, 10)] | None = described(
+        "How often a server is asked before the next one is. Default: 3.", 2
+    )
     accounting: Switch | None = described(
         "Whether they are told of each session: its begin, its end, and what it has carried. "
         "Default: no.",
         "yes",
     )
-    interim: (
-        Annotated[float, PlainValidator(partial(values.parse_duration_or_off, 60, 86400)), TIME]
-        | None
-    ) = described(
+    interim: Annotated[float, duration_or_off(60, 86400)] | None = described(
         "How often they are told how a session goes, or `off`. Default: as they say when they let "
         "a user in.",
         "10m",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainValidator, WithJsonSchema
@@ -13,14 +12,12 @@ from xfrmpy.policy.model import DatapathChoice, Encapsulation, OnDown, StartMode
 from xfrmpy.policy.schema.authentication import Authentication, PpkSettings
 from xfrmpy.policy.schema.children import Child
 from xfrmpy.policy.schema.interface import InterfaceSettings
-from xfrmpy.policy.schema.keys import Keys, NotYet, choice, described
+from xfrmpy.policy.schema.keys import Keys, NotYet, described
 from xfrmpy.policy.schema.protection import AhSettings, EspSettings, IkeSettings
 from xfrmpy.policy.schema.types import (
-    NUMBER,
     ONE_OR_MORE,
     TEXT,
     TEXT_OR_LIST,
-    TIME,
     Address,
     CertificateName,
     Lifetime,
@@ -34,6 +31,11 @@ from xfrmpy.policy.schema.types import (
     SomeIdentity,
     SomeMark,
     Switch,
+    choice,
+    duration,
+    duration_or_off,
+    number,
+    whole_number,
 )
 
 Peers = Annotated[
@@ -44,23 +46,18 @@ Peers = Annotated[
 class Retransmit(Keys):
     """When an unanswered request is sent again."""
 
-    tries: (
-        Annotated[
-            int,
-            PlainValidator(partial(values.parse_whole_number, 0, 30)),
-            WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 30}),
-        ]
-        | None
-    ) = described("How often, before the peer is given up. Default: 5.", 8)
-    initial: (
-        Annotated[float, PlainValidator(partial(values.parse_duration, 0.1, 60)), TIME] | None
-    ) = described("Wait before the first time. Default: 1s.", "500ms")
-    factor: Annotated[float, PlainValidator(partial(values.parse_number, 1, 10)), NUMBER] | None = (
-        described("How much longer each wait is than the one before. Default: 2.", 1.8)
+    tries: Annotated[int, whole_number(0, 30)] | None = described(
+        "How often, before the peer is given up. Default: 5.", 8
     )
-    jitter: (
-        Annotated[float, PlainValidator(partial(values.parse_number, 0, 0.9)), NUMBER] | None
-    ) = described("Random part of each wait, 0 to 0.9. Default: 0.1.", 0.2)
+    initial: Annotated[float, duration(0.1, 60)] | None = described(
+        "Wait before the first time. Default: 1s.", "500ms"
+    )
+    factor: Annotated[float, number(1, 10)] | None = described(
+        "How much longer each wait is than the one before. Default: 2.", 1.8
+    )
+    jitter: Annotated[float, number(0, 0.9)] | None = described(
+        "Random part of each wait, 0 to 0.9. Default: 0.1.", 0.2
+    )
 
 
 class Tunnel(Keys):
@@ -229,18 +226,12 @@ class Tunnel(Keys):
         "Default: `yes`.",
         "no",
     )
-    dpd: (
-        Annotated[float, PlainValidator(partial(values.parse_duration_or_off, 1, 86400)), TIME]
-        | None
-    ) = described(
+    dpd: Annotated[float, duration_or_off(1, 86400)] | None = described(
         "Silence after which the peer is asked whether it lives, or `off`; three times that where "
         "nothing is sent to it. Default: 30s.",
         "10s",
     )
-    nat_keepalive: (
-        Annotated[float, PlainValidator(partial(values.parse_duration_or_off, 1, 3600)), TIME]
-        | None
-    ) = described(
+    nat_keepalive: Annotated[float, duration_or_off(1, 3600)] | None = described(
         "Silence of ours after which a NAT before us is reminded of its mapping, or `off`. "
         "Default: 20s.",
         "15s",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from enum import StrEnum
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.identity import Identity
@@ -19,10 +21,39 @@ TEXT = WithJsonSchema({"type": "string"})
 TEXT_OR_LIST = WithJsonSchema(
     {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
 )
-NUMBER = WithJsonSchema({"type": "number"})
 TIME = WithJsonSchema({"type": ["string", "number"]})
 YES_NO = WithJsonSchema({"enum": ["yes", "no", True, False]})
 ONE_OR_MORE = BeforeValidator(values.as_list)
+
+
+def choice(kind: type[StrEnum]) -> PlainValidator:
+    return PlainValidator(partial(values.parse_choice, kind), json_schema_input_type=kind)
+
+
+def whole_number(least: int, most: int) -> PlainValidator:
+    form = Annotated[int, Field(ge=least, le=most)]
+    return PlainValidator(
+        partial(values.parse_whole_number, least, most), json_schema_input_type=form
+    )
+
+
+def number(least: float, most: float) -> PlainValidator:
+    return PlainValidator(partial(values.parse_number, least, most), json_schema_input_type=float)
+
+
+def duration(shortest: float, longest: float) -> PlainValidator:
+    """In seconds."""
+    return _time(partial(values.parse_duration, shortest, longest))
+
+
+def duration_or_off(shortest: float, longest: float) -> PlainValidator:
+    """In seconds, 0 for `off`."""
+    return _time(partial(values.parse_duration_or_off, shortest, longest))
+
+
+def _time(parse: Callable[[object], float]) -> PlainValidator:
+    return PlainValidator(parse, json_schema_input_type=Annotated[Any, TIME])
+
 
 Name = Annotated[str, PlainValidator(values.parse_name), TEXT]
 ShortText = Annotated[str, PlainValidator(values.parse_short_text), TEXT]
@@ -39,7 +70,7 @@ Device = Annotated[str, PlainValidator(values.parse_device_name), TEXT]
 Switch = Annotated[bool, PlainValidator(values.parse_yes_no), YES_NO]
 Secret = Annotated[values.SecretReference, PlainValidator(values.parse_secret_reference), TEXT]
 CertificateName = Annotated[str, PlainValidator(values.parse_certificate_reference), TEXT]
-Lifetime = Annotated[float, PlainValidator(values.parse_lifetime), TIME]
+Lifetime = Annotated[float, _time(values.parse_lifetime)]
 SomeMark = Annotated[
     Mark,
     PlainValidator(partial(values.parse_mark, Mark.parse)),
@@ -50,11 +81,7 @@ OuterMark = Annotated[
     PlainValidator(partial(values.parse_mark, Mark.parse_outer)),
     WithJsonSchema({"type": ["string", "integer"]}),
 ]
-Priority = Annotated[
-    int,
-    PlainValidator(partial(values.parse_whole_number, 1, MAX_PRIORITY)),
-    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_PRIORITY}),
-]
+Priority = Annotated[int, whole_number(1, MAX_PRIORITY)]
 Resources = Annotated[
     int,
     PlainValidator(values.parse_resources),
