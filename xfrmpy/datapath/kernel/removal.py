@@ -2,14 +2,16 @@
 
 Whose an entry is, and by what it is deleted, are a few of its fields; to decode all of them, and to
 hold them until the last deletion is sent, would take most of the time. What the fields mean is in
-`entries.py`.
+`sad.py` and `spd.py`.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
+from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.kernel import events, sad, spd, structs, values
 from xfrmpy.datapath.kernel.messages import XFRM, XFRM_UNREAD, Attribute, MessageType
 from xfrmpy.datapath.netlink.messages import Message, encode_attributes, split_attributes
@@ -18,6 +20,15 @@ from xfrmpy.ipsec.sad import OUR_REQIDS
 
 GONE = (errno.ENOENT, errno.ESRCH)
 """What the kernel answers to who deletes what is not there."""
+
+
+@contextmanager
+def gone_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except DatapathError as error:
+        if error.errno not in GONE:
+            raise
 
 
 def remove_ours(requests: NetlinkSocket) -> int:
@@ -34,7 +45,7 @@ def remove_ours(requests: NetlinkSocket) -> int:
 
 
 def _delete(requests: NetlinkSocket, kind: MessageType, deletions: Sequence[bytes]) -> int:
-    """How many were there. In pieces: what is in hand is not to get old (see `datapath.py`)."""
+    """How many were there. In pieces: what is in hand is not to get old (see `additions.py`)."""
     count = 0
     for start in range(0, len(deletions), _PIECE):
         piece = deletions[start : start + _PIECE]

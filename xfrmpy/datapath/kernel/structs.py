@@ -2,8 +2,8 @@
 
 Each table is the C declaration in its order, with the compiler's padding written out
 (`pad="3x"`), nested structures named in place. Only layouts: which message carries what is in
-`messages.py`, what the values mean in `entries.py`. The tests freeze sizes and offsets against the
-kernel's own header, those of a 64-bit process on a 64-bit kernel.
+`messages.py`, what the values mean in `sad.py` and `spd.py`. The tests freeze sizes and offsets
+against the kernel's own header, those of a 64-bit process on a 64-bit kernel.
 """
 
 from __future__ import annotations
