@@ -25,7 +25,7 @@ BRIEFLY = ("-W", "1")
 
 def _put_in_force(datapath: Datapath, *directions: PolicyDirection) -> None:
     datapath.add(default_exceptions())
-    datapath.set_default(frozenset(directions))
+    datapath.default_policy.set(frozenset(directions))
 
 
 def _passes(site: Site, version: int = 4) -> bool:
@@ -40,13 +40,13 @@ def _default(site: Site) -> str:
 class DefaultContract(CleanSites):
     def test_who_has_no_default_says_why_and_refuses_it(self, sites: tuple[Site, Site]) -> None:
         datapath = sites[0].datapath
-        if not datapath.refuse_default():
+        if not datapath.default_policy.refusal():
             _put_in_force(datapath, IN)
             assert datapath.dump().blocked == {IN}
             return
         with pytest.raises(DatapathError, match="default policy"):
-            datapath.set_default(EVERY)
-        datapath.set_default(frozenset())
+            datapath.default_policy.set(EVERY)
+        datapath.default_policy.set(frozenset())
         assert datapath.dump().blocked == frozenset()
 
 
@@ -71,7 +71,7 @@ class DefaultInForce(DefaultContract):
         _put_in_force(here.datapath, direction)
         assert not _passes(here, version)
         assert not _passes(there, version)
-        here.datapath.set_default(frozenset())
+        here.datapath.default_policy.set(frozenset())
         assert _passes(here, version)
 
     @pytest.mark.parametrize("version", [4, 6])

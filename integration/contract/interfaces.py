@@ -65,10 +65,10 @@ class InterfaceContract:
         del gateway
         with closing(open_datapath()) as opened:
             opened.remove_ours()
-            opened.keep_interfaces(())
+            opened.interfaces.keep_only(())
             yield opened
             opened.remove_ours()
-            opened.keep_interfaces(())
+            opened.interfaces.keep_only(())
 
     def test_policies_of_interfaces_are_apart(self, gateway: str, datapath: Datapath) -> None:
         plain = [spd_entry(direction) for direction in PolicyDirection]
@@ -91,23 +91,23 @@ class InterfaceContract:
         assert set(datapath.dump().sad) == entries
 
     def test_an_interface_comes_and_goes(self, gateway: str, datapath: Datapath) -> None:
-        assert datapath.interface_state(IF_ID) is None
-        datapath.set_interface(EAST)
-        state = datapath.interface_state(IF_ID)
+        assert datapath.interfaces.state(IF_ID) is None
+        datapath.interfaces.set(EAST)
+        state = datapath.interfaces.state(IF_ID)
         assert state is not None
         assert (state.name, state.is_up, state.is_adopted) == ("east", True, False)
         assert ADDRESS in run("ip", "-n", gateway, "-brief", "address", "show", "dev", "east")
         assert "10.9.0.0/16 dev east" in run("ip", "-n", gateway, "route")
         assert findings(datapath) == []
-        datapath.remove_interface(IF_ID)
+        datapath.interfaces.remove(IF_ID)
         assert link(gateway) == {}
-        datapath.remove_interface(IF_ID)
-        assert datapath.interface_state(IF_ID) is None
+        datapath.interfaces.remove(IF_ID)
+        assert datapath.interfaces.state(IF_ID) is None
 
     def test_an_interface_is_changed_where_it_is(self, gateway: str, datapath: Datapath) -> None:
-        datapath.set_interface(EAST)
+        datapath.interfaces.set(EAST)
         index = link(gateway)["ifindex"]
-        datapath.set_interface(replace(EAST, addresses=(), routes=(), mtu=1300))
+        datapath.interfaces.set(replace(EAST, addresses=(), routes=(), mtu=1300))
         found = link(gateway)
         assert (found["ifindex"], found["mtu"], found["addr_info"]) == (index, 1300, [])
         assert "east" not in run("ip", "-n", gateway, "route")
@@ -115,7 +115,7 @@ class InterfaceContract:
     def test_its_mtu_is_what_fits_through_its_sas(
         self, gateway: str, datapath: Datapath, spi_bits: int
     ) -> None:
-        datapath.set_interface(EAST)
+        datapath.interfaces.set(EAST)
         datapath.add([outbound(spi_bits)])
         wanted = inner_mtu(
             1500, GCM, outer_version=4, encapsulated=bool(spi_bits), mode=Mode.TUNNEL
@@ -134,7 +134,7 @@ class InterfaceContract:
     def test_what_others_do_to_it_is_told_and_mended(
         self, gateway: str, datapath: Datapath, name: str
     ) -> None:
-        datapath.set_interface(EAST)
+        datapath.interfaces.set(EAST)
         await_calm(datapath)
         run("ip", "-n", gateway, *BY_HAND[name])
         assert is_told(datapath)
@@ -150,16 +150,16 @@ class InterfaceContract:
     def test_another_process_goes_on_with_it(
         self, gateway: str, datapath: Datapath, open_datapath: OpenDatapath
     ) -> None:
-        datapath.set_interface(EAST)
-        datapath.set_interface(replace(EAST, name="west", if_id=8, addresses=(), routes=()))
+        datapath.interfaces.set(EAST)
+        datapath.interfaces.set(replace(EAST, name="west", if_id=8, addresses=(), routes=()))
         before = link(gateway)
         with closing(open_datapath()) as another:
-            another.keep_interfaces({IF_ID})
+            another.interfaces.keep_only({IF_ID})
             assert link(gateway, "west") == {}
-            another.set_interface(EAST)
+            another.interfaces.set(EAST)
             assert link(gateway)["ifindex"] == before["ifindex"]
             assert findings(another) == []
-            another.keep_interfaces(())
+            another.interfaces.keep_only(())
             assert link(gateway) == {}
 
     def test_the_name_of_another_device_is_refused_until_it_is_free(
@@ -168,7 +168,7 @@ class InterfaceContract:
         run("ip", "-n", gateway, "link", "add", "east", "type", "bridge")
         try:
             with pytest.raises(DatapathError, match="bridge"):
-                datapath.set_interface(EAST)
+                datapath.interfaces.set(EAST)
             assert link(gateway)["linkinfo"]["info_kind"] == "bridge"
             assert findings(datapath) == [Finding.INTERFACE_MISSING]
         finally:

@@ -67,15 +67,15 @@ def test_one_that_cannot_be_had_leaves_the_one_before(
     datapath.refuse("set_interface", nth=2, reason="the name is taken")
     with pytest.raises(OperatorError, match=r"XF3009: .* the name is taken"):
         replace_interface(POLICY, changed(**keys), datapath)
-    assert datapath.interfaces == {7: EAST}
+    assert datapath.interfaces.there == {7: EAST}
 
 
 def test_another_number_takes_the_place_of_the_one_before(datapath: RecordingDatapath) -> None:
     set_interface(POLICY, datapath)
     replace_interface(POLICY, changed(if_id=8), datapath)
-    assert [*datapath.interfaces] == [8]
+    assert [*datapath.interfaces.there] == [8]
     replace_interface(changed(if_id=8), replace(POLICY, interface=None), datapath)
-    assert datapath.interfaces == {}
+    assert datapath.interfaces.there == {}
 
 
 def test_what_is_equal_is_not_touched(datapath: RecordingDatapath) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.shunts import Shunts
-from xfrmpy.datapath.recording import RecordingDatapath
+from xfrmpy.datapath.recording import RecordedDefaultPolicy, RecordingDatapath
 from xfrmpy.failures import OperatorError
 from xfrmpy.ipsec.drift import Finding
 from xfrmpy.ipsec.spd import Action, PolicyDirection, default_exceptions
@@ -32,8 +32,8 @@ class _One:
         """It is open."""
 
 
-class _WithoutDefault(RecordingDatapath):
-    def refuse_default(self) -> str:
+class _NoDefault(RecordedDefaultPolicy):
+    def refusal(self) -> str:
         return "it has none"
 
 
@@ -64,7 +64,7 @@ def test_what_passes_all_the_same_is_there_before_and_after(datapath: RecordingD
     ours.enforce()
     names = [call.name for call in datapath.calls]
     assert names == ["add_policy"] * len(default_exceptions()) + ["set_default"]
-    assert datapath.blocked == {IN}
+    assert datapath.default_policy.blocked == {IN}
     datapath.calls.clear()
     ours.follow([_default(IN, OUT)])
     assert [call.name for call in datapath.calls] == ["set_default"]
@@ -72,7 +72,7 @@ def test_what_passes_all_the_same_is_there_before_and_after(datapath: RecordingD
     ours.follow([])
     names = [call.name for call in datapath.calls]
     assert names == ["set_default"] + ["remove_policy"] * len(default_exceptions())
-    assert (datapath.blocked, datapath.spd) == (frozenset(), {})
+    assert (datapath.default_policy.blocked, datapath.spd) == (frozenset(), {})
     datapath.calls.clear()
     ours.enforce()
     assert datapath.calls == []
@@ -83,14 +83,14 @@ def test_a_daemon_that_wants_it_no_more_sets_back_what_an_earlier_one_has_set(
 ) -> None:
     shunts(datapath, IN, OUT).enforce()
     shunts(datapath).enforce()
-    assert datapath.blocked == frozenset()
+    assert datapath.default_policy.blocked == frozenset()
 
 
 def test_that_others_change_it_is_found(datapath: RecordingDatapath) -> None:
     ours = shunts(datapath, IN)
     ours.enforce()
     assert ours.part(datapath.dump())[1] == ()
-    datapath.blocked = frozenset()
+    datapath.default_policy.blocked = frozenset()
     rest, (difference,) = ours.part(datapath.dump())
     assert rest.spd == ()
     assert difference.finding is Finding.DEFAULT_CHANGED
@@ -98,7 +98,8 @@ def test_that_others_change_it_is_found(datapath: RecordingDatapath) -> None:
 
 
 def test_a_datapath_without_one_takes_no_shunt_of_it_and_others_as_before() -> None:
-    with closing(_WithoutDefault()) as datapath:
+    with closing(RecordingDatapath()) as datapath:
+        datapath.default_policy = _NoDefault(datapath._record)
         with pytest.raises(OperatorError) as caught:
             shunts(datapath, IN).enforce()
         assert caught.value.failure.code == "XF3010"

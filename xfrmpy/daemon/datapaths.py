@@ -104,7 +104,7 @@ class Datapaths:
             # Where it cannot be opened there is nothing of ours, either.
             with suppress(DatapathError), closing(KernelDatapath.open()) as kernel:
                 kernel.remove_ours()
-                kernel.keep_interfaces(())
+                kernel.interfaces.keep_only(())
         if self._userspace is None:
             with suppress(DatapathError):
                 UserspaceDatapath.retire(self._runtime_dir)
@@ -163,7 +163,7 @@ class Datapaths:
         for datapath in self.opened():
             try:
                 datapath.remove_ours()
-                datapath.keep_interfaces(())
+                datapath.interfaces.keep_only(())
             except DatapathError as error:
                 log.error("cannot clean up the %s datapath: %s", datapath.name, error)
         if self._userspace is not None:

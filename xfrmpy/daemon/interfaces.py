@@ -25,7 +25,7 @@ def set_interface(policy: TunnelPolicy, datapath: Datapath) -> None:
     if policy.interface is None:
         return
     try:
-        datapath.set_interface(policy.interface)
+        datapath.interfaces.set(policy.interface)
         _check_name(policy, policy.interface, datapath)
     except DatapathError as error:
         summary = f"the interface of {policy.name} cannot be had: {error}"
@@ -35,10 +35,10 @@ def set_interface(policy: TunnelPolicy, datapath: Datapath) -> None:
 
 def _check_name(policy: TunnelPolicy, interface: TunnelInterface, datapath: Datapath) -> None:
     """What is blocked leaves by the interface that the policy names, and by no other."""
-    state = datapath.interface_state(interface.if_id)
+    state = datapath.interfaces.state(interface.if_id)
     if state is None or state.name == interface.name or policy.on_down is not OnDown.BLOCK:
         return
-    datapath.remove_interface(interface.if_id)
+    datapath.interfaces.remove(interface.if_id)
     raise DatapathError(
         f"somebody else's {state.name} has the if_id {interface.if_id}: write `name: {state.name}`,"
         " or `on_down: clear`"
@@ -48,7 +48,7 @@ def _check_name(policy: TunnelPolicy, interface: TunnelInterface, datapath: Data
 def require_interface(policy: TunnelPolicy, datapath: Datapath) -> None:
     """Make one that could not be had. Raises `OperatorError` XF3009."""
     interface = policy.interface
-    if interface is not None and datapath.interface_state(interface.if_id) is None:
+    if interface is not None and datapath.interfaces.state(interface.if_id) is None:
         set_interface(policy, datapath)
 
 
@@ -57,7 +57,7 @@ def remove_interface(policy: TunnelPolicy, datapath: Datapath) -> None:
     if policy.interface is None:
         return
     try:
-        datapath.remove_interface(policy.interface.if_id)
+        datapath.interfaces.remove(policy.interface.if_id)
     except DatapathError as error:
         summary = f"the interface of {policy.name} stays behind: {error}"
         raise OperatorError("XF3009", summary) from error
@@ -98,7 +98,7 @@ def begin_interfaces(
             wanted[datapaths.of(tunnel.policy)].append(tunnel)
     for datapath in datapaths.opened():
         interfaces = (tunnel.policy.interface for tunnel in wanted[datapath])
-        datapath.keep_interfaces({i.if_id for i in interfaces if i is not None})
+        datapath.interfaces.keep_only({i.if_id for i in interfaces if i is not None})
         for tunnel in wanted[datapath]:
             try:
                 set_interface(tunnel.policy, datapath)
@@ -113,7 +113,7 @@ def interface_status(policy: TunnelPolicy, datapath: Datapath | None) -> Interfa
     wanted = policy.interface
     if wanted is None:
         return None
-    state = None if datapath is None else datapath.interface_state(wanted.if_id)
+    state = None if datapath is None else datapath.interfaces.state(wanted.if_id)
     return InterfaceStatus(
         name=wanted.name if state is None else state.name,
         state="missing" if state is None else ("up" if state.is_up else "down"),

@@ -39,7 +39,7 @@ class Shunts:
         """Why the datapaths that are open do not take shunts, if they do not: XF3010."""
         wanted = tuple(wanted)
         for datapath in self._datapaths.opened() if blocked_by_default(wanted) else ():
-            if reason := datapath.refuse_default():
+            if reason := datapath.default_policy.refusal():
                 summary = f"the {datapath.name} datapath has no default policy"
                 return Failure(code="XF3010", summary=summary, evidence=(("because", reason),))
         for datapath, entry in product(self._datapaths.opened(), entries_of(wanted)):
@@ -76,7 +76,7 @@ class Shunts:
                     datapath.add_policy(entry)
             blocked = blocked_by_default(self.wanted)
             if dump.blocked != blocked:
-                datapath.set_default(blocked)
+                datapath.default_policy.set(blocked)
             for place, entry in before.items():
                 if place not in self._entries:
                     datapath.remove_policy(entry)

@@ -118,6 +118,40 @@ class OffloadRefused:
 Event: TypeAlias = Acquire | Expired | MappingChanged | OffloadRefused
 
 
+class Interfaces(Protocol):
+    """The interfaces of route-based tunnels. Every method may raise `DatapathError`."""
+
+    def set(self, wanted: TunnelInterface) -> None:
+        """Have it there, just like this; one of the same number is changed.
+
+        One that somebody else made for this number is used, and stays his. What is refused is still
+        wanted: `Datapath.find_amiss` finds it, and `mend` tries again.
+        """
+
+    def remove(self, if_id: int) -> None:
+        """The inverse of `set`. One that is gone already is no error."""
+
+    def keep_only(self, if_ids: Collection[int]) -> None:
+        """Remove every other one that is ours, made since whenever."""
+
+    def state(self, if_id: int) -> InterfaceState | None:
+        """How it is at the moment; None if it is not there."""
+
+
+class DefaultPolicy(Protocol):
+    """What becomes of packets that no entry matches. Every method may raise `DatapathError`."""
+
+    def refusal(self) -> str:
+        """Why there is no `set`; empty if there is."""
+
+    def set(self, blocked: frozenset[PolicyDirection]) -> None:
+        """In these directions nothing passes that no entry matches; in others, what passed before.
+
+        Entries that pass in spite of it (`default_exceptions`) are added apart, and before: it is
+        by them that a later process knows the default for ours.
+        """
+
+
 class Datapath(Protocol):
     """See the module. Every method but `close` may raise `DatapathError`.
 
@@ -126,6 +160,12 @@ class Datapath(Protocol):
 
     name: str
     ruled: frozenset[Action]
+
+    @property
+    def interfaces(self) -> Interfaces: ...
+
+    @property
+    def default_policy(self) -> DefaultPolicy: ...
 
     def probe(self) -> Capabilities:
         """Try each protocol, mode and algorithm with a throw-away SA; leaves nothing behind."""
@@ -163,37 +203,11 @@ class Datapath(Protocol):
     def remove_policy(self, entry: SpdEntry) -> None:
         """The inverse of `add_policy`, with its route. One that is gone already is no error."""
 
-    def refuse_default(self) -> str:
-        """Why it has no `set_default`; empty if it has."""
-
-    def set_default(self, blocked: frozenset[PolicyDirection]) -> None:
-        """In these directions nothing passes that no entry matches; in others, what passed before.
-
-        Entries that pass in spite of it (`default_exceptions`) are added apart, and before: it is
-        by them that a later process knows the default for ours.
-        """
-
     def usage(self, sa: SaId) -> Usage:
         """What an SA has carried so far."""
 
     def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
         """`Usage.seconds_idle` of many SAs in one question; None for one that is not in force."""
-
-    def set_interface(self, interface: TunnelInterface) -> None:
-        """Have a tunnel's interface there, just like this; one of the same number is changed.
-
-        One that somebody else made for this number is used, and stays his. What is refused is still
-        wanted: `find_amiss` finds it, and `mend` tries again.
-        """
-
-    def remove_interface(self, if_id: int) -> None:
-        """The inverse of `set_interface`. One that is gone already is no error."""
-
-    def keep_interfaces(self, if_ids: Collection[int]) -> None:
-        """Remove every other interface that is ours, made since whenever."""
-
-    def interface_state(self, if_id: int) -> InterfaceState | None:
-        """How an interface is at the moment; None if it is not there."""
 
     def dump(self) -> Dump:
         """Every SA and policy in force that is ours."""

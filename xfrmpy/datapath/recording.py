@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections import Counter, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -73,8 +73,8 @@ class RecordingDatapath:
         self.sad: dict[SaId, SadEntry] = {}
         self.spd: dict[Place, SpdEntry] = {}
         self.used: dict[SaId, Usage] = {}
-        self.blocked: frozenset[PolicyDirection] = frozenset()
-        self.interfaces: dict[int, TunnelInterface] = {}
+        self.interfaces = RecordedInterfaces(self._record)
+        self.default_policy = RecordedDefaultPolicy(self._record)
         self._capabilities = capabilities
         self._refusals: dict[tuple[str, int], str] = {}
         self._counts: Counter[str] = Counter()
@@ -144,13 +144,6 @@ class RecordingDatapath:
         self._record("remove_policy", entry, entry.direction)
         self.spd.pop(entry.place, None)
 
-    def refuse_default(self) -> str:
-        return ""
-
-    def set_default(self, blocked: frozenset[PolicyDirection]) -> None:
-        self._record("set_default", blocked)
-        self.blocked = blocked
-
     def usage(self, sa: SaId) -> Usage:
         self._entry(sa, "read the usage of")
         return self.used.get(sa, Usage(octets=0, packets=0))
@@ -158,27 +151,11 @@ class RecordingDatapath:
     def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
         return tuple(self.usage(sa).seconds_idle if sa in self.sad else None for sa in sas)
 
-    def set_interface(self, interface: TunnelInterface) -> None:
-        self._record("set_interface", interface)
-        self.interfaces[interface.if_id] = interface
-
-    def remove_interface(self, if_id: int) -> None:
-        self._record("remove_interface", if_id)
-        self.interfaces.pop(if_id, None)
-
-    def keep_interfaces(self, if_ids: Collection[int]) -> None:
-        self.interfaces = {n: i for n, i in self.interfaces.items() if n in if_ids}
-
-    def interface_state(self, if_id: int) -> InterfaceState | None:
-        found = self.interfaces.get(if_id)
-        if found is None:
-            return None
-        mtu = found.mtu or 1400
-        return InterfaceState(name=found.name, if_id=if_id, is_up=True, mtu=mtu, is_adopted=False)
-
     def dump(self) -> Dump:
         return Dump(
-            sad=tuple(self.sad.values()), spd=tuple(self.spd.values()), blocked=self.blocked
+            sad=tuple(self.sad.values()),
+            spd=tuple(self.spd.values()),
+            blocked=self.default_policy.blocked,
         )
 
     def find_amiss(self) -> tuple[Difference, ...]:
@@ -243,3 +220,44 @@ class RecordingDatapath:
             reason = self._refusals.get((kind, self._counts[kind]))
             if reason is not None:
                 raise DatapathError(f"cannot {name.replace('_', ' ')}: {reason}", errno.EIO)
+
+
+class RecordedInterfaces:
+    """`there` are those that there would be, by their numbers."""
+
+    def __init__(self, record: Callable[[str, Argument], None]) -> None:
+        self.there: dict[int, TunnelInterface] = {}
+        self._record = record
+
+    def set(self, wanted: TunnelInterface) -> None:
+        self._record("set_interface", wanted)
+        self.there[wanted.if_id] = wanted
+
+    def remove(self, if_id: int) -> None:
+        self._record("remove_interface", if_id)
+        self.there.pop(if_id, None)
+
+    def keep_only(self, if_ids: Collection[int]) -> None:
+        self.there = {n: i for n, i in self.there.items() if n in if_ids}
+
+    def state(self, if_id: int) -> InterfaceState | None:
+        found = self.there.get(if_id)
+        if found is None:
+            return None
+        mtu = found.mtu or 1400
+        return InterfaceState(name=found.name, if_id=if_id, is_up=True, mtu=mtu, is_adopted=False)
+
+
+class RecordedDefaultPolicy:
+    """`blocked` are the directions in which it would block."""
+
+    def __init__(self, record: Callable[[str, Argument], None]) -> None:
+        self.blocked: frozenset[PolicyDirection] = frozenset()
+        self._record = record
+
+    def refusal(self) -> str:
+        return ""
+
+    def set(self, blocked: frozenset[PolicyDirection]) -> None:
+        self._record("set_default", blocked)
+        self.blocked = blocked

@@ -25,7 +25,7 @@ class Dump:
     """The objects in force that are ours: the very values that were added.
 
     `blocked` are the directions in which nothing passes that no entry matches, as far as that is
-    ours (`Datapath.set_default`). Where others have their hands in it, too: SAs that are marked as
+    ours (`DefaultPolicy.set`). Where others have their hands in it, too: SAs that are marked as
     ours, and are nothing that we would have added; and the policies of others, by which ours may be
     overruled.
     """

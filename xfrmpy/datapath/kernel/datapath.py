@@ -7,7 +7,7 @@ both together, `event_queue.py`, `default_policy.py` and `interfaces.py`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
@@ -32,10 +32,9 @@ from xfrmpy.datapath.routes import RouteOwner, Routes
 from xfrmpy.datapath.shunt_rules import ShuntRules
 from xfrmpy.datapath.tunnel_interfaces import TunnelInterfaces
 from xfrmpy.datapath.watch import ROUTING, Source, Watch
-from xfrmpy.ipsec.drift import Difference, Dump, Finding, Subject
-from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
+from xfrmpy.ipsec.drift import Difference, Dump, Finding
 from xfrmpy.ipsec.sad import OUR_REQIDS, SadEntry, SaId, Usage
-from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
+from xfrmpy.ipsec.spd import Action, SpdEntry
 
 
 class KernelDatapath:
@@ -60,9 +59,9 @@ class KernelDatapath:
         self._deletions = deletions
         self._routes = routes
         self._shunts = shunts
-        self._interfaces = interfaces
+        self.interfaces = interfaces
         self._watch = watch
-        self._default = DefaultPolicy(requests)
+        self.default_policy = DefaultPolicy(requests)
         self._ways = PolicyWays(routes, shunts, paths)
         compressions = Compressions(requests)
         self._sad = SadInForce(requests, deletions, compressions, routes, interfaces)
@@ -100,7 +99,7 @@ class KernelDatapath:
         found = replace(found, features=features, resources=not features[PER_CPU])
         if "esp" in found.missing:
             return found
-        lacks = {"resources": features[PER_CPU], "interfaces": self._interfaces.probe()}
+        lacks = {"resources": features[PER_CPU], "interfaces": self.interfaces.probe()}
         missing = found.missing | {what: reason for what, reason in lacks.items() if reason}
         return replace(found, interfaces=not lacks["interfaces"], missing=missing)
 
@@ -126,29 +125,11 @@ class KernelDatapath:
     def remove_policy(self, entry: SpdEntry) -> None:
         self._spd.remove(entry)
 
-    def refuse_default(self) -> str:
-        return self._default.refusal()
-
-    def set_default(self, blocked: frozenset[PolicyDirection]) -> None:
-        self._default.set(blocked)
-
     def usage(self, sa: SaId) -> Usage:
         return self._sad.usage(sa)
 
     def seconds_idle(self, sas: Sequence[SaId]) -> tuple[float | None, ...]:
         return self._sad.seconds_idle(sas)
-
-    def set_interface(self, interface: TunnelInterface) -> None:
-        self._interfaces.set(interface)
-
-    def remove_interface(self, if_id: int) -> None:
-        self._interfaces.remove(if_id)
-
-    def keep_interfaces(self, if_ids: Collection[int]) -> None:
-        self._interfaces.keep_only(if_ids)
-
-    def interface_state(self, if_id: int) -> InterfaceState | None:
-        return self._interfaces.state(if_id)
 
     def dump(self) -> Dump:
         entries, strange = self._sad.dump()
@@ -158,7 +139,7 @@ class KernelDatapath:
             spd=policies,
             strange=strange,
             others=others,
-            blocked=self._default.blocked(),
+            blocked=self.default_policy.blocked(),
         )
 
     def ask_again(self, entry: SpdEntry) -> None:
@@ -166,28 +147,25 @@ class KernelDatapath:
         self._sad.forget_acquire(entry)
 
     def find_amiss(self) -> tuple[Difference, ...]:
-        ends = self._interfaces.ends()
-        return (*self._interfaces.find_amiss(), *self._ways.find_amiss(ends))
+        ends = self.interfaces.ends()
+        return (*self.interfaces.find_amiss(), *self._ways.find_amiss(ends))
 
     def mend(self, amiss: Difference) -> None:
         match amiss.finding:
             case Finding.INTERFACE_MISSING | Finding.INTERFACE_CHANGED:
-                self._interfaces.mend(amiss)
+                self.interfaces.mend(amiss)
             case Finding.DEFAULT_CHANGED:
-                self._default.set_again()
+                self.default_policy.set_again()
             case Finding.PATH_CHANGED:
-                self._follow(amiss.subject)
+                assert isinstance(amiss.subject, tuple)
+                self.interfaces.follow(amiss.subject)
+                self._ways.follow(amiss.subject)
             case _:
                 self._ways.mend(amiss)
 
-    def _follow(self, ends: Subject) -> None:
-        assert isinstance(ends, tuple)
-        self._interfaces.follow(ends)
-        self._ways.follow(ends)
-
     def remove_ours(self) -> int:
         self._ways.clear()
-        self._default.set(frozenset())
+        self.default_policy.set(frozenset())
         count = remove_ours(self._requests)
         for known in (self._sad, self._spd, self._queue):
             known.forget_all()
@@ -217,13 +195,13 @@ class KernelDatapath:
         for held in (self._requests, self._events, self._deletions, self._routes):
             held.close()
         self._shunts.close()
-        self._interfaces.close()
+        self.interfaces.close()
         self._watch.close()
 
     def _adopt(self) -> None:
         """Know what is in force since before this process, and mend its routes."""
         self._sad.adopt()
-        self._default.adopt(self._spd.adopt())
+        self.default_policy.adopt(self._spd.adopt())
         self._queue.recall()
 
 

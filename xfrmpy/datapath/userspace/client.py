@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeGuard
 
@@ -37,7 +37,6 @@ from xfrmpy.datapath.userspace.workers import Workers, end_surplus
 from xfrmpy.datapath.watch import ROUTING, Watch
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT
 from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
-from xfrmpy.ipsec.interfaces import InterfaceState, TunnelInterface
 from xfrmpy.ipsec.overhead import IPV6_MINIMUM_MTU
 from xfrmpy.ipsec.plain import from_plain, to_plain
 from xfrmpy.ipsec.proposals import AH_SUITES, ESP_SUITES
@@ -78,7 +77,8 @@ class UserspaceDatapath:
         self._queues = queues
         self._links = links
         self._paths = paths
-        self._interfaces = interfaces
+        self.interfaces = interfaces
+        self.default_policy = NoDefaultPolicy()
         self._watch = watch
         self._news = news
         self._outbound: dict[SaId, SadEntry] = {}
@@ -249,13 +249,6 @@ class UserspaceDatapath:
         self._workers.remove_policy(entry)
         self._queues.forget(entry)
 
-    def refuse_default(self) -> str:
-        return "it is the kernel's, which would drop what goes through the workers' device, too"
-
-    def set_default(self, blocked: frozenset[PolicyDirection]) -> None:
-        if blocked:
-            raise DatapathError(f"the default policy: {self.refuse_default()}", errno.EOPNOTSUPP)
-
     def usage(self, sa: SaId) -> Usage:
         return from_plain(Usage, self._workers.usage(sa))
 
@@ -269,18 +262,6 @@ class UserspaceDatapath:
 
     def drops(self) -> dict[str, int]:
         return self._workers.drops()
-
-    def set_interface(self, interface: TunnelInterface) -> None:
-        self._interfaces.set(interface)
-
-    def remove_interface(self, if_id: int) -> None:
-        self._interfaces.remove(if_id)
-
-    def keep_interfaces(self, if_ids: Collection[int]) -> None:
-        self._interfaces.keep_only(if_ids)
-
-    def interface_state(self, if_id: int) -> InterfaceState | None:
-        return self._interfaces.state(if_id)
 
     def dump(self) -> Dump:
         return self._workers.dump()
@@ -302,7 +283,7 @@ class UserspaceDatapath:
         ends = (_ends(entry) for entry in self._outbound.values())
         found = [
             *self._find_device_amiss(),
-            *self._interfaces.find_amiss(),
+            *self.interfaces.find_amiss(),
             *self._paths.find_amiss(ends),
         ]
         if self._guard.is_doubtful:
@@ -333,10 +314,10 @@ class UserspaceDatapath:
             case Finding.SHUNT_RULES_CHANGED:
                 self._shunts.mend()
             case Finding.INTERFACE_MISSING | Finding.INTERFACE_CHANGED:
-                self._interfaces.mend(amiss)
+                self.interfaces.mend(amiss)
             case Finding.PATH_CHANGED:
                 assert isinstance(amiss.subject, tuple)
-                self._interfaces.follow(amiss.subject)
+                self.interfaces.follow(amiss.subject)
                 for entry in tuple(self._outbound.values()):
                     if _ends(entry) == amiss.subject:
                         self._set_inner_mtu(entry.reqid, self._mtu_of(entry))
@@ -359,7 +340,7 @@ class UserspaceDatapath:
         self._routed_by_reqid.clear()
         self._outbound.clear()
         self._inner_mtu.clear()
-        self._interfaces.forget_all()
+        self.interfaces.forget_all()
         self._queues.clear()
         return self._workers.remove_all()
 
@@ -408,7 +389,7 @@ class UserspaceDatapath:
         # The watch last: the interfaces take their leave of it.
         for held in (
             *(self._routes, self._shunts, self._guard, self._queues),
-            *(self._links, self._interfaces, self._watch, self._news),
+            *(self._links, self.interfaces, self._watch, self._news),
         ):
             held.close()
 
@@ -476,13 +457,13 @@ class UserspaceDatapath:
 
     def _forget(self, sa: SaId) -> None:
         self._outbound.pop(sa, None)
-        self._interfaces.forget(sa)
+        self.interfaces.forget(sa)
 
     def _note(self, entry: SadEntry) -> None:
         """It is in force, and its peer's packets go where the path of an outbound one leads."""
         if entry.direction is Direction.OUT:
             self._outbound[entry.id] = entry
-            self._interfaces.note(entry)
+            self.interfaces.note(entry)
             if entry.tfc and entry.reqid in self._inner_mtu:
                 self._workers.set_room(entry.reqid, self._inner_mtu[entry.reqid])
 
@@ -491,6 +472,17 @@ class UserspaceDatapath:
         if entry.direction is Direction.IN:
             return None
         return self._paths.inner_mtu(entry)
+
+
+class NoDefaultPolicy:
+    """See `DefaultPolicy`."""
+
+    def refusal(self) -> str:
+        return "it is the kernel's, which would drop what goes through the workers' device, too"
+
+    def set(self, blocked: frozenset[PolicyDirection]) -> None:
+        if blocked:
+            raise DatapathError(f"the default policy: {self.refusal()}", errno.EOPNOTSUPP)
 
 
 def _shunt_rules() -> ShuntRules:
