@@ -14,8 +14,8 @@ from typing import Any, cast
 import pytest
 
 from tests.ike.conftest import Pair, tunnel_policy
+from xfrmpy.daemon.core import Core
 from xfrmpy.daemon.datapaths import Datapaths
-from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.reconciliation import BURST_SECONDS, NOT_OURS, Reconciler
 from xfrmpy.daemon.restraint import FREELY
@@ -43,7 +43,7 @@ class Daemon:
         self.told: list[Occurrence] = []
         self.followed: list[Ends] = []
         self.reconciler = Reconciler(
-            cast("Engine", self), cast("Datapaths", self), self.told.append, self.followed.append
+            cast("Core", self), cast("Datapaths", self), self.told.append, self.followed.append
         )
         self.reconciler.watch()
 

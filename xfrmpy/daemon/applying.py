@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from xfrmpy.daemon.blocking import Blocking
+from xfrmpy.daemon.core import Core
 from xfrmpy.daemon.datapaths import Datapaths, Placement
-from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.interfaces import remove_interface, replace_interface, set_interface
 from xfrmpy.daemon.keeper import Keeper, error_of
 from xfrmpy.daemon.narration import summarize
@@ -105,7 +105,7 @@ class Applier:
         tunnels: dict[str, Tunnel],
         keeper: Keeper,
         on_demand: OnDemand,
-        engine: Engine,
+        core: Core,
         datapaths: Datapaths,
         reconciler: Reconciler,
         blocking: Blocking,
@@ -114,7 +114,7 @@ class Applier:
         self._tunnels = tunnels
         self._keeper = keeper
         self._on_demand = on_demand
-        self._engine = engine
+        self._core = core
         self._datapaths = datapaths
         self._reconciler = reconciler
         self._blocking = blocking
@@ -138,7 +138,7 @@ class Applier:
                 PlannedChange(
                     change=change,
                     placement=placements.get(change.tunnel),
-                    is_live=self._engine.has_ike_sas(change.tunnel),
+                    is_live=self._core.has_ike_sas(change.tunnel),
                 )
                 for change in changes
             ),
@@ -265,7 +265,7 @@ class Applier:
         self._tunnels[placement.policy.name] = tunnel
         if placement.failure is None:
             self._shunts.enforce()
-            self._engine.add_tunnel(placement.policy)
+            self._core.add_tunnel(placement.policy)
             set_interface(placement.policy, self._datapaths.of(placement.policy))
             self._on_demand.lay_traps(tunnel)
             self._reconciler.watch()
@@ -278,13 +278,13 @@ class Applier:
         tunnel = self._tunnels[name]
         self._keeper.let_go(tunnel)
         if tunnel.placement.failure is None:
-            self._engine.terminate(name)
+            self._core.terminate(name)
             try:
                 async with asyncio.timeout(GONE_SECONDS):
                     await self._keeper.until_gone(tunnel)
             except TimeoutError:
                 log.info("%s: the peer did not acknowledge that it goes", name)
-            self._engine.remove_tunnel(name)
+            self._core.remove_tunnel(name)
         del self._tunnels[name]
         if tunnel.placement.failure is None:
             remove_interface(tunnel.policy, self._datapaths.of(tunnel.policy))
@@ -309,7 +309,7 @@ class Applier:
         replace_interface(tunnel.policy, policy, self._datapaths.of(policy))
         tunnel.placement = placement
         with tunnel.listen() as reports:
-            self._engine.reconfigure(policy)
+            self._core.reconfigure(policy)
             self._on_demand.lay_traps(tunnel)
             self._keeper.spawn(self._keeper.resolve(tunnel))
             if policy.start is StartMode.AUTO:
@@ -325,7 +325,7 @@ class Applier:
         try:
             async with asyncio.timeout(seconds):
                 # A tunnel may be settled again because the change failed: that is said before.
-                while not reports.empty() or self._engine.is_unsettled(tunnel.policy.name):
+                while not reports.empty() or self._core.is_unsettled(tunnel.policy.name):
                     await self._hear(reports)
         except TimeoutError as error:
             raise _not_in_time(tunnel, seconds) from error

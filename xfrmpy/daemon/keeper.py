@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from xfrmpy.daemon.engine import Engine
+from xfrmpy.daemon.core import Core
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.narration import summarize
 from xfrmpy.daemon.occurrences import addresses_changed, path_left, retrying, unresolved
@@ -40,13 +40,13 @@ class Keeper:
     def __init__(
         self,
         tunnels: Mapping[str, Tunnel],
-        engine: Engine,
+        core: Core,
         hear: Callable[[Occurrence], None],
         resolve_seconds: float,
     ) -> None:
         self._tunnels = tunnels
         self._resolve_seconds = resolve_seconds
-        self._engine = engine
+        self._core = core
         self._hear = hear
         self._loop = asyncio.get_running_loop()
         self._background: set[asyncio.Task[None]] = set()
@@ -66,7 +66,7 @@ class Keeper:
                 task.cancel()
 
     def state(self, tunnel: Tunnel) -> str:
-        return tunnel_state(tunnel, self._engine.ike_sas(tunnel.policy.name))
+        return tunnel_state(tunnel, self._core.ike_sas(tunnel.policy.name))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run it as long as tunnels are kept."""
@@ -114,7 +114,7 @@ class Keeper:
         self, tunnel: Tunnel, path: Path, original: IpAddress | None
     ) -> Redirected | None:
         with tunnel.listen() as reports:
-            self._engine.initiate(tunnel.policy.name, path, original)
+            self._core.initiate(tunnel.policy.name, path, original)
             while True:
                 match await reports.get():
                     case ChildSaEstablished():
@@ -189,7 +189,7 @@ class Keeper:
             # Also where there is none: who calls waits for the first answer. And it may have been
             # removed meanwhile.
             if self._tunnels.get(tunnel.policy.name) is tunnel:
-                self._engine.set_peer_addresses(tunnel.policy.name, tunnel.addresses)
+                self._core.set_peer_addresses(tunnel.policy.name, tunnel.addresses)
         if before and set(addresses) != set(before):
             tunnel.left_addresses = (tunnel.left_addresses | {*before}) - {*addresses}
             self._hear(addresses_changed(tunnel.policy.name, before, addresses))
@@ -197,9 +197,9 @@ class Keeper:
 
     def follow(self, ends: Ends) -> None:
         """Another path leads from an address of ours to a peer's, or none any more."""
-        self._engine.check_path(ends)
+        self._core.check_path(ends)
         for tunnel in tuple(self._tunnels.values()):
-            if any(_ends(view) == ends for view in self._engine.ike_sas(tunnel.policy.name)):
+            if any(_ends(view) == ends for view in self._core.ike_sas(tunnel.policy.name)):
                 self.doubt(tunnel)
 
     def doubt(self, tunnel: Tunnel) -> None:
@@ -212,7 +212,7 @@ class Keeper:
 
         The IKE SA that is there stays until the new one is up.
         """
-        views = self._engine.ike_sas(tunnel.policy.name)
+        views = self._core.ike_sas(tunnel.policy.name)
         established = [view for view in views if view.state is IkeSaState.ESTABLISHED]
         if not established or any(view.state in _COMING for view in views):
             return
@@ -231,26 +231,26 @@ class Keeper:
             return
         if is_our_address(path.local.address):
             self._hear(path_left(tunnel.policy.name, path, reason))
-            self._engine.reauthenticate_on(tunnel.policy.name, path)
+            self._core.reauthenticate_on(tunnel.policy.name, path)
 
     async def _until_taken_over(self, tunnel: Tunnel) -> None:
         """What an earlier daemon has begun ends first, well or not."""
         coming = (IkeSaState.AUTHENTICATING, IkeSaState.ESTABLISHED)
         with tunnel.listen() as reports:
             while self.state(tunnel) != "up" and any(
-                view.state in coming for view in self._engine.ike_sas(tunnel.policy.name)
+                view.state in coming for view in self._core.ike_sas(tunnel.policy.name)
             ):
                 await reports.get()
 
     async def _until_down(self, tunnel: Tunnel) -> None:
         """One whose SA is just being replaced, because it was lost, is not down."""
         with tunnel.listen() as reports:
-            while self.state(tunnel) == "up" or self._engine.is_recovering(tunnel.policy.name):
+            while self.state(tunnel) == "up" or self._core.is_recovering(tunnel.policy.name):
                 await reports.get()
 
     async def until_gone(self, tunnel: Tunnel) -> None:
         with tunnel.listen() as reports:
-            while self._engine.has_ike_sas(tunnel.policy.name):
+            while self._core.has_ike_sas(tunnel.policy.name):
                 await reports.get()
 
 

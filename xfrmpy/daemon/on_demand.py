@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 
-from xfrmpy.daemon.engine import Engine
+from xfrmpy.daemon.core import Core
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.keeper import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Keeper
 from xfrmpy.daemon.narration import summarize
@@ -36,12 +36,12 @@ class OnDemand:
         self,
         tunnels: Mapping[str, Tunnel],
         keeper: Keeper,
-        engine: Engine,
+        core: Core,
         hear: Callable[[Occurrence], None],
     ) -> None:
         self._tunnels = tunnels
         self._keeper = keeper
-        self._engine = engine
+        self._core = core
         self._hear = hear
         self._loop = asyncio.get_running_loop()
 
@@ -68,7 +68,7 @@ class OnDemand:
         if not addresses:
             return  # The name is being looked up.
         try:
-            self._engine.set_traps(policy.name, paths_to(policy, addresses)[0])
+            self._core.set_traps(policy.name, paths_to(policy, addresses)[0])
         except OperatorError as error:
             if tunnel.last_failure is None:
                 log.warning("%s: %s", policy.name, summarize(error.failure))
@@ -78,20 +78,20 @@ class OnDemand:
         """A packet has met a trap, and there is no IKE SA that could have a Child SA for it."""
         tunnel = self._tunnels.get(name)
         if tunnel is None or not _is_on_demand(tunnel):
-            self._engine.forget_demand(name)
+            self._core.forget_demand(name)
         elif tunnel.demand is None or tunnel.demand.done():
             self._hear(demanded(name, child, acquire))
             tunnel.demand = self._keeper.spawn(self._meet(tunnel))
 
     async def _meet(self, tunnel: Tunnel) -> None:
         name = tunnel.policy.name
-        while self._engine.is_demanded(name):
+        while self._core.is_demanded(name):
             await asyncio.sleep(max(0.0, tunnel.patience_until - self._loop.time()))
             try:
                 await asyncio.shield(self._keeper.attempt(tunnel))
                 tunnel.patience_seconds = 0.0
             except OperatorError as error:
-                self._engine.forget_demand(name)
+                self._core.forget_demand(name)
                 seconds = min(2 * tunnel.patience_seconds, LAST_RETRY_SECONDS)
                 tunnel.patience_seconds = max(seconds, FIRST_RETRY_SECONDS)
                 pause = tunnel.patience_seconds * random.uniform(0.75, 1.25)

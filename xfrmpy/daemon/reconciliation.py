@@ -13,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
+from xfrmpy.daemon.core import Core
 from xfrmpy.daemon.datapaths import Datapaths
-from xfrmpy.daemon.engine import Engine
 from xfrmpy.daemon.events import Occurrence
 from xfrmpy.daemon.occurrences import drift_healed, drift_left
 from xfrmpy.daemon.restraint import FREELY, WITHIN_SECONDS, Restraint
@@ -74,12 +74,12 @@ class Reconciler:
 
     def __init__(
         self,
-        engine: Engine,
+        core: Core,
         datapaths: Datapaths,
         hear: Callable[[Occurrence], None],
         follow: Callable[[Ends], None],
     ) -> None:
-        self._engine = engine
+        self._core = core
         self._datapaths = datapaths
         self._hear = hear
         self._follow = follow
@@ -114,7 +114,7 @@ class Reconciler:
             if watched.realm:
                 # What has been read is not told again.
                 self._expect_look(datapath, self._loop.time() + BURST_SECONDS)
-            found += [*self._engine.compare(datapath), *datapath.find_amiss()]
+            found += [*self._core.compare(datapath), *datapath.find_amiss()]
         return tuple(found)
 
     def heal(self) -> tuple[Difference, ...]:
@@ -166,7 +166,7 @@ class Reconciler:
         """Entries first: where a policy is missing, packets may leave in clear."""
         found: list[Difference] = []
         if Realm.ENTRIES in realm:
-            found += self._put_right(datapath, Realm.ENTRIES, self._engine.compare(datapath))
+            found += self._put_right(datapath, Realm.ENTRIES, self._core.compare(datapath))
         if Realm.WAYS in realm:
             found += self._put_right(datapath, Realm.WAYS, datapath.find_amiss())
         return found
@@ -179,7 +179,7 @@ class Reconciler:
             outcome[difference] = self._reason_to_leave(datapath, difference)
         healed = [d for d in found if outcome[d] is None]
         put_back = _put_back(datapath, healed)
-        self._engine.recover([d for d in healed if d.finding in _OF_CORE and d not in put_back])
+        self._core.recover([d for d in healed if d.finding in _OF_CORE and d not in put_back])
         for difference in healed:
             if difference.finding not in _OF_CORE and difference not in put_back:
                 outcome[difference] = self._mend(datapath, difference)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xfrmpy.daemon.engine import Engine
+from xfrmpy.daemon.core import Core
 from xfrmpy.daemon.tunnel import Tunnel
 from xfrmpy.failures import Failure
 from xfrmpy.ike.outputs import ChildSaRekeyed, IkeSaRekeyed, SaNotCreated, TunnelClosed
@@ -16,17 +16,17 @@ def has_forward_secrecy(policy: TunnelPolicy) -> bool:
     return any(proposal.of_type(TransformType.KE) for proposal in proposals)
 
 
-async def replace_sas(tunnel: Tunnel, engine: Engine) -> Failure | None:
+async def replace_sas(tunnel: Tunnel, core: Core) -> Failure | None:
     """Every Child SA, then the IKE SA; returns what the peer or the datapath had against it."""
-    return await replace_child_sas(tunnel, engine) or await _replace_ike_sas(tunnel, engine)
+    return await replace_child_sas(tunnel, core) or await _replace_ike_sas(tunnel, core)
 
 
-async def replace_child_sas(tunnel: Tunnel, engine: Engine) -> Failure | None:
+async def replace_child_sas(tunnel: Tunnel, core: Core) -> Failure | None:
     """Every Child SA that is in force."""
     name = tunnel.policy.name
-    waiting = sum(len(sa.children) for sa in engine.ike_sas(name))
+    waiting = sum(len(sa.children) for sa in core.ike_sas(name))
     with tunnel.listen() as reports:
-        engine.rekey_child_sas(name)
+        core.rekey_child_sas(name)
         while waiting:
             match await reports.get():
                 case ChildSaRekeyed():
@@ -38,10 +38,10 @@ async def replace_child_sas(tunnel: Tunnel, engine: Engine) -> Failure | None:
     return None
 
 
-async def _replace_ike_sas(tunnel: Tunnel, engine: Engine) -> Failure | None:
+async def _replace_ike_sas(tunnel: Tunnel, core: Core) -> Failure | None:
     name = tunnel.policy.name
     with tunnel.listen() as reports:
-        engine.rekey_ike_sas(name)
+        core.rekey_ike_sas(name)
         while True:
             match await reports.get():
                 case IkeSaRekeyed():

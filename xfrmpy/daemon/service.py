@@ -202,33 +202,34 @@ class Service:
             self._shunts,
             FilePath(self._environ.get("CACHE_DIRECTORY") or self._runtime_dir),
         )
+        self._core = self._engine.core
         self._users = Users(
             lambda tunnel: self._tunnels[tunnel].policy,
-            self._engine.ike_sas,
+            self._core.ike_sas,
             self._engine.totals,
-            self._engine.decide,
+            self._core.decide,
         )
         self._users.prepare(usable.values())
         return restored
 
     async def _serve(self, sockets: IkeSockets) -> None:
         restored = self._go_on(sockets)
-        hear, engine = self._news.hear, self._engine
-        self._keeper = Keeper(self._tunnels, engine, hear, self._resolve_seconds)
-        self._on_demand = OnDemand(self._tunnels, self._keeper, engine, hear)
-        reconciler = Reconciler(engine, self._datapaths, hear, self._keeper.follow)
+        hear, core = self._news.hear, self._core
+        self._keeper = Keeper(self._tunnels, core, hear, self._resolve_seconds)
+        self._on_demand = OnDemand(self._tunnels, self._keeper, core, hear)
+        reconciler = Reconciler(core, self._datapaths, hear, self._keeper.follow)
         observation = Observation(
-            self._news.history, self._find, self._status_of, self._engine.ike_sas
+            self._news.history, self._find, self._status_of, self._core.ike_sas
         )
         measurement = Measurement(
-            self._tunnels, self._news, self._engine.totals, self._engine.ike_sas, self._drops
+            self._tunnels, self._news, self._engine.totals, self._core.ike_sas, self._drops
         )
         exposition = Exposition(self._exposure, measurement.text, self._doorkeeper.gid)
         applier = Applier(
             self._tunnels,
             self._keeper,
             self._on_demand,
-            engine,
+            core,
             self._datapaths,
             reconciler,
             self._blocking,
@@ -320,7 +321,7 @@ class Service:
 
     async def _say_farewell(self) -> None:
         for tunnel in self._tunnels.values():
-            self._engine.terminate(tunnel.policy.name)
+            self._core.terminate(tunnel.policy.name)
         try:
             async with asyncio.timeout(FAREWELL_SECONDS):
                 for tunnel in self._tunnels.values():
@@ -421,7 +422,7 @@ class Service:
         name = tunnel.policy.name
         if self._keeper.state(tunnel) != "up":
             raise OperatorError("XF4010", f"{name} is not up: there is nothing to rekey")
-        work = self._loop.create_task(replace_sas(tunnel, self._engine))
+        work = self._loop.create_task(replace_sas(tunnel, self._core))
         async for progress in self._follow(tunnel, work, seconds):
             yield progress
         if not work.done():
@@ -436,15 +437,15 @@ class Service:
         """What the first rekeying would meet, where it has a key exchange that `up` had not."""
         if not has_forward_secrecy(tunnel.policy):
             return None
-        return await replace_child_sas(tunnel, self._engine)
+        return await replace_child_sas(tunnel, self._core)
 
     async def _down(self, parameters: dict[str, Any]) -> AsyncIterator[Progress | TunnelReply]:
         tunnel, seconds = self._find(parameters["tunnel"]), float(parameters["timeout_seconds"])
         tunnel.wanted = False
         tunnel.redirect = None
-        changed = self._engine.has_ike_sas(tunnel.policy.name)
+        changed = self._core.has_ike_sas(tunnel.policy.name)
         gone = self._loop.create_task(self._keeper.until_gone(tunnel))
-        self._engine.terminate(tunnel.policy.name)
+        self._core.terminate(tunnel.policy.name)
         async for progress in self._follow(tunnel, gone, seconds):
             yield progress
         gone.cancel()
@@ -475,7 +476,7 @@ class Service:
         name = tunnel.policy.name
         if not tunnel.wanted:
             attempt.cancel()
-            self._engine.terminate(name)
+            self._core.terminate(name)
         raise OperatorError("XF4007", f"{name} did not come up within {seconds:g} seconds")
 
     def _find(self, name: object) -> Tunnel:
@@ -490,7 +491,7 @@ class Service:
         raise OperatorError("XF1013", f"there is no tunnel {name!r}", tuple(evidence))
 
     def _summary(self) -> str:
-        up = sum(map(self._engine.is_up, self._tunnels))
+        up = sum(map(self._core.is_up, self._tunnels))
         return f"{up} of {len(self._tunnels)} tunnels up"
 
     def _drops(self) -> dict[str, int]:
@@ -500,10 +501,10 @@ class Service:
         name = tunnel.policy.name
         return tunnel_status(
             tunnel,
-            self._engine.ike_sas(name),
+            self._core.ike_sas(name),
             self._engine.totals,
             self._loop.time(),
-            is_trapped=self._engine.has_traps(name),
+            is_trapped=self._core.has_traps(name),
             interface=interface_status(tunnel.policy, self._datapath_of(tunnel)),
         )
 
