@@ -21,7 +21,7 @@ from xfrmpy.datapath.interface import (
 )
 from xfrmpy.datapath.inventory import Inventory
 from xfrmpy.datapath.links import Links
-from xfrmpy.datapath.path_news import PathNews, Quoted
+from xfrmpy.datapath.path_news import PathNews
 from xfrmpy.datapath.paths import Paths
 from xfrmpy.datapath.routes import RouteOwner, Routes
 from xfrmpy.datapath.shunt_rules import ShuntRules
@@ -33,15 +33,14 @@ from xfrmpy.datapath.userspace.inventory import held_policy, held_sa
 from xfrmpy.datapath.userspace.process import WorkerProcess
 from xfrmpy.datapath.userspace.queues import Queues, remove_rules
 from xfrmpy.datapath.userspace.tun import DEVICE, DEVICE_MTU, bring_up
+from xfrmpy.datapath.userspace.ways import DeviceWays
 from xfrmpy.datapath.userspace.workers import Workers, end_surplus
 from xfrmpy.datapath.watch import ROUTING, Watch
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT
-from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
-from xfrmpy.ipsec.overhead import IPV6_MINIMUM_MTU
+from xfrmpy.ipsec.drift import Difference, Dump, Finding
 from xfrmpy.ipsec.plain import from_plain, to_plain
 from xfrmpy.ipsec.proposals import AH_SUITES, ESP_SUITES
-from xfrmpy.ipsec.sad import Direction, DontFragment, Mode, SadEntry, SaId, Usage
-from xfrmpy.ipsec.selectors import Selector
+from xfrmpy.ipsec.sad import DontFragment, Mode, SadEntry, SaId, Usage
 from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
 from xfrmpy.registry import ProtocolId
 
@@ -76,15 +75,11 @@ class UserspaceDatapath:
         self._guard = guard
         self._queues = queues
         self._links = links
-        self._paths = paths
         self.interfaces = interfaces
         self.default_policy = NoDefaultPolicy()
         self._watch = watch
         self._news = news
-        self._outbound: dict[SaId, SadEntry] = {}
-        self._inner_mtu: dict[int, int] = {}
-        self._routed: dict[Selector, SpdEntry] = {}
-        self._routed_by_reqid: dict[int | None, set[Selector]] = {}
+        self._ways = DeviceWays(workers, routes, shunts, paths, interfaces)
         self._is_empty = False
         self._take_over()
         workers.listen()
@@ -173,20 +168,20 @@ class UserspaceDatapath:
         self.add([entry])
 
     def update_sa(self, entry: SadEntry) -> None:
-        mtu = self._mtu_of(entry)
+        mtu = self._ways.inner_mtu(entry)
         self._workers.update_sa(entry)
-        self._note(entry)
-        self._set_inner_mtu(entry.reqid, mtu)
+        self._ways.note(entry)
+        self._ways.fit(entry.reqid, mtu)
 
     def move_sa(self, sa: SaId, entry: SadEntry) -> None:
-        mtu = self._mtu_of(entry)
+        mtu = self._ways.inner_mtu(entry)
         self._workers.move_sa(sa, entry)
-        self._forget(sa)
-        self._note(entry)
-        self._set_inner_mtu(entry.reqid, mtu)
+        self._ways.forget(sa)
+        self._ways.note(entry)
+        self._ways.fit(entry.reqid, mtu)
 
     def remove_sa(self, sa: SaId) -> None:
-        self._forget(sa)
+        self._ways.forget(sa)
         self._workers.remove_sa(sa)
 
     def add_policy(self, entry: SpdEntry) -> None:
@@ -212,26 +207,13 @@ class UserspaceDatapath:
             raise NotAdded(start, error) from error
         for led, entry in enumerate(added):
             try:
-                self._lead_to(entry)
+                self._ways.lead_to(entry)
             except DatapathError as error:
                 self._take_back(added[led:])
                 raise NotAdded(start + led, error) from error
         self._queues.follow(added)
         if refused is not None:
             raise NotAdded(start + done, refused)
-
-    def _lead_to(self, entry: SadEntry | SpdEntry) -> None:
-        """What an entry in force changes outside of the worker, beside the guard."""
-        if isinstance(entry, SadEntry):
-            self._set_inner_mtu(entry.reqid, self._mtu_of(entry))
-            self._note(entry)
-        elif entry.direction is PolicyDirection.OUT and not entry.if_id:
-            if entry.action is Action.PROTECT:
-                self._shunts.remove(entry)
-                self._add_route(entry)
-            else:
-                self._shunts.add(entry)
-                self._remove_route(entry)
 
     def _take_back(self, entries: Sequence[SadEntry | SpdEntry]) -> None:
         for entry in entries:
@@ -243,9 +225,7 @@ class UserspaceDatapath:
     def remove_policy(self, entry: SpdEntry) -> None:
         if _is_guarded(entry):
             self._guard.remove(entry)
-        elif not entry.if_id:
-            self._remove_route(entry)
-            self._shunts.remove(entry)
+        self._ways.remove(entry)
         self._workers.remove_policy(entry)
         self._queues.forget(entry)
 
@@ -280,17 +260,16 @@ class UserspaceDatapath:
         return Inventory(sas=tuple(sas), policies=policies, errors=self.drops())
 
     def find_amiss(self) -> tuple[Difference, ...]:
-        ends = (_ends(entry) for entry in self._outbound.values())
         found = [
             *self._find_device_amiss(),
             *self.interfaces.find_amiss(),
-            *self._paths.find_amiss(ends),
+            *self._ways.find_amiss_paths(),
         ]
         if self._guard.is_doubtful:
             what = f"nf_tables' table {TABLE.name}"
             found.append(Difference(finding=Finding.GUARD_CHANGED, what=what))
         found += self._queues.find_amiss()
-        return (*found, *self._routes.find_amiss(), *self._shunts.find_amiss())
+        return (*found, *self._ways.find_amiss())
 
     def _find_device_amiss(self) -> Iterator[Difference]:
         try:
@@ -311,18 +290,14 @@ class UserspaceDatapath:
                 self._guard.renew()
             case Finding.QUEUES_CHANGED:
                 self._queues.mend()
-            case Finding.SHUNT_RULES_CHANGED:
-                self._shunts.mend()
             case Finding.INTERFACE_MISSING | Finding.INTERFACE_CHANGED:
                 self.interfaces.mend(amiss)
             case Finding.PATH_CHANGED:
                 assert isinstance(amiss.subject, tuple)
                 self.interfaces.follow(amiss.subject)
-                for entry in tuple(self._outbound.values()):
-                    if _ends(entry) == amiss.subject:
-                        self._set_inner_mtu(entry.reqid, self._mtu_of(entry))
+                self._ways.follow(amiss.subject)
             case _:
-                self._routes.mend(amiss)
+                self._ways.mend(amiss)
 
     def _mend_device(self) -> None:
         """The worker, who alone can, makes another for one that was removed."""
@@ -333,13 +308,8 @@ class UserspaceDatapath:
             raise DatapathError(reason, error.errno) from error
 
     def remove_ours(self) -> int:
-        self._routes.remove_all()
-        self._shunts.clear()
+        self._ways.clear()
         self._guard.enforce(())
-        self._routed.clear()
-        self._routed_by_reqid.clear()
-        self._outbound.clear()
-        self._inner_mtu.clear()
         self.interfaces.forget_all()
         self._queues.clear()
         return self._workers.remove_all()
@@ -365,21 +335,12 @@ class UserspaceDatapath:
     def read_changes(self) -> Realm:
         """Nobody but we can change what a worker has; but it may have ended."""
         changed = self._watch.read()
-        if self._news.read(self._has_sent):
+        if self._news.read(self._ways.has_sent):
             changed |= Realm.WAYS
         if self._is_empty:
             self._is_empty = False
             changed |= Realm.ENTRIES
         return changed
-
-    def _has_sent(self, quoted: Quoted) -> bool:
-        """Whether the packet may have been ours: of this SA, or between the ends of one."""
-        if quoted.spi is None:
-            ends = quoted.source, quoted.destination
-            return any(_ends(entry) == ends for entry in self._outbound.values())
-        sa = SaId(spi=quoted.spi, protocol=quoted.protocol, destination=quoted.destination)
-        entry = self._outbound.get(sa)
-        return entry is not None and entry.source == quoted.source
 
     def close(self) -> None:
         self._workers.close()
@@ -405,73 +366,12 @@ class UserspaceDatapath:
         self._workers.stop()
         self._close_ours()
 
-    # Routes.
-
     def _take_over(self) -> None:
-        """Know of the entries in force what a predecessor knew, and mend their routes."""
+        """Know of the entries in force what a predecessor knew, and mend what leads to them."""
         dump = self.dump()
-        for sa in dump.sad:
-            self._note(sa)
-            with contextlib.suppress(DatapathError):  # No way to the peer at the moment.
-                self._set_inner_mtu(sa.reqid, self._mtu_of(sa))
         self._guard.enforce(filter(_is_guarded, dump.spd))
-        for policy in dump.spd:
-            is_led = policy.direction is PolicyDirection.OUT and not policy.if_id
-            if is_led and policy.action is Action.PROTECT:
-                self._add_route(policy)
+        self._ways.adopt(dump)
         self._queues.take_over(dump.spd)
-        self._shunts.claim(dump.spd)
-        self._routes.remove_unclaimed()
-
-    def _add_route(self, entry: SpdEntry) -> None:
-        """Lead packets to the device."""
-        reqid = _reqid_of(entry)
-        mtu = None if reqid is None else self._inner_mtu.get(reqid)
-        destination = entry.selector.destination
-        if mtu is not None and destination.version == 6:
-            mtu = max(mtu, IPV6_MINIMUM_MTU)
-        self._routes.add(destination, local=entry.selector.source, via=DEVICE, mtu=mtu)
-        self._remove_route(entry)  # It counts how often it was added.
-        self._routed[entry.selector] = entry
-        self._routed_by_reqid.setdefault(reqid, set()).add(entry.selector)
-
-    def _remove_route(self, entry: SpdEntry) -> None:
-        old = self._routed.pop(entry.selector, None)
-        if old is None:
-            return
-        selectors = self._routed_by_reqid[_reqid_of(old)]
-        selectors.remove(entry.selector)
-        if not selectors:
-            del self._routed_by_reqid[_reqid_of(old)]
-        self._routes.remove(entry.selector.destination)
-
-    def _set_inner_mtu(self, reqid: int, mtu: int | None) -> None:
-        """Routes that are there follow a rekey to another suite, and a move of the peer."""
-        if mtu is None or self._inner_mtu.get(reqid) == mtu:
-            return
-        self._inner_mtu[reqid] = mtu
-        if any(entry.tfc for entry in self._outbound.values() if entry.reqid == reqid):
-            self._workers.set_room(reqid, mtu)
-        for selector in tuple(self._routed_by_reqid.get(reqid, ())):
-            self._add_route(self._routed[selector])
-
-    def _forget(self, sa: SaId) -> None:
-        self._outbound.pop(sa, None)
-        self.interfaces.forget(sa)
-
-    def _note(self, entry: SadEntry) -> None:
-        """It is in force, and its peer's packets go where the path of an outbound one leads."""
-        if entry.direction is Direction.OUT:
-            self._outbound[entry.id] = entry
-            self.interfaces.note(entry)
-            if entry.tfc and entry.reqid in self._inner_mtu:
-                self._workers.set_room(entry.reqid, self._inner_mtu[entry.reqid])
-
-    def _mtu_of(self, entry: SadEntry) -> int | None:
-        """What fits through this SA, by the path that its outer packets take; not of an inbound."""
-        if entry.direction is Direction.IN:
-            return None
-        return self._paths.inner_mtu(entry)
 
 
 class NoDefaultPolicy:
@@ -493,11 +393,3 @@ def _is_guarded(entry: SadEntry | SpdEntry) -> TypeGuard[SpdEntry]:
     """Whether it judges what comes in; what comes by an interface has met its policies already."""
     is_policy = isinstance(entry, SpdEntry) and entry.direction is not PolicyDirection.OUT
     return is_policy and not entry.if_id
-
-
-def _ends(entry: SadEntry) -> Ends:
-    return entry.source, entry.destination
-
-
-def _reqid_of(entry: SpdEntry) -> int | None:
-    return None if entry.template is None else entry.template.reqid
