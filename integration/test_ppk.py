@@ -72,7 +72,7 @@ def test_a_key_of_both_ends_is_used_in_either_role_and_kept_by_rekeying(
     for role in pair.each_role():
         site.assert_protected()
         tunnel = pair.ours.tunnel()
-        assert (tunnel.role, tunnel.ppk) == (role, ID)
+        assert (tunnel.role, tunnel.ppk, tunnel.ppk_exchange) == (role, ID, "IKE_AUTH")
         if role is Role.INITIATOR:
             rekey(pair)
             assert pair.ours.tunnel().ppk == ID
