@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from xfrmpy.crypto.key_schedule import (
     PPK_CONFIRMATION_SIZE,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from xfrmpy.ike.candidates import Candidates
     from xfrmpy.ike.ike_sa import IkeSa
     from xfrmpy.ipsec.addresses import Path
+    from xfrmpy.ipsec.identity import Identity
 
 PPK_ID_FIXED = 2
 """The type of a PPK_ID that names one key for good (RFC 8784 section 5.1). Others are names that we
@@ -47,12 +48,24 @@ USE_PPK_INT = NotifyPayload(type=NotifyType.USE_PPK_INT)
 _ANSWERS = {ExchangeType.IKE_AUTH: (USE_PPK,), ExchangeType.IKE_INTERMEDIATE: (USE_PPK_INT,)}
 
 
+class Verify(Protocol):
+    """Verifies AUTH in an initiator's payloads, by the IKE SA's keys or by others."""
+
+    def __call__(self, payloads: tuple[OpenPayload, ...], keys: IkeKeys | None = None, /) -> None:
+        """Raises `AuthenticationFailed`."""
+
+
 # IKE_SA_INIT.
 
 
 def offer_ppk(tunnel: TunnelPolicy) -> tuple[NotifyPayload, ...]:
-    """Either exchange; that we have IKE_INTERMEDIATE is said besides."""
-    return (USE_PPK, USE_PPK_INT) if tunnel.ppks else ()
+    """Either exchange; that we have IKE_INTERMEDIATE is said besides.
+
+    RFC 8784 does not say in which of several rounds (RFC 4739) a key would come in.
+    """
+    if not tunnel.ppks:
+        return ()
+    return (USE_PPK_INT,) if tunnel.rounds else (USE_PPK, USE_PPK_INT)
 
 
 def answered_ppk_exchange(
@@ -221,6 +234,11 @@ def name_ppk(ppk: Ppk) -> NotifyPayload:
     return NotifyPayload(type=NotifyType.PPK_IDENTITY, data=_name(ppk))
 
 
+def no_ppk_auth(without: AuthPayload) -> NotifyPayload:
+    """AUTH as it is without such a key."""
+    return NotifyPayload(type=NotifyType.NO_PPK_AUTH, data=without.data)
+
+
 def take_ppk_answer(sa: IkeSa, tunnel: TunnelPolicy, payloads: tuple[OpenPayload, ...]) -> None:
     """Whether the responder has the key that we named, which is then in the keys.
 
@@ -240,7 +258,35 @@ def take_ppk_answer(sa: IkeSa, tunnel: TunnelPolicy, payloads: tuple[OpenPayload
 # IKE_AUTH, the responder's side.
 
 
-def settle_ppk(
+def verify_with_ppk(
+    sa: IkeSa,
+    tunnel: TunnelPolicy,
+    identity: Identity,
+    payloads: tuple[OpenPayload, ...],
+    verify: Verify,
+) -> None:
+    """Verify who the initiator is, with the key that it names in the keys from now on.
+
+    Our operator is told if it is the post-quantum preshared key that differs, and that alone.
+    """
+    plain, without = sa.keys, without_ppk(payloads)
+    proof = _settle_ppk(sa, tunnel, payloads)
+    try:
+        verify(proof)
+    except AuthenticationFailed as failed:
+        if not sa.ppk_id or without is None:
+            raise with_ppk(failed, sa, tunnel) from failed
+        try:
+            verify(without, plain)
+        except AuthenticationFailed:
+            raise with_ppk(failed, sa, tunnel) from failed
+        summary = "the peer proves who it is, but not that it has our post-quantum preshared key"
+        evidence = (("their identity", str(identity)), *evidence_of(sa, tunnel))
+        failure = Failure(code="XF2034", summary=summary, evidence=evidence)
+        raise AuthenticationFailed(failure) from failed
+
+
+def _settle_ppk(
     sa: IkeSa, tunnel: TunnelPolicy, payloads: tuple[OpenPayload, ...]
 ) -> tuple[OpenPayload, ...]:
     """The key that the initiator named goes into the keys; gives the payloads to verify by them.
@@ -254,7 +300,8 @@ def settle_ppk(
         _check_choice(sa, tunnel)
         return payloads
     named = None if sa.ppk_exchange is None else _named_once(payloads)
-    ppk = next((p for p in tunnel.ppks if named == _name(p)), None)
+    has_rounds = bool(tunnel.rounds) or sa.rounds is not None
+    ppk = next((p for p in tunnel.ppks if named == _name(p) and not has_rounds), None)
     if ppk is not None:
         _use(sa, ppk)
         return payloads
@@ -288,6 +335,12 @@ def confirm_ppk(sa: IkeSa) -> tuple[NotifyPayload, ...]:
     """A responder says that the key is in the keys."""
     is_new = sa.ppk_id and sa.ppk_exchange is ExchangeType.IKE_AUTH
     return (NotifyPayload(type=NotifyType.PPK_IDENTITY),) if is_new else ()
+
+
+def with_ppk(failed: AuthenticationFailed, sa: IkeSa, tunnel: TunnelPolicy) -> AuthenticationFailed:
+    """The failure, and which post-quantum preshared key was in it."""
+    evidence = (*failed.failure.evidence, *evidence_of(sa, tunnel))
+    return AuthenticationFailed(replace(failed.failure, evidence=evidence))
 
 
 def evidence_of(sa: IkeSa, tunnel: TunnelPolicy) -> tuple[tuple[str, str], ...]:
