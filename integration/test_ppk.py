@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from integration.lab.keys import make_key
 from integration.lab.marks import BOTH_ROLES
 from integration.lab.process import eventually
 from integration.lab.site import Pair, Role, Site
 from integration.lab.strongswan import StrongswanPeer, strongswan_of
+from integration.lab.tunnel import User
 
 pytestmark = pytest.mark.copied
 
@@ -72,7 +74,7 @@ def test_a_key_of_both_ends_is_used_in_either_role_and_kept_by_rekeying(
     for role in pair.each_role():
         site.assert_protected()
         tunnel = pair.ours.tunnel()
-        assert (tunnel.role, tunnel.ppk) == (role, ID)
+        assert (tunnel.role, tunnel.ppk, tunnel.ppk_exchange) == (role, ID, "IKE_AUTH")
         if role is Role.INITIATOR:
             rekey(pair)
             assert pair.ours.tunnel().ppk == ID
@@ -128,6 +130,27 @@ def test_another_key_under_the_same_name_is_told_and_is_no_way_in(site: Site) ->
         assert ID in said
         assert OTHER not in said
         assert not pair.ours.is_up()
+
+
+@pytest.mark.native
+@BOTH_ROLES
+@pytest.mark.parametrize("method", ["mschapv2", "md5"])
+def test_a_user_of_eap_has_it_too(site: Site, role: Role, method: str) -> None:
+    """With the last AUTH. Who names another comes in without, unless one end requires it."""
+    calls = role is Role.INITIATOR
+    user = User(name="carol", password="correct horse", method=method)
+    gateway = make_key(site.directory, "ecdsa256", "gateway")
+    tunnel = site.network.tunnel().called_by(user, gateway, is_ours=calls)
+    sun = site.strongswan(site.network.sun, tunnel.mirrored(), **theirs(required="yes"))
+    pair = Pair(site, site.xfrmpy(site.network.moon, tunnel, **ours(site, required="yes")), sun)
+    pair.connect(role)
+    site.assert_protected()
+    assert (pair.ours.tunnel().ppk, pair.ours.tunnel().ppk_exchange) == (ID, "IKE_AUTH")
+    pair.disconnect(role)
+    pair.ours.change(**ours(site, key=OTHER))
+    assert pair.ours.command("apply").code == 0
+    assert ("XF2005" if calls else "XF20") in refused(pair, role)
+    assert not pair.ours.is_up()
 
 
 @pytest.mark.native

@@ -16,6 +16,7 @@ OFFICE = TunnelStatus(
     role="initiator",
     suite="aes256gcm16-prfsha384-x25519",
     ppk="office-2026",
+    ppk_exchange="IKE_INTERMEDIATE",
     nat="local, forced",
     datapath="userspace",
     datapath_reason="the kernel has no ESP",

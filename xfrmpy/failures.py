@@ -476,7 +476,7 @@ CATALOGUE: dict[str, FailureKind] = {
         exit_code=ExitCode.PEER_REFUSED,
         causes=(
             "one end requires one (`ppk: {required: yes}`), and the other has none of that `id`",
-            "the peer knows nothing of them (RFC 8784)",
+            "the peer knows nothing of them (RFC 8784, RFC 9867)",
         ),
         fixes=(
             "give both ends the same secret under the same `ppk: {id: ...}`",

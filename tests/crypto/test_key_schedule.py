@@ -12,8 +12,10 @@ from xfrmpy.crypto.key_schedule import (
     IkeKeys,
     derive_child_keys,
     derive_ike_keys,
+    derive_ike_keys_with_ppk,
     derive_rekeyed_ike_keys,
     derive_resumed_ike_keys,
+    ppk_confirmation,
 )
 from xfrmpy.crypto.prf import prf, prf_plus
 from xfrmpy.ipsec import algorithms
@@ -201,3 +203,16 @@ def test_a_resumed_ike_sa_has_keys_of_the_old_sk_d_and_the_nonces_alone() -> Non
         block = hmac.digest(skeyseed, block + ni + nr + spi_i + spi_r + bytes([number]), "sha256")
         stream += block
     _same_start(keys, stream.hex())
+
+
+def test_a_ppk_goes_into_the_keys_as_libreswan_has_it(vectors: Callable[[str], Any]) -> None:
+    """RFC 9867, with two PRFs and libreswan in either role."""
+    for case in vectors("libreswan-ppk")["cases"]:
+        suite = _ike_suite(case["suite"])
+        given = _octets(case, nonce_i="Ni", nonce_r="Nr", spi_i="SPIi", spi_r="SPIr")
+        ppk = bytes.fromhex(case["PPK"])
+        confirmation = ppk_confirmation(suite.prf, ppk, b"".join(given.values()))
+        assert confirmation.hex() == case["confirmation"]
+        old_sk_d = bytes.fromhex(case["SK_d"])
+        keys = derive_ike_keys_with_ppk(suite, old_sk_d=old_sk_d, ppk=ppk, **given)
+        assert b"".join(astuple(keys)).hex() == case["keys"]

@@ -89,6 +89,7 @@ class Desk:
             spi_r=spi_r,
             suite="",
             ppk_id="",
+            ppk_exchange="",
             local_id=None,
             remote_id=Identity.of_eap(user.encode()),
             nat=NO_NAT,

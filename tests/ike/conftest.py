@@ -14,6 +14,7 @@ import pytest
 from tests.ike.interleaving import Interleaving, further_children
 from xfrmpy.datapath.interface import DatapathError, NotAdded
 from xfrmpy.datapath.recording import RecordingDatapath
+from xfrmpy.ike import init
 from xfrmpy.ike.admission import AdmissionLimits
 from xfrmpy.ike.endpoint import IkeEndpoint
 from xfrmpy.ike.errors import DropReason
@@ -32,6 +33,7 @@ from xfrmpy.ike.outputs import (
     RemoveSa,
     SendDatagram,
 )
+from xfrmpy.ike.ppk import USE_PPK
 from xfrmpy.ike.protection import Protection
 from xfrmpy.ike.restoration import Restored
 from xfrmpy.ike.states import IkeSaState
@@ -546,6 +548,16 @@ def make_random() -> Callable[[str], Callable[[int], bytes]]:
 @pytest.fixture
 def make_pair() -> type[Pair]:
     return Pair
+
+
+@pytest.fixture
+def ppk_in_auth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Initiators know of post-quantum preshared keys what RFC 8784 says, and not RFC 9867."""
+    offer_ppk_in_auth_alone(monkeypatch)
+
+
+def offer_ppk_in_auth_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(init, "offer_ppk", lambda policy: (USE_PPK,) if policy.ppks else ())
 
 
 @pytest.fixture

@@ -635,14 +635,13 @@ def _by_eap(moon: TunnelPolicy, sun: TunnelPolicy) -> tuple[TunnelPolicy, Tunnel
     password = SharedKey(octets=b"correct horse", origin="test")
     users = EapUsers(passwords=((b"carol", "correct horse"),), origin="test")
     user = EapCredential(identity="carol", methods=methods, password=password)
-    terms: dict[str, Any] = {"ppks": (), "ppk_required": False, "resumption": False}
     return (
-        replace(moon, local_eap=user, **terms),
+        replace(moon, local_eap=user, resumption=False),
         replace(
             sun,
             remote_id=None,
             remote_eap=EapAcceptance(methods=methods[::-1], users=users),
-            **terms,
+            resumption=False,
         ),
     )
 

@@ -146,7 +146,7 @@ def test_keys_and_int_auth_are_those_of_the_rfcs(
     steps: list[tuple[IkeSa, IkeKeys, bytes, IkeKeys]] = []
     signed: list[bytes] = []
 
-    def spy(sa: IkeSa, shared_secret: bytes) -> None:
+    def spy(sa: IkeSa, shared_secret: bytes, _ppk: object) -> None:
         before = cast("IkeKeys", sa.keys)
         mix_in(sa, shared_secret)
         steps.append((sa, before, shared_secret, cast("IkeKeys", sa.keys)))
@@ -188,7 +188,7 @@ def test_an_end_that_has_seen_another_message_does_not_authenticate(
 ) -> None:
     """What somebody in the middle who can break x25519 would change is found by AUTH."""
 
-    def spy(sa: IkeSa, shared_secret: bytes) -> None:
+    def spy(sa: IkeSa, shared_secret: bytes, _ppk: object) -> None:
         if sa.is_initiator is (host == "moon"):
             octets = bytearray(getattr(sa.channel, which))
             octets[-1] ^= 1

@@ -1,4 +1,4 @@
-"""Post-quantum preshared keys (RFC 8784), in both roles."""
+"""Post-quantum preshared keys in IKE_AUTH (RFC 8784), in both roles."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from xfrmpy.policy.model import Ppk, SharedKey, TunnelPolicy
 from xfrmpy.registry import ExchangeType, NotifyType, ProtocolId
 from xfrmpy.wire.message import decode_message_untrusted, encode_message
 from xfrmpy.wire.payloads import AuthPayload, NotifyPayload
+
+pytestmark = pytest.mark.usefixtures("ppk_in_auth")
 
 MakePair = Callable[..., Any]
 MakePolicy = Callable[..., TunnelPolicy]

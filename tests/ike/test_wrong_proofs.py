@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.ike.conftest import Pair, mirrored, tunnel_policy
+from tests.ike.conftest import Pair, mirrored, offer_ppk_in_auth_alone, tunnel_policy
 from tests.ike.test_certificates import ISSUING, certified, gateway
 from tests.ike.test_null_auth import proving_nothing
 from tests.ike.test_signatures import HASHES, failure_at, one_way, signing
@@ -49,6 +49,7 @@ class Case:
     step: str
     shows_key: bool = False
     is_old: bool = False
+    has_ppk_in_auth: bool = False
     ends: tuple[str, ...] = ("moon", "sun")
 
 
@@ -60,7 +61,8 @@ def by_shared_key() -> Policies:
 def by_ppk() -> Policies:
     moon, sun = by_shared_key()
     ppk = Ppk(id="q", key=SharedKey(octets=bytes(32), origin="test"))
-    return replace(moon, ppks=(ppk,), ppk_required=True), replace(sun, ppks=(ppk,))
+    moon, sun = (replace(end, ppks=(ppk,), ppk_required=True) for end in (moon, sun))
+    return moon, sun
 
 
 def by_certificates(kind: str = "p256") -> Policies:
@@ -204,6 +206,15 @@ CASES = [
         steal=other_ppk,
         code="XF2006",
         step="does not match our shared key",
+        has_ppk_in_auth=True,
+        ends=("sun",),
+    ),
+    Case(
+        method="a shared key with a PPK before it",
+        policies=by_ppk,
+        steal=other_ppk,
+        code="XF2034",
+        step="under the names of ours",
         ends=("sun",),
     ),
     Case(
@@ -236,13 +247,19 @@ CASES = [
 """Codes of a responder and an initiator, where they differ."""
 
 
+def is_proof(payload: OpenPayload) -> bool:
+    if isinstance(payload, NotifyPayload):
+        return payload.type == NotifyType.PPK_IDENTITY_KEY
+    return isinstance(payload, AuthPayload)
+
+
 @pytest.fixture
 def peer_hears(sealing: Any) -> list[tuple[OpenPayload, ...]]:
     """All that an end says behind its proof, in order."""
     said: list[tuple[OpenPayload, ...]] = []
 
     def listen(_: Any, payloads: tuple[OpenPayload, ...]) -> tuple[OpenPayload, ...]:
-        if not any(isinstance(p, AuthPayload) for p in payloads):
+        if not any(is_proof(p) for p in payloads):
             said.append(payloads)
         return payloads
 
@@ -250,8 +267,10 @@ def peer_hears(sealing: Any) -> list[tuple[OpenPayload, ...]]:
     return said
 
 
-def forget_hashes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an older peer nobody hears that it knows RFC 7427."""
+def make_old(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an older peer nobody hears that it knows RFC 7427, or RFC 9867."""
+    if case.has_ppk_in_auth:
+        offer_ppk_in_auth_alone(monkeypatch)
     if case.is_old:
         monkeypatch.setattr(
             credentials, "notifications", lambda all_, kind: () if kind in HASHES else all_
@@ -271,7 +290,7 @@ def test_a_right_proof_of_somebody_else_fails_and_our_operator_alone_is_told_whe
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`end` is who refuses."""
-    forget_hashes(case, monkeypatch)
+    make_old(case, monkeypatch)
     if not case.shows_key:
         listen = sealing.change
         sealing.change = lambda message, payloads: listen(
@@ -295,7 +314,7 @@ def test_with_its_own_proof_the_same_end_gets_in(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a case of the table could fail for another reason than the one that it is about."""
-    forget_hashes(case, monkeypatch)
+    make_old(case, monkeypatch)
     pair = Pair(*case.policies())
     pair.up()
     pair.assert_up()
@@ -312,7 +331,7 @@ def test_the_table_has_every_method_that_we_speak(sealing: Any) -> None:
     sealing.change = look
     for case in CASES:
         with pytest.MonkeyPatch.context() as monkeypatch:
-            forget_hashes(case, monkeypatch)
+            make_old(case, monkeypatch)
             Pair(*case.policies()).up()
     known = {AuthenticationMethod(number) for number in range(1, 15)} & set(AuthenticationMethod)
     assert seen == known - {AuthenticationMethod.DSS_SIGNATURE, AuthenticationMethod.GSPM}

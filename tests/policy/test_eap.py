@@ -137,7 +137,6 @@ def test_a_gateway_admits_the_users_that_its_policy_names(load: Load) -> None:
         ),
         (f"{{method: tsl, {CAROL[1:]}", "", "4: XF1004: 'method' must be one of"),
         (f"{{alone: yes, {CAROL[1:]}", "", "4: XF1004: 'alone' would tell anybody the password"),
-        (CAROL, "ppk: secret:key\n", "7: XF1004: 'ppk' and 'eap' exclude each other"),
         (CAROL, "resumption: yes\n", "7: XF1004: 'resumption' would let a user in"),
         (CAROL, "start: listen\n", "4: XF1004: who proves itself by EAP calls"),
         (f"{CAROL}, key: secret:key", "", "4: XF1004: 'eap' and a key exclude each other"),

@@ -193,7 +193,7 @@ ONE, TWO = Ppk(id="one", key=KEY), Ppk(id="two", key=KEY)
         ((), (ONE,), False, [""]),
         ((ONE,), (), True, ["XF2033"]),
         ((ONE,), (TWO,), True, ["XF2033"]),
-        ((ONE, TWO), (TWO,), True, ["XF2033"]),
+        ((ONE, TWO), (TWO,), True, []),
         ((ONE,), (replace(ONE, key=FALSE),), False, ["XF2034"]),
     ],
 )

@@ -37,6 +37,24 @@ def test_a_tunnel_has_none_by_default(load: Load) -> None:
 
 
 @pytest.mark.parametrize(
+    "proof",
+    [
+        "auth: {psk: secret:key, local: {eap: CAROL}}",
+        "auth: {psk: secret:key, then: [{local: {eap: CAROL}}]}",
+    ],
+)
+def test_users_of_eap_and_hosts_with_several_rounds_have_one(load: Load, proof: str) -> None:
+    proof = proof.replace("CAROL", "{identity: carol, password: secret:carol}")
+    text = TUNNEL.replace("psk: secret:key", proof).replace("id: gw1.example.net\n", "")
+    files = {"../secrets/q1": STRONG, "../secrets/carol": "correct horse\n"}
+    found = load(**files, **{"office.yaml": f"{text}ppk: {{secret: secret:q1, required: yes}}\n"})
+    assert found.errors == ()
+    (policy,) = found.tunnels
+    assert [ppk.id for ppk in policy.ppks] == ["q1"]
+    assert policy.ppk_required
+
+
+@pytest.mark.parametrize(
     ("ppk", "ids", "required"),
     [
         ("ppk: secret:q1\n", [b"q1"], False),

@@ -116,7 +116,7 @@ def tunnel_lines(tunnel: TunnelStatus, paint: Painter) -> Iterator[str]:
     for label, parts in (
         ("peer", (tunnel.remote_address or tunnel.peer or "any", tunnel.remote_id)),
         ("us", (tunnel.local_address, tunnel.local_id)),
-        ("IKE SA", (tunnel.suite, f"PPK {tunnel.ppk}" if tunnel.ppk else "")),
+        ("IKE SA", (tunnel.suite, _ppk(tunnel))),
         ("SPIs", (ike_spis,)),
         ("NAT", (_nat(tunnel),)),
         ("datapath", (tunnel.datapath, tunnel.datapath_reason)),
@@ -150,6 +150,12 @@ def labelled(label: str, parts: tuple[str, ...], paint: Painter, indent: str = "
         return [paint(first, "dim") + together] if told else []
     lines = [line for part in told for line in wrapped(part, paint.width, first=" " * len(first))]
     return [paint(first, "dim") + lines[0][len(first) :], *lines[1:]]
+
+
+def _ppk(tunnel: TunnelStatus) -> str:
+    """In IKE_INTERMEDIATE it protects the IKE SA as well."""
+    named = f"PPK {tunnel.ppk}" if tunnel.ppk else ""
+    return f"{named} in {tunnel.ppk_exchange}" if tunnel.ppk_exchange else named
 
 
 def _nat(tunnel: TunnelStatus) -> str:

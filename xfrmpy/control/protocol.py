@@ -131,7 +131,8 @@ class TunnelStatus:
     `disconnecting`; `failure` is the last one if down or waiting.
 
     `datapath_reason` says why the datapath was chosen, empty where it goes without saying. `ppk`
-    names the post-quantum preshared key in the keys of the IKE SA, and is empty without one.
+    names the post-quantum preshared key in the keys of the IKE SA, and is empty without one;
+    `ppk_exchange` is the exchange from which on it is in them, `IKE_INTERMEDIATE` or `IKE_AUTH`.
     """
 
     name: str
@@ -144,6 +145,7 @@ class TunnelStatus:
     role: str
     suite: str
     ppk: str
+    ppk_exchange: str
     nat: str
     datapath: str
     datapath_reason: str

@@ -3,7 +3,7 @@
 Read RFC 7296 sections 2.14 (IKE SA), 2.17 (Child SA) and 2.18 (rekeyed IKE SA), and RFC 5282
 section 7.1: an AEAD cipher's key carries its salt at the end, and it has no integrity key. How
 further key exchanges come in: RFC 9370 sections 2.2.2 and 2.2.4; and a post-quantum preshared key:
-RFC 8784 section 3.
+RFC 8784 section 3, and RFC 9867 where that is before IKE_AUTH.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from dataclasses import dataclass, replace
 from xfrmpy.crypto.prf import prf, prf_plus
 from xfrmpy.ipsec import algorithms
 from xfrmpy.ipsec.proposals import ChildSuite, IkeSuite
+
+PPK_CONFIRMATION_SIZE = 8
+"""Octets, RFC 9867."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -115,6 +118,33 @@ def mix_in_ppk(suite: IkeSuite, keys: IkeKeys, ppk: bytes) -> IkeKeys:
         sk_pi=prf_plus(suite.prf, ppk, keys.sk_pi, size),
         sk_pr=prf_plus(suite.prf, ppk, keys.sk_pr, size),
     )
+
+
+def derive_ike_keys_with_ppk(
+    suite: IkeSuite,
+    *,
+    old_sk_d: bytes,
+    ppk: bytes,
+    nonce_i: bytes,
+    nonce_r: bytes,
+    spi_i: bytes,
+    spi_r: bytes,
+) -> IkeKeys:
+    """The keys of the same IKE SA with a post-quantum preshared key in all of them.
+
+    SKEYSEED' = prf+ (PPK, SK_d); nonces and SPIs are those of IKE_SA_INIT, SK_d that of the keys so
+    far (RFC 9867, in the IKE_INTERMEDIATE exchange).
+    """
+    skeyseed = prf_plus(suite.prf, ppk, old_sk_d, suite.prf.key)
+    return _expand_ike_keys(suite, skeyseed, nonce_i + nonce_r + spi_i + spi_r)
+
+
+def ppk_confirmation(row: algorithms.Prf, ppk: bytes, nonces_and_spis: bytes) -> bytes:
+    """PPK Confirmation, 8 octets: that who names a post-quantum preshared key has it.
+
+    It is the beginning of prf (PPK, Ni | Nr | SPIi | SPIr) (RFC 9867).
+    """
+    return prf(row, ppk, nonces_and_spis)[:PPK_CONFIRMATION_SIZE]
 
 
 def derive_resumed_ike_keys(

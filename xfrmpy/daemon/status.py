@@ -42,6 +42,7 @@ def tunnel_status(
         role="" if sa is None else ("initiator" if sa.is_initiator else "responder"),
         suite="" if sa is None else sa.suite,
         ppk="" if sa is None else sa.ppk_id,
+        ppk_exchange="" if sa is None else sa.ppk_exchange,
         nat="" if sa is None else _nat(sa.nat),
         datapath="" if tunnel.placement.failure else policy.datapath.value,
         datapath_reason=tunnel.placement.reason,

@@ -7,7 +7,6 @@ Read RFC 7296 sections 1.2, 2.15, 2.16 and 2.21.2 first. An IKE SA is establishe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -35,8 +34,10 @@ from xfrmpy.ike.ppk import (
     evidence_of,
     keys_with,
     name_ppk,
+    no_ppk_auth,
     our_ppk,
     take_ppk_answer,
+    with_ppk,
 )
 from xfrmpy.ike.proof import (
     Proof,
@@ -148,7 +149,7 @@ class IkeAuth:
         named = another if ppk is None else (*another, name_ppk(ppk))
 
         def proved_without(without: Proof, moment: float) -> None:
-            spare = NotifyPayload(type=NotifyType.NO_PPK_AUTH, data=without.auth.data)
+            spare = no_ppk_auth(without.auth)
             self._send(proof.certs, (proof.auth, *named, spare), now=moment)
 
         if ppk is None or self._tunnel.ppk_required:
@@ -169,7 +170,7 @@ class IkeAuth:
     def request(self) -> tuple[OpenPayload, ...]:
         sa, tunnel = self._sa, self._tunnel
         if self._eap is not None and self._eap.has_begun:
-            return self._eap.request(sa, self._identity)
+            return self._eap.request(sa, self._of_round, self._identity)
         if self._number:
             proves = tunnel.we_prove(self._number)
             return (self._identity, *self._certs, *self._proof) if proves else ()
@@ -345,12 +346,6 @@ def install_first_child(sa: IkeSa, child: ChildSa, *, sends: bool = True) -> Non
         encapsulated=sa.nat.encapsulated,
         sends=sends,
     )
-
-
-def with_ppk(failed: AuthenticationFailed, sa: IkeSa, tunnel: TunnelPolicy) -> AuthenticationFailed:
-    """The failure, and which post-quantum preshared key was in it."""
-    evidence = (*failed.failure.evidence, *evidence_of(sa, tunnel))
-    return AuthenticationFailed(replace(failed.failure, evidence=evidence))
 
 
 def our_identity(sa: IkeSa, tunnel: TunnelPolicy) -> Identity:

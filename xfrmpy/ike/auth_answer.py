@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from xfrmpy.failures import Failure
-from xfrmpy.ike.auth import install_first_child, our_identity, refused_by_datapath, with_ppk
+from xfrmpy.ike.auth import install_first_child, our_identity, refused_by_datapath
 from xfrmpy.ike.auth_methods import heard_methods
 from xfrmpy.ike.child_sa import ChildSa, proposals_of_first_child
 from xfrmpy.ike.childless import child_offer
@@ -33,12 +33,7 @@ from xfrmpy.ike.modes import (
     check_passage_asked,
 )
 from xfrmpy.ike.outputs import RequestRefused
-from xfrmpy.ike.ppk import (
-    confirm_ppk,
-    evidence_of,
-    settle_ppk,
-    without_ppk,
-)
+from xfrmpy.ike.ppk import confirm_ppk, verify_with_ppk
 from xfrmpy.ike.proof import Proof, check_identity, prove, verify_proof
 from xfrmpy.ike.redirect import redirect_in_auth
 from xfrmpy.ike.resources import expect_more
@@ -230,7 +225,7 @@ def _authenticate_initiator(
     remote = NOBODY if is_null else idi.identity
     has_another = says_another(payloads)
     tunnel = _tunnel_of(sa, remote, wanted, is_null=is_null, has_another=has_another)
-    _verify_initiator(sa, tunnel, idi, payloads)
+    verify_with_ppk(sa, tunnel, idi.identity, payloads, partial(verify_proof, sa, tunnel, idi))
     if sa.resumed is None:
         check_another(tunnel, 0, payloads)
         check_support(tunnel, payloads)
@@ -272,27 +267,6 @@ def _continue_by_eap(
     local, requests = our_identity(sa, of_round), _requests(serving.made.request)
     refuse = partial(_refuse_initiator, sa)
     prove_again_before_eap(sa, of_round, local, payloads, requests, refuse, now)
-
-
-def _verify_initiator(
-    sa: IkeSa, tunnel: TunnelPolicy, idi: IdiPayload, payloads: tuple[OpenPayload, ...]
-) -> None:
-    """Our operator is told if it is the post-quantum preshared key that differs, and that alone."""
-    plain, without = sa.keys, without_ppk(payloads)
-    proof = settle_ppk(sa, tunnel, payloads)
-    try:
-        verify_proof(sa, tunnel, idi, proof)
-    except AuthenticationFailed as failed:
-        if not sa.ppk_id or without is None:
-            raise with_ppk(failed, sa, tunnel) from failed
-        try:
-            verify_proof(sa, tunnel, idi, without, plain)
-        except AuthenticationFailed:
-            raise with_ppk(failed, sa, tunnel) from failed
-        summary = "the peer proves who it is, but not that it has our post-quantum preshared key"
-        evidence = (("their identity", str(idi.identity)), *evidence_of(sa, tunnel))
-        failure = Failure(code="XF2034", summary=summary, evidence=evidence)
-        raise AuthenticationFailed(failure) from failed
 
 
 def _tunnel_of(

@@ -17,7 +17,7 @@ from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import Mode
-from xfrmpy.policy.model import TunnelPolicy
+from xfrmpy.policy.model import Ppk, TunnelPolicy
 from xfrmpy.wire.payloads import CertreqPayload
 
 
@@ -53,7 +53,7 @@ class _Group:
     fragmentation: bool
     redirects_to: frozenset[str | None]
     has_beet: bool
-    has_ppk: bool
+    ppks: dict[bytes, tuple[Ppk, ...]]
     has_rounds: bool
     requires_ppk: bool
     sign: bool
@@ -116,7 +116,12 @@ class Candidates:
 
     @property
     def has_ppk(self) -> bool:
-        return any(group.has_ppk for group in self._groups)
+        return any(group.ppks for group in self._groups)
+
+    def ppks_named(self, id_octets: bytes) -> tuple[Ppk, ...]:
+        """The post-quantum preshared keys of that name; of each tunnel it may be another."""
+        found = (ppk for group in self._groups for ppk in group.ppks.get(id_octets, ()))
+        return tuple(dict.fromkeys(found))
 
     @property
     def has_rounds(self) -> bool:
@@ -191,6 +196,9 @@ def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
     by_identity: dict[Identity | None, list[TunnelPolicy]] = {}
     for policy in policies:
         by_identity.setdefault(policy.remote_id and policy.remote_id.comparable, []).append(policy)
+    ppks: dict[bytes, list[Ppk]] = {}
+    for ppk in (ppk for policy in policies for ppk in policy.ppks):
+        ppks.setdefault(ppk.id_octets, []).append(ppk)
     return _Group(
         policies=policies,
         proposals=tuple(dict.fromkeys(p for policy in policies for p in policy.proposals)),
@@ -202,7 +210,7 @@ def _group_of(policies: Iterable[TunnelPolicy]) -> _Group:
         fragmentation=any(policy.fragmentation for policy in policies),
         redirects_to=frozenset(policy.redirect_to for policy in policies),
         has_beet=any(wants_beet(policy) for policy in policies),
-        has_ppk=any(policy.ppks for policy in policies),
+        ppks={name: tuple(dict.fromkeys(found)) for name, found in ppks.items()},
         has_rounds=any(policy.rounds for policy in policies),
         requires_ppk=all(policy.ppk_required for policy in policies),
         sign=any(policy.signs for policy in policies),

@@ -17,6 +17,7 @@ from xfrmpy.ike.eap_methods import peer_methods
 from xfrmpy.ike.eap_responder import MAX_EAP_ROUNDS
 from xfrmpy.ike.errors import AuthenticationFailed
 from xfrmpy.ike.exchange import only, optional
+from xfrmpy.ike.ppk import keys_with, name_ppk, no_ppk_auth, our_ppk, take_ppk_answer
 from xfrmpy.ike.proof import check_identity, eap_proof, verify_eap_proof, verify_proof
 from xfrmpy.policy.model import EapCredential, TunnelPolicy
 from xfrmpy.registry import NotifyType
@@ -67,11 +68,18 @@ class EapDialogue:
         """For the first request."""
         return (EAP_ONLY,) if self._credential.alone else ()
 
-    def request(self, sa: IkeSa, identity: IdiPayload) -> tuple[OpenPayload, ...]:
+    def request(
+        self, sa: IkeSa, tunnel: TunnelPolicy, identity: IdiPayload
+    ) -> tuple[OpenPayload, ...]:
         """A further one: what answers the responder, or AUTH at the end."""
-        if self.msk is not None:
-            return (eap_proof(sa, identity, self.msk),)
-        return (EapPayload(data=self._response),)
+        if self.msk is None:
+            return (EapPayload(data=self._response),)
+        ppk = our_ppk(sa, tunnel)
+        proof = eap_proof(sa, identity, self.msk, keys_with(sa, ppk))
+        if ppk is None:
+            return (proof,)
+        spare = () if tunnel.ppk_required else (no_ppk_auth(eap_proof(sa, identity, self.msk)),)
+        return (proof, name_ppk(ppk), *spare)
 
     def take(
         self, sa: IkeSa, tunnel: TunnelPolicy, payloads: tuple[OpenPayload, ...]
@@ -86,7 +94,8 @@ class EapDialogue:
             methods = peer_methods(self._credential, sa.core.random, sa.core.wall_clock())
             self._peer = EapPeer(self._credential.identity.encode(), methods)
         elif self.msk is not None:
-            verify_eap_proof(sa, self.idr, payloads, self.msk)
+            take_ppk_answer(sa, tunnel, payloads)
+            verify_eap_proof(sa, self.idr, self.msk, payloads)
             return self.idr
         self._answer(only(payloads, EapPayload).data)
         return None

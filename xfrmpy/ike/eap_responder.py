@@ -9,6 +9,7 @@ stands between the two. Until then the IKE SA is half-open, and bounded like any
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from xfrmpy.failures import Failure
@@ -25,6 +26,7 @@ from xfrmpy.ike.eap_authenticator import (
 from xfrmpy.ike.errors import PeerMisbehaved
 from xfrmpy.ike.evidence import listed
 from xfrmpy.ike.exchange import first_error, notifications, only, optional
+from xfrmpy.ike.ppk import confirm_ppk, verify_with_ppk
 from xfrmpy.ike.proof import Proof, eap_proof, prove, verify_eap_proof
 from xfrmpy.ike.signing import Refuse
 from xfrmpy.ike.states import IkeSaState
@@ -257,7 +259,8 @@ def _conclude(
     sa: IkeSa, serving: EapServing, accepted: Accepted, payloads: tuple[OpenPayload, ...]
 ) -> Authenticated:
     msk = accepted.outcome.msk
-    verify_eap_proof(sa, serving.idi, payloads, msk)
+    verify = partial(verify_eap_proof, sa, serving.idi, msk)
+    verify_with_ppk(sa, serving.tunnel, serving.idi.identity, payloads, verify)
     remote = Identity.of_eap(accepted.outcome.identity)
     said = tuple(p for p in payloads if isinstance(p, NotifyPayload))
     return Authenticated(
@@ -265,7 +268,7 @@ def _conclude(
         local=serving.idr.identity,
         remote=remote,
         request=(*serving.request, *said),
-        proof=(eap_proof(sa, serving.idr, msk),),
+        proof=(eap_proof(sa, serving.idr, msk), *confirm_ppk(sa)),
         session_seconds=accepted.session_seconds,
     )
 

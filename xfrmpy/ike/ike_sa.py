@@ -52,6 +52,7 @@ from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import IkeSuite, Proposal, ike_suite, methods_of
 from xfrmpy.pki.paths import Path as CertificatePath
 from xfrmpy.policy.model import Retransmission, TunnelPolicy
+from xfrmpy.registry import ExchangeType, KeyExchangeMethod
 from xfrmpy.wire.payloads import OpenPayload
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ Payloads: TypeAlias = tuple[OpenPayload, ...]
 _NO_SCOPES: frozenset[Scope] = frozenset()
 _NO_NAMES: tuple[str, ...] = ()
 _NEVER: float | None = None
+_NO_EXCHANGE: ExchangeType | None = None
 _NO_PATHS: tuple[CertificatePath, ...] = ()
 
 
@@ -110,9 +112,10 @@ class IkeSa:
     are no keys before its solution; `eap_serving` asks a peer by EAP who it is, and `rounds` is
     what a responder knows between two rounds of authentication. `transcript` is what stands between
     IKE_SA_INIT and IKE_AUTH, `heard` what the peer said of itself in IKE_SA_INIT. What it has begun
-    and not finished is `unfinished`. `uses_ppk` is whether both ends use post-quantum preshared
-    keys; `ppk_id` names the one in its keys. `certified` are the paths of certificates by which the
-    peer has proved itself, for each round that was by one.
+    and not finished is `unfinished`. `ppk_exchange` is the one in which both ends agree on a
+    post-quantum preshared key, None if they use none; `ppk_id` names the one in its keys.
+    `certified` are the paths of certificates by which the peer has proved itself, for each round
+    that was by one.
     """
 
     __slots__ = (
@@ -135,7 +138,7 @@ class IkeSa:
             "transcript",
             "tunnel",
         ),
-        *("ppk_id", "unfinished", "up_since", "uses_ppk", "wait_until", "widen_at"),
+        *("ppk_exchange", "ppk_id", "unfinished", "up_since", "wait_until", "widen_at"),
         *("_expires_at", "_must_reauth_by", "_refusal", "_step", "_step_at"),
         *("_suspect_again_at", "_was_established"),
     )
@@ -181,7 +184,7 @@ class IkeSa:
         self.replaces: IkeSa | None = None
         self.heir: IkeSa | None = None
         self.unfinished: list[Unfinished] = []
-        self.demand, self.uses_ppk, self.ppk_id = Demand(), False, ""
+        self.demand, self.ppk_exchange, self.ppk_id = Demand(), _NO_EXCHANGE, ""
         self.refused_scopes, self.certified = _NO_SCOPES, _NO_PATHS
         self.postponed = self.filled = _NO_NAMES
         self.begun_after = self.authenticated_as = core.authentications
@@ -275,7 +278,10 @@ class IkeSa:
             spi_r=self.channel.spi_r,
         )
         self.use_keys(proposal, keys, nonces)
-        self.transcript = Transcript(pending=methods_of(proposal)[1:])
+        further = methods_of(proposal)[1:]
+        if not further and self.ppk_exchange is ExchangeType.IKE_INTERMEDIATE:
+            further = (KeyExchangeMethod.NONE,)
+        self.transcript = Transcript(pending=further)
 
     def use_keys(self, proposal: Proposal, keys: IkeKeys, nonces: Nonces) -> None:
         """Messages are protected from now on."""
@@ -459,7 +465,8 @@ class IkeSa:
         new.authenticated_as, new.proved = self.authenticated_as, self.proved
         new.alone_at, new.childless_until = self.alone_at, self.childless_until
         new.is_client, new.peer_follows = self.is_client, self.peer_follows
-        new.ppk_id, new.certified = self.ppk_id, self.certified
+        new.ppk_id, new.ppk_exchange = self.ppk_id, self.ppk_exchange
+        new.certified = self.certified
         # Section 6.2 of RFC 5723: "When the IKE SA is rekeyed, the ticket is invalidated".
         new.ticket_at = None if self.ticket is None else now
         new.reauth_at, new._must_reauth_by = self.reauth_at, self._must_reauth_by

@@ -38,7 +38,13 @@ from xfrmpy.ike.modes import STRONGSWAN, check_nat
 from xfrmpy.ike.nat import detect_nat, detection_payloads, natt_path
 from xfrmpy.ike.nonces import NONCE_SIZE
 from xfrmpy.ike.outputs import ExchangeRepeated
-from xfrmpy.ike.ppk import answer_ppk, offer_ppk, refusal_without_ppk, supports_ppk
+from xfrmpy.ike.ppk import (
+    answer_ppk,
+    answered_ppk_exchange,
+    choose_ppk_exchange,
+    offer_ppk,
+    refusal_without_ppk,
+)
 from xfrmpy.ike.proof import check_signing
 from xfrmpy.ike.puzzles import Puzzle, Solver
 from xfrmpy.ike.redirect import (
@@ -124,7 +130,7 @@ class IkeSaInit:
             ke_payload(self._key_exchange),
             NoncePayload(data=self._nonce),
         ]
-        if has_further_key_exchanges(self._offered):
+        if has_further_key_exchanges(self._offered) or self._tunnel.ppks:
             payloads.append(INTERMEDIATE_SUPPORTED)
         payloads += offer_ppk(self._tunnel)
         if self._tunnel.signs:
@@ -235,13 +241,15 @@ class IkeSaInit:
             raise PeerMisbehaved("the peer chose an IKE proposal that we did not offer")
         suite = ike_suite(proposals[0])
         ke = only(payloads, KePayload)
-        if suite.further and not supports_intermediate(payloads):
-            raise PeerMisbehaved("the peer chose key exchanges that it has no exchange for")
+        ppk_exchange = answered_ppk_exchange(self._tunnel, payloads)
+        needs_more = suite.further or ppk_exchange is ExchangeType.IKE_INTERMEDIATE
+        if needs_more and not supports_intermediate(payloads):
+            raise PeerMisbehaved("the peer chose what it has no exchange for")
         if not ke.method == suite.group.id == self._key_exchange.method:
             raise PeerMisbehaved("the key exchange is not of the method chosen")
         if not any(sa.channel.their_spi):
             raise PeerMisbehaved("the peer gave no SPI")
-        without_ppk = refusal_without_ppk(self._tunnel, payloads)
+        without_ppk = refusal_without_ppk(self._tunnel, ppk_exchange)
         refusal = without_ppk or refusal_without_rounds(self._tunnel, payloads)
         if refusal is not None:
             sa.refused(refusal, now)
@@ -253,12 +261,12 @@ class IkeSaInit:
         nat = detect_nat(payloads, sa.channel.spi_i, sa.channel.spi_r, sa.path, forced=forced)
         sa.channel.window.complete(0)
         sa.channel.fragments = self._tunnel.fragmentation and can_fragment(payloads)
+        sa.ppk_exchange = ppk_exchange
         sa.agree_keys(proposals[0], shared_secret, (self._nonce, nonce))
         sa.found_nat(nat)
         sa.heard = Heard.of(payloads)
         supported = notifications(payloads, NotifyType.CHILDLESS_IKEV2_SUPPORTED)
         sa.peer_takes_childless = bool(supported)
-        sa.uses_ppk = bool(self._tunnel.ppks) and supports_ppk(payloads)
         obstacle = check_nat(self._tunnel, nat) or check_signing(sa, self._tunnel)
         if obstacle is not None:
             sa.close(obstacle, now)
@@ -319,7 +327,7 @@ def answer_ike_sa_init(
     check_redirect_in_init(candidates, payloads, nonce_i, path)
     acceptable = offered if supports_intermediate(payloads) else without_further(offered)
     chosen = _choose(offered, acceptable, candidates.proposals, ke)
-    ppk = answer_ppk(candidates, payloads, path)
+    ppk_exchange = choose_ppk_exchange(candidates, payloads, path)
     suite = ike_suite(chosen)
     answered = answer_ke(suite.group.id, ke, core.random)
     shared_secret = answered.secret() if puzzle is None else b""
@@ -328,9 +336,10 @@ def answer_ike_sa_init(
     sa = IkeSa(core, path=path, is_initiator=False, schedule=Retransmission())
     sa.channel.their_spi = message.spi_i
     sa.peer_follows = follows_redirects(payloads)
-    sa.uses_ppk = bool(ppk)
+    sa.ppk_exchange = ppk_exchange
     sa.redirected_from = redirected_from(payloads)
     sa.heard = Heard.of(payloads)
+    is_more_to_come = suite.further or ppk_exchange is ExchangeType.IKE_INTERMEDIATE
     nat = detect_nat(payloads, message.spi_i, bytes(8), path, forced=forced)
     sa.channel.begin_answer(message, path)
     sa.channel.init_request = data
@@ -342,10 +351,10 @@ def answer_ike_sa_init(
             NoncePayload(data=nonce_r),
             *candidates.certificate_requests,
             *announce(candidates.expectations, core.signatures),
-            *([INTERMEDIATE_SUPPORTED] if suite.further else []),
+            *([INTERMEDIATE_SUPPORTED] if is_more_to_come else []),
             *([hash_list(core.signatures)] if sa.heard.hashes and candidates.sign else []),
             childless_supported(),
-            *ppk,
+            *answer_ppk(ppk_exchange),
             *([MULTIPLE_AUTH_SUPPORTED] if candidates.has_rounds else []),
             *([STRONGSWAN] if candidates.has_beet else []),
             *detection_payloads(

@@ -1,24 +1,35 @@
-"""IKE_INTERMEDIATE in both roles: key exchanges between IKE_SA_INIT and IKE_AUTH.
+"""IKE_INTERMEDIATE in both roles: what goes into the keys between IKE_SA_INIT and IKE_AUTH.
 
-Read RFC 9242 and RFC 9370 sections 2.2.1 and 2.2.2 first. Each exchange changes the keys for all
-that comes behind it. Who the ends are is not known yet: AUTH proves, later, that both have seen the
-same messages.
+Read RFC 9242, RFC 9370 sections 2.2.1 and 2.2.2 and RFC 9867 first. Each exchange changes the keys
+for all that comes behind it: by a key exchange, and the last one by a post-quantum preshared key
+(`ppk`), which has an exchange to itself if there is no other. Who the ends are is not known yet:
+AUTH proves, later, that both have seen the same messages.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from xfrmpy.crypto.key_exchange import start_key_exchange
-from xfrmpy.crypto.key_schedule import derive_further_ike_keys
+from xfrmpy.crypto.key_schedule import derive_further_ike_keys, derive_ike_keys_with_ppk
 from xfrmpy.failures import Failure
 from xfrmpy.ike.agreement import agreed_secret, answer_ke, ke_payload
 from xfrmpy.ike.auth import IkeAuth
-from xfrmpy.ike.errors import PeerMisbehaved
+from xfrmpy.ike.errors import AuthenticationFailed, PeerMisbehaved
 from xfrmpy.ike.exchange import first_error, notifications, only
+from xfrmpy.ike.ppk import (
+    brings_ppk,
+    choose_ppk,
+    confirmation_of,
+    name_ppks,
+    refused_ppks,
+    take_ppk_choice,
+    tell_ppk,
+)
 from xfrmpy.ike.refusals import failure_of
-from xfrmpy.policy.model import TunnelPolicy
-from xfrmpy.registry import ExchangeType, NotifyType
+from xfrmpy.policy.model import Ppk, TunnelPolicy
+from xfrmpy.registry import ExchangeType, KeyExchangeMethod, NotifyType
 from xfrmpy.wire.payloads import KePayload, NotifyPayload, OpenPayload, PuzzleSolutionPayload
 
 if TYPE_CHECKING:
@@ -43,7 +54,7 @@ def begin_next(
 
 
 class IkeIntermediate:
-    """The initiator's side of one key exchange."""
+    """The initiator's side of one exchange."""
 
     type: ClassVar[ExchangeType] = ExchangeType.IKE_INTERMEDIATE
 
@@ -53,37 +64,69 @@ class IkeIntermediate:
         self._sa = sa
         self._tunnel = tunnel
         self._solution = () if solution is None else (solution,)
-        self._key_exchange = start_key_exchange(sa.transcript.pending[0], sa.core.random)
+        method = sa.transcript.pending[0]
+        self._key_exchange = (
+            None if method is KeyExchangeMethod.NONE else start_key_exchange(method, sa.core.random)
+        )
+        self._ppks = name_ppks(sa, tunnel) if brings_ppk(sa) else ()
 
     def request(self) -> tuple[OpenPayload, ...]:
-        return (*self._solution, ke_payload(self._key_exchange))
+        ke = () if self._key_exchange is None else (ke_payload(self._key_exchange),)
+        return (*self._solution, *ke, *self._ppks)
 
     def handle_response(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
+        """It has no IKE SA yet that could be deleted, should the answer be wrong."""
         error = first_error(payloads)
         if error is not None:
-            self._sa.close(failure_of(error), now)
+            self._sa.close(self._refusal(error), now)
             return
         try:
-            secret = agreed_secret(self._key_exchange, only(payloads, KePayload))
-        except PeerMisbehaved as misbehaved:  # It has no IKE SA yet that could be deleted.
+            secret = self._secret(payloads)
+            ppk = take_ppk_choice(self._tunnel, payloads) if self._ppks else None
+        except PeerMisbehaved as misbehaved:
             self._sa.close(Failure(code="XF2008", summary=str(misbehaved)), now)
             return
-        mix_in(self._sa, secret)
+        except AuthenticationFailed as failed:
+            self._sa.close(failed.failure, now)
+            return
+        mix_in(self._sa, secret, ppk)
         begin_next(self._sa, self._tunnel, now)
 
+    def _secret(self, payloads: tuple[OpenPayload, ...]) -> bytes:
+        """What the key exchange has given, if there is one."""
+        if self._key_exchange is None:
+            return b""
+        return agreed_secret(self._key_exchange, only(payloads, KePayload))
 
-def answer_ike_intermediate(sa: IkeSa, payloads: tuple[OpenPayload, ...], _now: float) -> None:
+    def _refusal(self, error: NotifyPayload) -> Failure:
+        if self._ppks and error.type == NotifyType.AUTHENTICATION_FAILED:
+            return refused_ppks(self._tunnel)
+        return failure_of(error)
+
+
+def answer_ike_intermediate(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> None:
     """The responder's side. The time that it waits for IKE_AUTH goes on."""
     if not sa.transcript.pending:
-        raise PeerMisbehaved("IKE_INTERMEDIATE without a key exchange that was agreed on")
-    answered = answer_ke(sa.transcript.pending[0], only(payloads, KePayload), sa.core.random)
-    secret = answered.secret()
-    sa.respond((answered.payload,))
-    mix_in(sa, secret)
+        raise PeerMisbehaved("IKE_INTERMEDIATE without anything that was agreed on for it")
+    method = sa.transcript.pending[0]
+    answer: tuple[OpenPayload, ...] = ()
+    secret = b""
+    if method is not KeyExchangeMethod.NONE:
+        answered = answer_ke(method, only(payloads, KePayload), sa.core.random)
+        answer, secret = (answered.payload,), answered.secret()
+    try:
+        ppk = choose_ppk(sa, payloads) if brings_ppk(sa) else None
+    except AuthenticationFailed as failed:
+        sa.respond((NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED),))
+        sa.close(failed.failure, now)
+        return
+    sa.respond((*answer, *tell_ppk(ppk)))
+    mix_in(sa, secret, ppk)
 
 
-def mix_in(sa: IkeSa, shared_secret: bytes) -> None:
-    """A key exchange of IKE_INTERMEDIATE is done: new keys (RFC 9370 section 2.2.2)."""
+def mix_in(sa: IkeSa, shared_secret: bytes, ppk: Ppk | None = None) -> None:
+    """An IKE_INTERMEDIATE is done: keys with its secret (RFC 9370 section 2.2.2), if it has one,
+    and then with the post-quantum preshared key (RFC 9867)."""
     assert sa.suite is not None
     assert sa.keys is not None
     channel = sa.channel
@@ -91,13 +134,21 @@ def mix_in(sa: IkeSa, shared_secret: bytes) -> None:
         sa.suite.prf, sa.keys, channel.intermediate_request, channel.intermediate_response
     )
     channel.intermediate_request = channel.intermediate_response = b""
-    sa.keys = derive_further_ike_keys(
-        sa.suite,
-        old_sk_d=sa.keys.sk_d,
-        shared_secret=shared_secret,
-        nonce_i=sa.nonces[0],
-        nonce_r=sa.nonces[1],
-        spi_i=channel.spi_i,
-        spi_r=channel.spi_r,
-    )
+    given = {
+        "nonce_i": sa.nonces[0],
+        "nonce_r": sa.nonces[1],
+        "spi_i": channel.spi_i,
+        "spi_r": channel.spi_r,
+    }
+    if shared_secret:
+        sa.keys = derive_further_ike_keys(
+            sa.suite, old_sk_d=sa.keys.sk_d, shared_secret=shared_secret, **given
+        )
+    if ppk is not None:
+        sa.keys = derive_ike_keys_with_ppk(
+            sa.suite, old_sk_d=sa.keys.sk_d, ppk=ppk.key.octets, **given
+        )
+        confirmation = confirmation_of(sa, ppk)
+        sa.transcript = replace(sa.transcript, ppk_confirmation=confirmation)
+        sa.ppk_id = ppk.id
     channel.protect_anew(sa.suite, sa.keys, behind=sa.transcript.exchanges)

@@ -177,18 +177,24 @@ def _verify_signature(
     inquire(sa, tunnel, identity.identity, found.path, certs)
 
 
-def eap_proof(sa: IkeSa, identity: _IdPayload, msk: bytes) -> AuthPayload:
+def eap_proof(
+    sa: IkeSa, identity: _IdPayload, msk: bytes, keys: IkeKeys | None = None
+) -> AuthPayload:
     """Our AUTH behind EAP, by the key that EAP has made (RFC 7296 section 2.16)."""
-    data = _eap_auth(sa, identity, msk, of_initiator=sa.is_initiator)
+    data = _eap_auth(sa, identity, msk, keys, of_initiator=sa.is_initiator)
     return AuthPayload(method=AuthenticationMethod.SHARED_KEY, data=data)
 
 
 def verify_eap_proof(
-    sa: IkeSa, identity: _IdPayload, payloads: tuple[OpenPayload, ...], msk: bytes
+    sa: IkeSa,
+    identity: _IdPayload,
+    msk: bytes,
+    payloads: tuple[OpenPayload, ...],
+    keys: IkeKeys | None = None,
 ) -> None:
     """Raises `AuthenticationFailed` unless the peer has the key that EAP has made."""
     auth = only(payloads, AuthPayload)
-    expected = _eap_auth(sa, identity, msk, of_initiator=not sa.is_initiator)
+    expected = _eap_auth(sa, identity, msk, keys, of_initiator=not sa.is_initiator)
     kind = "the key of EAP" if msk else "the keys of the IKE SA, for EAP has made none"
     wanted = ("AUTH must be by", kind)
     if auth.method != AuthenticationMethod.SHARED_KEY:
@@ -201,13 +207,16 @@ def verify_eap_proof(
         raise _not_proved("XF2054", summary, identity, wanted) from error
 
 
-def _eap_auth(sa: IkeSa, identity: _IdPayload, msk: bytes, *, of_initiator: bool) -> bytes:
+def _eap_auth(
+    sa: IkeSa, identity: _IdPayload, msk: bytes, keys: IkeKeys | None, *, of_initiator: bool
+) -> bytes:
     """Without a key of EAP "the AUTH payloads in messages 7 and 8 MUST be generated using SK_pi and
     SK_pr, respectively"."""
-    assert sa.keys is not None
+    keys = keys or sa.keys
+    assert keys is not None
     assert sa.suite is not None
-    octets = _octets(sa, identity, None, of_initiator=of_initiator)
-    key = msk or (sa.keys.sk_pi if of_initiator else sa.keys.sk_pr)
+    octets = _octets(sa, identity, keys, of_initiator=of_initiator)
+    key = msk or (keys.sk_pi if of_initiator else keys.sk_pr)
     return shared_key_auth(sa.suite.prf, key, octets)
 
 

@@ -188,7 +188,7 @@ IKE_SA: Table = {
     "resumed": RESUMED,
     "peer_follows": _FLAG,
     "peer_takes_childless": _FLAG,
-    "uses_ppk": _FLAG,
+    "ppk_exchange": typed(ExchangeType | None),
     "ppk_id": bare(str),
     "childless_until": _MOMENT,
     "ticket_at": _MOMENT,
@@ -312,7 +312,7 @@ EXCHANGES: dict[str, ExchangeRow] = {
     ),
     "ike-intermediate": ExchangeRow(
         IkeIntermediate,
-        {"_solution": PAYLOADS, "_key_exchange": KEY_EXCHANGE},
+        {"_solution": PAYLOADS, "_key_exchange": KEY_EXCHANGE, "_ppks": PAYLOADS},
         of_sa=("_sa", "_tunnel"),
     ),
     "create-child-sa": ExchangeRow(

@@ -30,7 +30,7 @@ from xfrmpy.ipsec.proposals import ike_suite
 from xfrmpy.policy.model import ChildPolicy, Retransmission, TunnelPolicy
 from xfrmpy.wire.cursor import Malformed
 
-FORMAT = 10
+FORMAT = 11
 """Of both records. Another table is another format."""
 
 

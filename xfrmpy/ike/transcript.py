@@ -17,14 +17,17 @@ from xfrmpy.registry import KeyExchangeMethod
 class Transcript:
     """The IKE_INTERMEDIATE exchanges of an IKE SA that is being made: to come, and covered by AUTH.
 
-    `pending` are the key exchanges that must be done before IKE_AUTH. `initiator` and `responder`
-    are IntAuth_iN and IntAuth_rN of RFC 9242 section 3.3.2.
+    `pending` are the key exchanges that must be done before IKE_AUTH, NONE for an exchange without
+    one. `initiator` and `responder` are IntAuth_iN and IntAuth_rN of RFC 9242 section 3.3.2. A
+    post-quantum preshared key went into the keys in the last of them if there is a
+    `ppk_confirmation`, which tells it from others of its name (RFC 9867).
     """
 
     pending: tuple[KeyExchangeMethod, ...] = ()
     initiator: bytes = field(default=b"", repr=False)
     responder: bytes = field(default=b"", repr=False)
     exchanges: int = 0
+    ppk_confirmation: bytes = field(default=b"", repr=False)
 
     def extended(
         self, row: algorithms.Prf, keys: IkeKeys, request: bytes, response: bytes

@@ -31,7 +31,9 @@ class ChildSaView:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IkeSaView:
     """An IKE SA, for who asks. Suite and identities are empty before they are known. `ppk_id` names
-    the post-quantum preshared key in its keys, if there is one.
+    the post-quantum preshared key in its keys, if there is one, and `ppk_exchange` the exchange
+    from which on it is in them, IKE_INTERMEDIATE (RFC 9867) or IKE_AUTH (RFC 8784); empty for a
+    resumed one, whose keys have it from the beginning.
 
     `up_since` is when the first of those that it has replaced was established.
     """
@@ -43,6 +45,7 @@ class IkeSaView:
     spi_r: bytes
     suite: str
     ppk_id: str
+    ppk_exchange: str
     local_id: Identity | None
     remote_id: Identity | None
     nat: NatSituation
@@ -62,6 +65,7 @@ def view(sa: IkeSa) -> IkeSaView:
         spi_r=sa.channel.spi_r,
         suite="" if sa.suite is None else str(sa.suite),
         ppk_id=sa.ppk_id,
+        ppk_exchange=sa.ppk_exchange.name if sa.ppk_exchange and sa.ppk_id else "",
         local_id=sa.local_id,
         remote_id=sa.remote_id,
         nat=sa.nat,

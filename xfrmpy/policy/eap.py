@@ -161,9 +161,6 @@ def _check_alone(alone: bool, methods: tuple[EapMethod, ...], path: Keypath, pla
 
 def _check_together(tunnel: Tunnel, place: Place) -> None:
     """What is not had together with EAP."""
-    if tunnel.ppk:
-        message = "'ppk' and 'eap' exclude each other"
-        place.error("XF1004", ("ppk",), message, "keep one of them", at_key=True)
     if tunnel.resumption:
         message = "'resumption' would let a user in who is not asked again"
         place.error("XF1004", ("resumption",), message, "leave it out", at_key=True)

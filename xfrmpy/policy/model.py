@@ -490,7 +490,7 @@ class TunnelPolicy:
     we happen to use. `origin` is `file:line`. `dpd_seconds` 0 asks never, `nat_keepalive_seconds` 0
     sends none. The IKE SA is rekeyed ahead of the end of `lifetime_seconds`, and made anew, with
     authentication, ahead of `reauth_seconds`; None is never. The initiator makes the Child SAs in
-    the order of `children`. The first of `ppks` is the one that we name; a caller may name any.
+    the order of `children`. The first of `ppks` is the one that a peer of RFC 8784 alone is told.
 
     We prove ourselves by `local_key`, and show `local_certificates` (our own, which is of that key,
     comes first); the peer by `remote_key`, or by a certificate that `remote_authorities` vouch for;

@@ -286,7 +286,7 @@ def _secret(tunnel: TunnelPolicy) -> bytes:
 
 
 def _of_ppk(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]:
-    """Who begins names its first one, and the other end must have it."""
+    """Who begins names all that it has, and the other end must have one of them."""
     if not ours.ppks and not theirs.ppks:
         return
     shown = _listed(ours.ppks) or "none", _listed(theirs.ppks) or "none"
@@ -295,11 +295,10 @@ def _of_ppk(ours: TunnelPolicy, theirs: TunnelPolicy) -> Iterator[Disagreement]:
         if not hmac.compare_digest(a.key.octets, b.key.octets):
             message = f"the post-quantum preshared keys '{a.id}' are not the same"
             yield Disagreement(code="XF2034", message=message, ours=str(a), theirs=str(b))
-    named = {ppk.id_octets for _, ppk in shared}
-    if all(end.ppks and end.ppks[0].id_octets in named for end in (ours, theirs)):
+    if shared:
         return
     is_required = ours.ppk_required or theirs.ppk_required
-    message = "the post-quantum preshared key that one end names is not one of the other's"
+    message = "the two ends have no name of a post-quantum preshared key in common"
     code = "XF2033" if is_required else ""
     yield Disagreement(code=code, message=message, ours=shown[0], theirs=shown[1])
 

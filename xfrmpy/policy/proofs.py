@@ -100,9 +100,6 @@ def _check_order(tunnel: Tunnel, then: Sequence[FurtherAuthentication], place: P
     auth = tunnel.auth or Authentication()
     if not then:
         return
-    if tunnel.ppk:
-        message = "'then' does not go with 'ppk'"
-        place.error("XF1004", ("auth", "then"), message, "leave out one of them", at_key=True)
     local, remote = auth.local or OurAuthentication(), auth.remote or TheirAuthentication()
     rounds = [(local, remote), *((each.local, each.remote) for each in then)]
     for number, (ours, theirs) in enumerate(rounds):

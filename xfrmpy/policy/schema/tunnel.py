@@ -103,8 +103,8 @@ class Tunnel(Keys):
         ]
         | None
     ) = described(
-        "Post-quantum preshared key beside `psk` (RFC 8784): a reference, a map, or a list of "
-        "which the first is the one that we name, and the peer may name any.",
+        "Post-quantum preshared key beside `psk` (RFC 9867, RFC 8784): a reference, a map, or a "
+        "list. A peer that has RFC 8784 alone is told the first; it may name any.",
         "secret:office-ppk",
     )
     auth: Authentication | None = described(
