@@ -13,11 +13,13 @@ import logging
 import socket
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.events import Report
+from xfrmpy.daemon.fetching import Fetcher
 from xfrmpy.daemon.occurrences import datapath_revived, offload_refused
 from xfrmpy.daemon.restraint import Restraint
 from xfrmpy.daemon.shunts import Shunts
@@ -43,6 +45,7 @@ from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
     AskAaa,
+    AskCertificates,
     AskSignature,
     AskStatus,
     AskUsage,
@@ -60,6 +63,7 @@ from xfrmpy.ike.views import IkeSaView
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.drift import Difference, Ends
 from xfrmpy.ipsec.sad import SaId
+from xfrmpy.pki.lookups import Lookup
 from xfrmpy.pki.sources import Source
 from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.store.interface import Store, StoreError
@@ -114,6 +118,7 @@ class Engine:
         self.totals = Totals(self._loop.time)
         self._signer: TokenSigner | None = None
         self._statuses = StatusFetcher(cache_dir / "revocation", self._tell_status)
+        self._certificates = Fetcher()
         self._timer: asyncio.TimerHandle | None = None
         self._heard: list[Datapath] = []
         self._revivals = Restraint()
@@ -152,6 +157,7 @@ class Engine:
 
     def stop(self) -> None:
         self._statuses.stop()
+        self._certificates.stop()
         if self._signer is not None:
             self._signer.stop()
         if self._timer is not None:
@@ -348,7 +354,7 @@ class Engine:
                 self._change(output)
             case AskUsage():
                 self._tell_usage(output)
-            case AskAaa() | AskSignature() | AskStatus():
+            case AskAaa() | AskSignature() | AskStatus() | AskCertificates():
                 self._ask_outside(output)
             case DatagramDropped():
                 self.drops[output.reason.value] += 1
@@ -423,7 +429,7 @@ class Engine:
                 reason = f"{datapath.name}: {error}"
                 self._endpoint.handle_move_failure(output, reason, self._loop.time())
 
-    def _ask_outside(self, output: AskAaa | AskSignature | AskStatus) -> None:
+    def _ask_outside(self, output: AskAaa | AskSignature | AskStatus | AskCertificates) -> None:
         """The answer comes later, as an input."""
         match output:
             case AskAaa():
@@ -433,6 +439,10 @@ class Engine:
             case AskStatus():
                 for source in output.sources:
                     self._statuses.ask(source)
+            case AskCertificates():
+                for lookup in output.lookups:
+                    told = partial(self._tell_certificates, lookup)
+                    self._certificates.begin(lookup.url, lookup.limit, told)
 
     def _tell_usage(self, output: AskUsage) -> None:
         asked: defaultdict[Datapath, list[SaId]] = defaultdict(list)
@@ -450,6 +460,12 @@ class Engine:
 
     def _tell_status(self, source: Source, answer: bytes | str) -> None:
         self._endpoint.handle_status(source, answer, self._loop.time())
+        self._settle()
+
+    def _tell_certificates(self, lookup: Lookup, answer: bytes | str) -> None:
+        outcome = answer if isinstance(answer, str) else f"{len(answer)} octets"
+        log.info("%s of %s: %s", lookup, lookup.url, outcome)
+        self._endpoint.handle_certificates(lookup, answer, self._loop.time())
         self._settle()
 
     def _keep_defect(self, output: DefectFound) -> None:

@@ -69,6 +69,9 @@ ShortText = Annotated[str, PlainValidator(values.parse_short_text), _Text]
 ShortTexts = Annotated[list[ShortText], _OneOrMore, _TextOrList]
 NotYet = Annotated[SkipJsonSchema[None], PlainValidator(values.refuse_not_yet)]
 Peers = Annotated[list[Annotated[str, PlainValidator(values.parse_peer)]], _OneOrMore, _TextOrList]
+HttpHosts = Annotated[
+    list[Annotated[str, PlainValidator(values.parse_http_host)]], _OneOrMore, _TextOrList
+]
 Selectors = Annotated[
     list[Annotated[TrafficSelector, PlainValidator(values.parse_selector)]], _OneOrMore, _TextOrList
 ]
@@ -418,6 +421,12 @@ class TheirAuthentication(Keys):
         "that the certificates name (over http). `strict` refuses what is not known to be good, "
         "`soft` what is known to be revoked, and `off` asks nobody. Default: `soft`.",
         "strict",
+    )
+    hash_and_url: HttpHosts | None = _key(
+        "The host, or a list of them, each with its port unless that is 80, from which "
+        "certificates are fetched that the peer names by a hash and a URL in place of sending them "
+        "(RFC 7296 section 3.6, over http). Left out: the peer has to send them.",
+        "certs.example.org",
     )
     eap: TheirEap | None = _key(
         "Who may call and prove by EAP who it is, in place of a key of the peer's: of all these "
