@@ -414,6 +414,15 @@ def test_pkcs12_is_a_key_with_its_certificates(load: Load, place: Path) -> None:
     assert str(tunnel.local_id) == "gw.example.net"
 
 
+def test_a_container_may_be_of_ber_as_nss_writes_it(load: Load, place: Path) -> None:
+    der = container(GW, GW, CORP)
+    assert der[:2] == b"\x30\x82"
+    write_container(place, b"\x30\x80" + der[4:] + b"\x00\x00")
+    loaded = load(**{"a.yaml": contained(place)})
+    assert loaded.errors == ()
+    assert only(loaded).local_certificates is not None
+
+
 def test_a_certificate_that_is_named_beside_it_counts(load: Load, place: Path) -> None:
     write_container(place, container(GW, None, CORP))
     tunnel = only(load(**{"a.yaml": contained(place, ", cert: gw")}))
