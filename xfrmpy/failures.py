@@ -749,6 +749,19 @@ CATALOGUE: dict[str, FailureKind] = {
         ),
         fixes=("have it send one always: strongSwan's `send_cert = always`",),
     ),
+    "XF2118": FailureKind(
+        title="a certificate was not to be had where the peer says that it is",
+        exit_code=ExitCode.PEER_REFUSED,
+        causes=(
+            "the server does not answer, or has another file there: hash and URL are shown",
+            "the URL is not of http, or of a host that `hash_and_url` does not name",
+        ),
+        fixes=(
+            "fetch it by hand: `curl -v URL | sha1sum`",
+            "publish the certificate anew, or have the peer send it: `hash_and_url` off at its end",
+            "add the host, with its port, to `auth.remote.hash_and_url`",
+        ),
+    ),
     "XF3001": FailureKind(
         title="this host cannot move the packets as the policy asks",
         exit_code=ExitCode.HOST_CANNOT,

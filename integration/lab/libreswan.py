@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from integration.lab.process import LAB, run
 from integration.lab.tunnel import Tunnel
 from xfrmpy.policy.foreign.rendering import LIBRESWAN
 
+_PATH = str(LAB / "libreswan-peer")
 _ESN = {"esn": "yes", "noesn": "no"}
 
 _CONNECTION = """\
@@ -34,6 +36,26 @@ conn net{number}
     {connection}
 
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostKey:
+    """One that libreswan has made: its `public` half in PEM, and the `files` of a peer with it."""
+
+    public: Path
+    files: Mapping[str, bytes]
+
+
+def make_host_key(directory: Path, kind: str) -> HostKey:
+    """Of the kind `rsa` or `ecdsa`, in a new directory."""
+    run(_PATH, "hostkey", str(directory), kind)
+    files = {name: (directory / name).read_bytes() for name in ("nss/cert9.db", "nss/key4.db")}
+    return HostKey(public=directory / "hostkey.pem", files=files)
+
+
+def key_line(side: str, public: Path) -> str:
+    """The line of a conn with the key of the `right` or `left`, which is in PEM."""
+    return f"{side}pubkey={''.join(public.read_text().splitlines()[1:-1])}"
 
 
 class LibreswanPeer:
@@ -73,7 +95,7 @@ class LibreswanPeer:
         texts = configuration or ("".join(connections), "".join([*keys, *secrets]))
         for name, text in zip(("ipsec.conf", "ipsec.secrets"), texts, strict=True):
             (directory / name).write_text(text)
-        self._script("start", "--netns", host.namespace, str(directory))
+        run(_PATH, "start", "--netns", host.namespace, str(directory), seconds=90)
 
     def initiate(self, number: int = 0) -> None:
         """Bring a tunnel up; `AssertionError` with pluto's words if that fails."""
@@ -92,7 +114,7 @@ class LibreswanPeer:
         return f'"net{number}", type=' in self.whack("--trafficstatus")
 
     def whack(self, *argv: str) -> str:
-        return run(self._path, "whack", str(self._directory), *argv, seconds=90).stdout
+        return run(_PATH, "whack", str(self._directory), *argv, seconds=90).stdout
 
     @property
     def logs(self) -> tuple[Path, ...]:
@@ -107,12 +129,7 @@ class LibreswanPeer:
         os.kill(int((self._directory / "pid").read_text()), signal.SIGKILL)
 
     def stop(self) -> None:
-        self._script("stop", str(self._directory))
-
-    _path = str(LAB / "libreswan-peer")
-
-    def _script(self, *argv: str) -> None:
-        run(self._path, *argv, seconds=90)
+        run(_PATH, "stop", str(self._directory), seconds=90)
 
 
 def _connection(

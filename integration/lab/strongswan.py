@@ -72,8 +72,8 @@ class StrongswanPeer:
     `connection` and `child` are further swanctl lines ("dpd_delay = 1s"), of each child if there
     are several of the latter; `ends` the lines of who is local and who remote, in the place of what
     the tunnels say, and `rounds` those of each further round of authentication, where an end that
-    has none says nothing; `secrets` further secrets ("ppk-a { id = a ... }");
-    `settings` further settings of charon ("cookie_threshold=1");
+    has none says nothing; `secrets` further secrets ("ppk-a { id = a ... }"); `authorities` what is
+    known of those; `settings` further settings of charon ("cookie_threshold=1");
     `configuration` is swanctl.conf in the place of the one that the tunnels are made into, and
     `files` what else is there, certificates and keys, by their paths in its directory; `usr` has
     the programs of another Debian (`debian-usr`).
@@ -90,6 +90,7 @@ class StrongswanPeer:
         ends: tuple[str, str] | None = None,
         rounds: Sequence[tuple[str, str]] = (),
         secrets: str = "",
+        authorities: str = "",
         settings: Sequence[str] = (),
         configuration: str = "",
         files: Mapping[str, bytes] | None = None,
@@ -111,7 +112,7 @@ class StrongswanPeer:
             )
             for number, tunnel in enumerate(tunnels)
         ]
-        texts.append(f"secrets {{\n{secrets}\n}}\n")
+        texts.append(f"secrets {{\n{secrets}\n}}\nauthorities {{\n{authorities}\n}}\n")
         (directory / "swanctl.conf").write_text(configuration or "".join(texts))
         (directory / "private").mkdir()
         for number, key in enumerate(tunnel.ours.key for tunnel in tunnels):

@@ -30,6 +30,7 @@ IMPERATIVES = {
     outputs.AskAaa,
     outputs.AskUsage,
     outputs.AskStatus,
+    outputs.AskCertificates,
     outputs.AskSignature,
     outputs.Persist,
 }

@@ -1,27 +1,34 @@
-"""Whatever a certificate names is an address that can be looked up, or none."""
+"""Whoever waits for what is fetched is told, whatever happens."""
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from xfrmpy.daemon.fetching import NotFetched, parse
-
-LABEL = st.text("abc-_%.:[]@\u00e9\u0130", max_size=70)
+from xfrmpy.daemon import fetching
+from xfrmpy.daemon.fetching import Fetcher
 
 
-@given(st.one_of(st.text(max_size=80), LABEL.map("http://{}/list".format)))
-def test_a_url_has_a_host_that_can_be_looked_up_or_is_refused(url: str) -> None:
-    try:
-        place = parse(url)
-    except NotFetched:
-        return
-    assert place.host.encode("idna")
-    assert 0 < place.port < 65536
+async def told_by(url: str) -> bytes | str:
+    told: asyncio.Future[bytes | str] = asyncio.get_running_loop().create_future()
+    Fetcher().begin(url, 100, told.set_result)
+    return await told
 
 
-@pytest.mark.parametrize("host", ["ca..example", f"{'a' * 64}.example", "ca.example:65536"])
-def test_what_no_name_can_be_is_told(host: str) -> None:
-    with pytest.raises(NotFetched, match="not a URL"):
-        parse(f"http://{host}/list")
+def test_a_refusal_is_told() -> None:
+    assert asyncio.run(told_by("ftp://ca.example.net/list")) == "not a plain http URL"
+
+
+def test_a_defect_on_the_way_is_told_like_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The core asks nothing twice that is under way: of what it was never told it would ask nobody
+    any more."""
+
+    async def fail(*_: object) -> bytes:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(fetching, "fetch", fail)
+    assert asyncio.run(told_by("http://ca.example.net/list")) == "RuntimeError in the attempt"
+    assert "a defect met 'http://ca.example.net/list'" in caplog.text

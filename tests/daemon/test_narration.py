@@ -153,6 +153,7 @@ NO_NEWS = {
     outputs.AskAaa,
     outputs.AskUsage,
     outputs.AskStatus,
+    outputs.AskCertificates,
     outputs.AskSignature,
     outputs.Persist,
     outputs.DatagramDropped,

@@ -5,16 +5,19 @@ The first octet of an input chooses what the others are. A finding is any except
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import suppress
 from enum import IntEnum
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.pki.chains import NOW, address, constraints, dns, extended
+from tests.pki.test_lookups import bundled
 from tests.pki.test_revocation import DELEGATE, ISSUING, LEAF, PATH, ROOT, answer, crl, delta
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.pki.certificate import decode_certificate_untrusted, load_bundle
 from xfrmpy.pki.identities import check_identity, identities_of
+from xfrmpy.pki.lookups import Lookup, check_place, decode_lookup_untrusted, take_found
 from xfrmpy.pki.ocsp import check_by_ocsp
 from xfrmpy.pki.paths import validate
 from xfrmpy.pki.revocation import check_by_crls, decode_crl_untrusted
@@ -31,6 +34,8 @@ class Kind(IntEnum):
     LIST = 3
     ANSWER = 4
     NAME = 5
+    LOOKUP = 6
+    FETCHED = 7
 
 
 def decode_pki(data: bytes) -> None:
@@ -53,6 +58,13 @@ def decode_pki(data: bytes) -> None:
                 check_by_crls(LEAF.certificate, ISSUING.certificate, lists, NOW)
             case Kind.ANSWER:
                 check_by_ocsp(LEAF.certificate, ISSUING.certificate, octets, NOW)
+            case Kind.LOOKUP:
+                check_place(
+                    decode_lookup_untrusted(octets, is_bundle=False), ("certs.example.net",)
+                )
+            case Kind.FETCHED:
+                digest = hashlib.sha1(octets, usedforsecurity=False).digest()
+                take_found(Lookup(is_bundle=True, digest=digest, url="http://a/"), octets)
             case Kind.NAME:
                 identity = Identity(type=IdType.ID_DER_ASN1_DN, data=octets)
                 assert str(identity).isascii()
@@ -79,6 +91,8 @@ def pki_seeds() -> dict[str, bytes]:
         "list": (Kind.LIST, crl(ISSUING, [LEAF]).library.public_bytes(Encoding.DER)),
         "delta": (Kind.LIST, delta(LEAF).library.public_bytes(Encoding.DER)),
         "answer": (Kind.ANSWER, answer(DELEGATE, nonce=b"n" * 16)),
+        "lookup": (Kind.LOOKUP, bytes(20) + b"http://certs.example.net:80/a?b#c"),
+        "fetched": (Kind.FETCHED, bundled(LEAF.certificate.der, lists=(b"\x30\x00",))),
         "name": (Kind.NAME, LEAF.certificate.subject),
     }
     return {name: bytes([kind]) + octets for name, (kind, octets) in of_kind.items()}

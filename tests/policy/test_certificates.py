@@ -218,6 +218,58 @@ def test_the_list_beside_the_authorities_is_read(load: Load, place: Path) -> Non
     assert (authorities.crl, loaded.warnings) == (crl, ())
 
 
+BY_URL = """
+peer: 192.0.2.1
+auth: {local: {cert: gw}, remote: {ca: corp, id: "CN=sun, O=Example", hash_and_url: %s}}
+local: 10.1.0.0/16
+remote: 10.2.0.0/16
+"""
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("certs.example.net", ("certs.example.net",)),
+        ("['192.0.2.1:8080', '[2001:db8::1]:81']", ("192.0.2.1:8080", "[2001:db8::1]:81")),
+    ],
+)
+def test_hosts_of_certificates_are_read_with_their_ports(
+    load: Load, text: str, hosts: tuple[str, ...]
+) -> None:
+    loaded = load(**{"a.yaml": BY_URL % text})
+    assert only(loaded).certificate_hosts == hosts
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "'http://certs.example.net/'",
+        "certs.example.net/x",
+        "user@certs.example.net",
+        "'certs.example.net:99999'",
+        "yes",
+        "[]",
+        "'*'",
+        "'*.example.net'",
+        "'certs.example.net?'",
+        "'2001:db8::1'",
+        "'[fe80::1%eth0]'",
+    ],
+)
+def test_what_is_no_host_is_told(load: Load, text: str) -> None:
+    (error,) = load(**{"a.yaml": BY_URL % text}).errors
+    assert (error.code, error.line) == ("XF1004", 3)
+    assert "hash_and_url" in error.message
+
+
+def test_hosts_of_certificates_have_no_meaning_without_authorities(load: Load) -> None:
+    text = WITH_SECRET + "auth: {remote: {hash_and_url: certs.example.net}}"
+    messages = [error.message for error in load(**{"a.yaml": text}).errors]
+    assert "'hash_and_url' has no meaning without a 'ca'" in messages
+
+
 @pytest.mark.parametrize("days", [-3, None])
 def test_a_list_that_is_old_or_none_is_told(load: Load, place: Path, days: int | None) -> None:
     past = NOW - timedelta(days=5)
@@ -360,6 +412,15 @@ def test_pkcs12_is_a_key_with_its_certificates(load: Load, place: Path) -> None:
     assert tunnel.local_certificates.ders == (GW.certificate.der, CORP.certificate.der)
     assert tunnel.local_certificates.origin == tunnel.local_key.origin
     assert str(tunnel.local_id) == "gw.example.net"
+
+
+def test_a_container_may_be_of_ber_as_nss_writes_it(load: Load, place: Path) -> None:
+    der = container(GW, GW, CORP)
+    assert der[:2] == b"\x30\x82"
+    write_container(place, b"\x30\x80" + der[4:] + b"\x00\x00")
+    loaded = load(**{"a.yaml": contained(place)})
+    assert loaded.errors == ()
+    assert only(loaded).local_certificates is not None
 
 
 def test_a_certificate_that_is_named_beside_it_counts(load: Load, place: Path) -> None:

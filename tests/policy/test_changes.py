@@ -83,6 +83,7 @@ OTHER_OF_TUNNEL: dict[str, tuple[Any, Impact]] = {
     "local_certificates": (Certificates(ders=(b"renewed",), origin="certs/gw"), Impact.HOT),
     "remote_authorities": (Certificates(ders=(b"another",), origin="cas/corp"), Impact.REAUTH),
     "revocation": (Strictness.STRICT, Impact.REAUTH),
+    "certificate_hosts": (("certs.example.net",), Impact.HOT),
     "local_null": (True, Impact.REAUTH),
     "remote_null": (True, Impact.REAUTH),
     "weak_signatures": (True, Impact.REAUTH),

@@ -10,6 +10,7 @@ value to forget. What is signed is decided in `authentication`.
 from __future__ import annotations
 
 import re
+import warnings
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -214,7 +215,10 @@ def certificates_of_pkcs12(data: bytes, passphrase: bytes | None = None) -> tupl
 
 def _load_pkcs12(data: bytes, passphrase: bytes | None) -> PKCS12KeyAndCertificates:
     try:
-        return load_pkcs12(data, passphrase)
+        with warnings.catch_warnings():
+            # RFC 7292 section 4 allows BER, which NSS writes; the library warns of it.
+            warnings.filterwarnings("ignore", "PKCS#12 bundle could not be parsed as DER")
+            return load_pkcs12(data, passphrase)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         cause = "`passphrase` is missing" if passphrase is None else "the passphrase is another"
         raise KeyRefused(f"this PKCS #12 cannot be read: it is damaged, or {cause}") from error

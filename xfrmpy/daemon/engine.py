@@ -13,6 +13,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from xfrmpy.daemon.datapath_events import DatapathEvents
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.enforcement import Enforcement
 from xfrmpy.daemon.events import Report
+from xfrmpy.daemon.fetching import Fetcher
 from xfrmpy.daemon.shunts import Shunts
 from xfrmpy.daemon.sockets import IkeSockets
 from xfrmpy.daemon.statuses import StatusFetcher
@@ -32,6 +34,7 @@ from xfrmpy.ike.outputs import (
     AddPolicy,
     AddSa,
     AskAaa,
+    AskCertificates,
     AskSignature,
     AskStatus,
     AskUsage,
@@ -45,6 +48,7 @@ from xfrmpy.ike.outputs import (
     RemoveSa,
     SendDatagram,
 )
+from xfrmpy.pki.lookups import Lookup
 from xfrmpy.pki.sources import Source
 from xfrmpy.policy.model import TunnelPolicy
 from xfrmpy.store.interface import Store, StoreError
@@ -95,6 +99,7 @@ class Engine:
         self.totals = Totals(self._loop.time)
         self._signer: TokenSigner | None = None
         self._statuses = StatusFetcher(cache_dir / "revocation", self._tell_status)
+        self._certificates = Fetcher()
         self._timer: asyncio.TimerHandle | None = None
         self._defects = 0
         self._events = DatapathEvents(
@@ -121,6 +126,7 @@ class Engine:
 
     def stop(self) -> None:
         self._statuses.stop()
+        self._certificates.stop()
         if self._signer is not None:
             self._signer.stop()
         if self._timer is not None:
@@ -164,7 +170,7 @@ class Engine:
                 self._enforcement.change(output)
             case AskUsage():
                 self._enforcement.tell_usage(output)
-            case AskAaa() | AskSignature() | AskStatus():
+            case AskAaa() | AskSignature() | AskStatus() | AskCertificates():
                 self._ask_outside(output)
             case DatagramDropped():
                 self.drops[output.reason.value] += 1
@@ -199,7 +205,7 @@ class Engine:
             except StoreError as left:
                 self._lose(OperatorError("XF4003", f"what was kept is out of date: {left}"))
 
-    def _ask_outside(self, output: AskAaa | AskSignature | AskStatus) -> None:
+    def _ask_outside(self, output: AskAaa | AskSignature | AskStatus | AskCertificates) -> None:
         """The answer comes later, as an input."""
         match output:
             case AskAaa():
@@ -209,6 +215,10 @@ class Engine:
             case AskStatus():
                 for source in output.sources:
                     self._statuses.ask(source)
+            case AskCertificates():
+                for lookup in output.lookups:
+                    told = partial(self._tell_certificates, lookup)
+                    self._certificates.begin(lookup.url, lookup.limit, told)
 
     def _ask_token(self, asked: AskSignature) -> None:
         if self._signer is None:
@@ -223,6 +233,12 @@ class Engine:
 
     def _tell_status(self, source: Source, answer: bytes | str) -> None:
         self._endpoint.handle_status(source, answer, self._loop.time())
+        self._settle()
+
+    def _tell_certificates(self, lookup: Lookup, answer: bytes | str) -> None:
+        outcome = answer if isinstance(answer, str) else f"{len(answer)} octets"
+        log.info("%s of %s: %s", lookup, lookup.url, outcome)
+        self._endpoint.handle_certificates(lookup, answer, self._loop.time())
         self._settle()
 
     def _keep_defect(self, output: DefectFound) -> None:

@@ -1,26 +1,33 @@
-"""A small HTTP client for what certificates point to: lists of revocations, and OCSP.
+"""A small HTTP client for what certificates and peers point to: lists, OCSP, certificates.
 
 Read RFC 6960 appendix A.1 and RFC 5280 section 4.2.1.13 first. The address was named by an
-authority that is trusted to vouch for peers, and for nothing else: so there are limits of time and
-size, no redirections, and no address that only this host or its own link has. HTTP/1.0, for an
-answer has no chunks then (RFC 9112 section 6.1) and ends with the connection.
+authority that is trusted to vouch for peers, and for nothing else, or by a peer, at a host that
+policy allows: so there are limits of time and size, no redirections, and no address that only this
+host or its own link has. HTTP/1.0, for an answer has no chunks then (RFC 9112 section 6.1) and ends
+with the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
-from dataclasses import dataclass
+from collections.abc import Callable
 from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from xfrmpy import __version__
 from xfrmpy.ipsec.addresses import IpAddress
+from xfrmpy.pki.places import Place, parse_place
+
+log = logging.getLogger(__name__)
 
 SECONDS = 5.0
 """Ours, for all of one exchange; strongSwan's fetcher waits ten. A peer's first retransmissions
 come meanwhile."""
+
+MAX_AT_ONCE = 8
+"""Ours, of one `Fetcher`; the others wait."""
 
 MAX_HEAD_OCTETS = 16 * 1024
 """Ours; of the status line and the fields. Servers send some 500."""
@@ -32,14 +39,39 @@ class NotFetched(Exception):
     """Why there is nothing, in a sentence without a full stop."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """What an address says."""
+class Fetcher:
+    """Fetches in the background, so many at once; whoever is to be told always is."""
 
-    host: str
-    port: int
-    target: str
-    authority: str
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(MAX_AT_ONCE)
+
+    def begin(
+        self, url: str, limit: int, tell: Callable[[bytes | str], None], request: bytes = b""
+    ) -> None:
+        """`tell` gets what is there, or a sentence that says why nothing is; see `fetch`."""
+        task = asyncio.get_running_loop().create_task(self._fetch(url, limit, tell, request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def stop(self) -> None:
+        """Nobody is told any more."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _fetch(
+        self, url: str, limit: int, tell: Callable[[bytes | str], None], request: bytes
+    ) -> None:
+        answer: bytes | str
+        async with self._slots:
+            try:
+                answer = await fetch(url, limit, request)
+            except NotFetched as error:
+                answer = str(error)
+            except Exception as error:
+                log.exception("a defect met %s", ascii(url))
+                answer = f"{type(error).__name__} in the attempt"
+        tell(answer)
 
 
 async def fetch(url: str, limit: int, request: bytes = b"", seconds: float = SECONDS) -> bytes:
@@ -47,7 +79,10 @@ async def fetch(url: str, limit: int, request: bytes = b"", seconds: float = SEC
 
     Raises `NotFetched`.
     """
-    place = parse(url)
+    try:
+        place = parse_place(url)
+    except ValueError as error:
+        raise NotFetched(str(error)) from error
     try:
         async with asyncio.timeout(seconds):
             return await _fetch(place, limit, request)
@@ -55,22 +90,6 @@ async def fetch(url: str, limit: int, request: bytes = b"", seconds: float = SEC
         raise NotFetched(f"no answer within {seconds:g} s") from error
     except OSError as error:
         raise NotFetched(f"cannot be reached: {error.strerror or error}") from error
-
-
-def parse(url: str) -> Place:
-    """Raises `NotFetched` for anything but an ordinary address of http."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port or 80
-        (parts.hostname or "").encode("idna")  # as whoever looks it up will
-    except ValueError as error:
-        raise NotFetched("not a URL") from error
-    if parts.scheme != "http" or not parts.hostname or parts.username is not None:
-        raise NotFetched("not a plain http URL")
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    if not all("!" <= character <= "~" for character in target + parts.netloc):
-        raise NotFetched("not a URL")
-    return Place(host=parts.hostname, port=port, target=target, authority=parts.netloc)
 
 
 def is_forbidden(address: IpAddress) -> bool:

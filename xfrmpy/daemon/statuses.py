@@ -12,9 +12,10 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from xfrmpy.daemon.fetching import NotFetched, fetch
+from xfrmpy.daemon.fetching import Fetcher
 from xfrmpy.pki.ocsp import MAX_RESPONSE_OCTETS
 from xfrmpy.pki.sources import Source, SourceKind
 from xfrmpy.pki.verdicts import CertificateRefused
@@ -24,9 +25,6 @@ log = logging.getLogger(__name__)
 MAX_LIST_OCTETS = 4 * 1024 * 1024
 """Ours: some 100,000 revoked certificates. Looking for one takes twenty milliseconds, during which
 the daemon does nothing else."""
-
-MAX_AT_ONCE = 8
-"""Ours; the others wait."""
 
 MAX_FILES = 256
 
@@ -43,18 +41,15 @@ class StatusFetcher:
     def __init__(self, directory: Path, tell: Callable[[Source, bytes | str], None]) -> None:
         self._directory = directory
         self._tell = tell
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._slots = asyncio.Semaphore(MAX_AT_ONCE)
+        self._fetcher = Fetcher()
 
     def ask(self, source: Source) -> None:
         """Begin to; `tell` is called when it is done."""
-        task = asyncio.get_running_loop().create_task(self._ask(source))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        told = partial(self._told, source)
+        self._fetcher.begin(source.url, _limit(source.kind), told, source.request)
 
     def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        self._fetcher.stop()
 
     def recall(self, take: Callable[[SourceKind, bytes], None]) -> None:
         """Hand out what is kept; what `take` refuses with `CertificateRefused` goes."""
@@ -70,18 +65,12 @@ class StatusFetcher:
                 log.info("%s is not used any more: %s", file, error)
                 file.unlink(missing_ok=True)
 
-    async def _ask(self, source: Source) -> None:
-        answer: bytes | str
-        async with self._slots:
-            try:
-                answer = await fetch(source.url, _limit(source.kind), source.request)
-            except NotFetched as error:
-                answer = str(error)
+    def _told(self, source: Source, answer: bytes | str) -> None:
         outcome = answer if isinstance(answer, str) else f"{len(answer)} octets"
         log.info("%s of %s: %s", source.kind, source.url, outcome)
         self._tell(source, answer)
         if isinstance(answer, bytes):
-            await asyncio.to_thread(self._keep, source, answer)
+            asyncio.get_running_loop().run_in_executor(None, self._keep, source, answer)
 
     def _keep(self, source: Source, answer: bytes) -> None:
         digest = hashlib.sha256("\0".join(source.key).encode()).hexdigest()[:32]

@@ -24,6 +24,7 @@ from xfrmpy.ike.exchange import first_error, only, optional
 from xfrmpy.ike.extensions import offer_in_auth, take_notifications
 from xfrmpy.ike.first_contact import close_replaced, initial_contact
 from xfrmpy.ike.inquiries import settle_status
+from xfrmpy.ike.lookups import look_up
 from xfrmpy.ike.modes import (
     check_mode_answered,
     ends_of,
@@ -193,6 +194,10 @@ class IkeAuth:
         if error is not None and self._is_refusal(error, payloads):
             self._sa.close(failure_of(error, self._evidence(error)), now)
             return
+        look_up(self._sa, self._of_round, payloads, self._take, self._refuse, now)
+
+    def _take(self, payloads: tuple[OpenPayload, ...], now: float) -> None:
+        """With the peer's certificates in it, which may have had to be fetched."""
         try:
             remote = self._authenticate(payloads)
         except AuthenticationFailed as failed:

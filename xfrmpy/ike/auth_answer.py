@@ -28,6 +28,7 @@ from xfrmpy.ike.exchange import only, optional
 from xfrmpy.ike.extensions import offer_in_auth, take_notifications
 from xfrmpy.ike.first_contact import check_unique, close_replaced
 from xfrmpy.ike.inquiries import settle_status
+from xfrmpy.ike.lookups import look_up, names_certificates
 from xfrmpy.ike.modes import (
     check_mode_asked,
     check_passage_asked,
@@ -76,6 +77,29 @@ def answer_ike_auth(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) ->
     """The responder's side: authenticate, then the first Child SA, then answer."""
     if sa.transcript.pending:
         raise PeerMisbehaved("IKE_AUTH before the key exchanges that were agreed on")
+    by_url = _certified_by_url(sa, payloads)
+    if by_url is None:
+        _take(sa, payloads, now)
+    else:
+        refuse = partial(_refuse_initiator, sa)
+        look_up(sa, by_url, payloads, partial(_take, sa), refuse, now)
+
+
+def _certified_by_url(sa: IkeSa, payloads: tuple[OpenPayload, ...]) -> TunnelPolicy | None:
+    """The policy of an initiator that signs, and names its certificates by URLs."""
+    auth = optional(payloads, AuthPayload)
+    if auth is None or sa.eap_serving is not None or not names_certificates(payloads):
+        return None
+    if sa.rounds is not None:
+        return sa.rounds.made.tunnel.in_round(sa.rounds.number)
+    try:
+        return _tunnel_meant(sa, payloads, auth)[0]
+    except AuthenticationFailed:
+        return None
+
+
+def _take(sa: IkeSa, payloads: tuple[OpenPayload, ...], now: float) -> None:
+    """With the peer's certificates in it, which may have had to be fetched."""
     try:
         if sa.eap_serving is not None:
             made = take_eap(sa, sa.eap_serving, payloads, now)
@@ -214,17 +238,15 @@ def _authenticate_initiator(
     """
     idi = only(payloads, IdiPayload)
     sa.heard = replace(sa.heard, methods=heard_methods(payloads))
-    asked, auth = optional(payloads, IdrPayload), optional(payloads, AuthPayload)
-    wanted = None if asked is None else asked.identity
+    auth = optional(payloads, AuthPayload)
     if auth is None and sa.resumed is None:
+        asked = optional(payloads, IdrPayload)
+        wanted = None if asked is None else asked.identity
         tunnels = _tunnels_with_eap(sa, idi.identity, wanted)
         ours, refuse = our_identity(sa, tunnels[0]), partial(_refuse_initiator, sa)
         begin_eap(sa, tunnels, ours, payloads, refuse, now)
         return None
-    is_null = auth is not None and auth.method == AuthenticationMethod.NULL
-    remote = NOBODY if is_null else idi.identity
-    has_another = says_another(payloads)
-    tunnel = _tunnel_of(sa, remote, wanted, is_null=is_null, has_another=has_another)
+    tunnel, remote = _tunnel_meant(sa, payloads, auth)
     verify_with_ppk(sa, tunnel, idi.identity, payloads, partial(verify_proof, sa, tunnel, idi))
     if sa.resumed is None:
         check_another(tunnel, 0, payloads)
@@ -233,6 +255,22 @@ def _authenticate_initiator(
         settle_resumption(sa, sa.resumed, now)
     local = our_identity(sa, tunnel)
     return Authenticated(tunnel=tunnel, local=local, remote=remote, request=payloads)
+
+
+def _tunnel_meant(
+    sa: IkeSa, payloads: tuple[OpenPayload, ...], auth: AuthPayload | None
+) -> tuple[TunnelPolicy, Identity]:
+    """The tunnel of an initiator that does without EAP, and who that says it is.
+
+    Raises `AuthenticationFailed` if there is none.
+    """
+    idi, asked = only(payloads, IdiPayload), optional(payloads, IdrPayload)
+    wanted = None if asked is None else asked.identity
+    is_null = auth is not None and auth.method == AuthenticationMethod.NULL
+    remote = NOBODY if is_null else idi.identity
+    has_another = says_another(payloads)
+    tunnel = _tunnel_of(sa, remote, wanted, is_null=is_null, has_another=has_another)
+    return tunnel, remote
 
 
 def _authenticate_again(

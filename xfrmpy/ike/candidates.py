@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from xfrmpy.ike.auth_methods import Expectation, expectations
-from xfrmpy.ike.credentials import certificate_requests
+from xfrmpy.ike.credentials import CertRequest, certificate_requests
 from xfrmpy.ipsec.addresses import IpAddress, Path
 from xfrmpy.ipsec.identity import Identity
 from xfrmpy.ipsec.proposals import Proposal
 from xfrmpy.ipsec.sad import Mode
 from xfrmpy.policy.model import Ppk, TunnelPolicy
-from xfrmpy.wire.payloads import CertreqPayload
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,7 +56,7 @@ class _Group:
     has_rounds: bool
     requires_ppk: bool
     sign: bool
-    certificate_requests: tuple[CertreqPayload, ...]
+    certificate_requests: tuple[CertRequest, ...]
     expectations: tuple[Expectation, ...]
 
 
@@ -139,7 +138,7 @@ class Candidates:
         return any(group.sign for group in self._groups)
 
     @property
-    def certificate_requests(self) -> tuple[CertreqPayload, ...]:
+    def certificate_requests(self) -> tuple[CertRequest, ...]:
         """What the peer is asked to show, whichever it is."""
         return tuple(dict.fromkeys(r for g in self._groups for r in g.certificate_requests))
 

@@ -1,8 +1,8 @@
 """Certificates in IKE: what we send and ask for, and the key that a peer's certificate proves.
 
 Read RFC 7296 sections 3.6 and 3.7 first. Only X.509 certificates that stand in the message itself
-count: nothing is fetched because a peer says so, and lists of revocations that it sends are not
-looked at. Whether a path is valid is decided in `pki`, whether it is revoked in `inquiries`.
+count, or have been put there by `lookups`; lists of revocations that it has are not looked at.
+Whether a path is valid is decided in `pki`, whether it is revoked in `inquiries`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from xfrmpy.wire.payloads import CertPayload, CertreqPayload
 
 MAX_CERTIFICATES = 8
 """Ours; that a peer may send. A path has no more."""
+
+BY_URL = (CertificateEncoding.HASH_AND_URL_X509, CertificateEncoding.HASH_AND_URL_BUNDLE)
+"""A hash and a URL in the place of what would be sent (section 3.6)."""
 
 WallClock = Callable[[], datetime]
 """The time of day, with its time zone. It dates certificates, and nothing else."""
@@ -95,6 +98,9 @@ def _certified_path(
     now: datetime,
 ) -> Path:
     sent = [c.data for c in certs if c.encoding == CertificateEncoding.X509_SIGNATURE]
+    if not sent and any(c.encoding in BY_URL for c in certs):
+        summary = "the peer names its certificate by a URL, and our policy fetches none"
+        raise CertificateRefused(Problem.MISSING, summary)
     if not sent:
         raise CertificateRefused(Problem.MISSING, "the peer sends no certificate")
     if len(sent) > MAX_CERTIFICATES:

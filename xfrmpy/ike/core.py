@@ -12,6 +12,7 @@ from xfrmpy.ike.certificates import WallClock, stopped_clock
 from xfrmpy.ike.compression import cpi_of
 from xfrmpy.ike.fragments import FragmentStore
 from xfrmpy.ike.inquiries import Inquiries
+from xfrmpy.ike.lookups import Lookups
 from xfrmpy.ike.outputs import AddPolicy, AddSa, AskUsage, Output, RemoveSa
 from xfrmpy.ike.policies import PolicyBook
 from xfrmpy.ike.signing import Signings
@@ -97,6 +98,7 @@ class Core:
         self.signatures = SignaturePolicy()
         self.wall_clock: WallClock = stopped_clock
         self.inquiries = Inquiries(self)
+        self.lookups = Lookups(self)
         self.signings = Signings(self)
         self.tickets: dict[str, HeldTicket] = {}
         self.redirects: dict[str, deque[float]] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from xfrmpy.crypto.authentication import SignaturePolicy
 from xfrmpy.crypto.signatures import (
@@ -43,6 +44,11 @@ MAX_HASHES = 16
 
 RAW_KEY_REQUEST = CertreqPayload(encoding=CertificateEncoding.RAW_PUBLIC_KEY, data=b"")
 """RFC 7670 section 3; a raw key has no authority that could be named."""
+
+HTTP_CERT_LOOKUP_SUPPORTED = NotifyPayload(type=NotifyType.HTTP_CERT_LOOKUP_SUPPORTED)
+"""RFC 7296 section 3.10.1: for "any message that can include a CERTREQ payload"."""
+
+CertRequest: TypeAlias = CertreqPayload | NotifyPayload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +109,9 @@ def our_credential(tunnel: TunnelPolicy, requests: Iterable[CertreqPayload]) -> 
     return Credential(key=tunnel.local_key, certs=certs)
 
 
-def certificate_requests(policies: Iterable[TunnelPolicy]) -> tuple[CertreqPayload, ...]:
-    """What we ask a peer to show that may be any of these tunnels'."""
+def certificate_requests(policies: Iterable[TunnelPolicy]) -> tuple[CertRequest, ...]:
+    """What we ask a peer to show that may be any of these tunnels'; it may name it by URLs if any
+    of them fetches that."""
     policies = tuple(p for policy in policies for p in policy.every_round)
     authorities = [p.remote_authorities for p in policies if p.remote_authorities is not None]
     asks_status = any(
@@ -114,6 +121,7 @@ def certificate_requests(policies: Iterable[TunnelPolicy]) -> tuple[CertreqPaylo
         *((authorities_request(authorities),) if authorities else ()),
         *((OCSP_REQUEST,) if asks_status else ()),
         *((RAW_KEY_REQUEST,) if any(p.remote_key is not None for p in policies) else ()),
+        *((HTTP_CERT_LOOKUP_SUPPORTED,) if any(p.certificate_hosts for p in policies) else ()),
     )
 
 

@@ -81,6 +81,7 @@ from xfrmpy.ipsec.drift import Difference, Dump, Ends
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.selectors import TrafficSelector
 from xfrmpy.ipsec.spd import SpdEntry
+from xfrmpy.pki.lookups import Lookup
 from xfrmpy.pki.sources import Source, SourceKind
 from xfrmpy.policy.model import StartMode, TunnelPolicy
 from xfrmpy.registry import ExchangeType, NotifyType
@@ -157,6 +158,11 @@ class IkeEndpoint:
     def handle_status(self, source: Source, answer: bytes | str, now: float) -> None:
         """What a source of `AskStatus` has answered, or a sentence that says why it has not."""
         for sa, step in self._core.inquiries.answered(source, answer):
+            self._run(sa, partial(resume, sa, step), now)
+
+    def handle_certificates(self, lookup: Lookup, answer: bytes | str, now: float) -> None:
+        """What was at a URL of `AskCertificates`, or a sentence that says why nothing was."""
+        for sa, step in self._core.lookups.answered(lookup, answer):
             self._run(sa, partial(resume, sa, step), now)
 
     def handle_signature(self, asked: AskSignature, answer: bytes | str, now: float) -> None:

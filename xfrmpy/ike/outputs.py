@@ -17,6 +17,7 @@ from xfrmpy.ike.errors import DropReason
 from xfrmpy.ipsec.addresses import IpAddress, Path, SocketAddress
 from xfrmpy.ipsec.sad import SadEntry, SaId
 from xfrmpy.ipsec.spd import SpdEntry
+from xfrmpy.pki.lookups import Lookup
 from xfrmpy.pki.sources import Source
 from xfrmpy.policy.model import PrivateKey
 from xfrmpy.registry import ExchangeType
@@ -235,6 +236,16 @@ class AskStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AskCertificates:
+    """Fetch what a peer says is at these URLs; an IKE SA waits for it.
+
+    Each is to be told to `handle_certificates` in its time, whether anything was there or not.
+    """
+
+    lookups: tuple[Lookup, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AskAaa:
     """An AAA server, by the name that policy has for it, is to decide on an EAP packet of a peer.
 
@@ -349,6 +360,7 @@ Output: TypeAlias = (
     | SaNotCreated
     | AskUsage
     | AskStatus
+    | AskCertificates
     | AskAaa
     | AskSignature
     | TunnelClosed

@@ -169,9 +169,8 @@ def _receive_request(sa: IkeSa, whole: Whole, path: Path, now: float) -> None:
     handler = row.handler_for(sa)
     if handler is None:
         raise Drop(DropReason.WRONG_STATE)
-    if (
-        sa in sa.core.inquiries or sa in sa.core.signings
-    ):  # One that comes beside IKE_AUTH has no business here.
+    if any(sa in waiting for waiting in (sa.core.lookups, sa.core.inquiries, sa.core.signings)):
+        # One that comes beside IKE_AUTH has no business here.
         raise Drop(DropReason.REQUEST_IN_HAND)
     sa.heard_at = sa.sent_at = now
     sa.follow_peer(path)

@@ -18,13 +18,11 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from xfrmpy.pki.certificate import Certificate, extension
+from xfrmpy.pki.places import MAX_URL_OCTETS
 from xfrmpy.pki.revocation import RevocationList
 
 MAX_SOURCES = 2
 """Ours: of one kind, about one certificate."""
-
-MAX_URL_OCTETS = 1024
-"""Ours; nginx and others take eight times as much in a whole request line."""
 
 NONCE_OCTETS = 32
 """RFC 9654 section 2.1: what a client sends."""

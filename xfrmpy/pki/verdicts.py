@@ -30,6 +30,7 @@ class Problem(StrEnum):
     REVOKED = "XF2115"
     STATUS_UNKNOWN = "XF2116"
     MISSING = "XF2117"
+    NOT_FETCHED = "XF2118"
 
 
 class Strictness(StrEnum):

@@ -292,7 +292,12 @@ def _onoff(value: bool) -> str:
 def _lasting(rounds: tuple[FurtherRound, ...]) -> tuple[FurtherRound, ...]:
     """Without what may change and touch no tunnel."""
     return tuple(
-        replace(r, local_certificates=None, remote_eap=r.remote_eap and EapAcceptance())
+        replace(
+            r,
+            local_certificates=None,
+            certificate_hosts=(),
+            remote_eap=r.remote_eap and EapAcceptance(),
+        )
         for r in rounds
     )
 
@@ -313,6 +318,7 @@ _OF_TUNNEL: dict[str, _Key] = {
     "local_certificates": _Key("auth.local.cert", Impact.HOT, _certificates),
     "remote_authorities": _Key("auth.remote.ca", Impact.REAUTH, _certificates),
     "revocation": _Key("auth.remote.revocation", Impact.REAUTH),
+    "certificate_hosts": _Key("auth.remote.hash_and_url", Impact.HOT, _listed_or_none),
     "remote_key": _Key("auth.remote.key", Impact.REAUTH, _origin),
     "local_null": _Key("auth.local.null_auth", Impact.REAUTH, _yes_or_no),
     "remote_null": _Key("auth.remote.null_auth", Impact.REAUTH, _yes_or_no),

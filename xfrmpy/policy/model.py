@@ -457,6 +457,7 @@ class FurtherRound:
     remote_key: PublicKey | None = None
     remote_authorities: Certificates | None = None
     revocation: Strictness = Strictness.SOFT
+    certificate_hosts: tuple[str, ...] = ()
     remote_eap: EapAcceptance | None = None
 
     @property
@@ -496,11 +497,12 @@ class TunnelPolicy:
     comes first); the peer by `remote_key`, or by a certificate that `remote_authorities` vouch for;
     where there is none of these, by the `shared_key`; or not at all (`local_null`, `remote_null`:
     RFC 7619), and then the identity of that end is `NOBODY`. `revocation` is how much must be known
-    of whom those authorities have taken back. With `weak_signatures` an RSA key may sign with SHA-1
-    where RFC 7427 is unknown. ML-DSA needs the `experiment`. With `local_eap` we call and prove
-    ourselves by EAP, and the peer by what it has of those; with `remote_eap` it is the other way
-    round, and `remote_id` is None: whom EAP authenticates is who calls. All this is the first time;
-    `rounds` are the others.
+    of whom those authorities have taken back. From the `certificate_hosts`, each with its port
+    unless that is 80, certificates are fetched that the peer names by a hash and a URL. With
+    `weak_signatures` an RSA key may sign with SHA-1 where RFC 7427 is unknown. ML-DSA needs the
+    `experiment`. With `local_eap` we call and prove ourselves by EAP, and the peer by what it has
+    of those; with `remote_eap` it is the other way round, and `remote_id` is None: whom EAP
+    authenticates is who calls. All this is the first time; `rounds` are the others.
     """
 
     name: str
@@ -518,6 +520,7 @@ class TunnelPolicy:
     remote_key: PublicKey | None = None
     remote_authorities: Certificates | None = None
     revocation: Strictness = Strictness.SOFT
+    certificate_hosts: tuple[str, ...] = ()
     local_null: bool = False
     remote_null: bool = False
     weak_signatures: bool = False

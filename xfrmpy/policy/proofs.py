@@ -216,6 +216,7 @@ def _certified(
         "local_certificates": certs,
         "remote_authorities": authorities,
         "revocation": theirs.revocation or Strictness.SOFT,
+        "certificate_hosts": tuple(theirs.hash_and_url or ()),
     }
 
 
@@ -274,9 +275,10 @@ def _check_ends(ours: OurAuthentication, theirs: TheirAuthentication, place: Pla
     if theirs.key is not None and theirs.ca is not None:
         message = "'ca' and 'key' exclude each other: the peer has one way to prove itself"
         place.error("XF1004", ("auth", "remote", "ca"), message, "keep one", at_key=True)
-    if theirs.revocation is not None and theirs.ca is None:
-        message = "'revocation' has no meaning without a 'ca'"
-        place.error("XF1004", ("auth", "remote", "revocation"), message, at_key=True)
+    for name in ("revocation", "hash_and_url"):
+        if theirs.ca is None and getattr(theirs, name) is not None:
+            message = f"'{name}' has no meaning without a 'ca'"
+            place.error("XF1004", ("auth", "remote", name), message, at_key=True)
     _check_eap(ours, theirs, place)
     for name in ("passphrase", "rsa"):
         if not (ours.key or ours.cert) and getattr(ours, name) is not None:

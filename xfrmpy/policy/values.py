@@ -25,6 +25,7 @@ from xfrmpy.ipsec.proposals import TRANSFORMS_BY_NAME, Proposal, parse_proposal
 from xfrmpy.ipsec.sad import MAX_RESOURCES, OUR_REQIDS
 from xfrmpy.ipsec.selectors import MAX_PORT, TrafficSelector
 from xfrmpy.ipsec.spd import PolicyDirection
+from xfrmpy.pki.places import parse_host
 from xfrmpy.policy.errors import shown
 from xfrmpy.policy.profiles import FUTURE_PROFILES, PROFILES
 from xfrmpy.registry import IdType, ProtocolId
@@ -268,6 +269,20 @@ def parse_peer(value: object) -> str:
         hint = "leave 'peer' out to listen for any peer" if text in ("%any", "*") else ""
         refuse("XF1004", f"must be an address or a host name, not {shown(text)}", hint)
     return str(_usable(address))
+
+
+def parse_http_host(value: object) -> str:
+    """Of a server: `HOST` or `HOST:PORT`."""
+    text = parse_text(value)
+    try:
+        host = parse_host(text).host
+        is_host = bool(_HOST_NAME.fullmatch(host)) or bool(_usable(ip_address(host)))
+    except ValueError:
+        is_host = False
+    if not is_host or text in ("yes", "no", "on", "off"):
+        hint = "leave 'http://' and the path out" if "/" in text else ""
+        refuse("XF1004", f"must be HOST or HOST:PORT, not {shown(text)}", hint)
+    return text
 
 
 def parse_address(value: object) -> IpAddress:

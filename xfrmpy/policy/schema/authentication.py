@@ -14,6 +14,7 @@ from xfrmpy.policy.schema.types import (
     ONE_OR_MORE,
     TEXT,
     CertificateName,
+    HttpHosts,
     Name,
     PeerIdentity,
     Secret,
@@ -162,6 +163,12 @@ class TheirAuthentication(Keys):
         "that the certificates name (over http). `strict` refuses what is not known to be good, "
         "`soft` what is known to be revoked, and `off` asks nobody. Default: `soft`.",
         "strict",
+    )
+    hash_and_url: HttpHosts | None = described(
+        "The host, or a list of them, each with its port unless that is 80, from which "
+        "certificates are fetched that the peer names by a hash and a URL in place of sending them "
+        "(RFC 7296 section 3.6, over http). Left out: the peer has to send them.",
+        "certs.example.org",
     )
     eap: TheirEap | None = described(
         "Who may call and prove by EAP who it is, in place of a key of the peer's: of all these "
