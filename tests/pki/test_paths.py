@@ -395,6 +395,10 @@ BAD: dict[str, tuple[Problem, Callable[..., Chain]]] = {
         Problem.NAME_NOT_PERMITTED,
         lambda: constrained(URI("example.org"), names=[URI("https://example.org/")]),
     ),
+    "an exclusion of a form that nobody compares": (
+        Problem.NAME_NOT_PERMITTED,
+        lambda: excluded(URI("example.org"), names=[URI("https://example.org/")]),
+    ),
     "a constraint far above": (Problem.NAME_NOT_PERMITTED, constrained_above),
     "an authority of another host": (Problem.NAME_NOT_PERMITTED, constrained_in_between),
 }
