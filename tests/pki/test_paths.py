@@ -159,6 +159,7 @@ GOOD: dict[str, Callable[[], Chain]] = {
             )
         ],
     ),
+    "a mailbox in the subject that is permitted": lambda: mailbox_in_subject("ann@example.org"),
     "a directory name that is permitted": lambda: with_root(
         extensions=[constraints(permitted=[x509.DirectoryName(_organisation("EXAMPLE"))])]
     ),
@@ -255,6 +256,13 @@ def too_long_for(path_length: int, *subjects: str) -> Chain:
 
 def constrained(*permitted: x509.GeneralName, names: Iterable[x509.GeneralName]) -> Chain:
     return with_root(leaf={"names": names}, extensions=[constraints(permitted=permitted)])
+
+
+def mailbox_in_subject(mailbox: str) -> Chain:
+    """As older certificates have it (RFC 5280 section 4.2.1.10)."""
+    top = authority("top", extensions=[constraints(permitted=[x509.RFC822Name("example.org")])])
+    subject = x509.Name([x509.NameAttribute(NameOID.EMAIL_ADDRESS, mailbox)])
+    return Chain(leaf=top.issue(subject), anchors=(top,))
 
 
 def excluded(*bases: x509.GeneralName, names: Iterable[x509.GeneralName]) -> Chain:
@@ -386,6 +394,10 @@ BAD: dict[str, tuple[Problem, Callable[..., Chain]]] = {
     "another mailbox": (
         Problem.NAME_NOT_PERMITTED,
         lambda: constrained(MAIL("example.org"), names=[MAIL("ann@sub.example.org")]),
+    ),
+    "another mailbox in the subject": (
+        Problem.NAME_NOT_PERMITTED,
+        lambda: mailbox_in_subject("ann@example.net"),
     ),
     "another organisation": (
         Problem.NAME_NOT_PERMITTED,
