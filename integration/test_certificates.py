@@ -24,7 +24,7 @@ from tests.pki.chains import Entity, dns, key
 pytestmark = [pytest.mark.native, pytest.mark.copied]
 
 MOON, SUN = "moon.example.net", "sun.example.net"
-KINDS = ("rsa", "p256", "ed25519")
+KINDS = ("rsa", "p256", "p384", "p521", "ed25519", "ed448")
 
 
 def strongswan(

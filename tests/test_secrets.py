@@ -218,6 +218,13 @@ WITHOUT_SECRETS = {
     },
     "crypto/cipher.py": {"self.icv_size >= self.block - 1"},  # sizes
     "pki/ocsp.py": {"answer.responder_key_hash == digest"},  # of a public key
+    "cli/demo.py": {"got['octets'] == sent['octets']"},  # sizes
+    "cli/join.py": {"token == '-'"},
+    "datapath/userspace/virtio.py": {"octets[:SIZE] == _COMPLETE"},  # a header
+    "ipsec/algorithms.py": {"icv == 8"},  # a size
+    "policy/ppk.py": {"ppk.id_octets in found", "written.secret.scheme != 'file'"},  # names
+    "radius/packet.py": {"octets[1] != request.identifier"},
+    "tokens/access.py": {"self._refused.get(token) == pin"},  # both are the operator's
     "ike/cookies.py": {"secret.version == cookie[0]"},  # which secret it is, in clear
     "ike/admission.py": {"self._answered.get(admitted.request.digest) == spi"},  # of a message
     "store/sqlite.py": {"self._seal.open(_HEAD, head) != self._digest.octets()"},  # sealed before
@@ -242,7 +249,10 @@ def _is_plain(side: ast.expr) -> bool:
     return is_length or isinstance(side, ast.Constant)
 
 
-@pytest.mark.parametrize("room", ["crypto", "ike", "eap", "pki", "control", "store", "esp"])
+ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
 def test_what_a_peer_sends_is_compared_with_secrets_in_constant_time(room: str) -> None:
     for path in sorted((PACKAGE / room).rglob("*.py")):
         file = path.relative_to(PACKAGE).as_posix()

@@ -910,7 +910,10 @@ CATALOGUE: dict[str, FailureKind] = {
     "XF4025": FailureKind(
         title="a file cannot be written",
         exit_code=ExitCode.FAILED,
-        fixes=("run it with sudo, or name another directory",),
+        fixes=(
+            "run it with sudo, or name another directory",
+            "move what is there already out of the way",
+        ),
     ),
     "XF4030": FailureKind(
         title="a certificate or its key cannot be used",

@@ -176,6 +176,37 @@ def test_a_refused_peer_cannot_acknowledge_a_success() -> None:
     assert decode_eap_untrusted(theirs.handle(acknowledged.encode())).code is EapCode.FAILURE
 
 
+def test_a_refused_peer_does_not_try_another_password() -> None:
+    """Nor another response to the same challenge, however right it is."""
+    wrong, right, theirs = (
+        peer(T.MD5_CHALLENGE, password="wrong"),
+        peer(T.MD5_CHALLENGE),
+        server(T.MD5_CHALLENGE),
+    )
+    request = theirs.begin()
+    identity = wrong.handle(request)
+    assert identity is not None
+    right.handle(request)
+    challenge = theirs.handle(identity)
+    for ours in (wrong, right):
+        response = ours.handle(challenge)
+        assert response is not None
+        assert decode_eap_untrusted(theirs.handle(response)).code is EapCode.FAILURE
+    assert theirs.outcome is None
+
+
+def test_a_response_to_another_challenge_of_mschapv2_is_none() -> None:
+    """By its own number, which stands in each packet beside the identifier of EAP."""
+    ours, theirs = peer(T.MSCHAPV2), server(T.MSCHAPV2)
+    identity = ours.handle(theirs.begin())
+    assert identity is not None
+    response = ours.handle(theirs.handle(identity))
+    assert response is not None
+    changed = response[:6] + bytes([response[6] ^ 1]) + response[7:]
+    assert decode_eap_untrusted(theirs.handle(changed)).code is EapCode.FAILURE
+    assert "no answer to the challenge" in theirs.failure
+
+
 def test_a_server_that_does_not_know_the_password_is_not_believed() -> None:
     """It says that the response is right; it cannot prove that it knows why."""
     ours, theirs = peer(T.MSCHAPV2), server(T.MSCHAPV2, users={b"alice": "something else"})

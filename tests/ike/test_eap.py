@@ -356,15 +356,18 @@ def test_success_at_each_step_is_believed_only_after_the_method(number: int, sea
     assert_refused(pair, "XF2050", "XF2056")
 
 
+@pytest.mark.parametrize("in_place", [True, False], ids=["in its place", "beside it"])
 @pytest.mark.parametrize("number", range(1, 4))
-def test_auth_before_eap_has_succeeded_is_no_way_in(number: int, sealing: Any) -> None:
+def test_auth_before_eap_has_succeeded_is_no_way_in(
+    number: int, in_place: bool, sealing: Any
+) -> None:
     """With the keys of the IKE SA, as where EAP makes no key."""
     pair = pair_of()
 
-    def skip(_payloads: tuple[OpenPayload, ...]) -> tuple[OpenPayload, ...]:
+    def skip(payloads: tuple[OpenPayload, ...]) -> tuple[OpenPayload, ...]:
         sa = pair.moon.ike_sa
         proof = eap_proof(sa, IdiPayload(identity=Identity.parse("moon")), b"")
-        return (proof,)
+        return (proof,) if in_place else (*payloads, proof)
 
     changed(sealing, is_response=False, number=number, change=skip)
     pair.up()

@@ -10,7 +10,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import (
+    RSAPrivateKey,
+    RSAPublicKey,
+    RSAPublicNumbers,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tests.pki.chains import (
@@ -155,6 +159,7 @@ GOOD: dict[str, Callable[[], Chain]] = {
             )
         ],
     ),
+    "a mailbox in the subject that is permitted": lambda: mailbox_in_subject("ann@example.org"),
     "a directory name that is permitted": lambda: with_root(
         extensions=[constraints(permitted=[x509.DirectoryName(_organisation("EXAMPLE"))])]
     ),
@@ -212,6 +217,37 @@ def leaf_issues() -> Chain:
     return Chain(leaf=leaf.issue("victim"), intermediates=(leaf,))
 
 
+def leaf_issues_by_eddsa() -> Chain:
+    """The same, of a kind that the library is not asked about, and with no key usage."""
+    top = authority("top", private_key=key("ed25519"))
+    leaf = top.issue("leaf", private_key=key("ed25519", 1))
+    victim = leaf.issue("victim", private_key=key("ed25519", 2))
+    return Chain(leaf=victim, intermediates=(leaf,), anchors=(top,))
+
+
+def namesake() -> Chain:
+    """A leaf that is called as the authority which it names, and that another key has signed."""
+    top = authority("top")
+    return Chain(leaf=top.issue("top", signed_with=key("p256", 2)), anchors=(top,))
+
+
+def constrained_in_between() -> Chain:
+    """An authority whose own name the one above it may not certify."""
+    top = authority("top", extensions=[constraints(permitted=[dns("example.org")])])
+    middle = authority("issuing", issuer=top, names=[dns("ca.example.net")])
+    return Chain(leaf=middle.issue("leaf"), intermediates=(middle,), anchors=(top,))
+
+
+class PublicRsa:
+    """A public key that nobody has the private half of, for a certificate."""
+
+    def __init__(self, bits: int, exponent: int) -> None:
+        self._numbers = RSAPublicNumbers(exponent, (1 << bits - 1) + 1)
+
+    def public_key(self) -> RSAPublicKey:
+        return self._numbers.public_key()
+
+
 def too_long_for(path_length: int, *subjects: str) -> Chain:
     top = authority("top", path_length=path_length)
     above = chained(*subjects, top=top)
@@ -220,6 +256,13 @@ def too_long_for(path_length: int, *subjects: str) -> Chain:
 
 def constrained(*permitted: x509.GeneralName, names: Iterable[x509.GeneralName]) -> Chain:
     return with_root(leaf={"names": names}, extensions=[constraints(permitted=permitted)])
+
+
+def mailbox_in_subject(mailbox: str) -> Chain:
+    """As older certificates have it (RFC 5280 section 4.2.1.10)."""
+    top = authority("top", extensions=[constraints(permitted=[x509.RFC822Name("example.org")])])
+    subject = x509.Name([x509.NameAttribute(NameOID.EMAIL_ADDRESS, mailbox)])
+    return Chain(leaf=top.issue(subject), anchors=(top,))
 
 
 def excluded(*bases: x509.GeneralName, names: Iterable[x509.GeneralName]) -> Chain:
@@ -282,6 +325,8 @@ BAD: dict[str, tuple[Problem, Callable[..., Chain]]] = {
     ),
     "the anchor as leaf": (Problem.UNTRUSTED, lambda: Chain(leaf=ROOT)),
     "a leaf that issues": (Problem.NOT_AN_AUTHORITY, leaf_issues),
+    "a leaf that issues, by Ed25519": (Problem.NOT_AN_AUTHORITY, leaf_issues_by_eddsa),
+    "a leaf that is called as its authority": (Problem.BAD_SIGNATURE, namesake),
     "an authority without keyCertSign": (
         Problem.NOT_AN_AUTHORITY,
         lambda: in_between(usage=["crl_sign"]),
@@ -308,6 +353,14 @@ BAD: dict[str, tuple[Problem, Callable[..., Chain]]] = {
     "RSA with the exponent 3 above": (Problem.WEAK, lambda: in_between(private_key=key("rsa3"))),
     "RSA of 1024 bits": (Problem.WEAK, lambda: beneath(private_key=key("rsa1024"))),
     "RSA of 1024 bits above": (Problem.WEAK, lambda: in_between(private_key=key("rsa1024"))),
+    "RSA of more than 8192 bits": (
+        Problem.WEAK,
+        lambda: beneath(private_key=PublicRsa(8200, 65537)),
+    ),
+    "RSA with an exponent of 65 bits": (
+        Problem.WEAK,
+        lambda: beneath(private_key=PublicRsa(2048, (1 << 64) + 1)),
+    ),
     "a DSA key": (Problem.WEAK, lambda: beneath(private_key=key("dsa"))),
     "another curve": (Problem.WEAK, lambda: beneath(private_key=key("k1"))),
     "another host": (
@@ -342,6 +395,10 @@ BAD: dict[str, tuple[Problem, Callable[..., Chain]]] = {
         Problem.NAME_NOT_PERMITTED,
         lambda: constrained(MAIL("example.org"), names=[MAIL("ann@sub.example.org")]),
     ),
+    "another mailbox in the subject": (
+        Problem.NAME_NOT_PERMITTED,
+        lambda: mailbox_in_subject("ann@example.net"),
+    ),
     "another organisation": (
         Problem.NAME_NOT_PERMITTED,
         lambda: constrained(x509.DirectoryName(_organisation("Else")), names=[]),
@@ -350,7 +407,12 @@ BAD: dict[str, tuple[Problem, Callable[..., Chain]]] = {
         Problem.NAME_NOT_PERMITTED,
         lambda: constrained(URI("example.org"), names=[URI("https://example.org/")]),
     ),
+    "an exclusion of a form that nobody compares": (
+        Problem.NAME_NOT_PERMITTED,
+        lambda: excluded(URI("example.org"), names=[URI("https://example.org/")]),
+    ),
     "a constraint far above": (Problem.NAME_NOT_PERMITTED, constrained_above),
+    "an authority of another host": (Problem.NAME_NOT_PERMITTED, constrained_in_between),
 }
 
 

@@ -126,6 +126,9 @@ def test_strict_wants_to_know_of_each_and_soft_does_not() -> None:
 NOT_BELIEVED = {
     "an impostor's": lambda: crl(IMPOSTOR, [LEAF]),
     "another authority's": lambda: crl(ROOT, [LEAF]),
+    "another authority's, with the same key": lambda: crl(
+        authority("elsewhere", private_key=ISSUING.key), [LEAF]
+    ),
     "old": lambda: crl(ISSUING, [LEAF], end=NOW - DAY / 2),
     "of the future": lambda: crl(ISSUING, [LEAF], start=NOW + DAY / 2),
     "with an unknown critical extension": lambda: crl(

@@ -75,6 +75,23 @@ def test_a_reply_without_a_message_authenticator_is_refused_though_it_is_authent
     assert refusal(octets) is Refusal.NO_MESSAGE_AUTHENTICATOR
 
 
+def test_a_wrong_message_authenticator_is_refused_though_the_reply_is_authentic() -> None:
+    """As above, by who puts one in whose value nobody could know."""
+    octets = reply(asked(), Code.ACCESS_ACCEPT, eap=SUCCESS)
+    at = octets.index(b"\x50\x12") + 2
+    changed = octets[:at] + bytes(16) + octets[at + 16 :]
+    signed = changed[:4] + asked().authenticator + changed[20:] + SECRET
+    forged = changed[:4] + hashlib.md5(signed).digest() + changed[20:]
+    assert refusal(forged) is Refusal.NOT_GENUINE
+
+
+def test_a_reply_with_two_message_authenticators_is_refused() -> None:
+    octets = reply(asked(), Code.ACCESS_ACCEPT, eap=SUCCESS)
+    at = octets.index(b"\x50\x12")
+    twice = octets + octets[at : at + 18]
+    assert refusal(twice[:2] + len(twice).to_bytes(2, "big") + twice[4:]) is Refusal.MALFORMED
+
+
 def test_the_reply_that_rfc_2865_shows_would_not_do_today() -> None:
     """Section 7.1: genuine, as its time had it."""
     request = SentRequest(
