@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 
 import pytest
+from _pytest._code.code import ExceptionRepr
 
 pytest.register_assert_rewrite("integration.lab", "integration.contract", "integration.userspace")
 
@@ -67,8 +68,10 @@ def pytest_runtest_makereport(
     if call.when == "call" and report.failed:
         for value in getattr(item, "funcargs", {}).values():
             site = getattr(value, "site", value)
-            if isinstance(site, Site):
-                report.sections += site.log_tails()
+            if isinstance(site, Site) and isinstance(report.longrepr, ExceptionRepr):
+                # With the traceback, which a second attempt does not take from the report.
+                for name, text in site.log_tails():
+                    report.longrepr.addsection(name, text)
     return report
 
 

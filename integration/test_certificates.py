@@ -13,6 +13,7 @@ from integration.lab.authority import (
     key_pem,
     pem,
     revocations,
+    signed,
     write_credentials,
 )
 from integration.lab.gateway import XfrmpyGateway
@@ -53,18 +54,10 @@ def strongswan(
 
 def xfrmpy(site: Site, leaf: Entity, *above: Entity, anchor: Entity, **keys: Any) -> XfrmpyGateway:
     """At moon, likewise."""
-    write_credentials(site.directory / "moon-certs", leaf, *above, anchor=anchor)
     directory = site.directory / "moon-certs"
-    auth = {
-        "local": {
-            "id": keys.get("local_id", MOON),
-            "cert": f"file:{directory}/certs/gw.pem",
-            "key": f"file:{directory}/keys/gw.key",
-        },
-        "remote": {"id": keys.get("remote_id", SUN), "ca": f"file:{directory}/cas/corp.pem"},
-    }
-    psk: dict[str, Any] = {"psk": None, "id": None, "peer_id": None}
-    return site.xfrmpy(site.network.moon, site.network.tunnel(), auth=auth, **psk)
+    write_credentials(directory, leaf, *above, anchor=anchor)
+    policy = signed(directory, keys.get("local_id", MOON), keys.get("remote_id", SUN))
+    return site.xfrmpy(site.network.moon, site.network.tunnel(), **policy)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from integration.lab.authority import Hierarchy, key_pem, pem, write_credentials
+from integration.lab.authority import Hierarchy, key_pem, pem, signed, write_credentials
 from integration.lab.site import Pair, Site
 
 pytestmark = pytest.mark.vm
@@ -30,15 +28,7 @@ def test_certificates_of_one_authority_prove_both_ends(site: Site) -> None:
     )
     directory = site.directory / "moon-certs"
     write_credentials(directory, ours, anchor=corp.root)
-    auth = {
-        "local": {
-            "id": MOON,
-            "cert": f"file:{directory}/certs/gw.pem",
-            "key": f"file:{directory}/keys/gw.key",
-        },
-        "remote": {"id": SUN, "ca": f"file:{directory}/cas/corp.pem"},
-    }
-    psk: dict[str, Any] = {"psk": None, "id": None, "peer_id": None}
-    gateway = site.xfrmpy(site.network.moon, site.network.tunnel(), auth=auth, **psk)
+    policy = signed(directory, MOON, SUN)
+    gateway = site.xfrmpy(site.network.moon, site.network.tunnel(), **policy)
     for _ in Pair(site, gateway, peer).each_role():
         site.assert_protected()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from integration.lab.authority import Hierarchy, key_pem, pem, write_credentials
+from integration.lab.authority import Hierarchy, key_pem, pem, signed, write_credentials
 from integration.lab.gateway import XfrmpyGateway
 from integration.lab.process import eventually
 from integration.lab.site import Site
@@ -67,23 +65,8 @@ def signing(site: Site, ours: Hierarchy, theirs: Hierarchy) -> XfrmpyGateway:
     """An xfrmpy at moon by a certificate of ours, and sun by one of theirs."""
     place = site.directory / "moon-certs"
     write_credentials(place, ours.gateway(MOON), ours.issuing, ours.root, anchor=theirs.root)
-    auth = {
-        "local": {
-            "id": MOON,
-            "cert": f"file:{place}/certs/gw.pem",
-            "key": f"file:{place}/keys/gw.key",
-        },
-        "remote": {"id": SUN, "ca": f"file:{place}/cas/corp.pem"},
-    }
-    keys: dict[str, Any] = {
-        "psk": None,
-        "id": None,
-        "peer_id": None,
-        "auth": auth,
-        "ike": None,
-        "esp": ESP,
-    }
-    return site.xfrmpy(site.network.moon, site.network.tunnel(), **keys)
+    policy = signed(place, MOON, SUN)
+    return site.xfrmpy(site.network.moon, site.network.tunnel(), **policy, ike=None, esp=ESP)
 
 
 @pytest.mark.native

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
 
-from integration.lab.authority import Hierarchy, revocations, write_credentials
+from integration.lab.authority import Hierarchy, revocations, signed, write_credentials
 from integration.lab.gateway import XfrmpyGateway
 from integration.lab.process import Background, eventually
 from integration.lab.site import Pair, Site
@@ -77,16 +77,9 @@ def xfrmpy(site: Site, leaf: Entity, **remote: Any) -> XfrmpyGateway:
     directory = site.directory / "moon-certs"
     write_credentials(directory, leaf, CORP.issuing, anchor=CORP.root)
     (directory / "cas/corp.crl").write_bytes(revocations(CORP.root))
-    auth = {
-        "local": {
-            "id": MOON,
-            "cert": f"file:{directory}/certs/gw.pem",
-            "key": f"file:{directory}/keys/gw.key",
-        },
-        "remote": {"id": SUN, "ca": f"file:{directory}/cas/corp.pem", **remote},
-    }
-    psk: dict[str, Any] = {"psk": None, "id": None, "peer_id": None}
-    return site.xfrmpy(site.network.moon, site.network.tunnel(), auth=auth, **psk)
+    policy = signed(directory, MOON, SUN)
+    policy["auth"]["remote"] |= remote
+    return site.xfrmpy(site.network.moon, site.network.tunnel(), **policy)
 
 
 @pytest.mark.parametrize("by_ocsp", [False, True], ids=["list", "ocsp"])

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from integration.lab.authority import Hierarchy, key_pem, pem, write_credentials
+from integration.lab.authority import (
+    NO_SHORT_FORM,
+    Hierarchy,
+    key_pem,
+    pem,
+    signed,
+    write_credentials,
+)
 from integration.lab.gateway import XfrmpyGateway
 from integration.lab.keys import make_key
 from integration.lab.process import eventually
@@ -18,21 +25,12 @@ pytestmark = [pytest.mark.native, pytest.mark.copied]
 MOON, SUN = "moon.example.net", "sun.example.net"
 PASSWORD = "correct horse: battery"
 CORP = Hierarchy.of("p256")
-NO_SHORT_FORM: dict[str, Any] = {"psk": None, "id": None, "peer_id": None}
 
 
 def certificates(site: Site) -> tuple[dict[str, Any], dict[str, bytes], tuple[str, str]]:
     """The first round: what our policy has as local and remote, and strongSwan's files and ends."""
     directory = site.directory / "moon-certs"
     write_credentials(directory, CORP.gateway(MOON), CORP.issuing, anchor=CORP.root)
-    auth = {
-        "local": {
-            "id": MOON,
-            "cert": f"file:{directory}/certs/gw.pem",
-            "key": f"file:{directory}/keys/gw.key",
-        },
-        "remote": {"id": SUN, "ca": f"file:{directory}/cas/corp.pem"},
-    }
     leaf = CORP.gateway(SUN)
     files = {
         "x509/gw.pem": pem(leaf),
@@ -41,7 +39,7 @@ def certificates(site: Site) -> tuple[dict[str, Any], dict[str, bytes], tuple[st
         "pkcs8/gw.pem": key_pem(leaf),
     }
     ends = (f"auth = pubkey\n certs = gw.pem\n id = {SUN}", f"auth = pubkey\n id = {MOON}")
-    return auth, files, ends
+    return signed(directory, MOON, SUN)["auth"], files, ends
 
 
 def user_at_strongswan(site: Site, password: str = PASSWORD) -> Pair:

@@ -10,6 +10,7 @@ import signal
 import sys
 from contextlib import closing
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -152,6 +153,21 @@ def test_the_death_of_one_is_nothing_to_the_tunnel_of_the_other(
             site.assert_protected(number)
         assert loads(ours) == [2, 2]
     assert ours.spis() == before
+
+
+def test_a_ping_that_is_late_is_not_lost(
+    site: Site, gateways: tuple[XfrmpyGateway, StrongswanPeer]
+) -> None:
+    """What `pinging` counts, where a worker rests when the pings are to end."""
+    ours, _ = gateways
+    bob = site.network.bob.inside_address(lanes(ours).index(0))
+    worker = worker_of(ours.runtime / socket_name(0))
+    goes_on = Timer(0.5, os.kill, (worker, signal.SIGCONT))
+    with site.network.alice.pinging(bob, site.log) as counts:
+        os.kill(worker, signal.SIGSTOP)
+        goes_on.start()
+    goes_on.join()
+    assert counts[1] == 0
 
 
 def test_all_of_them_outlive_their_daemon(

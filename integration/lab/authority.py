@@ -72,6 +72,23 @@ def write_credentials(directory: Path, leaf: Entity, *above: Entity, anchor: Ent
     key_file.write_bytes(key_pem(leaf))
 
 
+NO_SHORT_FORM: dict[str, Any] = {"psk": None, "id": None, "peer_id": None}
+"""What a tunnel's policy has by itself, and not beside `auth`."""
+
+
+def signed(directory: Path, local_id: str, remote_id: str) -> dict[str, Any]:
+    """Keys of a policy: our end signs with what `write_credentials` has put into `directory`."""
+    auth = {
+        "local": {
+            "id": local_id,
+            "cert": f"file:{directory}/certs/gw.pem",
+            "key": f"file:{directory}/keys/gw.key",
+        },
+        "remote": {"id": remote_id, "ca": f"file:{directory}/cas/corp.pem"},
+    }
+    return {**NO_SHORT_FORM, "auth": auth}
+
+
 def revocations(issuer: Entity, *revoked: Entity) -> bytes:
     """What an authority has taken back, in PEM."""
     authority = Authority(certificate=issuer.certificate, key=issuer.key)

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from integration.lab.network import Host
-from integration.lab.process import LAB, run
+from integration.lab.process import LAB, eventually, has_ended, run
 from integration.lab.tunnel import Tunnel
 from xfrmpy.policy.foreign.rendering import LIBRESWAN
 
@@ -125,8 +125,10 @@ class LibreswanPeer:
         return self.logs[0].read_text(errors="replace")
 
     def kill(self) -> None:
-        """Let it vanish without a word to its peers."""
-        os.kill(int((self._directory / "pid").read_text()), signal.SIGKILL)
+        """Let it vanish without a word to its peers: what it held is free afterwards."""
+        pid = int((self._directory / "pid").read_text())
+        os.kill(pid, signal.SIGKILL)
+        eventually("pluto to be gone", lambda: has_ended(pid))
 
     def stop(self) -> None:
         run(_PATH, "stop", str(self._directory), seconds=90)

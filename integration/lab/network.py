@@ -129,20 +129,36 @@ class Host:
 
     @contextmanager
     def pinging(self, destination: str, log: Path) -> Iterator[list[int]]:
-        """Ping all the while; afterwards the list holds how many were sent and how many lost."""
+        """Ping all the while; afterwards the list holds how many were sent and how many lost.
+
+        It goes on until what was on its way in the end has had its time: until a later one is
+        answered, or for some seconds, after which whatever is without an answer is lost.
+        """
         counts: list[int] = []
         ping = Background(self.command("ping", "-n", "-i", "0.02", destination), log)
         try:
-            eventually("a first answer to ping", lambda: "time=" in ping.output)
+            eventually("a first answer to ping", lambda: "time=" in ping.output, seconds=30)
             yield counts
+            with suppress(AssertionError):
+                _await_later_answer(ping)
         finally:
             ping.stop(signal.SIGINT)
         sent, received = _counts(ping.output)
-        counts += [sent, max(0, sent - received - min(ON_THEIR_WAY, sent - max(_answered(log))))]
+        is_answered = max(_answered(log)) > max(_sent(log), default=sent)
+        counts += [sent, len(unanswered(log)) if is_answered else sent - received]
 
 
-ON_THEIR_WAY = 5
-"""So many of the last pings may be when one is told to stop: those of a tenth of a second."""
+def _await_later_answer(ping: Background) -> None:
+    before = len(_sent(ping.log))
+    ping.process.send_signal(signal.SIGQUIT)
+    eventually("ping to say how many it has sent", lambda: len(_sent(ping.log)) > before)
+    sent = _sent(ping.log)[-1]
+    eventually("a later answer to ping", lambda: max(_answered(ping.log)) > sent)
+
+
+def _sent(log: Path) -> list[int]:
+    """From what ping says when it is asked: "3/2 packets, 33% loss, min/avg/ewma/max = ..."."""
+    return [int(number) for number in re.findall(r"(\d+)/\d+ packets", log.read_text())]
 
 
 def unanswered(log: Path) -> list[int]:

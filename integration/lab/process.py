@@ -24,6 +24,9 @@ LOG_TAIL = 6000
 
 _CLONE_NEWNET = 0x4000_0000
 
+_THREADS = 16
+"""Behind the state in `stat` of proc(5): of a zombie, how many others are still on their way."""
+
 T = TypeVar("T")
 
 
@@ -56,6 +59,15 @@ def eventually(what: str, condition: Callable[[], T], seconds: float = 10.0) -> 
             raise AssertionError(f"not within {seconds * PATIENCE:.0f} s: {what}")
         time.sleep(0.02)
     return found
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, all its threads with it; nobody need have waited for it."""
+    try:
+        state, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z" and int(others[_THREADS]) <= 1
 
 
 class Process(Protocol):

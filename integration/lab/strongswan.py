@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from integration.lab.network import Host
-from integration.lab.process import IN_VM, LAB, run
+from integration.lab.process import IN_VM, LAB, eventually, has_ended, run
 from integration.lab.tunnel import End, Tunnel, User
 
 BACKEND = "kernel" if IN_VM else "libipsec"
@@ -157,8 +157,10 @@ class StrongswanPeer:
         return self.logs[0].read_text(errors="replace")
 
     def kill(self) -> None:
-        """Let it vanish without a word to its peers."""
-        os.kill(int((self._directory / "pid").read_text()), signal.SIGKILL)
+        """Let it vanish without a word to its peers: what it held is free afterwards."""
+        pid = int((self._directory / "pid").read_text())
+        os.kill(pid, signal.SIGKILL)
+        eventually("charon to be gone", lambda: has_ended(pid))
 
     def stop(self) -> None:
         self._script("stop", str(self._directory))
