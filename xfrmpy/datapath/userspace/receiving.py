@@ -139,11 +139,9 @@ class UdpReceiver:
         of the same SA and newer, for a piece with others in it is opened one by one."""
         if end - begin > MAX_ROWS * each:
             return False
-        spi: int
-        low: int
-        spi, low = _HEADER.unpack_from(self._room, at)
-        spi_before, low_before = _HEADER.unpack_from(self._room, at - each)
-        return spi == spi_before and low > low_before
+        before: tuple[int, int] = _HEADER.unpack_from(self._room, at - each)
+        first: tuple[int, int] = _HEADER.unpack_from(self._room, at)
+        return before[0] == first[0] and before[1] < first[1]
 
     def _piece(self, begin: int, end: int, each: int) -> Piece:
         octets = self._room[begin:end]
