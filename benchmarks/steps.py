@@ -84,6 +84,7 @@ def _sending(entry: SadEntry) -> Steps:
     def seal() -> None:
         run = sa.take_run(COUNT, len(packet))
         assert run is not None, "no limit is near"
+        layout.next_places()
         layout.add(len(STREAM.payload))
         layout.seal(run)
 

@@ -111,7 +111,7 @@ def take(layout: Layout, stream: Stream, *, by_reading: bool) -> None:
     packet, offload = stream.super_packet()
     if by_reading:
         octets = encode_offload(offload) + packet
-        for place in layout.places:
+        for place in layout.next_places():
             place[: len(octets)] = octets[: len(place)]
             octets = octets[len(place) :]
     else:
@@ -277,7 +277,7 @@ def test_a_packet_that_came_in_place_of_another_shape_is_whole() -> None:
     layout = LAYOUTS.of(shape, FORM)
     for size in (1, 20, 39, 40, 41, 1039, 1040, 1041, 60_000):
         octets = encode_offload(COMPLETE) + NOISE[:size]
-        for place in layout.places:
+        for place in layout.next_places():
             place[: len(octets)] = octets[: len(place)]
             octets = octets[len(place) :]
         assert layout.gather(size) == NOISE[:size]

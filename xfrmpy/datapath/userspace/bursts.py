@@ -105,8 +105,8 @@ class Layout:
     """Where the segments of super-packets of one shape lie, sealed in one form. All layouts may
     share one buffer.
 
-    Each super-packet is read to `places`, and lies then behind those that were `add`ed before. All
-    of these are sealed together.
+    Each super-packet is read to `next_places`, and lies then behind those that were `add`ed before.
+    All of these are sealed together.
     """
 
     def __init__(self, shape: Shape, form: Form, buffer: memoryview) -> None:
@@ -145,8 +145,7 @@ class Layout:
 
     # Reading.
 
-    @property
-    def places(self) -> list[memoryview]:
+    def next_places(self) -> list[memoryview]:
         """What the next super-packet is to be read into: its headers, then the payload of each
         segment."""
         if not self._taken:
@@ -174,7 +173,7 @@ class Layout:
     def scatter(self, packet: bytes, offload: Offload) -> None:
         """Put a super-packet there that was read otherwise."""
         at, size = self.shape.headers, self.shape.segment
-        before, *places = self.places
+        before, *places = self.next_places()
         before[:] = virtio.encode_offload(offload) + packet[:at]
         for place in places[: -(-(len(packet) - at) // size)]:
             piece = packet[at : at + size]

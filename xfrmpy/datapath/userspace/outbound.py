@@ -107,7 +107,7 @@ class Outbound:
                 return self._carry(packet, offload, if_id)
             self._guarded(partial(self.protect, packet, if_id))
             return 1
-        size = tun.read_into(layout.places)
+        size = tun.read_into(layout.next_places())
         offload, head = layout.offload, layout.headers
         payload = size - layout.shape.headers
         way = self._forwarder.way_of(head, if_id)
