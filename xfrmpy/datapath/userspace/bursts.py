@@ -25,6 +25,7 @@ from xfrmpy.datapath.userspace.vectors import (
     table,
 )
 from xfrmpy.datapath.userspace.virtio import Offload, Segments
+from xfrmpy.esp.checksum import ones_complement_sum
 from xfrmpy.esp.ip import begins_at
 from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, Form, Run, trailer_of
 
@@ -113,8 +114,10 @@ class Layout:
         self.shape = shape
         self.form = form
         whole = shape.headers + shape.segment
-        self._trailer = trailer_of(whole, _NEXT_HEADER[shape.version], form.alignment)
-        self._plaintext = plaintext = whole + len(self._trailer)
+        trailer = trailer_of(whole, _NEXT_HEADER[shape.version], form.alignment)
+        self._trailer = np.frombuffer(trailer, np.uint8)
+        self._trailer_sum = ones_complement_sum(bytes(len(trailer) % 2) + trailer)  # Ends a word.
+        self._plaintext = plaintext = whole + len(trailer)
         self.stride = form.head + plaintext + form.icv
         self._buffer = buffer
         self._before = memoryview(bytearray(virtio.SIZE + shape.headers))
@@ -129,7 +132,7 @@ class Layout:
         self._flags = tcp + _FLAGS
         self._checksums = self._column(tcp + _CHECKSUM, "=u2")
         self._words = self._table(tcp, plaintext - shape.ip, "=u4")
-        self._trailers = self._table(form.head + whole, len(self._trailer))
+        self._trailers = self._table(form.head + whole, len(trailer))
         self._taken: list[_Taken] = []
         self._begin = self._end = 0  # rows of those that were taken
 
@@ -233,44 +236,42 @@ class Layout:
         rest, taken, self._taken = self.rest, self._taken, []
         begin, end = self._begin, self._end
         self._begin = end
+        self._trailers[begin:end] = self._trailer
         for each in taken:
             self._write_headers(each)
-        self._write_checksums(begin, end, rest)
-        last = self._write_trailers(begin, end, rest)
+        self._checksums[begin:end] = _ZERO - sums_of(self._words[begin:end])
+        last = self._plaintext
+        if rest < self.shape.segment:
+            last = self._write_last_trailer(end, rest)
         self._rows.seal(run, begin, end, last)
         size = (end - 1) * self.stride + self.form.head + last + self.form.icv
         return self._buffer[begin * self.stride : size]
 
     def _write_headers(self, taken: _Taken) -> None:
-        """With the sum of the pseudo-header in the checksum's place."""
+        """With the sum of the pseudo-header in the checksum's place, less that of the trailer, for
+        what is summed up ends behind it."""
         head, payload, size = taken.head, taken.payload, self.shape.segment
         ip, tcp, flags = head[: self.shape.ip], head[self.shape.ip :], head[self.shape.ip + _FLAGS]
         begin, end = taken.begin, taken.end
         rest = (payload - 1) % size + 1
 
-        def headers(own: int) -> Numbers:
+        def headers(own: int, behind: int) -> Numbers:
             cut = tcp_header_of(tcp, 0, is_first=False, is_last=False)
-            cut = for_length(cut, _CHECKSUM, own - payload)
+            cut = for_length(cut, _CHECKSUM, own - payload - behind)
             return np.frombuffer(ip_header_of(ip, len(tcp) + own) + cut, np.uint8)
 
-        self._headers[begin:end] = headers(size)
+        self._headers[begin:end] = headers(size, self._trailer_sum)
         if rest < size:
-            self._headers[end - 1] = headers(rest)
+            self._headers[end - 1] = headers(rest, 0)
+            last, at = self._last(end), self.shape.headers + rest
+            last[at:] = bytes(len(last) - at)
         self._buffer[begin * self.stride + self._flags] |= flags & _CWR
         self._buffer[(end - 1) * self.stride + self._flags] |= flags & (_FIN | _PSH)
         first = _SEQUENCE.unpack_from(tcp, 4)[0]
         self._sequences[begin:end] = self._steps[: end - begin] + first
 
-    def _write_checksums(self, begin: int, end: int, rest: int) -> None:
-        """Of headers and payloads, while there is nothing behind them."""
-        self._trailers[begin:end] = 0
-        last, behind = self._last(end), self.shape.headers + rest
-        last[behind:] = bytes(len(last) - behind)
-        self._checksums[begin:end] = _ZERO - sums_of(self._words[begin:end])
-
-    def _write_trailers(self, begin: int, end: int, rest: int) -> int:
-        """Returns how long the plaintext of the last segment is with its own."""
-        self._trailers[begin:end] = np.frombuffer(self._trailer, np.uint8)
+    def _write_last_trailer(self, end: int, rest: int) -> int:
+        """Of a shorter segment; returns how long its plaintext is with it."""
         behind = self.shape.headers + rest
         trailer = trailer_of(behind, _NEXT_HEADER[self.shape.version], self.form.alignment)
         self._last(end)[behind : behind + len(trailer)] = trailer
