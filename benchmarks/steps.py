@@ -80,12 +80,16 @@ def _sending(entry: SadEntry) -> Steps:
     sa = OutboundSa(entry, secrets.token_bytes)
     assert sa.form is not None, "the suite is a fast one"
     layout = Layouts().of(shape, sa.form)
-    layout.scatter(packet)
 
     def seal() -> None:
         run = sa.take_run(COUNT, len(packet))
         assert run is not None, "no limit is near"
-        layout.seal(len(STREAM.payload), run)
+        layout.next_places()
+        layout.add(len(STREAM.payload))
+        layout.seal(run)
+
+    layout.scatter(packet, offload)
+    seal()
 
     return _told(
         all=_least(seal),

@@ -185,13 +185,14 @@ class OutboundSa(_Sa, Sending):
     def take_run(self, packets: int, octets: int) -> Run | None:
         """As many sequence numbers as there are packets, for so many octets of payload in all.
 
-        They count as sealed. None if that would meet a limit, and for a suite without a form.
+        They count as sealed, and have one upper half. None if that cannot be, or would meet a
+        limit, and for a suite without a form.
         """
         form, in_place = self.form, self.in_place
         if form is None or in_place is None:
             return None
         last = self._sequence + packets
-        if not form.is_aead and last >> 32 != self._sequence + 1 >> 32:
+        if last >> 32 != self._sequence + 1 >> 32:
             return None
         if last >= self._last_sequence or not self.has_room(packets, octets):
             return None

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from tests.datapath.userspace.super_packets import ACK, CWR, FIN, PSH, Stream
 from tests.suites import ESP_SUITES
 from xfrmpy.datapath.userspace import bursts
-from xfrmpy.datapath.userspace.bursts import MAX_SEGMENT, MIN_SEGMENT, Layouts, shape_of
+from xfrmpy.datapath.userspace.bursts import (
+    MAX_SEGMENT,
+    MIN_SEGMENT,
+    Layout,
+    Layouts,
+    shape_of,
+)
 from xfrmpy.datapath.userspace.segments import complete
 from xfrmpy.datapath.userspace.virtio import COMPLETE, Offload, encode_offload
 from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, Form, InboundSa, OutboundSa
@@ -97,19 +103,29 @@ def fast(stream: Stream, sa: OutboundSa, *, by_reading: bool) -> list[bytes]:
     form = sa.form
     assert form is not None
     layout = LAYOUTS.of(shape, form)
+    take(layout, stream, by_reading=by_reading)
+    return sealed_by(layout, sa)
+
+
+def take(layout: Layout, stream: Stream, *, by_reading: bool) -> None:
+    packet, offload = stream.super_packet()
     if by_reading:
         octets = encode_offload(offload) + packet
-        for part in layout.parts:
-            part[: len(octets)] = octets[: len(part)]
-            octets = octets[len(part) :]
-        assert layout.offload == offload
-        assert layout.gather(len(packet)) == packet
+        for place in layout.next_places():
+            place[: len(octets)] = octets[: len(place)]
+            octets = octets[len(place) :]
     else:
-        layout.scatter(packet)
-    packets = -(-len(stream.payload) // stream.mss)
-    run = sa.take_run(packets, len(stream.payload) + packets * shape.headers)
+        layout.scatter(packet, offload)
+    assert layout.offload == offload
+    assert layout.gather(len(packet)) == packet
+    assert layout.add(len(stream.payload)) == len(stream.packets())
+
+
+def sealed_by(layout: Layout, sa: OutboundSa) -> list[bytes]:
+    run = sa.take_run(layout.count, layout.octets)
     assert run is not None
-    sealed = bytes(layout.seal(len(stream.payload), run))
+    sealed = bytes(layout.seal(run))
+    assert not layout.count
     return [sealed[at : at + layout.stride] for at in range(0, len(sealed), layout.stride)]
 
 
@@ -127,6 +143,57 @@ def test_in_place_the_same_octets_come_out(
     following = ours.seal(b"", 59)
     twin = with_ivs_of([following], twin)
     assert following == twin.seal(b"", 59), "the next one has the next number"
+
+
+@pytest.mark.parametrize("suite", SAMPLE, ids=str)
+@given(
+    sizes=st.lists(st.integers(2, 5), min_size=2, max_size=6),
+    rest=st.integers(1, 600),
+    flags=st.lists(st.integers(0, 255), min_size=6, max_size=6),
+    options=st.integers(0, 3),
+)
+def test_super_packets_one_behind_the_other_are_sealed_at_once(
+    suite: EspSuite, sizes: list[int], rest: int, flags: list[int], options: int
+) -> None:
+    """Only the last may end with a shorter segment."""
+    streams = [
+        Stream(
+            payload=NOISE[number : number + 600 * (size - 1)] + NOISE[:600],
+            mss=600,
+            options=b"\1" * (4 * options),
+            flags=flags[number],
+            sequence=2**32 - 1 - 500 * number,
+            identification=number,
+            ports=(number, 443),
+        )
+        for number, size in enumerate(sizes)
+    ]
+    last = replace(streams[-1], payload=streams[-1].payload[: -600 + rest])
+    streams[-1] = last if len(last.payload) > 600 else streams[-1]
+    ours, twin = outbound(suite), outbound(suite)
+    shape, form = shape_of(*streams[0].super_packet()), ours.form
+    assert shape is not None
+    assert form is not None
+    layout = LAYOUTS.of(shape, form)
+    for stream in streams:
+        take(layout, stream, by_reading=True)
+    together = sealed_by(layout, ours)
+    twin = with_ivs_of(together, twin)
+    assert together == [sealed for stream in streams for sealed in slowly(stream, twin)]
+    assert ours.usage(None) == twin.usage(None)
+
+
+def test_super_packets_that_are_not_sealed_after_all_are_whole_again() -> None:
+    streams = [Stream(payload=NOISE[: 1000 * n], mss=1000, sequence=n) for n in (2, 3, 4)]
+    shape = shape_of(*streams[0].super_packet())
+    assert shape is not None
+    layout = LAYOUTS.of(shape, FORM)
+    for stream in streams[:2]:
+        take(layout, stream, by_reading=True)
+    assert layout.withdraw() == [stream.super_packet() for stream in streams[:2]]
+    assert not layout.count
+    take(layout, streams[2], by_reading=True)
+    assert layout.withdraw() == [streams[2].super_packet()]
 
 
 @pytest.mark.parametrize("suite", CHAINING, ids=str)
@@ -210,9 +277,9 @@ def test_a_packet_that_came_in_place_of_another_shape_is_whole() -> None:
     layout = LAYOUTS.of(shape, FORM)
     for size in (1, 20, 39, 40, 41, 1039, 1040, 1041, 60_000):
         octets = encode_offload(COMPLETE) + NOISE[:size]
-        for part in layout.parts:
-            part[: len(octets)] = octets[: len(part)]
-            octets = octets[len(part) :]
+        for place in layout.next_places():
+            place[: len(octets)] = octets[: len(place)]
+            octets = octets[len(place) :]
         assert layout.gather(size) == NOISE[:size]
 
 

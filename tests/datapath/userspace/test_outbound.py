@@ -25,7 +25,7 @@ from xfrmpy.datapath.userspace.turns import Readable, Turn
 from xfrmpy.datapath.userspace.virtio import Offload, Segments, encode_offload
 from xfrmpy.esp.ip import parse_inner_header
 from xfrmpy.esp.packet import InboundSa
-from xfrmpy.ipsec.sad import Direction, SadEntry
+from xfrmpy.ipsec.sad import Direction, SadEntry, Usage
 
 NOISE = random.Random(2).randbytes(5000)
 
@@ -138,6 +138,79 @@ SPOILED = st.builds(
     st.just(9000) | st.integers(0, 3000),
     FIELDS,
 )
+
+
+OF_TWO_STREAMS = st.builds(
+    Stream,
+    payload=st.sampled_from([1200, 1200, 2400, 4200, 1300, 600]).map(lambda size: NOISE[:size]),
+    mss=st.just(600),
+    flags=st.integers(0, 255),
+    ports=st.sampled_from([(40000, 443), (40001, 443)]),
+    sequence=st.integers(0, 2**32 - 1),
+    traffic_class=st.sampled_from([0, 0, 0, 2]),
+    identification=st.integers(0, 0xFFFF),
+).map(lambda stream: Written(*stream.super_packet()))
+"""Of which many may leave together: there are shorter ones at an end, too, and such as are one
+packet, and with another outer header."""
+
+
+@given(written=st.lists(OF_TWO_STREAMS | OF_TWO_STREAMS | SPOILED, min_size=2, max_size=12))
+def test_super_packets_that_wait_leave_together_as_if_packet_by_packet(
+    laboratory: Laboratory, written: list[Written]
+) -> None:
+    forwarder, twin = protecting(laboratory.entry), protecting(laboratory.entry)
+    outbound = Outbound(forwarder, counting(forwarder))
+    outbound.senders[4] = laboratory.loop.sender
+    turn = Turn(Readable(), TURN)
+    for each in written:
+        laboratory.device.give(each)
+    for _ in written:
+        outbound.carry(laboratory.device.tun, 0, turn)
+    expected = [sealed for each in written for sealed in one_by_one(twin, each)]
+    assert laboratory.loop.received(len(expected)) == expected
+    assert forwarder.refused == twin.refused
+    assert usage(forwarder) == usage(twin)
+    assert not select.select([laboratory.loop.receiver], [], [], 0)[0], "nothing else has left"
+
+
+def usage(forwarder: Forwarder) -> Usage:
+    (entry,) = forwarder.sad.entries
+    return replace(forwarder.sad.usage(entry.id, 1.0), seconds_idle=None)
+
+
+def test_short_super_packets_of_several_streams_are_sent_by_one_call(
+    laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a send costs does not go by what is in it; and they are one piece for who receives."""
+    forwarder = protecting(laboratory.entry)
+    outbound = Outbound(forwarder, counting(forwarder))
+    sender = outbound.senders[4] = laboratory.loop.sender
+    sends: list[int] = []
+    send_run = sender.send_run
+
+    def counted(sealed: memoryview, *arguments: Any, **named: Any) -> None:
+        sends.append(len(sealed))
+        send_run(sealed, *arguments, **named)
+
+    monkeypatch.setattr(sender, "send_run", counted)
+    streams = [
+        Stream(payload=NOISE[:4000], mss=1000, ports=(port, 443)) for port in (1, 2, 3, 4, 1, 2)
+    ]
+    turn = Turn(Readable(), TURN)
+    for stream in streams[:4]:  # Of a flow, the first finds its way.
+        laboratory.device.give(Written(*stream.super_packet()))
+        outbound.carry(laboratory.device.tun, 0, turn)
+    laboratory.loop.received(16)
+    sends.clear()
+    for stream in streams:
+        laboratory.device.give(Written(*stream.super_packet()))
+    outbound.carry(laboratory.device.tun, 0, turn)
+    receiver = InboundSa(replace(laboratory.entry, direction=Direction.IN))
+    arrived = [receiver.open(each)[1] for each in laboratory.loop.received(24)]
+    assert arrived == [packet for stream in streams for packet in stream.packets()]
+    first, *others = sends
+    assert not others
+    assert first > 24 * 1000
 
 
 @given(written=st.lists(WRITTEN | SPOILED, min_size=1, max_size=6))

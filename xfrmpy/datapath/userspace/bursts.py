@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from xfrmpy.datapath.userspace.vectors import (
     table,
 )
 from xfrmpy.datapath.userspace.virtio import Offload, Segments
+from xfrmpy.esp.checksum import ones_complement_sum
 from xfrmpy.esp.ip import begins_at
 from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, Form, Run, trailer_of
 
@@ -37,8 +39,11 @@ MAX_HEADERS = 256
 _BUFFER = 3 * MAX_SUPER_PACKET
 """Octets: room for the most segments with what is around them, or for a few that are large."""
 
-MAX_LAYOUTS = 32
-"""Each has some 40 KiB of views. A host's flows have as many shapes as paths and TCP options."""
+ENOUGH = 48_000
+"""Octets, sealed: no more super-packets are put behind them, for a send takes 64 KiB."""
+
+MAX_LAYOUTS = 16
+"""Each has some 100 KiB of views. A host's flows have as many shapes as paths and TCP options."""
 
 _TCP_SIZE = 20
 _DF = 0x40
@@ -47,7 +52,7 @@ _ZERO = 0xFFFF
 _SEQUENCE = Struct(">I")
 _VERSIONS: dict[int, int] = {Segments.TCP_IPV4: 4, Segments.TCP_IPV6: 6}
 _IP_SIZE = {4: 20, 6: 40}
-_CHECKSUM = 16
+_FLAGS, _CHECKSUM = 13, 16
 _NEXT_HEADER = {4: IPV4_IN_ESP, 6: IPV6_IN_ESP}
 
 
@@ -87,45 +92,72 @@ def shape_of(head: bytes | memoryview, offload: Offload) -> Shape | None:
     return Shape(version=version, ip=ip, headers=headers, segment=offload.segment_size)
 
 
+class _Taken(NamedTuple):
+    """A super-packet in a layout: its headers, the octets behind them, the rows of its segments."""
+
+    head: bytes
+    offload: Offload
+    payload: int
+    begin: int
+    end: int
+
+
 class Layout:
     """Where the segments of super-packets of one shape lie, sealed in one form. All layouts may
     share one buffer.
 
-    `parts` are what a super-packet is read into: its headers, then the payload of each segment.
+    Each super-packet is read to `next_places`, and lies then behind those that were `add`ed before.
+    All of these are sealed together.
     """
 
     def __init__(self, shape: Shape, form: Form, buffer: memoryview) -> None:
         self.shape = shape
         self.form = form
         whole = shape.headers + shape.segment
-        self._trailer = trailer_of(whole, _NEXT_HEADER[shape.version], form.alignment)
-        self._plaintext = plaintext = whole + len(self._trailer)
+        trailer = trailer_of(whole, _NEXT_HEADER[shape.version], form.alignment)
+        self._trailer = np.frombuffer(trailer, np.uint8)
+        self._trailer_sum = ones_complement_sum(bytes(len(trailer) % 2) + trailer)  # Ends a word.
+        self._plaintext = plaintext = whole + len(trailer)
         self.stride = form.head + plaintext + form.icv
         self._buffer = buffer
         self._before = memoryview(bytearray(virtio.SIZE + shape.headers))
-        self._count = -(-(MAX_SUPER_PACKET - shape.headers) // shape.segment)
-        self.parts = [self._before, *self._views(form.head + shape.headers, shape.segment)]
-        self._rows = rows_of(buffer, self._count, self.stride, form, plaintext)
+        self._most = -(-(MAX_SUPER_PACKET - shape.headers) // shape.segment)
+        self._room = max(self._most, min(MAX_ROWS, len(buffer) // self.stride))
+        self._payloads = self._views(form.head + shape.headers, shape.segment)
+        self._rows = rows_of(buffer, self._room, self.stride, form, plaintext)
         tcp = form.head + shape.ip
         self._headers = self._table(form.head, shape.headers)
         self._sequences = self._column(tcp + 4, ">u4")
+        self._steps = NUMBERS * np.uint64(shape.segment)
+        self._flags = tcp + _FLAGS
         self._checksums = self._column(tcp + _CHECKSUM, "=u2")
         self._words = self._table(tcp, plaintext - shape.ip, "=u4")
-        self._trailers = self._table(form.head + whole, len(self._trailer))
+        self._trailers = self._table(form.head + whole, len(trailer))
+        self._taken: list[_Taken] = []
+        self._begin = self._end = 0  # rows of those that were taken
 
     def _views(self, offset: int, size: int) -> list[memoryview]:
-        begins = range(offset, offset + self._count * self.stride, self.stride)
+        begins = range(offset, offset + self._room * self.stride, self.stride)
         return [self._buffer[begin : begin + size] for begin in begins]
 
     def _table(self, offset: int, size: int, kind: str = "u1") -> Numbers:
-        return table(self._buffer, self._count, self.stride, offset, size, kind)
+        return table(self._buffer, self._room, self.stride, offset, size, kind)
 
     def _column(self, offset: int, kind: str) -> Numbers:
-        return column(self._buffer, self._count, self.stride, offset, kind)
+        return column(self._buffer, self._room, self.stride, offset, kind)
+
+    # Reading.
+
+    def next_places(self) -> list[memoryview]:
+        """What the next super-packet is to be read into: its headers, then the payload of each
+        segment."""
+        if not self._taken:
+            self._begin = self._end = 0
+        return [self._before, *self._payloads[self._end : self._end + self._most]]
 
     @property
     def offload(self) -> Offload:
-        """Of the packet that was read into the parts."""
+        """Of the packet that was read last."""
         return virtio.decode_offload(self._before)
 
     @property
@@ -134,70 +166,120 @@ class Layout:
         return bytes(self._before[virtio.SIZE :])
 
     def gather(self, size: int) -> bytes:
-        """The packet of so many octets that was read into the parts."""
-        count = max(0, -(-(size - self.shape.headers) // self.shape.segment))
-        return b"".join(self.parts[: count + 1])[virtio.SIZE :][:size]
+        """The packet that was read last, of so many octets."""
+        return self._gather(self.headers, size - self.shape.headers, self._end)[:size]
 
-    def scatter(self, packet: bytes) -> None:
+    def _gather(self, head: bytes, payload: int, begin: int) -> bytes:
+        end = begin + max(0, -(-payload // self.shape.segment))
+        return b"".join([head, *self._payloads[begin:end]])[: len(head) + payload]
+
+    def scatter(self, packet: bytes, offload: Offload) -> None:
         """Put a super-packet there that was read otherwise."""
         at, size = self.shape.headers, self.shape.segment
-        self._before[virtio.SIZE :] = packet[:at]
-        for part in self.parts[1 : 1 - (at - len(packet)) // size]:
+        before, *places = self.next_places()
+        before[:] = virtio.encode_offload(offload) + packet[:at]
+        for place in places[: -(-(len(packet) - at) // size)]:
             piece = packet[at : at + size]
-            part[: len(piece)] = piece
+            place[: len(piece)] = piece
             at += size
 
-    def seal(self, payload: int, run: Run) -> memoryview:
-        """Every segment of a super-packet with so much payload, which is more than one segment's.
+    # What has been read, and waits for others.
 
-        Each is `stride` long but the last, which may be shorter. `run` has as many numbers.
+    def add(self, payload: int) -> int:
+        """Take the super-packet that was read last, which has more than one segment of payload;
+        returns how many. It may be behind one without a shorter segment at its end."""
+        begin, count = self._end, -(-payload // self.shape.segment)
+        self._end += count
+        self._taken.append(_Taken(self.headers, self.offload, payload, begin, self._end))
+        return count
+
+    @property
+    def count(self) -> int:
+        """Segments that were taken and are not sealed."""
+        return self._end - self._begin if self._taken else 0
+
+    @property
+    def octets(self) -> int:
+        """Of the packets that these become."""
+        headers = self.count * self.shape.headers
+        return headers + sum(taken.payload for taken in self._taken)
+
+    @property
+    def rest(self) -> int:
+        """The payload of the last of them."""
+        return (self._taken[-1].payload - 1) % self.shape.segment + 1
+
+    @property
+    def head(self) -> bytes:
+        """The headers of the first."""
+        return self._taken[0].head
+
+    @property
+    def is_full(self) -> bool:
+        """Whether none can be behind them, or has no use there."""
+        is_enough = self.count * self.stride >= ENOUGH
+        return is_enough or self.rest < self.shape.segment or self._end + self._most > self._room
+
+    def withdraw(self) -> list[tuple[bytes, Offload]]:
+        """The super-packets as they came."""
+        taken, self._taken = self._taken, []
+        self._begin = self._end
+        return [(self._gather(each.head, each.payload, each.begin), each.offload) for each in taken]
+
+    # Sealing.
+
+    def seal(self, run: Run) -> memoryview:
+        """Every segment of what was taken. `run` has as many numbers.
+
+        Each is `stride` long but the last, which may be shorter.
         """
-        count = -(-payload // self.shape.segment)
-        rest = payload - (count - 1) * self.shape.segment
-        self._write_headers(payload, count)
-        self._write_checksums(count, rest)
-        last = self._write_trailers(count, rest)
-        self._rows.seal(run, 0, count, last)
-        return self._buffer[: (count - 1) * self.stride + self.form.head + last + self.form.icv]
+        rest, taken, self._taken = self.rest, self._taken, []
+        begin, end = self._begin, self._end
+        self._begin = end
+        self._trailers[begin:end] = self._trailer
+        for each in taken:
+            self._write_headers(each)
+        self._checksums[begin:end] = _ZERO - sums_of(self._words[begin:end])
+        last = self._plaintext
+        if rest < self.shape.segment:
+            last = self._write_last_trailer(end, rest)
+        self._rows.seal(run, begin, end, last)
+        size = (end - 1) * self.stride + self.form.head + last + self.form.icv
+        return self._buffer[begin * self.stride : size]
 
-    def _write_headers(self, payload: int, count: int) -> None:
-        """With the sum of the pseudo-header in the checksum's place."""
-        head, size = self.headers, self.shape.segment
-        ip, tcp, flags = head[: self.shape.ip], head[self.shape.ip :], head[self.shape.ip + 13]
-        rest = payload - (count - 1) * size
+    def _write_headers(self, taken: _Taken) -> None:
+        """With the sum of the pseudo-header in the checksum's place, less that of the trailer, for
+        what is summed up ends behind it."""
+        head, payload, size = taken.head, taken.payload, self.shape.segment
+        ip, tcp, flags = head[: self.shape.ip], head[self.shape.ip :], head[self.shape.ip + _FLAGS]
+        begin, end = taken.begin, taken.end
+        rest = (payload - 1) % size + 1
 
-        def headers(own: int, *, is_first: bool = False, is_last: bool = False) -> Numbers:
-            cut = tcp_header_of(tcp, 0, is_first=is_first, is_last=is_last)
-            cut = for_length(cut, _CHECKSUM, own - payload)
+        def headers(own: int, behind: int) -> Numbers:
+            cut = tcp_header_of(tcp, 0, is_first=False, is_last=False)
+            cut = for_length(cut, _CHECKSUM, own - payload - behind)
             return np.frombuffer(ip_header_of(ip, len(tcp) + own) + cut, np.uint8)
 
-        self._headers[:count] = headers(size)
-        if flags & _CWR:
-            self._headers[0] = headers(size, is_first=True)
-        if flags & (_FIN | _PSH) or rest < size:
-            self._headers[count - 1] = headers(rest, is_last=True)
+        self._headers[begin:end] = headers(size, self._trailer_sum)
+        if rest < size:
+            self._headers[end - 1] = headers(rest, 0)
+            last, at = self._last(end), self.shape.headers + rest
+            last[at:] = bytes(len(last) - at)
+        self._buffer[begin * self.stride + self._flags] |= flags & _CWR
+        self._buffer[(end - 1) * self.stride + self._flags] |= flags & (_FIN | _PSH)
         first = _SEQUENCE.unpack_from(tcp, 4)[0]
-        self._sequences[:count] = NUMBERS[:count] * size + first
+        self._sequences[begin:end] = self._steps[: end - begin] + first
 
-    def _write_checksums(self, count: int, rest: int) -> None:
-        """Of headers and payloads, while there is nothing behind them."""
-        self._trailers[:count] = 0
-        last = self._last(count)
-        end = self.shape.headers + rest
-        last[end:] = bytes(len(last) - end)
-        self._checksums[:count] = _ZERO - sums_of(self._words[:count])
+    def _write_last_trailer(self, end: int, rest: int) -> int:
+        """Of a shorter segment; returns how long its plaintext is with it."""
+        behind = self.shape.headers + rest
+        trailer = trailer_of(behind, _NEXT_HEADER[self.shape.version], self.form.alignment)
+        self._last(end)[behind : behind + len(trailer)] = trailer
+        return behind + len(trailer)
 
-    def _write_trailers(self, count: int, rest: int) -> int:
-        """Returns how long the plaintext of the last segment is with its own."""
-        self._trailers[:count] = np.frombuffer(self._trailer, np.uint8)
-        end = self.shape.headers + rest
-        trailer = trailer_of(end, _NEXT_HEADER[self.shape.version], self.form.alignment)
-        self._last(count)[end : end + len(trailer)] = trailer
-        return end + len(trailer)
-
-    def _last(self, count: int) -> memoryview:
-        """The plaintext of the last of so many segments."""
-        begin = (count - 1) * self.stride + self.form.head
+    def _last(self, end: int) -> memoryview:
+        """The plaintext of the row before this one."""
+        begin = (end - 1) * self.stride + self.form.head
         return self._buffer[begin : begin + self._plaintext]
 
 

@@ -100,6 +100,9 @@ class InClear(Exception):
 
 _Path: TypeAlias = tuple[Outbound, Held]
 
+Way: TypeAlias = tuple[OutboundSa, Held]
+"""The SA by which several packets may leave at once."""
+
 
 class Forwarder:
     """See the module. `events` collects what the daemon should know.
@@ -197,36 +200,38 @@ class Forwarder:
         else:
             self._elsewhere[reqid] = worker
 
-    def form_of(self, head: bytes, if_id: int = 0) -> Form | None:
-        """How packets of a flow lie that are sealed together, if its way is known and they may be.
-
-        `head` is as in `run_of`, whose run then is of this form.
-        """
+    def way_of(self, head: bytes, if_id: int = 0) -> Way | None:
+        """By which SA packets of a flow leave that are sealed together, if its way is known and
+        they may be. `head` has their addresses, protocol and ports."""
         flow = flow_of(head, is_whole=False)
         path = self._paths.get((flow, if_id)) if flow else None
         if path is None or not path[1].takes_runs:
             return None
-        sa = path[0]
-        return sa.form if isinstance(sa, OutboundSa) else None
+        sa, held = path
+        return (sa, held) if isinstance(sa, OutboundSa) and sa.form is not None else None
+
+    def form_of(self, head: bytes, if_id: int = 0) -> Form | None:
+        """How the packets of `way_of` lie."""
+        way = self.way_of(head, if_id)
+        return None if way is None else way[0].form
+
+    def take_run(self, way: Way, packets: int, octets: int, now: float) -> Run | None:
+        """Numbers of an SA for as many inner packets, of so many octets in all. None if `protect`
+        must look at each, for a limit is near."""
+        sa, held = way
+        run = None if held.is_due(now) else sa.take_run(packets, octets)
+        if run is not None:
+            self.sad.note_use(held, now)
+        return run
 
     def run_of(
         self, head: bytes, packets: int, octets: int, now: float, if_id: int = 0
     ) -> tuple[Run, SadEntry] | None:
-        """Numbers of an SA for as many inner packets, of so many octets in all, which have the
-        addresses, protocol and ports of `head`. None if `protect` must look at each: that finds
-        where they go, after any change of SAs and policies."""
-        flow = flow_of(head, is_whole=False)
-        path = self._paths.get((flow, if_id)) if flow else None
-        if path is None:
-            return None
-        sa, held = path
-        if not isinstance(sa, OutboundSa) or not held.takes_runs or held.is_due(now):
-            return None
-        run = sa.take_run(packets, octets)
-        if run is None:
-            return None
-        self.sad.note_use(held, now)
-        return run, sa.entry
+        """The same of the way of a flow, and its SA. None if `protect` must look at each: that
+        finds where they go, after any change of SAs and policies."""
+        way = self.way_of(head, if_id)
+        run = None if way is None else self.take_run(way, packets, octets, now)
+        return None if way is None or run is None else (run, way[0].entry)
 
     def unprotect(
         self,

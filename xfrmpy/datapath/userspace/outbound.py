@@ -1,9 +1,9 @@
 """From a TUN device to the network: the reading half of the worker.
 
-A super-packet of TCP is sealed where it was read to (`bursts`) if all of its segments are for one
-SA whose suite, mode and limits let them be one run. Anything else is completed (`segments`) and
-goes packet by packet. Either way datagrams leave together where they can (`sending`), in the order
-in which the host gave them.
+Super-packets of TCP are sealed where they were read to (`bursts`), those together that follow each
+other and leave by one SA, if its suite, mode and limits let them be one run. Anything else is
+completed (`segments`) and goes packet by packet. Either way datagrams leave together where they can
+(`sending`), in the order in which the host gave them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from xfrmpy.datapath.userspace.bursts import Layout, Layouts, shape_of
 from xfrmpy.datapath.userspace.forwarding import (
@@ -19,6 +20,7 @@ from xfrmpy.datapath.userspace.forwarding import (
     InClear,
     Refusal,
     Refused,
+    Way,
     refused_by_system,
 )
 from xfrmpy.datapath.userspace.neighbours import Kind, Neighbours
@@ -31,10 +33,19 @@ from xfrmpy.datapath.userspace.turns import Readable, Turn
 from xfrmpy.datapath.userspace.virtio import COMPLETE, Offload, Segments
 from xfrmpy.esp.outer import outer_header
 from xfrmpy.esp.packet import Run
+from xfrmpy.esp.transport import traffic_class_of
 from xfrmpy.ipsec.sad import SadEntry
 
 TURN = 128
 """Packets sent of one device before other descriptors get their turn: about a millisecond."""
+
+
+class _Batch(NamedTuple):
+    """What super-packets have in common that leave together."""
+
+    way: Way
+    if_id: int
+    traffic_class: int
 
 
 class Outbound:
@@ -51,6 +62,7 @@ class Outbound:
         self._guarded = guarded
         self._layouts = Layouts()
         self._layout: Layout | None = None
+        self._batch: _Batch | None = None  # Of what was added to the layout.
         self._trains = Trains(forwarder.form_of)
         self._train: Train | None = None
 
@@ -60,10 +72,12 @@ class Outbound:
         return Turn(readable, TURN)
 
     def carry(self, tun: Tun, if_id: int, turn: Turn) -> None:
-        """A turn's worth of what is to be read. Raises `OSError` if the device cannot be read."""
+        """A turn's worth of what is to be read, and more where super-packets wait for others: they
+        are the cheaper, the more of them are sealed and sent together. Raises `OSError` if the
+        device cannot be read."""
         done, size = 0, turn.begin()
         try:
-            while done < size:
+            while done < size or (self._batch is not None and done < TURN):
                 done += self._carry_next(tun, if_id, size - done)
         except BlockingIOError:
             pass
@@ -72,6 +86,7 @@ class Outbound:
             self.flush()
 
     def flush(self) -> None:
+        self._send_batch()
         for sender in self.senders.values():
             sender.flush()
 
@@ -92,28 +107,57 @@ class Outbound:
                 return self._carry(packet, offload, if_id)
             self._guarded(partial(self.protect, packet, if_id))
             return 1
-        size = tun.read_into(layout.parts)
-        offload = layout.offload
+        size = tun.read_into(layout.next_places())
+        offload, head = layout.offload, layout.headers
         payload = size - layout.shape.headers
+        way = self._forwarder.way_of(head, if_id)
         if (
-            payload <= layout.shape.segment
-            or shape_of(layout.headers, offload) != layout.shape
-            or self._forwarder.form_of(layout.headers, if_id) != layout.form
+            way is None
+            or way[0].form != layout.form
+            or payload <= layout.shape.segment
+            or shape_of(head, offload) != layout.shape
         ):
             return self._carry(layout.gather(size), offload, if_id)
-        return self._carry_run(layout, payload, offload, if_id)
+        return self._add(layout, payload, _Batch(way, if_id, traffic_class_of(head)))
 
     def _carry(self, packet: bytes, offload: Offload, if_id: int) -> int:
         """Of one that was read whole."""
+        self._send_batch()
         self._layout = None
         if offload.segments != Segments.NONE:
             shape = shape_of(packet, offload)
-            form = self._forwarder.form_of(packet, if_id) if shape is not None else None
-            if shape and form and len(packet) > shape.headers + shape.segment:
+            way = self._forwarder.way_of(packet, if_id) if shape is not None else None
+            form = None if way is None else way[0].form
+            if shape and way and form and len(packet) > shape.headers + shape.segment:
                 self._layout = layout = self._layouts.of(shape, form)
-                layout.scatter(packet)
-                return self._carry_run(layout, len(packet) - shape.headers, offload, if_id)
+                layout.scatter(packet, offload)
+                batch = _Batch(way, if_id, traffic_class_of(packet))
+                return self._add(layout, len(packet) - shape.headers, batch)
         return self._carry_each(packet, offload, if_id)
+
+    def _add(self, layout: Layout, payload: int, batch: _Batch) -> int:
+        """A super-packet that was read into the layout. It leaves with those before it, if their
+        outer headers are the same, and with the next `flush` at the latest."""
+        if self._batch is not None and self._batch != batch:
+            self._send_batch()
+        self._batch = batch
+        count = layout.add(payload)
+        if layout.is_full:
+            self._send_batch()
+        return count
+
+    def _send_batch(self) -> None:
+        layout, batch = self._layout, self._batch
+        if layout is None or batch is None:
+            return
+        self._batch = None
+        now = time.monotonic()
+        run = self._forwarder.take_run(batch.way, layout.count, layout.octets, now)
+        if run is None:
+            for packet, offload in layout.withdraw():
+                self._carry_each(packet, offload, batch.if_id)
+        else:
+            self._guarded(partial(self._send_run, layout, run, batch.way[0].entry))
 
     def _carry_train(self, train: Train, tun: Tun, if_id: int, most: int) -> int:
         """Raises `BlockingIOError` if there is no packet."""
@@ -155,16 +199,6 @@ class Outbound:
         sender = self._sender_for(entry)
         sender.send_run(sealed, train.stride, entry, fields, has_df=has_df)
 
-    def _carry_run(self, layout: Layout, payload: int, offload: Offload, if_id: int) -> int:
-        count = -(-payload // layout.shape.segment)
-        octets = payload + count * layout.shape.headers
-        found = self._forwarder.run_of(layout.headers, count, octets, time.monotonic(), if_id)
-        if found is None:
-            packet = layout.gather(layout.shape.headers + payload)
-            return self._carry_each(packet, offload, if_id)
-        self._guarded(partial(self._send_run, layout, payload, *found))
-        return count
-
     def _carry_each(self, packet: bytes, offload: Offload, if_id: int) -> int:
         if self.neighbours is not None and offload.segments != Segments.NONE:
             worker = self._forwarder.worker_of(packet, if_id)
@@ -183,14 +217,14 @@ class Outbound:
             self._guarded(partial(self.protect, each, if_id))
         return len(packets)
 
-    def _send_run(self, layout: Layout, payload: int, run: Run, entry: SadEntry) -> None:
-        head, size = layout.headers, layout.shape.segment
-        sealed = layout.seal(payload, run)
+    def _send_run(self, layout: Layout, run: Run, entry: SadEntry) -> None:
+        head, rest = layout.head, layout.rest
+        sealed = layout.seal(run)
         sender = self._sender_for(entry)
         # What an outer header has may depend on the length of the inner packet, too.
-        fields, has_df = outer_header(head.ljust(len(head) + size), entry)
+        fields, has_df = outer_header(head.ljust(len(head) + layout.shape.segment), entry)
         last = (len(sealed) - 1) // layout.stride * layout.stride
-        last_df = outer_header(head.ljust(len(head) + (payload - 1) % size + 1), entry)[1]
+        last_df = outer_header(head.ljust(len(head) + rest), entry)[1]
         end = len(sealed) if last_df is has_df else last
         sender.send_run(sealed[:end], layout.stride, entry, fields, has_df=has_df)
         if end == last:

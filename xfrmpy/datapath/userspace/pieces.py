@@ -42,43 +42,40 @@ _IPV4_SIZE = 20
 _WORD = Struct(">H")
 
 
-class Piece:
-    """Datagrams of a size, one behind the other; behind them there may be a shorter one.
+class Grid:
+    """Datagrams of a size, one behind the other in a buffer, as many as there is room for.
 
     What shows them there is made once, and is of use again for whatever comes to the same place.
     """
 
-    __slots__ = ("_tables", "_views", "count", "octets", "rest", "size")
+    __slots__ = ("_buffer", "_tables", "_views", "rows", "size")
 
-    def __init__(self, octets: memoryview, size: int) -> None:
-        """`size` is that of each datagram, 0 if there is one only."""
-        self.octets = octets
-        self.size = size or len(octets)
-        self.count = len(octets) // size if size else 1
-        self.rest = octets[self.count * self.size :]
+    def __init__(self, buffer: memoryview, size: int, most: int = MAX_ROWS) -> None:
+        self._buffer = buffer
+        self.size = size
+        self.rows = min(len(buffer) // size, most)
         self._tables: dict[tuple[int, int, str], Numbers] = {}
         self._views: dict[tuple[int, int], list[memoryview]] = {}
 
     @property
-    def datagrams(self) -> list[memoryview]:
-        """One by one, the shorter one, too."""
-        alike = self.views(0, self.size)
-        return [*alike, self.rest] if self.rest else alike
+    def end(self) -> int:
+        """Of the last in the buffer."""
+        return self.rows * self.size
 
     def views(self, begin: int, end: int) -> list[memoryview]:
-        """The same octets of each datagram of the size."""
+        """The same octets of each."""
         made = self._views.get((begin, end))
         if made is None:
-            begins = [number * self.size for number in range(self.count)]
-            made = [self.octets[at + begin : at + end] for at in begins]
+            starts = range(0, self.rows * self.size, self.size)
+            made = [self._buffer[at + begin : at + end] for at in starts]
             self._views[begin, end] = made
         return made
 
-    def table(self, begin: int, end: int, kind: str = "u1") -> Numbers:
+    def table(self, begin: int, end: int, kind: str) -> Numbers:
         """The same as numbers."""
         made = self._tables.get((begin, end, kind))
         if made is None:
-            made = vectors.table(self.octets, self.count, self.size, begin, end - begin, kind)
+            made = vectors.table(self._buffer, self.rows, self.size, begin, end - begin, kind)
             self._tables[begin, end, kind] = made
         return made
 
@@ -86,9 +83,51 @@ class Piece:
         """One number of each."""
         made = self._tables.get((at, at, kind))
         if made is None:
-            made = vectors.column(self.octets, self.count, self.size, at, kind)
+            made = vectors.column(self._buffer, self.rows, self.size, at, kind)
             self._tables[at, at, kind] = made
         return made
+
+
+class Piece:
+    """Datagrams of a size, one behind the other; behind them there may be a shorter one."""
+
+    __slots__ = ("_first", "_grid", "count", "octets", "rest", "size")
+
+    def __init__(
+        self, octets: memoryview, size: int, grid: Grid | None = None, first: int = 0
+    ) -> None:
+        """`size` is that of each datagram, 0 if there is one only. They are in rows of a `grid`
+        from the `first` on, if there is one."""
+        self.octets = octets
+        self.size = size or len(octets)
+        self.count = len(octets) // size if size else 1
+        self.rest = octets[self.count * self.size :]
+        self._grid = grid
+        self._first = first
+
+    @property
+    def datagrams(self) -> list[memoryview]:
+        """One by one, the shorter one, too."""
+        starts = range(0, len(self.octets), self.size or 1)
+        return [self.octets[at : at + self.size] for at in starts] or [self.octets]
+
+    def views(self, begin: int, end: int) -> list[memoryview]:
+        """The same octets of each datagram of the size."""
+        return self.grid.views(begin, end)[self._first : self._first + self.count]
+
+    def table(self, begin: int, end: int, kind: str = "u1") -> Numbers:
+        """The same as numbers."""
+        return self.grid.table(begin, end, kind)[self._first : self._first + self.count]
+
+    def column(self, at: int, kind: str) -> Numbers:
+        """One number of each."""
+        return self.grid.column(at, kind)[self._first : self._first + self.count]
+
+    @property
+    def grid(self) -> Grid:
+        if self._grid is None:
+            self._grid = Grid(self.octets, self.size)
+        return self._grid
 
 
 class Stretch(NamedTuple):

@@ -1,8 +1,9 @@
 """The datagrams of the shared UDP port, as many at a time as have come (UDP_GRO of udp(7)).
 
 The kernel hands over datagrams of one sender that follow each other as one buffer, and says of what
-size each of them is; only the last may be shorter. Large ones stay where they came until the next
-call, which is in one of few places, so that what shows them there is soon made (`Piece`).
+size each of them is; only the last may be shorter. Such buffers are read one behind the other, and
+those that go on like the one before are one piece with it (`Piece`). Large ones stay where they
+came until the next call, mostly in the same rows, so that what shows them there is made once.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 from xfrmpy.datapath.userspace.ancillary import ROOM, Ancillary, ask_for_fields, decode_fields
-from xfrmpy.datapath.userspace.pieces import Piece
+from xfrmpy.datapath.userspace.pieces import MIN_ROWS, Grid, Piece
 from xfrmpy.datapath.userspace.turns import Turn
 from xfrmpy.datapath.userspace.udp import ask_for_destination, decode_destination
+from xfrmpy.datapath.userspace.vectors import MAX_ROWS
 from xfrmpy.esp.transport import Fields
 from xfrmpy.ipsec.addresses import SocketAddress
 
 MAX_DATAGRAM = 65535
 """Octets, of several datagrams that come as one buffer, too."""
 
-PLACES = 2
-"""Buffers that stay where they came, before the other side gets its turn."""
+MAX_OCTETS = 2 * MAX_DATAGRAM
+"""That stay where they came, before the other side gets its turn."""
 
-SMALL = 4096
+SMALL = 1024
 """Octets that are moved out of the way of what comes next."""
 
 MAX_READS = 64
@@ -37,13 +39,14 @@ MAX_READS = 64
 MAX_KNOWN = 1024
 """What the kernel told of datagrams, and what it means."""
 
-MAX_PIECES = 64
-"""Shapes and places of what has come. Each has some 40 KiB of views."""
+MAX_GRIDS = 32
+"""Sizes and places of what has come. Each has some 100 KiB of views."""
 
 _UDP_GRO = 104  # <linux/udp.h>
 _SO_RXQ_OVFL = 40  # <asm-generic/socket.h>
 _INTEGER = Struct("=i")
 _COUNT = Struct("=I")
+_HEADER = Struct(">II")  # of ESP: SPI, low half of the sequence number
 _SIZE, _LOST = (socket.SOL_UDP, _UDP_GRO), (socket.SOL_SOCKET, _SO_RXQ_OVFL)
 
 
@@ -86,10 +89,10 @@ class UdpReceiver:
         self._socket = opened
         self._version = version
         self._port: int = opened.getsockname()[1]
-        self._places = [memoryview(bytearray(MAX_DATAGRAM)) for _ in range(PLACES)]
+        self._room = memoryview(bytearray(MAX_OCTETS + MAX_DATAGRAM))
         self._turn = turn
         self._known: dict[tuple[Any, ...], _Told] = {}
-        self._pieces: dict[tuple[int, int, int], Piece] = {}
+        self._grids: dict[tuple[int, int], Grid] = {}
         ask_for_fields(opened, version)
         ask_for_destination(opened, version)
         opened.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
@@ -99,39 +102,59 @@ class UdpReceiver:
     def receive(self) -> list[Received]:
         """A turn's worth of what has come, as far as there is room; nothing if nothing has."""
         received: list[Received] = []
-        place = 0
+        before: _Told | None = None  # Of the piece that lies before `at`, if it may go on.
+        reads = begin = at = 0
         for _ in range(self._turn.begin()):
             try:
-                size, told, _, address = self._socket.recvmsg_into([self._places[place]], ROOM)
+                size, told, _, address = self._socket.recvmsg_into([self._room[at:]], ROOM)
             except BlockingIOError:
                 break
             except OSError:
                 continue  # An ICMP error for something sent earlier.
-            received.append(self._received(place, size, told, address))
-            place += size > SMALL
-            if place == PLACES:
+            reads += 1
+            known = self._known.get((address, *told)) or self._learn(told, address)
+            if known.lost is not None:
+                self._note_lost(known.lost)
+            end, each = at + size, known.size or size
+            if known is before and self._goes_on(begin, at, end, each):
+                received[-1].piece = self._piece(begin, end, known.size)
+            elif size <= SMALL:
+                piece = Piece(memoryview(bytearray(self._room[at:end])), known.size)
+                received.append(Received(piece, known.source, known.fields, told, self._port))
+                before = None
+                continue
+            else:
+                begin = at
+                piece = self._piece(begin, end, known.size)
+                received.append(Received(piece, known.source, known.fields, told, self._port))
+            before = known if known.size and not size % each else None
+            at = end + -(end - begin) % each
+            if at > MAX_OCTETS:
                 break
-        self._turn.end(len(received))
+        self._turn.end(reads)
         return received
 
-    def _received(
-        self, place: int, size: int, told: Ancillary, address: tuple[Any, ...]
-    ) -> Received:
-        known = self._known.get((address, *told)) or self._learn(told, address)
-        if known.lost is not None:
-            self._note_lost(known.lost)
-        piece = self._piece_of(place, size, known.size)
-        return Received(piece, known.source, known.fields, told, self._port)
+    def _goes_on(self, begin: int, at: int, end: int, each: int) -> bool:
+        """Whether the datagrams at a place may be one piece with those before, which are as long:
+        of the same SA and newer, for a piece with others in it is opened one by one."""
+        if end - begin > MAX_ROWS * each:
+            return False
+        before: tuple[int, int] = _HEADER.unpack_from(self._room, at - each)
+        first: tuple[int, int] = _HEADER.unpack_from(self._room, at)
+        return before[0] == first[0] and before[1] < first[1]
 
-    def _piece_of(self, place: int, size: int, each: int) -> Piece:
-        if size <= SMALL:
-            return Piece(memoryview(bytearray(self._places[place][:size])), each)
-        made = self._pieces.get((place, size, each))
-        if made is None:
-            if len(self._pieces) >= MAX_PIECES:
-                self._pieces.clear()
-            made = Piece(self._places[place][:size], each)
-            self._pieces[place, size, each] = made
+    def _piece(self, begin: int, end: int, each: int) -> Piece:
+        octets = self._room[begin:end]
+        if not each or end - begin < MIN_ROWS * each:
+            return Piece(octets, each)
+        first, offset = divmod(begin, each)
+        grid = self._grids.get((offset, each)) or self._make_grid(offset, each)
+        return Piece(octets, each, grid, first) if end <= grid.end + offset else Piece(octets, each)
+
+    def _make_grid(self, offset: int, each: int) -> Grid:
+        if len(self._grids) >= MAX_GRIDS:
+            self._grids.clear()
+        made = self._grids[offset, each] = Grid(self._room[offset:], each, MAX_ROWS * 3 // 2)
         return made
 
     def _learn(self, told: Ancillary, address: tuple[Any, ...]) -> _Told:

@@ -18,6 +18,7 @@ from xfrmpy.esp.packet import Form, Run
 _ASSOCIATED = 8  # SPI, sequence number
 _EXTENDED = 12  # the same with the whole number
 _IV = 8  # of AEAD ciphers
+_LOW = 0xFFFFFFFF
 _Views: TypeAlias = list[memoryview]
 
 
@@ -33,18 +34,17 @@ class Rows(ABC):
         self._stride = stride
         self._form = form
         self._end = form.head + plaintext
-        self._spis = self._column(0, ">u4")
-        self._lows = self._column(4, ">u4")
+        self._headers = self._column(0, ">u8")  # SPI, low half of the sequence number
 
     def seal(self, run: Run, begin: int, end: int, last: int) -> None:
         """Give rows the numbers of a run, and encrypt each in place.
 
         The last of them has a plaintext of its own length, no longer than the others'.
         """
-        numbers = NUMBERS[: end - begin] + run.first
-        self._spis[begin:end] = run.spi
-        self._lows[begin:end] = numbers
-        self._seal(run, slice(begin, end), numbers, self._form.head + last)
+        steps = NUMBERS[: end - begin]
+        # The low half overflows in no run (`take_run`).
+        self._headers[begin:end] = steps + (run.spi << 32 | run.first & _LOW)
+        self._seal(run, slice(begin, end), steps + run.first, self._form.head + last)
 
     @abstractmethod
     def _seal(self, run: Run, rows: slice, numbers: Numbers, last: int) -> None:
@@ -128,6 +128,7 @@ class Nonces:
         size = salt + _IV
         octets = memoryview(bytearray(MAX_ROWS * size))
         self._views = [octets[at : at + size] for at in range(0, len(octets), size)]
+        self._salt = bytes(salt)  # That is in all of them.
         self._salts = table(octets, MAX_ROWS, size, 0, salt)
         self._ivs = column(octets, MAX_ROWS, size, salt, ">u8")
         extended = memoryview(bytearray(MAX_ROWS * _EXTENDED))
@@ -140,7 +141,9 @@ class Nonces:
     def of(self, salt: bytes, ivs: Numbers) -> _Views:
         """Salt || IV of each packet, until the next call."""
         count = len(ivs)
-        self._salts[:count] = np.frombuffer(salt, np.uint8)
+        if salt != self._salt:
+            self._salt = salt
+            self._salts[:] = np.frombuffer(salt, np.uint8)
         self._ivs[:count] = ivs
         return self._views[:count]
 
