@@ -179,7 +179,7 @@ def _calls_of_ours(text: str) -> Iterator[list[str]]:
             words.pop()
         if "xfrmpy" in words and "apt" not in words:
             at = words.index("xfrmpy")
-            if words[0] not in ("systemctl", "journalctl") and "install" not in words[:at]:
+            if words[0] not in ("systemctl", "journalctl", "chown") and "install" not in words[:at]:
                 yield words[at + 1 :]
 
 

@@ -398,6 +398,26 @@ def test_auth_behind_eap_must_be_by_the_key_that_eap_has_made(
 
 
 @pytest.mark.parametrize("is_response", [False, True])
+def test_auth_behind_eap_is_by_no_other_method_whatever_its_octets(
+    is_response: bool, sealing: Any
+) -> None:
+    pair = pair_of()
+
+    def renamed(payloads: tuple[OpenPayload, ...]) -> tuple[OpenPayload, ...]:
+        return tuple(
+            replace(p, method=AuthenticationMethod.NULL) if isinstance(p, AuthPayload) else p
+            for p in payloads
+        )
+
+    changed(sealing, is_response=is_response, number=4, change=renamed)
+    pair.up()
+    pair.run(1.0)
+    codes = [f.code for f in failures(pair.moon if is_response else pair.sun)]
+    assert codes == ["XF2054"]
+    pair.assert_down()
+
+
+@pytest.mark.parametrize("is_response", [False, True])
 @pytest.mark.parametrize("number", range(5))
 def test_each_payload_left_out_of_each_step_ends_it_and_nothing_else(
     number: int, is_response: bool, sealing: Any
