@@ -58,9 +58,11 @@ class Case:
         send: Callable[[list[CertPayload]], Iterable[CertPayload]] = each_by_url,
         hosts: tuple[str, ...] = (HOST,),
         shown: tuple[Entity, ...] = (),
+        *,
+        resumes: bool = False,
         **changes: Any,
     ) -> None:
-        base = tunnel_policy()
+        base = replace(tunnel_policy(), resumption=resumes)
         policies = {
             "moon": certified(base, gateway("moon"), ISSUING),
             "sun": certified(mirrored(base), gateway("sun"), ISSUING),
@@ -432,6 +434,28 @@ def further_round(policy: TunnelPolicy, name: str, hosts: tuple[str, ...]) -> Fu
         remote_authorities=proving.remote_authorities,
         certificate_hosts=hosts,
     )
+
+
+@ends
+def test_nothing_is_fetched_for_a_session_that_is_resumed(end: str, sealing: Any) -> None:
+    """RFC 5723: no certificate proves anything there."""
+    case = Case(end, sealing, lambda certs: certs, resumes=True)
+    case.pair.sun.policy = replace(case.pair.sun.policy, dpd_seconds=0.0)
+    case.pair.sun.start()
+    case.pair.up()
+    case.pair.assert_up()
+    deliver, case.pair.impair = case.pair.impair, lambda _output, _sender: []
+    case.pair.run(150)
+    case.pair.impair = deliver
+    sealing.change = lambda message, payloads: (
+        (*payloads, by_url(b""))
+        if message.exchange is ExchangeType.IKE_AUTH and message.is_response is (case.end == "moon")
+        else payloads
+    )
+    case.pair.up()
+    assert case.pair.moon.ike_sa.resumed is not None
+    case.pair.assert_up()
+    assert case.asked == []
 
 
 def test_the_other_host_learns_no_more_than_that_it_failed(sealing: Any) -> None:

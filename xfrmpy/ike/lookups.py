@@ -166,8 +166,8 @@ def look_up(
     At once, or when they are there; `refuse` is told why they cannot be had.
     """
     authorities = tunnel.remote_authorities
-    fetches = authorities is not None and tunnel.certificate_hosts
-    if authorities is None or not fetches or not names_certificates(payloads):
+    is_in_vain = sa.resumed is not None or not tunnel.certificate_hosts
+    if authorities is None or is_in_vain or not names_certificates(payloads):
         take(payloads, now)
         return
     waiting = _Waiting(

@@ -13,6 +13,7 @@ from xfrmpy.policy.schema.keys import Keys, NotYet, described
 from xfrmpy.policy.schema.types import (
     ONE_OR_MORE,
     TEXT,
+    TEXT_OR_LIST,
     CertificateName,
     HttpHosts,
     Name,
@@ -27,6 +28,9 @@ from xfrmpy.policy.schema.types import (
 
 KeyPlace = Annotated[values.SecretReference, PlainValidator(values.parse_key_reference), TEXT]
 PublicKeyText = Annotated[str, PlainValidator(values.parse_public_key), TEXT]
+HttpHosts = Annotated[
+    list[Annotated[str, PlainValidator(values.parse_http_host)]], ONE_OR_MORE, TEXT_OR_LIST
+]
 EapMethods = Annotated[
     list[Annotated[EapMethod, choice(EapMethod)]],
     ONE_OR_MORE,
