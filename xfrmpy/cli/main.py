@@ -1,8 +1,8 @@
-"""The command line: what each command takes, and how every command ends.
+"""The command line: what each command takes.
 
 The hot commands (`status`, `up`, `down`) stay below 100 ms: whatever they do not need is imported
 in the body of the command that needs it. Commands return their exit code; a failure of the
-operator's is an `OperatorError`, told here once, and no traceback ever reaches a user.
+operator's is an `OperatorError`, which `ending.py` tells.
 """
 
 # ruff: noqa: PLC0415 - see above
@@ -16,13 +16,13 @@ from copy import copy
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from xfrmpy import __version__
 from xfrmpy.cli.cert import cert
-from xfrmpy.cli.failure import tell_failure
+from xfrmpy.cli.ending import end
 from xfrmpy.cli.foreign_commands import export, import_
 from xfrmpy.cli.options import (
     Format,
@@ -34,17 +34,14 @@ from xfrmpy.cli.options import (
     complete_tunnel,
     told,
 )
-from xfrmpy.cli.terminal import note, say
+from xfrmpy.cli.terminal import say
 from xfrmpy.control.client import Client, runtime_dir
-from xfrmpy.failures import ExitCode, Failure, OperatorError
+from xfrmpy.failures import ExitCode
 
 if TYPE_CHECKING:
     from typer.models import CommandInfo
 
     from xfrmpy.cli.change import Verb
-
-INTERRUPTED = 128 + 2
-"""What a shell reports of a process that died of SIGINT."""
 
 app = typer.Typer(
     name="xfrmpy",
@@ -583,35 +580,12 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit code, whatever happens."""
-    try:
-        code = _run(arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _silence(sys.stdout)
-        return ExitCode.FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return code
 
-
-_UsageError: Any = typer.BadParameter.__base__
-"""click's; it has no public name in typer, which brings its own click from 0.27 on."""
-
-
-def _run(arguments: Sequence[str]) -> int:
-    try:
+    def call() -> int:
         called = _app_for(arguments)
         return int(called(list(arguments), prog_name="xfrmpy", standalone_mode=False) or 0)
-    except _UsageError as error:
-        return _tell_usage(error)
-    except OperatorError as error:
-        return tell_failure(error.failure)
-    except BrokenPipeError:
-        raise
-    except SystemExit as error:  # shell completion ends with it
-        return error.code if isinstance(error.code, int) else ExitCode.FAILED
-    except Exception as error:  # the last line of defence: a code, and no traceback
-        return tell_failure(_defect(error))
+
+    return end(call)
 
 
 def _app_for(arguments: Sequence[str]) -> typer.Typer:
@@ -630,30 +604,3 @@ def _app_for(arguments: Sequence[str]) -> typer.Typer:
 
 def _name_of(row: CommandInfo) -> str | None:
     return row.name or getattr(row.callback, "__name__", None)
-
-
-def _tell_usage(error: Any) -> int:
-    """Whatever click's error is about, in one line, and where the help is."""
-    if type(error).__name__ == "NoArgsIsHelpError":
-        error.show()
-        return ExitCode.USAGE
-    command = error.ctx.command_path if error.ctx is not None else "xfrmpy"
-    note(f"xfrmpy: {error.format_message()}")
-    note(f"Try `{command} --help`.")
-    return ExitCode.USAGE
-
-
-def _defect(error: Exception) -> Failure:
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    where = "unknown"
-    if place is not None:
-        where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
-    evidence = (("error", f"{type(error).__name__}: {error}"), ("at", where))
-    return Failure(code="XF4006", summary="the command itself failed", evidence=evidence)
-
-
-def _silence(stream: TextIO) -> None:
-    """The reader has gone: what is still buffered must not raise again when Python exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
