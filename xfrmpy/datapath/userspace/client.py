@@ -123,6 +123,7 @@ class UserspaceDatapath:
                 interfaces.report_to(watch)
                 news = undo.enter_context(contextlib.closing(PathNews(natt_port)))
                 watch.heed(news.fileno())
+                watch.heed(queues.fileno())
                 started = cls(
                     *(joined, routes, shunts, guard, queues, links, paths, interfaces, watch, news)
                 )
@@ -328,7 +329,7 @@ class UserspaceDatapath:
                 self._mend_device()
             case Finding.GUARD_CHANGED:
                 self._guard.renew()
-            case Finding.QUEUES_CHANGED:
+            case Finding.QUEUES_MISSING | Finding.QUEUES_CHANGED:
                 self._queues.mend()
             case Finding.SHUNT_RULES_CHANGED:
                 self._shunts.mend()
@@ -384,7 +385,7 @@ class UserspaceDatapath:
     def read_changes(self) -> Realm:
         """Nobody but we can change what a worker has; but it may have ended."""
         changed = self._watch.read()
-        if self._news.read(self._has_sent):
+        if self._news.read(self._has_sent) or self._queues.read_news():
             changed |= Realm.WAYS
         if self._is_empty:
             self._is_empty = False
