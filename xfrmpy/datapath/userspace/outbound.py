@@ -61,6 +61,19 @@ class Outbound:
 
     def carry(self, tun: Tun, if_id: int, turn: Turn) -> None:
         """A turn's worth of what is to be read. Raises `OSError` if the device cannot be read."""
+        if self._layout is None and turn.is_single():
+            self._train = None
+            try:
+                packet, offload = tun.read()
+            except BlockingIOError:
+                return
+            # It is likely to be alone, so it goes the shortest way.
+            if offload is COMPLETE:
+                self._guarded(partial(self.protect, packet, if_id, is_alone=True))
+            else:
+                self._carry(packet, offload, if_id)
+                self.flush()
+            return
         done, size = 0, turn.begin()
         try:
             while done < size:
@@ -196,8 +209,8 @@ class Outbound:
         if end == last:
             sender.send_run(sealed[last:], layout.stride, entry, fields, has_df=last_df)
 
-    def protect(self, packet: bytes, if_id: int) -> None:
-        """One packet, which leaves with the next `flush` at the latest.
+    def protect(self, packet: bytes, if_id: int, *, is_alone: bool = False) -> None:
+        """One packet, which leaves with the next `flush` at the latest, or now if it `is_alone`.
 
         Raises `Refused` and `Waits`.
         """
@@ -211,7 +224,9 @@ class Outbound:
             return
         fields, has_df = outer_header(packet, entry)
         if entry.encapsulation is not None:
-            self._sender_for(entry).add(sealed, entry, fields, has_df=has_df)
+            sender = self.senders.get(entry.source.version) or self._sender_for(entry)
+            send = sender.send_one if is_alone else sender.add
+            send(sealed, entry, fields, has_df=has_df)
             return
         try:
             self._raw_sockets.send(sealed, entry, fields, has_df)
