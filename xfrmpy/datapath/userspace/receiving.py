@@ -69,7 +69,7 @@ class Received:
         return SocketAddress(address, self.port)
 
 
-class Told(NamedTuple):
+class _Told(NamedTuple):
     """What is said of a buffer: how large each datagram in it is, 0 if it is one; how many buffers
     were lost so far, None where none were."""
 
@@ -94,7 +94,7 @@ class UdpReceiver:
         self._places = [memoryview(bytearray(MAX_DATAGRAM)) for _ in range(PLACES)]
         self._turn = turn
         self.was_alone = False
-        self._known: dict[tuple[Any, ...], Told] = {}
+        self._known: dict[tuple[Any, ...], _Told] = {}
         self._pieces: dict[tuple[int, int, int], Piece] = {}
         ask_for_fields(opened, version)
         ask_for_destination(opened, version)
@@ -140,11 +140,11 @@ class UdpReceiver:
             self._pieces[place, size, each] = made
         return made
 
-    def _learn(self, told: Ancillary, address: tuple[Any, ...]) -> Told:
+    def _learn(self, told: Ancillary, address: tuple[Any, ...]) -> _Told:
         """To take it apart takes 6 us, three times as long as to open a packet."""
         words = {(level, kind): octets for level, kind, octets in told}
         size, lost = words.get(_SIZE), words.get(_LOST)
-        known = Told(
+        known = _Told(
             SocketAddress(ip_address(address[0].partition("%")[0]), address[1]),
             decode_fields(told, self._version),
             0 if size is None else _INTEGER.unpack(size)[0],
@@ -155,7 +155,7 @@ class UdpReceiver:
         self._known[address, *told] = known
         return known
 
-    def receive_one(self) -> tuple[bytes, Ancillary, Told]:
+    def receive_one(self) -> tuple[bytes, Ancillary, _Told]:
         """What has come first. Raises `OSError`, and `BlockingIOError` if nothing has."""
         octets, told, _, address = self._socket.recvmsg(MAX_DATAGRAM, ROOM)
         known = self._known.get((address, *told)) or self._learn(told, address)
@@ -163,7 +163,7 @@ class UdpReceiver:
             self._note_lost(known.lost)
         return octets, told, known
 
-    def of(self, octets: bytes, told: Ancillary, known: Told) -> Received:
+    def of(self, octets: bytes, told: Ancillary, known: _Told) -> Received:
         """What `receive_one` has given as `receive` gives it."""
         piece = Piece(memoryview(bytearray(octets)), known.size)
         return Received(piece, known.source, known.fields, told, self._port)
