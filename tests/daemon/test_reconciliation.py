@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 
 from tests.ike.conftest import Pair, tunnel_policy
+from xfrmpy.daemon import reconciliation
 from xfrmpy.daemon.core import Core
 from xfrmpy.daemon.datapaths import Datapaths
 from xfrmpy.daemon.events import Occurrence
@@ -27,6 +28,7 @@ from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.sad import OUR_REQIDS
 from xfrmpy.ipsec.spd import Action
 
+QUEUES = Difference(finding=Finding.QUEUES_MISSING, what="a queue for each tunnel")
 RULE = Difference(finding=Finding.RULE_MISSING, what="the rule", subject=4)
 
 
@@ -166,6 +168,50 @@ def test_what_cannot_be_put_right_is_told_once_and_again_only_after_it_was() -> 
             await daemon.rest()
         assert daemon.events == ["drift-left", "drift-healed"]
         assert daemon.told[0].details["why"].endswith("refused by the test")
+
+    run(test)
+
+
+def test_what_tunnels_can_do_without_is_not_asked_for_again_at_once() -> None:
+    """What comes of asking is told as a change."""
+
+    async def test(daemon: Daemon) -> None:
+        daemon.datapath.refuse("mend", nth=1)
+        daemon.datapath.amiss.append(QUEUES)
+        for _ in range(3):
+            daemon.datapath.change(Realm.WAYS)
+            await daemon.rest()
+        assert [call.name for call in daemon.datapath.calls] == ["mend"]
+        assert daemon.events == ["drift-left"]
+
+    run(test)
+
+
+def test_but_after_a_while_and_without_any_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciliation, "RETRY_SECONDS", 0.0)
+
+    async def test(daemon: Daemon) -> None:
+        daemon.datapath.refuse("mend", nth=1)
+        daemon.datapath.refuse("mend", nth=2)
+        daemon.datapath.amiss.append(QUEUES)
+        daemon.datapath.change(Realm.WAYS)
+        while daemon.datapath.amiss:
+            await daemon.rest()
+        assert [call.name for call in daemon.datapath.calls] == ["mend"] * 3
+        assert daemon.events == ["drift-left", "drift-healed"]
+
+    run(test)
+
+
+def test_whoever_applies_asks_at_once() -> None:
+    async def test(daemon: Daemon) -> None:
+        daemon.datapath.refuse("mend", nth=1)
+        daemon.datapath.amiss.append(QUEUES)
+        daemon.datapath.change(Realm.WAYS)
+        await daemon.rest()
+        assert daemon.reconciler.find() == (QUEUES,)
+        daemon.reconciler.heal()
+        assert daemon.reconciler.find() == ()
 
     run(test)
 

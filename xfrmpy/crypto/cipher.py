@@ -34,12 +34,15 @@ class InPlace:
     """An AEAD algorithm under a key, from buffer to buffer, which may be one and the same.
 
     The library's own functions, as a call of ours around each would cost a tenth of what sealing a
-    packet does. Both take nonce, input, associated data and output; the nonce is salt || IV. With
+    packet does. All take nonce, input and associated data, and those that end in `_into` the
+    output; the nonce is salt || IV. With
     `seal_into`, the output is longer than the input by the ICV. `open_into` raises
     `IntegrityFailed`, and has then overwritten its output with what nobody vouches for.
     """
 
     salt: bytes = field(repr=False)
+    seal: Callable[[bytes, bytes, bytes], bytes] = field(repr=False)
+    open: Callable[[bytes, bytes, bytes], bytes] = field(repr=False)
     seal_into: Callable[[Octets, Octets, Octets, Octets], int] = field(repr=False)
     open_into: Callable[[Octets, Octets, Octets, Octets], int] = field(repr=False)
 
@@ -211,7 +214,10 @@ class _Aead:
         primitive = self._primitive
         if not isinstance(primitive, _IN_PLACE):
             return None
-        return InPlace(self._salt, primitive.encrypt_into, primitive.decrypt_into)
+        return InPlace(
+            *(self._salt, primitive.encrypt, primitive.decrypt),
+            *(primitive.encrypt_into, primitive.decrypt_into),
+        )
 
     def seal(self, iv: bytes, plaintext: bytes, associated: bytes, trailer: bytes = b"") -> bytes:
         # The library takes nonces of many sizes, so a wrong one would pass unnoticed.

@@ -54,6 +54,12 @@ REMEDIES: dict[Finding, str] = {
 }
 """What is done about each; about what is not here, nothing."""
 
+DISPENSABLE: dict[Finding, str] = {Finding.QUEUES_MISSING: "made"}
+"""What tunnels can do without, and some kernels have not: nothing was promised. It is asked for
+again every `RETRY_SECONDS`."""
+
+RETRY_SECONDS = 60.0
+
 SA_PUT_BACK = "put back, and it goes on where it was"
 """Where the datapath knows how far it had got."""
 
@@ -87,6 +93,7 @@ class Reconciler:
         self._watched: dict[Datapath, _Watched] = {}
         self._restraint = Restraint()
         self._left: dict[tuple[Datapath, Realm], set[Difference]] = {}
+        self._refused: dict[Hashable, tuple[str, float]] = {}  # why, and when to ask again
 
     def watch(self) -> None:
         """Listen to every datapath that is open by now."""
@@ -123,6 +130,7 @@ class Reconciler:
         Raises `DatapathError`.
         """
         self._restraint = Restraint()
+        self._refused.clear()
         found: list[Difference] = []
         for datapath, watched in tuple(self._watched.items()):
             datapath.read_changes()
@@ -190,15 +198,22 @@ class Reconciler:
         return found
 
     def _reason_to_leave(self, datapath: Datapath, difference: Difference) -> str | None:
-        if difference.finding not in REMEDIES:
+        if difference.finding not in REMEDIES | DISPENSABLE:
             return NOT_OURS
+        why, ask_at = self._refused.get(_thing(difference), ("", 0.0))
+        if self._loop.time() < ask_at:
+            self._return_to(datapath, Realm.WAYS, ask_at - self._loop.time())
+            return why
         seconds = self._restraint.wait_seconds(_thing(difference), self._loop.time())
         if not seconds:
             return None
-        # Nobody else will remind of it.
-        self._watched[datapath].realm |= Realm.EVERYTHING
-        self._expect_look(datapath, self._loop.time() + seconds)
+        self._return_to(datapath, Realm.EVERYTHING, seconds)
         return f"put right {FREELY} times within {WITHIN_SECONDS:g} seconds, it has to wait"
+
+    def _return_to(self, datapath: Datapath, realm: Realm, seconds: float) -> None:
+        """Look again so much later: nobody else will remind of it."""
+        self._watched[datapath].realm |= realm
+        self._expect_look(datapath, self._loop.time() + seconds)
 
     def _mend(self, datapath: Datapath, difference: Difference) -> str | None:
         """None if it is put right, else why it is not."""
@@ -207,6 +222,10 @@ class Reconciler:
             reason = None
         except DatapathError as error:
             reason = str(error)
+            if difference.finding in DISPENSABLE:
+                ask_at = self._loop.time() + RETRY_SECONDS
+                self._refused[_thing(difference)] = reason, ask_at
+                self._return_to(datapath, Realm.WAYS, RETRY_SECONDS)
         if difference.finding is Finding.PATH_CHANGED:
             assert isinstance(difference.subject, tuple)
             self._follow(difference.subject)
@@ -223,7 +242,7 @@ class Reconciler:
         for difference, reason in outcome.items():
             if reason is None:
                 is_back = difference.finding is Finding.SA_MISSING and difference in put_back
-                remedy = SA_PUT_BACK if is_back else REMEDIES[difference.finding]
+                remedy = SA_PUT_BACK if is_back else (REMEDIES | DISPENSABLE)[difference.finding]
                 healed[difference.tunnel, difference.finding, remedy].append(difference)
             elif difference not in known:
                 self._hear(drift_left(difference, reason))

@@ -43,8 +43,9 @@ def outer_header(packet: bytes, sa: SadEntry) -> tuple[Fields | None, bool]:
     """The fields of what a packet becomes, None for the usual ones; and whether it has DF."""
     if sa.mode is Mode.TRANSPORT:
         return fields_of(packet), False
-    has_df = dont_fragment(packet, sa.outer)
-    if not traffic_class_of(packet):
+    df = sa.outer.dont_fragment
+    has_df = dont_fragment(packet, sa.outer) if df is DontFragment.COPY else df is DontFragment.SET
+    if not (packet[1] if packet[0] >> 4 == 4 else traffic_class_of(packet)):
         return None, has_df
     fields = outer_fields(packet, sa.outer)
     return fields if fields.traffic_class else None, has_df

@@ -20,7 +20,7 @@ from xfrmpy.crypto.cipher import (
     PacketCipher,
     packet_cipher,
 )
-from xfrmpy.esp.replay import Replayed, ReplayWindow
+from xfrmpy.esp.replay import END, Replayed, ReplayWindow
 from xfrmpy.esp.sa import Dropped, EspDrop, Receiving, Sa, Sending
 from xfrmpy.ipsec.overhead import ALIGNMENT, ESP_TRAILER
 from xfrmpy.ipsec.proposals import EspSuite
@@ -92,7 +92,15 @@ class _Sa(Sa):
     thousands carry nothing.
     """
 
-    __slots__ = ("_cipher_made", "_form", "_is_aead", "_iv_size", "_suite", "_whole_iv_size")
+    __slots__ = (
+        "_cipher_made",
+        "_counted",
+        "_form",
+        "_is_aead",
+        "_iv_size",
+        "_suite",
+        "_whole_iv_size",
+    )
 
     def __init__(self, entry: SadEntry) -> None:
         suite = entry.suite
@@ -101,6 +109,7 @@ class _Sa(Sa):
         super().__init__(entry)
         self._suite = suite
         self._cipher_made: PacketCipher | None = None
+        self._counted: InPlace | None = None
         self._form: Form | None = None
         self._iv_size = suite.cipher.iv
         self._whole_iv_size = suite.cipher.whole_iv
@@ -131,6 +140,7 @@ class _Sa(Sa):
             alignment = max(made.block, ALIGNMENT)
             head = _HEADER.size + self._iv_size
             self._form = Form(head, made.icv_size, alignment, made.is_aead)
+            self._counted = made.in_place if isinstance(made.in_place, InPlace) else None
         self._cipher_made = made
         return made
 
@@ -139,6 +149,12 @@ class _Sa(Sa):
         """That of a form which is."""
         assert isinstance(self.in_place, InPlace), "the form is of CBC"
         return self.in_place
+
+    def _find_counted(self) -> InPlace | None:
+        """That of a suite whose IV is the whole sequence number, all of it in the packet."""
+        if self._cipher_made is None:
+            self._make_cipher()
+        return self._counted
 
     def _authenticated(self, sequence: int) -> tuple[bytes, bytes]:
         """The associated data, and the trailer that HMAC covers, for a sequence number."""
@@ -169,10 +185,31 @@ class OutboundSa(_Sa, Sending):
         length inside can undo (RFC 4303 section 2.7).
 
         RFC 4303 section 3.3.3: the sequence number must not cycle.
+
+        A suite whose IV is the sequence number has all of it here: where a packet is alone, each
+        call of another function takes some 3 us.
         """
         if self.leeway <= 0 and self.is_past_hard_limit:
             raise Dropped(EspDrop.EXPIRED)
         self._sequence += 1
+        aead = self._counted or self._find_counted()
+        if aead is None or hidden_in:
+            return self._seal(payload, next_header, hidden_in)
+        sequence, spi, size = self._sequence, self.entry.spi, len(payload)
+        padding = -(size + ESP_TRAILER) % ALIGNMENT
+        plaintext = payload + _PADDING[:padding] + bytes((padding, next_header))
+        header = associated = _HEADER.pack(spi, sequence & 0xFFFFFFFF)
+        if self._esn:
+            associated = _EXTENDED.pack(spi, sequence)
+        iv = sequence.to_bytes(_COUNTED_IV, "big")
+        sealed = aead.seal(aead.salt + iv, plaintext, associated)
+        self.octets += size
+        self.packets += 1
+        self.leeway -= 1
+        return header + iv + sealed
+
+    def _seal(self, payload: bytes, next_header: int, hidden_in: int) -> bytes:
+        """Of any suite."""
         carried = payload.ljust(hidden_in, b"\0") if hidden_in else payload
         plaintext = carried + trailer_of(len(carried), next_header, self._alignment)
         iv = self._iv()
@@ -240,10 +277,23 @@ class InboundSa(_Sa, Receiving):
             raise Dropped(EspDrop.TOO_SHORT)
         if self.leeway <= 0 and self.is_past_hard_limit:
             raise Dropped(EspDrop.EXPIRED)
-        sequence = self._window.infer(_HEADER.unpack_from(packet)[1])
-        plaintext, is_newest = self._verify(packet, sequence)
+        sequence, window, aead = _HEADER.unpack_from(packet)[1], self._window, self._counted
+        if self._esn:
+            sequence = window.infer(sequence)
+        if aead is None or not window.highest < sequence < END:
+            plaintext, is_newest = self._verify(packet, sequence)
+        else:  # In one function, as in `OutboundSa.seal`.
+            associated = packet[:8] if not self._esn else _EXTENDED.pack(self.entry.spi, sequence)
+            try:
+                plaintext = aead.open(aead.salt + packet[8:16], packet[16:], associated)
+            except IntegrityFailed:
+                self.integrity_failed += 1
+                raise Dropped(EspDrop.NOT_AUTHENTIC) from None
+            is_newest = window.advance(sequence)
         next_header, payload = _without_padding(plaintext)
-        self.count(len(payload))
+        self.octets += len(payload)
+        self.packets += 1
+        self.leeway -= 1
         if next_header == NO_NEXT_HEADER:
             raise Dropped(EspDrop.DUMMY)
         return next_header, payload, is_newest

@@ -11,7 +11,7 @@ from itertools import islice
 from operator import lt
 
 _LOW = 1 << 32
-_END = 1 << 64
+END = 1 << 64
 
 
 class Replayed(Exception):
@@ -59,18 +59,18 @@ class ReplayWindow:
         """
         first = self.infer(lows[0])
         if len(lows) == 1:
-            return [first] if self.highest < first < _END else None
+            return [first] if self.highest < first < END else None
         last = self.infer(lows[-1])
         high = first - lows[0]
         is_rising = lows == [*range(lows[0], lows[0] + len(lows))]  # None is missing, mostly.
         is_rising = is_rising or all(map(lt, lows, islice(lows, 1, None)))
-        if first <= self.highest or last != high + lows[-1] or last >= _END or not is_rising:
+        if first <= self.highest or last != high + lows[-1] or last >= END or not is_rising:
             return None
         return [high + low for low in lows]
 
     def check(self, sequence: int) -> None:
         """Raises `Replayed` for a number that may not be accepted any more."""
-        if not 0 < sequence < _END:
+        if not 0 < sequence < END:
             raise Replayed
         behind = self.highest - sequence
         if behind >= self.size or (behind >= 0 and self.seen >> behind & 1):

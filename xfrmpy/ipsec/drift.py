@@ -50,6 +50,7 @@ class Finding(StrEnum):
     DEFAULT_CHANGED = "default-changed"
     DEVICE_MISSING = "device-missing"
     DEVICE_CHANGED = "device-changed"
+    QUEUES_MISSING = "queues-missing"
     QUEUES_CHANGED = "queues-changed"
     GUARD_CHANGED = "guard-changed"
     RULE_MISSING = "rule-missing"

@@ -88,7 +88,7 @@ def test_there_is_room_for_any_number_of_sas(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger")
     entries = [replace(sa(0), spi=0x80000000 + number) for number in range(2500)]
     for number, entry in enumerate(entries):
-        ledger.line_of(entry, 0.0).note(number, 0, 0, None)
+        ledger.line_of(entry, 0.0).note(number, 0, 0, 0.0)
     again = Ledger(tmp_path / "ledger")
     assert [again.line_of(e, 9.0).read()[0].sequence for e in entries] == list(range(2500))
 
@@ -108,7 +108,7 @@ line = Ledger(Path(sys.argv[1])).line_of(sa(0), 0.0)
 number = 0
 while True:
     number += 1
-    line.note(number, number, number, None)
+    line.note(number, number, number, 0.0)
     if number % 1000 == 0:
         print(number, flush=True)
 """

@@ -44,7 +44,7 @@ def receiver(entry: SadEntry, sequence: int = 0) -> Forwarder:
     """A gateway that lets in streams of either version, and has received so many packets."""
     end = gateway(1)
     end.add_sa(received(entry), 0.0)
-    found = end.sad.inbound(entry.spi.to_bytes(4, "big"), ProtocolId.ESP)
+    found = end.sad.inbound.get((ProtocolId.ESP, entry.spi.to_bytes(4, "big")))
     assert found is not None
     found[0].resume(Progress(sequence=sequence, octets=0, packets=0))
     for policy in policies(1, local="fd02::/16", remote="fd01::/16"):

@@ -122,3 +122,17 @@ def test_the_wait_ends_with_what_comes(seconds: float | None) -> None:
     pipe.put(1)
     readable.serve(seconds)
     assert pipe.reads == [True]
+
+
+def test_a_single_read_is_a_turn_of_one_as_long_as_nothing_floods() -> None:
+    readable = Readable()
+    plain, short = Turn(readable, MOST), Turn(readable, MOST)
+    for rounds in (1, 3, 4, 5, 9):  # The third is right behind the second.
+        readable.rounds = rounds
+        size = plain.begin()
+        assert short.is_single() is (size == 1)
+        plain.end(1)
+        if size != 1:
+            assert short.begin() == size
+            short.end(1)
+    assert plain.size == short.size

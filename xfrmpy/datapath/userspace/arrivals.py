@@ -107,7 +107,7 @@ class Arrivals:
 
     def _fast_sa(self, packet: memoryview) -> tuple[InboundSa, Held] | None:
         """That of the packet, if it opens packets that lie together."""
-        found = self._forwarder.sad.inbound(_first_word(packet), ProtocolId.ESP)
+        found = self._forwarder.sad.inbound.get((ProtocolId.ESP, _first_word(packet)))
         if found is None:
             return None
         sa, held = found

@@ -118,6 +118,7 @@ class UserspaceDatapath:
                 interfaces.report_to(watch)
                 news = undo.enter_context(contextlib.closing(PathNews(natt_port)))
                 watch.heed(news.fileno())
+                watch.heed(queues.fileno())
                 started = cls(
                     *(joined, routes, shunts, guard, queues, links, paths, interfaces, watch, news)
                 )
@@ -288,7 +289,7 @@ class UserspaceDatapath:
                 self._mend_device()
             case Finding.GUARD_CHANGED:
                 self._guard.renew()
-            case Finding.QUEUES_CHANGED:
+            case Finding.QUEUES_MISSING | Finding.QUEUES_CHANGED:
                 self._queues.mend()
             case Finding.INTERFACE_MISSING | Finding.INTERFACE_CHANGED:
                 self.interfaces.mend(amiss)
@@ -335,7 +336,7 @@ class UserspaceDatapath:
     def read_changes(self) -> Realm:
         """Nobody but we can change what a worker has; but it may have ended."""
         changed = self._watch.read()
-        if self._news.read(self._ways.has_sent):
+        if self._news.read(self._ways.has_sent) or self._queues.read_news():
             changed |= Realm.WAYS
         if self._is_empty:
             self._is_empty = False

@@ -250,7 +250,7 @@ class Forwarder:
         receive and process both UDP-encapsulated ESP and non-UDP-encapsulated ESP packets at any
         time".
         """
-        found = self.sad.inbound(packet[_SPI[protocol]], protocol)
+        found = self.sad.inbound.get((protocol, packet[_SPI[protocol]]))
         if found is None:
             raise Refused(Refusal.UNKNOWN_SPI)
         sa, held = found
@@ -264,15 +264,23 @@ class Forwarder:
                 self.sad.note_use(held, now)
             raise Refused(dropped.reason) from None
         self.sad.note_use(held, now)
-        next_header, inner = _decompressed(sa.entry, next_header, inner)
-        if sa.entry.mode is Mode.TRANSPORT:
-            inner = _as_in_clear(sa.entry, next_header, inner, fields)
-        if sa.entry.mode is Mode.TUNNEL:
-            check_version(inner, next_header)
-        inner = self.let_in(inner, sa.entry)
-        if is_newest and source is not None:
+        entry = sa.entry
+        if next_header == IPCOMP:
+            next_header, inner = _decompressed(entry, inner)
+        if entry.mode is Mode.TUNNEL:
+            if not inner or next_header != NEXT_HEADER.get(inner[0] >> 4):
+                raise Refused(Refusal.NOT_IP)
+        elif entry.mode is Mode.TRANSPORT:
+            inner = _as_in_clear(entry, next_header, inner, fields)
+        flow = flow_of(inner)
+        if flow is None or (flow, entry.if_id, entry.reqid) not in self._let_in:
+            inner = self.let_in(inner, entry)
+        is_usual = source is held.own_source and held.told_source is None
+        if is_newest and source is not None and not is_usual:
             self.sad.note_source(held, source, now)
-        return with_outer(inner, sa.entry, fields), sa.entry
+        if fields.traffic_class or entry.outer.restores_dscp:
+            inner = with_outer(inner, entry, fields)
+        return inner, entry
 
     def let_in(self, packet: bytes, sa: SadEntry) -> bytes:
         """A packet that has come by an SA, without what is behind it. Raises `Refused`."""
@@ -432,10 +440,8 @@ def check_version(packet: bytes, next_header: int) -> None:
         raise Refused(Refusal.NOT_IP)
 
 
-def _decompressed(sa: SadEntry, protocol: int, payload: bytes) -> tuple[int, bytes]:
-    """RFC 3173 section 2.2: what did not get smaller comes as it was."""
-    if protocol != IPCOMP:
-        return protocol, payload
+def _decompressed(sa: SadEntry, payload: bytes) -> tuple[int, bytes]:
+    """RFC 3173 section 2.2: what did not get smaller comes as it was, and not here."""
     if sa.cpi is None:
         raise Refused(Refusal.BAD_COMPRESSION)
     try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
@@ -112,16 +113,15 @@ class Ledger:
 class Line:
     """What is written of one SA."""
 
-    __slots__ = ("_at", "_map", "installed_at")
+    __slots__ = ("_at", "_map", "installed_at", "note")
 
     def __init__(self, map_: mmap.mmap, at: int) -> None:
         self._map = map_
         self._at = at + _PROGRESS_AT
+        self.note = partial(_PROGRESS.pack_into, map_, self._at)
+        """Sequence number, octets, packets, the moment of the last use: before anybody can see what
+        follows from it, such as an outbound packet that leaves."""
         (self.installed_at,) = _INSTALLED.unpack_from(map_, at + _INSTALLED_AT)
-
-    def note(self, sequence: int, octets: int, packets: int, used_at: float | None) -> None:
-        """Before anybody can see what follows from it: before an outbound packet leaves."""
-        _PROGRESS.pack_into(self._map, self._at, sequence, octets, packets, used_at or 0.0)
 
     def read(self) -> tuple[Progress, float | None]:
         """How far the SA has got, and when it was used last."""

@@ -75,6 +75,9 @@ class Outbound:
         """A turn's worth of what is to be read, and more where super-packets wait for others: they
         are the cheaper, the more of them are sealed and sent together. Raises `OSError` if the
         device cannot be read."""
+        if self._layout is None and turn.is_single():
+            self._carry_one(tun, if_id)
+            return
         done, size = 0, turn.begin()
         try:
             while done < size or (self._batch is not None and done < TURN):
@@ -83,6 +86,19 @@ class Outbound:
             pass
         finally:
             turn.end(done)
+            self.flush()
+
+    def _carry_one(self, tun: Tun, if_id: int) -> None:
+        """What is likely to be alone goes the shortest way."""
+        self._train = None
+        try:
+            packet, offload = tun.read()
+        except BlockingIOError:
+            return
+        if offload is COMPLETE:
+            self._guarded(partial(self.protect, packet, if_id, is_alone=True))
+        else:
+            self._carry(packet, offload, if_id)
             self.flush()
 
     def flush(self) -> None:
@@ -230,8 +246,8 @@ class Outbound:
         if end == last:
             sender.send_run(sealed[last:], layout.stride, entry, fields, has_df=last_df)
 
-    def protect(self, packet: bytes, if_id: int) -> None:
-        """One packet, which leaves with the next `flush` at the latest.
+    def protect(self, packet: bytes, if_id: int, *, is_alone: bool = False) -> None:
+        """One packet, which leaves with the next `flush` at the latest, or now if it `is_alone`.
 
         Raises `Refused` and `Waits`.
         """
@@ -245,7 +261,9 @@ class Outbound:
             return
         fields, has_df = outer_header(packet, entry)
         if entry.encapsulation is not None:
-            self._sender_for(entry).add(sealed, entry, fields, has_df=has_df)
+            sender = self.senders.get(entry.source.version) or self._sender_for(entry)
+            send = sender.send_one if is_alone else sender.add
+            send(sealed, entry, fields, has_df=has_df)
             return
         try:
             self._raw_sockets.send(sealed, entry, fields, has_df)

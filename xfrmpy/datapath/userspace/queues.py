@@ -6,13 +6,15 @@ device behind it, up to `MAX_QUEUES`. Routes and firewalls know nothing of these
 `DEVICE` a rule of nf_tables passes on what is for the prefixes of the reqid's policies (a chain at
 the egress of a device, Linux 5.16), the longest prefix first. It is read by the workers that the
 reqid's packets leave by, so nothing need be handed over. With one tunnel there is none of this;
-where the kernel has no such rules, all tunnels share `DEVICE`.
+where the kernel refuses the rules or a device, all tunnels share `DEVICE`, that is found to be
+amiss, and `mend` tries again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -42,8 +44,8 @@ _DESTINATIONS = {4: (0x0800, 16, 4, 7), 6: (0x86DD, 24, 16, 8)}
 class Queues:
     """See the module; of the network namespace of the thread that makes this.
 
-    Nothing here fails: what cannot be had is done without. `lanes` of a reqid are the workers by
-    which its packets leave.
+    Nothing here but `mend` fails: what cannot be had is done without. `lanes` of a reqid are the
+    workers by which its packets leave.
     """
 
     def __init__(self, workers: Workers, links: Links) -> None:
@@ -55,7 +57,8 @@ class Queues:
         self._lanes: dict[int, frozenset[int]] = {}  # of those that have a device
         self._enforced = _Ways()
         self._is_known = False
-        self._is_refused = False
+        self._refusal: DatapathError | None = None
+        self._news = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def take_over(self, policies: Iterable[SpdEntry]) -> None:
         """Go on with the devices of an earlier daemon, as far as these policies want them."""
@@ -70,10 +73,7 @@ class Queues:
         """A worker has ended, and what it had is gone."""
         self._is_known = False
         with self._forgiven():
-            there = self._there()
-            for reqid in self._lanes:
-                self._open(reqid, there.get(reqid, frozenset()))
-            self._enforce()
+            self._reopen()
 
     def follow(self, entries: Iterable[SadEntry | SpdEntry]) -> None:
         """These are in force now."""
@@ -97,13 +97,14 @@ class Queues:
         """Nothing is in force."""
         self._prefixes.clear()
         self._reqids.clear()
-        self._is_refused = False
+        self._refusal = None
         with self._forgiven():
             self._remove_all()
 
     def close(self) -> None:
         """What is there stays."""
         self._nf_tables.close()
+        os.close(self._news)
 
     # What others do.
 
@@ -114,25 +115,51 @@ class Queues:
     def _doubt(self) -> None:
         self._is_known = False
 
+    def fileno(self) -> int:
+        """A descriptor that is readable when `read_news` has something to say."""
+        return self._news
+
+    def read_news(self) -> bool:
+        """Whether something was refused since the last time; never blocks."""
+        try:
+            return bool(os.eventfd_read(self._news))
+        except BlockingIOError:
+            return False
+
     def find_amiss(self) -> Iterator[Difference]:
-        if self._lanes and not (self._is_known and self._ways() == self._enforced):
+        if self._refusal is not None and len(self._prefixes) > 1:
+            what = f"a queue for each tunnel behind {DEVICE}"
+            yield Difference(finding=Finding.QUEUES_MISSING, what=what)
+        elif self._lanes and not (self._is_known and self._ways() == self._enforced):
             yield Difference(finding=Finding.QUEUES_CHANGED, what=f"the queues of {DEVICE}")
 
     def mend(self) -> None:
-        """Whatever is there, make it anew."""
-        self.revive()
+        """Whatever is there, make it anew; what was refused is asked for again. Raises
+        `DatapathError` if something is."""
+        refusal, self._is_known, self._refusal = self._refusal, False, None
+        try:
+            self._reopen()
+            self._settle(self._prefixes)
+        except DatapathError as error:
+            self._give_up(error, is_news=refusal is None)
+            raise
 
     # What is there.
 
     @contextlib.contextmanager
     def _forgiven(self) -> Iterator[None]:
-        """If something cannot be had, there is none of it until all is cleared."""
+        """If something cannot be had, there is none of it until it is asked for again."""
         try:
             yield
-        except DatapathError:
-            self._is_refused = True
-            with contextlib.suppress(DatapathError):
-                self._remove_all()
+        except DatapathError as error:
+            self._give_up(error, is_news=True)
+
+    def _give_up(self, error: DatapathError, *, is_news: bool) -> None:
+        self._refusal = error
+        if is_news:
+            os.eventfd_write(self._news, 1)
+        with contextlib.suppress(DatapathError):
+            self._remove_all()
 
     def _enter(self, policy: SpdEntry) -> Iterable[int]:
         """Those whose prefixes are others by it."""
@@ -155,7 +182,7 @@ class Queues:
 
     def _settle(self, reqids: Iterable[int]) -> None:
         """Have devices for those that want one, as far as there are some to be had."""
-        if self._is_refused:
+        if self._refusal is not None:
             return
         if not self._lanes and len(self._prefixes) > 1:
             reqids = self._prefixes
@@ -197,6 +224,13 @@ class Queues:
             self._workers.ask_at(lane, "open_queue", reqid)
         for lane in there - self._lanes[reqid]:
             self._workers.ask_at(lane, "close_queue", reqid)
+
+    def _reopen(self) -> None:
+        """All that should be there, and the rules."""
+        there = self._there()
+        for reqid in self._lanes:
+            self._open(reqid, there.get(reqid, frozenset()))
+        self._enforce()
 
     def _close(self, reqid: int) -> bool:
         """Whether there was one."""

@@ -61,6 +61,11 @@ class Received:
     port: int
 
     @property
+    def is_alone(self) -> bool:
+        """Whether it is one datagram, and no large one."""
+        return self.piece.count == 1 and not self.piece.rest and self.piece.size <= SMALL
+
+    @property
     def destination(self) -> SocketAddress:
         """Which of our addresses they came to, and the port."""
         address = decode_destination(self.told, self.source.address.version)
@@ -91,6 +96,7 @@ class UdpReceiver:
         self._port: int = opened.getsockname()[1]
         self._room = memoryview(bytearray(MAX_OCTETS + MAX_DATAGRAM))
         self._turn = turn
+        self.was_alone = False
         self._known: dict[tuple[Any, ...], _Told] = {}
         self._grids: dict[tuple[int, int], Grid] = {}
         ask_for_fields(opened, version)
@@ -171,6 +177,19 @@ class UdpReceiver:
             self._known.clear()
         self._known[address, *told] = known
         return known
+
+    def receive_one(self) -> tuple[bytes, Ancillary, _Told]:
+        """What has come first. Raises `OSError`, and `BlockingIOError` if nothing has."""
+        octets, told, _, address = self._socket.recvmsg(MAX_DATAGRAM, ROOM)
+        known = self._known.get((address, *told)) or self._learn(told, address)
+        if known.lost is not None:
+            self._note_lost(known.lost)
+        return octets, told, known
+
+    def of(self, octets: bytes, told: Ancillary, known: _Told) -> Received:
+        """What `receive_one` has given as `receive` gives it."""
+        piece = Piece(memoryview(bytearray(octets)), known.size)
+        return Received(piece, known.source, known.fields, told, self._port)
 
     def _note_lost(self, lost: int) -> None:
         """`lost` is how many buffers in all the kernel had no room for, modulo 2**32."""

@@ -34,11 +34,11 @@ class Held:
     """An SA with the moments that its user wants to know."""
 
     __slots__ = (
-        "_line",
         "due_at",
         "installed_at",
         "is_plain",
         "is_soft_reported",
+        "note",
         "own_source",
         "sa",
         "told_source",
@@ -50,7 +50,7 @@ class Held:
         progress, self.used_at = line.read()
         sa.resume(progress)
         self.sa = sa
-        self._line = line
+        self.note = line.note
         self.installed_at = line.installed_at
         self.is_soft_reported = False
         self.due_at = inf  # When the next limit by time is reached.
@@ -67,12 +67,6 @@ class Held:
         """Whether its hard limit by time is reached."""
         seconds = self.sa.entry.lifetime.hard_seconds
         return seconds is not None and now >= self.installed_at + seconds
-
-    def note_use(self, now: float) -> None:
-        """Before what it has sealed leaves, and with what it has opened."""
-        self.used_at = now
-        sa = self.sa
-        self._line.note(sa.sequence, sa.octets, sa.packets, now)
 
 
 class Sad:
@@ -95,7 +89,8 @@ class Sad:
         self._events = events
         self._changed = changed
         self._held: dict[SaId, Held] = {}
-        self._inbound: dict[tuple[ProtocolId, bytes], tuple[Inbound, Held]] = {}
+        self.inbound: dict[tuple[ProtocolId, bytes], tuple[Inbound, Held]] = {}
+        """By protocol and SPI."""
         self._limits: list[tuple[float, int, SaId]] = []
         self._serial = count()
 
@@ -105,9 +100,6 @@ class Sad:
     @property
     def entries(self) -> tuple[SadEntry, ...]:
         return tuple(held.sa.entry for held in self._held.values())
-
-    def inbound(self, spi: bytes, protocol: ProtocolId) -> tuple[Inbound, Held] | None:
-        return self._inbound.get((protocol, spi))
 
     def add(self, entry: SadEntry, now: float) -> None:
         """Raises `DatapathError` for an entry that is there already, or not for us."""
@@ -129,11 +121,11 @@ class Sad:
     def _add_inbound(self, entry: SadEntry, now: float) -> None:
         if not entry.spi & USERSPACE_SPI_BIT:
             raise DatapathError(f"SPI 0x{entry.spi:08x} is not of the userspace datapath's half")
-        if _inbound_key(entry) in self._inbound:
+        if _inbound_key(entry) in self.inbound:
             raise DatapathError(f"SPI 0x{entry.spi:08x} is in force already", errno.EEXIST)
         inbound = InboundAh(entry) if entry.protocol is ProtocolId.AH else InboundSa(entry)
         self._held[entry.id] = self._hold(inbound, now)
-        self._inbound[_inbound_key(entry)] = (inbound, self._held[entry.id])
+        self.inbound[_inbound_key(entry)] = (inbound, self._held[entry.id])
 
     def _hold(self, sa: Inbound | Outbound, now: float) -> Held:
         return Held(sa, self._ledger.line_of(sa.entry, now))
@@ -179,7 +171,7 @@ class Sad:
         entry = held.sa.entry
         self._ledger.strike(entry)
         if entry.direction is Direction.IN:
-            del self._inbound[_inbound_key(entry)]
+            del self.inbound[_inbound_key(entry)]
             return
         self._changed()
         left = [pair for pair in self.outbound[entry.reqid] if pair[1] is not held]
@@ -188,7 +180,7 @@ class Sad:
             del self.outbound[entry.reqid]
 
     def clear(self) -> None:
-        for table in (self._held, self._inbound, self.outbound, self._limits):
+        for table in (self._held, self.inbound, self.outbound, self._limits):
             table.clear()
         self._ledger.clear()
         self._changed()
@@ -259,8 +251,10 @@ class Sad:
             heappush(self._limits, (held.due_at, next(self._serial), held.sa.entry.id))
 
     def note_use(self, held: Held, now: float) -> None:
-        held.note_use(now)
-        if held.sa.leeway <= 0 or now >= held.due_at:
+        """Before what it has sealed leaves, and with what it has opened."""
+        held.used_at, sa = now, held.sa
+        held.note(sa.sequence, sa.octets, sa.packets, now)
+        if sa.leeway <= 0 or now >= held.due_at:
             self.check_limits(held, now)
 
     def check_limits(self, held: Held, now: float) -> None:

@@ -72,6 +72,19 @@ class UdpSender:
         if size < self._stride:  # A shorter one is the last.
             self.flush()
 
+    def send_one(
+        self, sealed: bytes, entry: SadEntry, fields: Fields | None, *, has_df: bool
+    ) -> None:
+        """One datagram, now; nothing waits."""
+        if entry is not self._entry or fields != self._fields or has_df is not self._has_df:
+            self._head_for(entry, fields, has_df)
+        try:
+            if self._df is not None and self._df.is_on is not has_df:
+                self._df.turn(on=has_df)
+            self._socket.sendmsg((sealed,), self._told, 0, self._destination)
+        except OSError as error:
+            self._count(error, 1)
+
     def flush(self) -> None:
         """Send what waits."""
         if not self._waiting:

@@ -50,6 +50,7 @@ def queue_name(reqid: int) -> str:
 DEVICE_MTU = 65535
 """Of the device; what a tunnel really carries is the MTU of its route."""
 
+_ROOM = virtio.SIZE + DEVICE_MTU
 
 SUPER_PACKET = 60_000
 """Octets. Cut into segments of 1,400 and sealed it is about 65,000, which just fits one send; with
@@ -140,7 +141,9 @@ class Tun:
     def read(self) -> tuple[bytes, Offload]:
         """The next packet, and what its sender has left undone. Raises `BlockingIOError` if there
         is none."""
-        octets = os.read(self._descriptor, virtio.SIZE + DEVICE_MTU)
+        octets = os.read(self._descriptor, _ROOM)
+        if octets.startswith(virtio.NOTHING):
+            return octets[virtio.SIZE :], virtio.COMPLETE
         return octets[virtio.SIZE :], virtio.decode_offload(octets)
 
     def read_into(self, parts: Sequence[memoryview]) -> int:
@@ -151,7 +154,8 @@ class Tun:
     def write(self, *pieces: bytes | memoryview, offload: Offload = virtio.COMPLETE) -> None:
         """A packet, which may be in several pieces. Raises `OSError` for what the kernel does not
         take as one."""
-        os.writev(self._descriptor, (virtio.encode_offload(offload), *pieces))
+        header = virtio.NOTHING if offload is virtio.COMPLETE else virtio.encode_offload(offload)
+        os.writev(self._descriptor, (header, *pieces))
 
     def close(self) -> None:
         """The device goes, and with it every route through it; one that was there stays, and does

@@ -12,6 +12,10 @@ import select
 from collections.abc import Callable
 from typing import Protocol
 
+MAX_READY = 16
+"""Descriptors told at a time; room for them is made for each call, and of its own accord the
+library makes it for a thousand."""
+
 
 class _Source(Protocol):
     def fileno(self) -> int: ...
@@ -39,7 +43,7 @@ class Readable:
 
     def serve(self, seconds: float | None) -> None:
         """Wait for one, as long at most, and call once for each."""
-        ready = self._epoll.poll(seconds)
+        ready = self._epoll.poll(seconds, MAX_READY)
         self.rounds += 1
         for descriptor, _ in ready:
             call = self._calls.get(descriptor)
@@ -65,6 +69,16 @@ class Turn:
         if self._is_spent and self._ended + 1 == self._readable.rounds:
             self.size = min(self._most, 2 * self.size)
         return self.size
+
+    def is_single(self) -> bool:
+        """As `begin`, and as `end(1)` if the size is 1: the next thing to be read is likely to be
+        alone."""
+        rounds = self._readable.rounds
+        if self.size != 1 or (self._is_spent and self._ended + 1 == rounds):
+            return False
+        self._is_spent = True
+        self._ended = rounds
+        return True
 
     def end(self, done: int) -> None:
         """So much was done of it; if it was less, there was no more."""

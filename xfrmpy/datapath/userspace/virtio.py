@@ -46,7 +46,8 @@ class Offload(NamedTuple):
 
 COMPLETE = Offload()
 
-_COMPLETE = bytes(SIZE)
+NOTHING = bytes(SIZE)
+"""The header where nothing is left undone."""
 
 _KNOWN = 256
 """Headers that are kept in either form: a stream has the same one over and over."""
@@ -66,7 +67,7 @@ def encode_offload(offload: Offload) -> bytes:
 
 def decode_offload(octets: bytes | bytearray | memoryview) -> Offload:
     """Of at least `SIZE` octets; any of them are a header, though not one that can be followed."""
-    return COMPLETE if octets[:SIZE] == _COMPLETE else _decode(bytes(octets[:SIZE]))
+    return COMPLETE if octets[:SIZE] == NOTHING else _decode(bytes(octets[:SIZE]))
 
 
 @lru_cache(_KNOWN)

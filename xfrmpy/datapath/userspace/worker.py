@@ -141,26 +141,25 @@ class Worker:
 
     def run(self) -> None:
         """Keep and carry until told to stop."""
+        control, events, serve = self._control, self._forwarder.events, self._readable.serve
         while self._running:
-            self._readable.serve(self._patience())
+            if control.is_behind:
+                serve(RETRY_SECONDS)
+            else:
+                # For ever, if it is only to keep sockets.
+                serve(None if self._tun is None else TICK_SECONDS)
             now = time.monotonic()
             if now >= self._next_check_at:
                 self._next_check_at = now + TICK_SECONDS
                 self._forwarder.expire(now)
-            if self._forwarder.events or self._control.is_behind:
-                self._control.tell(self._forwarder.events)
-                self._forwarder.events.clear()
+            if events or control.is_behind:
+                control.tell(events)
+                events.clear()
 
     def close(self) -> None:
         self._control.close()
         self._neighbours.close()
         self._shut()
-
-    def _patience(self) -> float | None:
-        """How long to wait for something to come; for ever if it is only to keep sockets."""
-        if self._control.is_behind:
-            return RETRY_SECONDS
-        return None if self._tun is None else TICK_SECONDS
 
     # Packets.
 

@@ -15,7 +15,6 @@ from xfrmpy.policy.schema.types import (
     TEXT,
     TEXT_OR_LIST,
     CertificateName,
-    HttpHosts,
     Name,
     PeerIdentity,
     Secret,

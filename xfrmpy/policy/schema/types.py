@@ -58,9 +58,6 @@ def _time(parse: Callable[[object], float]) -> PlainValidator:
 Name = Annotated[str, PlainValidator(values.parse_name), TEXT]
 ShortText = Annotated[str, PlainValidator(values.parse_short_text), TEXT]
 ShortTexts = Annotated[list[ShortText], ONE_OR_MORE, TEXT_OR_LIST]
-HttpHosts = Annotated[
-    list[Annotated[str, PlainValidator(values.parse_http_host)]], ONE_OR_MORE, TEXT_OR_LIST
-]
 Selectors = Annotated[
     list[Annotated[TrafficSelector, PlainValidator(values.parse_selector)]],
     ONE_OR_MORE,
