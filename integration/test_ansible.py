@@ -43,7 +43,7 @@ def await_suite(member: Member, tunnel: str, suite: str) -> None:
 
 
 def test_a_mesh_is_made_and_changed_and_only_what_differs_is_touched() -> None:
-    with Fleet(("moon", "sun", "mars")) as fleet:
+    with Fleet() as fleet:
         members = fleet.members
         moon, sun, _ = members.values()
 
@@ -170,7 +170,7 @@ def assert_reverts_when_the_play_does_not_come_back(
 
 
 def test_a_mesh_of_raw_keys_is_told_of_exactly_and_remembers_who_is_not_there() -> None:
-    with Fleet(("moon", "sun", "mars")) as fleet:
+    with Fleet() as fleet:
         members = fleet.members
         moon, sun, mars = members.values()
         variables: dict[str, Any] = {"all": {"mesh_auth": "rawkey"}}
