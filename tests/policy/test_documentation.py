@@ -17,7 +17,10 @@ from xfrmpy.policy.document import compose_document
 from xfrmpy.policy.errors import Findings
 from xfrmpy.policy.load import LoadedPolicy, load_policy
 from xfrmpy.policy.reference import reference_markdown
-from xfrmpy.policy.schema import Keys, PolicyFile, Tunnel, is_future, json_schema, nested, validate
+from xfrmpy.policy.schema.file import PolicyFile, json_schema
+from xfrmpy.policy.schema.keys import Keys, is_future, nested
+from xfrmpy.policy.schema.tunnel import Tunnel
+from xfrmpy.policy.schema.validation import validate
 
 Load = Callable[..., LoadedPolicy]
 Lines = Callable[[LoadedPolicy], list[str]]

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from xfrmpy.failures import CATALOGUE
 from xfrmpy.policy.load import LoadedPolicy, load_files
-from xfrmpy.policy.schema import IkeSettings, PolicyFile, Retransmit, Tunnel
+from xfrmpy.policy.schema.file import PolicyFile
+from xfrmpy.policy.schema.protection import IkeSettings
+from xfrmpy.policy.schema.tunnel import Retransmit, Tunnel
 
 WORDS = sorted(
     {*PolicyFile.model_fields, *Tunnel.model_fields, *IkeSettings.model_fields}

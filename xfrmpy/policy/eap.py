@@ -21,7 +21,8 @@ from xfrmpy.policy.values import MAX_SHORT_TEXT, SecretReference
 if TYPE_CHECKING:
     from xfrmpy.policy.keys import KeyReader
     from xfrmpy.policy.resolve import Keypath, Place
-    from xfrmpy.policy.schema import OurAuthentication, TheirAuthentication, TheirEap, Tunnel
+    from xfrmpy.policy.schema.authentication import OurAuthentication, TheirAuthentication, TheirEap
+    from xfrmpy.policy.schema.tunnel import Tunnel
 
 DEFAULT_METHODS = (EapMethod.MSCHAPV2,)
 """What every client has, and more than a challenge to the password."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from xfrmpy.policy.certificates import CertificateFiles
     from xfrmpy.policy.keys import KeyReader
     from xfrmpy.policy.resolve import Keypath, Place
-    from xfrmpy.policy.schema import OurEap, TheirEap
+    from xfrmpy.policy.schema.authentication import OurEap, TheirEap
 
 Shown: TypeAlias = tuple[Certificates | None, PrivateKey | None]
 """A certificate and its key, as far as they could be read."""

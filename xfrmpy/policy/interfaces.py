@@ -15,7 +15,8 @@ from xfrmpy.ipsec.addresses import IpAddress
 from xfrmpy.ipsec.interfaces import TunnelInterface
 from xfrmpy.ipsec.sad import Mode
 from xfrmpy.policy.model import DatapathChoice, OnDown, TunnelPolicy
-from xfrmpy.policy.schema import InterfaceSettings, Tunnel
+from xfrmpy.policy.schema.interface import InterfaceSettings
+from xfrmpy.policy.schema.tunnel import Tunnel
 from xfrmpy.policy.values import DEVICE_NAME
 
 if TYPE_CHECKING:

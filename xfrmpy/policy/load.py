@@ -32,7 +32,10 @@ from xfrmpy.policy.resolve import (
     on_down,
     resolve_tunnel,
 )
-from xfrmpy.policy.schema import PolicyFile, ShuntKeys, Tunnel, validate
+from xfrmpy.policy.schema.file import PolicyFile
+from xfrmpy.policy.schema.shunts import ShuntKeys
+from xfrmpy.policy.schema.tunnel import Tunnel
+from xfrmpy.policy.schema.validation import validate
 from xfrmpy.policy.shunts import find_ambiguities, find_impossible, resolve_shunt, with_inside
 from xfrmpy.policy.values import NAME, NAME_RULE
 

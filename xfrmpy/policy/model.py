@@ -1,6 +1,6 @@
 """What an operator's policy means, resolved: no defaults left to fill in, no file to read.
 
-`schema.py` is the language of the files, `load.py` reads them into these values, and everything
+`schema/` is the language of the files, `load.py` reads them into these values, and everything
 below and beside (the IKE core first) knows only these. They hold no file positions and no pydantic.
 """
 

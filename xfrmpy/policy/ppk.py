@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xfrmpy.policy.model import Ppk
-from xfrmpy.policy.schema import Tunnel
+from xfrmpy.policy.schema.tunnel import Tunnel
 
 if TYPE_CHECKING:
     from xfrmpy.policy.keys import KeyReader

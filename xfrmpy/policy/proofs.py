@@ -27,14 +27,14 @@ from xfrmpy.policy.model import (
     Uniqueness,
 )
 from xfrmpy.policy.profiles import WEAK_PROFILE
-from xfrmpy.policy.schema import (
+from xfrmpy.policy.schema.authentication import (
     Authentication,
     FurtherAuthentication,
-    IkeSettings,
     OurAuthentication,
     TheirAuthentication,
-    Tunnel,
 )
+from xfrmpy.policy.schema.protection import IkeSettings
+from xfrmpy.policy.schema.tunnel import Tunnel
 from xfrmpy.policy.values import SecretReference
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from xfrmpy.policy.extras import Extra
 from xfrmpy.policy.keys import KeyReader
 from xfrmpy.policy.model import RadiusGroup, RadiusServer, TunnelPolicy
 from xfrmpy.policy.resolve import Place
-from xfrmpy.policy.schema import RadiusKeys, validate
+from xfrmpy.policy.schema.radius import RadiusKeys
+from xfrmpy.policy.schema.validation import validate
 
 PORT, ACCOUNTING_PORT = 1812, 1813
 """RFC 2865 section 3, RFC 2866 section 3."""

@@ -1,4 +1,4 @@
-"""The reference of the keys, drawn from their descriptions in `schema.py`.
+"""The reference of the keys, drawn from their descriptions in `schema/`.
 
 `docs/policy.md` holds what `reference_markdown` gives; a test compares the two. To bring it up to
 date: `python -m xfrmpy.policy.reference`, and paste.
@@ -12,7 +12,10 @@ from dataclasses import dataclass
 import yaml
 from pydantic.fields import FieldInfo
 
-from xfrmpy.policy.schema import Keys, PolicyFile, RadiusKeys, Tunnel, is_future, nested
+from xfrmpy.policy.schema.file import PolicyFile
+from xfrmpy.policy.schema.keys import Keys, is_future, nested
+from xfrmpy.policy.schema.radius import RadiusKeys
+from xfrmpy.policy.schema.tunnel import Tunnel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """What the keys of a tunnel mean together: defaults, what is needed, what excludes what.
 
-A `Tunnel` of `schema.py`, whose values are right each for itself, becomes a `TunnelPolicy` here or
+A `Tunnel` of `schema/`, whose values are right each for itself, becomes a `TunnelPolicy` here or
 gives errors at the keys that disagree. Also what tunnels mean together: their reqids, and whose
 traffic is whose. Reading RFC 7296 section 2.9 and RFC 4301 section 4.4.1 helps.
 """
@@ -42,13 +42,9 @@ from xfrmpy.policy.profiles import (
     ike_proposals,
 )
 from xfrmpy.policy.proofs import address_at, check_alone, resolve_proofs
-from xfrmpy.policy.schema import (
-    Child,
-    EspSettings,
-    IkeSettings,
-    Retransmit,
-    Tunnel,
-)
+from xfrmpy.policy.schema.children import Child
+from xfrmpy.policy.schema.protection import EspSettings, IkeSettings
+from xfrmpy.policy.schema.tunnel import Retransmit, Tunnel
 from xfrmpy.registry import EncryptionAlgorithm, TransformType
 
 MAX_TUNNELS = len(OUR_REQIDS) // 2

@@ -23,7 +23,7 @@ from xfrmpy.ipsec.spd import (
 )
 from xfrmpy.policy.model import DatapathChoice, Shunt, TunnelPolicy
 from xfrmpy.policy.resolve import EVERYTHING, Place
-from xfrmpy.policy.schema import ShuntKeys
+from xfrmpy.policy.schema.shunts import ShuntKeys
 from xfrmpy.policy.values import DEFAULT_DIRECTIONS
 
 

@@ -79,10 +79,8 @@ def parse_name(value: object) -> str:
     return value
 
 
-def parse_choice(kind: type[StrEnum], future: tuple[str, ...], value: object) -> StrEnum:
+def parse_choice(kind: type[StrEnum], value: object) -> StrEnum:
     text = parse_text(value)
-    if text in future:
-        refuse("XF1011", f"cannot be {text} yet")
     if text not in list(kind):
         choices = ", ".join(kind)
         refuse("XF1004", f"must be one of {choices}, not {shown(text)}", nearest(text, kind))
