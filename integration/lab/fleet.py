@@ -1,6 +1,6 @@
 """Gateways that Ansible provisions: each with its own /etc and /run, and all on one network.
 
-moon, sun, mars and venus, with 10.N.0.1 inside each == internet (a bridge)
+moon, sun and mars, with 10.N.0.1 inside each == internet (a bridge)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from xfrmpy.control.client import Client
 from xfrmpy.control.protocol import StatusReply
 
 COLLECTION = LAB.parents[1] / "ansible"
-NAMES = ("moon", "sun", "mars", "venus")
+NAMES = ("moon", "sun", "mars")
 
 _ENTER = """\
 set -e
