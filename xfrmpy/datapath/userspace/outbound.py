@@ -77,7 +77,8 @@ class Outbound:
         device cannot be read."""
         if self._layout is None and turn.is_single():
             self._carry_one(tun, if_id)
-            return
+            if self._batch is None:
+                return
         done, size = 0, turn.begin()
         try:
             while done < size or (self._batch is not None and done < TURN):
@@ -89,7 +90,7 @@ class Outbound:
             self.flush()
 
     def _carry_one(self, tun: Tun, if_id: int) -> None:
-        """What is likely to be alone goes the shortest way."""
+        """What is likely to be alone goes the shortest way, but for a super-packet, which waits."""
         self._train = None
         try:
             packet, offload = tun.read()
@@ -99,7 +100,8 @@ class Outbound:
             self._guarded(partial(self.protect, packet, if_id, is_alone=True))
         else:
             self._carry(packet, offload, if_id)
-            self.flush()
+            if self._batch is None:
+                self.flush()
 
     def flush(self) -> None:
         self._send_batch()
