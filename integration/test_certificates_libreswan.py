@@ -12,13 +12,17 @@ pytestmark = pytest.mark.vm
 MOON, SUN = "moon.example.net", "sun.example.net"
 
 
-def test_certificates_of_one_authority_prove_both_ends(site: Site) -> None:
-    corp = Hierarchy.of("p256")
+@pytest.mark.parametrize(
+    ("kind", "authby"), [("p256", "ecdsa"), ("p384", "ecdsa"), ("rsa", "rsa-sha2")]
+)
+def test_certificates_of_one_authority_prove_both_ends(site: Site, kind: str, authby: str) -> None:
+    """Of RSA keys, libreswan makes RSASSA-PSS of that."""
+    corp = Hierarchy.of(kind)
     theirs, ours = (corp.gateway(name, issuer=corp.root) for name in (SUN, MOON))
     peer = site.libreswan(
         site.network.sun,
         site.network.tunnel().mirrored(),
-        authby="ecdsa",
+        authby=authby,
         connection=("leftcert=peer", "leftsendcert=always", "rightca=%same"),
         files={
             "x509/cert.pem": pem(theirs),
