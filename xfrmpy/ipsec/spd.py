@@ -82,6 +82,11 @@ class SpdEntry:
         """Where in the SPD it stands: another one there would take its place."""
         return self.direction, self.selector, self.if_id, self.mark
 
+    @property
+    def is_led(self) -> bool:
+        """Whether it is the datapath that leads packets to it; into an interface lead others."""
+        return self.direction is PolicyDirection.OUT and not self.if_id
+
 
 def protect_entries(
     *,

@@ -16,7 +16,7 @@ from xfrmpy.datapath.shunt_rules import ShuntRules
 from xfrmpy.ipsec.addresses import IpNetwork
 from xfrmpy.ipsec.drift import Difference, Ends, Finding
 from xfrmpy.ipsec.sad import Mode, SadEntry
-from xfrmpy.ipsec.spd import Place, PolicyDirection, SpdEntry
+from xfrmpy.ipsec.spd import Place, SpdEntry
 
 
 class PolicyWays:
@@ -33,7 +33,7 @@ class PolicyWays:
         routed: dict[int, SpdEntry] = {}
         failed: dict[int, DatapathError] = {}
         for place, entry in enumerate(added):
-            if not isinstance(entry, SpdEntry) or not _is_led(entry):
+            if not isinstance(entry, SpdEntry) or not entry.is_led:
                 continue
             try:
                 self._set_shunt(entry)
@@ -63,7 +63,7 @@ class PolicyWays:
         return first, failed.get(first)
 
     def remove(self, entry: SpdEntry) -> None:
-        if _is_led(entry):
+        if entry.is_led:
             self._drop_route(entry)
             self._shunts.remove(entry)
 
@@ -123,11 +123,6 @@ class PolicyWays:
         if entry.place in self._routed:
             self._routes.remove(entry.selector.destination)
             del self._routed[entry.place]
-
-
-def _is_led(entry: SpdEntry) -> bool:
-    """Whether routes of ours lead packets to it; into an interface lead others."""
-    return entry.direction is PolicyDirection.OUT and not entry.if_id
 
 
 def _ends(entry: SpdEntry) -> Ends:

@@ -28,7 +28,7 @@ from xfrmpy.datapath.watch import Source
 from xfrmpy.ipsec.addresses import IpNetwork
 from xfrmpy.ipsec.drift import Difference, Finding
 from xfrmpy.ipsec.sad import Direction, SadEntry
-from xfrmpy.ipsec.spd import Place, PolicyDirection, SpdEntry
+from xfrmpy.ipsec.spd import Place, SpdEntry
 
 MAX_QUEUES = 32
 """Each is a device. Tunnels beyond share `DEVICE` with one another."""
@@ -164,8 +164,7 @@ class Queues:
     def _enter(self, policy: SpdEntry) -> Iterable[int]:
         """Those whose prefixes are others by it."""
         concerned = [self._strike(policy.place)]
-        is_ours = policy.direction is PolicyDirection.OUT and not policy.if_id
-        if is_ours and policy.template is not None:
+        if policy.is_led and policy.template is not None:
             reqid = self._reqids[policy.place] = policy.template.reqid
             self._prefixes.setdefault(reqid, {})[policy.place] = policy.selector.destination
             concerned.append(reqid)

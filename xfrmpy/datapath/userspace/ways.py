@@ -22,7 +22,7 @@ from xfrmpy.ipsec.drift import Difference, Dump, Ends, Finding
 from xfrmpy.ipsec.overhead import IPV6_MINIMUM_MTU
 from xfrmpy.ipsec.sad import Direction, SadEntry, SaId
 from xfrmpy.ipsec.selectors import Selector
-from xfrmpy.ipsec.spd import Action, PolicyDirection, SpdEntry
+from xfrmpy.ipsec.spd import Action, SpdEntry
 
 
 class DeviceWays:
@@ -95,7 +95,7 @@ class DeviceWays:
         if isinstance(entry, SadEntry):
             self.fit(entry.reqid, self.inner_mtu(entry))
             self.note(entry)
-        elif _is_led(entry):
+        elif entry.is_led:
             if entry.action is Action.PROTECT:
                 self._shunts.remove(entry)
                 self._add_route(entry)
@@ -104,7 +104,7 @@ class DeviceWays:
                 self._remove_route(entry)
 
     def remove(self, entry: SpdEntry) -> None:
-        if _is_led(entry):
+        if entry.is_led:
             self._remove_route(entry)
             self._shunts.remove(entry)
 
@@ -115,7 +115,7 @@ class DeviceWays:
             with contextlib.suppress(DatapathError):  # No way to the peer at the moment.
                 self.fit(sa.reqid, self.inner_mtu(sa))
         for policy in dump.spd:
-            if _is_led(policy) and policy.action is Action.PROTECT:
+            if policy.is_led and policy.action is Action.PROTECT:
                 self._add_route(policy)
         self._shunts.claim(dump.spd)
         self._routes.remove_unclaimed()
@@ -170,11 +170,6 @@ class DeviceWays:
         if not selectors:
             del self._routed_by_reqid[_reqid_of(old)]
         self._routes.remove(entry.selector.destination)
-
-
-def _is_led(entry: SpdEntry) -> bool:
-    """Whether routes of ours lead packets to it; into an interface lead others."""
-    return entry.direction is PolicyDirection.OUT and not entry.if_id
 
 
 def _ends(entry: SadEntry) -> Ends:
