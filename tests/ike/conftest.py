@@ -506,6 +506,25 @@ def backwards(path: Path) -> Path:
     return replace(path, local=path.remote, remote=path.local)
 
 
+def with_notification(
+    kind: NotifyType,
+    data: Callable[[bytes], bytes | None],
+    concerns: Callable[[Message], bool] = lambda _: True,
+) -> Callable[[Message, Payloads], Payloads]:
+    """For `Sealing.change`: each notification of a type with other data, or without it."""
+
+    def change(message: Message, payloads: Payloads) -> Payloads:
+        found: list[OpenPayload] = []
+        for p in payloads:
+            if not (isinstance(p, NotifyPayload) and p.type == kind and concerns(message)):
+                found.append(p)
+            elif (new := data(p.data)) is not None:
+                found.append(replace(p, data=new))
+        return tuple(found)
+
+    return change
+
+
 @pytest.fixture
 def sealing(monkeypatch: pytest.MonkeyPatch) -> Sealing:
     seen = Sealing()

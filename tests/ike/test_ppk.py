@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.ike.conftest import with_notification
 from tests.keypairs import private_key, public_key
 from xfrmpy.crypto.key_schedule import IkeKeys, mix_in_ppk
 from xfrmpy.crypto.signatures import KeyKind
@@ -265,17 +266,9 @@ def test_a_name_of_any_octets_is_one_that_we_do_not_have(
 ) -> None:
     pair = ends(required="sun")
 
-    def other(message: Any, payloads: Any) -> Any:
-        if message.exchange is not ExchangeType.IKE_AUTH or message.is_response:
-            return payloads
-        return tuple(
-            replace(p, data=data)
-            if isinstance(p, NotifyPayload) and p.type == NotifyType.PPK_IDENTITY
-            else p
-            for p in payloads
-        )
-
-    sealing.change = other
+    sealing.change = with_notification(
+        NotifyType.PPK_IDENTITY, lambda _: data, lambda message: not message.is_response
+    )
     pair.up()
     failure = refusal(pair.sun)
     assert failure.code == "XF2033"
@@ -299,14 +292,8 @@ def test_a_responder_that_leaves_the_confirmation_out_is_not_believed(
 ) -> None:
     """Then its AUTH must be without the key, and it is not."""
     pair = ends()
-    sealing.change = lambda message, payloads: (
-        tuple(
-            p
-            for p in payloads
-            if not (isinstance(p, NotifyPayload) and p.type == NotifyType.PPK_IDENTITY)
-        )
-        if message.is_response
-        else payloads
+    sealing.change = with_notification(
+        NotifyType.PPK_IDENTITY, lambda _: None, lambda message: message.is_response
     )
     pair.up()
     assert refusal(pair.moon, TunnelClosed).code == "XF2006"
@@ -315,15 +302,7 @@ def test_a_responder_that_leaves_the_confirmation_out_is_not_believed(
 def test_no_ppk_auth_is_verified_like_auth(ends: Any, sealing: Any) -> None:
     pair = ends((OFFICE,), (BRANCH,))
 
-    def spoil(_message: Any, payloads: Any) -> Any:
-        return tuple(
-            replace(p, data=bytes(len(p.data)))
-            if isinstance(p, NotifyPayload) and p.type == NotifyType.NO_PPK_AUTH
-            else p
-            for p in payloads
-        )
-
-    sealing.change = spoil
+    sealing.change = with_notification(NotifyType.NO_PPK_AUTH, lambda data: bytes(len(data)))
     pair.up()
     assert refusal(pair.sun).code == "XF2006"
 

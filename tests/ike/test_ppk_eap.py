@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.ike.conftest import Pair, offer_ppk_in_auth_alone
+from tests.ike.conftest import Pair, offer_ppk_in_auth_alone, with_notification
 from tests.ike.test_eap import policies
 from tests.ike.test_ppk import BRANCH, FALSE, OFFICE, in_auth, refusal
 from tests.ike.test_wrong_proofs import behind_a_shared_key
@@ -148,14 +148,8 @@ def test_a_gateway_that_leaves_the_confirmation_out_is_not_believed(
 ) -> None:
     know(X.IKE_AUTH)
     pair = pair_of()
-    sealing.change = lambda message, payloads: (
-        tuple(
-            p
-            for p in payloads
-            if not (isinstance(p, NotifyPayload) and p.type == NotifyType.PPK_IDENTITY)
-        )
-        if message.is_response
-        else payloads
+    sealing.change = with_notification(
+        NotifyType.PPK_IDENTITY, lambda _: None, lambda message: message.is_response
     )
     pair.up()
     assert refusal(pair.moon, TunnelClosed).code == "XF2054"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.ike.conftest import with_notification
 from tests.ike.test_ppk import BRANCH, FALSE, HYBRID, OFFICE, OTHER, refusal
 from tests.keypairs import private_key, public_key
 from xfrmpy.crypto.signatures import KeyKind
@@ -72,22 +73,6 @@ def between(sealing: Any) -> list[list[tuple[NotifyType, bytes]]]:
 
 def exchanges(sealing: Any) -> list[ExchangeType]:
     return [message.exchange for message, _ in sealing.sent if not message.is_response]
-
-
-def spoil(kind: NotifyType, data: Callable[[bytes], bytes | None]) -> Callable[..., Any]:
-    """Each notification of a type with other data, or without it."""
-
-    def change(_message: Any, payloads: Any) -> Any:
-        found = []
-        for p in payloads:
-            if isinstance(p, NotifyPayload) and p.type == kind:
-                new = data(p.data)
-                found += [] if new is None else [replace(p, data=new)]
-            else:
-                found.append(p)
-        return tuple(found)
-
-    return change
 
 
 @pytest.mark.parametrize("required", ["", "moon", "sun", "moon and sun"])
@@ -374,7 +359,7 @@ def test_a_name_of_any_octets_is_one_that_we_do_not_have(
     ends: Any, sealing: Any, data: bytes
 ) -> None:
     pair = ends(required="sun")
-    sealing.change = spoil(IDENTITY_KEY, lambda _: data)
+    sealing.change = with_notification(IDENTITY_KEY, lambda _: data)
     pair.up()
     pair.assert_down()
     failure = refusal(pair.sun)
@@ -392,7 +377,7 @@ def test_a_confirmation_with_one_bit_wrong_confirms_nothing(
         return data[:-8] + tail.to_bytes(8, "big")
 
     pair = ends(required="sun")
-    sealing.change = spoil(IDENTITY_KEY, flip)
+    sealing.change = with_notification(IDENTITY_KEY, flip)
     pair.up()
     assert refusal(pair.sun).code == "XF2034"
 
@@ -417,7 +402,7 @@ def test_a_choice_of_what_was_not_named_breaks_the_protocol(
     ends: Any, sealing: Any, data: bytes
 ) -> None:
     pair = ends()
-    sealing.change = spoil(NotifyType.PPK_IDENTITY, lambda _: data)
+    sealing.change = with_notification(NotifyType.PPK_IDENTITY, lambda _: data)
     pair.up()
     assert refusal(pair.moon, TunnelClosed).code == "XF2008"
 
@@ -438,7 +423,7 @@ def test_a_choice_that_is_not_told_leaves_the_ends_with_different_keys(
     ends: Any, sealing: Any
 ) -> None:
     pair = ends()
-    sealing.change = spoil(NotifyType.PPK_IDENTITY, lambda _: None)
+    sealing.change = with_notification(NotifyType.PPK_IDENTITY, lambda _: None)
     pair.up()
     assert not any(host.datapath.dump().sad for host in (pair.moon, pair.sun))
 
