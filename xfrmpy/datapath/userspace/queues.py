@@ -52,8 +52,7 @@ class Queues:
         self._workers = workers
         self._links = links
         self._nf_tables = NfTables()
-        self._prefixes: dict[int, dict[Place, IpNetwork]] = {}  # by reqid
-        self._reqids: dict[Place, int] = {}
+        self._prefixes = _Prefixes()
         self._lanes: dict[int, frozenset[int]] = {}  # of those that have a device
         self._enforced = _Ways()
         self._is_known = False
@@ -63,7 +62,7 @@ class Queues:
     def take_over(self, policies: Iterable[SpdEntry]) -> None:
         """Go on with the devices of an earlier daemon, as far as these policies want them."""
         for policy in policies:
-            self._enter(policy)
+            self._prefixes.enter(policy)
         with self._forgiven():
             self._lanes = self._there()
             self._settle({*self._lanes, *self._prefixes})
@@ -80,7 +79,7 @@ class Queues:
         concerned: dict[int, None] = {}
         for entry in entries:
             if isinstance(entry, SpdEntry):
-                concerned |= dict.fromkeys(self._enter(entry))
+                concerned |= dict.fromkeys(self._prefixes.enter(entry))
             elif entry.direction is Direction.OUT:
                 concerned[entry.reqid] = None
         with self._forgiven():
@@ -88,7 +87,7 @@ class Queues:
 
     def forget(self, entry: SpdEntry) -> None:
         """It is in force no more."""
-        reqid = self._strike(entry.place)
+        reqid = self._prefixes.strike(entry.place)
         if reqid is not None:
             with self._forgiven():
                 self._settle([reqid])
@@ -96,7 +95,6 @@ class Queues:
     def clear(self) -> None:
         """Nothing is in force."""
         self._prefixes.clear()
-        self._reqids.clear()
         self._refusal = None
         with self._forgiven():
             self._remove_all()
@@ -160,24 +158,6 @@ class Queues:
             os.eventfd_write(self._news, 1)
         with contextlib.suppress(DatapathError):
             self._remove_all()
-
-    def _enter(self, policy: SpdEntry) -> Iterable[int]:
-        """Those whose prefixes are others by it."""
-        concerned = [self._strike(policy.place)]
-        if policy.is_led and policy.template is not None:
-            reqid = self._reqids[policy.place] = policy.template.reqid
-            self._prefixes.setdefault(reqid, {})[policy.place] = policy.selector.destination
-            concerned.append(reqid)
-        return [reqid for reqid in concerned if reqid is not None]
-
-    def _strike(self, place: Place) -> int | None:
-        """Whose prefix it was, if anyone's."""
-        reqid = self._reqids.pop(place, None)
-        if reqid is not None:
-            del self._prefixes[reqid][place]
-            if not self._prefixes[reqid]:
-                del self._prefixes[reqid]
-        return reqid
 
     def _settle(self, reqids: Iterable[int]) -> None:
         """Have devices for those that want one, as far as there are some to be had."""
@@ -257,7 +237,7 @@ class Queues:
         with self._links.stand_still():
             for reqid in self._lanes:
                 index = self._index(queue_name(reqid))
-                devices |= dict.fromkeys(self._prefixes[reqid].values(), index)
+                devices |= dict.fromkeys(self._prefixes.of(reqid), index)
             return _Ways(self._index(DEVICE), devices)
 
     def _index(self, name: str) -> int:
@@ -275,6 +255,48 @@ class Queues:
         if not (self._is_known and ways == self._enforced):
             self._nf_tables.send(ways.requests())
             self._enforced, self._is_known = ways, True
+
+
+class _Prefixes:
+    """Those of each reqid, by the policies in force; to iterate gives the reqids."""
+
+    def __init__(self) -> None:
+        self._by_reqid: dict[int, dict[Place, IpNetwork]] = {}
+        self._reqids: dict[Place, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_reqid)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._by_reqid)
+
+    def __contains__(self, reqid: int) -> bool:
+        return reqid in self._by_reqid
+
+    def of(self, reqid: int) -> Iterable[IpNetwork]:
+        return self._by_reqid[reqid].values()
+
+    def enter(self, policy: SpdEntry) -> Iterable[int]:
+        """Gives those whose prefixes are others by it."""
+        concerned = [self.strike(policy.place)]
+        if policy.is_led and policy.template is not None:
+            reqid = self._reqids[policy.place] = policy.template.reqid
+            self._by_reqid.setdefault(reqid, {})[policy.place] = policy.selector.destination
+            concerned.append(reqid)
+        return [reqid for reqid in concerned if reqid is not None]
+
+    def strike(self, place: Place) -> int | None:
+        """Whose prefix it was, if anyone's."""
+        reqid = self._reqids.pop(place, None)
+        if reqid is not None:
+            del self._by_reqid[reqid][place]
+            if not self._by_reqid[reqid]:
+                del self._by_reqid[reqid]
+        return reqid
+
+    def clear(self) -> None:
+        self._by_reqid.clear()
+        self._reqids.clear()
 
 
 def remove_rules() -> None:
