@@ -29,21 +29,16 @@ from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.routes import OUR_MARK
 from xfrmpy.datapath.userspace import requests
 from xfrmpy.datapath.userspace.control import ControlSocket
+from xfrmpy.datapath.userspace.devices import TunDevices
 from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused, Waits
+from xfrmpy.datapath.userspace.in_force import InForce
 from xfrmpy.datapath.userspace.ledger import Ledger
 from xfrmpy.datapath.userspace.neighbours import Kind, Neighbours
 from xfrmpy.datapath.userspace.raw import RawSockets
 from xfrmpy.datapath.userspace.scheduling import ask_for_short_slices
 from xfrmpy.datapath.userspace.sending import UdpSender
-from xfrmpy.datapath.userspace.shares import FIRST, Share
-from xfrmpy.datapath.userspace.tun import (
-    DEVICE,
-    ONE_QUEUE,
-    SHARED_QUEUES,
-    Tun,
-    bring_up,
-    queue_name,
-)
+from xfrmpy.datapath.userspace.shares import Share
+from xfrmpy.datapath.userspace.tun import Tun
 from xfrmpy.datapath.userspace.turns import Readable, Turn
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
@@ -51,9 +46,8 @@ from xfrmpy.datapath.userspace.udp import (
 )
 from xfrmpy.datapath.userspace.virtio import Offload
 from xfrmpy.ipsec.addresses import IKE_NATT_PORT
-from xfrmpy.ipsec.plain import Plain, from_plain, to_plain
-from xfrmpy.ipsec.sad import SadEntry, SaId
-from xfrmpy.ipsec.spd import SpdEntry
+from xfrmpy.ipsec.plain import Plain
+from xfrmpy.ipsec.sad import SadEntry
 
 if TYPE_CHECKING:
     from xfrmpy.datapath.userspace.inbound import Inbound
@@ -92,10 +86,8 @@ class Worker:
         self._readable = Readable()
         self._udp: dict[int, socket.socket] = {}
         self._raw: RawSockets | None = None
-        self._tun: Tun | None = None
-        self._tunnel_tuns: dict[int, Tun] = {}
-        self._queues: dict[int, Tun] = {}
-        self._tun_queues = SHARED_QUEUES if self._is_one_of_many else ONE_QUEUE
+        self.devices = TunDevices(share, self._readable, self._reader_of)
+        self.in_force = InForce(self._forwarder, share, self._check_carriage, self._send_waiting)
         self._running = True
         self._next_check_at = 0.0
         self._control = ControlSocket(
@@ -134,7 +126,7 @@ class Worker:
         from xfrmpy.datapath.userspace.inbound import Inbound  # noqa: PLC0415
 
         in_clear = self._outbound.send_in_clear
-        made = Inbound(self._forwarder, self._guarded, self._device_of, in_clear, self._share)
+        made = Inbound(self._forwarder, self._guarded, self.devices.of, in_clear, self._share)
         if self._is_one_of_many:
             made.neighbours = self._neighbours
         return made
@@ -147,7 +139,7 @@ class Worker:
                 serve(RETRY_SECONDS)
             else:
                 # For ever, if it is only to keep sockets.
-                serve(None if self._tun is None else TICK_SECONDS)
+                serve(None if self.devices.shared is None else TICK_SECONDS)
             now = time.monotonic()
             if now >= self._next_check_at:
                 self._next_check_at = now + TICK_SECONDS
@@ -170,47 +162,18 @@ class Worker:
             self._count("tun-read")
             # A device that somebody removed does not come back, and is readable for ever.
             if error.errno == errno.EBADFD:
-                self._lose_tun(tun)
+                self._lose(tun)
 
-    def _lose_tun(self, tun: Tun) -> None:
-        """What another device than that of all has besides its name, only the daemon knows."""
-        if tun is self._tun:
-            self._replace_tun()
-        for tuns in (self._tunnel_tuns, self._queues):
-            for number in [number for number, each in tuns.items() if each is tun]:
-                self._close_one(tuns, number)
-
-    def _replace_tun(self) -> None:
-        """Make another device. Without one there is no use in going on."""
-        self._close_tun()
+    def _lose(self, tun: Tun) -> None:
+        """Without the device of all tunnels there is no use in going on."""
         try:
-            self._open_tun()
+            self.devices.lose(tun)
         except DatapathError as error:
             _complain(f"the TUN device is gone: {error}")
             self._running = False
 
-    def _open_tun(self) -> None:
-        self._tun = Tun.of_all_tunnels(queues=self._tun_queues)
-        self._listen_to(self._tun, 0)
-
-    def _close_tun(self) -> None:
-        if self._tun is not None:
-            self._readable.unregister(self._tun)
-            self._tun.close()
-            self._tun = None
-
-    def _listen_to(self, tun: Tun, if_id: int) -> None:
-        turn = self._outbound.turn(self._readable)
-        self._readable.register(tun, partial(self._read_tun, tun, if_id, turn))
-
-    def _close_one(self, tuns: dict[int, Tun], number: int) -> None:
-        tun = tuns.pop(number, None)
-        if tun is not None:
-            self._readable.unregister(tun)
-            tun.close()
-
-    def _device_of(self, if_id: int) -> Tun | None:
-        return self._tunnel_tuns.get(if_id) if if_id else self._tun
+    def _reader_of(self, tun: Tun, if_id: int) -> Callable[[], None]:
+        return partial(self._read_tun, tun, if_id, self._outbound.turn(self._readable))
 
     def _guarded(self, handle: Callable[[], None]) -> None:
         """No packet ends the worker."""
@@ -233,7 +196,7 @@ class Worker:
     def _settle(self) -> None:
         """Take a place behind the daemon's sockets, if there are others than before; of several
         workers the daemon says when, for their order counts."""
-        if self._tun is not None and not self._is_one_of_many:
+        if self.devices.shared is not None and not self._is_one_of_many:
             self._join()
 
     def _join(self, given: Sequence[socket.socket] = ()) -> None:
@@ -264,15 +227,12 @@ class Worker:
 
     def _shut(self) -> None:
         self._close_udp()
-        for tuns in (self._tunnel_tuns, self._queues):
-            for number in tuple(tuns):
-                self._close_one(tuns, number)
         if self._raw is not None:
             for opened in self._raw:
                 self._readable.unregister(opened)
             self._raw.close()
             self._raw = self._outbound.raw = None
-        self._close_tun()
+        self.devices.close()
 
     def _close_udp(self) -> None:
         for each in self._udp.values():
@@ -289,8 +249,7 @@ class Worker:
         numbers = [each for each in given if S_ISSOCK(os.fstat(each).st_mode)]
         for descriptor in set(given) - set(numbers):
             with contextlib.suppress(DatapathError):  # Removed: `carry` makes another.
-                self._tun = Tun(DEVICE, lent=descriptor)
-                self._listen_to(self._tun, 0)
+                self.devices.join_shared(descriptor)
                 self._open_raw()
         sockets = [socket.socket(fileno=each) for each in numbers]
         for each in sockets:
@@ -299,7 +258,7 @@ class Worker:
 
     def lend(self) -> Sequence[int]:
         """See `Colleague`."""
-        device = () if self._tun is None else (self._tun,)
+        device = () if self.devices.shared is None else (self.devices.shared,)
         return [each.fileno() for each in (*self._udp.values(), *device)]
 
     def hear(self, channel: socket.socket) -> None:
@@ -324,7 +283,7 @@ class Worker:
             "format": requests.FORMAT,
             "requests": [*_HANDLERS],
             "network": requests.network_namespace(),
-            "is_open": self._tun is not None,
+            "is_open": self.devices.shared is not None,
             "share": [self._share.index, self._share.count],
         }
 
@@ -339,13 +298,13 @@ class Worker:
             raise ValueError("a port is a number")
         self._forwarder.remind()
         is_moved, self._natt_port = natt_port != self._natt_port, natt_port
-        if self._tun is not None and self._control.kept and not is_moved:
+        if self.devices.shared is not None and self._control.kept and not is_moved:
             return
         if self._is_one_of_many and is_moved:
             self._close_udp()
         try:
-            if self._tun is None:
-                self._open_tun()
+            if self.devices.shared is None:
+                self.devices.open_shared()
                 self._open_raw()
             # Whoever did not leave us its sockets may have opened others since.
             if not self._is_one_of_many:
@@ -356,32 +315,12 @@ class Worker:
 
     def shut(self, _: Plain) -> None:
         """Carry no packets any more."""
-        self.remove_all(None)
+        self.in_force.remove_all(None)
         self._shut()
 
     def leave_port(self, _: Plain) -> None:
         """Receive nothing more until told to `join`."""
         self._close_udp()
-
-    def lead(self, plain: Plain) -> None:
-        """Of each reqid in `plain` the worker that has its outbound SA."""
-        for reqid, worker in from_plain(tuple[tuple[int, int], ...], plain):
-            self._forwarder.lead(reqid, None if worker == self._share.index else worker)
-        self._send_waiting()
-
-    def add(self, plain: Plain) -> Plain:
-        """Entries, each with its kind, in their order: how many are in force, and why no more."""
-        if not isinstance(plain, list):
-            raise ValueError("entries are a list")
-        entries = [from_plain(_ENTRIES[kind], entry) for kind, entry in plain]
-        for done, entry in enumerate(entries):
-            try:
-                self._add(entry)
-            except Exception as error:
-                reason = str(error) if isinstance(error, DatapathError) else repr(error)
-                return {"done": done, "error": reason, "errno": getattr(error, "errno", None)}
-        self._send_waiting()
-        return {"done": len(entries)}
 
     def _send_waiting(self) -> None:
         """What waited for an SA that is in force now."""
@@ -389,152 +328,37 @@ class Worker:
             self._guarded(partial(self._outbound.protect, packet, if_id))
         self._flush()
 
-    def _add(self, entry: SadEntry | SpdEntry) -> None:
-        if isinstance(entry, SadEntry):
-            self._check_carriage(entry)
-            self._forwarder.add_sa(entry, time.monotonic())
-        else:
-            self._forwarder.add_policy(entry)
-
     def _check_carriage(self, entry: SadEntry) -> None:
         if entry.encapsulation is None:
             if self._raw is None:
                 raise DatapathError("the worker carries nothing", errno.ENOTCONN)
             self._raw.check(entry)
 
-    def update_sa(self, plain: Plain) -> None:
-        entry = from_plain(SadEntry, plain)
-        self._check_carriage(entry)
-        self._forwarder.sad.update(entry)
-
-    def move_sa(self, plain: Plain) -> None:
-        """`plain` has the id of old, and the entry."""
-        if not isinstance(plain, list) or len(plain) != 2:
-            raise ValueError("a move has two parts")
-        entry = from_plain(SadEntry, plain[1])
-        self._check_carriage(entry)
-        self._forwarder.sad.move(from_plain(SaId, plain[0]), entry)
-
-    def set_room(self, plain: Plain) -> None:
-        """`plain` has a reqid and the size of an inner packet."""
-        reqid, octets = from_plain(tuple[int, ...], plain)
-        self._forwarder.set_room(reqid, octets)
-
-    def remove_sa(self, plain: Plain) -> None:
-        self._forwarder.sad.remove(from_plain(SaId, plain))
-
-    def remove_policy(self, plain: Plain) -> None:
-        self._forwarder.remove_policy(from_plain(SpdEntry, plain))
-
-    def open_interface(self, plain: Plain) -> None:
-        """A tunnel's own device, unless it is there; `plain` has its number and what to call it."""
-        if_id, name = from_plain(int, plain[0]), from_plain(str, plain[1])  # type: ignore[index]
-        if if_id not in self._tunnel_tuns:
-            try:
-                self._tunnel_tuns[if_id] = Tun(name, queues=self._tun_queues)
-            except DatapathError as error:
-                # One of which the first worker has the only queue: it does the writing.
-                if self._share.index == FIRST or error.errno != errno.EBUSY:
-                    raise
-                return
-            self._listen_to(self._tunnel_tuns[if_id], if_id)
-
-    def join_interface(self, plain: Plain) -> None:
-        """As `open_interface`, one that another worker has; it must be in our own namespace."""
-        name = from_plain(str, plain[1])  # type: ignore[index]
-        try:
-            socket.if_nametoindex(name)
-        except OSError as error:
-            raise DatapathError(f"the device {name} is not here", errno.ENODEV) from error
-        self.open_interface(plain)
-
-    def close_interface(self, plain: Plain) -> None:
-        """Remove it, if it is one that was made here."""
-        self._close_one(self._tunnel_tuns, from_plain(int, plain))
-
-    def interfaces(self, _: Plain) -> Plain:
-        """Number and name of each tunnel's own device, and whether somebody else has made it."""
-        tuns = self._tunnel_tuns.items()
-        return [[if_id, tun.name, tun.is_adopted] for if_id, tun in tuns]
-
-    def open_queue(self, plain: Plain) -> None:
-        """A device behind that of all tunnels for what is of the reqid `plain` (`queues`), up."""
-        reqid = from_plain(int, plain)
-        name, there = queue_name(reqid), self._queues.get(reqid)
-        if there is not None and there.name == name:
-            bring_up(name)
-            return
-        self._close_one(self._queues, reqid)
-        self._queues[reqid] = made = Tun.brought_up(name, queues=self._tun_queues)
-        self._listen_to(made, 0)
-
-    def close_queue(self, plain: Plain) -> None:
-        self._close_one(self._queues, from_plain(int, plain))
-
-    def queues(self, _: Plain) -> Plain:
-        """The reqids that have such a device here."""
-        return [*self._queues]
-
-    def usage(self, plain: Plain) -> Plain:
-        return to_plain(self._forwarder.sad.usage(from_plain(SaId, plain), time.monotonic()))
-
-    def seconds_idle(self, plain: Plain) -> Plain:
-        names, now = from_plain(tuple[str, ...], plain), time.monotonic()
-        return [self._forwarder.sad.seconds_idle(requests.named(name), now) for name in names]
-
-    def resumable(self, plain: Plain) -> Plain:
-        """Of each SA whether it could go on where it was, if it were added again."""
-        entries = from_plain(tuple[SadEntry, ...], plain)
-        return [self._forwarder.sad.is_resumable(entry) for entry in entries]
-
-    def survey(self, plain: Plain) -> Plain:
-        """Of each SA how long it is in force, and what it has carried; null of one that is not."""
-        sas, now = from_plain(tuple[SaId, ...], plain), time.monotonic()
-        ages = [(sa, self._forwarder.sad.seconds_old(sa, now)) for sa in sas]
-        return [
-            None if age is None else [age, to_plain(self._forwarder.sad.usage(sa, now))]
-            for sa, age in ages
-        ]
-
-    def drops(self, _: Plain) -> Plain:
-        return dict(self._forwarder.refused)
-
-    def remove_all(self, _: Plain) -> Plain:
-        return self._forwarder.remove_all()
-
     def stop(self, _: Plain) -> None:
         self._ledger.remove()
         self._running = False
 
-    def dump(self) -> list[dict[str, Any]]:
-        """Every entry, in as many packets as it takes."""
-        dump = self._forwarder.dump()
-        replies: list[dict[str, Any]] = []
-        for table, entries in (("sad", dump.sad), ("spd", dump.spd)):
-            replies += [
-                {"result": {"table": table, "entries": piece}, "more": True}
-                for piece in requests.in_pieces(entries)
-            ]
-        replies[-1]["more"] = False
-        return replies
-
-
-_ENTRIES: dict[str, type[SadEntry] | type[SpdEntry]] = {
-    kind.__name__: kind for kind in (SadEntry, SpdEntry)
-}
 
 _Handler = Callable[[Worker, Plain], list[dict[str, Any]]]
 
+_PARTS: Sequence[tuple[type, Callable[[Worker], object]]] = (
+    (Worker, lambda worker: worker),
+    (TunDevices, lambda worker: worker.devices),
+    (InForce, lambda worker: worker.in_force),
+)
+"""Who answers requests, each by a method of its name."""
 
-def _single(method: Callable[[Worker, Plain], Plain | None]) -> _Handler:
+
+def _single(name: str) -> _Handler:
     """A request with one reply."""
-    return lambda worker, plain: [{"result": method(worker, plain)}]
+    method, part_of = next(
+        (getattr(kind, name), part_of) for kind, part_of in _PARTS if hasattr(kind, name)
+    )
+    return lambda worker, plain: [{"result": method(part_of(worker), plain)}]
 
 
-_HANDLERS: dict[str, _Handler] = {
-    name: _single(getattr(Worker, name)) for name in requests.REQUESTS - {"dump"}
-}
-_HANDLERS["dump"] = lambda worker, _plain: worker.dump()
+_HANDLERS: dict[str, _Handler] = {name: _single(name) for name in requests.REQUESTS - {"dump"}}
+_HANDLERS["dump"] = lambda worker, _plain: worker.in_force.dump()
 
 
 def _open_udp(family: socket.AddressFamily, port: int, workers: int) -> socket.socket:
