@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.datapath.userspace.test_forwarding import REQID, gateway, packet
+from tests.datapath.userspace.test_outbound import counting
 from xfrmpy.datapath.userspace.forwarding import NEXT_HEADER, Forwarder, Refused
 from xfrmpy.datapath.userspace.inbound import Inbound
 from xfrmpy.datapath.userspace.tun import Tun
@@ -73,16 +74,6 @@ def laboratory() -> Iterator[Laboratory]:
     opened = Laboratory()
     yield opened
     opened.close()
-
-
-def counting(forwarder: Forwarder) -> Callable[[Callable[[], None]], None]:
-    def guarded(handle: Callable[[], None]) -> None:
-        try:
-            handle()
-        except Refused as refused:
-            forwarder.refused[refused.reason] += 1
-
-    return guarded
 
 
 def no_clear(_: list[bytes]) -> None:
