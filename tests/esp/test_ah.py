@@ -152,7 +152,7 @@ def test_what_is_sealed_opens_whatever_routers_change(suite: AhSuite, version: i
     for number in range(4):
         header, rest = sealed(ours)
         routed = bytes(octet ^ (0xFF if at in changes else 0) for at, octet in enumerate(header))
-        assert theirs.open(routed, rest) == (4, PAYLOAD, True), number
+        assert theirs.open(rest, routed) == (4, PAYLOAD, True), number
     assert (theirs.packets, theirs.octets) == (4, 4 * len(PAYLOAD))
 
 
@@ -166,9 +166,9 @@ def test_nothing_else_may_change_in_any_octet(version: int) -> None:
         whole = bytearray(header + rest)
         whole[at] ^= 0x10
         with pytest.raises(Dropped) as dropped:
-            theirs.open(bytes(whole[: len(header)]), bytes(whole[len(header) :]))
+            theirs.open(bytes(whole[len(header) :]), bytes(whole[: len(header)]))
         assert dropped.value.reason in (EspDrop.NOT_AUTHENTIC, EspDrop.BAD_HEADER)
-    assert theirs.open(header, rest)[:2] == (4, PAYLOAD)
+    assert theirs.open(rest, header)[:2] == (4, PAYLOAD)
 
 
 @either_family
@@ -177,7 +177,7 @@ def test_what_is_cut_short_or_drawn_out_does_not_open(version: int) -> None:
     theirs = InboundAh(entry(AH_SUITES[1], version))
     for other in [rest[:length] for length in range(len(rest))] + [rest + b"\0"]:
         with pytest.raises(Dropped):
-            theirs.open(header, other)
+            theirs.open(other, header)
 
 
 def test_a_packet_opens_once_and_the_window_moves_for_what_is_authentic_alone() -> None:
@@ -185,11 +185,11 @@ def test_a_packet_opens_once_and_the_window_moves_for_what_is_authentic_alone() 
     header, rest = sealed(ours)
     forged = rest[:8] + (1 << 31).to_bytes(4, "big") + rest[12:]
     with pytest.raises(Dropped) as dropped:
-        theirs.open(header, forged)
+        theirs.open(forged, header)
     assert dropped.value.reason is EspDrop.NOT_AUTHENTIC
-    assert theirs.open(header, rest)[2]
+    assert theirs.open(rest, header)[2]
     with pytest.raises(Dropped) as dropped:
-        theirs.open(header, rest)
+        theirs.open(rest, header)
     assert dropped.value.reason is EspDrop.REPLAYED
     assert (theirs.replayed, theirs.integrity_failed) == (1, 1)
 
@@ -197,18 +197,18 @@ def test_a_packet_opens_once_and_the_window_moves_for_what_is_authentic_alone() 
 def test_the_high_half_of_an_extended_sequence_number_is_covered_and_not_sent() -> None:
     suite = next(s for s in AH_SUITES if s.esn)
     ours, theirs = OutboundAh(entry(suite)), InboundAh(entry(suite))
-    ours._sequence = theirs._window.highest = (5 << 32) - 2
+    ours.sequence = theirs._window.highest = (5 << 32) - 2
     for low in ((1 << 32) - 1, 0, 1):
         header, rest = sealed(ours)
         assert rest[8:12] == low.to_bytes(4, "big")
-        assert theirs.open(header, rest)[1] == PAYLOAD
+        assert theirs.open(rest, header)[1] == PAYLOAD
     assert theirs._window.highest == (5 << 32) + 1
 
 
 def test_an_sa_ends_with_its_sequence_numbers_and_its_lifetime() -> None:
     suite = next(s for s in AH_SUITES if not s.esn)
     sa = OutboundAh(entry(suite))
-    sa._sequence = (1 << 32) - 1
+    sa.sequence = (1 << 32) - 1
     with pytest.raises(Dropped):
         sealed(sa)
     sa = OutboundAh(entry(suite, lifetime=Lifetime(hard_packets=1)))
@@ -220,7 +220,7 @@ def test_an_sa_ends_with_its_sequence_numbers_and_its_lifetime() -> None:
 def test_no_packet_of_ipv4_has_an_identification_that_the_kernel_would_replace() -> None:
     """raw(7): with IP_HDRINCL an Identification of zero is filled in."""
     sa = OutboundAh(entry(AH_SUITES[1]))
-    sa._sequence = 0xFFFD
+    sa.sequence = 0xFFFD
     assert {sealed(sa)[0][4:6] for _ in range(4)} == {b"\xff\xff", b"\0\1", b"\0\2", b"\0\3"}
 
 
@@ -242,7 +242,7 @@ def test_ipv4_options_are_covered_as_appendix_a_says(options: bytes) -> None:
     header[0] = 0x40 | len(header) // 4
     packet = twin_packet(entry(suite), bytes(header), 1, 6, PAYLOAD)
     assert immutable(bytes(header)) == twin_header(bytes(header))
-    assert InboundAh(entry(suite)).open(bytes(header), packet) == (6, PAYLOAD, True)
+    assert InboundAh(entry(suite)).open(packet, bytes(header)) == (6, PAYLOAD, True)
 
 
 def _extension(following: int, body: bytes) -> bytes:
@@ -267,7 +267,7 @@ def test_ipv6_extension_headers_are_covered_but_for_what_may_change(
     header = ipv6_header(sa, 200, kind) + octets
     packet = twin_packet(sa, header, 1, 6, PAYLOAD)
     assert immutable(header) == twin_header(header)
-    assert InboundAh(sa).open(header, packet) == (6, PAYLOAD, True)
+    assert InboundAh(sa).open(packet, header) == (6, PAYLOAD, True)
 
 
 @given(st.binary(min_size=20, max_size=80))

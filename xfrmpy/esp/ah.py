@@ -76,8 +76,8 @@ class OutboundAh(_Sa, Sending):
         """
         if self.is_past_hard_limit:
             raise Dropped(EspDrop.EXPIRED)
-        self._sequence += 1
-        entry, low, high = self.entry, self._sequence & 0xFFFFFFFF, self._sequence >> 32
+        self.sequence += 1
+        entry, low, high = self.entry, self.sequence & 0xFFFFFFFF, self.sequence >> 32
         version = entry.source.version
         size = ah_size(self._suite, version)
         padding = bytes(size - AH_HEADER - self._suite.icv)
@@ -95,7 +95,7 @@ class OutboundAh(_Sa, Sending):
         header = packet[: IP_HEADER[entry.source.version]]
         if entry.source.version == 6:
             return header
-        identification = self._sequence % 0xFFFF + 1
+        identification = self.sequence % 0xFFFF + 1
         flags = _DF if has_df else 0
         # The checksum is made by the kernel, which also puts its own in the place of any other.
         return header[:4] + Struct(">HBB").pack(identification, flags, 0) + header[8:]
@@ -110,7 +110,7 @@ class InboundAh(_Sa, Receiving):
         super().__init__(entry)
         self._window = ReplayWindow(entry.replay_window, esn=self._esn)
 
-    def open(self, header: bytes, packet: bytes) -> tuple[int, bytes, bool]:
+    def open(self, packet: bytes, header: bytes) -> tuple[int, bytes, bool]:
         """Next header and payload of a packet, and whether it is the newest of the SA.
 
         `header` is the IP header with its options and extension headers, `packet` what begins with
@@ -129,6 +129,7 @@ class InboundAh(_Sa, Receiving):
         sequence = self._window.infer(low)
         self._verify(header, packet, size, sequence)
         is_newest = self._window.advance(sequence)
+        self.sequence = self._window.highest
         self.count(len(packet) - size)
         return next_header, packet[size:], is_newest
 

@@ -191,11 +191,11 @@ class OutboundSa(_Sa, Sending):
         """
         if self.leeway <= 0 and self.is_past_hard_limit:
             raise Dropped(EspDrop.EXPIRED)
-        self._sequence += 1
+        self.sequence += 1
         aead = self._counted or self._find_counted()
         if aead is None or hidden_in:
             return self._seal(payload, next_header, hidden_in)
-        sequence, spi, size = self._sequence, self.entry.spi, len(payload)
+        sequence, spi, size = self.sequence, self.entry.spi, len(payload)
         padding = -(size + ESP_TRAILER) % ALIGNMENT
         plaintext = payload + _PADDING[:padding] + bytes((padding, next_header))
         header = associated = _HEADER.pack(spi, sequence & 0xFFFFFFFF)
@@ -213,10 +213,10 @@ class OutboundSa(_Sa, Sending):
         carried = payload.ljust(hidden_in, b"\0") if hidden_in else payload
         plaintext = carried + trailer_of(len(carried), next_header, self._alignment)
         iv = self._iv()
-        associated, trailer = self._authenticated(self._sequence)
+        associated, trailer = self._authenticated(self.sequence)
         sealed = (self._cipher_made or self._cipher).seal(iv, plaintext, associated, trailer)
         self.count(len(payload))
-        header = _HEADER.pack(self.entry.spi, self._sequence & 0xFFFFFFFF)
+        header = _HEADER.pack(self.entry.spi, self.sequence & 0xFFFFFFFF)
         return header + iv[: self._iv_size] + sealed
 
     def take_run(self, packets: int, octets: int) -> Run | None:
@@ -228,12 +228,12 @@ class OutboundSa(_Sa, Sending):
         form, in_place = self.form, self.in_place
         if form is None or in_place is None:
             return None
-        last = self._sequence + packets
-        if last >> 32 != self._sequence + 1 >> 32:
+        last = self.sequence + packets
+        if last >> 32 != self.sequence + 1 >> 32:
             return None
         if last >= self._last_sequence or not self.has_room(packets, octets):
             return None
-        self._sequence = last
+        self.sequence = last
         self.count(octets, packets)
         return Run(self.entry.spi, last - packets + 1, self._esn, in_place, self._random)
 
@@ -241,7 +241,7 @@ class OutboundSa(_Sa, Sending):
         # The sequence number is unique under the key, which is all that a counter mode asks (RFC
         # 4106 section 3.1); CBC wants an IV that nobody can predict (RFC 3602 section 3).
         if self._counts_iv:
-            return self._sequence.to_bytes(self._whole_iv_size, "big")
+            return self.sequence.to_bytes(self._whole_iv_size, "big")
         return self._random(self._iv_size)
 
 
@@ -267,11 +267,11 @@ class InboundSa(_Sa, Receiving):
         # SPI, the low half of the sequence number, IV.
         self._unpack_header = Struct(f">II{self._iv_size}s").unpack_from
 
-    def open(self, packet: bytes) -> tuple[int, bytes, bool]:
+    def open(self, packet: bytes, _header: bytes = b"") -> tuple[int, bytes, bool]:
         """Next header and payload of an ESP packet, and whether it is the newest of the SA.
 
-        Raises `Dropped`. The order of checks is that of RFC 4303 section 3.4: replay, ICV, window,
-        padding.
+        The IP header, which AH covers, is nothing to ESP. Raises `Dropped`. The order of checks is
+        that of RFC 4303 section 3.4: replay, ICV, window, padding.
         """
         if len(packet) < self._shortest:
             raise Dropped(EspDrop.TOO_SHORT)
@@ -290,6 +290,7 @@ class InboundSa(_Sa, Receiving):
                 self.integrity_failed += 1
                 raise Dropped(EspDrop.NOT_AUTHENTIC) from None
             is_newest = window.advance(sequence)
+        self.sequence = window.highest
         next_header, payload = _without_padding(plaintext)
         self.octets += len(payload)
         self.packets += 1
@@ -385,6 +386,7 @@ class InboundSa(_Sa, Receiving):
             plaintexts = list(compress(plaintexts, are_authentic))
         if sequences:
             self._window.advance_run(sequences)
+            self.sequence = sequences[-1]
         return plaintexts
 
     def read_run(self, plaintexts: Sequence[memoryview], packets: int) -> OpenedRun:

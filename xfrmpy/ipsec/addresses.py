@@ -7,6 +7,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeAlias
 
 IpAddress: TypeAlias = IPv4Address | IPv6Address
+
+ADDRESS_KINDS: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
 IpNetwork: TypeAlias = IPv4Network | IPv6Network
 
 IKE_PORT = 500

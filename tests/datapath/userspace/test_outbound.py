@@ -8,6 +8,8 @@ import select
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -90,6 +92,24 @@ def counting(forwarder: Forwarder) -> Callable[[Callable[[], None]], None]:
     return guarded
 
 
+class Reader:
+    """Of a device, as a worker has it: all that is there, a turn's worth at a time."""
+
+    def __init__(self, laboratory: Laboratory, forwarder: Forwarder) -> None:
+        self._guarded = counting(forwarder)
+        self.outbound = Outbound(forwarder, self._guarded, no_loss)
+        self.outbound.senders[IPv4Address] = laboratory.loop.sender
+        self.turn = Turn(Readable(), TURN)
+        self._tun = laboratory.device.tun
+
+    def read(self) -> None:
+        self._guarded(partial(self.outbound.carry, self._tun, 0, self.turn))
+
+
+def no_loss(_: Tun) -> None:
+    raise AssertionError("no device is lost")
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """What a hostile writer gives a device."""
@@ -159,13 +179,11 @@ def test_super_packets_that_wait_leave_together_as_if_packet_by_packet(
     laboratory: Laboratory, written: list[Written]
 ) -> None:
     forwarder, twin = protecting(laboratory.entry), protecting(laboratory.entry)
-    outbound = Outbound(forwarder, counting(forwarder))
-    outbound.senders[4] = laboratory.loop.sender
-    turn = Turn(Readable(), TURN)
+    reader = Reader(laboratory, forwarder)
     for each in written:
         laboratory.device.give(each)
     for _ in written:
-        outbound.carry(laboratory.device.tun, 0, turn)
+        reader.read()
     expected = [sealed for each in written for sealed in one_by_one(twin, each)]
     assert laboratory.loop.received(len(expected)) == expected
     assert forwarder.refused == twin.refused
@@ -183,8 +201,7 @@ def test_short_super_packets_of_several_streams_are_sent_by_one_call(
 ) -> None:
     """What a send costs does not go by what is in it; and they are one piece for who receives."""
     forwarder = protecting(laboratory.entry)
-    outbound = Outbound(forwarder, counting(forwarder))
-    sender = outbound.senders[4] = laboratory.loop.sender
+    reader, sender = Reader(laboratory, forwarder), laboratory.loop.sender
     sends: list[int] = []
     send_run = sender.send_run
 
@@ -196,15 +213,14 @@ def test_short_super_packets_of_several_streams_are_sent_by_one_call(
     streams = [
         Stream(payload=NOISE[:4000], mss=1000, ports=(port, 443)) for port in (1, 2, 3, 4, 1, 2)
     ]
-    turn = Turn(Readable(), TURN)
     for stream in streams[:4]:  # Of a flow, the first finds its way.
         laboratory.device.give(Written(*stream.super_packet()))
-        outbound.carry(laboratory.device.tun, 0, turn)
+        reader.read()
     laboratory.loop.received(16)
     sends.clear()
     for stream in streams:
         laboratory.device.give(Written(*stream.super_packet()))
-    outbound.carry(laboratory.device.tun, 0, turn)
+    reader.read()
     receiver = InboundSa(replace(laboratory.entry, direction=Direction.IN))
     arrived = [receiver.open(each)[1] for each in laboratory.loop.received(24)]
     assert arrived == [packet for stream in streams for packet in stream.packets()]
@@ -218,13 +234,11 @@ def test_whatever_a_device_gives_leaves_as_if_packet_by_packet_or_is_counted(
     laboratory: Laboratory, written: list[Written]
 ) -> None:
     forwarder, twin = protecting(laboratory.entry), protecting(laboratory.entry)
-    outbound = Outbound(forwarder, counting(forwarder))
-    outbound.senders[4] = laboratory.loop.sender
-    turn = Turn(Readable(), TURN)
+    reader = Reader(laboratory, forwarder)
     receiver = InboundSa(replace(laboratory.entry, direction=Direction.IN))
     for each in written:
         laboratory.device.give(each)
-        outbound.carry(laboratory.device.tun, 0, turn)
+        reader.read()
         expected = one_by_one(twin, each)
         arrived = laboratory.loop.received(len(expected))
         assert arrived == expected

@@ -25,7 +25,6 @@ from xfrmpy.esp.sa import EspDrop, Progress
 from xfrmpy.esp.transport import Fields
 from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import SadEntry
-from xfrmpy.registry import ProtocolId
 
 NO_FIELDS = Fields()
 HEADERS = {4: IPV4_IN_ESP, 6: IPV6_IN_ESP}
@@ -44,7 +43,7 @@ def receiver(entry: SadEntry, sequence: int = 0) -> Forwarder:
     """A gateway that lets in streams of either version, and has received so many packets."""
     end = gateway(1)
     end.add_sa(received(entry), 0.0)
-    found = end.sad.inbound.get((ProtocolId.ESP, entry.spi.to_bytes(4, "big")))
+    found = end.sad.inbound.get(entry.spi.to_bytes(4, "big"))
     assert found is not None
     found[0].resume(Progress(sequence=sequence, octets=0, packets=0))
     for policy in policies(1, local="fd02::/16", remote="fd01::/16"):

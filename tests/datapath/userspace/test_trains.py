@@ -17,15 +17,14 @@ from tests.datapath.userspace.test_outbound import (
     FIELDS,
     NOISE,
     Laboratory,
+    Reader,
     Written,
-    counting,
     one_by_one,
     protecting,
 )
-from xfrmpy.datapath.userspace.outbound import TURN, Outbound
+from xfrmpy.datapath.userspace.outbound import TURN
 from xfrmpy.datapath.userspace.segments import complete
 from xfrmpy.datapath.userspace.trains import MAX_TRAINS, MIN_TRAIN, Trains
-from xfrmpy.datapath.userspace.turns import Readable, Turn
 from xfrmpy.datapath.userspace.virtio import COMPLETE, Offload, Segments
 from xfrmpy.esp.packet import InboundSa
 from xfrmpy.ipsec.proposals import EspSuite
@@ -92,15 +91,12 @@ def laboratory() -> Iterator[Laboratory]:
 def given_at_once(laboratory: Laboratory, entry: SadEntry, written: list[Written]) -> None:
     """What leaves of packets that wait for a worker is what each of them becomes by itself."""
     forwarder, twin = protecting(entry), protecting(entry)
-    outbound = Outbound(forwarder, counting(forwarder))
-    outbound.senders[4] = laboratory.loop.sender
+    reader = Reader(laboratory, forwarder)
     for each in written:
         laboratory.device.give(each)
-    turn = Turn(Readable(), TURN)
-    turn.size = TURN
     for _ in written:
-        outbound.carry(laboratory.device.tun, 0, turn)
-        turn.size = TURN
+        reader.turn.size = TURN
+        reader.read()
     counted = protecting(entry)
     count = sum(len(one_by_one(counted, each)) for each in written)
     arrived = laboratory.loop.received(count)
@@ -161,21 +157,22 @@ def test_flows_of_two_suites_by_one_device_leave_each_in_its_own_form(
     of_udp = [replace(base, is_tcp=False, payload=NOISE[:200]) for base in bases]
     written = [Written(*base.super_packet()) for base in bases * 3]
     written += [datagram(base, n, is_left=True) for base in of_udp for n in range(80)]
-    outbound = Outbound(forwarder, counting(forwarder))
-    outbound.senders[4] = laboratory.loop.sender
+    reader = Reader(laboratory, forwarder)
     for each in written:
         laboratory.device.give(each)
-    turn = Turn(Readable(), TURN)
     for _ in written:
-        turn.size = TURN
-        outbound.carry(laboratory.device.tun, 0, turn)
+        reader.turn.size = TURN
+        reader.read()
     whole = [packet for each in written for packet in complete(each.packet, each.offload)]
     arrived = laboratory.loop.received(len(whole))
     spis = [int.from_bytes(each[:4], "big") for each in arrived]
     assert spis == [cbc.spi if packet[17] == 9 else laboratory.entry.spi for packet in whole]
     assert [opening[spi].open(each)[1] for spi, each in zip(spis, arrived, strict=True)] == whole
-    assert {layout.form.is_aead for layout in outbound._layouts._made.values()} == {True, False}
-    assert {train.form.is_aead for train in outbound._trains._made.values()} == {True, False}
+    assert {layout.form.is_aead for layout in reader.outbound._layouts._made.values()} == {
+        True,
+        False,
+    }
+    assert {train.form.is_aead for train in reader.outbound._trains._made.values()} == {True, False}
 
 
 TO_GCM, TO_CBC = "10.2.0.2", "10.9.0.2"

@@ -27,7 +27,6 @@ from xfrmpy.esp.sa import EspDrop
 from xfrmpy.esp.transport import Fields
 from xfrmpy.ipsec.addresses import SocketAddress
 from xfrmpy.ipsec.sad import Mode, SadEntry
-from xfrmpy.registry import ProtocolId
 
 
 class Arrivals:
@@ -107,7 +106,7 @@ class Arrivals:
 
     def _fast_sa(self, packet: memoryview) -> tuple[InboundSa, Held] | None:
         """That of the packet, if it opens packets that lie together."""
-        found = self._forwarder.sad.inbound.get((ProtocolId.ESP, _first_word(packet)))
+        found = self._forwarder.sad.inbound.get(_first_word(packet))
         if found is None:
             return None
         sa, held = found

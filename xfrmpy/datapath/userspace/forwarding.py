@@ -11,7 +11,6 @@ import errno
 from collections import Counter, deque
 from collections.abc import Callable
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv6Address
 from socket import IPPROTO_AH, IPPROTO_ESP, IPPROTO_UDP
 from typing import TypeAlias
 
@@ -20,8 +19,8 @@ from xfrmpy.datapath.userspace.holding import Holding
 from xfrmpy.datapath.userspace.ledger import Ledger
 from xfrmpy.datapath.userspace.policies import Policies
 from xfrmpy.datapath.userspace.requests import MAX_EVENTS
-from xfrmpy.datapath.userspace.sad import Held, Outbound, Sad
-from xfrmpy.esp.ah import InboundAh, OutboundAh
+from xfrmpy.datapath.userspace.sad import Held, Outbound, Sad, ah_key
+from xfrmpy.esp.ah import OutboundAh
 from xfrmpy.esp.compression import IPCOMP, BadCompression, compress, decompress
 from xfrmpy.esp.ip import InnerHeader, NotIp, flow_of, parse_inner_header
 from xfrmpy.esp.outer import Congested, inner_after, outer_header
@@ -29,7 +28,7 @@ from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, Form, OutboundSa, Run
 from xfrmpy.esp.reassembly import Reassembly, fragment_of
 from xfrmpy.esp.sa import Dropped, EspDrop
 from xfrmpy.esp.transport import Fields, NotCarried, payload_of, with_checksum, with_header
-from xfrmpy.ipsec.addresses import SocketAddress
+from xfrmpy.ipsec.addresses import ADDRESS_KINDS, SocketAddress
 from xfrmpy.ipsec.drift import Dump
 from xfrmpy.ipsec.sad import Mode, SadEntry
 from xfrmpy.ipsec.selectors import ICMP_PROTOCOLS, MAX_PORT, TrafficSelector
@@ -43,8 +42,6 @@ MAX_PATHS = 4096
 """Flows whose way is remembered. To find it anew takes microseconds for each policy."""
 
 NEXT_HEADER = {4: IPV4_IN_ESP, 6: IPV6_IN_ESP}
-_ADDRESS: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
-_SPI = {ProtocolId.ESP: slice(0, 4), ProtocolId.AH: slice(4, 8)}
 _NO_FIELDS = Fields()
 
 
@@ -250,14 +247,13 @@ class Forwarder:
         receive and process both UDP-encapsulated ESP and non-UDP-encapsulated ESP packets at any
         time".
         """
-        found = self.sad.inbound.get((protocol, packet[_SPI[protocol]]))
+        is_ah = protocol is ProtocolId.AH
+        found = self.sad.inbound.get(ah_key(packet[4:8]) if is_ah else packet[:4])
         if found is None:
             raise Refused(Refusal.UNKNOWN_SPI)
         sa, held = found
         try:
-            next_header, inner, is_newest = (
-                sa.open(header, packet) if isinstance(sa, InboundAh) else sa.open(packet)
-            )
+            next_header, inner, is_newest = sa.open(packet, header)
         except Dropped as dropped:
             # Only what is authentic is use: a forger must not make a dead peer look alive.
             if dropped.reason is EspDrop.DUMMY:
@@ -475,7 +471,7 @@ def parse(packet: bytes) -> InnerHeader:
 
 
 def _selector_of(header: InnerHeader, address: int, port: int | None) -> TrafficSelector:
-    exact = _ADDRESS[header.version](address)
+    exact = ADDRESS_KINDS[header.version](address)
     if header.protocol in ICMP_PROTOCOLS:
         port = None
     return TrafficSelector(

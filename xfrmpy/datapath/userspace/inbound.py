@@ -56,12 +56,11 @@ class Inbound:
         """Read a UDP socket from now on, whenever there is something. Raises `OSError`."""
         turn = Turn(readable, MAX_READS)
         receiver = UdpReceiver(opened, version, self._forwarder.refused, turn)
-        read_one = partial(self._read_one, receiver)
-        readable.register(opened, partial(self._read_udp, receiver, turn, read_one))
+        readable.register(opened, partial(self._guarded, partial(self._read_udp, receiver, turn)))
 
-    def _read_udp(self, receiver: UdpReceiver, turn: Turn, read_one: Callable[[], None]) -> None:
+    def _read_udp(self, receiver: UdpReceiver, turn: Turn) -> None:
         if receiver.was_alone and turn.is_single():
-            self._guarded(read_one)
+            self._read_one(receiver)
             return
         received, now = receiver.receive(), time.monotonic()
         receiver.was_alone = len(received) == 1 and received[0].is_alone

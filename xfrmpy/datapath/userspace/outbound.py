@@ -8,9 +8,11 @@ completed (`segments`) and goes packet by packet. Either way datagrams leave tog
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from xfrmpy.datapath.userspace.bursts import Layout, Layouts, shape_of
@@ -49,17 +51,24 @@ class _Batch(NamedTuple):
 
 
 class Outbound:
-    """See the module. `senders` are by IP version; `guarded` calls, and lets no exception out.
+    """See the module. `senders` are by the type of an SA's addresses; `guarded` calls, and lets no
+    exception out; `lose` is told of a device that somebody has removed.
 
     `neighbours` are the other workers, if there are any.
     """
 
-    def __init__(self, forwarder: Forwarder, guarded: Callable[[Callable[[], None]], None]) -> None:
-        self.senders: dict[int, UdpSender] = {}
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        guarded: Callable[[Callable[[], None]], None],
+        lose: Callable[[Tun], None],
+    ) -> None:
+        self.senders: dict[type[IPv4Address] | type[IPv6Address], UdpSender] = {}
         self.raw: RawSockets | None = None
         self.neighbours: Neighbours | None = None
         self._forwarder = forwarder
         self._guarded = guarded
+        self._lose = lose
         self._layouts = Layouts()
         self._layout: Layout | None = None
         self._batch: _Batch | None = None  # Of what was added to the layout.
@@ -72,36 +81,44 @@ class Outbound:
         return Turn(readable, TURN)
 
     def carry(self, tun: Tun, if_id: int, turn: Turn) -> None:
-        """A turn's worth of what is to be read, and more where super-packets wait for others: they
-        are the cheaper, the more of them are sealed and sent together. Raises `OSError` if the
-        device cannot be read."""
+        """What is to be read, one packet or a turn's worth. Raises as `protect`."""
         if self._layout is None and turn.is_single():
-            self._carry_one(tun, if_id)
-            if self._batch is None:
+            # What is likely to be alone goes the shortest way, but for a super-packet, which waits.
+            self._train = None
+            try:
+                packet, offload = tun.read()
+            except OSError as error:
+                self._note_failure(error, tun)
                 return
+            if offload is COMPLETE:
+                self.protect(packet, if_id, is_alone=True)
+                return
+            self._carry(packet, offload, if_id)
+            if self._batch is None:
+                self.flush()
+                return
+        self._carry_turn(tun, if_id, turn)
+
+    def _carry_turn(self, tun: Tun, if_id: int, turn: Turn) -> None:
+        """A turn's worth of packets, and more where super-packets wait for others: they are the
+        cheaper, the more of them are sealed and sent together."""
         done, size = 0, turn.begin()
         try:
             while done < size or (self._batch is not None and done < TURN):
                 done += self._carry_next(tun, if_id, size - done)
-        except BlockingIOError:
-            pass
+        except OSError as error:
+            self._note_failure(error, tun)
         finally:
             turn.end(done)
             self.flush()
 
-    def _carry_one(self, tun: Tun, if_id: int) -> None:
-        """What is likely to be alone goes the shortest way, but for a super-packet, which waits."""
-        self._train = None
-        try:
-            packet, offload = tun.read()
-        except BlockingIOError:
+    def _note_failure(self, error: OSError, tun: Tun) -> None:
+        """Of a device that was to be read."""
+        if isinstance(error, BlockingIOError):  # There is no packet.
             return
-        if offload is COMPLETE:
-            self._guarded(partial(self.protect, packet, if_id, is_alone=True))
-        else:
-            self._carry(packet, offload, if_id)
-            if self._batch is None:
-                self.flush()
+        self._forwarder.refused["tun-read"] += 1
+        if error.errno == errno.EBADFD:  # It does not come back, and is readable for ever.
+            self._lose(tun)
 
     def flush(self) -> None:
         self._send_batch()
@@ -263,7 +280,7 @@ class Outbound:
             return
         fields, has_df = outer_header(packet, entry)
         if entry.encapsulation is not None:
-            sender = self.senders.get(entry.source.version) or self._sender_for(entry)
+            sender = self.senders.get(type(entry.source)) or self._sender_for(entry)
             send = sender.send_one if is_alone else sender.add
             send(sealed, entry, fields, has_df=has_df)
             return
@@ -291,7 +308,7 @@ class Outbound:
             raise refused_by_system("clear-send", error) from error
 
     def _sender_for(self, entry: SadEntry) -> UdpSender:
-        sender = self.senders.get(entry.source.version)
+        sender = self.senders.get(type(entry.source))
         if sender is None:
             raise Refused("no-udp-socket")
         return sender

@@ -89,8 +89,8 @@ class Sad:
         self._events = events
         self._changed = changed
         self._held: dict[SaId, Held] = {}
-        self.inbound: dict[tuple[ProtocolId, bytes], tuple[Inbound, Held]] = {}
-        """By protocol and SPI."""
+        self.inbound: dict[bytes, tuple[Inbound, Held]] = {}
+        """By SPI, which for AH has the protocol behind it (`ah_key`)."""
         self._limits: list[tuple[float, int, SaId]] = []
         self._serial = count()
 
@@ -282,9 +282,15 @@ def _is_plain(entry: SadEntry) -> bool:
     return is_esp and entry.mode is Mode.TUNNEL and entry.cpi is None and not entry.tfc
 
 
-def _inbound_key(entry: SadEntry) -> tuple[ProtocolId, bytes]:
+def ah_key(spi: bytes) -> bytes:
+    """What AH's SAs are found by."""
+    return spi + b"AH"
+
+
+def _inbound_key(entry: SadEntry) -> bytes:
     """RFC 4301 section 4.1: the SPI "in conjunction with the IPsec protocol type" specifies an SA.
 
     The destination is left out, for SPIs are of our choice and no two SAs have the same one.
     """
-    return entry.protocol, entry.spi.to_bytes(4, "big")
+    spi = entry.spi.to_bytes(4, "big")
+    return ah_key(spi) if entry.protocol is ProtocolId.AH else spi

@@ -39,13 +39,13 @@ from xfrmpy.datapath.userspace.scheduling import ask_for_short_slices
 from xfrmpy.datapath.userspace.sending import UdpSender
 from xfrmpy.datapath.userspace.shares import Share
 from xfrmpy.datapath.userspace.tun import Tun
-from xfrmpy.datapath.userspace.turns import Readable, Turn
+from xfrmpy.datapath.userspace.turns import Readable
 from xfrmpy.datapath.userspace.udp import (
     attach_reuseport_selector,
     open_shared_udp_socket,
 )
 from xfrmpy.datapath.userspace.virtio import Offload
-from xfrmpy.ipsec.addresses import IKE_NATT_PORT
+from xfrmpy.ipsec.addresses import ADDRESS_KINDS, IKE_NATT_PORT
 from xfrmpy.ipsec.plain import Plain
 from xfrmpy.ipsec.sad import SadEntry
 
@@ -116,7 +116,7 @@ class Worker:
     def _outbound(self) -> Outbound:
         from xfrmpy.datapath.userspace.outbound import Outbound  # noqa: PLC0415
 
-        made = Outbound(self._forwarder, self._guarded)
+        made = Outbound(self._forwarder, self._guarded, self._lose)
         if self._is_one_of_many:
             made.neighbours = self._neighbours
         return made
@@ -155,15 +155,6 @@ class Worker:
 
     # Packets.
 
-    def _read_tun(self, tun: Tun, if_id: int, turn: Turn) -> None:
-        try:
-            self._outbound.carry(tun, if_id, turn)
-        except OSError as error:
-            self._count("tun-read")
-            # A device that somebody removed does not come back, and is readable for ever.
-            if error.errno == errno.EBADFD:
-                self._lose(tun)
-
     def _lose(self, tun: Tun) -> None:
         """Without the device of all tunnels there is no use in going on."""
         try:
@@ -173,7 +164,9 @@ class Worker:
             self._running = False
 
     def _reader_of(self, tun: Tun, if_id: int) -> Callable[[], None]:
-        return partial(self._read_tun, tun, if_id, self._outbound.turn(self._readable))
+        outbound = self._outbound
+        carry = partial(outbound.carry, tun, if_id, outbound.turn(self._readable))
+        return partial(self._guarded, carry)
 
     def _guarded(self, handle: Callable[[], None]) -> None:
         """No packet ends the worker."""
@@ -211,7 +204,7 @@ class Worker:
                 opened = there.get(version) or _open_udp(family, self._natt_port, self._share.count)
                 self._udp[version] = opened
                 sender = UdpSender(opened, version, self._forwarder.refused)
-                self._outbound.senders[version] = sender
+                self._outbound.senders[ADDRESS_KINDS[version]] = sender
                 self._inbound.listen(opened, version, self._readable)
         except OSError as error:
             self._close_udp()
