@@ -13,6 +13,9 @@ from xfrmpy.ipsec.sad import DontFragment, Mode, OuterHeader, SadEntry
 HOPS = 64
 """RFC 4301 section 5.1.2.1 leaves the outer hop limit to the sender. Linux's own default."""
 
+# To find a member in its class takes longer than to compare it.
+_TRANSPORT, _COPY, _SET = Mode.TRANSPORT, DontFragment.COPY, DontFragment.SET
+
 _DSCP, _ECN = 0xFC, 0x03
 _NOT_ECT, _ECT_1, _ECT_0, _CE = range(4)
 _DF = 0x40
@@ -32,19 +35,19 @@ def outer_fields(inner: bytes, header: OuterHeader) -> Fields:
 def dont_fragment(inner: bytes, header: OuterHeader) -> bool:
     """Whether the outer packet has DF. An IPv6 packet is never cut on its way, as if it had it;
     but one that every link must take (RFC 8200 section 5) cannot be made smaller by its sender."""
-    if header.dont_fragment is not DontFragment.COPY:
-        return header.dont_fragment is DontFragment.SET
+    wanted = header.dont_fragment
+    if wanted is not _COPY:
+        return wanted is _SET
     if inner[0] >> 4 == 6:
         return len(inner) > IPV6_MINIMUM_MTU
-    return bool(inner[6] & _DF)
+    return inner[6] & _DF != 0
 
 
 def outer_header(packet: bytes, sa: SadEntry) -> tuple[Fields | None, bool]:
     """The fields of what a packet becomes, None for the usual ones; and whether it has DF."""
-    if sa.mode is Mode.TRANSPORT:
+    if sa.mode is _TRANSPORT:
         return fields_of(packet), False
-    df = sa.outer.dont_fragment
-    has_df = dont_fragment(packet, sa.outer) if df is DontFragment.COPY else df is DontFragment.SET
+    has_df = dont_fragment(packet, sa.outer)
     if not (packet[1] if packet[0] >> 4 == 4 else traffic_class_of(packet)):
         return None, has_df
     fields = outer_fields(packet, sa.outer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import compress
 from struct import Struct
 from typing import NamedTuple, TypeVar
@@ -27,6 +28,7 @@ from xfrmpy.ipsec.proposals import EspSuite
 from xfrmpy.ipsec.sad import SadEntry
 
 _HEADER = Struct(">II")  # SPI, low half of the sequence number
+_COUNTED = Struct(">IIQ")  # the same, and the whole number as the IV
 _EXTENDED = Struct(">IQ")  # SPI, whole sequence number: the AAD with ESN (RFC 4106 section 5)
 _HIGH = Struct(">I")
 
@@ -44,6 +46,10 @@ def trailer_of(payload: int, next_header: int, alignment: int = ALIGNMENT) -> by
     """Behind a payload of so many octets: padding, its length, and what the payload is."""
     padding = -(payload + ESP_TRAILER) % alignment
     return _PADDING[:padding] + bytes((padding, next_header))
+
+
+_trailer_behind = cache(trailer_of)
+"""The same, by the length modulo the alignment."""
 
 
 class Form(NamedTuple):
@@ -196,17 +202,14 @@ class OutboundSa(_Sa, Sending):
         if aead is None or hidden_in:
             return self._seal(payload, next_header, hidden_in)
         sequence, spi, size = self.sequence, self.entry.spi, len(payload)
-        padding = -(size + ESP_TRAILER) % ALIGNMENT
-        plaintext = payload + _PADDING[:padding] + bytes((padding, next_header))
-        header = associated = _HEADER.pack(spi, sequence & 0xFFFFFFFF)
-        if self._esn:
-            associated = _EXTENDED.pack(spi, sequence)
-        iv = sequence.to_bytes(_COUNTED_IV, "big")
-        sealed = aead.seal(aead.salt + iv, plaintext, associated)
+        head = _COUNTED.pack(spi, sequence & 0xFFFFFFFF, sequence)
+        associated = _EXTENDED.pack(spi, sequence) if self._esn else head[:8]
+        plaintext = payload + _trailer_behind(size % ALIGNMENT, next_header)
+        sealed = aead.seal(aead.salt + head[8:], plaintext, associated)
         self.octets += size
         self.packets += 1
         self.leeway -= 1
-        return header + iv + sealed
+        return head + sealed
 
     def _seal(self, payload: bytes, next_header: int, hidden_in: int) -> bytes:
         """Of any suite."""

@@ -44,6 +44,9 @@ MAX_PATHS = 4096
 NEXT_HEADER = {4: IPV4_IN_ESP, 6: IPV6_IN_ESP}
 _NO_FIELDS = Fields()
 
+# To find a member in its class takes longer than to compare it.
+_TUNNEL, _TRANSPORT, _AH = Mode.TUNNEL, Mode.TRANSPORT, ProtocolId.AH
+
 
 class Refusal(StrEnum):
     """Why a packet is dropped, beyond what `EspDrop` says of the packet itself."""
@@ -247,7 +250,7 @@ class Forwarder:
         receive and process both UDP-encapsulated ESP and non-UDP-encapsulated ESP packets at any
         time".
         """
-        is_ah = protocol is ProtocolId.AH
+        is_ah = protocol is _AH
         found = self.sad.inbound.get(ah_key(packet[4:8]) if is_ah else packet[:4])
         if found is None:
             raise Refused(Refusal.UNKNOWN_SPI)
@@ -263,10 +266,10 @@ class Forwarder:
         entry = sa.entry
         if next_header == IPCOMP:
             next_header, inner = _decompressed(entry, inner)
-        if entry.mode is Mode.TUNNEL:
+        if entry.mode is _TUNNEL:
             if not inner or next_header != NEXT_HEADER.get(inner[0] >> 4):
                 raise Refused(Refusal.NOT_IP)
-        elif entry.mode is Mode.TRANSPORT:
+        elif entry.mode is _TRANSPORT:
             inner = _as_in_clear(entry, next_header, inner, fields)
         flow = flow_of(inner)
         if flow is None or (flow, entry.if_id, entry.reqid) not in self._let_in:
@@ -415,7 +418,7 @@ def _seal(sa: Outbound, packet: bytes, hidden_in: int) -> bytes:
     """Raises `Refused` and `Dropped`."""
     version = packet[0] >> 4
     protocol, payload = NEXT_HEADER[version], packet
-    if sa.entry.mode is Mode.TRANSPORT:
+    if sa.entry.mode is _TRANSPORT:
         try:
             protocol, payload = payload_of(packet)
         except NotCarried:
@@ -426,7 +429,7 @@ def _seal(sa: Outbound, packet: bytes, hidden_in: int) -> bytes:
         fields, has_df = outer_header(packet, sa.entry)
         return sa.seal(payload, protocol, fields or _NO_FIELDS, has_df=has_df)
     # RFC 4303 section 2.7: the receiver goes by the length that an inner IP packet has.
-    is_packet = protocol == NEXT_HEADER[version] and sa.entry.mode is Mode.TUNNEL
+    is_packet = protocol == NEXT_HEADER[version] and sa.entry.mode is _TUNNEL
     return sa.seal(payload, protocol, hidden_in=hidden_in if is_packet else 0)
 
 
@@ -455,7 +458,7 @@ def _as_in_clear(sa: SadEntry, protocol: int, payload: bytes, fields: Fields) ->
 
 
 def with_outer(inner: bytes, sa: SadEntry, fields: Fields) -> bytes:
-    if sa.mode is Mode.TRANSPORT:
+    if sa.mode is _TRANSPORT:
         return inner
     try:
         return inner_after(inner, fields, sa.outer)
