@@ -34,6 +34,7 @@ from xfrmpy.datapath.userspace.forwarding import Forwarder, Refused, Waits
 from xfrmpy.datapath.userspace.in_force import InForce
 from xfrmpy.datapath.userspace.ledger import Ledger
 from xfrmpy.datapath.userspace.neighbours import Kind, Neighbours
+from xfrmpy.datapath.userspace.pages import use_large_pages
 from xfrmpy.datapath.userspace.raw import RawSockets
 from xfrmpy.datapath.userspace.scheduling import ask_for_short_slices
 from xfrmpy.datapath.userspace.sending import UdpSender
@@ -299,6 +300,7 @@ class Worker:
             if self.devices.shared is None:
                 self.devices.open_shared()
                 self._open_raw()
+                use_large_pages()
             # Whoever did not leave us its sockets may have opened others since.
             if not self._is_one_of_many:
                 self._join()
