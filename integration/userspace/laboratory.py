@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -78,7 +79,7 @@ class Laboratory:
         """Take what there is out of force, and put a tunnel into it, or transport mode."""
         pair = self.pair(suite, outer=outer, encapsulated=encapsulated)
         changes: dict[str, Any] = {"mode": mode, "outer": header or OuterHeader()}
-        pair = Pair(replace(pair.forth, **changes), replace(pair.back, **changes))
+        pair = Pair(*(_with_new_keys(replace(sa, **changes)) for sa in (pair.forth, pair.back)))
         for datapath, host, (own, peers) in (
             (self.moon, self.network.moon, (pair.forth, pair.back)),
             (self.sun, self.network.sun, (pair.back, pair.forth)),
@@ -111,6 +112,12 @@ class Laboratory:
 
     def _other(self, host: Host) -> Host:
         return self.network.sun if host is self.network.moon else self.network.moon
+
+
+def _with_new_keys(sa: SadEntry) -> SadEntry:
+    """What is late of an SA of the same SPI must not pass for the new one's."""
+    encryption, integrity = (os.urandom(len(k)) for k in (sa.encryption_key, sa.integrity_key))
+    return replace(sa, encryption_key=encryption, integrity_key=integrity)
 
 
 def sa_between(suite: EspSuite, number: int, source: IpAddress, destination: IpAddress) -> SadEntry:

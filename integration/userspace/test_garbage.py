@@ -18,8 +18,8 @@ from integration.contract.sites import inside
 from integration.lab.garbage import segments, send_false_esp, write_garbage
 from integration.lab.network import unanswered
 from integration.lab.process import eventually
-from integration.userspace.laboratory import Laboratory
-from integration.userspace.place import WORKER_SOCKET, worker_of
+from integration.userspace.laboratory import Laboratory, laboratory_in
+from integration.userspace.place import ANY_WORKER_SOCKET, worker_of
 from integration.userspace.test_receiving import send_at_once
 from xfrmpy.datapath.userspace.tun import DEVICE
 from xfrmpy.esp.packet import IPV4_IN_ESP, IPV6_IN_ESP, OutboundSa
@@ -32,8 +32,17 @@ TOGETHER = 40
 _NEXT_HEADER = {4: IPV4_IN_ESP, 6: IPV6_IN_ESP}
 
 
+@pytest.fixture(scope="module", params=[1, 2], ids=["one worker", "two workers"])
+def laboratory(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Laboratory]:
+    """Of two workers, one has the SA, and hears of the garbage that the other comes upon."""
+    with laboratory_in(tmp_path_factory.mktemp("lab"), request.param) as made:
+        yield made
+
+
 def workers(laboratory: Laboratory) -> set[int]:
-    return {worker_of(path) for path in laboratory.directory.glob(f"*/{WORKER_SOCKET}")}
+    return {worker_of(path) for path in laboratory.directory.glob(f"*/{ANY_WORKER_SOCKET}")}
 
 
 @contextmanager
@@ -59,13 +68,15 @@ def unharmed(laboratory: Laboratory) -> Iterator[Counter[str]]:
 
 
 def _overflowed(laboratory: Laboratory) -> int:
-    """What there was no room for at moon and sun: at the devices, and in the workers' sockets."""
+    """What there was no room for at moon and sun: at the devices, and in the workers' sockets,
+    those between them, too."""
     total = 0
     for host in (laboratory.network.moon, laboratory.network.sun):
         (link,) = json.loads(host.run("ip", "-s", "-j", "link", "show", DEVICE))
         total += link["stats64"]["tx"]["dropped"]
     for datapath in (laboratory.moon, laboratory.sun):
-        total += datapath.drops().get("udp-overflow", 0)
+        drops = Counter(datapath.drops())
+        total += drops["udp-overflow"] + drops["handed-overflow"]
     return total
 
 

@@ -157,8 +157,7 @@ datapath.stop()
 def test_esp_is_taken_in_udp_and_without_whatever_was_agreed(laboratory: Laboratory) -> None:
     """RFC 7296 section 2.23; kernels are stricter, but not this one."""
     pair = laboratory.connect(GCM)
-    raw = laboratory.pair(GCM, encapsulated=False)
-    laboratory.moon.update_sa(raw.forth)
+    laboratory.moon.update_sa(replace(pair.forth, encapsulation=None))
     with laboratory.capture() as wire:
         assert laboratory.network.alice.ping(laboratory.bob(4)) == 0
     assert wire.kinds["esp"] == wire.kinds["udp-esp"] == 3
