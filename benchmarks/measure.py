@@ -33,6 +33,7 @@ PACKAGES = (
     "libstrongswan-extra-plugins",
     "libcharon-extra-plugins",
     "iproute2",
+    "nftables",
     "iputils-ping",
     "iperf3",
 )
@@ -79,7 +80,7 @@ def conditions() -> dict[str, str]:
     return {
         "cpu": f"{len(os.sched_getaffinity(0))} x {_cpu_model()}",
         "kernel": platform.release(),
-        "python": platform.python_version(),
+        "python": f"{platform.python_version()}, {sys.base_prefix}",
         "cryptography": f"{cryptography.__version__}, {backend.openssl_version_text()}",
         "strongswan": _version_of("strongswan-swanctl"),
         "iperf3": _version_of("iperf3"),

@@ -368,7 +368,7 @@ def report(facts: Mapping[str, str], results: Mapping[str, Mapping[str, Figures]
                 *(
                     word
                     for rival, each in ratios.items()
-                    for word in (f"{result[rival][test]:.0f}", f"{each[test]:.2f}")
+                    for word in _beside(result[rival], each, test)
                 ),
             ]
             for test, unit in UNITS.items()
@@ -376,6 +376,11 @@ def report(facts: Mapping[str, str], results: Mapping[str, Mapping[str, Figures]
         ]
         parts.append(table(header, rows))
     return "\n\n".join(parts)
+
+
+def _beside(theirs: Figures, ratios: Figures, test: str) -> tuple[str, str]:
+    """A rival's figure, and ours to it; nothing of a test that it was not given."""
+    return (f"{theirs[test]:.0f}", f"{ratios[test]:.2f}") if test in ratios else ("", "")
 
 
 def report_of_steps(
