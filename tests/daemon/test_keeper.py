@@ -38,10 +38,13 @@ class Lookup:
     async def _resolve(self, _policy: TunnelPolicy) -> Any:
         return self.answer()
 
+    def keeper(self) -> Keeper:
+        engine: Any = self.endpoint
+        return Keeper(self.tunnels, engine, self.heard.append, 60)
+
     def run(self) -> None:
         async def resolve() -> None:
-            engine: Any = self.endpoint
-            await Keeper(self.tunnels, engine, self.heard.append, 60).resolve(self.tunnel)
+            await self.keeper().resolve(self.tunnel)
 
         asyncio.run(resolve())
 
@@ -81,3 +84,50 @@ def test_who_accepts_any_peer_has_nothing_to_look_up(monkeypatch: pytest.MonkeyP
     lookup.answer = _no_such_name  # type: ignore[method-assign]
     lookup.run()
     assert lookup.heard == []
+
+
+def test_a_defect_is_no_reason_to_give_a_wanted_tunnel_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lookup = Lookup(monkeypatch, "vpn.example")
+    monkeypatch.setattr(keeper_module, "FIRST_RETRY_SECONDS", 0.0)
+    asked: list[None] = []
+
+    def defect() -> Any:
+        asked.append(None)
+        raise ZeroDivisionError
+
+    lookup.answer = defect  # type: ignore[method-assign]
+
+    async def want() -> None:
+        keeper = lookup.keeper()
+        keeper.want(lookup.tunnel)
+        async with asyncio.timeout(10):
+            while len(asked) < 3:
+                await asyncio.sleep(0)
+        keeper.stop()
+
+    asyncio.run(want())
+    assert "a defect met tunnel-a" in caplog.text
+    assert {occurrence.event for occurrence in lookup.heard} == {"tunnel-wanted", "tunnel-retrying"}
+
+
+def test_a_tunnel_that_is_wanted_again_at_once_is_kept_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is being ended of the one before brings nothing up any more."""
+    lookup = Lookup(monkeypatch, "vpn.example")
+    lookup.answer = _no_such_name  # type: ignore[method-assign]
+
+    async def want() -> None:
+        keeper = lookup.keeper()
+        keeper.want(lookup.tunnel)
+        await asyncio.sleep(0)
+        keeper.let_go(lookup.tunnel)
+        keeper.want(lookup.tunnel)
+        async with asyncio.timeout(10):
+            while all(occurrence.event != "tunnel-retrying" for occurrence in lookup.heard):
+                await asyncio.sleep(0)
+        assert lookup.tunnel.keeping is not None
+        assert not lookup.tunnel.keeping.done()
+        keeper.stop()
+
+    asyncio.run(want())

@@ -77,7 +77,7 @@ class Keeper:
 
     def attempt(self, tunnel: Tunnel) -> asyncio.Task[None]:
         """The task that brings a tunnel up: the one that is at it, or a new one."""
-        if tunnel.attempt is None or tunnel.attempt.done():
+        if tunnel.attempt is None or _is_over(tunnel.attempt):
             tunnel.attempt = self._loop.create_task(self._connect(tunnel))
         return tunnel.attempt
 
@@ -136,7 +136,7 @@ class Keeper:
             tunnel.wanted = True
             text = "wanted: it is brought up, and kept up"
             self._hear(Occurrence(event="tunnel-wanted", tunnel=tunnel.policy.name, text=text))
-            if tunnel.keeping is None or tunnel.keeping.done():
+            if tunnel.keeping is None or _is_over(tunnel.keeping):
                 tunnel.keeping = self.spawn(self._keep_up(tunnel))
 
     async def _keep_up(self, tunnel: Tunnel) -> None:
@@ -151,6 +151,10 @@ class Keeper:
                 await self._until_down(tunnel)
             except OperatorError as error:
                 failure = error.failure
+            except (
+                Exception
+            ):  # For who wants the tunnel, a defect of ours is a reason to try again.
+                log.exception("a defect met %s", tunnel.policy.name)
             pause = delay * random.uniform(0.75, 1.25)
             if tunnel.wanted:
                 self._hear(retrying(tunnel.policy.name, pause, failure))
@@ -252,6 +256,11 @@ class Keeper:
         with tunnel.listen() as reports:
             while self._core.has_ike_sas(tunnel.policy.name):
                 await reports.get()
+
+
+def _is_over(task: asyncio.Task[None]) -> bool:
+    """Or is going to be, without having done what it was for."""
+    return task.done() or bool(task.cancelling())
 
 
 _COMING = (IkeSaState.INITIATING, IkeSaState.AUTHENTICATING)
