@@ -151,9 +151,8 @@ class Keeper:
                 await self._until_down(tunnel)
             except OperatorError as error:
                 failure = error.failure
-            except (
-                Exception
-            ):  # For who wants the tunnel, a defect of ours is a reason to try again.
+            except Exception:
+                # For who wants the tunnel, a defect of ours is a reason to try again.
                 log.exception("a defect met %s", tunnel.policy.name)
             pause = delay * random.uniform(0.75, 1.25)
             if tunnel.wanted:

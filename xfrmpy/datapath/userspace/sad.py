@@ -283,8 +283,8 @@ def _is_plain(entry: SadEntry) -> bool:
 
 
 def ah_key(spi: bytes) -> bytes:
-    """What AH's SAs are found by."""
-    return spi + b"AH"
+    """What AH's SAs are found by. Of whatever is no SPI, it is none of ESP's, either."""
+    return spi + b" of AH"
 
 
 def _inbound_key(entry: SadEntry) -> bytes:
