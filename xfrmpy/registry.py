@@ -26,6 +26,10 @@ class Registry(IntEnum):
         member._value_ = value
         return member
 
+    def __reduce_ex__(self, _protocol: object) -> tuple[type[Self], tuple[int]]:
+        """By number: Python 3.11.2, which is Debian's, goes by the name, which only some have."""
+        return type(self), (self._value_,)
+
     @property
     def is_known(self) -> bool:
         """Whether IANA has assigned this number (as of the registry's date above)."""
