@@ -28,6 +28,7 @@ from integration.userspace.place import (
     open_here,
     worker_of,
 )
+from tests.datapath.userspace.test_pages import in_large_pages, needs_large_pages
 from xfrmpy.datapath.interface import DatapathError
 from xfrmpy.datapath.userspace import process, requests
 from xfrmpy.datapath.userspace.tun import DEVICE
@@ -52,6 +53,15 @@ def test_a_stopped_worker_leaves_nothing_behind(
     assert is_clean(moon)
     assert not path.exists()
     assert not Path(f"/proc/{worker}").exists()
+
+
+@needs_large_pages
+@pytest.mark.usefixtures("moon")
+def test_a_worker_that_carries_lies_in_large_pages(tmp_path: Path) -> None:
+    datapath = open_here(tmp_path)
+    (path,) = tmp_path.glob(f"*/{WORKER_SOCKET}")
+    assert in_large_pages(worker_of(path)) > 0
+    datapath.stop()
 
 
 def test_sigterm_ends_an_idle_worker_and_its_daemon_is_told_once(

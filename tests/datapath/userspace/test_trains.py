@@ -168,11 +168,9 @@ def test_flows_of_two_suites_by_one_device_leave_each_in_its_own_form(
     spis = [int.from_bytes(each[:4], "big") for each in arrived]
     assert spis == [cbc.spi if packet[17] == 9 else laboratory.entry.spi for packet in whole]
     assert [opening[spi].open(each)[1] for spi, each in zip(spis, arrived, strict=True)] == whole
-    assert {layout.form.is_aead for layout in reader.outbound._layouts._made.values()} == {
-        True,
-        False,
-    }
-    assert {train.form.is_aead for train in reader.outbound._trains._made.values()} == {True, False}
+    outbound = reader.outbound
+    assert {layout.form.is_aead for layout in outbound._layouts._made.values()} == {True, False}
+    assert {train.form.is_aead for train in outbound._trains._made.values()} == {True, False}
 
 
 TO_GCM, TO_CBC = "10.2.0.2", "10.9.0.2"

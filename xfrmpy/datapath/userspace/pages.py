@@ -14,7 +14,7 @@ from pathlib import Path
 
 _SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
 _MAPS = Path("/proc/self/maps")
-_COLLAPSE = 25  # MADV_COLLAPSE of <linux/mman.h>: Linux 6.1
+COLLAPSE = 25  # MADVCOLLAPSE of <linux/mman.h>: Linux 6.1
 
 
 def use_large_pages() -> None:
@@ -25,7 +25,7 @@ def use_large_pages() -> None:
         for begin, end in _changeable():
             # One by one, for a refusal ends a call: such as where there is nothing yet.
             for at in range(-(-begin // size) * size, end - size + 1, size):
-                advise(ctypes.c_void_p(at), ctypes.c_size_t(size), _COLLAPSE)
+                advise(ctypes.c_void_p(at), ctypes.c_size_t(size), COLLAPSE)
 
 
 def _changeable() -> Iterator[tuple[int, int]]:
