@@ -6,6 +6,8 @@ tunnel carries, so that nothing else has work to do. strongSwan's ESP is kernel-
 suite wireguard-go is measured, too. Behind that is told where the time of a packet goes (`steps`).
 With `--workers N` there are N tunnels, for one more test: a stream through each at the same time;
 and xfrmpy is measured once more with one tunnel that every worker has a part of (`per_resource`).
+With `--pings TURNS` nothing is measured but round trips of idle tunnels: those of both rivals are
+up at once, and so their turns are seconds apart, where whole rounds are a minute.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 from benchmarks import steps, wireguard
 from benchmarks.measure import (
@@ -91,6 +93,12 @@ def main() -> None:
     options = _parse()
     prepare(*wireguard.PACKAGES)
     facts = conditions()
+    if options.pings:
+        found = {suite: pings(suite, options.pings) for suite in options.suites}
+        for suite, turns in found.items():
+            print(report_of_pings(suite, turns))
+        write_json(options.output, conditions=facts, turns=found)
+        return
     rounds: dict[str, dict[str, list[Figures]]] = {
         suite: {rival: [] for rival in _rivals(suite, options.workers)} for suite in options.suites
     }
@@ -133,13 +141,14 @@ def _parse() -> argparse.Namespace:
         help=f"ESP suites: {', '.join(SUITES)} (all)",
     )
     parser.add_argument("--workers", type=int, default=1, help="of each gateway of ours (1)")
+    parser.add_argument("--pings", type=int, metavar="TURNS", default=0, help="measure only these")
     parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write JSON")
     options = parser.parse_args()
     options.suites = options.suites or list(SUITES)
     if unknown := set(options.suites) - set(SUITES):
         parser.error(f"unknown suites: {', '.join(sorted(unknown))}")
-    if min(options.rounds, options.seconds, options.workers) < 1:
-        parser.error("--seconds, --rounds and --workers are at least 1")
+    if min(options.rounds, options.seconds, options.workers) < 1 or options.pings < 0:
+        parser.error("--seconds, --rounds and --workers are at least 1, --pings none or more")
     return options
 
 
@@ -167,6 +176,20 @@ def measure(rival: str, suite: str, seconds: int, workers: int) -> Figures:
             for gateway in gateways:
                 gateway.stop()
         return figures
+
+
+def pings(suite: str, turns: int) -> dict[str, list[Figures]]:
+    """Round trips of either rival in each turn, with a tunnel of each up at once."""
+    with ExitStack() as stack:
+        benches = {}
+        for rival in RIVALS:
+            site = stack.enter_context(Site())
+            benches[rival] = _Bench(site, _tunnels(site, rival, suite, 1, 1), 1)
+        found: dict[str, list[Figures]] = {rival: [] for rival in benches}
+        for _ in range(turns):
+            for rival, bench in benches.items():
+                found[rival].append(bench.pings())
+        return found
 
 
 def _tunnels(
@@ -223,11 +246,22 @@ class _Bench:
 
     def ping(self) -> float:
         """The median round trip, in microseconds, of single packets on an idle tunnel."""
-        return self._ping("-c", str(PINGS), "-i", "0.01")
+        return self.pings()["median"]
 
-    def _ping(self, *arguments: str) -> float:
+    def pings(self) -> Figures:
+        """The same, that of the fastest tenth, and the CPU time of both gateways for each."""
+        before = sum(map(cpu_seconds, self._pids))
+        trips = self._ping("-c", str(PINGS), "-i", "0.01")
+        cpu = sum(map(cpu_seconds, self._pids)) - before
+        return {
+            "median": median(trips),
+            "fastest tenth": quantiles(trips, n=10)[0],
+            "CPU": 1e6 * cpu / PINGS,
+        }
+
+    def _ping(self, *arguments: str) -> list[float]:
         said = self._moon.run("ping", "-n", *arguments, "-I", self._ours, self._theirs)
-        return 1000 * median(float(ms) for ms in re.findall(r"time=([0-9.]+)", said))
+        return [1000 * float(ms) for ms in re.findall(r"time=([0-9.]+)", said)]
 
     def iperf(self, test: str, arguments: Sequence[str]) -> Figures:
         """Mbit/s that arrived, and the CPU time that both gateways took for a gigabyte of it."""
@@ -253,9 +287,9 @@ class _Bench:
         count = str(int(self._seconds / 0.025))
         with self._serving(), ThreadPoolExecutor(1) as pool:
             stream = pool.submit(self._client, TESTS["tcp"], self._ours, self._theirs)
-            said = self._ping("-c", count, "-i", "0.02")
+            trips = self._ping("-c", count, "-i", "0.02")
             stream.result()
-        return said
+        return median(trips)
 
     @contextmanager
     def _serving(self) -> Iterator[None]:
@@ -381,6 +415,16 @@ def report(facts: Mapping[str, str], results: Mapping[str, Mapping[str, Figures]
 def _beside(theirs: Figures, ratios: Figures, test: str) -> tuple[str, str]:
     """A rival's figure, and ours to it; nothing of a test that it was not given."""
     return (f"{theirs[test]:.0f}", f"{ratios[test]:.2f}") if test in ratios else ("", "")
+
+
+def report_of_pings(suite: str, found: Mapping[str, Sequence[Figures]]) -> str:
+    """Medians of the turns, in microseconds."""
+    ours, theirs = (medians(found[rival]) for rival in RIVALS)
+    rows = [
+        (name, f"{value:.0f}", f"{theirs[name]:.0f}", f"{value / theirs[name]:.2f}")
+        for name, value in ours.items()
+    ]
+    return table((f"{suite}, a packet alone, us", *RIVALS, "ratio"), rows)
 
 
 def report_of_steps(
