@@ -197,7 +197,7 @@ def test_a_packet_opens_once_and_the_window_moves_for_what_is_authentic_alone() 
 def test_the_high_half_of_an_extended_sequence_number_is_covered_and_not_sent() -> None:
     suite = next(s for s in AH_SUITES if s.esn)
     ours, theirs = OutboundAh(entry(suite)), InboundAh(entry(suite))
-    ours.sequence = theirs._window.highest = (5 << 32) - 2
+    ours._sequence = theirs._window.highest = (5 << 32) - 2
     for low in ((1 << 32) - 1, 0, 1):
         header, rest = sealed(ours)
         assert rest[8:12] == low.to_bytes(4, "big")
@@ -208,7 +208,7 @@ def test_the_high_half_of_an_extended_sequence_number_is_covered_and_not_sent() 
 def test_an_sa_ends_with_its_sequence_numbers_and_its_lifetime() -> None:
     suite = next(s for s in AH_SUITES if not s.esn)
     sa = OutboundAh(entry(suite))
-    sa.sequence = (1 << 32) - 1
+    sa._sequence = (1 << 32) - 1
     with pytest.raises(Dropped):
         sealed(sa)
     sa = OutboundAh(entry(suite, lifetime=Lifetime(hard_packets=1)))
@@ -220,7 +220,7 @@ def test_an_sa_ends_with_its_sequence_numbers_and_its_lifetime() -> None:
 def test_no_packet_of_ipv4_has_an_identification_that_the_kernel_would_replace() -> None:
     """raw(7): with IP_HDRINCL an Identification of zero is filled in."""
     sa = OutboundAh(entry(AH_SUITES[1]))
-    sa.sequence = 0xFFFD
+    sa._sequence = 0xFFFD
     assert {sealed(sa)[0][4:6] for _ in range(4)} == {b"\xff\xff", b"\0\1", b"\0\2", b"\0\3"}
 
 

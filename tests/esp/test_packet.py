@@ -143,7 +143,7 @@ def test_the_iv_of_a_counter_mode_never_repeats_and_that_of_cbc_is_random(
 @pytest.mark.parametrize("esn", [False, True])
 def test_sequence_numbers_end_and_never_cycle(make_entry: MakeEntry, esn: bool) -> None:
     sa = sealed_by(make_entry(replace(CHACHA, esn=esn)))
-    sa.sequence = (1 << (64 if esn else 32)) - 2
+    sa._sequence = (1 << (64 if esn else 32)) - 2
     assert not sa.is_past_hard_limit
     assert sa.seal(b"the last one", 4)[4:8] == b"\xff\xff\xff\xff"
     assert sa.is_past_hard_limit
@@ -157,7 +157,7 @@ def test_the_last_sequence_numbers_are_received_and_none_beyond(
 ) -> None:
     end = 1 << (64 if suite.esn else 32)
     ours, theirs = sealed_by(make_entry(suite)), InboundSa(make_entry(suite))
-    theirs._window.highest = ours.sequence = end - 3
+    theirs._window.highest = ours._sequence = end - 3
     last = [ours.seal(bytes([n]), 4) for n in range(2)]
     assert [theirs.open(packet)[1] for packet in last] == [b"\0", b"\1"]
     beyond = last[0][:4] + b"\0\0\0\x05" + last[0][8:]
@@ -168,9 +168,9 @@ def test_extended_sequence_numbers_carry_over(suite: EspSuite, make_entry: MakeE
     suite = replace(suite, esn=True)
     ours, theirs = sealed_by(make_entry(suite)), InboundSa(make_entry(suite))
     for high in (1, 2):
-        ours.sequence = (high << 32) - (1 << 31)  # Half a subspace is as far as one may jump.
+        ours._sequence = (high << 32) - (1 << 31)  # Half a subspace is as far as one may jump.
         theirs.open(ours.seal(b"", 4))
-        ours.sequence = (high << 32) - 21
+        ours._sequence = (high << 32) - 21
         packets = [ours.seal(bytes([n]), 4) for n in range(40)]
         for n in (5, 25, 6, 39, 0, 20, 19):
             assert theirs.open(packets[n])[1] == bytes([n])
@@ -275,7 +275,7 @@ def test_limits_are_reached_by_octets_or_packets(make_entry: MakeEntry) -> None:
             ours.seal(b"", 4)
         assert dropped.value.reason is EspDrop.EXPIRED
         more = sealed_by(replace(entry, lifetime=Lifetime()))
-        more.sequence = 3
+        more._sequence = 3
         assert why(theirs, more.seal(b"", 4)) is EspDrop.EXPIRED
 
 

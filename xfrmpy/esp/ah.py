@@ -76,8 +76,8 @@ class OutboundAh(_Sa, Sending):
         """
         if self.is_past_hard_limit:
             raise Dropped(EspDrop.EXPIRED)
-        self.sequence += 1
-        entry, low, high = self.entry, self.sequence & 0xFFFFFFFF, self.sequence >> 32
+        self._sequence += 1
+        entry, low, high = self.entry, self._sequence & 0xFFFFFFFF, self._sequence >> 32
         version = entry.source.version
         size = ah_size(self._suite, version)
         padding = bytes(size - AH_HEADER - self._suite.icv)
@@ -95,7 +95,7 @@ class OutboundAh(_Sa, Sending):
         header = packet[: IP_HEADER[entry.source.version]]
         if entry.source.version == 6:
             return header
-        identification = self.sequence % 0xFFFF + 1
+        identification = self._sequence % 0xFFFF + 1
         flags = _DF if has_df else 0
         # The checksum is made by the kernel, which also puts its own in the place of any other.
         return header[:4] + Struct(">HBB").pack(identification, flags, 0) + header[8:]
@@ -129,7 +129,6 @@ class InboundAh(_Sa, Receiving):
         sequence = self._window.infer(low)
         self._verify(header, packet, size, sequence)
         is_newest = self._window.advance(sequence)
-        self.sequence = self._window.highest
         self.count(len(packet) - size)
         return next_header, packet[size:], is_newest
 

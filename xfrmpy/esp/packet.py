@@ -197,11 +197,11 @@ class OutboundSa(_Sa, Sending):
         """
         if self.leeway <= 0 and self.is_past_hard_limit:
             raise Dropped(EspDrop.EXPIRED)
-        self.sequence += 1
+        self._sequence += 1
         aead = self._counted or self._find_counted()
         if aead is None or hidden_in:
             return self._seal(payload, next_header, hidden_in)
-        sequence, spi, size = self.sequence, self.entry.spi, len(payload)
+        sequence, spi, size = self._sequence, self.entry.spi, len(payload)
         head = _COUNTED.pack(spi, sequence & 0xFFFFFFFF, sequence)
         associated = _EXTENDED.pack(spi, sequence) if self._esn else head[:8]
         plaintext = payload + _trailer_behind(size % ALIGNMENT, next_header)
@@ -216,10 +216,10 @@ class OutboundSa(_Sa, Sending):
         carried = payload.ljust(hidden_in, b"\0") if hidden_in else payload
         plaintext = carried + trailer_of(len(carried), next_header, self._alignment)
         iv = self._iv()
-        associated, trailer = self._authenticated(self.sequence)
+        associated, trailer = self._authenticated(self._sequence)
         sealed = (self._cipher_made or self._cipher).seal(iv, plaintext, associated, trailer)
         self.count(len(payload))
-        header = _HEADER.pack(self.entry.spi, self.sequence & 0xFFFFFFFF)
+        header = _HEADER.pack(self.entry.spi, self._sequence & 0xFFFFFFFF)
         return header + iv[: self._iv_size] + sealed
 
     def take_run(self, packets: int, octets: int) -> Run | None:
@@ -231,12 +231,12 @@ class OutboundSa(_Sa, Sending):
         form, in_place = self.form, self.in_place
         if form is None or in_place is None:
             return None
-        last = self.sequence + packets
-        if last >> 32 != self.sequence + 1 >> 32:
+        last = self._sequence + packets
+        if last >> 32 != self._sequence + 1 >> 32:
             return None
         if last >= self._last_sequence or not self.has_room(packets, octets):
             return None
-        self.sequence = last
+        self._sequence = last
         self.count(octets, packets)
         return Run(self.entry.spi, last - packets + 1, self._esn, in_place, self._random)
 
@@ -244,7 +244,7 @@ class OutboundSa(_Sa, Sending):
         # The sequence number is unique under the key, which is all that a counter mode asks (RFC
         # 4106 section 3.1); CBC wants an IV that nobody can predict (RFC 3602 section 3).
         if self._counts_iv:
-            return self.sequence.to_bytes(self._whole_iv_size, "big")
+            return self._sequence.to_bytes(self._whole_iv_size, "big")
         return self._random(self._iv_size)
 
 
@@ -293,7 +293,6 @@ class InboundSa(_Sa, Receiving):
                 self.integrity_failed += 1
                 raise Dropped(EspDrop.NOT_AUTHENTIC) from None
             is_newest = window.advance(sequence)
-        self.sequence = window.highest
         next_header, payload = _without_padding(plaintext)
         self.octets += len(payload)
         self.packets += 1
@@ -389,7 +388,6 @@ class InboundSa(_Sa, Receiving):
             plaintexts = list(compress(plaintexts, are_authentic))
         if sequences:
             self._window.advance_run(sequences)
-            self.sequence = sequences[-1]
         return plaintexts
 
     def read_run(self, plaintexts: Sequence[memoryview], packets: int) -> OpenedRun:

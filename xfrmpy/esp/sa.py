@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -47,31 +48,29 @@ class Progress:
     packets: int
 
 
-class Sa:
+class Sa(ABC):
     """The counters of one SA, and the limits of its lifetime.
 
-    `leeway` is how many packets it may carry, however large, before a limit must be looked at;
-    `sequence` is as in `Progress`.
+    `leeway` is how many packets it may carry, however large, before a limit must be looked at.
     """
 
     # The numbers are those of `Sending`, which cannot have slots beside those of a protocol.
     __slots__ = (
         "_esn",
         "_last_sequence",
+        "_sequence",
         "entry",
         "integrity_failed",
         "leeway",
         "octets",
         "packets",
         "replayed",
-        "sequence",
     )
 
     def __init__(self, entry: SadEntry) -> None:
         self.entry = entry
         self.octets = 0
         self.packets = 0
-        self.sequence = 0
         self.replayed = 0
         self.integrity_failed = 0
         self.leeway = 0
@@ -87,10 +86,14 @@ class Sa:
         life = self.entry.lifetime
         return _reached(self.octets, life.hard_bytes) or _reached(self.packets, life.hard_packets)
 
+    @property
+    @abstractmethod
+    def sequence(self) -> int:
+        """See `Progress`."""
+
     def resume(self, progress: Progress) -> None:
         """Go on where another process has got to."""
         self.octets, self.packets = progress.octets, progress.packets
-        self.sequence = progress.sequence
 
     def become(self, entry: SadEntry) -> None:
         """Go on under other addresses, or with another lifetime."""
@@ -139,15 +142,24 @@ class Sending(Sa):
     __slots__ = ()
 
     def _begin_to_send(self) -> None:
+        self._sequence = 0
         self._last_sequence = (1 << (64 if self._esn else 32)) - 1
 
     @property
+    def sequence(self) -> int:
+        return self._sequence
+
+    @property
     def is_past_hard_limit(self) -> bool:
-        return super().is_past_hard_limit or self.sequence >= self._last_sequence
+        return super().is_past_hard_limit or self._sequence >= self._last_sequence
 
     def look_ahead(self) -> None:
         super().look_ahead()
-        self.leeway = min(self.leeway, self._last_sequence - self.sequence - 1)
+        self.leeway = min(self.leeway, self._last_sequence - self._sequence - 1)
+
+    def resume(self, progress: Progress) -> None:
+        super().resume(progress)
+        self._sequence = progress.sequence
 
 
 class Receiving(Sa):
@@ -156,6 +168,10 @@ class Receiving(Sa):
     __slots__ = ()
 
     _window: ReplayWindow
+
+    @property
+    def sequence(self) -> int:
+        return self._window.highest
 
     def resume(self, progress: Progress) -> None:
         super().resume(progress)

@@ -75,7 +75,7 @@ def entry(suite: EspSuite, **changes: object) -> SadEntry:
 def outbound(suite: EspSuite = GCM, sealed: int = 0, **changes: object) -> OutboundSa:
     """An SA that has sealed so many packets already."""
     sa = OutboundSa(entry(suite, **changes), secrets.token_bytes)
-    sa.sequence = sealed
+    sa._sequence = sealed
     return sa
 
 
